@@ -1,0 +1,135 @@
+//! One form for all addresses: IPv6, with IPv4 as `::ffff:a.b.c.d`.
+
+use core::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+
+use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
+
+const MAPPED_PREFIX: [u8; 12] = [0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0xff, 0xff];
+
+/// An address in network byte order. IPv4 is held IPv4-mapped, so that a mapped address on an IPv6
+/// socket and the IPv4 packet it sends are one and the same here.
+#[derive(
+    Debug,
+    Clone,
+    Copy,
+    PartialEq,
+    Eq,
+    Hash,
+    PartialOrd,
+    Ord,
+    FromBytes,
+    IntoBytes,
+    Immutable,
+    KnownLayout,
+)]
+#[repr(transparent)]
+pub struct Ip(pub [u8; 16]);
+
+impl Ip {
+    /// `::`.
+    pub const UNSPECIFIED: Self = Self([0; 16]);
+    /// `::1`.
+    pub const LOOPBACK_V6: Self = Self([0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 1]);
+    /// `127.0.0.1`.
+    pub const LOOPBACK_V4: Self = Self::v4([127, 0, 0, 1]);
+
+    /// From the four bytes of an IPv4 header.
+    pub const fn v4(b: [u8; 4]) -> Self {
+        Self([
+            0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0xff, 0xff, b[0], b[1], b[2], b[3],
+        ])
+    }
+
+    /// Whether this is an IPv4 address.
+    pub fn is_v4(&self) -> bool {
+        self.0[..12] == MAPPED_PREFIX
+    }
+
+    /// 127.0.0.0/8 or ::1.
+    pub fn is_loopback(&self) -> bool {
+        (self.is_v4() && self.0[12] == 127) || *self == Self::LOOPBACK_V6
+    }
+
+    /// 0.0.0.0 or `::`: as a destination it means this host, as a source nobody yet.
+    pub fn is_unspecified(&self) -> bool {
+        *self == Self::UNSPECIFIED || *self == Self::v4([0; 4])
+    }
+
+    /// 169.254.0.0/16 or fe80::/10.
+    pub fn is_link_local(&self) -> bool {
+        if self.is_v4() {
+            self.0[12] == 169 && self.0[13] == 254
+        } else {
+            self.0[0] == 0xfe && self.0[1] & 0xc0 == 0x80
+        }
+    }
+
+    /// The loopback address that a connection to [`Self::is_unspecified`] reaches.
+    pub fn this_host(&self) -> Self {
+        if self.is_v4() {
+            Self::LOOPBACK_V4
+        } else {
+            Self::LOOPBACK_V6
+        }
+    }
+}
+
+impl From<IpAddr> for Ip {
+    fn from(addr: IpAddr) -> Self {
+        match addr {
+            IpAddr::V4(v4) => Self::v4(v4.octets()),
+            IpAddr::V6(v6) => Self(v6.octets()),
+        }
+    }
+}
+
+impl From<Ip> for IpAddr {
+    fn from(ip: Ip) -> Self {
+        let [.., a, b, c, d] = ip.0;
+        if ip.is_v4() {
+            Ipv4Addr::new(a, b, c, d).into()
+        } else {
+            Ipv6Addr::from(ip.0).into()
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn ip(s: &str) -> Ip {
+        s.parse::<IpAddr>().unwrap().into()
+    }
+
+    #[test]
+    fn kinds_of_addresses() {
+        for (text, loopback, unspecified, link_local) in [
+            ("127.0.0.1", true, false, false),
+            ("127.255.255.254", true, false, false),
+            ("::ffff:127.0.0.1", true, false, false),
+            ("::1", true, false, false),
+            ("0.0.0.0", false, true, false),
+            ("::", false, true, false),
+            ("169.254.20.10", false, false, true),
+            ("fe80::1", false, false, true),
+            ("febf::1", false, false, true),
+            ("fec0::1", false, false, false),
+            ("10.0.0.1", false, false, false),
+            ("::127.0.0.1", false, false, false),
+        ] {
+            let ip = ip(text);
+            assert_eq!(
+                (ip.is_loopback(), ip.is_unspecified(), ip.is_link_local()),
+                (loopback, unspecified, link_local),
+                "{text}"
+            );
+        }
+    }
+
+    #[test]
+    fn mapped_and_plain_are_one() {
+        assert_eq!(ip("::ffff:10.1.2.3"), ip("10.1.2.3"));
+        assert_eq!(IpAddr::from(ip("::ffff:10.1.2.3")).to_string(), "10.1.2.3");
+    }
+}

@@ -1,0 +1,353 @@
+//! The meaning of the product: a packet, who is at its two ends, and the tables, to a verdict.
+//!
+//! Each packet has one judge. What a process of this node sends is judged at its socket, by its
+//! cgroup ([`sent_by_process`]); what comes from a pod at the pod's interface, whatever source
+//! address it bears, and what comes from outside at the uplink, by source address
+//! ([`arrived_on_wire`]). Two more looks catch what address translation hides from the judge:
+//! [`delivered`] at the receiving socket and [`forwarded`] at the uplink that a packet leaves by.
+//! They may deny, but what they let pass has been counted already.
+//!
+//! "The SYN decides": a packet that opens must match a path from its sender to its receiver, one
+//! that follows must match a path in either direction. So a path taken out of the policy dies with
+//! the next packet, and there is no table of connections. Only UDP has a memory, for replies.
+
+use crate::{
+    addr::Ip,
+    packet::{Packet, Phase, Ports, Shape, Space},
+    tables::{FlowKey, NOBODY, Party, Place, Role, Settings, Tables},
+    verdict::{Reason, Verdict},
+};
+
+/// The two ends of a packet.
+#[derive(Debug, Clone, Copy)]
+struct Ends {
+    /// Who sends, by the best that is known at the hook.
+    from: Party,
+    /// Who receives, likewise.
+    to: Party,
+    /// Who is declared at the source address: where the endpoint of a reply is looked up.
+    src: Party,
+    /// Who is declared at the destination address: where the endpoint is looked up.
+    dst: Party,
+}
+
+/// A packet that entered by an interface, judged before any address translation.
+pub fn arrived_on_wire<T: Tables>(tables: &T, role: Role, packet: &Packet) -> Verdict {
+    let Some(settings) = tables.settings() else {
+        return Verdict::HOLE;
+    };
+    if packet.src.is_loopback() || packet.dst.is_loopback() {
+        return denied(settings, Reason::LoopbackOffLo);
+    }
+    let src = tables.place(&packet.src);
+    if is_forged_on_wire(role, src, &packet.src) {
+        return denied(settings, Reason::ForgedSource);
+    }
+    let from = sender_on_wire(settings, role, src);
+    let dst = tables.place(&packet.dst).party;
+    decide(
+        tables,
+        settings,
+        Ends {
+            from,
+            to: dst,
+            src: src.party,
+            dst,
+        },
+        packet,
+    )
+}
+
+/// A packet of a process of this node: from a socket, or injected by a packet socket. `on_lo` says
+/// that it goes out by the loopback interface.
+pub fn sent_by_process<T: Tables>(
+    tables: &T,
+    sender: Party,
+    on_lo: bool,
+    packet: &Packet,
+) -> Verdict {
+    let Some(settings) = tables.settings() else {
+        return Verdict::HOLE;
+    };
+    if !on_lo && (packet.src.is_loopback() || packet.dst.is_loopback()) {
+        return denied(settings, Reason::LoopbackOffLo);
+    }
+    let src = tables.place(&packet.src);
+    if src.is(Place::OTHER_NODE) {
+        return denied(settings, Reason::ForgedSource);
+    }
+    let dst = tables.place(&packet.dst).party;
+    // Whose socket is at the other end of lo is not known here; `delivered` knows.
+    let to = if on_lo { settings.local as Party } else { dst };
+    decide(
+        tables,
+        settings,
+        Ends {
+            from: sender,
+            to,
+            src: src.party,
+            dst,
+        },
+        packet,
+    )
+}
+
+/// A packet that is handed to a socket of this node, after all address translation and reassembly.
+/// `judged` says that it was judged where it came in.
+pub fn delivered<T: Tables>(
+    tables: &T,
+    role: Role,
+    judged: bool,
+    receiver: Party,
+    packet: &Packet,
+) -> Verdict {
+    let Some(settings) = tables.settings() else {
+        return Verdict::HOLE;
+    };
+    let src = tables.place(&packet.src);
+    let from = if matches!(role, Role::Loopback) {
+        settings.local as Party
+    } else {
+        if packet.src.is_loopback() || packet.dst.is_loopback() {
+            return denied(settings, Reason::LoopbackOffLo);
+        }
+        sender_on_wire(settings, role, src)
+    };
+    let dst = tables.place(&packet.dst).party;
+    let ends = Ends {
+        from,
+        to: receiver,
+        src: src.party,
+        dst,
+    };
+    let verdict = decide(tables, settings, ends, packet);
+    if judged {
+        only_guarded(verdict)
+    } else {
+        verdict
+    }
+}
+
+/// A packet that leaves this node after it was forwarded, perhaps with translated addresses.
+/// `entered` is the role of the interface that it came in by.
+pub fn forwarded<T: Tables>(tables: &T, entered: Role, packet: &Packet) -> Verdict {
+    let Some(settings) = tables.settings() else {
+        return Verdict::HOLE;
+    };
+    let src = tables.place(&packet.src);
+    let from = match entered {
+        Role::Pod => settings.pods as Party,
+        // Source translation has hidden who sends. It is nobody of this node: those have sockets.
+        _ if src.is(Place::OWN) => NOBODY,
+        _ => src.party,
+    };
+    let dst = tables.place(&packet.dst).party;
+    let ends = Ends {
+        from,
+        to: dst,
+        src: src.party,
+        dst,
+    };
+    only_guarded(decide(tables, settings, ends, packet))
+}
+
+/// A process asks to connect to, or sends a datagram to, an address. Judged before any address
+/// translation, so that a denial is an error at once; packets are judged on their own.
+pub fn connecting<T: Tables>(
+    tables: &T,
+    by: Party,
+    dst: &Ip,
+    space: Space,
+    number: u16,
+) -> Verdict {
+    let Some(settings) = tables.settings() else {
+        return Verdict::HOLE;
+    };
+    let dst = if dst.is_unspecified() {
+        dst.this_host()
+    } else {
+        *dst
+    };
+    let at = tables.place(&dst).party;
+    toward(tables, settings, &Approach { from: by, at, space, number })
+}
+
+/// A process asks to bind an address. Only addresses of this node are anybody's business.
+pub fn binding<T: Tables>(tables: &T, by: Party, addr: &Ip, space: Space, number: u16) -> Verdict {
+    let Some(settings) = tables.settings() else { return Verdict::HOLE };
+    let place = tables.place(addr);
+    let at = if addr.is_unspecified() {
+        // A wildcard is every address of this node, so also those that are no loopback address.
+        settings.own as Party
+    } else if place.is(Place::OWN) || addr.is_loopback() {
+        place.party
+    } else {
+        return Verdict::OTHER;
+    };
+    let entry = tables
+        .class(space, number)
+        .and_then(|class| tables.target(settings, at, class))
+        .and_then(|target| tables.bind_entry(settings, by, target));
+    entry.unwrap_or_else(|| denied(settings, Reason::NoPolicy))
+}
+
+/// The verdict for what could not be read.
+pub fn unreadable<T: Tables>(tables: &T, reason: Reason) -> Verdict {
+    match (tables.settings(), reason) {
+        (None, _) => Verdict::HOLE,
+        (Some(settings), Reason::UnknownProtocol) => settings.other,
+        (Some(settings), reason) => denied(settings, reason),
+    }
+}
+
+fn sender_on_wire(settings: &Settings, role: Role, src: Place) -> Party {
+    match role {
+        Role::Pod => settings.pods as Party,
+        Role::Loopback | Role::Uplink | Role::Undeclared => src.party,
+    }
+}
+
+/// A pod sends from a pod's address or from one that is good on its link only; nobody outside sends
+/// from an address of this node. ARP probes and DHCP come from nobody yet.
+fn is_forged_on_wire(role: Role, src: Place, addr: &Ip) -> bool {
+    match role {
+        Role::Pod => !src.is(Place::POD) && !addr.is_link_local() && !addr.is_unspecified(),
+        Role::Uplink => src.is(Place::OWN),
+        Role::Loopback | Role::Undeclared => false,
+    }
+}
+
+fn decide<T: Tables>(tables: &T, settings: &Settings, ends: Ends, packet: &Packet) -> Verdict {
+    match packet.shape {
+        Shape::Flow => decide_flow(tables, settings, ends, packet),
+        Shape::LaterFragment => decide_later_fragment(tables, settings, ends.from, ends.to),
+        Shape::IcmpError | Shape::IcmpErrorLaterFragment if packet.quoted_src != packet.dst => {
+            denied(settings, Reason::IcmpBadQuote)
+        }
+        Shape::IcmpError | Shape::IcmpErrorLaterFragment => decide_quote(tables, settings, packet),
+    }
+}
+
+fn decide_flow<T: Tables>(
+    tables: &T,
+    settings: &Settings,
+    ends: Ends,
+    packet: &Packet,
+) -> Verdict {
+    let Ports { space, source, destination, phase } = packet.ports;
+    let forward = || {
+        let approach = Approach { from: ends.from, at: ends.dst, space, number: destination };
+        toward(tables, settings, &approach)
+    };
+    let back = || {
+        let approach = Approach { from: ends.to, at: ends.src, space, number: source };
+        toward(tables, settings, &approach).back()
+    };
+    match phase {
+        Phase::Opening => forward(),
+        Phase::Answer => back(),
+        Phase::Following => either(forward(), back()),
+        Phase::Datagram => {
+            let flow = FlowKey {
+                src: packet.src,
+                dst: packet.dst,
+                source,
+                destination,
+            };
+            decide_datagram(tables, forward(), back, &flow)
+        }
+    }
+}
+
+fn decide_datagram<T: Tables>(
+    tables: &T,
+    forward: Verdict,
+    back: impl FnOnce() -> Verdict,
+    flow: &FlowKey,
+) -> Verdict {
+    if forward.is_path() {
+        tables.remember(flow);
+        return forward;
+    }
+    let opened = FlowKey {
+        src: flow.dst,
+        dst: flow.src,
+        source: flow.destination,
+        destination: flow.source,
+    };
+    // The memory says that it is a reply; whether replies may still pass is for the policy to say.
+    if tables.remembers(&opened) {
+        let reply = back();
+        if reply.is_path() {
+            return reply;
+        }
+    }
+    forward
+}
+
+/// A path in either direction allows; else a declared endpoint on either side denies.
+fn either(forward: Verdict, back: Verdict) -> Verdict {
+    let back_decides =
+        back.is_path() || (back.is_guarded_denial() && !forward.is_guarded_denial());
+    if back_decides && !forward.is_path() { back } else { forward }
+}
+
+fn decide_later_fragment<T: Tables>(
+    tables: &T,
+    settings: &Settings,
+    from: Party,
+    to: Party,
+) -> Verdict {
+    if tables.related(settings, from, to) || tables.related(settings, to, from) {
+        Verdict::LATER_FRAGMENT
+    } else {
+        denied(settings, Reason::FragmentWithoutPath)
+    }
+}
+
+/// Whoever was at the ends of the quoted packet is known by address only.
+fn decide_quote<T: Tables>(tables: &T, settings: &Settings, packet: &Packet) -> Verdict {
+    let sender = tables.place(&packet.quoted_src).party;
+    let receiver = tables.place(&packet.quoted_dst).party;
+    if matches!(packet.shape, Shape::IcmpErrorLaterFragment) {
+        return decide_later_fragment(tables, settings, sender, receiver);
+    }
+    let Ports { space, source, destination, .. } = packet.ports;
+    let there = Approach { from: sender, at: receiver, space, number: destination };
+    let back = Approach { from: receiver, at: sender, space, number: source };
+    // The error itself goes back, whichever way the quoted packet went.
+    let quoted = either(
+        toward(tables, settings, &there),
+        toward(tables, settings, &back),
+    )
+    .back();
+    if quoted.is_guarded_denial() { quoted.because(Reason::IcmpQuotesDenied) } else { quoted }
+}
+
+/// Somebody and what he is after. By reference, as BPF functions take five words at most.
+struct Approach {
+    /// The sender.
+    from: Party,
+    /// Who is declared at the address.
+    at: Party,
+    space: Space,
+    number: u16,
+}
+
+fn toward<T: Tables>(tables: &T, settings: &Settings, approach: &Approach) -> Verdict {
+    let &Approach { from, at, space, number } = approach;
+    let entry = tables
+        .class(space, number)
+        .and_then(|class| tables.target(settings, at, class))
+        .and_then(|target| tables.entry(settings, from, target));
+    entry.unwrap_or_else(|| denied(settings, Reason::NoPolicy))
+}
+
+/// What was judged already is denied here for a declared endpoint only.
+fn only_guarded(verdict: Verdict) -> Verdict {
+    if verdict.is_denied() && !verdict.is_guarded_denial() { Verdict::OTHER } else { verdict }
+}
+
+fn denied(settings: &Settings, reason: Reason) -> Verdict {
+    Verdict::denied(reason, settings.dry_run != 0, true)
+}

@@ -1,0 +1,23 @@
+//! What the kernel programs and userspace must agree on: how bytes are read as a packet, how a
+//! packet gets its verdict, and the layout of everything that crosses the kernel border.
+//!
+//! In reading order: [`addr`] (one form for IPv4 and IPv6), [`packet`] and [`parse`] (bytes to
+//! [`packet::Packet`]), [`tables`] (what a compiled policy looks like to the decision),
+//! [`decide`] (the meaning of the product), [`verdict`] (what comes out), [`record`] (what is kept
+//! of denials), [`limits`].
+//!
+//! No I/O, no allocation, no `unsafe`, and no `cfg` on the target in [`parse`] and [`decide`]: what
+//! the host tests is what the kernel runs. Numbers are in host byte order unless a field is a
+//! byte array, which is in network byte order.
+
+#![cfg_attr(not(test), no_std)]
+#![forbid(unsafe_code)]
+
+pub mod addr;
+pub mod decide;
+pub mod limits;
+pub mod packet;
+pub mod parse;
+pub mod record;
+pub mod tables;
+pub mod verdict;

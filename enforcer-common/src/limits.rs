@@ -1,0 +1,27 @@
+//! Sizes that both sides of the kernel border rely on.
+
+/// Paths a policy may hold. Path numbers are `0..MAX_PATHS`; a number stays with its name over
+/// policy swaps, so that counters go on.
+pub const MAX_PATHS: u32 = 4096;
+/// Distinct sets of components that occur at an address, a cgroup or an interface.
+pub const MAX_PARTIES: u32 = 4096;
+/// Distinct classes of ports.
+pub const MAX_CLASSES: u32 = 4096;
+/// Distinct sets of endpoints that a place and a port class lead to.
+pub const MAX_TARGETS: u32 = 8192;
+/// Elements of the two dense tables (place by port class, party by target).
+pub const MAX_CELLS: u32 = 1 << 22;
+/// Address prefixes of a policy.
+pub const MAX_PREFIXES: u32 = 1 << 20;
+/// cgroups that are known by a declared component.
+pub const MAX_CGROUPS: u32 = 16_384;
+/// Interfaces that have a role.
+pub const MAX_INTERFACES: u32 = 8192;
+/// UDP flows that are remembered for their replies (least recently used go first).
+pub const MAX_UDP_FLOWS: u32 = 65_536;
+/// Denial records; what does not fit is counted.
+pub const MAX_RECORDS: u32 = 16_384;
+/// Levels of cgroups that are searched for a declared one, deepest first.
+pub const CGROUP_LEVELS: u32 = 16;
+/// IPv6 extension headers that are read before a packet is called unreadable.
+pub const MAX_EXTENSION_HEADERS: usize = 8;

@@ -1,0 +1,169 @@
+//! What the decision needs to know of a packet, and where bytes come from.
+
+use crate::addr::Ip;
+
+/// Bytes of a packet: an skb in the kernel, a slice on the host.
+pub trait PacketBytes {
+    /// `N` bytes from `offset`, or nothing if the packet ends before.
+    fn load<const N: usize>(&self, offset: usize) -> Option<[u8; N]>;
+}
+
+impl PacketBytes for [u8] {
+    fn load<const N: usize>(&self, offset: usize) -> Option<[u8; N]> {
+        self.get(offset..)?.first_chunk().copied()
+    }
+}
+
+/// What a number names: a port, a message type or a protocol.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+#[repr(u8)]
+pub enum Space {
+    /// TCP ports.
+    Tcp = 0,
+    /// UDP ports.
+    Udp = 1,
+    /// ICMP (IPv4) message types.
+    Icmp = 2,
+    /// ICMPv6 message types.
+    Icmp6 = 3,
+    /// Numbers of other IP protocols.
+    Protocol = 4,
+    /// ARP; its number is always 0.
+    Arp = 5,
+}
+
+impl Space {
+    /// All of them, in the order of their numbers.
+    pub const ALL: [Self; 6] = [
+        Self::Tcp,
+        Self::Udp,
+        Self::Icmp,
+        Self::Icmp6,
+        Self::Protocol,
+        Self::Arp,
+    ];
+
+    /// The space with that number.
+    pub const fn from_code(code: u8) -> Option<Self> {
+        if code as usize >= Self::ALL.len() {
+            None
+        } else {
+            Some(Self::ALL[code as usize])
+        }
+    }
+
+    /// Its name in files and reports.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Tcp => "tcp",
+            Self::Udp => "udp",
+            Self::Icmp => "icmp",
+            Self::Icmp6 => "icmpv6",
+            Self::Protocol => "ip",
+            Self::Arp => "arp",
+        }
+    }
+}
+
+/// Which of a packet's two numbers can name an endpoint.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+#[repr(u8)]
+pub enum Phase {
+    /// It opens a connection or asks: the destination.
+    Opening,
+    /// It answers: the source (an echo reply; its number is the request's type).
+    Answer,
+    /// It belongs to what is open, in either direction: both.
+    Following,
+    /// UDP: the destination, or the source if a flow is remembered.
+    Datagram,
+}
+
+/// The numbers of a packet, in host byte order.
+///
+/// Here and in [`Packet`] the field with room for a niche stands first: rustc puts the tag of an
+/// `Option` or a `Result` there, and the kernel takes no BTF with a union member anywhere else.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+#[repr(C)]
+pub struct Ports {
+    /// Which of the numbers can name an endpoint.
+    pub phase: Phase,
+    /// What the numbers name.
+    pub space: Space,
+    /// The sender's.
+    pub source: u16,
+    /// The receiver's.
+    pub destination: u16,
+}
+
+/// What kind of thing a packet is, as far as it decides.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+#[repr(u8)]
+pub enum Shape {
+    /// A whole packet or a first fragment: judged by its own ports.
+    Flow,
+    /// A fragment without ports. Having none is a state of its own and never port 0.
+    LaterFragment,
+    /// An ICMP error: judged by the packet it quotes.
+    IcmpError,
+    /// An ICMP error that quotes a later fragment, so without ports.
+    IcmpErrorLaterFragment,
+}
+
+/// A packet that could be read.
+///
+/// One flat struct with every field set, and no enum with fields: the verifier refuses to copy what
+/// the variants leave unset.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+#[repr(C)]
+pub struct Packet {
+    /// What it is, and so which of the fields below mean something.
+    pub shape: Shape,
+    /// Type of an ICMP error, else 0.
+    pub icmp_error: u8,
+    /// Numbers of the packet, or of the quoted one. [`Ports::NONE`] for later fragments.
+    pub ports: Ports,
+    /// Source address (ARP: the sender's protocol address).
+    pub src: Ip,
+    /// Destination address (ARP: the target's protocol address).
+    pub dst: Ip,
+    /// Source address of the quoted packet.
+    pub quoted_src: Ip,
+    /// Destination address of the quoted packet.
+    pub quoted_dst: Ip,
+}
+
+impl Ports {
+    /// Not there, or not yet read.
+    pub const NONE: Self =
+        Self { phase: Phase::Following, space: Space::Protocol, source: 0, destination: 0 };
+}
+
+impl Packet {
+    /// A later fragment between two addresses: what is known of a packet by its network header.
+    pub const fn between(src: Ip, dst: Ip) -> Self {
+        Self {
+            shape: Shape::LaterFragment,
+            icmp_error: 0,
+            ports: Ports::NONE,
+            src,
+            dst,
+            quoted_src: Ip::UNSPECIFIED,
+            quoted_dst: Ip::UNSPECIFIED,
+        }
+    }
+
+    /// Nothing read yet.
+    pub const EMPTY: Self = Self::between(Ip::UNSPECIFIED, Ip::UNSPECIFIED);
+
+    /// A packet with ports between two addresses.
+    pub const fn flow(src: Ip, dst: Ip, ports: Ports) -> Self {
+        Self { shape: Shape::Flow, ports, ..Self::between(src, dst) }
+    }
+
+    /// Whether it opens something, rather than belonging to what is open.
+    pub const fn opens(&self) -> bool {
+        matches!(self.shape, Shape::Flow)
+            && matches!(self.ports.phase, Phase::Opening | Phase::Datagram)
+    }
+}

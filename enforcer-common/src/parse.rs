@@ -1,0 +1,372 @@
+//! Bytes to [`Packet`]. The only place that knows header offsets.
+//!
+//! What can not be read has a [`Reason`]; nothing is guessed. Rules that go beyond the headers'
+//! own documents: a first fragment must hold the whole transport header (RFC 7112 asks this of
+//! IPv6, RFC 3128 is why we ask it of TCP over IPv4), and a TCP fragment at offset 8 is refused
+//! because it could overwrite the flags of the first (RFC 1858, RFC 3128).
+//!
+//! Functions that return a small `Result` are inlined always: returned in a register, it has bytes
+//! that nobody set, and the verifier refuses to copy those.
+
+use crate::{
+    addr::Ip,
+    limits::MAX_EXTENSION_HEADERS,
+    packet::{Packet, PacketBytes, Phase, Ports, Shape, Space},
+    verdict::Reason,
+};
+
+/// Where a packet's bytes begin.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Start {
+    /// With an Ethernet header, perhaps with VLAN tags (802.1Q, 802.1ad).
+    Ethernet,
+    /// With the IP header (cgroup hooks; tunnels and other devices without a link header).
+    Ip,
+}
+
+const ETH_IPV4: u16 = 0x0800;
+const ETH_ARP: u16 = 0x0806;
+const ETH_IPV6: u16 = 0x86dd;
+const ETH_VLAN: u16 = 0x8100;
+const ETH_QINQ: u16 = 0x88a8;
+
+const HOP_BY_HOP: u8 = 0;
+const ICMP: u8 = 1;
+const TCP: u8 = 6;
+const UDP: u8 = 17;
+const ROUTING: u8 = 43;
+const FRAGMENT: u8 = 44;
+const AUTHENTICATION: u8 = 51;
+const ICMP6: u8 = 58;
+const DESTINATION_OPTIONS: u8 = 60;
+const MOBILITY: u8 = 135;
+
+const TCP_SYN: u8 = 0x02;
+const TCP_ACK: u8 = 0x10;
+
+/// The network layer's part of a packet.
+struct Network {
+    scope: Scope,
+    protocol: u8,
+    /// More fragments follow: what is here must suffice to decide.
+    first_fragment: bool,
+    /// Offset of this fragment in the packet, in units of 8 bytes.
+    fragment_offset: u16,
+    /// Offset of the network header, then of what is behind the headers read so far.
+    offset: usize,
+    /// Where the packet ends by its own account; `usize::MAX` where it does not say.
+    end: usize,
+}
+
+impl Network {
+    const fn at(offset: usize, scope: Scope) -> Self {
+        let (protocol, first_fragment, fragment_offset, end) = (0, false, 0, usize::MAX);
+        Self { scope, protocol, first_fragment, fragment_offset, offset, end }
+    }
+
+    const fn too_short(&self) -> Reason {
+        if self.first_fragment { Reason::FragmentTooShort } else { Reason::TruncatedHeader }
+    }
+
+    /// A length of 0 says nothing, and the head of a packet in an ICMP error ends before its time.
+    fn ends_after(&mut self, total_len: usize) {
+        if total_len != 0 && matches!(self.scope, Scope::Whole) {
+            self.end = self.offset + total_len;
+        }
+    }
+}
+
+/// Whether bytes are a packet of their own or the head of one in an ICMP error.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Scope {
+    Whole,
+    Quote,
+}
+
+/// Reads a packet into `packet`: in place, as the stack of a BPF program has 512 bytes.
+///
+/// # Errors
+///
+/// The reason why it can not be judged by its content; `packet` then means nothing.
+pub fn parse_into<B: PacketBytes + ?Sized>(
+    bytes: &B,
+    start: Start,
+    packet: &mut Packet,
+) -> Result<(), Reason> {
+    match start {
+        Start::Ethernet => parse_ethernet(bytes, packet),
+        Start::Ip => parse_ip(bytes, 0, packet),
+    }
+}
+
+/// Reads a packet.
+///
+/// # Errors
+///
+/// The reason why it can not be judged by its content.
+pub fn parse<B: PacketBytes + ?Sized>(bytes: &B, start: Start) -> Result<Packet, Reason> {
+    let mut packet = Packet::EMPTY;
+    parse_into(bytes, start, &mut packet).map(|()| packet)
+}
+
+#[inline(always)]
+fn parse_ethernet<B: PacketBytes + ?Sized>(bytes: &B, packet: &mut Packet) -> Result<(), Reason> {
+    let mut offset = 12;
+    let mut kind = ethertype(bytes, offset)?;
+    // Two tags at most: 802.1ad allows one in one.
+    for _ in 0..2 {
+        if kind == ETH_VLAN || kind == ETH_QINQ {
+            offset += 4;
+            kind = ethertype(bytes, offset)?;
+        }
+    }
+    match kind {
+        ETH_IPV4 | ETH_IPV6 => parse_ip(bytes, offset + 2, packet),
+        ETH_ARP => parse_arp(bytes, offset + 2, packet),
+        _ => Err(Reason::UnknownProtocol),
+    }
+}
+
+#[inline(always)]
+fn ethertype<B: PacketBytes + ?Sized>(bytes: &B, offset: usize) -> Result<u16, Reason> {
+    bytes.load::<2>(offset).map(u16::from_be_bytes).ok_or(Reason::TruncatedHeader)
+}
+
+/// ARP for IPv4 over Ethernet (RFC 826): sender's protocol address at 14, target's at 24.
+#[inline(always)]
+fn parse_arp<B: PacketBytes + ?Sized>(
+    bytes: &B,
+    offset: usize,
+    packet: &mut Packet,
+) -> Result<(), Reason> {
+    let head = bytes.load::<6>(offset).ok_or(Reason::TruncatedHeader)?;
+    if head != [0, 1, 0x08, 0, 6, 4] {
+        return Err(Reason::BadHeader);
+    }
+    packet.src = Ip::v4(bytes.load::<4>(offset + 14).ok_or(Reason::TruncatedHeader)?);
+    packet.dst = Ip::v4(bytes.load::<4>(offset + 24).ok_or(Reason::TruncatedHeader)?);
+    packet.shape = Shape::Flow;
+    packet.ports =
+        Ports { phase: Phase::Following, space: Space::Arp, source: 0, destination: 0 };
+    Ok(())
+}
+
+fn parse_ip<B: PacketBytes + ?Sized>(
+    bytes: &B,
+    offset: usize,
+    packet: &mut Packet,
+) -> Result<(), Reason> {
+    let mut network = Network::at(offset, Scope::Whole);
+    read_network(bytes, &mut network, &mut packet.src, &mut packet.dst)?;
+    if network.fragment_offset != 0 {
+        if network.protocol == TCP && network.fragment_offset == 1 {
+            return Err(Reason::FragmentTooShort);
+        }
+        packet.shape = Shape::LaterFragment;
+        return Ok(());
+    }
+    packet.icmp_error = icmp_error(bytes, &network)?;
+    if packet.icmp_error == 0 {
+        packet.shape = Shape::Flow;
+        return read_ports(bytes, &network, &mut packet.ports);
+    }
+    let mut quoted = Network::at(network.offset + 8, Scope::Quote);
+    let same_family = read_network(bytes, &mut quoted, &mut packet.quoted_src, &mut packet.quoted_dst)
+        .map(|()| packet.quoted_src.is_v4() == packet.src.is_v4());
+    if same_family != Ok(true) {
+        return Err(Reason::IcmpBadQuote);
+    }
+    if quoted.fragment_offset != 0 {
+        packet.shape = Shape::IcmpErrorLaterFragment;
+        return Ok(());
+    }
+    packet.shape = Shape::IcmpError;
+    read_ports(bytes, &quoted, &mut packet.ports).map_err(|_| Reason::IcmpBadQuote)
+}
+
+/// Reads the network headers, up to what they carry.
+fn read_network<B: PacketBytes + ?Sized>(
+    bytes: &B,
+    network: &mut Network,
+    src: &mut Ip,
+    dst: &mut Ip,
+) -> Result<(), Reason> {
+    let [first] = bytes.load::<1>(network.offset).ok_or(Reason::TruncatedHeader)?;
+    match first >> 4 {
+        4 => read_ipv4(bytes, network, src, dst),
+        6 => read_ipv6(bytes, network, src, dst),
+        _ => Err(Reason::BadHeader),
+    }
+}
+
+#[inline(always)]
+fn read_ipv4<B: PacketBytes + ?Sized>(
+    bytes: &B,
+    network: &mut Network,
+    src: &mut Ip,
+    dst: &mut Ip,
+) -> Result<(), Reason> {
+    let h = bytes.load::<20>(network.offset).ok_or(Reason::TruncatedHeader)?;
+    let header_len = usize::from(h[0] & 0x0f) * 4;
+    let total_len = usize::from(u16::from_be_bytes([h[2], h[3]]));
+    // A length of 0 is a segment of more than 64 KiB that has not been cut yet (BIG TCP, since 6.3).
+    if header_len < 20 || (total_len != 0 && total_len < header_len) {
+        return Err(Reason::BadHeader);
+    }
+    let fragment = u16::from_be_bytes([h[6], h[7]]);
+    network.fragment_offset = fragment & 0x1fff;
+    network.first_fragment = fragment & 0x2000 != 0 && network.fragment_offset == 0;
+    network.protocol = h[9];
+    network.ends_after(total_len);
+    network.offset += header_len;
+    *src = Ip::v4([h[12], h[13], h[14], h[15]]);
+    *dst = Ip::v4([h[16], h[17], h[18], h[19]]);
+    Ok(())
+}
+
+#[inline(always)]
+fn read_ipv6<B: PacketBytes + ?Sized>(
+    bytes: &B,
+    network: &mut Network,
+    src: &mut Ip,
+    dst: &mut Ip,
+) -> Result<(), Reason> {
+    let h = bytes.load::<8>(network.offset).ok_or(Reason::TruncatedHeader)?;
+    src.0 = bytes.load::<16>(network.offset + 8).ok_or(Reason::TruncatedHeader)?;
+    dst.0 = bytes.load::<16>(network.offset + 24).ok_or(Reason::TruncatedHeader)?;
+    // On the wire an IPv4-mapped address is nobody's (RFC 4942, 2.2), and here it would pass for the
+    // IPv4 address in it.
+    if src.is_v4() || dst.is_v4() {
+        return Err(Reason::BadHeader);
+    }
+    network.protocol = h[6];
+    // 0 is a jumbogram or BIG TCP.
+    let payload_len = usize::from(u16::from_be_bytes([h[4], h[5]]));
+    network.ends_after(if payload_len == 0 { 0 } else { payload_len + 40 });
+    network.offset += 40;
+    for position in 0..=MAX_EXTENSION_HEADERS {
+        if !is_extension(network.protocol) || network.fragment_offset != 0 {
+            return Ok(());
+        }
+        if position == MAX_EXTENSION_HEADERS || (network.protocol == HOP_BY_HOP && position > 0) {
+            break;
+        }
+        skip_extension(bytes, network)?;
+    }
+    Err(Reason::TooManyHeaders)
+}
+
+/// A list of what is walked, and not of what is not: an unknown protocol is a protocol, and no
+/// extension to be skipped.
+fn is_extension(protocol: u8) -> bool {
+    matches!(
+        protocol,
+        HOP_BY_HOP | ROUTING | FRAGMENT | AUTHENTICATION | DESTINATION_OPTIONS | MOBILITY
+    )
+}
+
+#[inline(always)]
+fn skip_extension<B: PacketBytes + ?Sized>(bytes: &B, network: &mut Network) -> Result<(), Reason> {
+    let [next, len, hi, lo] =
+        bytes.load::<4>(network.offset).ok_or_else(|| network.too_short())?;
+    let size = match network.protocol {
+        // Fixed; its second byte is reserved and no length (RFC 8200, 4.5).
+        FRAGMENT => {
+            let field = u16::from_be_bytes([hi, lo]);
+            network.fragment_offset = field >> 3;
+            network.first_fragment = network.fragment_offset == 0 && field & 1 != 0;
+            8
+        }
+        // In units of 4 bytes, less 2 (RFC 4302, 2.2).
+        AUTHENTICATION => (usize::from(len) + 2) * 4,
+        _ => (usize::from(len) + 1) * 8,
+    };
+    network.protocol = next;
+    network.offset += size;
+    if network.offset > network.end { Err(network.too_short()) } else { Ok(()) }
+}
+
+/// The type of an ICMP message that quotes a packet, else 0: unreachable, source quench, time
+/// exceeded, parameter problem; for ICMPv6 also packet too big. A redirect quotes one, too, but
+/// reports no error about it: it is judged by its own type.
+#[inline(always)]
+fn icmp_error<B: PacketBytes + ?Sized>(bytes: &B, network: &Network) -> Result<u8, Reason> {
+    if network.protocol != ICMP && network.protocol != ICMP6 {
+        return Ok(0);
+    }
+    let [kind] = load_within::<B, 1>(bytes, network)?;
+    let quotes = match network.protocol {
+        ICMP => matches!(kind, 3 | 4 | 11 | 12),
+        _ => matches!(kind, 1..=4),
+    };
+    Ok(if quotes { kind } else { 0 })
+}
+
+fn read_ports<B: PacketBytes + ?Sized>(
+    bytes: &B,
+    network: &Network,
+    ports: &mut Ports,
+) -> Result<(), Reason> {
+    // Of a quoted packet only 8 bytes of the transport header are sure to be there: no flags.
+    let whole = matches!(network.scope, Scope::Whole);
+    match network.protocol {
+        TCP if whole => {
+            let h = load_within::<B, 20>(bytes, network)?;
+            let opening = h[13] & (TCP_SYN | TCP_ACK) == TCP_SYN;
+            ports.phase = if opening { Phase::Opening } else { Phase::Following };
+            numbers(ports, Space::Tcp, [h[0], h[1], h[2], h[3]]);
+        }
+        UDP if whole => {
+            let h = load_within::<B, 8>(bytes, network)?;
+            ports.phase = Phase::Datagram;
+            numbers(ports, Space::Udp, [h[0], h[1], h[2], h[3]]);
+        }
+        TCP | UDP => {
+            let space = if network.protocol == TCP { Space::Tcp } else { Space::Udp };
+            ports.phase = Phase::Following;
+            numbers(ports, space, load_within::<B, 4>(bytes, network)?);
+        }
+        ICMP => icmp(ports, Space::Icmp, load_within::<B, 1>(bytes, network)?, (8, 0)),
+        ICMP6 => icmp(ports, Space::Icmp6, load_within::<B, 1>(bytes, network)?, (128, 129)),
+        other => {
+            let number = u16::from(other);
+            *ports = Ports {
+                phase: Phase::Following,
+                space: Space::Protocol,
+                source: number,
+                destination: number,
+            };
+        }
+    }
+    Ok(())
+}
+
+fn numbers(ports: &mut Ports, space: Space, [a, b, c, d]: [u8; 4]) {
+    ports.space = space;
+    ports.source = u16::from_be_bytes([a, b]);
+    ports.destination = u16::from_be_bytes([c, d]);
+}
+
+fn icmp(ports: &mut Ports, space: Space, [kind]: [u8; 1], (request, reply): (u8, u8)) {
+    let answer = kind == reply;
+    ports.phase = if answer { Phase::Answer } else { Phase::Opening };
+    ports.space = space;
+    ports.source = if answer { u16::from(request) } else { 0 };
+    ports.destination = u16::from(kind);
+}
+
+/// The first `N` bytes of the transport header, if the packet says that they are its own: padding
+/// behind its end is not read as ports.
+#[inline(always)]
+fn load_within<B: PacketBytes + ?Sized, const N: usize>(
+    bytes: &B,
+    network: &Network,
+) -> Result<[u8; N], Reason> {
+    if network.offset + N > network.end {
+        return Err(network.too_short());
+    }
+    bytes.load::<N>(network.offset).ok_or_else(|| network.too_short())
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,175 @@
+//! What the kernel programs keep of denials: one record per distinct combination, with a count.
+
+use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
+
+use crate::addr::Ip;
+
+/// Where a verdict was made.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+#[repr(u8)]
+pub enum Hook {
+    /// TC ingress of an uplink or of a pod's interface.
+    TcIngress = 1,
+    /// TC egress: packet sockets, and forwarded packets after translation.
+    TcEgress = 2,
+    /// `cgroup_skb` egress: a packet leaves a local socket.
+    CgroupEgress = 3,
+    /// `cgroup_skb` ingress: a packet is handed to a local socket.
+    CgroupIngress = 4,
+    /// `cgroup/connect4` and `connect6`.
+    Connect = 5,
+    /// `cgroup/sendmsg4` and `sendmsg6`.
+    Sendmsg = 6,
+    /// `cgroup/bind4` and `bind6`.
+    Bind = 7,
+}
+
+impl Hook {
+    /// All of them, in the order of their numbers.
+    pub const ALL: [Self; 7] = [
+        Self::TcIngress,
+        Self::TcEgress,
+        Self::CgroupEgress,
+        Self::CgroupIngress,
+        Self::Connect,
+        Self::Sendmsg,
+        Self::Bind,
+    ];
+
+    /// The hook with that number.
+    pub const fn from_code(code: u8) -> Option<Self> {
+        if code == 0 || code as usize > Self::ALL.len() {
+            return None;
+        }
+        Some(Self::ALL[code as usize - 1])
+    }
+
+    /// Its name in reports.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::TcIngress => "tc/ingress",
+            Self::TcEgress => "tc/egress",
+            Self::CgroupEgress => "cgroup/egress",
+            Self::CgroupIngress => "cgroup/ingress",
+            Self::Connect => "cgroup/connect",
+            Self::Sendmsg => "cgroup/sendmsg",
+            Self::Bind => "cgroup/bind",
+        }
+    }
+}
+
+/// What kind of subject a record names.
+pub mod subject {
+    /// `subject` is the id of a cgroup.
+    pub const CGROUP: u8 = 1;
+    /// `subject` is the index of an interface.
+    pub const INTERFACE: u8 = 2;
+}
+
+/// What makes a denial distinct. Source and destination are those of the connection: a denied reply
+/// is kept under the direction of its opening.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, FromBytes, IntoBytes, Immutable, KnownLayout)]
+#[repr(C)]
+pub struct RecordKey {
+    /// A cgroup id or an interface index, as `subject_kind` says.
+    pub subject: u64,
+    /// Who opened, or would have.
+    pub src: Ip,
+    /// What it was for. All zero where the packet could not be read.
+    pub dst: Ip,
+    /// Destination port, message type or protocol, in host byte order.
+    pub port: u16,
+    /// Number of a [`crate::packet::Space`]; [`NO_SPACE`] where the packet could not be read or has
+    /// no ports.
+    pub space: u8,
+    /// Number of a [`Hook`].
+    pub hook: u8,
+    /// Number of a [`crate::verdict::Reason`].
+    pub reason: u8,
+    /// One of [`subject`].
+    pub subject_kind: u8,
+    /// 1 where nothing was dropped.
+    pub dry_run: u8,
+    /// 1 for a reply.
+    pub reply: u8,
+}
+
+/// No ports were read.
+pub const NO_SPACE: u8 = 0xff;
+
+/// What is known of all denials of one key.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, FromBytes, IntoBytes, Immutable, KnownLayout)]
+#[repr(C)]
+pub struct RecordValue {
+    /// How many packets or calls. Exact.
+    pub count: u64,
+    /// Of the first, in nanoseconds of `CLOCK_BOOTTIME`.
+    pub first_ns: u64,
+    /// Of the last, likewise.
+    pub last_ns: u64,
+    /// Process of the first, where the hook knows it; else 0.
+    pub pid: u32,
+    /// Interface of the first, where there is one; else 0.
+    pub ifindex: u32,
+    /// Name of that process, padded with zeros.
+    pub comm: [u8; 16],
+    /// Generation of the policy that denied the first.
+    pub generation: u32,
+    /// Source port of the first, in host byte order.
+    pub source_port: u16,
+    /// Always zero.
+    pub padding: u16,
+}
+
+const _: () = assert!(size_of::<RecordKey>() == 48 && size_of::<RecordValue>() == 56);
+
+/// What is kept on a socket.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, FromBytes, IntoBytes, Immutable, KnownLayout)]
+#[repr(C)]
+pub struct SocketState {
+    /// One of [`netns`].
+    pub netns: u32,
+    /// Process that made it or connected it last.
+    pub pid: u32,
+    /// Name of that process, padded with zeros.
+    pub comm: [u8; 16],
+    /// The verdict for what it sends: its generation in the high half, its counter plus 1 in the low
+    /// half, in one word so that the two can not part. 0 for none. Only what is allowed is kept.
+    pub egress: u64,
+    /// The same for what it receives.
+    pub ingress: u64,
+    /// Both ends that the verdicts were made for, as the socket has them: local port, in host byte
+    /// order.
+    pub local_port: u32,
+    /// Remote port, in network byte order.
+    pub remote_port: u32,
+    /// Local address, the socket's own form: IPv4 in the first word, or IPv6.
+    pub local_addr: [u32; 4],
+    /// Remote address, likewise.
+    pub remote_addr: [u32; 4],
+}
+
+impl SocketState {
+    /// The word to keep for a verdict with that counter.
+    pub const fn kept(generation: u32, counter: u32) -> u64 {
+        (generation as u64) << 32 | (counter as u64 + 1)
+    }
+
+    /// The counter in a kept word, if it is of that generation.
+    pub const fn counter(kept: u64, generation: u32) -> Option<u32> {
+        if kept as u32 == 0 || (kept >> 32) as u32 != generation {
+            return None;
+        }
+        Some(kept as u32 - 1)
+    }
+}
+
+/// Which network namespace a socket belongs to.
+pub mod netns {
+    /// Made before the programs were attached: not known.
+    pub const UNKNOWN: u32 = 0;
+    /// The one this agent enforces in.
+    pub const HOST: u32 = 1;
+    /// Another: a pod's own. Its packets are judged at its interface.
+    pub const OTHER: u32 = 2;
+}

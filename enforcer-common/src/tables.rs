@@ -1,0 +1,162 @@
+//! What a compiled policy looks like to the decision: maps in the kernel, vectors in userspace.
+//!
+//! An address, a cgroup or an interface reduces to a [`Party`]: one of the distinct sets of
+//! components that occur. A port reduces to a class. The party at an address and the class of the
+//! port lead to a *target*, the set of endpoints meant; the sender's party and the target lead to the
+//! verdict. Two loads from dense tables, however many paths there are.
+
+use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
+
+use crate::{
+    addr::Ip,
+    packet::Space,
+    verdict::Verdict,
+};
+
+/// A distinct set of components, by its number.
+pub type Party = u16;
+
+/// Nobody declared.
+pub const NOBODY: Party = 0;
+
+/// What is known of an address.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, FromBytes, IntoBytes, Immutable, KnownLayout)]
+#[repr(C)]
+pub struct Place {
+    /// Who is there.
+    pub party: Party,
+    /// Any of the constants below.
+    pub flags: u16,
+}
+
+impl Place {
+    /// An address that no prefix of the policy covers.
+    pub const UNKNOWN: Self = Self {
+        party: NOBODY,
+        flags: 0,
+    };
+    /// An address of this node.
+    pub const OWN: u16 = 1;
+    /// An address of another declared node.
+    pub const OTHER_NODE: u16 = 2;
+    /// An address of a pod network.
+    pub const POD: u16 = 4;
+
+    /// Whether a flag is set.
+    pub const fn is(self, flag: u16) -> bool {
+        self.flags & flag != 0
+    }
+}
+
+/// What holds for a whole generation of a policy.
+#[derive(
+    Debug, Clone, Copy, PartialEq, Eq, Hash, FromBytes, IntoBytes, Immutable, KnownLayout,
+)]
+#[repr(C)]
+pub struct Settings {
+    /// Counts up with every policy; never 0 in force.
+    pub generation: u32,
+    /// 1 in dry-run.
+    pub dry_run: u32,
+    /// Number of port classes: the row length of the table of targets.
+    pub classes: u32,
+    /// Number of targets: the row length of the table of entries.
+    pub targets: u32,
+    /// Number of parties: the row length of the table of relations.
+    pub parties: u32,
+    /// Processes of this node in no declared cgroup.
+    pub undeclared_process: u32,
+    /// All that may run on this node: who is at the other end of lo.
+    pub local: u32,
+    /// Who is at this node's own addresses.
+    pub own: u32,
+    /// Who sends from a pod's interface.
+    pub pods: u32,
+    /// Word of the [`Verdict`] for protocols that have no endpoint at all.
+    pub other: Verdict,
+}
+
+/// Blocks of [`CLASSES_PER_BLOCK`] numbers in the table of port classes.
+pub const CLASS_BLOCKS: u32 = 512 + 4;
+/// Port classes stand in blocks, as a map element has at least 8 bytes.
+pub const CLASSES_PER_BLOCK: usize = 256;
+
+/// The block that holds the class of a number; its low byte is the place in it. TCP and UDP take 256
+/// blocks each, the others, whose numbers are bytes, one.
+pub const fn class_block(space: Space, number: u16) -> u32 {
+    match space {
+        Space::Tcp => number as u32 >> 8,
+        Space::Udp => 256 + (number as u32 >> 8),
+        Space::Icmp => 512,
+        Space::Icmp6 => 513,
+        Space::Protocol => 514,
+        Space::Arp => 515,
+    }
+}
+
+/// What an interface is for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+#[repr(u32)]
+pub enum Role {
+    /// Nobody declared it. What arrives there for a local socket is judged at that socket.
+    Undeclared = 0,
+    /// The loopback interface.
+    Loopback = 1,
+    /// Towards other hosts: the source address tells who sends.
+    Uplink = 2,
+    /// A pod's: the interface tells who sends.
+    Pod = 3,
+}
+
+impl Role {
+    /// Set beside the role where packets have no link header.
+    pub const NO_LINK_HEADER: u32 = 1 << 8;
+
+    /// From the word in the table of interfaces.
+    pub const fn from_word(word: u32) -> Self {
+        match word & 0xff {
+            1 => Self::Loopback,
+            2 => Self::Uplink,
+            3 => Self::Pod,
+            _ => Self::Undeclared,
+        }
+    }
+}
+
+/// Both ends of a UDP flow, as its first packet went.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, FromBytes, IntoBytes, Immutable, KnownLayout)]
+#[repr(C)]
+pub struct FlowKey {
+    /// The address that opened it.
+    pub src: Ip,
+    /// The address of the endpoint.
+    pub dst: Ip,
+    /// The port that opened it.
+    pub source: u16,
+    /// The endpoint's port.
+    pub destination: u16,
+}
+
+const _: () = assert!(size_of::<FlowKey>() == 36 && size_of::<Settings>() == 40);
+
+/// One generation of a compiled policy.
+pub trait Tables {
+    /// What holds for all of it. Nothing if no policy is loaded.
+    fn settings(&self) -> Option<&Settings>;
+    /// Who is at an address; [`Place::UNKNOWN`] where nobody is declared.
+    fn place(&self, addr: &Ip) -> Place;
+    /// The class of a port.
+    fn class(&self, space: Space, number: u16) -> Option<u16>;
+    /// The set of endpoints that a class of port means at the address of a party.
+    fn target(&self, settings: &Settings, at: Party, class: u16) -> Option<u16>;
+    /// The verdict for packets of a party to a target.
+    fn entry(&self, settings: &Settings, from: Party, target: u16) -> Option<Verdict>;
+    /// The verdict for a process of a party that binds a target.
+    fn bind_entry(&self, settings: &Settings, by: Party, target: u16) -> Option<Verdict>;
+    /// Whether two parties may exchange anything at all.
+    fn related(&self, settings: &Settings, a: Party, b: Party) -> bool;
+    /// Whether this flow was seen on a path.
+    fn remembers(&self, flow: &FlowKey) -> bool;
+    /// Remember that this flow was seen on a path.
+    fn remember(&self, flow: &FlowKey);
+}

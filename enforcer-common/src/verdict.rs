@@ -1,0 +1,378 @@
+//! What comes out of a decision.
+
+use core::fmt;
+
+use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
+
+/// Why something is denied. The numbers are kept for ever: a dead one is never used again.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+#[repr(u8)]
+pub enum Reason {
+    /// No policy is loaded, or a table has a hole. Never an accident that lets something through.
+    NoPolicy = 1,
+    /// A declared endpoint, and the sender is on no path to it.
+    NoPath = 2,
+    /// The endpoint may be reached over loopback only, and this is another address of it.
+    LoopbackOnly = 3,
+    /// The path is for another process of this node: the sender's cgroup is not of a component on it.
+    WrongProcess = 4,
+    /// No declared endpoint and no path, under `otherTraffic: Drop`.
+    OtherTraffic = 5,
+    /// A source address that can not come from where the packet came from.
+    ForgedSource = 6,
+    /// A loopback address anywhere but on lo.
+    LoopbackOffLo = 7,
+    /// A later fragment between parties that have no path at all.
+    FragmentWithoutPath = 8,
+    /// A first fragment too short to hold what decides, or one that would overwrite it.
+    FragmentTooShort = 9,
+    /// The packet ends within a header.
+    TruncatedHeader = 10,
+    /// A header that contradicts itself (version, length).
+    BadHeader = 11,
+    /// More IPv6 extension headers than are read, or one that may not stand there.
+    TooManyHeaders = 12,
+    /// Neither IP nor ARP, under `otherTraffic: Drop`.
+    UnknownProtocol = 13,
+    /// An ICMP error about a packet that was not allowed itself.
+    IcmpQuotesDenied = 14,
+    /// An ICMP error whose quoted packet can not be read or was never sent by the receiver.
+    IcmpBadQuote = 15,
+    /// Binding an endpoint to another than a loopback address though it is loopback only.
+    BindNotLoopback = 16,
+    /// Binding a component's port by a process that is not this component.
+    BindForeignPort = 17,
+    /// A path leads there, but only for a peer on the same node.
+    OtherNode = 18,
+}
+
+impl Reason {
+    /// All of them, in the order of their numbers.
+    pub const ALL: [Self; 18] = [
+        Self::NoPolicy,
+        Self::NoPath,
+        Self::LoopbackOnly,
+        Self::WrongProcess,
+        Self::OtherTraffic,
+        Self::ForgedSource,
+        Self::LoopbackOffLo,
+        Self::FragmentWithoutPath,
+        Self::FragmentTooShort,
+        Self::TruncatedHeader,
+        Self::BadHeader,
+        Self::TooManyHeaders,
+        Self::UnknownProtocol,
+        Self::IcmpQuotesDenied,
+        Self::IcmpBadQuote,
+        Self::BindNotLoopback,
+        Self::BindForeignPort,
+        Self::OtherNode,
+    ];
+
+    /// The reason with that number.
+    pub const fn from_code(code: u8) -> Option<Self> {
+        if code == 0 || code as usize > Self::ALL.len() {
+            return None;
+        }
+        Some(Self::ALL[code as usize - 1])
+    }
+
+    /// Its number.
+    pub const fn code(self) -> u8 {
+        self as u8
+    }
+
+    /// Its name in files and reports.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::NoPolicy => "NoPolicy",
+            Self::NoPath => "NoPath",
+            Self::LoopbackOnly => "LoopbackOnly",
+            Self::WrongProcess => "WrongProcess",
+            Self::OtherTraffic => "OtherTraffic",
+            Self::ForgedSource => "ForgedSource",
+            Self::LoopbackOffLo => "LoopbackOffLo",
+            Self::FragmentWithoutPath => "FragmentWithoutPath",
+            Self::FragmentTooShort => "FragmentTooShort",
+            Self::TruncatedHeader => "TruncatedHeader",
+            Self::BadHeader => "BadHeader",
+            Self::TooManyHeaders => "TooManyHeaders",
+            Self::UnknownProtocol => "UnknownProtocol",
+            Self::IcmpQuotesDenied => "IcmpQuotesDenied",
+            Self::IcmpBadQuote => "IcmpBadQuote",
+            Self::BindNotLoopback => "BindNotLoopback",
+            Self::BindForeignPort => "BindForeignPort",
+            Self::OtherNode => "OtherNode",
+        }
+    }
+
+    /// The same for people.
+    pub const fn sentence(self) -> &'static str {
+        match self {
+            Self::NoPolicy => "no policy is loaded",
+            Self::NoPath => "no path from this sender to this endpoint",
+            Self::LoopbackOnly => "this endpoint is for loopback only",
+            Self::WrongProcess => "the path is for another process: this cgroup is not on it",
+            Self::OtherTraffic => "no path, and all other traffic is dropped",
+            Self::ForgedSource => "forged: this source address can not come from there",
+            Self::LoopbackOffLo => "a loopback address outside of lo",
+            Self::FragmentWithoutPath => "a later fragment between parties without any path",
+            Self::FragmentTooShort => "a fragment too short to decide, or one over the ports",
+            Self::TruncatedHeader => "the packet ends within a header",
+            Self::BadHeader => "a header contradicts itself",
+            Self::TooManyHeaders => "too many, or misplaced, IPv6 extension headers",
+            Self::UnknownProtocol => "neither IP nor ARP, and all other traffic is dropped",
+            Self::IcmpQuotesDenied => "an ICMP error about a packet that is not allowed",
+            Self::IcmpBadQuote => "an ICMP error about a packet the receiver never sent",
+            Self::BindNotLoopback => "this port may be bound to a loopback address only",
+            Self::BindForeignPort => "this port belongs to another component",
+            Self::OtherNode => "the path is for the same node only",
+        }
+    }
+}
+
+/// Which way along a path a packet goes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Direction {
+    /// From the path's sender to its endpoint.
+    Forward,
+    /// Back.
+    Reply,
+}
+
+/// What is to happen, and by what, in a word: bits 31 and 30 say what kind, bit 29 dry-run, bit 28
+/// guarded, bit 27 reply, bit 26 later fragment, bits 15 to 0 the path or the reason. Zero is a hole
+/// in a table and denies.
+///
+/// A word and no enum, because it is what stands in the tables, and because a BPF function that
+/// returns an enum leaves bytes of it unset, which the verifier refuses to copy.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, FromBytes, IntoBytes, Immutable, KnownLayout)]
+#[repr(transparent)]
+#[must_use]
+pub struct Verdict(u32);
+
+/// A verdict, taken apart.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Outcome {
+    /// Allowed by the path with this number.
+    Path(u16, Direction),
+    /// Outside of all declared endpoints, which `otherTraffic: Allow` lets pass.
+    Other,
+    /// A later fragment between parties that have a path; the first one decided.
+    LaterFragment,
+    /// Denied.
+    Denied(Denial),
+}
+
+/// A denial.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub struct Denial {
+    /// Why.
+    pub reason: Reason,
+    /// In dry-run: told, and let pass.
+    pub dry_run: bool,
+    /// Whether the packet opened, or could have opened, a connection, or was a reply.
+    pub direction: Direction,
+    /// A declared endpoint is what it was denied from, not just `otherTraffic: Drop`.
+    pub guarded: bool,
+}
+
+impl Verdict {
+    const PATH: u32 = 1 << 30;
+    const PASS: u32 = 2 << 30;
+    const DENIED: u32 = 3 << 30;
+    const KIND: u32 = 3 << 30;
+    const DRY_RUN: u32 = 1 << 29;
+    const GUARDED: u32 = 1 << 28;
+    const REPLY: u32 = 1 << 27;
+    const FRAGMENT: u32 = 1 << 26;
+
+    /// No policy, or a hole in a table: closed, also in dry-run.
+    pub const HOLE: Self = Self(0);
+    /// Let through by `otherTraffic: Allow`.
+    pub const OTHER: Self = Self(Self::PASS);
+    /// A later fragment that may pass.
+    pub const LATER_FRAGMENT: Self = Self(Self::PASS | Self::FRAGMENT);
+
+    /// Allowed by a path.
+    pub const fn path(path: u16) -> Self {
+        Self(Self::PATH | path as u32)
+    }
+
+    /// Denied.
+    pub const fn denied(reason: Reason, dry_run: bool, guarded: bool) -> Self {
+        let mut word = Self::DENIED | reason.code() as u32;
+        if dry_run {
+            word |= Self::DRY_RUN;
+        }
+        if guarded {
+            word |= Self::GUARDED;
+        }
+        Self(word)
+    }
+
+    /// The same for a packet that goes back along the path.
+    pub const fn back(self) -> Self {
+        Self(self.0 | Self::REPLY)
+    }
+
+    /// A denial for another reason.
+    pub const fn because(self, reason: Reason) -> Self {
+        Self(self.0 & !0xffff | reason.code() as u32)
+    }
+
+    /// Whether a path allows it.
+    pub const fn is_path(self) -> bool {
+        self.0 & Self::KIND == Self::PATH
+    }
+
+    /// Whether it is denied, in dry-run or not.
+    pub const fn is_denied(self) -> bool {
+        !self.is_path() && self.0 & Self::KIND != Self::PASS
+    }
+
+    /// Whether it is denied from a declared endpoint, not just by `otherTraffic: Drop`.
+    pub const fn is_guarded_denial(self) -> bool {
+        self.is_denied() && (self.0 & Self::KIND == 0 || self.0 & Self::GUARDED != 0)
+    }
+
+    /// Takes it apart. A hole or an unknown reason is [`Reason::NoPolicy`].
+    pub const fn outcome(self) -> Outcome {
+        let direction =
+            if self.0 & Self::REPLY != 0 { Direction::Reply } else { Direction::Forward };
+        match self.0 & Self::KIND {
+            Self::PATH => Outcome::Path(self.0 as u16, direction),
+            Self::PASS if self.0 & Self::FRAGMENT != 0 => Outcome::LaterFragment,
+            Self::PASS => Outcome::Other,
+            kind => {
+                let reason = match Reason::from_code(self.0 as u8) {
+                    Some(reason) if kind == Self::DENIED => reason,
+                    _ => Reason::NoPolicy,
+                };
+                let dry_run = kind == Self::DENIED && self.0 & Self::DRY_RUN != 0;
+                let guarded = self.is_guarded_denial();
+                Outcome::Denied(Denial { reason, dry_run, direction, guarded })
+            }
+        }
+    }
+
+    /// Whether the packet goes on its way. The one place where dry-run becomes an action.
+    pub const fn passes(self) -> bool {
+        match self.outcome() {
+            Outcome::Path(..) | Outcome::Other | Outcome::LaterFragment => true,
+            Outcome::Denied(denial) => denial.dry_run,
+        }
+    }
+}
+
+impl fmt::Debug for Verdict {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.outcome().fmt(f)
+    }
+}
+
+/// Where counters stand in the per-CPU counter array.
+pub mod counter {
+    use super::{Direction, Outcome, Verdict};
+    use crate::limits::MAX_PATHS;
+
+    /// `0..64`: denied and dropped, by reason code.
+    pub const DROPPED: u32 = 0;
+    /// `64..128`: would have been dropped (dry-run), by reason code.
+    pub const WOULD_DROP: u32 = 64;
+    /// Passed by `otherTraffic: Allow`.
+    pub const OTHER: u32 = 128;
+    /// Later fragments that passed.
+    pub const LATER_FRAGMENT: u32 = 129;
+    /// Denials that found no room among the records.
+    pub const RECORDS_LOST: u32 = 130;
+    /// New records that could not wake the agent at once.
+    pub const WAKES_LOST: u32 = 131;
+    /// Packets whose verdict was found on their socket.
+    pub const KEPT_VERDICTS: u32 = 132;
+    /// `PATHS + 2 * path + direction`: packets on a path.
+    pub const PATHS: u32 = 256;
+    /// Elements of the array.
+    pub const COUNT: u32 = PATHS + 2 * MAX_PATHS;
+
+    /// The counter of a verdict.
+    pub const fn of(verdict: Verdict) -> u32 {
+        match verdict.outcome() {
+            Outcome::Path(path, direction) => of_path(path, direction),
+            Outcome::Other => OTHER,
+            Outcome::LaterFragment => LATER_FRAGMENT,
+            Outcome::Denied(denial) => {
+                let base = if denial.dry_run { WOULD_DROP } else { DROPPED };
+                base + denial.reason.code() as u32
+            }
+        }
+    }
+
+    /// The counter of a path in one direction.
+    pub const fn of_path(path: u16, direction: Direction) -> u32 {
+        PATHS + 2 * path as u32 + matches!(direction, Direction::Reply) as u32
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::HashSet;
+
+    use super::*;
+
+    #[test]
+    fn reasons_and_their_numbers_belong_together() {
+        for (index, reason) in Reason::ALL.into_iter().enumerate() {
+            assert_eq!(usize::from(reason.code()), index + 1, "{}", reason.name());
+            assert_eq!(Reason::from_code(reason.code()), Some(reason));
+            assert!(u32::from(reason.code()) < counter::WOULD_DROP);
+        }
+        assert_eq!(Reason::from_code(0), None);
+        assert_eq!(Reason::from_code(19), None);
+        let names: HashSet<_> = Reason::ALL.iter().map(|r| r.name()).collect();
+        assert_eq!(names.len(), Reason::ALL.len());
+    }
+
+    #[test]
+    fn a_verdict_says_what_was_put_into_it() {
+        for reason in Reason::ALL {
+            for (dry_run, guarded) in [(false, false), (false, true), (true, false), (true, true)] {
+                let verdict = Verdict::denied(reason, dry_run, guarded);
+                let direction = Direction::Reply;
+                let denial = Denial { reason, dry_run, direction, guarded };
+                assert_eq!(verdict.back().outcome(), Outcome::Denied(denial));
+                assert_eq!(verdict.passes(), dry_run);
+                assert_eq!(verdict.is_guarded_denial(), guarded);
+                let other = verdict.because(Reason::IcmpQuotesDenied).back().outcome();
+                let reason = Reason::IcmpQuotesDenied;
+                assert_eq!(other, Outcome::Denied(Denial { reason, ..denial }));
+            }
+        }
+        let path = Verdict::path(4095);
+        assert_eq!(path.outcome(), Outcome::Path(4095, Direction::Forward));
+        assert_eq!(path.back().outcome(), Outcome::Path(4095, Direction::Reply));
+        assert_eq!(Verdict::OTHER.outcome(), Outcome::Other);
+        assert_eq!(Verdict::LATER_FRAGMENT.back().outcome(), Outcome::LaterFragment);
+        assert!(path.passes() && Verdict::OTHER.passes() && Verdict::LATER_FRAGMENT.passes());
+    }
+
+    #[test]
+    fn a_hole_denies() {
+        for word in [0, 1, Verdict::DRY_RUN, Verdict::DENIED, Verdict::DENIED | 255] {
+            let verdict = Verdict(word);
+            let Outcome::Denied(denial) = verdict.outcome() else {
+                panic!("{word:#x} lets through");
+            };
+            assert_eq!((denial.reason, verdict.passes()), (Reason::NoPolicy, false), "{word:#x}");
+        }
+        assert!(Verdict::HOLE.is_guarded_denial());
+    }
+
+    #[test]
+    fn counters_do_not_overlap() {
+        let denied = |dry_run| Verdict::denied(Reason::OtherNode, dry_run, true);
+        assert_eq!(counter::of(denied(true)), counter::WOULD_DROP + 18);
+        assert_eq!(counter::of(denied(false)), counter::DROPPED + 18);
+        assert_eq!(counter::of(Verdict::path(4095).back()), counter::COUNT - 1);
+    }
+}
