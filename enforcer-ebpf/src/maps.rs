@@ -1,0 +1,129 @@
+//! The maps, and the view of one generation of a policy that the decision works on.
+//!
+//! A policy is a set of inner maps in one of two slots. [`ACTIVE`] says which slot is in force and is
+//! read once per packet, so that each packet is judged wholly by one policy. Userspace fills the
+//! other slot and then writes that one number.
+
+use aya_ebpf::{
+    bindings::BPF_F_NO_PREALLOC,
+    btf_maps::{
+        Array, ArrayOfMaps, HashMap, LpmTrie, LruHashMap, PerCpuArray, RingBuf, lpm_trie::Key,
+    },
+    macros::btf_map,
+};
+use enforcer_common::{
+    addr::Ip,
+    limits,
+    packet::Space,
+    record::{RecordKey, RecordValue},
+    tables::{
+        CLASSES_PER_BLOCK, FlowKey, Party, Place, Settings, Tables, class_block,
+    },
+    verdict::{Verdict, counter},
+};
+
+/// `BPF_F_INNER_MAP` (kernel 5.10): inner arrays may differ in size.
+const INNER: usize = 4096;
+const SLOTS: usize = 2;
+
+#[btf_map]
+static ACTIVE: Array<u32, 1> = Array::new();
+#[btf_map]
+static SETTINGS: ArrayOfMaps<Array<Settings, 1>, SLOTS> = ArrayOfMaps::new();
+#[btf_map]
+static PLACES: ArrayOfMaps<LpmTrie<Ip, Place, 1>, SLOTS> = ArrayOfMaps::new();
+#[btf_map]
+static CLASSES: ArrayOfMaps<Array<[u16; CLASSES_PER_BLOCK], 1, INNER>, SLOTS> = ArrayOfMaps::new();
+#[btf_map]
+static TARGETS: ArrayOfMaps<Array<u32, 1, INNER>, SLOTS> = ArrayOfMaps::new();
+#[btf_map]
+static ENTRIES: ArrayOfMaps<Array<[Verdict; 2], 1, INNER>, SLOTS> = ArrayOfMaps::new();
+#[btf_map]
+static RELATED: ArrayOfMaps<Array<u32, 1, INNER>, SLOTS> = ArrayOfMaps::new();
+#[btf_map]
+static CGROUPS: ArrayOfMaps<HashMap<u64, u32, 1, { BPF_F_NO_PREALLOC as usize }>, SLOTS> =
+    ArrayOfMaps::new();
+
+/// Interface index to role, see [`enforcer_common::tables::Role`].
+#[btf_map]
+pub static INTERFACES: HashMap<u32, u32, { limits::MAX_INTERFACES as usize }> = HashMap::new();
+#[btf_map]
+static UDP_FLOWS: LruHashMap<FlowKey, u32, { limits::MAX_UDP_FLOWS as usize }> = LruHashMap::new();
+#[btf_map]
+pub static COUNTERS: PerCpuArray<u64, { counter::COUNT as usize }> = PerCpuArray::new();
+#[btf_map]
+pub static RECORDS: HashMap<RecordKey, RecordValue, { limits::MAX_RECORDS as usize }> =
+    HashMap::new();
+/// Keys of new records ([`RecordKey`]), to wake the agent. Declared without a type, as libbpf takes no
+/// ring buffer with one.
+#[btf_map]
+pub static WAKES: RingBuf<(), 65_536> = RingBuf::new();
+
+/// One generation of the policy.
+#[derive(Clone, Copy)]
+pub struct Generation {
+    slot: u32,
+}
+
+impl Generation {
+    /// The one in force now. All that is asked of it comes from the same policy.
+    pub fn active() -> Self {
+        // Slot 0 is empty until a policy is loaded, and an empty slot denies.
+        Self { slot: ACTIVE.get(0).copied().unwrap_or(0) }
+    }
+
+    /// The party of the processes in a declared cgroup.
+    pub fn cgroup(self, id: u64) -> Option<Party> {
+        let cgroups = CGROUPS.get(self.slot)?;
+        // SAFETY: the value is copied at once; userspace only ever adds elements to a map in force,
+        // so none is reused under the reader.
+        unsafe { cgroups.get(id) }.map(|party| *party as Party)
+    }
+}
+
+impl Tables for Generation {
+    fn settings(&self) -> Option<&Settings> {
+        SETTINGS.get_value(self.slot, &0)
+    }
+
+    fn place(&self, addr: &Ip) -> Place {
+        let found = PLACES.get(self.slot).and_then(|places| places.get(&Key::new(128, *addr)));
+        found.copied().unwrap_or(Place::UNKNOWN)
+    }
+
+    fn class(&self, space: Space, number: u16) -> Option<u16> {
+        let block = CLASSES.get_value(self.slot, &class_block(space, number))?;
+        block.get(usize::from(number as u8)).copied()
+    }
+
+    fn target(&self, settings: &Settings, at: Party, class: u16) -> Option<u16> {
+        let index = u32::from(at) * settings.classes + u32::from(class);
+        TARGETS.get_value(self.slot, &index).map(|target| *target as u16)
+    }
+
+    fn entry(&self, settings: &Settings, from: Party, target: u16) -> Option<Verdict> {
+        let index = u32::from(from) * settings.targets + u32::from(target);
+        ENTRIES.get_value(self.slot, &index).map(|[packets, _]| *packets)
+    }
+
+    fn bind_entry(&self, settings: &Settings, by: Party, target: u16) -> Option<Verdict> {
+        let index = u32::from(by) * settings.targets + u32::from(target);
+        ENTRIES.get_value(self.slot, &index).map(|[_, bind]| *bind)
+    }
+
+    fn related(&self, settings: &Settings, a: Party, b: Party) -> bool {
+        let index = u32::from(a) * settings.parties + u32::from(b);
+        RELATED.get_value(self.slot, &index).is_some_and(|related| *related != 0)
+    }
+
+    fn remembers(&self, flow: &FlowKey) -> bool {
+        UDP_FLOWS.get_ptr(flow).is_some()
+    }
+
+    fn remember(&self, flow: &FlowKey) {
+        if !self.remembers(flow) {
+            // If there is no room even after the oldest went, a reply is lost, and nothing more.
+            let _ = UDP_FLOWS.insert(flow, 1u32, 0);
+        }
+    }
+}

@@ -1,0 +1,113 @@
+//! What is read from an skb, beyond its packet.
+
+use core::mem::MaybeUninit;
+
+use aya_ebpf::{
+    EbpfContext,
+    bindings::{__sk_buff, bpf_sock},
+    helpers::generated::{
+        bpf_sk_fullsock, bpf_skb_ancestor_cgroup_id, bpf_skb_cgroup_id, bpf_skb_load_bytes,
+    },
+};
+use enforcer_common::{
+    limits::CGROUP_LEVELS,
+    packet::PacketBytes,
+    tables::{Party, Settings},
+};
+
+use crate::maps::Generation;
+
+/// An skb as the TC and the `cgroup_skb` hooks see it.
+#[derive(Clone, Copy)]
+pub struct Skb(*mut __sk_buff);
+
+impl Skb {
+    /// The skb of a program's context.
+    pub fn of<C: EbpfContext>(ctx: &C) -> Self {
+        Self(ctx.as_ptr().cast())
+    }
+
+    /// The context itself, for helpers.
+    pub const fn as_ptr(self) -> *mut __sk_buff {
+        self.0
+    }
+
+    /// The interface it is on.
+    pub fn ifindex(self) -> u32 {
+        // SAFETY: the context is valid while the program runs.
+        unsafe { (*self.0).ifindex }
+    }
+
+    /// The interface it came in by; 0 if it was made here.
+    pub fn entered_by(self) -> u32 {
+        // SAFETY: as above.
+        unsafe { (*self.0).ingress_ifindex }
+    }
+
+    /// A word that travels with the packet as long as it stays in one network namespace, and that
+    /// nobody else uses since `cls_tcindex` and `sch_dsmark` were removed (6.3).
+    pub fn note(self) -> u32 {
+        // SAFETY: as above.
+        unsafe { (*self.0).tc_index }
+    }
+
+    /// Writes that word. TC only.
+    pub fn set_note(self, note: u32) {
+        // SAFETY: as above; the verifier lets TC programs write this field.
+        unsafe { (*self.0).tc_index = note }
+    }
+
+    /// The socket it belongs to, if it has one that is more than a request or in TIME_WAIT.
+    pub fn full_socket(self) -> Option<*mut bpf_sock> {
+        // SAFETY: as above; the helper takes the pointer after the check for null.
+        let sk = unsafe { (*self.0).__bindgen_anon_2.sk };
+        if sk.is_null() {
+            return None;
+        }
+        // SAFETY: `sk` is not null, which is all that the helper asks.
+        let full = unsafe { bpf_sk_fullsock(sk) };
+        if full.is_null() { None } else { Some(full) }
+    }
+
+    /// The cgroup of its socket; 0 without.
+    pub fn cgroup(self) -> u64 {
+        // SAFETY: the helper takes any skb.
+        unsafe { bpf_skb_cgroup_id(self.0) }
+    }
+
+    /// The party of its socket: that of the deepest declared cgroup above it.
+    pub fn party(self, generation: Generation, settings: &Settings) -> Party {
+        let own = self.cgroup();
+        if let Some(party) = generation.cgroup(own) {
+            return party;
+        }
+        for up in 0..CGROUP_LEVELS {
+            let level = (CGROUP_LEVELS - 1 - up) as i32;
+            // SAFETY: the helper takes any skb and level; it answers 0 for a level it has not.
+            let id = unsafe { bpf_skb_ancestor_cgroup_id(self.0, level) };
+            if id != 0
+                && id != own
+                && let Some(party) = generation.cgroup(id)
+            {
+                return party;
+            }
+        }
+        settings.undeclared_process as Party
+    }
+}
+
+impl PacketBytes for Skb {
+    fn load<const N: usize>(&self, offset: usize) -> Option<[u8; N]> {
+        let mut bytes = MaybeUninit::<[u8; N]>::uninit();
+        // SAFETY: the buffer has N bytes; the helper fills all of them or fails. It reads what is in
+        // pages beyond the head, too.
+        let failed = unsafe {
+            bpf_skb_load_bytes(self.0.cast(), offset as u32, bytes.as_mut_ptr().cast(), N as u32)
+        };
+        if failed != 0 {
+            return None;
+        }
+        // SAFETY: filled, see above.
+        Some(unsafe { bytes.assume_init() })
+    }
+}

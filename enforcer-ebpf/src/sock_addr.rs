@@ -1,0 +1,152 @@
+//! The hooks on `connect`, `sendmsg` and `bind`: a denial is an error at once.
+//!
+//! They see addresses before any translation. What they let pass is judged again, packet by packet;
+//! in dry-run only a `bind`, which sends no packet, is told from here.
+
+use aya_ebpf::{
+    bindings::bpf_sock,
+    helpers::generated::{bpf_get_current_ancestor_cgroup_id, bpf_get_current_cgroup_id},
+    programs::SockAddrContext,
+};
+use enforcer_common::{
+    addr::Ip,
+    decide,
+    limits::CGROUP_LEVELS,
+    packet::Space,
+    record::Hook,
+    tables::{Party, Settings, Tables as _},
+    verdict::Verdict,
+};
+
+use crate::{
+    maps::Generation,
+    report::{Report, Subject},
+    socket,
+};
+
+const PASS: i32 = 1;
+const REFUSE: i32 = 0;
+
+const IPPROTO_TCP: u32 = 6;
+const IPPROTO_UDP: u32 = 17;
+const IPPROTO_UDPLITE: u32 = 136;
+const IPPROTO_MPTCP: u32 = 262;
+
+/// The address of an IPv4 call.
+pub fn ipv4(ctx: &SockAddrContext) -> Ip {
+    // SAFETY: the context is valid while the program runs; the field is in network byte order.
+    Ip::v4(unsafe { (*ctx.sock_addr).user_ip4 }.to_ne_bytes())
+}
+
+/// The address of an IPv6 call.
+pub fn ipv6(ctx: &SockAddrContext) -> Ip {
+    let mut bytes = [0; 16];
+    // SAFETY: as above. The verifier wants each word read by itself.
+    let words = unsafe {
+        let ctx = &*ctx.sock_addr;
+        [ctx.user_ip6[0], ctx.user_ip6[1], ctx.user_ip6[2], ctx.user_ip6[3]]
+    };
+    for (part, word) in bytes.chunks_exact_mut(4).zip(words) {
+        part.copy_from_slice(&word.to_ne_bytes());
+    }
+    Ip(bytes)
+}
+
+/// `connect` and `sendmsg`.
+pub fn connecting(ctx: &SockAddrContext, dst: Ip, hook: Hook) -> i32 {
+    let Some((space, port)) = endpoint(ctx) else { return PASS };
+    let sk = socket_of(ctx);
+    socket::stamp(ctx, sk);
+    if !socket::is_host(ctx) {
+        return PASS;
+    }
+    let generation = Generation::active();
+    let Some(settings) = generation.settings() else { return REFUSE };
+    let verdict = decide::connecting(&generation, party(generation, settings), &dst, space, port);
+    // What is no declared endpoint is left to the packets of a UDP socket: programs connect them just
+    // to learn which source address they would get, and replies need the memory of flows. In dry-run
+    // the packets tell.
+    let refused = if matches!(space, Space::Tcp) {
+        verdict.is_denied()
+    } else {
+        verdict.is_guarded_denial()
+    };
+    if !refused || verdict.passes() {
+        return PASS;
+    }
+    Call { hook, addr: dst, space, port, sk }.told(&generation, verdict)
+}
+
+/// `bind`.
+pub fn binding(ctx: &SockAddrContext, addr: Ip) -> i32 {
+    let Some((space, port)) = endpoint(ctx) else { return PASS };
+    // Port 0 asks for any free one, and those are nobody's.
+    if port == 0 || !socket::is_host(ctx) {
+        return PASS;
+    }
+    let sk = socket_of(ctx);
+    socket::stamp(ctx, sk);
+    let generation = Generation::active();
+    let Some(settings) = generation.settings() else { return REFUSE };
+    let by = party(generation, settings);
+    let verdict = decide::binding(&generation, by, &addr, space, port);
+    if !verdict.is_denied() {
+        return PASS;
+    }
+    Call { hook: Hook::Bind, addr, space, port, sk }.told(&generation, verdict)
+}
+
+/// A call that is denied.
+struct Call {
+    hook: Hook,
+    addr: Ip,
+    space: Space,
+    port: u16,
+    sk: *mut bpf_sock,
+}
+
+impl Call {
+    /// Tells it. The caller gets EPERM unless it is dry-run.
+    fn told(&self, generation: &Generation, verdict: Verdict) -> i32 {
+        // SAFETY: the helper takes nothing.
+        let subject = Subject::Cgroup(unsafe { bpf_get_current_cgroup_id() });
+        let state = socket::state(self.sk);
+        let report = Report { hook: self.hook, subject, ifindex: 0, state: state.as_deref() };
+        report.call(generation, verdict, self.addr, (self.space, self.port));
+        if verdict.passes() { PASS } else { REFUSE }
+    }
+}
+
+/// What the call is for, where ports are judged.
+fn endpoint(ctx: &SockAddrContext) -> Option<(Space, u16)> {
+    // SAFETY: the context is valid while the program runs.
+    let (protocol, port) = unsafe { ((*ctx.sock_addr).protocol, (*ctx.sock_addr).user_port) };
+    let space = match protocol {
+        // An MPTCP socket's subflows are TCP.
+        IPPROTO_TCP | IPPROTO_MPTCP => Space::Tcp,
+        IPPROTO_UDP | IPPROTO_UDPLITE => Space::Udp,
+        _ => return None,
+    };
+    // In network byte order, in the low half.
+    Some((space, u16::from_be(port as u16)))
+}
+
+fn socket_of(ctx: &SockAddrContext) -> *mut bpf_sock {
+    // SAFETY: the context is valid while the program runs, and a sock_addr hook has a full socket.
+    unsafe { (*ctx.sock_addr).__bindgen_anon_1.sk }
+}
+
+/// The party of the process that calls: that of the deepest declared cgroup above it.
+fn party(generation: Generation, settings: &Settings) -> Party {
+    for up in 0..CGROUP_LEVELS {
+        let level = (CGROUP_LEVELS - 1 - up) as i32;
+        // SAFETY: the helper takes any level; it answers 0 for a level it has not.
+        let id = unsafe { bpf_get_current_ancestor_cgroup_id(level) };
+        if id != 0
+            && let Some(party) = generation.cgroup(id)
+        {
+            return party;
+        }
+    }
+    settings.undeclared_process as Party
+}

@@ -1,0 +1,101 @@
+//! What is kept on sockets: who made them, in which network namespace, and a verdict.
+
+use core::ptr;
+
+use aya_ebpf::{
+    EbpfContext,
+    bindings::{BPF_F_CLONE, BPF_F_NO_PREALLOC, BPF_SK_STORAGE_GET_F_CREATE, bpf_map_type, bpf_sock},
+    helpers::{
+        bpf_get_current_comm, bpf_get_current_pid_tgid,
+        generated::{bpf_get_netns_cookie, bpf_sk_storage_get},
+    },
+    macros::btf_map,
+    programs::SockContext,
+};
+use enforcer_common::record::{SocketState, netns};
+
+use crate::skb::Skb;
+
+/// Cookie of the network namespace that the agent enforces in. Set before loading.
+#[unsafe(no_mangle)]
+static HOST_NETNS: u64 = 0;
+/// 1 where `bpf_get_netns_cookie` can be called from `cgroup_skb` (not in 6.1 and 6.12, but in 6.18).
+/// Set before loading, so that the verifier never sees the call where it is not allowed.
+#[unsafe(no_mangle)]
+static SKB_NETNS: u32 = 0;
+
+/// Socket storage that children of a listener inherit (`BPF_F_CLONE`); `aya_ebpf`'s own can not.
+#[repr(C)]
+struct InheritedStorage {
+    r#type: *const [i32; bpf_map_type::BPF_MAP_TYPE_SK_STORAGE as usize],
+    key: *const i32,
+    value: *const SocketState,
+    max_entries: *const [i32; 0],
+    map_flags: *const [i32; (BPF_F_NO_PREALLOC | BPF_F_CLONE) as usize],
+}
+
+// SAFETY: the fields are type information for the loader and are never read.
+unsafe impl Sync for InheritedStorage {}
+
+#[btf_map]
+static SOCKETS: InheritedStorage = InheritedStorage {
+    r#type: ptr::null(),
+    key: ptr::null(),
+    value: ptr::null(),
+    max_entries: ptr::null(),
+    map_flags: ptr::null(),
+};
+
+/// What is kept on a socket; made if there is nothing yet. The kernel zeroes what it makes.
+pub fn state(sk: *mut bpf_sock) -> Option<&'static mut SocketState> {
+    let map = ptr::from_ref(&SOCKETS).cast_mut().cast();
+    let create = BPF_SK_STORAGE_GET_F_CREATE.into();
+    // SAFETY: `sk` is a full socket as the callers got it from the kernel; the verifier checks it.
+    let state = unsafe { bpf_sk_storage_get(map, sk.cast(), ptr::null_mut(), create) };
+    // SAFETY: null or a value that lives as long as the socket, which outlives the program's run.
+    // Two CPUs may write at once; every field is a word and each is checked against the others.
+    unsafe { state.cast::<SocketState>().as_mut() }
+}
+
+/// Notes who holds a socket. Only in hooks that run in the process's own context.
+pub fn stamp<C: EbpfContext>(ctx: &C, sk: *mut bpf_sock) {
+    let Some(state) = state(sk) else { return };
+    state.netns = netns_of(ctx);
+    state.pid = (bpf_get_current_pid_tgid() >> 32) as u32;
+    state.comm = bpf_get_current_comm().unwrap_or([0; 16]);
+}
+
+/// `sock_create`: a stamp, and nothing is ever refused.
+pub fn created(ctx: &SockContext) -> i32 {
+    stamp(ctx, ctx.sock);
+    1
+}
+
+/// Whether the context's network namespace is the one that the agent enforces in.
+pub fn is_host<C: EbpfContext>(ctx: &C) -> bool {
+    netns_of(ctx) == netns::HOST
+}
+
+/// The same for the socket of an skb. One whose namespace is not known counts as the host's: that
+/// is the strict side.
+pub fn skb_is_host(skb: Skb, state: Option<&SocketState>) -> bool {
+    // SAFETY: a plain read of a constant that the loader has set.
+    if unsafe { ptr::read_volatile(&raw const SKB_NETNS) } != 0 {
+        return cookie(skb.as_ptr().cast()) == host();
+    }
+    state.is_none_or(|state| state.netns != netns::OTHER)
+}
+
+fn netns_of<C: EbpfContext>(ctx: &C) -> u32 {
+    if cookie(ctx.as_ptr()) == host() { netns::HOST } else { netns::OTHER }
+}
+
+fn cookie(ctx: *mut core::ffi::c_void) -> u64 {
+    // SAFETY: the helper takes the program's own context.
+    unsafe { bpf_get_netns_cookie(ctx) }
+}
+
+fn host() -> u64 {
+    // SAFETY: a plain read of a constant that the loader has set.
+    unsafe { ptr::read_volatile(&raw const HOST_NETNS) }
+}

@@ -1,0 +1,117 @@
+//! The TC hooks.
+
+use aya_ebpf::{
+    bindings::{TC_ACT_SHOT, TC_ACT_UNSPEC},
+    programs::TcContext,
+};
+use enforcer_common::{
+    decide,
+    packet::Packet,
+    parse::{Start, parse_into},
+    record::Hook,
+    tables::{NOBODY, Role, Tables as _},
+    verdict::Verdict,
+};
+
+use crate::{
+    maps::{Generation, INTERFACES},
+    report::{Report, Subject},
+    skb::Skb,
+};
+
+/// Family of a packet socket.
+const AF_PACKET: u32 = 17;
+
+/// The note on a packet that dry-run let pass and has told already.
+pub const TOLD: u32 = 0xe4f1;
+
+/// The next program, or the stack, has its say: we never override somebody else's filter.
+const PASS: i32 = TC_ACT_UNSPEC;
+const DROP: i32 = TC_ACT_SHOT;
+
+/// What comes in by an uplink or from a pod.
+pub fn ingress(ctx: &TcContext) -> i32 {
+    let skb = Skb::of(ctx);
+    let generation = Generation::active();
+    let (role, start) = interface(skb.ifindex());
+    let mut packet = Packet::EMPTY;
+    let read = parse_into(&skb, start, &mut packet);
+    let verdict = match read {
+        Ok(()) => decide::arrived_on_wire(&generation, role, &packet),
+        Err(reason) => decide::unreadable(&generation, reason),
+    };
+    skb.set_note(if verdict.is_denied() { TOLD } else { 0 });
+    let subject = Subject::Interface(skb.ifindex());
+    Report { hook: Hook::TcIngress, subject, ifindex: skb.ifindex(), state: None }
+        .packet(&generation, verdict, read.is_ok().then_some(&packet));
+    action(verdict)
+}
+
+/// What goes out: frames of packet sockets, and what was forwarded. Packets of other sockets had
+/// their judge in `cgroup_skb`.
+pub fn egress(ctx: &TcContext) -> i32 {
+    let skb = Skb::of(ctx);
+    match skb.full_socket() {
+        Some(sk) => {
+            // SAFETY: a full socket, whose plain fields the verifier lets programs read.
+            if unsafe { (*sk).family } == AF_PACKET { injected(skb) } else { PASS }
+        }
+        None if skb.entered_by() != 0 => forwarded(skb),
+        None => PASS,
+    }
+}
+
+fn injected(skb: Skb) -> i32 {
+    let generation = Generation::active();
+    let (role, start) = interface(skb.ifindex());
+    let mut packet = Packet::EMPTY;
+    let read = parse_into(&skb, start, &mut packet);
+    let sender = match generation.settings() {
+        Some(settings) => skb.party(generation, settings),
+        None => NOBODY,
+    };
+    let verdict = match read {
+        Ok(()) => {
+            decide::sent_by_process(&generation, sender, matches!(role, Role::Loopback), &packet)
+        }
+        Err(reason) => decide::unreadable(&generation, reason),
+    };
+    let subject = Subject::Cgroup(skb.cgroup());
+    Report { hook: Hook::TcEgress, subject, ifindex: skb.ifindex(), state: None }
+        .packet(&generation, verdict, read.is_ok().then_some(&packet));
+    action(verdict)
+}
+
+fn forwarded(skb: Skb) -> i32 {
+    let (entered, _) = interface(skb.entered_by());
+    if matches!(entered, Role::Undeclared | Role::Loopback) {
+        return PASS;
+    }
+    let generation = Generation::active();
+    let (_, start) = interface(skb.ifindex());
+    // What can not be read was denied where it came in.
+    let mut packet = Packet::EMPTY;
+    if parse_into(&skb, start, &mut packet).is_err() {
+        return PASS;
+    }
+    let verdict = decide::forwarded(&generation, entered, &packet);
+    if !verdict.is_denied() || (verdict.passes() && skb.note() == TOLD) {
+        return PASS;
+    }
+    let subject = Subject::Interface(skb.entered_by());
+    Report { hook: Hook::TcEgress, subject, ifindex: skb.ifindex(), state: None }
+        .packet(&generation, verdict, Some(&packet));
+    action(verdict)
+}
+
+/// The role of an interface, and where its packets begin.
+fn interface(ifindex: u32) -> (Role, Start) {
+    // SAFETY: the value is copied at once; a role that changes meanwhile is the old or the new one.
+    let word = unsafe { INTERFACES.get(ifindex) }.copied().unwrap_or(0);
+    let start = if word & Role::NO_LINK_HEADER != 0 { Start::Ip } else { Start::Ethernet };
+    (Role::from_word(word), start)
+}
+
+fn action(verdict: Verdict) -> i32 {
+    if verdict.passes() { PASS } else { DROP }
+}
