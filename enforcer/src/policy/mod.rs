@@ -1,0 +1,30 @@
+//! The policy language: from YAML to a [`model::Policy`] that is valid, or to errors that name the
+//! file, line and column and say what to write instead.
+//!
+//! Data flows one way: bytes ([`load`]) → YAML documents (`yaml`, in the shapes of `source`) → checks
+//! (`validate`, with the built-in [`catalogue`]) → [`model`]. Nothing here touches the kernel, and the
+//! only I/O is reading the files.
+//!
+//! [`cases`] reads a policy's own tests, [`render`] tells what was understood, [`schema`] is for editors.
+
+pub mod cases;
+pub mod catalogue;
+pub mod error;
+pub mod load;
+pub mod model;
+pub mod render;
+pub mod schema;
+
+mod scalar;
+mod source;
+mod span;
+mod validate;
+mod yaml;
+
+#[cfg(test)]
+mod tests;
+
+pub use error::{Paint, PolicyError, PolicyErrors};
+pub use load::{SourceText, from_texts, load, read_sources};
+pub use model::Policy;
+pub use span::{Span, Spanned};

@@ -1,0 +1,204 @@
+//! A valid policy. What exists here has been checked: names resolve, ranges are in order,
+//! nothing is empty that must not be. The compiler takes these types and cannot fail on them
+//! for any reason but size.
+
+use std::net::IpAddr;
+
+use ipnet::IpNet;
+
+/// What happens to a denied connection.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Mode {
+    /// Attached, judged and told; nothing is dropped.
+    DryRun,
+    /// Denied connections are dropped.
+    Enforce,
+}
+
+/// What happens to traffic towards something that no guarded component declares as its port.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum OtherTraffic {
+    /// Let it pass: only the declared endpoints are guarded.
+    Allow,
+    /// Drop all other connectivity.
+    Drop,
+}
+
+/// A whole cluster's inventory and the paths allowed in it, the same on every node.
+#[derive(Debug, Clone)]
+pub struct Policy {
+    /// `metadata.name` of the `PathPolicy`.
+    pub name: String,
+    /// What happens to a denied connection, unless its path says otherwise.
+    pub mode: Mode,
+    /// What happens outside the declared endpoints.
+    pub other_traffic: OtherTraffic,
+    /// The nodes of the cluster, in the order of the file.
+    pub nodes: Vec<Node>,
+    /// Networks that pods get their addresses from; a packet from a pod's interface with a source
+    /// outside them is forged.
+    pub pod_networks: Vec<IpNet>,
+    /// All components that the catalogue or the inventory names. Unique names.
+    pub components: Vec<Component>,
+    /// Virtual addresses: each one more address of the endpoint behind it.
+    pub services: Vec<Service>,
+    /// The paths in force. Unique names.
+    pub paths: Vec<Path>,
+    /// What a reader should know though it is no error: inert selectors, options that do nothing.
+    pub notes: Vec<String>,
+    /// SHA-256 over the sources, in hexadecimal: which policy is in force.
+    pub digest: String,
+}
+
+/// One node of the cluster.
+#[derive(Debug, Clone)]
+pub struct Node {
+    /// Its name, as Kubernetes knows it.
+    pub name: String,
+    /// Its own addresses (never a network).
+    pub addresses: Vec<IpAddr>,
+    /// Which components run here: `control-plane`, `etcd`, `worker` or a user's own.
+    pub roles: Vec<String>,
+    /// Interfaces towards other hosts. Names or globs (`eth*`).
+    pub uplinks: Vec<String>,
+    /// Host ends of pods' interfaces. Names or globs (`cali*`).
+    pub pod_interfaces: Vec<String>,
+    /// Where this node's cgroups start, below the cgroup2 mount; `/` unless said otherwise.
+    pub cgroup_root: String,
+}
+
+/// A party with a name.
+#[derive(Debug, Clone)]
+pub struct Component {
+    /// Unique name, as used in `from` and `to`.
+    pub name: String,
+    /// One sentence for people.
+    pub description: String,
+    /// It runs on nodes with one of these roles and has their addresses; `*` is every node.
+    pub runs_on: Vec<String>,
+    /// It lives in the pod networks and behind pod interfaces.
+    pub in_pod_networks: bool,
+    /// Further addresses it has.
+    pub addresses: Vec<IpNet>,
+    /// cgroups of its processes, below the node's cgroup root. Absolute, may hold globs per segment
+    /// (`/kubepods.slice/*-pod1234*`). A process in a cgroup below belongs to it, too; the deepest
+    /// declared cgroup wins.
+    pub cgroups: Vec<String>,
+    /// Components it is also counted as when it sends: apiserver is part of `node`.
+    pub part_of: Vec<String>,
+    /// Its named ports.
+    pub ports: Vec<Port>,
+    /// Whether its ports are guarded under `otherTraffic: Allow`: a peer on no path is denied.
+    pub guard: bool,
+}
+
+/// A component's named port.
+#[derive(Debug, Clone)]
+pub struct Port {
+    /// Name, unique in the component.
+    pub name: String,
+    /// What it matches, at least one.
+    pub matches: Vec<PortMatch>,
+    /// May be reached, and bound, on a loopback address only.
+    pub loopback_only: bool,
+}
+
+/// A set of ports, message types or protocols.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub enum PortMatch {
+    /// TCP ports, both ends included.
+    Tcp(u16, u16),
+    /// UDP ports, both ends included.
+    Udp(u16, u16),
+    /// ICMP (IPv4) message types, both ends included.
+    Icmp(u8, u8),
+    /// ICMPv6 message types, both ends included.
+    Icmp6(u8, u8),
+    /// Any other IP protocol by its number (VRRP 112, IPIP 4, ESP 50).
+    Protocol(u8),
+    /// Address resolution for IPv4.
+    Arp,
+    /// Everything there is.
+    Any,
+}
+
+/// A virtual address of an endpoint.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Service {
+    /// The component behind it.
+    pub component: String,
+    /// The named port behind it.
+    pub port: String,
+    /// Its virtual address.
+    pub address: IpAddr,
+    /// TCP or UDP port at that address; other matches never occur.
+    pub at: PortMatch,
+}
+
+/// Where the two ends of a path may be with regard to each other.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Locality {
+    /// Anywhere.
+    Any,
+    /// On one node.
+    SameNode,
+}
+
+/// From whom to which endpoint.
+#[derive(Debug, Clone)]
+pub struct Path {
+    /// Unique name.
+    pub name: String,
+    /// Names of the components that may open it, at least one.
+    pub from: Vec<String>,
+    /// The component it leads to.
+    pub to_component: String,
+    /// The named port of that component.
+    pub to_port: String,
+    /// Only over a loopback address that stays on lo.
+    pub loopback: bool,
+    /// Where the ends may be.
+    pub locality: Locality,
+    /// `DryRun`: a connection to this endpoint that no path allows is told and not dropped, whatever
+    /// the policy's mode.
+    pub mode: Option<Mode>,
+    /// Why it is there.
+    pub because: String,
+    /// The document that names it, empty for a user's own.
+    pub document: String,
+    /// What people see when it is missing, empty where nobody wrote it down.
+    pub symptom: String,
+    /// `catalogue`, or `FILE:LINE`.
+    pub origin: String,
+}
+
+impl Policy {
+    /// The component of that name.
+    pub fn component(&self, name: &str) -> Option<&Component> {
+        self.components.iter().find(|c| c.name == name)
+    }
+
+    /// The node of that name.
+    pub fn node(&self, name: &str) -> Option<&Node> {
+        self.nodes.iter().find(|n| n.name == name)
+    }
+}
+
+impl Component {
+    /// The port of that name.
+    pub fn port(&self, name: &str) -> Option<&Port> {
+        self.ports.iter().find(|p| p.name == name)
+    }
+
+    /// Whether it runs on that node by one of the node's roles.
+    pub fn runs_on(&self, node: &Node) -> bool {
+        self.runs_on
+            .iter()
+            .any(|role| role == "*" || node.roles.contains(role))
+    }
+
+    /// It covers every address of a family, so everybody is part of it (`world`).
+    pub fn is_everyone(&self) -> bool {
+        self.addresses.iter().any(|net| net.prefix_len() == 0)
+    }
+}

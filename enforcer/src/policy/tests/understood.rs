@@ -1,0 +1,262 @@
+//! What a valid policy becomes.
+
+use std::net::IpAddr;
+
+use super::{EVERYTHING, SMALL, good};
+use crate::policy::catalogue::Catalogue;
+use crate::policy::model::{Locality, Mode, OtherTraffic, PortMatch};
+use crate::policy::render;
+
+#[test]
+fn every_feature_is_understood() {
+    let policy = good(EVERYTHING);
+    assert_eq!(policy.name, "everything");
+    assert_eq!(
+        (policy.mode, policy.other_traffic),
+        (Mode::Enforce, OtherTraffic::Drop)
+    );
+    assert_eq!(policy.nodes.len(), 2);
+    assert_eq!(policy.nodes[0].addresses.len(), 2);
+    assert_eq!(
+        policy.node("w1.example.org").unwrap().cgroup_root,
+        "/machine.slice/node"
+    );
+    assert_eq!(policy.pod_networks.len(), 2);
+    assert_eq!(policy.digest.len(), 64);
+
+    let apiserver = policy.component("apiserver").unwrap();
+    assert_eq!(
+        apiserver.runs_on,
+        ["control-plane"],
+        "what is not written stays"
+    );
+    assert_eq!(apiserver.cgroups, ["/kubepods.slice/*-pod1234*"]);
+    assert_eq!(apiserver.ports.len(), 2, "ports are replaced by name");
+    assert_eq!(apiserver.port("secure").unwrap().matches.len(), 2);
+    let insecure = apiserver.port("insecure").unwrap();
+    assert_eq!(
+        (&insecure.matches[..], insecure.loopback_only),
+        (&[PortMatch::Tcp(8081, 8081)][..], true)
+    );
+    assert!(policy.component("dns").unwrap().guard);
+    assert!(policy.component("world").unwrap().is_everyone());
+
+    let gateway = policy.component("gateway").unwrap();
+    assert_eq!(gateway.part_of, ["node"]);
+    assert!(
+        !gateway.guard && gateway.runs_on(&policy.nodes[1]) && !gateway.runs_on(&policy.nodes[0])
+    );
+    assert_eq!(
+        gateway.port("pings").unwrap().matches.len(),
+        4,
+        "echo is two"
+    );
+}
+
+#[test]
+fn a_service_has_the_protocols_of_its_endpoint() {
+    let policy = good(EVERYTHING);
+    let of = |component: &str| -> Vec<(IpAddr, PortMatch)> {
+        let services = policy
+            .services
+            .iter()
+            .filter(|service| service.component == component);
+        services
+            .map(|service| (service.address, service.at))
+            .collect()
+    };
+    let dns: IpAddr = "10.96.0.10".parse().unwrap();
+    assert_eq!(
+        of("dns"),
+        [(dns, PortMatch::Tcp(53, 53)), (dns, PortMatch::Udp(53, 53))]
+    );
+    assert_eq!(of("apiserver").len(), 2);
+}
+
+#[test]
+fn paths_are_the_profile_with_options_less_the_disabled_and_the_users_own() {
+    let policy = good(EVERYTHING);
+    let path = |name: &str| policy.paths.iter().find(|path| path.name == name);
+    assert!(path("insecure-port").is_some(), "by option");
+    assert!(path("echo-to-node").is_none(), "disabled");
+    assert_eq!(path("apiserver-to-etcd").unwrap().origin, "catalogue");
+
+    let backup = path("backup-to-etcd").unwrap();
+    assert_eq!(
+        (backup.origin.as_str(), backup.mode),
+        ("p.yaml:52", Some(Mode::DryRun))
+    );
+    let metrics = path("gateway-metrics").unwrap();
+    assert_eq!(metrics.because, "Probes\nover loopback.");
+    assert!(metrics.loopback);
+
+    let probe = path("etcd-metrics").unwrap();
+    assert_eq!((probe.loopback, probe.locality), (true, Locality::SameNode));
+    assert!(
+        good(SMALL)
+            .paths
+            .iter()
+            .all(|path| path.name != "insecure-port")
+    );
+}
+
+#[test]
+fn a_path_to_what_is_loopback_only_is_over_loopback() {
+    let text = SMALL
+        .replace("from: [backup]", "from: [scheduler]")
+        .replace("etcd:client", "etcd:metrics");
+    let policy = good(&text);
+    let path = policy.paths.last().unwrap();
+    assert_eq!((path.loopback, path.locality), (true, Locality::SameNode));
+}
+
+#[test]
+fn without_a_profile_there_are_only_the_own_paths() {
+    let policy = good(&SMALL.replace("  profile: control-plane\n", ""));
+    assert_eq!(policy.paths.len(), 1);
+    assert!(
+        policy.component("etcd").unwrap().guard,
+        "components of the catalogue stay guarded"
+    );
+}
+
+#[test]
+fn every_profile_with_every_option_is_valid() {
+    for profile in Catalogue::builtin().profiles() {
+        let options: Vec<&str> = profile
+            .options
+            .iter()
+            .map(|option| option.name.as_str())
+            .collect();
+        let chosen = format!(
+            "profile: {}\n  options: [{}]",
+            profile.name,
+            options.join(", ")
+        );
+        let policy = good(&SMALL.replace("profile: control-plane", &chosen));
+        assert_eq!(
+            policy.paths.len(),
+            profile.paths_with(&options).len() + 1,
+            "{}",
+            profile.name
+        );
+    }
+}
+
+#[test]
+fn notes_tell_what_is_inert() {
+    let noted = |from: &str, to: &str| good(&SMALL.replace(from, to)).notes.join("\n");
+    for (from, to, fragment) in [
+        (
+            "",
+            "",
+            "component `admin` has no addresses and no cgroups: it can not use paths `admin-to-apiserver`",
+        ),
+        (
+            "",
+            "",
+            "component `dns` has no addresses: nothing is found there, path `dns` can not be used",
+        ),
+        (
+            "pods: { cgroups: [/kubepods.slice] }\n    ",
+            "",
+            "component `pods` declares no cgroups",
+        ),
+        (
+            "  podNetworks: [10.244.0.0/16]\n",
+            "",
+            "component `pods` lives in the pod networks, and `podNetworks` is empty",
+        ),
+        (
+            "roles: [control-plane, etcd]",
+            "roles: [control-plane]",
+            "component `etcd` runs on nodes of role `etcd`, and there are none",
+        ),
+        (
+            "otherTraffic: Allow",
+            "otherTraffic: Drop",
+            "there is no way back in",
+        ),
+        (
+            "    backup:",
+            "    kubelets: { cgroups: [/k] }\n    backup:",
+            "the catalogue has `kubelet`",
+        ),
+        (
+            "    backup:",
+            "    kubelets: { cgroups: [/k] }\n    backup:",
+            "`kubelets` is on no path and guards no port",
+        ),
+    ] {
+        let notes = noted(from, to);
+        assert!(
+            notes.contains(fragment),
+            "{from} -> {to}: no {fragment:?} in\n{notes}"
+        );
+    }
+    assert!(!noted("", "").contains("no way back in"));
+    let placed = noted(
+        "    backup:",
+        "    admin: { addresses: [192.0.2.1] }\n    backup:",
+    );
+    assert!(!placed.contains("`admin`"), "{placed}");
+}
+
+#[test]
+fn the_digest_is_of_the_text() {
+    let digest = |text: &str| good(text).digest;
+    assert_eq!(digest(SMALL), digest(SMALL));
+    assert_ne!(digest(SMALL), digest(&SMALL.replace("nightly", "weekly")));
+}
+
+#[test]
+fn the_description_names_everything() {
+    let policy = good(EVERYTHING);
+    let text = render::describe(&policy);
+    for part in policy
+        .paths
+        .iter()
+        .map(|path| path.name.as_str())
+        .chain(policy.nodes.iter().map(|node| node.name.as_str()))
+        .chain(
+            policy
+                .components
+                .iter()
+                .map(|component| component.name.as_str()),
+        )
+        .chain([
+            "what is denied is dropped",
+            "loopback only",
+            "also 10.96.0.1:443/tcp",
+            "p.yaml:52",
+            "same node",
+        ])
+    {
+        assert!(text.contains(part), "no {part:?} in\n{text}");
+    }
+    assert!(text.lines().all(|line| !line.ends_with(' ')));
+}
+
+#[test]
+fn the_summary_has_stable_names() {
+    let json = serde_json::to_value(render::summary(&good(SMALL))).unwrap();
+    assert_eq!(json["mode"], "DryRun");
+    assert_eq!(json["otherTraffic"], "Allow");
+    assert_eq!(json["nodes"][0]["podInterfaces"][0], "cali*");
+    let last = json["paths"].as_array().unwrap().last().unwrap();
+    assert_eq!(
+        (&last["to"], &last["ports"][0]),
+        (&"etcd:client".into(), &"2379/tcp".into())
+    );
+    assert_eq!(last["origin"], "p.yaml:23");
+    let pods = json["components"]
+        .as_array()
+        .unwrap()
+        .iter()
+        .find(|c| c["name"] == "pods")
+        .unwrap();
+    assert_eq!(
+        (&pods["inPodNetworks"], &pods["inert"]),
+        (&true.into(), &false.into())
+    );
+}

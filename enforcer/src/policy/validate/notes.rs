@@ -1,0 +1,229 @@
+//! What is no error and should be known all the same: a policy that is valid and inert is the worst kind.
+
+use std::collections::{HashMap, HashSet};
+
+use crate::policy::catalogue::Catalogue;
+use crate::policy::error::{list, nearest};
+use crate::policy::model::{Component, OtherTraffic, Path, Policy, PortMatch};
+
+/// The notes to a policy. `declared`: the components that its inventory mentions.
+pub(crate) fn of(policy: &Policy, declared: &[String], catalogue: &Catalogue) -> Vec<String> {
+    let places = Places::of(policy);
+    let mut notes = Vec::new();
+    inert_components(policy, &places, &mut notes);
+    declared_components(policy, declared, catalogue, &mut notes);
+    processes_without_cgroup(policy, &mut notes);
+    if policy.other_traffic == OtherTraffic::Drop {
+        way_back_in(policy, &places, &mut notes);
+    }
+    notes
+}
+
+/// Which components can be recognised as senders, and which can be found as receivers.
+pub(crate) struct Places<'a> {
+    senders: HashSet<&'a str>,
+    receivers: HashSet<&'a str>,
+}
+
+impl<'a> Places<'a> {
+    /// Looks at every component once.
+    pub fn of(policy: &'a Policy) -> Self {
+        let by_name: HashMap<&str, &Component> = policy
+            .components
+            .iter()
+            .map(|component| (component.name.as_str(), component))
+            .collect();
+        let served: HashSet<&str> = policy
+            .services
+            .iter()
+            .map(|service| service.component.as_str())
+            .collect();
+        let (mut senders, mut receivers) = (HashSet::new(), HashSet::new());
+        for component in &policy.components {
+            let located = has_address(policy, component);
+            if located || served.contains(component.name.as_str()) {
+                receivers.insert(component.name.as_str());
+            }
+            // Who sends counts as everything that it is part of.
+            if located || !component.cgroups.is_empty() {
+                let mut open = vec![component];
+                while let Some(component) = open.pop() {
+                    if senders.insert(component.name.as_str()) {
+                        let wholes = component.part_of.iter();
+                        open.extend(wholes.filter_map(|name| by_name.get(name.as_str())));
+                    }
+                }
+            }
+        }
+        Self { senders, receivers }
+    }
+
+    /// Nothing of it can be recognised, neither as a sender nor as a receiver.
+    pub fn is_inert(&self, component: &Component) -> bool {
+        let name = component.name.as_str();
+        !self.senders.contains(name) && !self.receivers.contains(name)
+    }
+}
+
+fn has_address(policy: &Policy, component: &Component) -> bool {
+    !component.addresses.is_empty()
+        || (component.in_pod_networks && !policy.pod_networks.is_empty())
+        || policy.nodes.iter().any(|node| component.runs_on(node))
+}
+
+fn inert_components(policy: &Policy, places: &Places<'_>, notes: &mut Vec<String>) {
+    for component in &policy.components {
+        let name = component.name.as_str();
+        let named = |used: &dyn Fn(&Path) -> bool| -> Vec<&str> {
+            let paths = policy.paths.iter().filter(|path| used(path));
+            paths.map(|path| path.name.as_str()).collect()
+        };
+        let sends = named(&|path| path.from.iter().any(|from| from == name));
+        let receives = named(&|path| path.to_component == name);
+        if !places.senders.contains(name) && !sends.is_empty() {
+            notes.push(format!(
+                "component `{name}` {}: it can not use {} {}",
+                without_place(policy, component),
+                path_or_paths(&sends),
+                list(&sends)
+            ));
+        }
+        if !places.receivers.contains(name) && !receives.is_empty() {
+            notes.push(format!(
+                "component `{name}` {}: nothing is found there, {} {} can not be used",
+                without_address(policy, component),
+                path_or_paths(&receives),
+                list(&receives)
+            ));
+        }
+    }
+}
+
+fn without_place(policy: &Policy, component: &Component) -> String {
+    match without_address(policy, component) {
+        text if component.runs_on.is_empty() && !component.in_pod_networks => {
+            format!("{text} and no cgroups")
+        }
+        text => text,
+    }
+}
+
+fn without_address(policy: &Policy, component: &Component) -> String {
+    if !component.runs_on.is_empty() {
+        format!(
+            "runs on nodes of role {}, and there are none",
+            list(&component.runs_on)
+        )
+    } else if component.in_pod_networks && policy.pod_networks.is_empty() {
+        "lives in the pod networks, and `podNetworks` is empty".to_owned()
+    } else {
+        "has no addresses".to_owned()
+    }
+}
+
+fn path_or_paths(names: &[&str]) -> &'static str {
+    if names.len() == 1 { "path" } else { "paths" }
+}
+
+/// A name one letter off the catalogue's declares a new component, silently.
+fn declared_components(
+    policy: &Policy,
+    declared: &[String],
+    catalogue: &Catalogue,
+    notes: &mut Vec<String>,
+) {
+    let known: Vec<&str> = catalogue
+        .components()
+        .iter()
+        .map(|component| component.name.as_str())
+        .collect();
+    let on_paths: HashSet<&str> = policy
+        .paths
+        .iter()
+        .flat_map(|path| path.from.iter().chain([&path.to_component]))
+        .map(String::as_str)
+        .collect();
+    let wholes: HashSet<&String> = policy
+        .components
+        .iter()
+        .flat_map(|component| &component.part_of)
+        .collect();
+    for name in declared
+        .iter()
+        .filter(|name| !known.contains(&name.as_str()))
+    {
+        if let Some(near) = nearest(name, &known) {
+            notes.push(format!(
+                "component `{name}` is a new one of this inventory; the catalogue has `{near}`"
+            ));
+        }
+        let Some(component) = policy.component(name) else {
+            continue;
+        };
+        let guards = component.guard && !component.ports.is_empty();
+        let counts = !component.part_of.is_empty() || wholes.contains(name);
+        if !on_paths.contains(name.as_str()) && !guards && !counts {
+            notes.push(format!(
+                "component `{name}` is on no path and guards no port: it changes nothing but whom \
+                 its addresses and cgroups belong to"
+            ));
+        }
+    }
+}
+
+/// A process outside of all declared cgroups counts as every component of its node that declares none;
+/// that is too much where pods use the host's network.
+fn processes_without_cgroup(policy: &Policy, notes: &mut Vec<String>) {
+    let on_nodes: Vec<&str> = policy
+        .components
+        .iter()
+        .filter(|component| component.cgroups.is_empty())
+        .filter(|component| policy.nodes.iter().any(|node| component.runs_on(node)))
+        .map(|component| component.name.as_str())
+        .collect();
+    let pods = policy
+        .components
+        .iter()
+        .filter(|component| component.in_pod_networks);
+    for pod in pods.filter(|component| component.cgroups.is_empty()) {
+        if !on_nodes.is_empty() {
+            notes.push(format!(
+                "component `{}` declares no cgroups: a pod with hostNetwork counts as every component of its \
+                 node that declares none, of {}; write `{}: {{ cgroups: [/kubepods.slice] }}`, or the \
+                 cgroup that holds the pods of your nodes",
+                pod.name,
+                list(&on_nodes),
+                pod.name
+            ));
+        }
+    }
+}
+
+/// `Drop` without a path to port 22 is how people lock themselves out.
+fn way_back_in(policy: &Policy, places: &Places<'_>, notes: &mut Vec<String>) {
+    let is_ssh = |found: &PortMatch| {
+        matches!(found, PortMatch::Any)
+            || matches!(found, PortMatch::Tcp(first, last) if (*first..=*last).contains(&SSH))
+    };
+    let leads_in = policy.paths.iter().any(|path| {
+        let target = policy.component(&path.to_component);
+        // Pods' shells and probes on the same node are no way in.
+        target.is_some_and(|to| policy.nodes.iter().any(|node| to.runs_on(node)))
+            && target
+                .and_then(|to| to.port(&path.to_port))
+                .is_some_and(|port| port.matches.iter().any(is_ssh))
+            && path
+                .from
+                .iter()
+                .any(|from| places.senders.contains(from.as_str()))
+            && !path.loopback
+    });
+    if !leads_in {
+        notes.push(format!(
+            "otherTraffic: Drop, and no path leads from a known sender to {SSH}/tcp of the nodes: there is no way \
+             back in over the network; give component `admin` addresses"
+        ));
+    }
+}
+
+const SSH: u16 = 22;

@@ -1,0 +1,462 @@
+//! Which paths are in force: those of the profile and its options, less the disabled ones, and the user's
+//! own.
+
+use std::collections::{HashMap, HashSet};
+
+use super::components::{twice, unknown, unknown_port};
+use super::{Found, Scope, choice};
+use crate::policy::catalogue::{Catalogue, Profile};
+use crate::policy::error::{Problem, quote};
+use crate::policy::model::{Component, Locality, Mode, OtherTraffic, Path};
+use crate::policy::scalar;
+use crate::policy::source::{LOCALITIES, MODES, OTHER_TRAFFIC, PathPolicySpec, PathSource};
+use crate::policy::span::{Span, Spanned};
+
+/// A path policy that has been read.
+pub(crate) struct Chosen {
+    pub mode: Option<Mode>,
+    pub other_traffic: Option<OtherTraffic>,
+    pub paths: Vec<Path>,
+}
+
+pub(crate) fn read(
+    scope: &mut Scope<'_, '_>,
+    file_name: &str,
+    found: &Found<PathPolicySpec>,
+    catalogue: &Catalogue,
+    components: &[Component],
+) -> Chosen {
+    let spec = &found.spec.value;
+    let mode = required(
+        scope,
+        found.spec_span,
+        "mode",
+        spec.mode.as_ref(),
+        MODES,
+        scalar::mode,
+    );
+    let other_traffic = required(
+        scope,
+        found.spec_span,
+        "otherTraffic",
+        spec.other_traffic.as_ref(),
+        OTHER_TRAFFIC,
+        scalar::other_traffic,
+    );
+    let mut paths = profile_paths(scope, spec, catalogue);
+    let index = Index::of(components);
+    let mut places: HashMap<String, Span> = HashMap::new();
+    let mut names: HashSet<String> = paths.iter().map(|path| path.name.clone()).collect();
+    let from_profile = names.clone();
+    for source in &spec.paths {
+        let name = &source.value.name;
+        if !names.insert(name.value.clone()) {
+            let documented = from_profile.contains(&name.value);
+            scope.error(name.span, || duplicate(&name.value, documented));
+        }
+        let origin = format!("{file_name}:{}", name.span.line);
+        places.insert(name.value.clone(), name.span);
+        paths.extend(read_path(scope, source, &index, origin));
+    }
+    if paths.is_empty() && spec.paths.is_empty() {
+        scope.error(found.spec_span, || {
+            Problem::new(
+                "a policy without any path",
+                "choose a `profile`, or write `paths`: without one, nobody would reach anything guarded",
+            )
+        });
+    }
+    // Inventory entries may have changed the ports that a documented path leads to.
+    for path in &paths {
+        let span = places.get(&path.name).copied().unwrap_or(found.spec_span);
+        check_possible(scope, span, path, &index);
+    }
+    check_modes(scope, &paths, &places, found.spec_span);
+    seal(&mut paths, &index);
+    Chosen {
+        mode,
+        other_traffic,
+        paths,
+    }
+}
+
+/// Components by name.
+pub(crate) struct Index<'a> {
+    all: &'a [Component],
+    by_name: HashMap<&'a str, &'a Component>,
+}
+
+impl<'a> Index<'a> {
+    pub fn of(all: &'a [Component]) -> Self {
+        let by_name = all
+            .iter()
+            .map(|component| (component.name.as_str(), component))
+            .collect();
+        Self { all, by_name }
+    }
+
+    pub fn get(&self, name: &str) -> Option<&'a Component> {
+        self.by_name.get(name).copied()
+    }
+}
+
+/// Reads one path. `None` if its ends are not known.
+pub(crate) fn read_path(
+    scope: &mut Scope<'_, '_>,
+    source: &Spanned<PathSource>,
+    index: &Index<'_>,
+    origin: String,
+) -> Option<Path> {
+    let PathSource {
+        name,
+        from,
+        to,
+        loopback,
+        locality,
+        mode,
+        because,
+        symptom,
+        document,
+    } = &source.value;
+    scope.ok(name.span, scalar::name(&name.value, "path"));
+    let from = read_from(scope, name, from, index);
+    let to = read_to(scope, name, to.as_ref(), index);
+    let text = |text: &Option<Spanned<String>>| {
+        text.as_ref()
+            .map(|text| text.value.trim().to_owned())
+            .unwrap_or_default()
+    };
+    if text(because).is_empty() {
+        let span = because.as_ref().map_or(name.span, |because| because.span);
+        scope.error(span, || {
+            Problem::new(
+                format!("path {} does not say why it is there", quote(&name.value)),
+                "write `because: \"…\"` for whoever reads the policy next",
+            )
+        });
+    }
+    let locality = locality
+        .as_ref()
+        .and_then(|text| choice(scope, "locality", text, LOCALITIES, scalar::locality))
+        .unwrap_or(Locality::Any);
+    let mode = mode
+        .as_ref()
+        .and_then(|text| choice(scope, "mode", text, MODES, scalar::mode));
+    let (to_component, to_port) = to?;
+    Some(Path {
+        name: name.value.clone(),
+        from,
+        to_component,
+        to_port,
+        loopback: *loopback,
+        locality,
+        mode,
+        because: text(because),
+        document: text(document),
+        symptom: text(symptom),
+        origin,
+    })
+}
+
+fn read_from(
+    scope: &mut Scope<'_, '_>,
+    path: &Spanned<String>,
+    from: &[Spanned<String>],
+    index: &Index<'_>,
+) -> Vec<String> {
+    if from.is_empty() {
+        scope.error(path.span, || {
+            Problem::new(
+                format!("path {} is for nobody", quote(&path.value)),
+                "write `from: [component]` with at least one component",
+            )
+        });
+    }
+    let mut seen = HashSet::new();
+    let mut names = Vec::new();
+    for name in from {
+        if index.get(&name.value).is_none() {
+            scope.error(name.span, || unknown(&name.value, index.all));
+        } else if !seen.insert(&name.value) {
+            scope.error(name.span, || twice(&name.value));
+        } else {
+            names.push(name.value.clone());
+        }
+    }
+    names
+}
+
+fn read_to(
+    scope: &mut Scope<'_, '_>,
+    path: &Spanned<String>,
+    to: Option<&Spanned<String>>,
+    index: &Index<'_>,
+) -> Option<(String, String)> {
+    let Some(to) = to else {
+        scope.error(path.span, || {
+            Problem::new(
+                format!("path {} leads nowhere", quote(&path.value)),
+                "write `to: component:port`",
+            )
+        });
+        return None;
+    };
+    let (component, port) = match scalar::endpoint(&to.value) {
+        Ok(endpoint) => endpoint,
+        Err(problem) => {
+            scope.error(to.span, || endpoint_help(problem, &to.value, index));
+            return None;
+        }
+    };
+    let Some(known) = index.get(component) else {
+        scope.error(to.span, || unknown(component, index.all));
+        return None;
+    };
+    if known.port(port).is_none() {
+        scope.error(to.span, || unknown_port(port, known));
+        return None;
+    }
+    Some((component.to_owned(), port.to_owned()))
+}
+
+/// Who writes only a component most often wants its one port, or has to choose.
+fn endpoint_help(problem: Problem, written: &str, index: &Index<'_>) -> Problem {
+    match index.get(written) {
+        Some(component) if !component.ports.is_empty() => {
+            let ends: Vec<String> = component
+                .ports
+                .iter()
+                .map(|port| format!("`{written}:{}`", port.name))
+                .collect();
+            Problem {
+                help: Some(format!("write {}", ends.join(" or "))),
+                ..problem
+            }
+        }
+        _ => problem,
+    }
+}
+
+fn required<T>(
+    scope: &mut Scope<'_, '_>,
+    spec: Span,
+    field: &str,
+    text: Option<&Spanned<String>>,
+    known: [&'static str; 2],
+    read: fn(&str) -> Option<T>,
+) -> Option<T> {
+    match text {
+        Some(text) => choice(scope, field, text, known, read),
+        None => {
+            scope.error(spec, || {
+                let help = format!("write `{field}: {}` or `{field}: {}`", known[0], known[1]);
+                Problem::new(format!("{field} is missing"), help)
+            });
+            None
+        }
+    }
+}
+
+fn profile_paths(
+    scope: &mut Scope<'_, '_>,
+    spec: &PathPolicySpec,
+    catalogue: &Catalogue,
+) -> Vec<Path> {
+    let Some(written) = &spec.profile else {
+        for name in spec.options.iter().chain(&spec.disable) {
+            scope.error(name.span, || {
+                Problem::new(
+                    format!(
+                        "{} belongs to a profile, and there is none",
+                        quote(&name.value)
+                    ),
+                    "choose a `profile`, or leave this out",
+                )
+            });
+        }
+        return Vec::new();
+    };
+    let Some(profile) = catalogue.profile(&written.value) else {
+        scope.error(written.span, || {
+            Problem::unknown(
+                format!("no profile is called {}", quote(&written.value)),
+                &written.value,
+                catalogue
+                    .profiles()
+                    .iter()
+                    .map(|profile| profile.name.as_str()),
+            )
+        });
+        return Vec::new();
+    };
+    let options = read_options(scope, &spec.options, profile);
+    let names = profile.paths_with(&options);
+    let left = disable(scope, &spec.disable, names, profile);
+    catalogue
+        .paths()
+        .iter()
+        .filter(|path| left.contains(path.name.as_str()))
+        .cloned()
+        .collect()
+}
+
+fn read_options<'a>(
+    scope: &mut Scope<'_, '_>,
+    written: &'a [Spanned<String>],
+    profile: &Profile,
+) -> Vec<&'a str> {
+    let mut options: Vec<&str> = Vec::new();
+    for option in written {
+        if !profile
+            .options
+            .iter()
+            .any(|known| known.name == option.value)
+        {
+            scope.error(option.span, || {
+                Problem::unknown(
+                    format!(
+                        "profile `{}` has no option {}",
+                        profile.name,
+                        quote(&option.value)
+                    ),
+                    &option.value,
+                    profile.options.iter().map(|known| known.name.as_str()),
+                )
+            });
+        } else if options.contains(&option.value.as_str()) {
+            scope.error(option.span, || twice(&option.value));
+        } else {
+            options.push(&option.value);
+        }
+    }
+    options
+}
+
+fn disable<'a>(
+    scope: &mut Scope<'_, '_>,
+    written: &[Spanned<String>],
+    mut names: Vec<&'a str>,
+    profile: &Profile,
+) -> HashSet<&'a str> {
+    let before = names.clone();
+    for name in written {
+        if !before.contains(&name.value.as_str()) {
+            scope.error(name.span, || {
+                Problem::unknown(
+                    format!(
+                        "path {} is not in profile `{}`",
+                        quote(&name.value),
+                        profile.name
+                    ),
+                    &name.value,
+                    before.iter().copied(),
+                )
+            });
+        } else if !names.contains(&name.value.as_str()) {
+            scope.error(name.span, || twice(&name.value));
+        }
+        names.retain(|left| *left != name.value);
+    }
+    names.into_iter().collect()
+}
+
+fn duplicate(name: &str, documented: bool) -> Problem {
+    if documented {
+        Problem::new(
+            format!("path {} is in the profile already", quote(name)),
+            format!("choose another name, or replace the documented one with `disable: [{name}]`"),
+        )
+    } else {
+        Problem::new(
+            format!("a second path is called {}", quote(name)),
+            "choose another name",
+        )
+    }
+}
+
+/// A path over loopback, or to what is loopback only, needs two ends that can be on one node.
+fn check_possible(scope: &mut Scope<'_, '_>, span: Span, path: &Path, index: &Index<'_>) {
+    let Some(target) = index.get(&path.to_component) else {
+        return;
+    };
+    let locked = target
+        .port(&path.to_port)
+        .is_some_and(|port| port.loopback_only);
+    if !path.loopback && !locked {
+        return;
+    }
+    let here =
+        |component: &Component| !component.runs_on.is_empty() || !component.cgroups.is_empty();
+    let senders = || path.from.iter().filter_map(|name| index.get(name));
+    if target.runs_on.is_empty() {
+        scope.error(span, || {
+            Problem::new(
+                format!(
+                    "path {} goes over loopback, and `{}` runs on no node",
+                    quote(&path.name),
+                    target.name
+                ),
+                format!(
+                    "write `{}: {{ runsOn: [ROLE] }}` in the Inventory",
+                    target.name
+                ),
+            )
+        });
+    } else if !path.from.is_empty() && !senders().any(here) {
+        scope.error(span, || {
+            Problem::new(
+                format!(
+                    "path {} can never be used: `{}:{}` is reached over loopback only, and {} is no process of a node",
+                    quote(&path.name),
+                    path.to_component,
+                    path.to_port,
+                    path.from.join(", ")
+                ),
+                format!(
+                    "give the sender `runsOn` or `cgroups`, or open the port with `{}: {{ ports: {{ {}: … }} }}`",
+                    path.to_component, path.to_port
+                ),
+            )
+        });
+    }
+}
+
+/// A path's mode is about the endpoint, so the paths to one endpoint must agree.
+fn check_modes(
+    scope: &mut Scope<'_, '_>,
+    paths: &[Path],
+    places: &HashMap<String, Span>,
+    spec: Span,
+) {
+    let mut modes: HashMap<(&str, &str), (Mode, &str)> = HashMap::new();
+    for path in paths {
+        let Some(mode) = path.mode else { continue };
+        let end = (path.to_component.as_str(), path.to_port.as_str());
+        let (first, first_path) = *modes.entry(end).or_insert((mode, &path.name));
+        if first != mode {
+            scope.error(places.get(&path.name).copied().unwrap_or(spec), || {
+                Problem::new(
+                    format!(
+                        "{mode} for `{}:{}`, and path `{first_path}` says {first} for it",
+                        end.0, end.1
+                    ),
+                    "a path's mode is about its endpoint: write the same, or write it once",
+                )
+            });
+        }
+    }
+}
+
+/// What follows from what was written: an endpoint that is loopback only is reached over loopback, and
+/// loopback is on one node.
+fn seal(paths: &mut [Path], index: &Index<'_>) {
+    for path in paths {
+        let port = index
+            .get(&path.to_component)
+            .and_then(|to| to.port(&path.to_port));
+        path.loopback |= port.is_some_and(|port| port.loopback_only);
+        if path.loopback {
+            path.locality = Locality::SameNode;
+        }
+    }
+}
