@@ -1,0 +1,14 @@
+//! A valid policy to the tables of one node: pure, deterministic, no I/O.
+//!
+//! [`parties`] interns the sets of components that occur at addresses, cgroups and interfaces;
+//! [`ports`] reduces ports to classes; [`verdicts`] fills the dense tables; [`simulate`] lets the
+//! decision run on them in userspace.
+
+mod parties;
+mod ports;
+mod simulate;
+mod tables;
+mod verdicts;
+
+pub use simulate::Simulator;
+pub use tables::{CgroupRule, CompileError, Compiled, PathNumbers, PrefixEntry, compile};

@@ -1,0 +1,314 @@
+//! The distinct sets of components that occur at addresses, in cgroups and behind interfaces.
+
+use std::{
+    collections::{BTreeMap, BTreeSet, HashMap},
+    net::{Ipv4Addr, Ipv6Addr},
+};
+
+use enforcer_common::{
+    addr::Ip,
+    limits,
+    tables::{NOBODY, Party, Place},
+};
+use ipnet::{IpNet, Ipv4Net, Ipv6Net};
+
+use super::tables::{CgroupRule, CompileError, PrefixEntry};
+use crate::policy::model::{Component, Node, Policy};
+
+/// Indices into the policy's components, nodes or services.
+pub type Set = BTreeSet<usize>;
+
+/// One distinct set, seen as sender and as receiver.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Hash)]
+pub struct PartyInfo {
+    /// Components that a sender there counts as.
+    pub senders: Set,
+    /// Components whose endpoints are there.
+    pub occupants: Set,
+    /// Services whose virtual address it is.
+    pub services: Set,
+    /// Addresses of the loopback interface.
+    pub loopback: bool,
+    /// Processes of this node.
+    pub process: bool,
+    /// The node where it is, if that is known.
+    pub node: Option<usize>,
+}
+
+/// All parties of a node's tables.
+pub struct Parties {
+    infos: Vec<PartyInfo>,
+    numbers: HashMap<PartyInfo, Party>,
+    /// Who is at which prefix.
+    pub prefixes: Vec<PrefixEntry>,
+    /// Who is in which cgroup.
+    pub cgroups: Vec<CgroupRule>,
+    /// Processes in no declared cgroup.
+    pub undeclared: Party,
+    /// All that may run on this node.
+    pub local: Party,
+    /// This node's own addresses.
+    pub own: Party,
+    /// Whatever sends from a pod's interface.
+    pub pods: Party,
+}
+
+/// What is declared at one prefix, by itself or by a wider one.
+#[derive(Debug, Clone, Default)]
+struct Declared {
+    components: Set,
+    services: Set,
+    nodes: Set,
+    pods: bool,
+}
+
+impl Declared {
+    fn join(&mut self, wider: &Self) {
+        self.components.extend(&wider.components);
+        self.services.extend(&wider.services);
+        self.nodes.extend(&wider.nodes);
+        self.pods |= wider.pods;
+    }
+}
+
+/// What parties are made from.
+struct Cluster<'a> {
+    policy: &'a Policy,
+    node: &'a Node,
+    here: Option<usize>,
+    everyone: Set,
+}
+
+impl Parties {
+    /// The parties of a policy on one of its nodes.
+    pub fn of(policy: &Policy, node: &Node) -> Result<Self, CompileError> {
+        let cluster = Cluster {
+            policy,
+            node,
+            here: policy.nodes.iter().position(|n| n.name == node.name),
+            everyone: indices(&policy.components, Component::is_everyone),
+        };
+        let mut parties = Self {
+            infos: Vec::new(),
+            numbers: HashMap::new(),
+            prefixes: Vec::new(),
+            cgroups: Vec::new(),
+            undeclared: NOBODY,
+            local: NOBODY,
+            own: NOBODY,
+            pods: NOBODY,
+        };
+        // The first is NOBODY, who is only what everybody is.
+        let nobody = PartyInfo { senders: cluster.everyone.clone(), ..PartyInfo::default() };
+        parties.intern(nobody)?;
+        parties.add_prefixes(&cluster)?;
+        parties.add_cgroups(&cluster)?;
+        parties.undeclared = parties.intern(cluster.process(&cluster.undeclared()))?;
+        parties.pods = parties.intern(cluster.behind_pod_interface())?;
+        parties.local = parties.intern(cluster.anybody_here())?;
+        Ok(parties)
+    }
+
+    /// All of them, in the order of their numbers.
+    pub fn infos(&self) -> &[PartyInfo] {
+        &self.infos
+    }
+
+    fn intern(&mut self, info: PartyInfo) -> Result<Party, CompileError> {
+        if let Some(party) = self.numbers.get(&info) {
+            return Ok(*party);
+        }
+        let number = self.infos.len();
+        if number >= limits::MAX_PARTIES as usize {
+            let (what, max) = ("distinct sets of components", limits::MAX_PARTIES);
+            return Err(CompileError::TooMany { what, max });
+        }
+        self.infos.push(info.clone());
+        // MAX_PARTIES fits.
+        self.numbers.insert(info, number as Party);
+        Ok(number as Party)
+    }
+
+    fn add_prefixes(&mut self, cluster: &Cluster<'_>) -> Result<(), CompileError> {
+        // Sorted by address and then length, so that a wider prefix comes before those within it.
+        let mut enclosing: Vec<(IpNet, Declared)> = Vec::new();
+        for (net, mut declared) in cluster.declared() {
+            while enclosing.last().is_some_and(|(wider, _)| !wider.contains(&net)) {
+                enclosing.pop();
+            }
+            if let Some((_, wider)) = enclosing.last() {
+                declared.join(wider);
+            }
+            let place = self.place(cluster, &net, &declared)?;
+            let (network, length) = mapped(&net);
+            self.prefixes.push(PrefixEntry { network, length, place });
+            enclosing.push((net, declared));
+        }
+        if self.prefixes.len() > limits::MAX_PREFIXES as usize {
+            let (what, max) = ("address prefixes", limits::MAX_PREFIXES);
+            return Err(CompileError::TooMany { what, max });
+        }
+        Ok(())
+    }
+
+    fn place(
+        &mut self,
+        cluster: &Cluster<'_>,
+        net: &IpNet,
+        declared: &Declared,
+    ) -> Result<Place, CompileError> {
+        let party = self.intern(cluster.at(net, declared))?;
+        let mut flags = 0;
+        if let Some(node) = declared.nodes.first() {
+            let here = Some(*node) == cluster.here;
+            flags |= if here { Place::OWN } else { Place::OTHER_NODE };
+            if here && self.own == NOBODY {
+                self.own = party;
+            }
+        }
+        if declared.pods {
+            flags |= Place::POD;
+        }
+        Ok(Place { party, flags })
+    }
+
+    fn add_cgroups(&mut self, cluster: &Cluster<'_>) -> Result<(), CompileError> {
+        let mut declared: BTreeMap<&str, Set> = BTreeMap::new();
+        for (index, component) in cluster.policy.components.iter().enumerate() {
+            if cluster.may_run_here(component) {
+                for pattern in &component.cgroups {
+                    declared.entry(pattern).or_default().insert(index);
+                }
+            }
+        }
+        for (pattern, components) in declared {
+            let party = self.intern(cluster.process(&components))?;
+            let names = components.iter().map(|i| cluster.policy.components[*i].name.clone());
+            let components = names.collect();
+            self.cgroups.push(CgroupRule { pattern: pattern.to_owned(), party, components });
+        }
+        Ok(())
+    }
+}
+
+impl Cluster<'_> {
+    fn declared(&self) -> BTreeMap<IpNet, Declared> {
+        let mut all: BTreeMap<IpNet, Declared> = BTreeMap::new();
+        // IPv4 stands within ::/0 in the tables: it needs an end of its own there.
+        all.entry(IpNet::V4(Ipv4Net::default())).or_default();
+        all.entry(IpNet::V6(Ipv6Net::default())).or_default();
+        for net in LOOPBACK {
+            all.entry(net).or_default();
+        }
+        for (index, component) in self.policy.components.iter().enumerate() {
+            for net in &component.addresses {
+                all.entry(net.trunc()).or_default().components.insert(index);
+            }
+        }
+        for net in &self.policy.pod_networks {
+            all.entry(net.trunc()).or_default().pods = true;
+        }
+        for (index, node) in self.policy.nodes.iter().enumerate() {
+            for address in &node.addresses {
+                all.entry(IpNet::from(*address)).or_default().nodes.insert(index);
+            }
+        }
+        for (index, service) in self.policy.services.iter().enumerate() {
+            all.entry(IpNet::from(service.address)).or_default().services.insert(index);
+        }
+        all
+    }
+
+    fn at(&self, net: &IpNet, declared: &Declared) -> PartyInfo {
+        let loopback = LOOPBACK.iter().any(|lo| lo.contains(net));
+        let mut occupants = declared.components.clone();
+        let mut senders = Set::new();
+        if declared.pods {
+            occupants.extend(indices(&self.policy.components, |c| c.in_pod_networks));
+        }
+        let mut node = declared.nodes.first().copied();
+        if loopback {
+            occupants.extend(self.located_here());
+            senders.extend(self.host_network());
+            node = self.here;
+        }
+        for index in &declared.nodes {
+            let there = &self.policy.nodes[*index];
+            occupants.extend(indices(&self.policy.components, |c| c.runs_on(there)));
+            senders.extend(self.host_network());
+        }
+        senders.extend(&occupants);
+        let services = declared.services.clone();
+        PartyInfo { senders: self.closed(&senders), occupants, services, loopback, process: false, node }
+    }
+
+    /// Pods in the host's network namespace are at a node's addresses, too.
+    fn host_network(&self) -> Set {
+        indices(&self.policy.components, |c| c.in_pod_networks && !c.cgroups.is_empty())
+    }
+
+    fn located_here(&self) -> Set {
+        indices(&self.policy.components, |c| {
+            c.runs_on(self.node)
+                || self.node.addresses.iter().any(|own| c.addresses.iter().any(|n| n.contains(own)))
+        })
+    }
+
+    fn may_run_here(&self, component: &Component) -> bool {
+        component.runs_on.is_empty() || component.runs_on(self.node)
+    }
+
+    /// Who a process in no declared cgroup may be: whatever is here and declares none.
+    fn undeclared(&self) -> Set {
+        let mut here = self.located_here();
+        here.retain(|i| self.policy.components[*i].cgroups.is_empty());
+        here
+    }
+
+    fn process(&self, components: &Set) -> PartyInfo {
+        let senders = self.closed(components);
+        PartyInfo { senders, process: true, node: self.here, ..PartyInfo::default() }
+    }
+
+    fn behind_pod_interface(&self) -> PartyInfo {
+        let senders = self.closed(&indices(&self.policy.components, |c| c.in_pod_networks));
+        PartyInfo { senders, node: self.here, ..PartyInfo::default() }
+    }
+
+    fn anybody_here(&self) -> PartyInfo {
+        let mut senders = self.located_here();
+        senders.extend(indices(&self.policy.components, |c| {
+            !c.cgroups.is_empty() && self.may_run_here(c)
+        }));
+        PartyInfo { senders: self.closed(&senders), node: self.here, ..PartyInfo::default() }
+    }
+
+    /// With everything that they are part of, and everyone.
+    fn closed(&self, components: &Set) -> Set {
+        let mut all = self.everyone.clone();
+        let mut open: Vec<usize> = components.iter().copied().collect();
+        while let Some(index) = open.pop() {
+            if all.insert(index) {
+                let part_of = &self.policy.components[index].part_of;
+                open.extend(indices(&self.policy.components, |c| part_of.contains(&c.name)));
+            }
+        }
+        all
+    }
+}
+
+const LOOPBACK: [IpNet; 2] = [
+    IpNet::V4(Ipv4Net::new_assert(Ipv4Addr::new(127, 0, 0, 0), 8)),
+    IpNet::V6(Ipv6Net::new_assert(Ipv6Addr::LOCALHOST, 128)),
+];
+
+fn indices(components: &[Component], keep: impl Fn(&Component) -> bool) -> Set {
+    components.iter().enumerate().filter(|(_, c)| keep(c)).map(|(i, _)| i).collect()
+}
+
+/// A network as the kernel's trie holds it.
+fn mapped(net: &IpNet) -> (Ip, u32) {
+    let length = u32::from(net.prefix_len());
+    let length = if matches!(net, IpNet::V4(_)) { length + 96 } else { length };
+    (Ip::from(net.network()), length)
+}

@@ -1,0 +1,118 @@
+//! The tables in userspace: what `explain`, cases and tests run the decision on.
+
+use std::{
+    cell::RefCell,
+    collections::{BTreeSet, HashMap, HashSet},
+};
+
+use enforcer_common::{
+    addr::Ip,
+    packet::Space,
+    tables::{CLASSES_PER_BLOCK, FlowKey, Party, Place, Settings, Tables, class_block},
+    verdict::Verdict,
+};
+
+use super::tables::Compiled;
+
+/// One generation of a policy, with a memory of UDP flows of its own.
+pub struct Simulator<'a> {
+    compiled: &'a Compiled,
+    prefixes: HashMap<(u32, Ip), Place>,
+    /// Longest first.
+    lengths: Vec<u32>,
+    flows: RefCell<HashSet<FlowKey>>,
+}
+
+impl<'a> Simulator<'a> {
+    /// Over these tables.
+    pub fn new(compiled: &'a Compiled) -> Self {
+        let entries = compiled.prefixes.iter();
+        let prefixes = entries.clone().map(|e| ((e.length, e.network), e.place)).collect();
+        let lengths: BTreeSet<u32> = entries.map(|e| e.length).collect();
+        let lengths = lengths.into_iter().rev().collect();
+        Self { compiled, prefixes, lengths, flows: RefCell::default() }
+    }
+
+    /// The tables.
+    pub const fn compiled(&self) -> &'a Compiled {
+        self.compiled
+    }
+
+    /// The party of processes in a cgroup, given below the node's cgroup root: that of the deepest
+    /// declared cgroup above it.
+    pub fn party_of_cgroup(&self, path: &str) -> Party {
+        let segments: Vec<&str> = path.split('/').filter(|s| !s.is_empty()).collect();
+        for depth in (0..=segments.len()).rev() {
+            let found = self.compiled.cgroups.iter().find(|r| matches(&r.pattern, &segments[..depth]));
+            if let Some(rule) = found {
+                return rule.party;
+            }
+        }
+        // A party number, widened for the kernel's sake.
+        self.compiled.settings.undeclared_process as Party
+    }
+}
+
+/// Whether a cgroup, by its segments, is one that a pattern means.
+fn matches(pattern: &str, segments: &[&str]) -> bool {
+    let parts: Vec<&str> = pattern.split('/').filter(|s| !s.is_empty()).collect();
+    parts.len() == segments.len()
+        && parts.iter().zip(segments).all(|(part, segment)| {
+            glob::Pattern::new(part).map_or(part == segment, |glob| glob.matches(segment))
+        })
+}
+
+impl Tables for Simulator<'_> {
+    fn settings(&self) -> Option<&Settings> {
+        Some(&self.compiled.settings)
+    }
+
+    fn place(&self, addr: &Ip) -> Place {
+        let found = self.lengths.iter().find_map(|length| {
+            self.prefixes.get(&(*length, truncated(addr, *length))).copied()
+        });
+        found.unwrap_or(Place::UNKNOWN)
+    }
+
+    fn class(&self, space: Space, number: u16) -> Option<u16> {
+        let block = class_block(space, number) as usize * CLASSES_PER_BLOCK;
+        self.compiled.classes.get(block + usize::from(number as u8)).copied()
+    }
+
+    fn target(&self, settings: &Settings, at: Party, class: u16) -> Option<u16> {
+        let index = u32::from(at) * settings.classes + u32::from(class);
+        // Targets fit, see MAX_TARGETS.
+        self.compiled.targets.get(index as usize).map(|target| *target as u16)
+    }
+
+    fn entry(&self, settings: &Settings, from: Party, target: u16) -> Option<Verdict> {
+        let index = u32::from(from) * settings.targets + u32::from(target);
+        self.compiled.entries.get(index as usize).map(|[packet, _]| *packet)
+    }
+
+    fn bind_entry(&self, settings: &Settings, by: Party, target: u16) -> Option<Verdict> {
+        let index = u32::from(by) * settings.targets + u32::from(target);
+        self.compiled.entries.get(index as usize).map(|[_, bind]| *bind)
+    }
+
+    fn related(&self, settings: &Settings, a: Party, b: Party) -> bool {
+        let index = u32::from(a) * settings.parties + u32::from(b);
+        self.compiled.related.get(index as usize).is_some_and(|related| *related != 0)
+    }
+
+    fn remembers(&self, flow: &FlowKey) -> bool {
+        self.flows.borrow().contains(flow)
+    }
+
+    fn remember(&self, flow: &FlowKey) {
+        self.flows.borrow_mut().insert(*flow);
+    }
+}
+
+fn truncated(addr: &Ip, length: u32) -> Ip {
+    let mask = match length {
+        0 => 0,
+        length => u128::MAX << (128 - length.min(128)),
+    };
+    Ip((u128::from_be_bytes(addr.0) & mask).to_be_bytes())
+}

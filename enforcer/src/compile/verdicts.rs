@@ -1,0 +1,304 @@
+//! The dense tables: what a sender may do to what it finds at an address.
+
+use std::collections::{BTreeMap, HashMap};
+
+use enforcer_common::{
+    limits,
+    tables::Settings,
+    verdict::{Reason, Verdict},
+};
+
+use super::{
+    parties::{Parties, PartyInfo},
+    ports::{Class, Endpoint, PortClasses},
+    tables::{CompileError, Compiled},
+};
+use crate::policy::model::{
+    Component, Locality, Mode, Node, OtherTraffic, Path, Policy, Port, PortMatch,
+};
+
+/// A distinct set of endpoints at a kind of place.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Hash)]
+struct Target {
+    endpoints: Vec<Endpoint>,
+    loopback: bool,
+    node: Option<usize>,
+}
+
+/// A path with its names resolved.
+struct Route<'a> {
+    number: u16,
+    path: &'a Path,
+    from: Vec<usize>,
+    to: Endpoint,
+}
+
+struct Filler<'a> {
+    policy: &'a Policy,
+    node: &'a Node,
+    mode: Mode,
+    /// Per component and port: the mode of the paths to it, where they have one of their own.
+    endpoint_modes: HashMap<Endpoint, Mode>,
+    routes: Vec<Route<'a>>,
+}
+
+/// Fills all tables.
+pub fn fill(
+    policy: &Policy,
+    node: &Node,
+    mode: Mode,
+    parties: &Parties,
+    ports: &PortClasses,
+    numbers: &[u16],
+) -> Result<Compiled, CompileError> {
+    let filler = Filler::new(policy, node, mode, numbers);
+    let infos = parties.infos();
+    let (targets, table) = targets(policy, infos, &ports.classes)?;
+    check_cells("combinations of sets of components and endpoints", infos.len() * targets.len())?;
+    let mut entries = Vec::with_capacity(infos.len() * targets.len());
+    for sender in infos {
+        entries.extend(targets.iter().map(|t| [filler.verdict(sender, t), filler.bind(sender, t)]));
+    }
+    let names = |info: &PartyInfo| {
+        info.senders.iter().map(|i| policy.components[*i].name.clone()).collect()
+    };
+    let target_names = targets.iter().map(|t| {
+        t.endpoints.iter().map(|e| filler.endpoint_name(*e)).collect()
+    });
+    Ok(Compiled {
+        node: node.name.clone(),
+        settings: Settings {
+            generation: 0,
+            dry_run: u32::from(mode == Mode::DryRun),
+            // All three are within their limits.
+            classes: ports.classes.len() as u32,
+            targets: targets.len() as u32,
+            parties: infos.len() as u32,
+            undeclared_process: parties.undeclared.into(),
+            local: parties.local.into(),
+            own: parties.own.into(),
+            pods: parties.pods.into(),
+            other: filler.other(),
+        },
+        prefixes: parties.prefixes.clone(),
+        classes: ports.table.clone(),
+        targets: table,
+        entries,
+        related: filler.related(infos)?,
+        cgroups: parties.cgroups.clone(),
+        party_names: infos.iter().map(names).collect(),
+        target_names: target_names.collect(),
+        paths: filler.routes.iter().map(|r| (r.number, r.path.name.clone())).collect(),
+    })
+}
+
+/// The distinct targets, and which one a port class means at the place of a party.
+fn targets(
+    policy: &Policy,
+    infos: &[PartyInfo],
+    classes: &[Class],
+) -> Result<(Vec<Target>, Vec<u32>), CompileError> {
+    check_cells("combinations of places and ports", infos.len() * classes.len())?;
+    let mut targets = vec![Target::default()];
+    let mut numbers = HashMap::from([(Target::default(), 0)]);
+    let mut table = Vec::with_capacity(infos.len() * classes.len());
+    for info in infos {
+        for class in classes {
+            let target = target(policy, info, class);
+            let number = *numbers.entry(target).or_insert_with_key(|target| {
+                targets.push(target.clone());
+                targets.len() as u32 - 1
+            });
+            table.push(number);
+        }
+        if targets.len() > limits::MAX_TARGETS as usize {
+            let (what, max) = ("distinct sets of endpoints", limits::MAX_TARGETS);
+            return Err(CompileError::TooMany { what, max });
+        }
+    }
+    Ok((targets, table))
+}
+
+fn target(policy: &Policy, info: &PartyInfo, class: &Class) -> Target {
+    let at = class.endpoints.iter().filter(|(c, _)| info.occupants.contains(c)).copied();
+    let behind = class.services.intersection(&info.services).filter_map(|s| {
+        let service = &policy.services[*s];
+        endpoint(policy, &service.component, &service.port)
+    });
+    let mut endpoints: Vec<Endpoint> = at.chain(behind).collect();
+    if endpoints.is_empty() {
+        return Target::default();
+    }
+    endpoints.sort_unstable();
+    endpoints.dedup();
+    Target { endpoints, loopback: info.loopback, node: info.node }
+}
+
+fn endpoint(policy: &Policy, component: &str, port: &str) -> Option<Endpoint> {
+    let c = policy.components.iter().position(|x| x.name == component)?;
+    let p = policy.components[c].ports.iter().position(|x| x.name == port)?;
+    Some((c, p))
+}
+
+fn check_cells(what: &'static str, cells: usize) -> Result<(), CompileError> {
+    let max = limits::MAX_CELLS;
+    if cells > max as usize { Err(CompileError::TooMany { what, max }) } else { Ok(()) }
+}
+
+impl<'a> Filler<'a> {
+    fn new(policy: &'a Policy, node: &'a Node, mode: Mode, numbers: &[u16]) -> Self {
+        let mut endpoint_modes = HashMap::new();
+        let mut routes = Vec::new();
+        for (path, number) in policy.paths.iter().zip(numbers) {
+            // A valid policy names nothing that is not there.
+            let Some(to) = endpoint(policy, &path.to_component, &path.to_port) else { continue };
+            let named = |c: &Component| path.from.contains(&c.name);
+            let from = (0..policy.components.len()).filter(|i| named(&policy.components[*i]));
+            routes.push(Route { number: *number, path, from: from.collect(), to });
+            if let Some(own) = path.mode {
+                endpoint_modes.insert(to, own);
+            }
+        }
+        // The policy in dry-run as a whole is a promise that nothing is dropped.
+        if mode == Mode::DryRun {
+            endpoint_modes.clear();
+        }
+        Self { policy, node, mode, endpoint_modes, routes }
+    }
+
+    fn component(&self, (c, _): Endpoint) -> &Component {
+        &self.policy.components[c]
+    }
+
+    fn port(&self, (c, p): Endpoint) -> &Port {
+        &self.policy.components[c].ports[p]
+    }
+
+    fn endpoint_name(&self, endpoint: Endpoint) -> String {
+        format!("{}:{}", self.component(endpoint).name, self.port(endpoint).name)
+    }
+
+    fn verdict(&self, sender: &PartyInfo, target: &Target) -> Verdict {
+        let to_target = |r: &&Route<'_>| target.endpoints.contains(&r.to);
+        let allowed = self.routes.iter().filter(to_target).find(|r| {
+            r.is_from(sender) && self.reaches(r, target) && is_local_enough(r, sender, target)
+        });
+        if let Some(route) = allowed {
+            return Verdict::path(route.number);
+        }
+        let guarded = |e: &&Endpoint| self.component(**e).guard;
+        if !target.endpoints.iter().any(|e| guarded(&e)) {
+            return self.other();
+        }
+        let dry_run = target
+            .endpoints
+            .iter()
+            .filter(guarded)
+            .any(|e| *self.endpoint_modes.get(e).unwrap_or(&self.mode) == Mode::DryRun);
+        Verdict::denied(self.reason(sender, target), dry_run, true)
+    }
+
+    fn reason(&self, sender: &PartyInfo, target: &Target) -> Reason {
+        let guarded = target.endpoints.iter().filter(|e| self.component(**e).guard);
+        if !target.loopback && guarded.clone().all(|e| self.port(*e).loopback_only) {
+            return Reason::LoopbackOnly;
+        }
+        let reaching: Vec<&Route<'_>> = self
+            .routes
+            .iter()
+            .filter(|r| target.endpoints.contains(&r.to) && self.reaches(r, target))
+            .collect();
+        if reaching.iter().any(|r| r.is_from(sender)) {
+            return Reason::OtherNode;
+        }
+        let from_here = |r: &&Route<'_>| {
+            r.from.iter().any(|c| {
+                let component = &self.policy.components[*c];
+                component.runs_on(self.node) && !component.cgroups.is_empty()
+            })
+        };
+        if sender.process && reaching.iter().any(from_here) {
+            return Reason::WrongProcess;
+        }
+        Reason::NoPath
+    }
+
+    fn reaches(&self, route: &Route<'_>, target: &Target) -> bool {
+        target.loopback || !(route.path.loopback || self.port(route.to).loopback_only)
+    }
+
+    fn bind(&self, by: &PartyInfo, target: &Target) -> Verdict {
+        let mut refused = None;
+        for endpoint in &target.endpoints {
+            let (component, port) = (self.component(*endpoint), self.port(*endpoint));
+            // What is anybody's port, or every port, is nobody's to hold.
+            if !component.guard || port.matches.contains(&PortMatch::Any) {
+                continue;
+            }
+            let foreign = !component.cgroups.is_empty() && !by.senders.contains(&endpoint.0);
+            let reason = if port.loopback_only && !target.loopback {
+                Reason::BindNotLoopback
+            } else if foreign {
+                Reason::BindForeignPort
+            } else {
+                return Verdict::OTHER;
+            };
+            let mode = *self.endpoint_modes.get(endpoint).unwrap_or(&self.mode);
+            refused.get_or_insert(Verdict::denied(reason, mode == Mode::DryRun, true));
+        }
+        refused.unwrap_or(Verdict::OTHER)
+    }
+
+    fn other(&self) -> Verdict {
+        match self.policy.other_traffic {
+            OtherTraffic::Allow => Verdict::OTHER,
+            OtherTraffic::Drop => {
+                Verdict::denied(Reason::OtherTraffic, self.mode == Mode::DryRun, false)
+            }
+        }
+    }
+
+    /// Later fragments pass between two parties that have a path; where other traffic is allowed,
+    /// that is any two.
+    fn related(&self, infos: &[PartyInfo]) -> Result<Vec<u32>, CompileError> {
+        check_cells("pairs of sets of components", infos.len() * infos.len())?;
+        if self.policy.other_traffic == OtherTraffic::Allow {
+            return Ok(vec![1; infos.len() * infos.len()]);
+        }
+        let leads_to: BTreeMap<usize, Vec<usize>> =
+            infos.iter().enumerate().map(|(i, info)| (i, self.routes_to(info))).collect();
+        let related = |a: &PartyInfo, b: usize| {
+            leads_to[&b].iter().any(|r| self.routes[*r].is_from(a))
+        };
+        Ok(infos
+            .iter()
+            .flat_map(|a| (0..infos.len()).map(move |b| (a, b)))
+            .map(|(a, b)| u32::from(related(a, b)))
+            .collect())
+    }
+
+    fn routes_to(&self, info: &PartyInfo) -> Vec<usize> {
+        let behind = |to: Endpoint| {
+            info.services.iter().any(|s| {
+                let service = &self.policy.services[*s];
+                endpoint(self.policy, &service.component, &service.port) == Some(to)
+            })
+        };
+        let leads = |r: &Route<'_>| info.occupants.contains(&r.to.0) || behind(r.to);
+        (0..self.routes.len()).filter(|r| leads(&self.routes[*r])).collect()
+    }
+}
+
+impl Route<'_> {
+    fn is_from(&self, sender: &PartyInfo) -> bool {
+        self.from.iter().any(|c| sender.senders.contains(c))
+    }
+}
+
+/// Where one of the ends is not known to be on any node, it is given the benefit of the doubt.
+fn is_local_enough(route: &Route<'_>, sender: &PartyInfo, target: &Target) -> bool {
+    match (route.path.locality, sender.node, target.node) {
+        (Locality::SameNode, Some(from), Some(to)) => from == to,
+        _ => true,
+    }
+}
