@@ -1,0 +1,20 @@
+//! `cargo xtask demo`: the product at work, in the lab.
+
+use std::{ffi::OsString, process::ExitCode};
+
+use anyhow::Result;
+
+use crate::lab;
+
+/// Options of `cargo xtask demo`.
+#[derive(Debug, clap::Args)]
+pub struct Args {
+    /// Handed to the demo as they are; `cargo xtask demo -- --help` lists them.
+    #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
+    args: Vec<OsString>,
+}
+
+/// Runs the demo, and ends with its exit code.
+pub fn run(args: &Args) -> Result<ExitCode> {
+    lab::run_binary("enforcer-demo", &args.args)
+}

@@ -1,0 +1,69 @@
+//! `cargo xtask lab`: opens the lab. Also what the demo and the lab tests share of it.
+
+use std::{
+    ffi::OsString,
+    path::PathBuf,
+    process::{Command, ExitCode},
+};
+
+use anyhow::{Result, bail};
+
+use crate::{build, setup, shell};
+
+/// Options of `cargo xtask lab`.
+#[derive(Debug, clap::Args)]
+pub struct Args {
+    /// Handed to the lab as they are; `cargo xtask lab -- --help` lists them.
+    #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
+    args: Vec<OsString>,
+}
+
+/// Opens the lab, and ends with its exit code.
+pub fn run(args: &Args) -> Result<ExitCode> {
+    run_binary("enforcer-lab", &args.args)
+}
+
+/// Builds the product and a binary of the lab crate, and runs that one as root. Without root all
+/// is built, so that what is left to run with sudo compiles nothing and owns no file in `target`.
+pub fn run_binary(name: &str, args: &[OsString]) -> Result<ExitCode> {
+    setup::ensure(&[setup::Part::Toolchain, setup::Part::Lab])?;
+    let mut build = build::release();
+    build.args([
+        "--package",
+        "enforcer",
+        "--package",
+        "enforcer-tests",
+        "--bins",
+    ]);
+    shell::run_in_sight(&mut build)?;
+
+    let mut command = Command::new(build::binary(name));
+    command.args(args);
+    environment(&mut command);
+    if !shell::is_root() {
+        bail!(
+            "network namespaces and kernel programs need root; everything is built, so run\n    \
+             sudo env {}",
+            shell::display(&command)
+        );
+    }
+    shell::exit_code_of(&mut command)
+}
+
+/// Tells the lab where the product and the servers are.
+pub fn environment(command: &mut Command) {
+    let mut path: Vec<PathBuf> =
+        std::env::split_paths(&std::env::var_os("PATH").unwrap_or_default()).collect();
+    // Debian's `ip` and `nft` are here, and a user's path may not have it.
+    for directory in ["/usr/sbin", "/sbin"] {
+        if !path.iter().any(|present| present.as_os_str() == directory) {
+            path.push(directory.into());
+            if let Ok(joined) = std::env::join_paths(&path) {
+                command.env("PATH", joined);
+            }
+        }
+    }
+    command
+        .env("ENFORCER_BIN", build::binary("enforcer"))
+        .env("ENFORCER_LAB_TOOLS", setup::lab_tools());
+}

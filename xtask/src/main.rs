@@ -1,0 +1,44 @@
+//! `cargo xtask`: set-up, build, lab, demo and test of this repository. Nothing else knows how
+//! these are done; CI calls `cargo xtask test` and has no logic of its own.
+
+mod bpf_toolchain;
+mod build;
+mod demo;
+mod lab;
+mod setup;
+mod shell;
+mod test;
+
+use std::process::ExitCode;
+
+use clap::Parser;
+
+/// Everything that is done with this repository.
+#[derive(Debug, Parser)]
+#[command(name = "cargo xtask", bin_name = "cargo xtask")]
+enum Cli {
+    /// Installs what is missing: a compiler and a linker for BPF, and the lab's servers.
+    Setup,
+    /// Builds the release binary, kernel programs included.
+    Build,
+    /// Opens the lab: hosts, pods and real servers in network namespaces (as root).
+    Lab(lab::Args),
+    /// Shows denials in the lab without policy, in dry-run and enforced (as root).
+    Demo(demo::Args),
+    /// Runs every check there is; the lab tests as root.
+    Test(test::Args),
+}
+
+fn main() -> ExitCode {
+    let outcome = match Cli::parse() {
+        Cli::Setup => setup::ensure(&setup::Part::ALL).map(|()| ExitCode::SUCCESS),
+        Cli::Build => build::run(),
+        Cli::Lab(args) => lab::run(&args),
+        Cli::Demo(args) => demo::run(&args),
+        Cli::Test(args) => test::run(&args),
+    };
+    outcome.unwrap_or_else(|error| {
+        eprintln!("error: {error:#}");
+        ExitCode::FAILURE
+    })
+}

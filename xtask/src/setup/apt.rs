@@ -1,0 +1,87 @@
+//! Debian's packages.
+
+use std::{process::Command, sync::OnceLock};
+
+use anyhow::{Result, bail};
+
+use crate::shell;
+
+/// Installs packages, as root; otherwise the error says what to run.
+pub fn install(packages: &[&str]) -> Result<()> {
+    let by_hand = format!(
+        "sudo apt-get update && sudo apt-get install -y --no-install-recommends {}",
+        packages.join(" ")
+    );
+    if !available() {
+        bail!(
+            "there is no apt-get here. Install the like of Debian's {}",
+            packages.join(", ")
+        );
+    }
+    if !shell::is_root() {
+        bail!("installing packages needs root. Run\n    {by_hand}");
+    }
+    if packages.iter().any(|package| candidate(package).is_none()) {
+        update();
+    }
+    let mut arguments = vec!["install", "-y", "--no-install-recommends", "--no-remove"];
+    arguments.extend(packages);
+    // A list that is out of date names files that are gone; a fresh one helps.
+    if run(&arguments).is_ok() {
+        return Ok(());
+    }
+    update();
+    run(&arguments)
+}
+
+/// Whether this is a machine with apt.
+pub fn available() -> bool {
+    shell::which("apt-get").is_some() && shell::which("dpkg-deb").is_some()
+}
+
+/// The version that would be installed.
+pub fn candidate(package: &str) -> Option<String> {
+    let policy = shell::output_of(apt("apt-cache").args(["policy", package]))?;
+    let version = policy
+        .lines()
+        .find_map(|line| line.trim().strip_prefix("Candidate: "))?;
+    (version != "(none)").then(|| version.to_owned())
+}
+
+/// Reads the lists of packages anew: once in a run, and as root only. A failure shows later, in
+/// what is missing then.
+pub fn update() {
+    static ONCE: OnceLock<()> = OnceLock::new();
+    if available() && shell::is_root() {
+        ONCE.get_or_init(|| {
+            let _ = run(&["update"]);
+        });
+    }
+}
+
+/// Runs `apt-get`, with its output in a log that is shown if it fails.
+pub fn run(arguments: &[&str]) -> Result<()> {
+    let log = shell::log_path("setup-apt")?;
+    let mut command = apt("apt-get");
+    // Another apt may be at work, as on a machine that has just started.
+    command
+        .args(["-q", "-o", "DPkg::Lock::Timeout=300"])
+        .args(arguments);
+    if shell::run_logged(&mut command, &log)? {
+        return Ok(());
+    }
+    bail!(
+        "{} failed:\n{}",
+        shell::display(&command),
+        shell::tail(&log)
+    );
+}
+
+fn apt(program: &str) -> Command {
+    let mut command = Command::new(program);
+    // Its words are read above, and nobody is there to answer questions.
+    command
+        .env("LC_ALL", "C")
+        .env("DEBIAN_FRONTEND", "noninteractive");
+    command
+}

@@ -1,0 +1,144 @@
+//! `cargo xtask test`: every check there is, one line for each that passes. What a check printed is
+//! in `target/xtask-logs`; of one that fails it is shown, with the command to run by hand.
+
+mod readme;
+mod report;
+
+use std::{
+    env,
+    process::{Command, ExitCode},
+};
+
+use anyhow::Result;
+
+use crate::{bpf_toolchain::BpfToolchain, build, lab, setup, shell};
+use report::Report;
+
+/// Options of `cargo xtask test`.
+#[derive(Debug, clap::Args)]
+pub struct Args {
+    /// Leaves out the tests in network namespaces, which need root.
+    #[arg(long)]
+    no_lab: bool,
+    /// Runs the tests whose name contains this, and no other check.
+    #[arg(long, value_name = "TEXT")]
+    filter: Option<String>,
+}
+
+/// Runs the checks. Fails if one failed, or if the lab should have run and could not.
+pub fn run(args: &Args) -> Result<ExitCode> {
+    let Args { no_lab, filter } = args;
+    let mut parts = vec![setup::Part::Toolchain, setup::Part::Clippy];
+    if !no_lab {
+        parts.push(setup::Part::Lab);
+    }
+    setup::ensure(&parts)?;
+
+    let mut report = Report::default();
+    if filter.is_none() {
+        static_checks(&mut report);
+    }
+    report.command(
+        "unit and documentation tests",
+        &mut unit_tests(filter.as_deref()),
+    );
+    if report.command("release build", &mut build::release()) {
+        if filter.is_none() {
+            report.check("commands in the documents", readme::check);
+        }
+        lab_tests(&mut report, args);
+    }
+    Ok(report.finish())
+}
+
+/// What needs no test to run: format, lints, documentation.
+fn static_checks(report: &mut Report) {
+    report.command("format", shell::cargo().args(["fmt", "--all", "--check"]));
+    let mut clippy = shell::cargo();
+    clippy.args([
+        "clippy",
+        "--workspace",
+        "--all-targets",
+        "--",
+        "-D",
+        "warnings",
+    ]);
+    report.command("clippy", &mut clippy);
+    bpf_clippy(report);
+    let mut documentation = shell::cargo();
+    documentation
+        .args([
+            "doc",
+            "--workspace",
+            "--no-deps",
+            "--document-private-items",
+        ])
+        .env("RUSTDOCFLAGS", "-D warnings");
+    report.command("documentation", &mut documentation);
+}
+
+/// Clippy on the kernel programs, for the target they are made for.
+fn bpf_clippy(report: &mut Report) {
+    const NAME: &str = "clippy of the kernel programs";
+    let toolchain = match BpfToolchain::load(shell::workspace()) {
+        Ok(toolchain) => toolchain,
+        Err(error) => return report.skip(NAME, &error),
+    };
+    if !toolchain.bin.join("cargo-clippy").is_file() {
+        return report.skip(NAME, "the BPF compiler has no clippy");
+    }
+    let endian = if cfg!(target_endian = "big") {
+        "big"
+    } else {
+        "little"
+    };
+    let mut clippy = toolchain.cargo("clippy", endian, env::consts::ARCH);
+    clippy
+        .current_dir(shell::workspace())
+        .arg("--target-dir")
+        .arg(shell::target_dir().join("bpf"))
+        .args(["--", "-D", "warnings"]);
+    report.command(NAME, &mut clippy);
+}
+
+/// The tests that need neither root nor a network: randomized ones are among them.
+fn unit_tests(filter: Option<&str>) -> Command {
+    let mut command = shell::cargo();
+    command.args(["test", "--workspace", "--no-fail-fast"]);
+    command.args(["--exclude", "enforcer-ebpf", "--exclude", "enforcer-tests"]);
+    command.args(filter);
+    command
+}
+
+fn lab_tests(report: &mut Report, args: &Args) {
+    const NAME: &str = "lab tests";
+    let mut command = shell::cargo();
+    command
+        .args(["test", "--package", "enforcer-tests", "--no-fail-fast"])
+        .args(&args.filter);
+    lab::environment(&mut command);
+    if args.no_lab {
+        report.skip(NAME, "--no-lab");
+    } else if shell::is_root() {
+        report.command(NAME, &mut command);
+    } else {
+        // Cargo stays with the user, so that no file in `target` belongs to root.
+        command.env(runner_variable(), "sudo -E");
+        report.miss(
+            NAME,
+            "network namespaces and kernel programs need root",
+            &command,
+        );
+    }
+}
+
+/// The variable that makes cargo run tests through another program.
+fn runner_variable() -> String {
+    let about = shell::output_of(Command::new("rustc").arg("-vV")).unwrap_or_default();
+    let host = about.lines().find_map(|line| line.strip_prefix("host: "));
+    let host = host.unwrap_or("x86_64-unknown-linux-gnu");
+    format!(
+        "CARGO_TARGET_{}_RUNNER",
+        host.to_uppercase().replace('-', "_")
+    )
+}
