@@ -1,0 +1,58 @@
+//! Counting what reaches a host's input: behind TC, before sockets and their cgroups.
+
+use std::net::{IpAddr, SocketAddr};
+
+use anyhow::{Context, Result};
+use serde_json::Value;
+
+use crate::net;
+use crate::place::Place;
+use crate::process::run_tool;
+
+const TABLE: &str = "lab-arrivals";
+
+/// A counter of packets with a certain source and destination, in nftables' input hook.
+#[derive(Debug)]
+pub struct Arrivals {
+    place: Place,
+    chain: String,
+}
+
+impl Arrivals {
+    /// Starts to count packets from an address to an address and port, of TCP or UDP.
+    pub fn count(place: &Place, from: IpAddr, to: SocketAddr) -> Result<Self> {
+        let chain = format!("from-{}-{}", from, to).replace(['.', ':', '[', ']'], "-");
+        let family = if to.is_ipv4() { "ip" } else { "ip6" };
+        let rules = format!(
+            "table inet {TABLE} {{ chain {chain} {{ type filter hook input priority -300;
+               {family} saddr {from} {family} daddr {} th dport {} counter\n}}\n}}\n",
+            to.ip(),
+            to.port()
+        );
+        net::nft(place.namespace().name(), &rules)?;
+        Ok(Self {
+            place: place.clone(),
+            chain,
+        })
+    }
+
+    /// How many packets arrived so far.
+    pub fn so_far(&self) -> Result<u64> {
+        let mut command = net::command("nft")?;
+        command.args(["-j", "list", "chain", "inet", TABLE, &self.chain]);
+        let listing = self.place.namespace().within(|| run_tool(command, ""))??;
+        let listing: Value = serde_json::from_str(&listing).context("nft wrote no JSON")?;
+        find_counter(&listing).context("nft's listing holds no counter")
+    }
+}
+
+fn find_counter(value: &Value) -> Option<u64> {
+    match value {
+        Value::Object(fields) => fields
+            .get("counter")
+            .and_then(|counter| counter.get("packets")?.as_u64())
+            .or_else(|| fields.values().find_map(find_counter)),
+        Value::Array(items) => items.iter().find_map(find_counter),
+        _ => None,
+    }
+}

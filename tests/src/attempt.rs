@@ -1,0 +1,253 @@
+//! What a test can try from a place with `lab-probe`, and what comes of it.
+
+use std::net::{IpAddr, SocketAddr};
+use std::time::Duration;
+
+use anyhow::{Context, Result};
+use serde::de::DeserializeOwned;
+
+use crate::packet::{Forged, to_hex};
+use crate::place::{Action, Place};
+use crate::probe::{
+    Bind, Connect, Frame, Heard, Hold, Inject, Outcome, Ping, Probe, READY, Raw, Report, Serve,
+    Sniff, Udp,
+};
+use crate::process::{Ran, Running};
+use crate::tools::Tool;
+
+/// How long a server may take until it can be reached.
+const READY_WITHIN: Duration = Duration::from_secs(5);
+
+impl Place {
+    /// Tries something and hands back the whole report.
+    pub fn probe(&self, probe: &Probe) -> Result<Report> {
+        report(&self.probe_command(probe)?.run()?)
+    }
+
+    /// Opens a TCP connection.
+    pub fn connect(&self, to: SocketAddr) -> Result<Outcome> {
+        self.connect_with(Connect::to(to))
+            .map(|report| report.outcome)
+    }
+
+    /// Opens a TCP connection in a special way.
+    pub fn connect_with(&self, connect: Connect) -> Result<Report> {
+        self.probe(&Probe::Connect(connect))
+    }
+
+    /// Opens a TCP connection, sends a text and hands back what came of it: who answers tells who is
+    /// there.
+    pub fn ask(&self, to: SocketAddr, text: &str) -> Result<Report> {
+        self.connect_with(Connect {
+            send: Some(text.to_owned()),
+            ..Connect::to(to)
+        })
+    }
+
+    /// Sends a datagram from an unconnected socket and waits for the answer.
+    pub fn udp(&self, to: SocketAddr) -> Result<Outcome> {
+        self.udp_with(Udp::to(to)).map(|report| report.outcome)
+    }
+
+    /// Sends datagrams in a special way.
+    pub fn udp_with(&self, udp: Udp) -> Result<Report> {
+        self.probe(&Probe::Udp(udp))
+    }
+
+    /// Binds a TCP address and listens there for a moment.
+    pub fn bind(&self, at: SocketAddr) -> Result<Outcome> {
+        let bind = Bind {
+            at,
+            udp: false,
+            reuse_port: false,
+        };
+        self.probe(&Probe::Bind(bind)).map(|report| report.outcome)
+    }
+
+    /// Binds a UDP address for a moment.
+    pub fn bind_udp(&self, at: SocketAddr) -> Result<Outcome> {
+        let bind = Bind {
+            at,
+            udp: true,
+            reuse_port: false,
+        };
+        self.probe(&Probe::Bind(bind)).map(|report| report.outcome)
+    }
+
+    /// Sends an echo request through a raw socket.
+    pub fn ping(&self, to: IpAddr) -> Result<Outcome> {
+        let ping = Ping {
+            to,
+            timeout_ms: crate::probe::TIMEOUT_MS,
+        };
+        self.probe(&Probe::Ping(ping)).map(|report| report.outcome)
+    }
+
+    /// Sends a forged packet by a packet socket, as a frame for the next hop: on `lo` if it goes to
+    /// loopback, otherwise on `eth0`.
+    pub fn forge(&self, packet: &Forged) -> Result<Report> {
+        let destination = packet.destination.ip();
+        if destination.is_loopback() {
+            self.inject("lo", &[packet.frame([0; 6], [0; 6])?])
+        } else {
+            self.forge_to(self.next_hop(destination), packet)
+        }
+    }
+
+    /// Sends a forged packet on `eth0` to a hardware address of choice, whatever its destination:
+    /// how a neighbour sends 127.0.0.1 over the wire.
+    pub fn forge_to(&self, hop: [u8; 6], packet: &Forged) -> Result<Report> {
+        self.inject("eth0", &[packet.frame(self.party().mac, hop)?])
+    }
+
+    /// Sends any frames by a packet socket.
+    pub fn inject(&self, interface: &str, frames: &[Vec<u8>]) -> Result<Report> {
+        let frame = frames.iter().map(|frame| to_hex(frame)).collect();
+        self.probe(&Probe::Inject(Inject {
+            interface: interface.to_owned(),
+            frame,
+        }))
+    }
+
+    /// Sends a forged packet by a raw IP socket: the kernel routes it, and local hooks see it.
+    pub fn raw(&self, packet: &Forged) -> Result<Report> {
+        self.raw_bytes(&[packet.packet()?])
+    }
+
+    /// Sends any IP packets by a raw IP socket.
+    pub fn raw_bytes(&self, packets: &[Vec<u8>]) -> Result<Report> {
+        let packet = packets.iter().map(|packet| to_hex(packet)).collect();
+        self.probe(&Probe::Raw(Raw { packet }))
+    }
+
+    /// Opens a connection and keeps it busy. Comes back when the first answer is there.
+    pub fn hold(&self, hold: Hold) -> Result<Held> {
+        let running = self.probe_command(&Probe::Hold(hold))?.spawn()?;
+        let held = Held { running };
+        held.running
+            .wait_for_line(|line| line == "answer 1", READY_WITHIN)?;
+        Ok(held)
+    }
+
+    /// Starts an echo server. Comes back when it can be reached.
+    pub fn serve(&self, serve: Serve) -> Result<Server> {
+        Ok(Server {
+            running: self.start_listener(&Probe::Serve(serve))?,
+        })
+    }
+
+    /// Starts to watch an interface. Comes back when no frame can be missed.
+    pub fn sniff(&self, sniff: Sniff) -> Result<Sniffer> {
+        Ok(Sniffer {
+            running: self.start_listener(&Probe::Sniff(sniff))?,
+        })
+    }
+
+    fn start_listener(&self, probe: &Probe) -> Result<Running> {
+        let running = self.probe_command(probe)?.spawn()?;
+        running.wait_for_line(|line| line == READY, READY_WITHIN)?;
+        Ok(running)
+    }
+
+    fn probe_command(&self, probe: &Probe) -> Result<Action> {
+        let program = Tool {
+            path: self.kit.probe.clone(),
+            libraries: Vec::new(),
+        };
+        Ok(self.command_of(&program)?.args(probe.arguments()))
+    }
+}
+
+/// A connection that is kept open and busy.
+#[derive(Debug)]
+pub struct Held {
+    running: Running,
+}
+
+impl Held {
+    /// How many answers came so far.
+    pub fn answers(&self) -> usize {
+        self.running
+            .stdout()
+            .lines()
+            .filter(|line| line.starts_with("answer "))
+            .count()
+    }
+
+    /// Whether two more answers come: the first may have been on its way already.
+    pub fn is_alive(&self) -> bool {
+        let wanted = format!("answer {}", self.answers() + 2);
+        self.running
+            .wait_for_line(|line| line == wanted, Duration::from_secs(1))
+            .is_ok()
+    }
+
+    /// Waits until no answer comes any more, and tells how it ended.
+    pub fn wait_for_end(self, at_most: Duration) -> Result<Report> {
+        report(&self.running.finish(at_most)?)
+    }
+}
+
+/// An echo server that tells what it heard.
+#[derive(Debug)]
+pub struct Server {
+    running: Running,
+}
+
+impl Server {
+    /// Its process.
+    pub fn running(&self) -> &Running {
+        &self.running
+    }
+
+    /// All that it heard so far.
+    pub fn heard(&self) -> Vec<Heard> {
+        parsed(&self.running)
+    }
+
+    /// Waits until it has heard something in particular; nothing if it does not.
+    pub fn wait_for(&self, wanted: impl Fn(&Heard) -> bool, at_most: Duration) -> Option<Heard> {
+        let matches = |line: &str| serde_json::from_str(line).is_ok_and(|heard| wanted(&heard));
+        let line = self.running.wait_for_line(matches, at_most).ok()?;
+        serde_json::from_str(&line).ok()
+    }
+
+    /// Whether a datagram or segment with this text arrives.
+    pub fn hears(&self, text: &str, at_most: Duration) -> bool {
+        self.wait_for(|heard| heard.data.as_deref() == Some(text), at_most)
+            .is_some()
+    }
+}
+
+/// A watcher of an interface.
+#[derive(Debug)]
+pub struct Sniffer {
+    running: Running,
+}
+
+impl Sniffer {
+    /// All frames so far.
+    pub fn frames(&self) -> Vec<Frame> {
+        parsed(&self.running)
+    }
+
+    /// Waits until a frame passes; nothing if none does.
+    pub fn wait_for(&self, wanted: impl Fn(&Frame) -> bool, at_most: Duration) -> Option<Frame> {
+        let matches = |line: &str| serde_json::from_str(line).is_ok_and(|frame| wanted(&frame));
+        let line = self.running.wait_for_line(matches, at_most).ok()?;
+        serde_json::from_str(&line).ok()
+    }
+}
+
+fn parsed<T: DeserializeOwned>(running: &Running) -> Vec<T> {
+    running
+        .stdout()
+        .lines()
+        .filter_map(|line| serde_json::from_str(line).ok())
+        .collect()
+}
+
+fn report(ran: &Ran) -> Result<Report> {
+    let line = ran.stdout.lines().last().unwrap_or_default();
+    serde_json::from_str(line).with_context(|| format!("lab-probe did not report: {ran}"))
+}

@@ -1,0 +1,108 @@
+//! The lab for a person: builds it, says how to get in, and removes it at the end.
+
+use std::fs;
+use std::process::ExitCode;
+use std::time::Instant;
+
+use anyhow::{Context, Result};
+use clap::Parser;
+use enforcer_tests::plan::{HOSTS, PODS};
+use enforcer_tests::{Lab, Place};
+use nix::sys::signal::{SigSet, Signal};
+
+/// Builds a small cluster on this machine and keeps it until Ctrl-C
+#[derive(Debug, Parser)]
+#[command(version)]
+struct Arguments {
+    /// Hosts, pods and the network only
+    #[arg(long)]
+    no_servers: bool,
+    /// Let the apiserver's insecure port listen on the node's own addresses, too
+    #[arg(long)]
+    expose_insecure_port: bool,
+    /// Set route_localnet on cp1 and route the neighbour's 127.0.0.0/8 there
+    #[arg(long)]
+    expose_loopback: bool,
+    /// Hide pods behind their node's address
+    #[arg(long)]
+    masquerade_pods: bool,
+}
+
+fn main() -> ExitCode {
+    match run(&Arguments::parse()) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("error: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn run(arguments: &Arguments) -> Result<()> {
+    // Before the first thread starts, so that no thread dies of what this one waits for.
+    let ends: SigSet = [Signal::SIGINT, Signal::SIGTERM, Signal::SIGHUP]
+        .into_iter()
+        .collect();
+    ends.thread_block().context("failed to block signals")?;
+    let started = Instant::now();
+    let lab = build(arguments)?;
+    describe(&lab, started)?;
+    ends.wait().context("failed to wait for a signal")?;
+    println!("\nremoving the lab");
+    lab.close()
+}
+
+fn build(arguments: &Arguments) -> Result<Lab> {
+    let Arguments {
+        no_servers,
+        expose_insecure_port,
+        expose_loopback,
+        masquerade_pods,
+    } = *arguments;
+    let builder = Lab::builder();
+    let mut lab = if no_servers {
+        builder.build()?
+    } else {
+        builder.full().build()?
+    };
+    if expose_insecure_port {
+        lab.expose_insecure_port()?;
+    }
+    if expose_loopback {
+        lab.expose_loopback()?;
+    }
+    if masquerade_pods {
+        lab.masquerade_pods()?;
+    }
+    Ok(lab)
+}
+
+fn describe(lab: &Lab, started: Instant) -> Result<()> {
+    let inventory = lab.directory().join("inventory.yaml");
+    fs::write(&inventory, lab.inventory_yaml())
+        .with_context(|| format!("failed to write {}", inventory.display()))?;
+    println!("lab {} is up after {:?}", lab.id(), started.elapsed());
+    println!("certificates and inventory: {}", lab.directory().display());
+    for party in HOSTS.iter().chain(PODS.iter().map(|pod| &pod.party)) {
+        println!("{:8}{:14}{}", party.name, party.v4.to_string(), party.v6);
+    }
+    println!("\nTo be there, in another terminal, as root:");
+    for (who, place) in places(lab) {
+        println!("\n# {who}\n{}", place.shell_line());
+    }
+    println!("\nCtrl-C ends the lab");
+    Ok(())
+}
+
+fn places(lab: &Lab) -> Vec<(&'static str, Place)> {
+    vec![
+        ("the apiserver on cp1", lab.apiserver()),
+        ("the controller-manager on cp1", lab.controller_manager()),
+        ("somebody who logged in on cp1", lab.login("cp1")),
+        ("a hostNetwork pod on cp1", lab.hostnet("cp1")),
+        ("a pod on cp1", lab.pod("pod-a").clone()),
+        ("somebody who logged in on w1", lab.login("w1")),
+        ("a pod on w1", lab.pod("pod-b").clone()),
+        ("the outside neighbour", lab.neighbour()),
+    ]
+}

@@ -1,0 +1,143 @@
+//! Certificates as kubeadm lays them out: one authority, servers with their addresses in them, and the
+//! apiserver's client certificate for etcd, which the tests let intruders steal.
+
+use std::fs;
+use std::net::IpAddr;
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context, Result};
+use rcgen::{
+    BasicConstraints, CertificateParams, DnType, ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair,
+    KeyUsagePurpose, SanType,
+};
+
+use crate::plan::{self, LOOPBACK, Party};
+
+/// A certificate and its key, in PEM files.
+#[derive(Debug, Clone)]
+pub struct Identity {
+    /// Its common name.
+    pub name: &'static str,
+    /// The certificate.
+    pub certificate: PathBuf,
+    /// The key.
+    pub key: PathBuf,
+}
+
+/// All certificates of a lab.
+#[derive(Debug)]
+pub struct Certs {
+    authority: PathBuf,
+    etcd_server: Identity,
+    etcd_peer: Identity,
+    apiserver: Identity,
+    apiserver_etcd_client: Identity,
+    kubelet: Identity,
+}
+
+impl Certs {
+    /// Makes all certificates in a directory.
+    pub fn create(directory: &Path) -> Result<Self> {
+        let issuer = Authority::create(directory)?;
+        let servers = [plan::CP1, plan::W1, LOOPBACK, plan::SERVICE];
+        Ok(Self {
+            etcd_server: issuer.issue("etcd-server", &[plan::CP1, LOOPBACK])?,
+            etcd_peer: issuer.issue("etcd-peer", &[plan::CP1, LOOPBACK])?,
+            apiserver: issuer.issue("kube-apiserver", &servers)?,
+            apiserver_etcd_client: issuer.issue("kube-apiserver-etcd-client", &[])?,
+            kubelet: issuer.issue("kubelet", &[plan::CP1, plan::W1, LOOPBACK])?,
+            authority: issuer.certificate,
+        })
+    }
+
+    /// The authority's certificate.
+    pub fn authority(&self) -> &Path {
+        &self.authority
+    }
+
+    /// etcd towards its clients.
+    pub fn etcd_server(&self) -> &Identity {
+        &self.etcd_server
+    }
+
+    /// etcd towards its peers.
+    pub fn etcd_peer(&self) -> &Identity {
+        &self.etcd_peer
+    }
+
+    /// The apiserver towards its clients.
+    pub fn apiserver(&self) -> &Identity {
+        &self.apiserver
+    }
+
+    /// The apiserver towards etcd: who holds it may do everything there.
+    pub fn apiserver_etcd_client(&self) -> &Identity {
+        &self.apiserver_etcd_client
+    }
+
+    /// The kubelet towards its clients.
+    pub fn kubelet(&self) -> &Identity {
+        &self.kubelet
+    }
+}
+
+struct Authority<'a> {
+    directory: &'a Path,
+    certificate: PathBuf,
+    issuer: Issuer<'static, KeyPair>,
+}
+
+impl<'a> Authority<'a> {
+    fn create(directory: &'a Path) -> Result<Self> {
+        let key = KeyPair::generate().context("failed to make the authority's key")?;
+        let mut params = CertificateParams::default();
+        params
+            .distinguished_name
+            .push(DnType::CommonName, "enforcer-lab-ca");
+        params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
+        params.key_usages = vec![KeyUsagePurpose::KeyCertSign, KeyUsagePurpose::CrlSign];
+        let signed = params
+            .self_signed(&key)
+            .context("failed to sign the authority")?;
+        let certificate = directory.join("ca.crt");
+        write(&certificate, &signed.pem())?;
+        Ok(Self {
+            directory,
+            certificate,
+            issuer: Issuer::new(params, key),
+        })
+    }
+
+    /// Every certificate may serve and connect: etcd uses its server's for its own gateway, too.
+    fn issue(&self, name: &'static str, parties: &[Party]) -> Result<Identity> {
+        let key = KeyPair::generate().with_context(|| format!("failed to make {name}'s key"))?;
+        let mut params = CertificateParams::default();
+        params.distinguished_name.push(DnType::CommonName, name);
+        params.key_usages = vec![KeyUsagePurpose::DigitalSignature];
+        params.extended_key_usages = vec![
+            ExtendedKeyUsagePurpose::ServerAuth,
+            ExtendedKeyUsagePurpose::ClientAuth,
+        ];
+        params.subject_alt_names = parties
+            .iter()
+            .flat_map(|party| [IpAddr::V4(party.v4), IpAddr::V6(party.v6)])
+            .map(SanType::IpAddress)
+            .collect();
+        let signed = params
+            .signed_by(&key, &self.issuer)
+            .with_context(|| format!("failed to sign {name}'s certificate"))?;
+        let certificate = self.directory.join(format!("{name}.crt"));
+        let key_file = self.directory.join(format!("{name}.key"));
+        write(&certificate, &signed.pem())?;
+        write(&key_file, &key.serialize_pem())?;
+        Ok(Identity {
+            name,
+            certificate,
+            key: key_file,
+        })
+    }
+}
+
+fn write(path: &Path, text: &str) -> Result<()> {
+    fs::write(path, text).with_context(|| format!("failed to write {}", path.display()))
+}

@@ -1,0 +1,392 @@
+//! A whole lab: made by a builder, gone with its last owner.
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::os::unix::fs::PermissionsExt;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use anyhow::{Context, Result, ensure};
+use tempfile::TempDir;
+
+use crate::attempt::Server;
+use crate::certs::Certs;
+use crate::cgroup::{self, static_pod};
+use crate::host::{Host, make_host, make_pod};
+use crate::place::{Kit, Place};
+use crate::plan::{self, LOOPBACK, NODES, PodPlan, port};
+use crate::process::Running;
+use crate::sweep::{self, LabId};
+use crate::{inventory, net, servers, tools};
+
+/// The helper program's name in a lab's directory.
+const PROBE: &str = "lab-probe";
+
+/// What a lab is to have besides its network. Servers take time: ask for what the test needs.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct Builder {
+    etcd: bool,
+    apiserver: bool,
+    kubelets: bool,
+    bystanders: bool,
+}
+
+impl Builder {
+    /// A real etcd on `cp1`.
+    pub fn etcd(self) -> Self {
+        Self { etcd: true, ..self }
+    }
+
+    /// The apiserver on `cp1`: 6443 with TLS, 8080 on loopback without.
+    pub fn apiserver(self) -> Self {
+        Self {
+            apiserver: true,
+            ..self
+        }
+    }
+
+    /// A kubelet on each node.
+    pub fn kubelets(self) -> Self {
+        Self {
+            kubelets: true,
+            ..self
+        }
+    }
+
+    /// Those whom a policy must leave alone: echo on hosts and pods, a pod's own 8080 and 2379,
+    /// node-local DNS, a worker's web server.
+    pub fn bystanders(self) -> Self {
+        Self {
+            bystanders: true,
+            ..self
+        }
+    }
+
+    /// Everything.
+    pub fn full(self) -> Self {
+        Self {
+            etcd: true,
+            apiserver: true,
+            kubelets: true,
+            bystanders: true,
+        }
+    }
+
+    /// Builds it, and comes back when all servers answer.
+    pub fn build(self) -> Result<Lab> {
+        let Self {
+            etcd,
+            apiserver,
+            kubelets,
+            bystanders,
+        } = self;
+        let mut lab = Lab::without_servers()?;
+        // etcd takes longest: the others start in its shadow.
+        let booting = etcd
+            .then(|| servers::start_etcd(&lab.etcd(), &lab.kit.certs))
+            .transpose()
+            .context("failed to start etcd")?;
+        if apiserver {
+            lab.start_apiserver()?;
+        }
+        if kubelets {
+            lab.start_kubelets()?;
+        }
+        if bystanders {
+            lab.start_bystanders()?;
+        }
+        if let Some(mut etcd) = booting {
+            let (place, client) = (lab.etcd(), lab.kit.certs.apiserver_etcd_client());
+            servers::wait_for_etcd(&mut etcd, &place, client)?;
+            lab.servers.push(etcd);
+        }
+        Ok(lab)
+    }
+}
+
+/// Hosts, pods and servers on this machine. Dropping it ends its processes and removes all of it.
+#[derive(Debug)]
+pub struct Lab {
+    id: LabId,
+    servers: Vec<Running>,
+    bystanders: BTreeMap<String, Server>,
+    hosts: Vec<Host>,
+    pods: Vec<(PodPlan, Place)>,
+    kit: Arc<Kit>,
+    directory: TempDir,
+    // Last: what it removes is in use by everything above.
+    _tear_down: TearDown,
+}
+
+impl Lab {
+    /// Starts with a lab that has hosts and pods but no servers.
+    pub fn builder() -> Builder {
+        Builder::default()
+    }
+
+    fn without_servers() -> Result<Self> {
+        ensure!(
+            nix::unistd::geteuid().is_root(),
+            "the lab makes network namespaces and cgroups: run it as root"
+        );
+        sweep::sweep().context("failed to remove what an earlier lab left behind")?;
+        let id = LabId::new()?;
+        let cgroups = cgroup::mount_point()?.join(id.lab_name());
+        let tear_down = TearDown {
+            id,
+            cgroups: cgroups.clone(),
+        };
+        let directory = make_directory(&id)?;
+        let certs = Certs::create(directory.path())?;
+        let kit = Arc::new(Kit {
+            certs,
+            probe: directory.path().join(PROBE),
+        });
+        net::add_namespaces(&id)?;
+        net::connect(&id).context("failed to connect the lab's hosts")?;
+        let hosts = plan::HOSTS
+            .iter()
+            .map(|party| make_host(party, &id, directory.path(), &cgroups, &kit))
+            .collect::<Result<Vec<_>>>()?;
+        let pods = plan::PODS
+            .iter()
+            .map(|pod| Ok((*pod, make_pod(pod, &id, &cgroups, &kit)?)))
+            .collect::<Result<Vec<_>>>()?;
+        let (servers, bystanders) = (Vec::new(), BTreeMap::new());
+        Ok(Self {
+            id,
+            servers,
+            bystanders,
+            hosts,
+            pods,
+            kit,
+            directory,
+            _tear_down: tear_down,
+        })
+    }
+
+    /// Its id, which is in the names of all that belongs to it.
+    pub fn id(&self) -> &LabId {
+        &self.id
+    }
+
+    /// A directory for a test's files; removed with the lab.
+    pub fn directory(&self) -> &Path {
+        self.directory.path()
+    }
+
+    /// Its certificates.
+    pub fn certs(&self) -> &Certs {
+        &self.kit.certs
+    }
+
+    /// The `Inventory` document that describes it.
+    pub fn inventory_yaml(&self) -> String {
+        inventory::inventory_yaml(&self.id)
+    }
+
+    /// A host by name: `cp1`, `w1` or `out`.
+    ///
+    /// # Panics
+    /// If there is no such host.
+    pub fn host(&self, name: &str) -> &Host {
+        let found = self.hosts.iter().find(|host| host.party().name == name);
+        found.unwrap_or_else(|| panic!("the lab has no host `{name}`"))
+    }
+
+    /// A pod by name: `pod-a` on `cp1` or `pod-b` on `w1`.
+    ///
+    /// # Panics
+    /// If there is no such pod.
+    pub fn pod(&self, name: &str) -> &Place {
+        let found = self
+            .pods
+            .iter()
+            .find(|(pod, _place)| pod.party.name == name);
+        found
+            .map(|(_pod, place)| place)
+            .unwrap_or_else(|| panic!("the lab has no pod `{name}`"))
+    }
+
+    /// etcd's place on `cp1`.
+    pub fn etcd(&self) -> Place {
+        self.daemon("cp1", "etcd")
+    }
+
+    /// The apiserver's place on `cp1`, a static pod.
+    pub fn apiserver(&self) -> Place {
+        self.place("cp1", &static_pod("apiserver"))
+    }
+
+    /// The controller-manager's place on `cp1`, a static pod.
+    pub fn controller_manager(&self) -> Place {
+        self.place("cp1", &static_pod("controller-manager"))
+    }
+
+    /// The scheduler's place on `cp1`, a static pod.
+    pub fn scheduler(&self) -> Place {
+        self.place("cp1", &static_pod("scheduler"))
+    }
+
+    /// The kubelet's place on a node.
+    pub fn kubelet(&self, host: &str) -> Place {
+        self.daemon(host, "kubelet")
+    }
+
+    /// A hostNetwork pod's place: the host's network, a pod's cgroup.
+    pub fn hostnet(&self, host: &str) -> Place {
+        self.place(host, &format!("{}/hostnet", cgroup::PODS))
+    }
+
+    /// Where a person who logged in on a host is.
+    pub fn login(&self, host: &str) -> Place {
+        self.daemon(host, "sshd")
+    }
+
+    /// A system daemon's place on a host.
+    pub fn daemon(&self, host: &str, name: &str) -> Place {
+        self.place(host, &format!("{}/{name}.service", cgroup::SYSTEM))
+    }
+
+    /// The outside neighbour's place.
+    pub fn neighbour(&self) -> Place {
+        self.login("out")
+    }
+
+    /// A bystander by the name under which it started: `echo-cp1`, `echo-w1`, `echo-out`, `pod-a`,
+    /// `pod-b`, `node-local-dns-cp1`, `node-local-dns-w1`, `web-w1`.
+    ///
+    /// # Panics
+    /// If the lab was built without bystanders, or there is none of that name.
+    pub fn bystander(&self, name: &str) -> &Server {
+        let found = self.bystanders.get(name);
+        found.unwrap_or_else(|| panic!("the lab has no bystander `{name}`; was it asked for them?"))
+    }
+
+    /// Starts the mistake that the kernel itself would allow: the apiserver's insecure port on the
+    /// node's own addresses. With it, "denied" means denied and not "nobody listens there".
+    pub fn expose_insecure_port(&mut self) -> Result<()> {
+        let server = servers::exposed_insecure_port(&plan::CP1, &self.kit.certs);
+        let place = self.apiserver();
+        let mut running = server.start(&place, self.directory.path())?;
+        servers::wait_for_listener(&mut running, &place, plan::CP1.at(port::INSECURE))?;
+        self.servers.push(running);
+        Ok(())
+    }
+
+    /// Sets `route_localnet` on `cp1`, as kube-proxy does, and on the neighbour, and routes the
+    /// neighbour's whole 127.0.0.0/8 to `cp1`. From then on the neighbour has no loopback of its own.
+    pub fn expose_loopback(&self) -> Result<()> {
+        let (out, victim) = (self.host("out"), self.host("cp1"));
+        net::expose_loopback(out.namespace(), victim.namespace(), victim.party())
+    }
+
+    /// Hides the pods of both nodes behind their nodes' addresses.
+    pub fn masquerade_pods(&self) -> Result<()> {
+        NODES
+            .iter()
+            .try_for_each(|node| net::masquerade_pods(self.host(node.name).namespace()))
+    }
+
+    /// Ends the lab and tells if that did not work; dropping it does the same without a word.
+    pub fn close(self) -> Result<()> {
+        let tear_down = TearDown {
+            id: self.id,
+            cgroups: self._tear_down.cgroups.clone(),
+        };
+        drop(self);
+        tear_down.remove()
+    }
+
+    fn place(&self, host: &str, cgroup: &str) -> Place {
+        let place = self.host(host).cgroup(cgroup);
+        place.unwrap_or_else(|error| panic!("no place in {cgroup} on {host}: {error:#}"))
+    }
+
+    fn start_apiserver(&mut self) -> Result<()> {
+        let place = self.apiserver();
+        let server = servers::apiserver(&self.kit.certs);
+        let mut running = server.start(&place, self.directory.path())?;
+        servers::wait_for_listener(&mut running, &place, LOOPBACK.at(port::INSECURE))?;
+        self.servers.push(running);
+        Ok(())
+    }
+
+    fn start_kubelets(&mut self) -> Result<()> {
+        for node in &NODES {
+            let place = self.kubelet(node.name);
+            let server = servers::kubelet(&self.kit.certs);
+            let mut running = server.start(&place, self.directory.path())?;
+            servers::wait_for_listener(&mut running, &place, node.at(port::KUBELET))?;
+            self.servers.push(running);
+        }
+        Ok(())
+    }
+
+    fn start_bystanders(&mut self) -> Result<()> {
+        let mut started = BTreeMap::new();
+        for host in &self.hosts {
+            let name = host.party().name;
+            started.insert(
+                format!("echo-{name}"),
+                servers::echo(&self.daemon(name, "echo"))?,
+            );
+        }
+        for node in &NODES {
+            let dns = self.place(node.name, &static_pod("node-local-dns"));
+            let name = format!("node-local-dns-{}", node.name);
+            started.insert(name, servers::node_local_dns(&dns)?);
+        }
+        for (pod, place) in &self.pods {
+            started.insert(pod.party.name.to_owned(), servers::pod_servers(place)?);
+        }
+        started.insert(
+            "web-w1".to_owned(),
+            servers::worker_web(&self.daemon("w1", "web"))?,
+        );
+        self.bystanders = started;
+        Ok(())
+    }
+}
+
+/// Removes a lab's namespaces and cgroups, whatever state they are in.
+#[derive(Debug)]
+struct TearDown {
+    id: LabId,
+    cgroups: PathBuf,
+}
+
+impl TearDown {
+    fn remove(&self) -> Result<()> {
+        // Processes first: they hold the namespaces.
+        cgroup::remove_tree(&self.cgroups)?;
+        let names: Vec<_> = net::all_names()
+            .map(|name| self.id.namespace(name))
+            .collect();
+        net::delete_namespaces(&names)
+    }
+}
+
+impl Drop for TearDown {
+    fn drop(&mut self) {
+        if let Err(error) = self.remove() {
+            // A destructor has nobody to tell; the next lab's sweep tries again.
+            eprintln!("failed to remove the lab {}: {error:#}", self.id);
+        }
+    }
+}
+
+/// The directory of a lab, with the helper program in it: an unprivileged process of the lab must reach
+/// it, wherever the build directory is.
+fn make_directory(id: &LabId) -> Result<TempDir> {
+    let directory = tempfile::Builder::new()
+        .prefix(&format!("{}-", id.lab_name()))
+        .permissions(fs::Permissions::from_mode(0o755))
+        .tempdir()
+        .context("failed to make a temporary directory")?;
+    let (built, here) = (tools::probe()?.path, directory.path().join(PROBE));
+    if fs::hard_link(&built, &here).is_err() {
+        fs::copy(&built, &here).with_context(|| format!("failed to copy {}", built.display()))?;
+    }
+    Ok(directory)
+}

@@ -1,0 +1,286 @@
+//! The lab's network: one switch, three hosts on it, pods behind the nodes, service addresses.
+
+use std::fmt::Write as _;
+use std::process::Command;
+
+use anyhow::Result;
+
+use crate::namespace::Namespace;
+use crate::plan::{
+    self, HOSTS, NODES, POD_GATEWAY_MAC, POD_GATEWAY_V4, POD_GATEWAY_V6, PODS, Party, PodPlan,
+    ROUTER, SERVICE, port,
+};
+use crate::process::run_tool;
+use crate::sweep::LabId;
+use crate::tools;
+
+/// Where `ip netns` keeps the names.
+pub const NAMESPACES: &str = "/run/netns";
+
+/// The name of the namespace that holds the bridge.
+pub const SWITCH: &str = "switch";
+
+/// Settings of every namespace before its first interface: addresses are usable at once.
+const EVERYWHERE: [(&str, &str); 3] = [
+    ("ipv6/conf/default/accept_dad", "0"),
+    ("ipv6/conf/default/dad_transmits", "0"),
+    ("ipv6/conf/default/accept_ra", "0"),
+];
+
+/// A node routes for its pods, and trusts everybody: none of the kernel's own checks may be the
+/// reason for a packet's loss.
+const NODE: [(&str, &str); 7] = [
+    ("ipv4/ip_forward", "1"),
+    ("ipv6/conf/all/forwarding", "1"),
+    ("ipv6/conf/default/forwarding", "1"),
+    ("ipv4/conf/all/rp_filter", "0"),
+    ("ipv4/conf/default/rp_filter", "0"),
+    // Without it a packet with a source address of the node itself would be a martian.
+    ("ipv4/conf/all/accept_local", "1"),
+    ("ipv4/conf/default/accept_local", "1"),
+];
+
+/// Makes the names of all namespaces of a lab.
+pub fn add_namespaces(id: &LabId) -> Result<()> {
+    let batch: String = all_names()
+        .map(|name| format!("netns add {}\n", id.namespace(name)))
+        .collect();
+    ip(None, &batch)
+}
+
+/// Removes namespaces by their full names.
+pub fn delete_namespaces(names: &[String]) -> Result<()> {
+    for name in names {
+        // One that is gone already was taken by another sweep.
+        if std::path::Path::new(NAMESPACES).join(name).exists() {
+            let deleted = ip(None, &format!("netns del {name}\n"));
+            if deleted.is_err() && std::path::Path::new(NAMESPACES).join(name).exists() {
+                return deleted;
+            }
+        }
+    }
+    Ok(())
+}
+
+/// The names of all namespaces of a lab.
+pub fn all_names() -> impl Iterator<Item = &'static str> {
+    let hosts = HOSTS.iter().map(|host| host.name);
+    let pods = PODS.iter().map(|pod| pod.party.name);
+    [SWITCH].into_iter().chain(hosts).chain(pods)
+}
+
+/// Connects everything and gives it addresses and routes.
+pub fn connect(id: &LabId) -> Result<()> {
+    for name in all_names() {
+        Namespace::open(&id.namespace(name))?.set_sysctls(&EVERYWHERE)?;
+    }
+    for node in &NODES {
+        Namespace::open(&id.namespace(node.name))?.set_sysctls(&NODE)?;
+    }
+    let switch = id.namespace(SWITCH);
+    ip(Some(&switch), &switch_batch(id))?;
+    for host in &HOSTS {
+        ip(Some(&id.namespace(host.name)), &host_batch(host, id))?;
+    }
+    for pod in &PODS {
+        set_up_pod(pod, id)?;
+    }
+    for node in &NODES {
+        nft(&id.namespace(node.name), &services())?;
+    }
+    Ok(())
+}
+
+/// Lets the kernel of `victim` accept packets to 127.0.0.0/8 from the wire, as kube-proxy does with
+/// `route_localnet`, and sends the whole loopback traffic of `attacker` to it.
+pub fn expose_loopback(attacker: &Namespace, victim: &Namespace, address: &Party) -> Result<()> {
+    for host in [attacker, victim] {
+        host.set_sysctls(&[
+            ("ipv4/conf/all/route_localnet", "1"),
+            ("ipv4/conf/eth0/route_localnet", "1"),
+        ])?;
+    }
+    // The attacker's own loopback address would win, and make every answer a martian, so it goes.
+    let batch = format!(
+        "addr del 127.0.0.1/8 dev lo\nroute add 127.0.0.0/8 via {} dev eth0\n",
+        address.v4
+    );
+    ip(Some(attacker.name()), &batch)
+}
+
+/// Hides pods behind their node's address when they talk to anything that is no pod, as a network
+/// plug-in's "NAT outgoing" does.
+pub fn masquerade_pods(node: &Namespace) -> Result<()> {
+    nft(
+        node.name(),
+        "table inet lab-masquerade { chain out { type nat hook postrouting priority 100;
+           ip saddr 10.78.0.0/16 ip daddr != 10.78.0.0/16 oifname eth0 masquerade
+           ip6 saddr fd78::/16 ip6 daddr != fd78::/16 oifname eth0 masquerade
+         }\n}\n",
+    )
+}
+
+/// Runs a batch of `ip` commands, in a namespace if one is named.
+pub fn ip(namespace: Option<&str>, batch: &str) -> Result<()> {
+    let mut command = command("ip")?;
+    if let Some(name) = namespace {
+        command.args(["-n", name]);
+    }
+    command.args(["-batch", "-"]);
+    run_tool(command, batch).map(drop)
+}
+
+/// Feeds a rule set to nftables in a namespace and hands back what it says.
+pub fn nft(namespace: &str, rules: &str) -> Result<()> {
+    let mut command = command("nft")?;
+    command.args(["-f", "-"]);
+    Namespace::open(namespace)?.within(|| run_tool(command, rules).map(drop))?
+}
+
+/// A tool's command outside the lab.
+pub(crate) fn command(name: &str) -> Result<Command> {
+    let tool = tools::find(name)?;
+    let mut command = Command::new(tool.path);
+    if let Ok(libraries) = std::env::join_paths(&tool.libraries)
+        && !tool.libraries.is_empty()
+    {
+        command.env("LD_LIBRARY_PATH", libraries);
+    }
+    Ok(command)
+}
+
+fn switch_batch(id: &LabId) -> String {
+    let mut batch = "link set lo up\nlink add br0 type bridge\n".to_owned();
+    push(
+        &mut batch,
+        format_args!("link set br0 address {} up", mac(ROUTER.mac)),
+    );
+    push(
+        &mut batch,
+        format_args!("addr add {}/24 dev br0", ROUTER.v4),
+    );
+    push(
+        &mut batch,
+        format_args!("addr add {}/64 dev br0 nodad", ROUTER.v6),
+    );
+    for host in &HOSTS {
+        let (name, namespace) = (host.name, id.namespace(host.name));
+        let own = mac(host.mac);
+        push(
+            &mut batch,
+            format_args!(
+                "link add to-{name} type veth peer name eth0 address {own} netns {namespace}"
+            ),
+        );
+        push(&mut batch, format_args!("link set to-{name} master br0 up"));
+    }
+    batch
+}
+
+fn host_batch(host: &Party, id: &LabId) -> String {
+    let mut batch = "link set lo up\nlink set eth0 up\n".to_owned();
+    push(&mut batch, format_args!("addr add {}/24 dev eth0", host.v4));
+    push(
+        &mut batch,
+        format_args!("addr add {}/64 dev eth0 nodad", host.v6),
+    );
+    push(
+        &mut batch,
+        format_args!("route add default via {} dev eth0", ROUTER.v4),
+    );
+    push(
+        &mut batch,
+        format_args!("route add ::/0 via {} dev eth0", ROUTER.v6),
+    );
+    if NODES.contains(host) {
+        push(
+            &mut batch,
+            format_args!("addr add {}/32 dev lo", plan::NODE_LOCAL_DNS),
+        );
+    }
+    for pod in &PODS {
+        let PodPlan { party, host: home } = pod;
+        if *home == host.name {
+            let (interface, namespace) = (pod.host_interface(), id.namespace(party.name));
+            push(
+                &mut batch,
+                format_args!(
+                    "link add {interface} address {} type veth peer name eth0 address {} netns {namespace}",
+                    mac(POD_GATEWAY_MAC),
+                    mac(party.mac)
+                ),
+            );
+            push(&mut batch, format_args!("link set {interface} up"));
+            push(
+                &mut batch,
+                format_args!("route add {}/32 dev {interface}", party.v4),
+            );
+            push(
+                &mut batch,
+                format_args!("route add {}/128 dev {interface}", party.v6),
+            );
+        } else if let Some(node) = NODES.iter().find(|node| node.name == *home) {
+            push(
+                &mut batch,
+                format_args!("route add {}/32 via {}", party.v4, node.v4),
+            );
+            push(
+                &mut batch,
+                format_args!("route add {}/128 via {}", party.v6, node.v6),
+            );
+        }
+    }
+    batch
+}
+
+/// Routed as Calico does it: the pod knows a gateway that nobody is, and the host answers for it.
+fn set_up_pod(pod: &PodPlan, id: &LabId) -> Result<()> {
+    let (party, interface) = (&pod.party, pod.host_interface());
+    Namespace::open(&id.namespace(pod.host))?.set_sysctls(&[
+        (&format!("ipv4/conf/{interface}/proxy_arp"), "1"),
+        // By default the kernel thinks for up to 0.8 seconds before it answers for another.
+        (&format!("ipv4/neigh/{interface}/proxy_delay"), "0"),
+    ])?;
+    let batch = format!(
+        "link set lo up\n\
+         link set eth0 up\n\
+         addr add {}/32 dev eth0\n\
+         addr add {}/128 dev eth0 nodad\n\
+         route add {POD_GATEWAY_V4} dev eth0 scope link\n\
+         route add default via {POD_GATEWAY_V4} dev eth0\n\
+         route add ::/0 via {POD_GATEWAY_V6} dev eth0\n",
+        party.v4, party.v6
+    );
+    ip(Some(&id.namespace(party.name)), &batch)
+}
+
+/// The service address of the apiserver, translated as kube-proxy does it.
+fn services() -> String {
+    let mut rules = "table inet lab-services {\n".to_owned();
+    for (chain, hook) in [("pods", "prerouting"), ("own", "output")] {
+        push(
+            &mut rules,
+            format_args!(
+                "chain {chain} {{ type nat hook {hook} priority -100;\n\
+                 ip daddr {} tcp dport {} dnat ip to {}\n\
+                 ip6 daddr {} tcp dport {} dnat ip6 to {}\n}}",
+                SERVICE.v4,
+                port::SERVICE,
+                plan::CP1.at(port::APISERVER),
+                SERVICE.v6,
+                port::SERVICE,
+                plan::CP1.at6(port::APISERVER),
+            ),
+        );
+    }
+    rules + "}\n"
+}
+
+fn mac(address: [u8; 6]) -> String {
+    address.map(|byte| format!("{byte:02x}")).join(":")
+}
+
+fn push(batch: &mut String, line: std::fmt::Arguments<'_>) {
+    // Writing to a string cannot fail.
+    let _ = writeln!(batch, "{line}");
+}

@@ -1,0 +1,356 @@
+//! A place where a process can be: a network namespace together with a cgroup. Everything that a test
+//! does in the lab, it does from a place.
+
+use std::ffi::{CString, OsStr};
+use std::fs::File;
+use std::io;
+use std::net::{IpAddr, SocketAddr};
+use std::os::unix::process::CommandExt;
+use std::path::{Path, PathBuf};
+use std::process::{Command, ExitStatus, Stdio};
+use std::sync::Arc;
+use std::time::Duration;
+
+use anyhow::{Context, Result};
+use nix::sched::{CloneFlags, setns};
+use nix::sys::prctl::set_pdeathsig;
+use nix::sys::signal::Signal;
+use nix::unistd::{Gid, Pid, Uid, getppid, setgroups, setresgid, setresuid};
+
+use crate::certs::{Certs, Identity};
+use crate::cgroup::Cgroup;
+use crate::namespace::Namespace;
+use crate::plan::{self, POD_GATEWAY_MAC, Party};
+use crate::process::{Ran, Running, spawn};
+use crate::tools::{self, Tool};
+
+/// Longer than anything takes that works, shorter than a test's patience.
+const RUN_AT_MOST: Duration = Duration::from_secs(20);
+
+/// What every place of a lab has at hand.
+#[derive(Debug)]
+pub(crate) struct Kit {
+    /// The lab's certificates.
+    pub certs: Certs,
+    /// The helper program, where every user can run it.
+    pub probe: PathBuf,
+}
+
+/// A network namespace, a cgroup and, if it is not root, a user. Cheap to clone.
+#[derive(Debug, Clone)]
+pub struct Place {
+    pub(crate) party: Party,
+    pub(crate) namespace: Arc<Namespace>,
+    pub(crate) kit: Arc<Kit>,
+    cgroup: Cgroup,
+    behind_gateway: bool,
+    user: Option<u32>,
+}
+
+impl Place {
+    pub(crate) fn on_host(
+        party: Party,
+        namespace: Arc<Namespace>,
+        kit: Arc<Kit>,
+        cgroup: Cgroup,
+    ) -> Self {
+        Self {
+            party,
+            namespace,
+            kit,
+            cgroup,
+            behind_gateway: false,
+            user: None,
+        }
+    }
+
+    pub(crate) fn in_pod(
+        party: Party,
+        namespace: Arc<Namespace>,
+        kit: Arc<Kit>,
+        cgroup: Cgroup,
+    ) -> Self {
+        Self {
+            party,
+            namespace,
+            kit,
+            cgroup,
+            behind_gateway: true,
+            user: None,
+        }
+    }
+
+    /// The same place, for an unprivileged user.
+    pub fn as_user(&self, user: u32) -> Self {
+        Self {
+            user: Some(user),
+            ..self.clone()
+        }
+    }
+
+    /// Whose network namespace it is, with its addresses.
+    pub fn party(&self) -> &Party {
+        &self.party
+    }
+
+    /// The network namespace.
+    pub fn namespace(&self) -> &Namespace {
+        &self.namespace
+    }
+
+    /// The cgroup.
+    pub fn cgroup(&self) -> &Cgroup {
+        &self.cgroup
+    }
+
+    /// A command that will run here. A bare name is looked up among the machine's tools.
+    pub fn command(&self, program: impl AsRef<OsStr>) -> Result<Action> {
+        let program = program.as_ref();
+        let tool = match program.to_str() {
+            Some(name) if !name.contains('/') => tools::find(name)?,
+            _ => Tool {
+                path: program.into(),
+                libraries: Vec::new(),
+            },
+        };
+        self.command_of(&tool)
+    }
+
+    /// The same for a tool that was found already.
+    pub fn command_of(&self, tool: &Tool) -> Result<Action> {
+        let mut command = Command::new(&tool.path);
+        command.stdin(Stdio::null());
+        if !tool.libraries.is_empty() {
+            let libraries = std::env::join_paths(&tool.libraries)
+                .context("a library directory's name holds a colon")?;
+            command.env("LD_LIBRARY_PATH", libraries);
+        }
+        self.enter_before_exec(&mut command)?;
+        Ok(Action {
+            what: format!("{} in {}", tool.path.display(), self.party.name),
+            command,
+        })
+    }
+
+    /// Runs a command to its end.
+    pub fn run<I, A>(&self, program: impl AsRef<OsStr>, args: I) -> Result<Ran>
+    where
+        I: IntoIterator<Item = A>,
+        A: AsRef<OsStr>,
+    {
+        self.command(program)?.args(args).run()
+    }
+
+    /// `etcdctl` against one endpoint, with a client certificate or without.
+    pub fn etcdctl<I, A>(
+        &self,
+        endpoint: SocketAddr,
+        identity: Option<&Identity>,
+        args: I,
+    ) -> Result<Ran>
+    where
+        I: IntoIterator<Item = A>,
+        A: AsRef<OsStr>,
+    {
+        self.etcdctl_command(endpoint, identity)?.args(args).run()
+    }
+
+    /// The same, still to be given arguments and started: for `watch`.
+    pub fn etcdctl_command(
+        &self,
+        endpoint: SocketAddr,
+        identity: Option<&Identity>,
+    ) -> Result<Action> {
+        let mut action = self
+            .command("etcdctl")?
+            .env("ETCDCTL_API", "3")
+            .arg(format!("--endpoints=https://{endpoint}"))
+            .args(["--dial-timeout=1s", "--command-timeout=2s", "--cacert"])
+            .arg(self.kit.certs.authority());
+        if let Some(Identity {
+            certificate,
+            key,
+            name: _,
+        }) = identity
+        {
+            action = action.arg("--cert").arg(certificate).arg("--key").arg(key);
+        }
+        Ok(action)
+    }
+
+    /// `curl` for a URL, with a client certificate or without; the body is in `stdout`. Fails like
+    /// curl itself: status 7 for a refused or forbidden connection, 28 for a time-out.
+    pub fn curl(&self, url: &str, identity: Option<&Identity>) -> Result<Ran> {
+        let mut action = self
+            .command("curl")?
+            .args([
+                "-sS",
+                "--fail",
+                "--noproxy",
+                "*",
+                "-m",
+                "2",
+                "--connect-timeout",
+                "0.8",
+            ])
+            .arg("--cacert")
+            .arg(self.kit.certs.authority());
+        if let Some(Identity {
+            certificate,
+            key,
+            name: _,
+        }) = identity
+        {
+            action = action.arg("--cert").arg(certificate).arg("--key").arg(key);
+        }
+        action.arg(url).run()
+    }
+
+    /// The hardware address to which a frame for `destination` goes from here: the gateway's in a
+    /// pod, the host's own on the segment.
+    pub fn next_hop(&self, destination: IpAddr) -> [u8; 6] {
+        if self.behind_gateway {
+            return POD_GATEWAY_MAC;
+        }
+        let is_at = |party: &Party| party.like(destination) == destination;
+        let host_of_pod = plan::PODS
+            .iter()
+            .find(|pod| is_at(&pod.party))
+            .and_then(|pod| plan::HOSTS.iter().find(|host| host.name == pod.host));
+        let host = plan::HOSTS.iter().find(|host| is_at(host)).or(host_of_pod);
+        host.unwrap_or(&plan::ROUTER).mac
+    }
+
+    /// A shell command that brings a person's terminal to this place while the lab lives.
+    pub fn shell_line(&self) -> String {
+        use std::os::fd::AsRawFd;
+        let own = std::process::id();
+        let mounts = self.namespace.mounts().map_or(String::new(), |mounts| {
+            format!(" --mount=/proc/{own}/fd/{}", mounts.as_raw_fd())
+        });
+        format!(
+            "sh -c 'echo $$ >{}/cgroup.procs && exec nsenter --net={}/{}{mounts} bash'",
+            self.cgroup.directory().display(),
+            crate::net::NAMESPACES,
+            self.namespace.name(),
+        )
+    }
+
+    fn enter_before_exec(&self, command: &mut Command) -> Result<()> {
+        let directory = std::env::current_dir().context("failed to read the working directory")?;
+        let entry = Entry {
+            cgroup: self.cgroup.procs().with_context(|| {
+                format!(
+                    "failed to open cgroup.procs in {}",
+                    self.cgroup.directory().display()
+                )
+            })?,
+            namespace: Arc::clone(&self.namespace),
+            directory: c_path(&directory)?,
+            user: self.user,
+            parent: Pid::this(),
+        };
+        // SAFETY: between fork and exec `Entry::enter` makes system calls only; it allocates nothing
+        // and takes no lock.
+        unsafe { command.pre_exec(move || entry.enter()) };
+        Ok(())
+    }
+}
+
+/// A command that knows its place.
+#[derive(Debug)]
+pub struct Action {
+    what: String,
+    command: Command,
+}
+
+impl Action {
+    /// Adds an argument.
+    pub fn arg(mut self, arg: impl AsRef<OsStr>) -> Self {
+        self.command.arg(arg);
+        self
+    }
+
+    /// Adds arguments.
+    pub fn args(mut self, args: impl IntoIterator<Item = impl AsRef<OsStr>>) -> Self {
+        self.command.args(args);
+        self
+    }
+
+    /// Sets a variable of the environment.
+    pub fn env(mut self, name: &str, value: impl AsRef<OsStr>) -> Self {
+        self.command.env(name, value);
+        self
+    }
+
+    /// Gives it a file to read from standard input.
+    pub fn input(mut self, file: File) -> Self {
+        self.command.stdin(file);
+        self
+    }
+
+    /// Runs it to its end, or kills it when it takes unreasonably long.
+    pub fn run(self) -> Result<Ran> {
+        self.run_within(RUN_AT_MOST)
+    }
+
+    /// Runs it to its end, or kills it when the time is over.
+    pub fn run_within(self, at_most: Duration) -> Result<Ran> {
+        self.spawn()?.finish(at_most)
+    }
+
+    /// Starts it, with its output collected.
+    pub fn spawn(self) -> Result<Running> {
+        Running::start(self.what, self.command)
+    }
+
+    /// Runs it with the terminal as its input and output.
+    pub fn interactive(mut self) -> Result<ExitStatus> {
+        self.command.stdin(Stdio::inherit());
+        let mut child =
+            spawn(self.command).with_context(|| format!("failed to start {}", self.what))?;
+        child
+            .wait()
+            .with_context(|| format!("failed to wait for {}", self.what))
+    }
+}
+
+/// All that a child needs to get to its place; made before the fork.
+struct Entry {
+    cgroup: File,
+    namespace: Arc<Namespace>,
+    directory: CString,
+    user: Option<u32>,
+    parent: Pid,
+}
+
+impl Entry {
+    /// Runs in the child. The cgroup comes first: a socket belongs to the cgroup in which it was made.
+    fn enter(&self) -> io::Result<()> {
+        nix::unistd::write(&self.cgroup, b"0")?;
+        if let Some(mounts) = self.namespace.mounts() {
+            setns(mounts, CloneFlags::CLONE_NEWNS)?;
+            // Entering other mounts moves a process to their root directory.
+            nix::unistd::chdir(self.directory.as_c_str())?;
+        }
+        setns(self.namespace.net(), CloneFlags::CLONE_NEWNET)?;
+        if let Some(user) = self.user {
+            let (user, group) = (Uid::from_raw(user), Gid::from_raw(user));
+            setgroups(&[])?;
+            setresgid(group, group, group)?;
+            setresuid(user, user, user)?;
+        }
+        // Last, because a change of user clears it.
+        set_pdeathsig(Signal::SIGKILL)?;
+        if getppid() == self.parent {
+            Ok(())
+        } else {
+            Err(io::ErrorKind::BrokenPipe.into())
+        }
+    }
+}
+
+fn c_path(path: &Path) -> Result<CString> {
+    use std::os::unix::ffi::OsStrExt;
+    CString::new(path.as_os_str().as_bytes()).context("a directory's name holds a zero byte")
+}

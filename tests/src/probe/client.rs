@@ -1,0 +1,163 @@
+//! Those who open connections and send datagrams.
+
+use std::io::{Read, Write};
+use std::net::{SocketAddr, TcpStream, UdpSocket};
+use std::os::fd::{AsRawFd, OwnedFd};
+use std::thread;
+use std::time::Instant;
+
+use nix::errno::Errno;
+use nix::libc;
+use nix::sys::socket::{MsgFlags, SockType, SockaddrStorage, bind, connect as connect_to, sendto};
+
+use super::{Connect, Failure, Hold, Outcome, Report, Udp, milliseconds, socket, tell};
+
+pub(super) fn connect(what: &Connect) -> Report {
+    let started = Instant::now();
+    let mut stream = match open_stream(what) {
+        Ok(stream) => stream,
+        Err((errno, step)) => return timed(Report::of_errno(errno, step), started),
+    };
+    let local = stream.local_addr().ok();
+    let report = match &what.send {
+        None => Report::new(Outcome::Connected, "connect"),
+        Some(_) if what.fast_open => receive(&mut stream),
+        Some(text) => match stream.write_all(text.as_bytes()) {
+            Ok(()) => receive(&mut stream),
+            Err(error) => Report::of_error(&error, "send"),
+        },
+    };
+    timed(Report { local, ..report }, started)
+}
+
+pub(super) fn hold(what: &Hold) -> Report {
+    let started = Instant::now();
+    let connect = Connect {
+        timeout_ms: what.timeout_ms,
+        ..Connect::to(what.to)
+    };
+    let mut stream = match open_stream(&connect) {
+        Ok(stream) => stream,
+        Err((errno, step)) => return timed(Report::of_errno(errno, step), started),
+    };
+    let local = stream.local_addr().ok();
+    for count in 0.. {
+        let report = match stream.write_all(what.send.as_bytes()) {
+            Ok(()) => receive(&mut stream),
+            Err(error) => Report::of_error(&error, "send"),
+        };
+        if report.outcome != Outcome::Answered {
+            return timed(
+                Report {
+                    local,
+                    count,
+                    ..report
+                },
+                started,
+            );
+        }
+        tell(&format!("answer {}", count + 1));
+        thread::sleep(milliseconds(what.every_ms));
+    }
+    Report::new(Outcome::Closed, "end of numbers")
+}
+
+pub(super) fn udp(what: &Udp) -> Report {
+    let started = Instant::now();
+    let report = match send_datagrams(what) {
+        Ok(socket) if what.no_answer => Report {
+            local: socket.local_addr().ok(),
+            ..Report::new(Outcome::Sent, "send")
+        },
+        Ok(socket) => answer_to_datagram(&socket),
+        Err((errno, step)) => Report::of_errno(errno, step),
+    };
+    let count = if report.step == "socket" {
+        0
+    } else {
+        what.count.into()
+    };
+    timed(Report { count, ..report }, started)
+}
+
+fn open_stream(what: &Connect) -> Result<TcpStream, Failure> {
+    let at = |step: &'static str| move |errno| (errno, step);
+    let to = socket::mapped(what.to, what.mapped);
+    let socket = socket::towards(to, SockType::Stream, what.timeout_ms).map_err(at("socket"))?;
+    bind_to(&socket, what.from, what.mapped).map_err(at("bind"))?;
+    let address = SockaddrStorage::from(to);
+    let connected = match &what.send {
+        Some(text) if what.fast_open => {
+            let flags = MsgFlags::from_bits_retain(libc::MSG_FASTOPEN);
+            sendto(socket.as_raw_fd(), text.as_bytes(), &address, flags).map(drop)
+        }
+        _ => connect_to(socket.as_raw_fd(), &address),
+    };
+    connected.map_err(at("connect"))?;
+    Ok(TcpStream::from(socket))
+}
+
+fn receive(stream: &mut TcpStream) -> Report {
+    let mut buffer = vec![0; 65536];
+    match stream.read(&mut buffer) {
+        Ok(0) => Report::new(Outcome::Closed, "receive"),
+        Ok(length) => answered(buffer.get(..length).unwrap_or_default()),
+        Err(error) => Report::of_error(&error, "receive"),
+    }
+}
+
+fn send_datagrams(what: &Udp) -> Result<UdpSocket, Failure> {
+    let at = |step: &'static str| move |errno| (errno, step);
+    let to = socket::mapped(what.to, what.mapped);
+    let socket = socket::towards(to, SockType::Datagram, what.timeout_ms).map_err(at("socket"))?;
+    bind_to(&socket, what.from, what.mapped).map_err(at("bind"))?;
+    let peer = what.but_connect.or(what.connected.then_some(what.to));
+    if let Some(peer) = peer {
+        let peer = SockaddrStorage::from(socket::mapped(peer, what.mapped));
+        connect_to(socket.as_raw_fd(), &peer).map_err(at("connect"))?;
+    }
+    let socket = UdpSocket::from(socket);
+    for _ in 0..what.count {
+        let plainly = what.connected && what.but_connect.is_none();
+        let sent = if plainly {
+            socket.send(what.send.as_bytes())
+        } else {
+            socket.send_to(what.send.as_bytes(), to)
+        };
+        sent.map_err(|error| (Errno::from_raw(error.raw_os_error().unwrap_or(0)), "send"))?;
+    }
+    Ok(socket)
+}
+
+fn answer_to_datagram(socket: &UdpSocket) -> Report {
+    let mut buffer = vec![0; 65536];
+    let report = match socket.recv_from(&mut buffer) {
+        Ok((length, _peer)) => answered(buffer.get(..length).unwrap_or_default()),
+        Err(error) => Report::of_error(&error, "receive"),
+    };
+    Report {
+        local: socket.local_addr().ok(),
+        ..report
+    }
+}
+
+fn bind_to(socket: &OwnedFd, from: Option<SocketAddr>, mapped: bool) -> Result<(), Errno> {
+    let Some(from) = from else { return Ok(()) };
+    bind(
+        socket.as_raw_fd(),
+        &SockaddrStorage::from(socket::mapped(from, mapped)),
+    )
+}
+
+fn answered(bytes: &[u8]) -> Report {
+    Report {
+        answer: Some(String::from_utf8_lossy(bytes).into_owned()),
+        count: 1,
+        ..Report::new(Outcome::Answered, "receive")
+    }
+}
+
+fn timed(report: Report, started: Instant) -> Report {
+    let took_ms = u64::try_from(started.elapsed().as_millis()).unwrap_or(u64::MAX);
+    Report { took_ms, ..report }
+}

@@ -1,0 +1,153 @@
+//! Those who wait to be talked to.
+
+use std::io::{Read, Write};
+use std::net::{SocketAddr, TcpListener, TcpStream, UdpSocket};
+use std::os::fd::OwnedFd;
+use std::thread;
+
+use nix::errno::Errno;
+use nix::sys::socket::{Backlog, SockType, listen};
+use serde::{Deserialize, Serialize};
+
+use super::{Bind, Outcome, READY, Report, Serve, socket, tell};
+use crate::Lab;
+
+/// What a server tells when somebody came.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Heard {
+    /// From where.
+    pub from: SocketAddr,
+    /// On which of its addresses.
+    pub at: SocketAddr,
+    /// What came; nothing for a connection that was only opened.
+    pub data: Option<String>,
+}
+
+pub(super) fn bind(what: &Bind) -> Report {
+    let kind = if what.udp {
+        SockType::Datagram
+    } else {
+        SockType::Stream
+    };
+    let bound = match socket::bound(what.at, kind, what.reuse_port) {
+        Ok(bound) => bound,
+        Err(errno) => return Report::of_errno(errno, "bind"),
+    };
+    if !what.udp
+        && let Err(errno) = listen(&bound, Backlog::MAXCONN)
+    {
+        return Report::of_errno(errno, "listen");
+    }
+    Report::new(Outcome::Bound, if what.udp { "bind" } else { "listen" })
+}
+
+pub(super) fn serve(what: &Serve) -> Report {
+    let (tcp, udp) = match (open_all(&what.tcp, tcp), open_all(&what.udp, udp)) {
+        (Ok(tcp), Ok(udp)) => (tcp, udp),
+        (Err(errno), _) | (_, Err(errno)) => return Report::of_errno(errno, "bind"),
+    };
+    tell(READY);
+    thread::scope(|scope| {
+        for listener in &tcp {
+            scope.spawn(|| accept(listener, what.say.as_deref()));
+        }
+        for socket in &udp {
+            scope.spawn(|| answer_datagrams(socket, what.say.as_deref()));
+        }
+    });
+    Report::new(Outcome::Closed, "serve")
+}
+
+pub(super) fn keep_lab() -> Report {
+    match Lab::builder().build() {
+        Ok(lab) => {
+            tell(&lab.id().to_string());
+            loop {
+                thread::park();
+            }
+        }
+        Err(error) => {
+            let os_error = Some(format!("{error:#}"));
+            Report {
+                os_error,
+                ..Report::new(Outcome::Other, "build")
+            }
+        }
+    }
+}
+
+fn open_all<T>(
+    addresses: &[SocketAddr],
+    open: fn(SocketAddr) -> Result<T, Errno>,
+) -> Result<Vec<T>, Errno> {
+    addresses.iter().map(|address| open(*address)).collect()
+}
+
+fn tcp(at: SocketAddr) -> Result<TcpListener, Errno> {
+    let socket: OwnedFd = socket::bound(at, SockType::Stream, false)?;
+    listen(&socket, Backlog::MAXCONN)?;
+    Ok(socket.into())
+}
+
+fn udp(at: SocketAddr) -> Result<UdpSocket, Errno> {
+    Ok(socket::bound(at, SockType::Datagram, false)?.into())
+}
+
+fn accept(listener: &TcpListener, say: Option<&str>) {
+    thread::scope(|scope| {
+        for stream in listener.incoming().flatten() {
+            scope.spawn(move || converse(stream, say));
+        }
+    });
+}
+
+fn converse(mut stream: TcpStream, say: Option<&str>) {
+    let (Ok(from), Ok(at)) = (stream.peer_addr(), stream.local_addr()) else {
+        return;
+    };
+    hear(&Heard {
+        from,
+        at,
+        data: None,
+    });
+    let mut buffer = vec![0; 65536];
+    while let Ok(length) = stream.read(&mut buffer) {
+        let data = buffer.get(..length).unwrap_or_default();
+        if data.is_empty() {
+            return;
+        }
+        hear(&Heard {
+            from,
+            at,
+            data: Some(String::from_utf8_lossy(data).into_owned()),
+        });
+        if stream.write_all(say.map_or(data, str::as_bytes)).is_err() {
+            return;
+        }
+    }
+}
+
+fn answer_datagrams(socket: &UdpSocket, say: Option<&str>) {
+    let Ok(at) = socket.local_addr() else { return };
+    let mut buffer = vec![0; 65536];
+    loop {
+        // An error here is an ICMP message about an earlier answer.
+        let Ok((length, from)) = socket.recv_from(&mut buffer) else {
+            continue;
+        };
+        let data = buffer.get(..length).unwrap_or_default();
+        hear(&Heard {
+            from,
+            at,
+            data: Some(String::from_utf8_lossy(data).into_owned()),
+        });
+        // Whom the answer does not reach, it does not reach.
+        let _ = socket.send_to(say.map_or(data, str::as_bytes), from);
+    }
+}
+
+fn hear(heard: &Heard) {
+    if let Ok(line) = serde_json::to_string(heard) {
+        tell(&line);
+    }
+}

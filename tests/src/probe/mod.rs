@@ -1,0 +1,321 @@
+//! What `lab-probe` can do, and how it tells the outcome: one definition for the program, which parses
+//! its command line into these types, and for the lab, which makes command lines of them.
+
+use std::fmt;
+use std::io;
+use std::net::SocketAddr;
+use std::time::Duration;
+
+use clap::Subcommand;
+use nix::errno::Errno;
+use serde::{Deserialize, Serialize};
+
+mod client;
+mod listen;
+mod options;
+mod raw;
+mod sniff;
+mod socket;
+
+pub use listen::Heard;
+pub use options::{Bind, Connect, Hold, Inject, Ping, Raw, Serve, Sniff, Udp};
+pub use sniff::Frame;
+
+/// What `lab-probe` waits at most, in milliseconds, unless told otherwise: on one machine everything
+/// that works takes less than one.
+pub const TIMEOUT_MS: u64 = 700;
+
+/// The line that a server prints once it can be reached.
+pub const READY: &str = "ready";
+
+/// One thing to try.
+#[derive(Debug, Clone, Subcommand, Serialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Probe {
+    /// Opens a TCP connection, and sends and receives something if asked to
+    Connect(Connect),
+    /// Keeps a TCP connection open and sends something over it again and again
+    Hold(Hold),
+    /// Sends UDP datagrams and waits for the answer to the last
+    Udp(Udp),
+    /// Binds an address, and listens on it
+    Bind(Bind),
+    /// Sends an ICMP echo request through a raw socket
+    Ping(Ping),
+    /// Sends frames made elsewhere through a packet socket
+    Inject(Inject),
+    /// Sends IP packets made elsewhere through a raw socket
+    Raw(Raw),
+    /// Answers on TCP and UDP addresses and tells who came
+    Serve(Serve),
+    /// Tells which frames pass an interface
+    Sniff(Sniff),
+    /// Builds a lab without servers, tells its id and keeps it until killed
+    KeepLab,
+}
+
+/// How a try ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Outcome {
+    /// The connection stands.
+    Connected,
+    /// The other side answered.
+    Answered,
+    /// It was sent; nobody was asked for an answer.
+    Sent,
+    /// The address is bound.
+    Bound,
+    /// Nobody listens there (`ECONNREFUSED`).
+    Refused,
+    /// The kernel, or a program in it, forbids it (`EPERM`).
+    Eperm,
+    /// It takes a privilege that the process has not (`EACCES`).
+    Eacces,
+    /// Nothing came back.
+    Timeout,
+    /// There is no way there (`EHOSTUNREACH`, `ENETUNREACH`).
+    Unreachable,
+    /// The other side broke it off (`ECONNRESET`, `EPIPE`).
+    Reset,
+    /// The other side closed it.
+    Closed,
+    /// Somebody has this address already (`EADDRINUSE`).
+    AddrInUse,
+    /// This host has no such address (`EADDRNOTAVAIL`).
+    AddrNotAvailable,
+    /// Something else: see `os_error`.
+    Other,
+}
+
+impl fmt::Display for Outcome {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.serialize(formatter)
+    }
+}
+
+impl Outcome {
+    /// Whether traffic got through, or may for all we see.
+    pub fn worked(self) -> bool {
+        matches!(
+            self,
+            Self::Connected | Self::Answered | Self::Sent | Self::Bound
+        )
+    }
+
+    fn of_errno(errno: Errno) -> Self {
+        match errno {
+            Errno::ECONNREFUSED => Self::Refused,
+            Errno::EPERM => Self::Eperm,
+            Errno::EACCES => Self::Eacces,
+            // A blocking call that ran into its socket's time limit says one of the first three.
+            Errno::EINPROGRESS | Errno::EAGAIN | Errno::EALREADY | Errno::ETIMEDOUT => {
+                Self::Timeout
+            }
+            Errno::EHOSTUNREACH | Errno::ENETUNREACH => Self::Unreachable,
+            Errno::ECONNRESET | Errno::EPIPE | Errno::ECONNABORTED => Self::Reset,
+            Errno::EADDRINUSE => Self::AddrInUse,
+            Errno::EADDRNOTAVAIL => Self::AddrNotAvailable,
+            _ => Self::Other,
+        }
+    }
+}
+
+/// What `lab-probe` prints at the end, as one line of JSON.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Report {
+    /// How it ended.
+    pub outcome: Outcome,
+    /// The step that it got to.
+    pub step: String,
+    /// The kernel's error, in its words.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub os_error: Option<String>,
+    /// The own address and port.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub local: Option<SocketAddr>,
+    /// What the other side answered.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub answer: Option<String>,
+    /// How many answers came, or how many packets were sent.
+    pub count: u64,
+    /// How long it took.
+    pub took_ms: u64,
+}
+
+/// The kernel's error, and the step that met it.
+type Failure = (Errno, &'static str);
+
+impl Report {
+    fn new(outcome: Outcome, step: &str) -> Self {
+        let step = step.to_owned();
+        Self {
+            outcome,
+            step,
+            os_error: None,
+            local: None,
+            answer: None,
+            count: 0,
+            took_ms: 0,
+        }
+    }
+
+    fn of_errno(errno: Errno, step: &str) -> Self {
+        let os_error = Some(errno.to_string());
+        Self {
+            os_error,
+            ..Self::new(Outcome::of_errno(errno), step)
+        }
+    }
+
+    fn of_error(error: &io::Error, step: &str) -> Self {
+        match error.raw_os_error() {
+            Some(number) => Self::of_errno(Errno::from_raw(number), step),
+            None => {
+                let os_error = Some(error.to_string());
+                Self {
+                    os_error,
+                    ..Self::new(Outcome::Other, step)
+                }
+            }
+        }
+    }
+}
+
+impl Probe {
+    /// Does it. Servers print what they have to tell and come back when they are done.
+    pub fn perform(&self) -> Report {
+        match self {
+            Self::Connect(what) => client::connect(what),
+            Self::Hold(what) => client::hold(what),
+            Self::Udp(what) => client::udp(what),
+            Self::Bind(what) => listen::bind(what),
+            Self::Ping(what) => raw::ping(what),
+            Self::Inject(what) => raw::inject(what),
+            Self::Raw(what) => raw::send(what),
+            Self::Serve(what) => listen::serve(what),
+            Self::Sniff(what) => sniff::sniff(what),
+            Self::KeepLab => listen::keep_lab(),
+        }
+    }
+
+    /// The command line that means this.
+    pub fn arguments(&self) -> Vec<String> {
+        // Plain data with string keys: there is nothing in it that could fail.
+        let value = serde_json::to_value(self).unwrap_or_default();
+        match &value {
+            serde_json::Value::Object(fields) => fields.iter().flat_map(subcommand).collect(),
+            serde_json::Value::String(name) => vec![name.clone()],
+            _ => Vec::new(),
+        }
+    }
+}
+
+fn subcommand((name, fields): (&String, &serde_json::Value)) -> Vec<String> {
+    let fields = fields.as_object().into_iter().flatten();
+    let arguments = fields.flat_map(|(field, value)| argument(&field.replace('_', "-"), value));
+    [name.clone()].into_iter().chain(arguments).collect()
+}
+
+fn argument(name: &str, value: &serde_json::Value) -> Vec<String> {
+    use serde_json::Value;
+    match value {
+        Value::Null | Value::Bool(false) | Value::Object(_) => Vec::new(),
+        Value::Bool(true) => vec![format!("--{name}")],
+        Value::Number(number) => vec![format!("--{name}={number}")],
+        Value::String(text) => vec![format!("--{name}={text}")],
+        Value::Array(items) => items.iter().flat_map(|item| argument(name, item)).collect(),
+    }
+}
+
+/// Tells something to whoever started this program, as one line.
+fn tell(line: &str) {
+    use std::io::Write;
+    let mut out = io::stdout().lock();
+    // A reader that has gone wants to know no more.
+    let _ = writeln!(out, "{line}").and_then(|()| out.flush());
+}
+
+fn milliseconds(number: u64) -> Duration {
+    Duration::from_millis(number)
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::{CommandFactory, FromArgMatches, Parser};
+
+    use super::*;
+
+    #[derive(Parser)]
+    struct Program {
+        #[command(subcommand)]
+        probe: Probe,
+    }
+
+    /// What the lab writes, the program must read as the same.
+    #[test]
+    fn arguments_are_understood() -> Result<(), Box<dyn std::error::Error>> {
+        let to: SocketAddr = "[::1]:8080".parse()?;
+        let send = Some("-x --to\n".to_owned());
+        let probes = [
+            Probe::Connect(Connect {
+                send,
+                fast_open: true,
+                mapped: true,
+                ..Connect::to(to)
+            }),
+            Probe::Hold(Hold::http(to)),
+            Probe::Udp(Udp {
+                from: Some(to),
+                but_connect: Some(to),
+                ..Udp::to(to)
+            }),
+            Probe::Bind(Bind {
+                at: to,
+                udp: true,
+                reuse_port: true,
+            }),
+            Probe::Ping(Ping {
+                to: to.ip(),
+                timeout_ms: 5,
+            }),
+            Probe::Inject(Inject {
+                interface: "lo".into(),
+                frame: vec!["00".into(), "01".into()],
+            }),
+            Probe::Raw(Raw {
+                packet: vec!["4500".into()],
+            }),
+            Probe::Serve(Serve {
+                tcp: vec![to, to],
+                udp: vec![to],
+                say: Some(String::new()),
+            }),
+            Probe::Sniff(Sniff {
+                interface: "lo".into(),
+                port: Some(1),
+                ..Sniff::default()
+            }),
+            Probe::KeepLab,
+        ];
+        for probe in probes {
+            let arguments = ["lab-probe".to_owned()]
+                .into_iter()
+                .chain(probe.arguments());
+            let matches = Program::command().try_get_matches_from(arguments)?;
+            let read = Program::from_arg_matches(&matches)?.probe;
+            assert_eq!(format!("{read:?}"), format!("{probe:?}"));
+        }
+        Ok(())
+    }
+
+    #[test]
+    fn an_outcome_has_one_name_for_people_and_programs() -> Result<(), serde_json::Error> {
+        assert_eq!(Outcome::AddrInUse.to_string(), "addr-in-use");
+        assert_eq!(
+            serde_json::to_string(&Outcome::AddrInUse)?,
+            "\"addr-in-use\""
+        );
+        Ok(())
+    }
+}

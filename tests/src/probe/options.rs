@@ -1,0 +1,209 @@
+//! The command line of `lab-probe`, subcommand by subcommand.
+
+use std::net::{IpAddr, SocketAddr};
+
+use clap::Args;
+use serde::Serialize;
+
+use super::TIMEOUT_MS;
+
+/// `lab-probe connect`.
+#[derive(Debug, Clone, Args, Serialize)]
+pub struct Connect {
+    /// Where to
+    #[arg(long)]
+    pub to: SocketAddr,
+    /// The own address and port to bind first
+    #[arg(long)]
+    pub from: Option<SocketAddr>,
+    /// Use an IPv6 socket and the IPv4-mapped form of the destination
+    #[arg(long)]
+    pub mapped: bool,
+    /// What to send; its answer is reported
+    #[arg(long)]
+    pub send: Option<String>,
+    /// Send it in the SYN (TCP Fast Open)
+    #[arg(long, requires = "send")]
+    pub fast_open: bool,
+    /// How long each step may take
+    #[arg(long, default_value_t = TIMEOUT_MS)]
+    pub timeout_ms: u64,
+}
+
+impl Connect {
+    /// A plain connection.
+    pub fn to(to: SocketAddr) -> Self {
+        let timeout_ms = TIMEOUT_MS;
+        Self {
+            to,
+            from: None,
+            mapped: false,
+            send: None,
+            fast_open: false,
+            timeout_ms,
+        }
+    }
+}
+
+/// `lab-probe hold`: prints a line for each answer, and a report when there is none any more.
+#[derive(Debug, Clone, Args, Serialize)]
+pub struct Hold {
+    /// Where to
+    #[arg(long)]
+    pub to: SocketAddr,
+    /// What to send each time
+    #[arg(long, default_value = "ping\n")]
+    pub send: String,
+    /// How long to wait in between
+    #[arg(long, default_value_t = 50)]
+    pub every_ms: u64,
+    /// How long to wait for the connection and for an answer
+    #[arg(long, default_value_t = TIMEOUT_MS)]
+    pub timeout_ms: u64,
+}
+
+impl Hold {
+    /// A connection to an echo server.
+    pub fn to(to: SocketAddr) -> Self {
+        Self {
+            to,
+            send: "ping\n".to_owned(),
+            every_ms: 50,
+            timeout_ms: TIMEOUT_MS,
+        }
+    }
+
+    /// The same with an HTTP server, over one connection that is kept alive.
+    pub fn http(to: SocketAddr) -> Self {
+        Self {
+            send: format!("GET / HTTP/1.1\r\nHost: {to}\r\n\r\n"),
+            ..Self::to(to)
+        }
+    }
+}
+
+/// `lab-probe udp`.
+#[derive(Debug, Clone, Args, Serialize)]
+pub struct Udp {
+    /// Where to
+    #[arg(long)]
+    pub to: SocketAddr,
+    /// The own address and port to bind first
+    #[arg(long)]
+    pub from: Option<SocketAddr>,
+    /// Connect the socket, to the destination or, with --but-connect, elsewhere
+    #[arg(long)]
+    pub connected: bool,
+    /// Connect the socket to this address, and send to the destination all the same
+    #[arg(long)]
+    pub but_connect: Option<SocketAddr>,
+    /// Use an IPv6 socket and the IPv4-mapped form of the destination
+    #[arg(long)]
+    pub mapped: bool,
+    /// What to send
+    #[arg(long, default_value = "ping")]
+    pub send: String,
+    /// How often to send it
+    #[arg(long, default_value_t = 1)]
+    pub count: u32,
+    /// Wait for no answer
+    #[arg(long)]
+    pub no_answer: bool,
+    /// How long to wait for an answer
+    #[arg(long, default_value_t = TIMEOUT_MS)]
+    pub timeout_ms: u64,
+}
+
+impl Udp {
+    /// One datagram from an unconnected socket, and its answer.
+    pub fn to(to: SocketAddr) -> Self {
+        Self {
+            to,
+            from: None,
+            connected: false,
+            but_connect: None,
+            mapped: false,
+            send: "ping".to_owned(),
+            count: 1,
+            no_answer: false,
+            timeout_ms: TIMEOUT_MS,
+        }
+    }
+}
+
+/// `lab-probe bind`.
+#[derive(Debug, Clone, Args, Serialize)]
+pub struct Bind {
+    /// The address
+    #[arg(long)]
+    pub at: SocketAddr,
+    /// UDP instead of TCP
+    #[arg(long)]
+    pub udp: bool,
+    /// Let two sockets have one port (SO_REUSEPORT)
+    #[arg(long)]
+    pub reuse_port: bool,
+}
+
+/// `lab-probe ping`.
+#[derive(Debug, Clone, Args, Serialize)]
+pub struct Ping {
+    /// Where to
+    #[arg(long)]
+    pub to: IpAddr,
+    /// How long to wait for the reply
+    #[arg(long, default_value_t = TIMEOUT_MS)]
+    pub timeout_ms: u64,
+}
+
+/// `lab-probe inject`.
+#[derive(Debug, Clone, Args, Serialize)]
+pub struct Inject {
+    /// The interface to send on
+    #[arg(long)]
+    pub interface: String,
+    /// The frames in hexadecimal, from the hardware addresses on
+    #[arg(long = "frame", required = true)]
+    pub frame: Vec<String>,
+}
+
+/// `lab-probe raw`.
+#[derive(Debug, Clone, Args, Serialize)]
+pub struct Raw {
+    /// The packets in hexadecimal, from the IP header on
+    #[arg(long = "packet", required = true)]
+    pub packet: Vec<String>,
+}
+
+/// `lab-probe serve`: prints [`READY`](super::READY), then a [`Heard`](super::Heard) per event.
+#[derive(Debug, Clone, Default, Args, Serialize)]
+pub struct Serve {
+    /// TCP addresses to listen on
+    #[arg(long = "tcp")]
+    pub tcp: Vec<SocketAddr>,
+    /// UDP addresses to listen on
+    #[arg(long = "udp")]
+    pub udp: Vec<SocketAddr>,
+    /// Answer with this instead of what came
+    #[arg(long)]
+    pub say: Option<String>,
+}
+
+/// `lab-probe sniff`: prints [`READY`](super::READY), then a [`Frame`](super::Frame) per frame that matches.
+///
+/// A packet socket sees incoming frames *before* a TC program judges them, and outgoing ones after.
+#[derive(Debug, Clone, Default, Args, Serialize)]
+pub struct Sniff {
+    /// The interface
+    #[arg(long)]
+    pub interface: String,
+    /// Only frames from or to this port
+    #[arg(long)]
+    pub port: Option<u16>,
+    /// Only frames from or to this address
+    #[arg(long)]
+    pub address: Option<IpAddr>,
+    /// How long to look; for ever unless given
+    #[arg(long)]
+    pub for_ms: Option<u64>,
+}

@@ -1,0 +1,147 @@
+//! Those who make their packets themselves.
+
+use std::net::{IpAddr, SocketAddr};
+use std::os::fd::{AsRawFd, OwnedFd};
+use std::time::Instant;
+
+use etherparse::{IcmpEchoHeader, Icmpv4Header, Icmpv4Type, Icmpv6Header, Icmpv6Type};
+use nix::errno::Errno;
+use nix::sys::socket::{
+    AddressFamily, MsgFlags, SockProtocol, SockType, SockaddrStorage, recv, sendto,
+};
+
+use super::{Failure, Inject, Outcome, Ping, Raw, Report, TIMEOUT_MS, milliseconds, socket};
+use crate::packet::from_hex;
+
+/// An echo reply of ICMP and of ICMPv6.
+const REPLIES: [u8; 2] = [0, 129];
+
+pub(super) fn ping(what: &Ping) -> Report {
+    let started = Instant::now();
+    let report = match echo(what) {
+        Ok(()) => Report {
+            count: 1,
+            ..Report::new(Outcome::Answered, "receive")
+        },
+        Err((errno, step)) => Report::of_errno(errno, step),
+    };
+    let took_ms = u64::try_from(started.elapsed().as_millis()).unwrap_or(u64::MAX);
+    Report { took_ms, ..report }
+}
+
+pub(super) fn inject(what: &Inject) -> Report {
+    each(&what.frame, |frame| {
+        let at = |step: &'static str| move |errno| (errno, step);
+        let address = socket::link_address(&what.interface).map_err(at("interface"))?;
+        let socket = packet_socket().map_err(at("socket"))?;
+        sendto(socket.as_raw_fd(), frame, &address, MsgFlags::empty())
+            .map(drop)
+            .map_err(at("send"))
+    })
+}
+
+pub(super) fn send(what: &Raw) -> Report {
+    each(&what.packet, |packet| {
+        let at = |step: &'static str| move |errno| (errno, step);
+        let to = destination(packet).ok_or((Errno::EINVAL, "packet"))?;
+        let socket = raw_socket(to, SockProtocol::Raw, TIMEOUT_MS).map_err(at("socket"))?;
+        sendto(
+            socket.as_raw_fd(),
+            packet,
+            &SockaddrStorage::from(to),
+            MsgFlags::empty(),
+        )
+        .map(drop)
+        .map_err(at("send"))
+    })
+}
+
+/// Sends each packet and stops at the first that fails.
+fn each(packets: &[String], send: impl Fn(&[u8]) -> Result<(), Failure>) -> Report {
+    for (packet, count) in packets.iter().zip(0..) {
+        let failed = match from_hex(packet).map(|bytes| send(&bytes)) {
+            Ok(Ok(())) => continue,
+            Ok(Err((errno, step))) => Report::of_errno(errno, step),
+            Err(reason) => Report {
+                os_error: Some(reason),
+                ..Report::new(Outcome::Other, "packet")
+            },
+        };
+        return Report { count, ..failed };
+    }
+    let count = u64::try_from(packets.len()).unwrap_or(u64::MAX);
+    Report {
+        count,
+        ..Report::new(Outcome::Sent, "send")
+    }
+}
+
+fn echo(what: &Ping) -> Result<(), Failure> {
+    let at = |step: &'static str| move |errno| (errno, step);
+    let to = SocketAddr::new(what.to, 0);
+    let id = std::process::id().to_be_bytes();
+    let id = u16::from_be_bytes([id[2], id[3]]);
+    let header = IcmpEchoHeader { id, seq: 1 };
+    let (protocol, request) = match what.to {
+        IpAddr::V4(_) => {
+            let header = Icmpv4Header::with_checksum(Icmpv4Type::EchoRequest(header), &[]);
+            (SockProtocol::Icmp, header.to_bytes().to_vec())
+        }
+        // The kernel fills in the checksum of ICMPv6 itself.
+        IpAddr::V6(_) => {
+            let header = Icmpv6Header::new(Icmpv6Type::EchoRequest(header));
+            (SockProtocol::IcmpV6, header.to_bytes().to_vec())
+        }
+    };
+    let socket = raw_socket(to, protocol, what.timeout_ms).map_err(at("socket"))?;
+    sendto(
+        socket.as_raw_fd(),
+        &request,
+        &SockaddrStorage::from(to),
+        MsgFlags::empty(),
+    )
+    .map_err(at("send"))?;
+    let deadline = Instant::now() + milliseconds(what.timeout_ms);
+    let mut buffer = [0; 2048];
+    while Instant::now() < deadline {
+        let length =
+            recv(socket.as_raw_fd(), &mut buffer, MsgFlags::empty()).map_err(at("receive"))?;
+        // IPv4 hands over the IP header, too; IPv6 does not.
+        let header = if to.is_ipv4() {
+            usize::from(buffer[0] & 0xf) * 4
+        } else {
+            0
+        };
+        let message = buffer.get(header..length).unwrap_or_default();
+        if let [kind, _, _, _, high, low, ..] = message
+            && REPLIES.contains(kind)
+            && u16::from_be_bytes([*high, *low]) == id
+        {
+            return Ok(());
+        }
+    }
+    Err((Errno::ETIMEDOUT, "receive"))
+}
+
+fn packet_socket() -> Result<OwnedFd, Errno> {
+    // Protocol 0: it sends only, and nothing queues up in it.
+    socket::open(AddressFamily::Packet, SockType::Raw, None, TIMEOUT_MS)
+}
+
+fn raw_socket(to: SocketAddr, kind: SockProtocol, timeout_ms: u64) -> Result<OwnedFd, Errno> {
+    let family = if to.is_ipv4() {
+        AddressFamily::Inet
+    } else {
+        AddressFamily::Inet6
+    };
+    socket::open(family, SockType::Raw, Some(kind), timeout_ms)
+}
+
+fn destination(packet: &[u8]) -> Option<SocketAddr> {
+    let ip = match packet.first()? >> 4 {
+        4 => IpAddr::from(*packet.get(16..)?.first_chunk::<4>()?),
+        6 => IpAddr::from(*packet.get(24..)?.first_chunk::<16>()?),
+        _ => return None,
+    };
+    Some(SocketAddr::new(ip, 0))
+}

@@ -1,0 +1,268 @@
+//! The servers of a small cluster: a real etcd, nginx in the apiserver's and the kubelet's places, and
+//! the bystanders that a policy must leave alone.
+
+use std::fmt::Write as _;
+use std::fs;
+use std::net::SocketAddr;
+use std::path::Path;
+use std::thread;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, bail};
+
+use crate::attempt::Server;
+use crate::certs::{Certs, Identity};
+use crate::place::Place;
+use crate::plan::{LOOPBACK, NODE_LOCAL_DNS, Party, port};
+use crate::probe::{Outcome, Serve};
+use crate::process::Running;
+
+/// How long a server may take until it answers.
+const UP_WITHIN: Duration = Duration::from_secs(10);
+
+/// Starts etcd with mutual TLS for clients and peers. Its data lies on the host's own `/run`, in
+/// memory. It is up when [`wait_for_etcd`] says so: other things can be started meanwhile.
+pub fn start_etcd(place: &Place, certs: &Certs) -> Result<Running> {
+    let urls = |parties: &[Party], port: u16| {
+        let both = parties.iter().flat_map(|party| party.both(port));
+        both.map(|address| format!("https://{address}"))
+            .collect::<Vec<_>>()
+            .join(",")
+    };
+    let (own, peer) = (
+        *place.party(),
+        format!("https://{}", place.party().at(port::ETCD_PEER)),
+    );
+    let with = |option: &str, value: &str| format!("--{option}={value}");
+    let file = |option: &str, path: &Path| format!("--{option}={}", path.display());
+    let (server, peers) = (certs.etcd_server(), certs.etcd_peer());
+    place
+        .command("etcd")?
+        .args([
+            with("name", own.name),
+            with("data-dir", "/run/etcd"),
+            with(
+                "listen-client-urls",
+                &urls(&[LOOPBACK, own], port::ETCD_CLIENT),
+            ),
+            with("advertise-client-urls", &urls(&[own], port::ETCD_CLIENT)),
+            with("listen-peer-urls", &urls(&[own], port::ETCD_PEER)),
+            with("initial-advertise-peer-urls", &peer),
+            with("initial-cluster", &format!("{}={peer}", own.name)),
+            "--client-cert-auth".to_owned(),
+            "--peer-client-cert-auth".to_owned(),
+            file("trusted-ca-file", certs.authority()),
+            file("peer-trusted-ca-file", certs.authority()),
+            file("cert-file", &server.certificate),
+            file("key-file", &server.key),
+            file("peer-cert-file", &peers.certificate),
+            file("peer-key-file", &peers.key),
+            // A cluster of one elects itself: no reason to be patient.
+            "--heartbeat-interval=10".to_owned(),
+            "--election-timeout=100".to_owned(),
+            "--logger=zap".to_owned(),
+        ])
+        .spawn()
+}
+
+/// Waits until etcd has elected itself and answers its clients.
+pub fn wait_for_etcd(etcd: &mut Running, place: &Place, client: &Identity) -> Result<()> {
+    let url = format!("https://{}/health", LOOPBACK.at(port::ETCD_CLIENT));
+    let deadline = Instant::now() + UP_WITHIN;
+    while Instant::now() < deadline {
+        if place.curl(&url, Some(client))?.ok() {
+            return Ok(());
+        }
+        if let Some(status) = etcd.exited()? {
+            bail!("etcd ended with {status}: {}", etcd.stderr());
+        }
+        thread::sleep(Duration::from_millis(10));
+    }
+    bail!("etcd does not answer its clients: {}", etcd.stderr())
+}
+
+/// An nginx in somebody's place.
+#[derive(Debug)]
+pub struct Nginx<'a> {
+    /// Its name, and what it answers.
+    pub says: &'a str,
+    /// `listen` directives: an address, and `ssl` behind it where it speaks TLS.
+    pub listen: Vec<String>,
+    /// Who it is towards its clients.
+    pub identity: &'a Identity,
+}
+
+impl Nginx<'_> {
+    /// Starts it. `directory` is for its configuration and what it writes.
+    pub fn start(&self, place: &Place, directory: &Path) -> Result<Running> {
+        let own = directory.join(format!("{}-{}", place.party().name, self.says));
+        fs::create_dir_all(&own).with_context(|| format!("failed to make {}", own.display()))?;
+        let file = own.join("nginx.conf");
+        fs::write(&file, self.configuration(&own))
+            .with_context(|| format!("failed to write {}", file.display()))?;
+        place
+            .command("nginx")?
+            .arg("-p")
+            .arg(&own)
+            .arg("-c")
+            .arg(&file)
+            .spawn()
+    }
+
+    fn configuration(&self, own: &Path) -> String {
+        let own = own.display();
+        let listen = self.listen.iter().fold(String::new(), |mut all, address| {
+            // Writing to a string cannot fail.
+            let _ = writeln!(all, "    listen {address};");
+            all
+        });
+        let temporary: String = ["client_body", "proxy", "fastcgi", "uwsgi", "scgi"]
+            .iter()
+            .map(|kind| format!("  {kind}_temp_path {own}/{kind};\n"))
+            .collect();
+        // One process, so that it is in one cgroup and ends with its owner.
+        format!(
+            "daemon off;
+master_process off;
+pid {own}/nginx.pid;
+error_log stderr warn;
+events {{ worker_connections 512; }}
+http {{
+  access_log off;
+  keepalive_requests 1000000;
+{temporary}  server {{
+{listen}    ssl_certificate {certificate};
+    ssl_certificate_key {key};
+    location / {{ default_type text/plain; return 200 \"{says}\"; }}
+  }}
+}}
+",
+            certificate = self.identity.certificate.display(),
+            key = self.identity.key.display(),
+            says = self.says,
+        )
+    }
+}
+
+/// The apiserver: TLS on every address, plain HTTP on loopback alone.
+pub fn apiserver(certs: &Certs) -> Nginx<'_> {
+    let secure = format!("[::]:{} ssl ipv6only=off", port::APISERVER);
+    let insecure = LOOPBACK
+        .both(port::INSECURE)
+        .map(|address| address.to_string());
+    Nginx {
+        says: "apiserver",
+        listen: [secure].into_iter().chain(insecure).collect(),
+        identity: certs.apiserver(),
+    }
+}
+
+/// The mistake that a policy has to contain: the insecure port on the node's own addresses.
+pub fn exposed_insecure_port<'a>(host: &Party, certs: &'a Certs) -> Nginx<'a> {
+    let listen = host
+        .both(port::INSECURE)
+        .map(|address| address.to_string())
+        .to_vec();
+    Nginx {
+        says: "exposed",
+        listen,
+        identity: certs.apiserver(),
+    }
+}
+
+/// A kubelet.
+pub fn kubelet(certs: &Certs) -> Nginx<'_> {
+    let listen = vec![format!("[::]:{} ssl ipv6only=off", port::KUBELET)];
+    Nginx {
+        says: "kubelet",
+        listen,
+        identity: certs.kubelet(),
+    }
+}
+
+/// Waits until somebody listens on an address, seen from a place.
+pub fn wait_for_listener(running: &mut Running, place: &Place, at: SocketAddr) -> Result<()> {
+    let deadline = Instant::now() + UP_WITHIN;
+    while Instant::now() < deadline {
+        if place
+            .namespace()
+            .within(|| std::net::TcpStream::connect(at).is_ok())?
+        {
+            return Ok(());
+        }
+        if let Some(status) = running.exited()? {
+            bail!(
+                "the server for {at} ended with {status}: {}",
+                running.stderr()
+            );
+        }
+        thread::sleep(Duration::from_millis(3));
+    }
+    bail!(
+        "nobody listens on {at} in {}: {}",
+        place.party().name,
+        running.stderr()
+    )
+}
+
+/// The echo service that no component declares, over TCP and UDP on the party's own addresses.
+pub fn echo(place: &Place) -> Result<Server> {
+    let own = place.party().both(port::ECHO).to_vec();
+    place.serve(Serve {
+        tcp: own.clone(),
+        udp: own,
+        say: None,
+    })
+}
+
+/// A pod's own servers, on ports that mean something else on a node.
+pub fn pod_servers(place: &Place) -> Result<Server> {
+    let pod = place.party();
+    let own = pod.both(port::ECHO);
+    let tcp = [
+        LOOPBACK.both(port::INSECURE),
+        LOOPBACK.both(port::ETCD_CLIENT),
+    ];
+    let tcp = tcp
+        .into_iter()
+        .chain([pod.both(port::INSECURE), own])
+        .flatten()
+        .collect();
+    place.serve(Serve {
+        tcp,
+        udp: own.to_vec(),
+        say: Some(pod.name.to_owned()),
+    })
+}
+
+/// Node-local DNS, whose health port is 8080 on an address of its own.
+pub fn node_local_dns(place: &Place) -> Result<Server> {
+    let at = SocketAddr::new(NODE_LOCAL_DNS.into(), port::INSECURE);
+    place.serve(Serve {
+        tcp: vec![at],
+        udp: vec![],
+        say: Some("node-local-dns".to_owned()),
+    })
+}
+
+/// Somebody's web server on a worker: port 8080 is nobody's secret there.
+pub fn worker_web(place: &Place) -> Result<Server> {
+    let at = place.party().both(port::INSECURE).to_vec();
+    place.serve(Serve {
+        tcp: at,
+        udp: vec![],
+        say: Some("worker".to_owned()),
+    })
+}
+
+/// Fails unless somebody answers, with the name that is expected.
+pub fn expect_answer(place: &Place, to: SocketAddr, name: &str) -> Result<()> {
+    let report = place.ask(to, "who is there?")?;
+    if report.outcome != Outcome::Answered || report.answer.as_deref() != Some(name) {
+        bail!(
+            "{name} does not answer {} at {to}: {report:?}",
+            place.party().name
+        );
+    }
+    Ok(())
+}
