@@ -169,12 +169,23 @@ pub fn connecting<T: Tables>(
         *dst
     };
     let at = tables.place(&dst).party;
-    toward(tables, settings, &Approach { from: by, at, space, number })
+    toward(
+        tables,
+        settings,
+        &Approach {
+            from: by,
+            at,
+            space,
+            number,
+        },
+    )
 }
 
 /// A process asks to bind an address. Only addresses of this node are anybody's business.
 pub fn binding<T: Tables>(tables: &T, by: Party, addr: &Ip, space: Space, number: u16) -> Verdict {
-    let Some(settings) = tables.settings() else { return Verdict::HOLE };
+    let Some(settings) = tables.settings() else {
+        return Verdict::HOLE;
+    };
     let place = tables.place(addr);
     let at = if addr.is_unspecified() {
         // A wildcard is every address of this node, so also those that are no loopback address.
@@ -228,19 +239,29 @@ fn decide<T: Tables>(tables: &T, settings: &Settings, ends: Ends, packet: &Packe
     }
 }
 
-fn decide_flow<T: Tables>(
-    tables: &T,
-    settings: &Settings,
-    ends: Ends,
-    packet: &Packet,
-) -> Verdict {
-    let Ports { space, source, destination, phase } = packet.ports;
+fn decide_flow<T: Tables>(tables: &T, settings: &Settings, ends: Ends, packet: &Packet) -> Verdict {
+    let Ports {
+        space,
+        source,
+        destination,
+        phase,
+    } = packet.ports;
     let forward = || {
-        let approach = Approach { from: ends.from, at: ends.dst, space, number: destination };
+        let approach = Approach {
+            from: ends.from,
+            at: ends.dst,
+            space,
+            number: destination,
+        };
         toward(tables, settings, &approach)
     };
     let back = || {
-        let approach = Approach { from: ends.to, at: ends.src, space, number: source };
+        let approach = Approach {
+            from: ends.to,
+            at: ends.src,
+            space,
+            number: source,
+        };
         toward(tables, settings, &approach).back()
     };
     match phase {
@@ -287,9 +308,12 @@ fn decide_datagram<T: Tables>(
 
 /// A path in either direction allows; else a declared endpoint on either side denies.
 fn either(forward: Verdict, back: Verdict) -> Verdict {
-    let back_decides =
-        back.is_path() || (back.is_guarded_denial() && !forward.is_guarded_denial());
-    if back_decides && !forward.is_path() { back } else { forward }
+    let back_decides = back.is_path() || (back.is_guarded_denial() && !forward.is_guarded_denial());
+    if back_decides && !forward.is_path() {
+        back
+    } else {
+        forward
+    }
 }
 
 fn decide_later_fragment<T: Tables>(
@@ -312,16 +336,35 @@ fn decide_quote<T: Tables>(tables: &T, settings: &Settings, packet: &Packet) -> 
     if matches!(packet.shape, Shape::IcmpErrorLaterFragment) {
         return decide_later_fragment(tables, settings, sender, receiver);
     }
-    let Ports { space, source, destination, .. } = packet.ports;
-    let there = Approach { from: sender, at: receiver, space, number: destination };
-    let back = Approach { from: receiver, at: sender, space, number: source };
+    let Ports {
+        space,
+        source,
+        destination,
+        ..
+    } = packet.ports;
+    let there = Approach {
+        from: sender,
+        at: receiver,
+        space,
+        number: destination,
+    };
+    let back = Approach {
+        from: receiver,
+        at: sender,
+        space,
+        number: source,
+    };
     // The error itself goes back, whichever way the quoted packet went.
     let quoted = either(
         toward(tables, settings, &there),
         toward(tables, settings, &back),
     )
     .back();
-    if quoted.is_guarded_denial() { quoted.because(Reason::IcmpQuotesDenied) } else { quoted }
+    if quoted.is_guarded_denial() {
+        quoted.because(Reason::IcmpQuotesDenied)
+    } else {
+        quoted
+    }
 }
 
 /// Somebody and what he is after. By reference, as BPF functions take five words at most.
@@ -335,7 +378,12 @@ struct Approach {
 }
 
 fn toward<T: Tables>(tables: &T, settings: &Settings, approach: &Approach) -> Verdict {
-    let &Approach { from, at, space, number } = approach;
+    let &Approach {
+        from,
+        at,
+        space,
+        number,
+    } = approach;
     let entry = tables
         .class(space, number)
         .and_then(|class| tables.target(settings, at, class))
@@ -345,7 +393,11 @@ fn toward<T: Tables>(tables: &T, settings: &Settings, approach: &Approach) -> Ve
 
 /// What was judged already is denied here for a declared endpoint only.
 fn only_guarded(verdict: Verdict) -> Verdict {
-    if verdict.is_denied() && !verdict.is_guarded_denial() { Verdict::OTHER } else { verdict }
+    if verdict.is_denied() && !verdict.is_guarded_denial() {
+        Verdict::OTHER
+    } else {
+        verdict
+    }
 }
 
 fn denied(settings: &Settings, reason: Reason) -> Verdict {

@@ -135,8 +135,12 @@ pub struct Packet {
 
 impl Ports {
     /// Not there, or not yet read.
-    pub const NONE: Self =
-        Self { phase: Phase::Following, space: Space::Protocol, source: 0, destination: 0 };
+    pub const NONE: Self = Self {
+        phase: Phase::Following,
+        space: Space::Protocol,
+        source: 0,
+        destination: 0,
+    };
 }
 
 impl Packet {
@@ -158,7 +162,11 @@ impl Packet {
 
     /// A packet with ports between two addresses.
     pub const fn flow(src: Ip, dst: Ip, ports: Ports) -> Self {
-        Self { shape: Shape::Flow, ports, ..Self::between(src, dst) }
+        Self {
+            shape: Shape::Flow,
+            ports,
+            ..Self::between(src, dst)
+        }
     }
 
     /// Whether it opens something, rather than belonging to what is open.

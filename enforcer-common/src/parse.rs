@@ -61,11 +61,22 @@ struct Network {
 impl Network {
     const fn at(offset: usize, scope: Scope) -> Self {
         let (protocol, first_fragment, fragment_offset, end) = (0, false, 0, usize::MAX);
-        Self { scope, protocol, first_fragment, fragment_offset, offset, end }
+        Self {
+            scope,
+            protocol,
+            first_fragment,
+            fragment_offset,
+            offset,
+            end,
+        }
     }
 
     const fn too_short(&self) -> Reason {
-        if self.first_fragment { Reason::FragmentTooShort } else { Reason::TruncatedHeader }
+        if self.first_fragment {
+            Reason::FragmentTooShort
+        } else {
+            Reason::TruncatedHeader
+        }
     }
 
     /// A length of 0 says nothing, and the head of a packet in an ICMP error ends before its time.
@@ -129,7 +140,10 @@ fn parse_ethernet<B: PacketBytes + ?Sized>(bytes: &B, packet: &mut Packet) -> Re
 
 #[inline(always)]
 fn ethertype<B: PacketBytes + ?Sized>(bytes: &B, offset: usize) -> Result<u16, Reason> {
-    bytes.load::<2>(offset).map(u16::from_be_bytes).ok_or(Reason::TruncatedHeader)
+    bytes
+        .load::<2>(offset)
+        .map(u16::from_be_bytes)
+        .ok_or(Reason::TruncatedHeader)
 }
 
 /// ARP for IPv4 over Ethernet (RFC 826): sender's protocol address at 14, target's at 24.
@@ -143,11 +157,23 @@ fn parse_arp<B: PacketBytes + ?Sized>(
     if head != [0, 1, 0x08, 0, 6, 4] {
         return Err(Reason::BadHeader);
     }
-    packet.src = Ip::v4(bytes.load::<4>(offset + 14).ok_or(Reason::TruncatedHeader)?);
-    packet.dst = Ip::v4(bytes.load::<4>(offset + 24).ok_or(Reason::TruncatedHeader)?);
+    packet.src = Ip::v4(
+        bytes
+            .load::<4>(offset + 14)
+            .ok_or(Reason::TruncatedHeader)?,
+    );
+    packet.dst = Ip::v4(
+        bytes
+            .load::<4>(offset + 24)
+            .ok_or(Reason::TruncatedHeader)?,
+    );
     packet.shape = Shape::Flow;
-    packet.ports =
-        Ports { phase: Phase::Following, space: Space::Arp, source: 0, destination: 0 };
+    packet.ports = Ports {
+        phase: Phase::Following,
+        space: Space::Arp,
+        source: 0,
+        destination: 0,
+    };
     Ok(())
 }
 
@@ -171,8 +197,13 @@ fn parse_ip<B: PacketBytes + ?Sized>(
         return read_ports(bytes, &network, &mut packet.ports);
     }
     let mut quoted = Network::at(network.offset + 8, Scope::Quote);
-    let same_family = read_network(bytes, &mut quoted, &mut packet.quoted_src, &mut packet.quoted_dst)
-        .map(|()| packet.quoted_src.is_v4() == packet.src.is_v4());
+    let same_family = read_network(
+        bytes,
+        &mut quoted,
+        &mut packet.quoted_src,
+        &mut packet.quoted_dst,
+    )
+    .map(|()| packet.quoted_src.is_v4() == packet.src.is_v4());
     if same_family != Ok(true) {
         return Err(Reason::IcmpBadQuote);
     }
@@ -191,7 +222,9 @@ fn read_network<B: PacketBytes + ?Sized>(
     src: &mut Ip,
     dst: &mut Ip,
 ) -> Result<(), Reason> {
-    let [first] = bytes.load::<1>(network.offset).ok_or(Reason::TruncatedHeader)?;
+    let [first] = bytes
+        .load::<1>(network.offset)
+        .ok_or(Reason::TruncatedHeader)?;
     match first >> 4 {
         4 => read_ipv4(bytes, network, src, dst),
         6 => read_ipv6(bytes, network, src, dst),
@@ -206,7 +239,9 @@ fn read_ipv4<B: PacketBytes + ?Sized>(
     src: &mut Ip,
     dst: &mut Ip,
 ) -> Result<(), Reason> {
-    let h = bytes.load::<20>(network.offset).ok_or(Reason::TruncatedHeader)?;
+    let h = bytes
+        .load::<20>(network.offset)
+        .ok_or(Reason::TruncatedHeader)?;
     let header_len = usize::from(h[0] & 0x0f) * 4;
     let total_len = usize::from(u16::from_be_bytes([h[2], h[3]]));
     // A length of 0 is a segment of more than 64 KiB that has not been cut yet (BIG TCP, since 6.3).
@@ -231,9 +266,15 @@ fn read_ipv6<B: PacketBytes + ?Sized>(
     src: &mut Ip,
     dst: &mut Ip,
 ) -> Result<(), Reason> {
-    let h = bytes.load::<8>(network.offset).ok_or(Reason::TruncatedHeader)?;
-    src.0 = bytes.load::<16>(network.offset + 8).ok_or(Reason::TruncatedHeader)?;
-    dst.0 = bytes.load::<16>(network.offset + 24).ok_or(Reason::TruncatedHeader)?;
+    let h = bytes
+        .load::<8>(network.offset)
+        .ok_or(Reason::TruncatedHeader)?;
+    src.0 = bytes
+        .load::<16>(network.offset + 8)
+        .ok_or(Reason::TruncatedHeader)?;
+    dst.0 = bytes
+        .load::<16>(network.offset + 24)
+        .ok_or(Reason::TruncatedHeader)?;
     // On the wire an IPv4-mapped address is nobody's (RFC 4942, 2.2), and here it would pass for the
     // IPv4 address in it.
     if src.is_v4() || dst.is_v4() {
@@ -242,7 +283,11 @@ fn read_ipv6<B: PacketBytes + ?Sized>(
     network.protocol = h[6];
     // 0 is a jumbogram or BIG TCP.
     let payload_len = usize::from(u16::from_be_bytes([h[4], h[5]]));
-    network.ends_after(if payload_len == 0 { 0 } else { payload_len + 40 });
+    network.ends_after(if payload_len == 0 {
+        0
+    } else {
+        payload_len + 40
+    });
     network.offset += 40;
     for position in 0..=MAX_EXTENSION_HEADERS {
         if !is_extension(network.protocol) || network.fragment_offset != 0 {
@@ -267,8 +312,9 @@ fn is_extension(protocol: u8) -> bool {
 
 #[inline(always)]
 fn skip_extension<B: PacketBytes + ?Sized>(bytes: &B, network: &mut Network) -> Result<(), Reason> {
-    let [next, len, hi, lo] =
-        bytes.load::<4>(network.offset).ok_or_else(|| network.too_short())?;
+    let [next, len, hi, lo] = bytes
+        .load::<4>(network.offset)
+        .ok_or_else(|| network.too_short())?;
     let size = match network.protocol {
         // Fixed; its second byte is reserved and no length (RFC 8200, 4.5).
         FRAGMENT => {
@@ -283,7 +329,11 @@ fn skip_extension<B: PacketBytes + ?Sized>(bytes: &B, network: &mut Network) -> 
     };
     network.protocol = next;
     network.offset += size;
-    if network.offset > network.end { Err(network.too_short()) } else { Ok(()) }
+    if network.offset > network.end {
+        Err(network.too_short())
+    } else {
+        Ok(())
+    }
 }
 
 /// The type of an ICMP message that quotes a packet, else 0: unreachable, source quench, time
@@ -313,7 +363,11 @@ fn read_ports<B: PacketBytes + ?Sized>(
         TCP if whole => {
             let h = load_within::<B, 20>(bytes, network)?;
             let opening = h[13] & (TCP_SYN | TCP_ACK) == TCP_SYN;
-            ports.phase = if opening { Phase::Opening } else { Phase::Following };
+            ports.phase = if opening {
+                Phase::Opening
+            } else {
+                Phase::Following
+            };
             numbers(ports, Space::Tcp, [h[0], h[1], h[2], h[3]]);
         }
         UDP if whole => {
@@ -322,12 +376,26 @@ fn read_ports<B: PacketBytes + ?Sized>(
             numbers(ports, Space::Udp, [h[0], h[1], h[2], h[3]]);
         }
         TCP | UDP => {
-            let space = if network.protocol == TCP { Space::Tcp } else { Space::Udp };
+            let space = if network.protocol == TCP {
+                Space::Tcp
+            } else {
+                Space::Udp
+            };
             ports.phase = Phase::Following;
             numbers(ports, space, load_within::<B, 4>(bytes, network)?);
         }
-        ICMP => icmp(ports, Space::Icmp, load_within::<B, 1>(bytes, network)?, (8, 0)),
-        ICMP6 => icmp(ports, Space::Icmp6, load_within::<B, 1>(bytes, network)?, (128, 129)),
+        ICMP => icmp(
+            ports,
+            Space::Icmp,
+            load_within::<B, 1>(bytes, network)?,
+            (8, 0),
+        ),
+        ICMP6 => icmp(
+            ports,
+            Space::Icmp6,
+            load_within::<B, 1>(bytes, network)?,
+            (128, 129),
+        ),
         other => {
             let number = u16::from(other);
             *ports = Ports {
@@ -349,7 +417,11 @@ fn numbers(ports: &mut Ports, space: Space, [a, b, c, d]: [u8; 4]) {
 
 fn icmp(ports: &mut Ports, space: Space, [kind]: [u8; 1], (request, reply): (u8, u8)) {
     let answer = kind == reply;
-    ports.phase = if answer { Phase::Answer } else { Phase::Opening };
+    ports.phase = if answer {
+        Phase::Answer
+    } else {
+        Phase::Opening
+    };
     ports.space = space;
     ports.source = if answer { u16::from(request) } else { 0 };
     ports.destination = u16::from(kind);
@@ -365,7 +437,9 @@ fn load_within<B: PacketBytes + ?Sized, const N: usize>(
     if network.offset + N > network.end {
         return Err(network.too_short());
     }
-    bytes.load::<N>(network.offset).ok_or_else(|| network.too_short())
+    bytes
+        .load::<N>(network.offset)
+        .ok_or_else(|| network.too_short())
 }
 
 #[cfg(test)]

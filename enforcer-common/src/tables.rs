@@ -7,11 +7,7 @@
 
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
 
-use crate::{
-    addr::Ip,
-    packet::Space,
-    verdict::Verdict,
-};
+use crate::{addr::Ip, packet::Space, verdict::Verdict};
 
 /// A distinct set of components, by its number.
 pub type Party = u16;
@@ -49,9 +45,7 @@ impl Place {
 }
 
 /// What holds for a whole generation of a policy.
-#[derive(
-    Debug, Clone, Copy, PartialEq, Eq, Hash, FromBytes, IntoBytes, Immutable, KnownLayout,
-)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, FromBytes, IntoBytes, Immutable, KnownLayout)]
 #[repr(C)]
 pub struct Settings {
     /// Counts up with every policy; never 0 in force.

@@ -238,8 +238,11 @@ impl Verdict {
 
     /// Takes it apart. A hole or an unknown reason is [`Reason::NoPolicy`].
     pub const fn outcome(self) -> Outcome {
-        let direction =
-            if self.0 & Self::REPLY != 0 { Direction::Reply } else { Direction::Forward };
+        let direction = if self.0 & Self::REPLY != 0 {
+            Direction::Reply
+        } else {
+            Direction::Forward
+        };
         match self.0 & Self::KIND {
             Self::PATH => Outcome::Path(self.0 as u16, direction),
             Self::PASS if self.0 & Self::FRAGMENT != 0 => Outcome::LaterFragment,
@@ -251,7 +254,12 @@ impl Verdict {
                 };
                 let dry_run = kind == Self::DENIED && self.0 & Self::DRY_RUN != 0;
                 let guarded = self.is_guarded_denial();
-                Outcome::Denied(Denial { reason, dry_run, direction, guarded })
+                Outcome::Denied(Denial {
+                    reason,
+                    dry_run,
+                    direction,
+                    guarded,
+                })
             }
         }
     }
@@ -339,7 +347,12 @@ mod tests {
             for (dry_run, guarded) in [(false, false), (false, true), (true, false), (true, true)] {
                 let verdict = Verdict::denied(reason, dry_run, guarded);
                 let direction = Direction::Reply;
-                let denial = Denial { reason, dry_run, direction, guarded };
+                let denial = Denial {
+                    reason,
+                    dry_run,
+                    direction,
+                    guarded,
+                };
                 assert_eq!(verdict.back().outcome(), Outcome::Denied(denial));
                 assert_eq!(verdict.passes(), dry_run);
                 assert_eq!(verdict.is_guarded_denial(), guarded);
@@ -352,18 +365,31 @@ mod tests {
         assert_eq!(path.outcome(), Outcome::Path(4095, Direction::Forward));
         assert_eq!(path.back().outcome(), Outcome::Path(4095, Direction::Reply));
         assert_eq!(Verdict::OTHER.outcome(), Outcome::Other);
-        assert_eq!(Verdict::LATER_FRAGMENT.back().outcome(), Outcome::LaterFragment);
+        assert_eq!(
+            Verdict::LATER_FRAGMENT.back().outcome(),
+            Outcome::LaterFragment
+        );
         assert!(path.passes() && Verdict::OTHER.passes() && Verdict::LATER_FRAGMENT.passes());
     }
 
     #[test]
     fn a_hole_denies() {
-        for word in [0, 1, Verdict::DRY_RUN, Verdict::DENIED, Verdict::DENIED | 255] {
+        for word in [
+            0,
+            1,
+            Verdict::DRY_RUN,
+            Verdict::DENIED,
+            Verdict::DENIED | 255,
+        ] {
             let verdict = Verdict(word);
             let Outcome::Denied(denial) = verdict.outcome() else {
                 panic!("{word:#x} lets through");
             };
-            assert_eq!((denial.reason, verdict.passes()), (Reason::NoPolicy, false), "{word:#x}");
+            assert_eq!(
+                (denial.reason, verdict.passes()),
+                (Reason::NoPolicy, false),
+                "{word:#x}"
+            );
         }
         assert!(Verdict::HOLE.is_guarded_denial());
     }

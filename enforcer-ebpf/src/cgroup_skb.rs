@@ -41,7 +41,9 @@ pub fn egress(ctx: &SkBuffContext) -> i32 {
         return PASS;
     }
     let generation = Generation::active();
-    let Some(settings) = generation.settings() else { return DROP };
+    let Some(settings) = generation.settings() else {
+        return DROP;
+    };
     let ends = sk.and_then(Ends::of);
     if let (Some(ends), Some(state)) = (&ends, state.as_deref())
         && ends.are_those_of(state)
@@ -85,7 +87,9 @@ pub fn ingress(ctx: &SkBuffContext) -> i32 {
         return PASS;
     }
     let generation = Generation::active();
-    let Some(settings) = generation.settings() else { return DROP };
+    let Some(settings) = generation.settings() else {
+        return DROP;
+    };
     let (role, judged) = role(skb.ifindex());
     let ends = sk.and_then(Ends::of);
     if let (Some(ends), Some(state)) = (&ends, state.as_deref())
@@ -201,8 +205,18 @@ impl Ends {
                 remote_port: u32::from((*sk).dst_port),
                 // For a socket of the other family the words hold something else, but always the
                 // same for the same ends: good enough to compare, and never used for more.
-                local_addr: [(*sk).src_ip4, (*sk).src_ip6[1], (*sk).src_ip6[2], (*sk).src_ip6[3]],
-                remote_addr: [(*sk).dst_ip4, (*sk).dst_ip6[1], (*sk).dst_ip6[2], (*sk).dst_ip6[3]],
+                local_addr: [
+                    (*sk).src_ip4,
+                    (*sk).src_ip6[1],
+                    (*sk).src_ip6[2],
+                    (*sk).src_ip6[3],
+                ],
+                remote_addr: [
+                    (*sk).dst_ip4,
+                    (*sk).dst_ip6[1],
+                    (*sk).dst_ip6[2],
+                    (*sk).dst_ip6[3],
+                ],
             })
         }
     }

@@ -7,6 +7,7 @@
 #![feature(asm_experimental_arch)]
 
 mod cgroup_skb;
+mod log;
 mod maps;
 mod report;
 mod skb;
@@ -23,67 +24,91 @@ use enforcer_common::record::Hook;
 /// TC ingress of an uplink or of a pod's interface.
 #[classifier]
 pub fn enforcer_tc_in(ctx: TcContext) -> i32 {
-    tc::ingress(&ctx)
+    log::returned(&ctx, "enforcer_tc_in", tc::ingress(&ctx))
 }
 
 /// TC egress of an uplink, of a pod's interface or of lo.
 #[classifier]
 pub fn enforcer_tc_out(ctx: TcContext) -> i32 {
-    tc::egress(&ctx)
+    log::returned(&ctx, "enforcer_tc_out", tc::egress(&ctx))
 }
 
 /// A packet leaves a socket.
 #[cgroup_skb]
 pub fn enforcer_skb_out(ctx: SkBuffContext) -> i32 {
-    cgroup_skb::egress(&ctx)
+    log::returned(&ctx, "enforcer_skb_out", cgroup_skb::egress(&ctx))
 }
 
 /// A packet is handed to a socket.
 #[cgroup_skb]
 pub fn enforcer_skb_in(ctx: SkBuffContext) -> i32 {
-    cgroup_skb::ingress(&ctx)
+    log::returned(&ctx, "enforcer_skb_in", cgroup_skb::ingress(&ctx))
 }
 
 /// A socket is made: remember by whom and in which network namespace.
 #[cgroup_sock(sock_create)]
 pub fn enforcer_sock(ctx: SockContext) -> i32 {
-    socket::created(&ctx)
+    log::returned(&ctx, "enforcer_sock", socket::created(&ctx))
 }
 
 /// `connect` on an IPv4 socket.
 #[cgroup_sock_addr(connect4)]
 pub fn enforcer_conn4(ctx: SockAddrContext) -> i32 {
-    sock_addr::connecting(&ctx, sock_addr::ipv4(&ctx), Hook::Connect)
+    log::returned(
+        &ctx,
+        "enforcer_conn4",
+        sock_addr::connecting(&ctx, sock_addr::ipv4(&ctx), Hook::Connect),
+    )
 }
 
 /// `connect` on an IPv6 socket, to an IPv4-mapped address too.
 #[cgroup_sock_addr(connect6)]
 pub fn enforcer_conn6(ctx: SockAddrContext) -> i32 {
-    sock_addr::connecting(&ctx, sock_addr::ipv6(&ctx), Hook::Connect)
+    log::returned(
+        &ctx,
+        "enforcer_conn6",
+        sock_addr::connecting(&ctx, sock_addr::ipv6(&ctx), Hook::Connect),
+    )
 }
 
 /// `sendto` or `sendmsg` with an address, on a UDP socket for IPv4.
 #[cgroup_sock_addr(sendmsg4)]
 pub fn enforcer_send4(ctx: SockAddrContext) -> i32 {
-    sock_addr::connecting(&ctx, sock_addr::ipv4(&ctx), Hook::Sendmsg)
+    log::returned(
+        &ctx,
+        "enforcer_send4",
+        sock_addr::connecting(&ctx, sock_addr::ipv4(&ctx), Hook::Sendmsg),
+    )
 }
 
 /// `sendto` or `sendmsg` with an address, on a UDP socket for IPv6.
 #[cgroup_sock_addr(sendmsg6)]
 pub fn enforcer_send6(ctx: SockAddrContext) -> i32 {
-    sock_addr::connecting(&ctx, sock_addr::ipv6(&ctx), Hook::Sendmsg)
+    log::returned(
+        &ctx,
+        "enforcer_send6",
+        sock_addr::connecting(&ctx, sock_addr::ipv6(&ctx), Hook::Sendmsg),
+    )
 }
 
 /// `bind` to an IPv4 address.
 #[cgroup_sock_addr(bind4)]
 pub fn enforcer_bind4(ctx: SockAddrContext) -> i32 {
-    sock_addr::binding(&ctx, sock_addr::ipv4(&ctx))
+    log::returned(
+        &ctx,
+        "enforcer_bind4",
+        sock_addr::binding(&ctx, sock_addr::ipv4(&ctx)),
+    )
 }
 
 /// `bind` to an IPv6 address.
 #[cgroup_sock_addr(bind6)]
 pub fn enforcer_bind6(ctx: SockAddrContext) -> i32 {
-    sock_addr::binding(&ctx, sock_addr::ipv6(&ctx))
+    log::returned(
+        &ctx,
+        "enforcer_bind6",
+        sock_addr::binding(&ctx, sock_addr::ipv6(&ctx)),
+    )
 }
 
 /// Never reached: the verifier refuses a program that could come to an endless loop.

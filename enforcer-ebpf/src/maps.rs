@@ -16,9 +16,7 @@ use enforcer_common::{
     limits,
     packet::Space,
     record::{RecordKey, RecordValue},
-    tables::{
-        CLASSES_PER_BLOCK, FlowKey, Party, Place, Settings, Tables, class_block,
-    },
+    tables::{CLASSES_PER_BLOCK, FlowKey, Party, Place, Settings, Tables, class_block},
     verdict::{Verdict, counter},
 };
 
@@ -69,7 +67,9 @@ impl Generation {
     /// The one in force now. All that is asked of it comes from the same policy.
     pub fn active() -> Self {
         // Slot 0 is empty until a policy is loaded, and an empty slot denies.
-        Self { slot: ACTIVE.get(0).copied().unwrap_or(0) }
+        Self {
+            slot: ACTIVE.get(0).copied().unwrap_or(0),
+        }
     }
 
     /// The party of the processes in a declared cgroup.
@@ -87,7 +87,9 @@ impl Tables for Generation {
     }
 
     fn place(&self, addr: &Ip) -> Place {
-        let found = PLACES.get(self.slot).and_then(|places| places.get(&Key::new(128, *addr)));
+        let found = PLACES
+            .get(self.slot)
+            .and_then(|places| places.get(&Key::new(128, *addr)));
         found.copied().unwrap_or(Place::UNKNOWN)
     }
 
@@ -98,12 +100,16 @@ impl Tables for Generation {
 
     fn target(&self, settings: &Settings, at: Party, class: u16) -> Option<u16> {
         let index = u32::from(at) * settings.classes + u32::from(class);
-        TARGETS.get_value(self.slot, &index).map(|target| *target as u16)
+        TARGETS
+            .get_value(self.slot, &index)
+            .map(|target| *target as u16)
     }
 
     fn entry(&self, settings: &Settings, from: Party, target: u16) -> Option<Verdict> {
         let index = u32::from(from) * settings.targets + u32::from(target);
-        ENTRIES.get_value(self.slot, &index).map(|[packets, _]| *packets)
+        ENTRIES
+            .get_value(self.slot, &index)
+            .map(|[packets, _]| *packets)
     }
 
     fn bind_entry(&self, settings: &Settings, by: Party, target: u16) -> Option<Verdict> {
@@ -113,7 +119,9 @@ impl Tables for Generation {
 
     fn related(&self, settings: &Settings, a: Party, b: Party) -> bool {
         let index = u32::from(a) * settings.parties + u32::from(b);
-        RELATED.get_value(self.slot, &index).is_some_and(|related| *related != 0)
+        RELATED
+            .get_value(self.slot, &index)
+            .is_some_and(|related| *related != 0)
     }
 
     fn remembers(&self, flow: &FlowKey) -> bool {

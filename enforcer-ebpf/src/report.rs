@@ -40,7 +40,9 @@ impl Report<'_> {
     #[inline(never)]
     pub fn packet(&self, generation: &Generation, verdict: Verdict, packet: Option<&Packet>) {
         count(counter::of(verdict));
-        let Outcome::Denied(denial) = verdict.outcome() else { return };
+        let Outcome::Denied(denial) = verdict.outcome() else {
+            return;
+        };
         let reply = matches!(denial.direction, Direction::Reply);
         if reply && denial.dry_run {
             return;
@@ -48,7 +50,12 @@ impl Report<'_> {
         let mut key = self.key(denial);
         let mut source_port = 0;
         if let Some(packet) = packet {
-            let Ports { space, source, destination, .. } = packet.ports;
+            let Ports {
+                space,
+                source,
+                destination,
+                ..
+            } = packet.ports;
             (key.src, key.dst) = (packet.src, packet.dst);
             match packet.shape {
                 Shape::Flow if reply => {
@@ -61,7 +68,11 @@ impl Report<'_> {
                     source_port = source;
                 }
                 Shape::IcmpError | Shape::IcmpErrorLaterFragment => {
-                    let space = if packet.dst.is_v4() { Space::Icmp } else { Space::Icmp6 };
+                    let space = if packet.dst.is_v4() {
+                        Space::Icmp
+                    } else {
+                        Space::Icmp6
+                    };
                     (key.space, key.port) = (space as u8, u16::from(packet.icmp_error));
                 }
                 Shape::LaterFragment => {}
@@ -79,8 +90,15 @@ impl Report<'_> {
         (space, port): (Space, u16),
     ) {
         count(counter::of(verdict));
-        let Outcome::Denied(denial) = verdict.outcome() else { return };
-        let key = RecordKey { dst, port, space: space as u8, ..self.key(denial) };
+        let Outcome::Denied(denial) = verdict.outcome() else {
+            return;
+        };
+        let key = RecordKey {
+            dst,
+            port,
+            space: space as u8,
+            ..self.key(denial)
+        };
         self.keep(generation, &key, 0);
     }
 
@@ -114,7 +132,9 @@ impl Report<'_> {
                 pid: self.state.map_or(0, |state| state.pid),
                 ifindex: self.ifindex,
                 comm: self.state.map_or([0; 16], |state| state.comm),
-                generation: generation.settings().map_or(0, |settings| settings.generation),
+                generation: generation
+                    .settings()
+                    .map_or(0, |settings| settings.generation),
                 source_port,
                 padding: 0,
             };
@@ -125,7 +145,9 @@ impl Report<'_> {
 
 /// Counts one more of a key that has a record.
 fn is_counted(key: &RecordKey, now: u64) -> bool {
-    let Some(value) = RECORDS.get_ptr_mut(key) else { return false };
+    let Some(value) = RECORDS.get_ptr_mut(key) else {
+        return false;
+    };
     // SAFETY: a value of the map, which stays in place while the program runs. Should userspace
     // delete it meanwhile, one count goes with it. Two CPUs may write the time of the last: either
     // will do.

@@ -102,7 +102,12 @@ impl PacketBytes for Skb {
         // SAFETY: the buffer has N bytes; the helper fills all of them or fails. It reads what is in
         // pages beyond the head, too.
         let failed = unsafe {
-            bpf_skb_load_bytes(self.0.cast(), offset as u32, bytes.as_mut_ptr().cast(), N as u32)
+            bpf_skb_load_bytes(
+                self.0.cast(),
+                offset as u32,
+                bytes.as_mut_ptr().cast(),
+                N as u32,
+            )
         };
         if failed != 0 {
             return None;

@@ -44,7 +44,12 @@ pub fn ipv6(ctx: &SockAddrContext) -> Ip {
     // SAFETY: as above. The verifier wants each word read by itself.
     let words = unsafe {
         let ctx = &*ctx.sock_addr;
-        [ctx.user_ip6[0], ctx.user_ip6[1], ctx.user_ip6[2], ctx.user_ip6[3]]
+        [
+            ctx.user_ip6[0],
+            ctx.user_ip6[1],
+            ctx.user_ip6[2],
+            ctx.user_ip6[3],
+        ]
     };
     for (part, word) in bytes.chunks_exact_mut(4).zip(words) {
         part.copy_from_slice(&word.to_ne_bytes());
@@ -54,14 +59,18 @@ pub fn ipv6(ctx: &SockAddrContext) -> Ip {
 
 /// `connect` and `sendmsg`.
 pub fn connecting(ctx: &SockAddrContext, dst: Ip, hook: Hook) -> i32 {
-    let Some((space, port)) = endpoint(ctx) else { return PASS };
+    let Some((space, port)) = endpoint(ctx) else {
+        return PASS;
+    };
     let sk = socket_of(ctx);
     socket::stamp(ctx, sk);
     if !socket::is_host(ctx) {
         return PASS;
     }
     let generation = Generation::active();
-    let Some(settings) = generation.settings() else { return REFUSE };
+    let Some(settings) = generation.settings() else {
+        return REFUSE;
+    };
     let verdict = decide::connecting(&generation, party(generation, settings), &dst, space, port);
     // What is no declared endpoint is left to the packets of a UDP socket: programs connect them just
     // to learn which source address they would get, and replies need the memory of flows. In dry-run
@@ -74,12 +83,21 @@ pub fn connecting(ctx: &SockAddrContext, dst: Ip, hook: Hook) -> i32 {
     if !refused || verdict.passes() {
         return PASS;
     }
-    Call { hook, addr: dst, space, port, sk }.told(&generation, verdict)
+    Call {
+        hook,
+        addr: dst,
+        space,
+        port,
+        sk,
+    }
+    .told(&generation, verdict)
 }
 
 /// `bind`.
 pub fn binding(ctx: &SockAddrContext, addr: Ip) -> i32 {
-    let Some((space, port)) = endpoint(ctx) else { return PASS };
+    let Some((space, port)) = endpoint(ctx) else {
+        return PASS;
+    };
     // Port 0 asks for any free one, and those are nobody's.
     if port == 0 || !socket::is_host(ctx) {
         return PASS;
@@ -87,13 +105,22 @@ pub fn binding(ctx: &SockAddrContext, addr: Ip) -> i32 {
     let sk = socket_of(ctx);
     socket::stamp(ctx, sk);
     let generation = Generation::active();
-    let Some(settings) = generation.settings() else { return REFUSE };
+    let Some(settings) = generation.settings() else {
+        return REFUSE;
+    };
     let by = party(generation, settings);
     let verdict = decide::binding(&generation, by, &addr, space, port);
     if !verdict.is_denied() {
         return PASS;
     }
-    Call { hook: Hook::Bind, addr, space, port, sk }.told(&generation, verdict)
+    Call {
+        hook: Hook::Bind,
+        addr,
+        space,
+        port,
+        sk,
+    }
+    .told(&generation, verdict)
 }
 
 /// A call that is denied.
@@ -111,7 +138,12 @@ impl Call {
         // SAFETY: the helper takes nothing.
         let subject = Subject::Cgroup(unsafe { bpf_get_current_cgroup_id() });
         let state = socket::state(self.sk);
-        let report = Report { hook: self.hook, subject, ifindex: 0, state: state.as_deref() };
+        let report = Report {
+            hook: self.hook,
+            subject,
+            ifindex: 0,
+            state: state.as_deref(),
+        };
         report.call(generation, verdict, self.addr, (self.space, self.port));
         if verdict.passes() { PASS } else { REFUSE }
     }

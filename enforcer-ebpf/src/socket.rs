@@ -4,7 +4,9 @@ use core::ptr;
 
 use aya_ebpf::{
     EbpfContext,
-    bindings::{BPF_F_CLONE, BPF_F_NO_PREALLOC, BPF_SK_STORAGE_GET_F_CREATE, bpf_map_type, bpf_sock},
+    bindings::{
+        BPF_F_CLONE, BPF_F_NO_PREALLOC, BPF_SK_STORAGE_GET_F_CREATE, bpf_map_type, bpf_sock,
+    },
     helpers::{
         bpf_get_current_comm, bpf_get_current_pid_tgid,
         generated::{bpf_get_netns_cookie, bpf_sk_storage_get},
@@ -87,7 +89,11 @@ pub fn skb_is_host(skb: Skb, state: Option<&SocketState>) -> bool {
 }
 
 fn netns_of<C: EbpfContext>(ctx: &C) -> u32 {
-    if cookie(ctx.as_ptr()) == host() { netns::HOST } else { netns::OTHER }
+    if cookie(ctx.as_ptr()) == host() {
+        netns::HOST
+    } else {
+        netns::OTHER
+    }
 }
 
 fn cookie(ctx: *mut core::ffi::c_void) -> u64 {

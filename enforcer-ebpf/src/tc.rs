@@ -42,8 +42,13 @@ pub fn ingress(ctx: &TcContext) -> i32 {
     };
     skb.set_note(if verdict.is_denied() { TOLD } else { 0 });
     let subject = Subject::Interface(skb.ifindex());
-    Report { hook: Hook::TcIngress, subject, ifindex: skb.ifindex(), state: None }
-        .packet(&generation, verdict, read.is_ok().then_some(&packet));
+    Report {
+        hook: Hook::TcIngress,
+        subject,
+        ifindex: skb.ifindex(),
+        state: None,
+    }
+    .packet(&generation, verdict, read.is_ok().then_some(&packet));
     action(verdict)
 }
 
@@ -54,7 +59,11 @@ pub fn egress(ctx: &TcContext) -> i32 {
     match skb.full_socket() {
         Some(sk) => {
             // SAFETY: a full socket, whose plain fields the verifier lets programs read.
-            if unsafe { (*sk).family } == AF_PACKET { injected(skb) } else { PASS }
+            if unsafe { (*sk).family } == AF_PACKET {
+                injected(skb)
+            } else {
+                PASS
+            }
         }
         None if skb.entered_by() != 0 => forwarded(skb),
         None => PASS,
@@ -77,8 +86,13 @@ fn injected(skb: Skb) -> i32 {
         Err(reason) => decide::unreadable(&generation, reason),
     };
     let subject = Subject::Cgroup(skb.cgroup());
-    Report { hook: Hook::TcEgress, subject, ifindex: skb.ifindex(), state: None }
-        .packet(&generation, verdict, read.is_ok().then_some(&packet));
+    Report {
+        hook: Hook::TcEgress,
+        subject,
+        ifindex: skb.ifindex(),
+        state: None,
+    }
+    .packet(&generation, verdict, read.is_ok().then_some(&packet));
     action(verdict)
 }
 
@@ -99,8 +113,13 @@ fn forwarded(skb: Skb) -> i32 {
         return PASS;
     }
     let subject = Subject::Interface(skb.entered_by());
-    Report { hook: Hook::TcEgress, subject, ifindex: skb.ifindex(), state: None }
-        .packet(&generation, verdict, Some(&packet));
+    Report {
+        hook: Hook::TcEgress,
+        subject,
+        ifindex: skb.ifindex(),
+        state: None,
+    }
+    .packet(&generation, verdict, Some(&packet));
     action(verdict)
 }
 
@@ -108,7 +127,11 @@ fn forwarded(skb: Skb) -> i32 {
 fn interface(ifindex: u32) -> (Role, Start) {
     // SAFETY: the value is copied at once; a role that changes meanwhile is the old or the new one.
     let word = unsafe { INTERFACES.get(ifindex) }.copied().unwrap_or(0);
-    let start = if word & Role::NO_LINK_HEADER != 0 { Start::Ip } else { Start::Ethernet };
+    let start = if word & Role::NO_LINK_HEADER != 0 {
+        Start::Ip
+    } else {
+        Start::Ethernet
+    };
     (Role::from_word(word), start)
 }
 

@@ -39,6 +39,8 @@ pub mod place;
 pub mod plan;
 pub mod probe;
 pub mod process;
+pub mod product;
+pub mod scenario;
 pub mod servers;
 pub mod sweep;
 pub mod tools;

@@ -28,6 +28,10 @@ pub enum Content {
     },
     /// An ICMP or ICMPv6 echo request, after the address family; ports mean identifier and number.
     Echo,
+    /// An ICMP or ICMPv6 message of this type, after the address family.
+    Message(u8),
+    /// Something else, by the number of its protocol.
+    Protocol(u8),
 }
 
 impl Content {
@@ -117,6 +121,13 @@ impl Forged {
             Content::Echo => builder
                 .icmpv6_echo_request(from, to)
                 .write(&mut bytes, b"enforcer"),
+            Content::Message(kind) if self.destination.is_ipv4() => builder
+                .icmpv4_raw(*kind, 0, [0; 4])
+                .write(&mut bytes, &[0; 24]),
+            Content::Message(kind) => builder
+                .icmpv6_raw(*kind, 0, [0; 4])
+                .write(&mut bytes, &[0; 24]),
+            Content::Protocol(number) => builder.write(&mut bytes, (*number).into(), &[0; 24]),
         };
         written.context("failed to build a packet")?;
         Ok(bytes)

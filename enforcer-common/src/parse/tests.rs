@@ -46,7 +46,12 @@ fn udp() -> Vec<u8> {
 }
 
 fn ports(space: Space, source: u16, destination: u16, phase: Phase) -> Ports {
-    Ports { phase, space, source, destination }
+    Ports {
+        phase,
+        space,
+        source,
+        destination,
+    }
 }
 
 #[track_caller]
@@ -65,7 +70,11 @@ fn refuses(bytes: &[u8], start: Start, reason: Reason) {
 fn the_flags_of_a_segment_say_whether_it_opens() {
     for flags in 0..=255u8 {
         let opening = flags & 0x12 == 0x02;
-        let phase = if opening { Phase::Opening } else { Phase::Following };
+        let phase = if opening {
+            Phase::Opening
+        } else {
+            Phase::Following
+        };
         let expected = ports(Space::Tcp, 40_000, 2379, phase);
         let packet = reads(&v4(TCP, 0, &[], &tcp(flags)), Start::Ip, expected);
         assert_eq!((packet.src, packet.dst), (Ip::v4(A), Ip::v4(B)));
@@ -81,15 +90,26 @@ fn ports_stand_behind_options_tags_and_extension_headers() {
     let plain = v4(TCP, 0, &[], &syn);
     let tag = |kind: u16, inner: &[u8]| [&[0, 7], &kind.to_be_bytes()[..], inner].concat();
     reads(&eth(ETH_IPV4, &plain), Start::Ethernet, expected);
-    reads(&eth(ETH_VLAN, &tag(ETH_IPV4, &plain)), Start::Ethernet, expected);
+    reads(
+        &eth(ETH_VLAN, &tag(ETH_IPV4, &plain)),
+        Start::Ethernet,
+        expected,
+    );
     let two = tag(ETH_VLAN, &tag(ETH_IPV4, &plain));
     reads(&eth(ETH_QINQ, &two), Start::Ethernet, expected);
     refuses(
-        &eth(ETH_QINQ, &tag(ETH_VLAN, &tag(ETH_VLAN, &tag(ETH_IPV4, &plain)))),
+        &eth(
+            ETH_QINQ,
+            &tag(ETH_VLAN, &tag(ETH_VLAN, &tag(ETH_IPV4, &plain))),
+        ),
         Start::Ethernet,
         Reason::UnknownProtocol,
     );
-    let hop_by_hop = [&[ROUTING, 0, 0, 0, 0, 0, 0, 0][..], &[AUTHENTICATION, 1, 0, 0], &[0; 12]];
+    let hop_by_hop = [
+        &[ROUTING, 0, 0, 0, 0, 0, 0, 0][..],
+        &[AUTHENTICATION, 1, 0, 0],
+        &[0; 12],
+    ];
     let authentication = [&[TCP, 2, 0, 0][..], &[0; 12], &syn].concat();
     let chain = [&hop_by_hop.concat()[..], &authentication].concat();
     reads(&v6(HOP_BY_HOP, &chain), Start::Ip, expected);
@@ -117,7 +137,11 @@ fn unreadable_shapes_have_their_reasons() {
     let mut short_header = v4(TCP, 0, &[], &syn);
     short_header[0] = 0x44;
     refuses(&short_header, Start::Ip, Reason::BadHeader);
-    refuses(&eth(0x88cc, &[0; 60]), Start::Ethernet, Reason::UnknownProtocol);
+    refuses(
+        &eth(0x88cc, &[0; 60]),
+        Start::Ethernet,
+        Reason::UnknownProtocol,
+    );
     let mut mapped = v6(TCP, &syn);
     mapped[8..24].copy_from_slice(&Ip::v4(A).0);
     refuses(&mapped, Start::Ip, Reason::BadHeader);
@@ -133,9 +157,17 @@ fn extension_headers_are_bounded_and_in_place() {
         v6(DESTINATION_OPTIONS, &bytes)
     };
     assert!(parse(&chain(MAX_EXTENSION_HEADERS)[..], Start::Ip).is_ok());
-    refuses(&chain(MAX_EXTENSION_HEADERS + 1), Start::Ip, Reason::TooManyHeaders);
+    refuses(
+        &chain(MAX_EXTENSION_HEADERS + 1),
+        Start::Ip,
+        Reason::TooManyHeaders,
+    );
     let late = [&options(HOP_BY_HOP)[..], &options(TCP), &tcp(0x02)].concat();
-    refuses(&v6(DESTINATION_OPTIONS, &late), Start::Ip, Reason::TooManyHeaders);
+    refuses(
+        &v6(DESTINATION_OPTIONS, &late),
+        Start::Ip,
+        Reason::TooManyHeaders,
+    );
 }
 
 #[test]
@@ -144,36 +176,70 @@ fn the_first_fragment_must_hold_what_decides() {
     let syn = tcp(0x02);
     let expected = ports(Space::Tcp, 40_000, 2379, Phase::Opening);
     reads(&v4(TCP, MORE, &[], &syn), Start::Ip, expected);
-    refuses(&v4(TCP, MORE, &[], &syn[..16]), Start::Ip, Reason::FragmentTooShort);
+    refuses(
+        &v4(TCP, MORE, &[], &syn[..16]),
+        Start::Ip,
+        Reason::FragmentTooShort,
+    );
     refuses(&v4(TCP, 1, &[], &syn), Start::Ip, Reason::FragmentTooShort);
     let later = parse(&v4(TCP, 2, &[], &syn)[..], Start::Ip).expect("readable");
-    assert_eq!((later.shape, later.ports), (Shape::LaterFragment, Ports::NONE));
+    assert_eq!(
+        (later.shape, later.ports),
+        (Shape::LaterFragment, Ports::NONE)
+    );
 
     let fragment = |offset: u16, more: u16, payload: &[u8]| {
         let field = ((offset << 3) | more).to_be_bytes();
-        v6(FRAGMENT, &[&[TCP, 0xff, field[0], field[1], 0, 0, 0, 9][..], payload].concat())
+        v6(
+            FRAGMENT,
+            &[&[TCP, 0xff, field[0], field[1], 0, 0, 0, 9][..], payload].concat(),
+        )
     };
     // An atomic fragment is a whole packet, and the reserved byte is no length.
     reads(&fragment(0, 0, &syn), Start::Ip, expected);
     reads(&fragment(0, 1, &syn), Start::Ip, expected);
-    refuses(&fragment(0, 1, &syn[..8]), Start::Ip, Reason::FragmentTooShort);
+    refuses(
+        &fragment(0, 1, &syn[..8]),
+        Start::Ip,
+        Reason::FragmentTooShort,
+    );
     let later = parse(&fragment(3, 1, &syn)[..], Start::Ip).expect("readable");
     assert_eq!(later.shape, Shape::LaterFragment);
 }
 
 #[test]
 fn datagrams_echo_and_other_protocols() {
-    reads(&v4(UDP, 0, &[], &udp()), Start::Ip, ports(Space::Udp, 53, 12345, Phase::Datagram));
+    reads(
+        &v4(UDP, 0, &[], &udp()),
+        Start::Ip,
+        ports(Space::Udp, 53, 12345, Phase::Datagram),
+    );
     for (kind, expected) in [
         (8, ports(Space::Icmp, 0, 8, Phase::Opening)),
         (0, ports(Space::Icmp, 8, 0, Phase::Answer)),
         (5, ports(Space::Icmp, 0, 5, Phase::Opening)),
     ] {
-        reads(&v4(ICMP, 0, &[], &[kind, 0, 0, 0, 0, 0, 0, 0]), Start::Ip, expected);
+        reads(
+            &v4(ICMP, 0, &[], &[kind, 0, 0, 0, 0, 0, 0, 0]),
+            Start::Ip,
+            expected,
+        );
     }
-    reads(&v6(ICMP6, &[135; 8]), Start::Ip, ports(Space::Icmp6, 0, 135, Phase::Opening));
-    reads(&v6(ICMP6, &[129; 8]), Start::Ip, ports(Space::Icmp6, 128, 129, Phase::Answer));
-    reads(&v4(112, 0, &[], &[0; 8]), Start::Ip, ports(Space::Protocol, 112, 112, Phase::Following));
+    reads(
+        &v6(ICMP6, &[135; 8]),
+        Start::Ip,
+        ports(Space::Icmp6, 0, 135, Phase::Opening),
+    );
+    reads(
+        &v6(ICMP6, &[129; 8]),
+        Start::Ip,
+        ports(Space::Icmp6, 128, 129, Phase::Answer),
+    );
+    reads(
+        &v4(112, 0, &[], &[0; 8]),
+        Start::Ip,
+        ports(Space::Protocol, 112, 112, Phase::Following),
+    );
 }
 
 #[test]
@@ -182,25 +248,52 @@ fn arp_is_read_by_its_protocol_addresses() {
     let expected = ports(Space::Arp, 0, 0, Phase::Following);
     let packet = reads(&eth(ETH_ARP, &arp), Start::Ethernet, expected);
     assert_eq!((packet.src, packet.dst), (Ip::v4(A), Ip::v4(B)));
-    refuses(&eth(ETH_ARP, &arp[..20]), Start::Ethernet, Reason::TruncatedHeader);
-    refuses(&eth(ETH_ARP, &[0xff; 28]), Start::Ethernet, Reason::BadHeader);
+    refuses(
+        &eth(ETH_ARP, &arp[..20]),
+        Start::Ethernet,
+        Reason::TruncatedHeader,
+    );
+    refuses(
+        &eth(ETH_ARP, &[0xff; 28]),
+        Start::Ethernet,
+        Reason::BadHeader,
+    );
 }
 
 #[test]
 fn an_icmp_error_is_read_by_what_it_quotes() {
     let quote = v4(TCP, 0, &[], &tcp(0x02)[..8]);
-    let error = v4(ICMP, 0, &[], &[&[3, 4, 0, 0, 0, 0, 5, 0][..], &quote].concat());
+    let error = v4(
+        ICMP,
+        0,
+        &[],
+        &[&[3, 4, 0, 0, 0, 0, 5, 0][..], &quote].concat(),
+    );
     let packet = parse(&error[..], Start::Ip).expect("readable");
     assert_eq!((packet.shape, packet.icmp_error), (Shape::IcmpError, 3));
-    assert_eq!((packet.quoted_src, packet.quoted_dst), (Ip::v4(A), Ip::v4(B)));
-    assert_eq!(packet.ports, ports(Space::Tcp, 40_000, 2379, Phase::Following));
+    assert_eq!(
+        (packet.quoted_src, packet.quoted_dst),
+        (Ip::v4(A), Ip::v4(B))
+    );
+    assert_eq!(
+        packet.ports,
+        ports(Space::Tcp, 40_000, 2379, Phase::Following)
+    );
 
     let later = v4(TCP, 100, &[], &[0; 8]);
-    let error = v4(ICMP, 0, &[], &[&[11, 0, 0, 0, 0, 0, 0, 0][..], &later].concat());
+    let error = v4(
+        ICMP,
+        0,
+        &[],
+        &[&[11, 0, 0, 0, 0, 0, 0, 0][..], &later].concat(),
+    );
     let packet = parse(&error[..], Start::Ip).expect("readable");
     assert_eq!(packet.shape, Shape::IcmpErrorLaterFragment);
 
-    let too_big = v6(ICMP6, &[&[2, 0, 0, 0, 0, 0, 5, 0][..], &v6(UDP, &udp())].concat());
+    let too_big = v6(
+        ICMP6,
+        &[&[2, 0, 0, 0, 0, 0, 5, 0][..], &v6(UDP, &udp())].concat(),
+    );
     let packet = parse(&too_big[..], Start::Ip).expect("readable");
     assert_eq!((packet.shape, packet.icmp_error), (Shape::IcmpError, 2));
 
@@ -215,7 +308,12 @@ fn an_icmp_error_is_read_by_what_it_quotes() {
 fn no_bytes_make_it_panic() {
     let mut state: u64 = match std::env::var("ENFORCER_TEST_SEED") {
         Ok(seed) => seed.parse().expect("ENFORCER_TEST_SEED is a number"),
-        Err(_) => std::time::UNIX_EPOCH.elapsed().map_or(1, |t| t.as_nanos() as u64) | 1,
+        Err(_) => {
+            std::time::UNIX_EPOCH
+                .elapsed()
+                .map_or(1, |t| t.as_nanos() as u64)
+                | 1
+        }
     };
     println!("ENFORCER_TEST_SEED={state}");
     let mut random = move || {
@@ -227,8 +325,19 @@ fn no_bytes_make_it_panic() {
     };
     let seeds = [
         eth(ETH_IPV4, &v4(TCP, 0, &[1; 8], &tcp(2))),
-        eth(ETH_IPV6, &v6(HOP_BY_HOP, &[&[TCP, 0, 0, 0, 0, 0, 0, 0][..], &tcp(2)].concat())),
-        v4(ICMP, 0, &[], &[&[3; 8][..], &v4(UDP, 0, &[], &udp())].concat()),
+        eth(
+            ETH_IPV6,
+            &v6(
+                HOP_BY_HOP,
+                &[&[TCP, 0, 0, 0, 0, 0, 0, 0][..], &tcp(2)].concat(),
+            ),
+        ),
+        v4(
+            ICMP,
+            0,
+            &[],
+            &[&[3; 8][..], &v4(UDP, 0, &[], &udp())].concat(),
+        ),
         v6(ICMP6, &[&[1; 8][..], &v6(FRAGMENT, &[0; 24])].concat()),
     ];
     for round in 0..200_000 {

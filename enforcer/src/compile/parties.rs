@@ -99,7 +99,10 @@ impl Parties {
             pods: NOBODY,
         };
         // The first is NOBODY, who is only what everybody is.
-        let nobody = PartyInfo { senders: cluster.everyone.clone(), ..PartyInfo::default() };
+        let nobody = PartyInfo {
+            senders: cluster.everyone.clone(),
+            ..PartyInfo::default()
+        };
         parties.intern(nobody)?;
         parties.add_prefixes(&cluster)?;
         parties.add_cgroups(&cluster)?;
@@ -133,7 +136,10 @@ impl Parties {
         // Sorted by address and then length, so that a wider prefix comes before those within it.
         let mut enclosing: Vec<(IpNet, Declared)> = Vec::new();
         for (net, mut declared) in cluster.declared() {
-            while enclosing.last().is_some_and(|(wider, _)| !wider.contains(&net)) {
+            while enclosing
+                .last()
+                .is_some_and(|(wider, _)| !wider.contains(&net))
+            {
                 enclosing.pop();
             }
             if let Some((_, wider)) = enclosing.last() {
@@ -141,7 +147,11 @@ impl Parties {
             }
             let place = self.place(cluster, &net, &declared)?;
             let (network, length) = mapped(&net);
-            self.prefixes.push(PrefixEntry { network, length, place });
+            self.prefixes.push(PrefixEntry {
+                network,
+                length,
+                place,
+            });
             enclosing.push((net, declared));
         }
         if self.prefixes.len() > limits::MAX_PREFIXES as usize {
@@ -183,9 +193,15 @@ impl Parties {
         }
         for (pattern, components) in declared {
             let party = self.intern(cluster.process(&components))?;
-            let names = components.iter().map(|i| cluster.policy.components[*i].name.clone());
+            let names = components
+                .iter()
+                .map(|i| cluster.policy.components[*i].name.clone());
             let components = names.collect();
-            self.cgroups.push(CgroupRule { pattern: pattern.to_owned(), party, components });
+            self.cgroups.push(CgroupRule {
+                pattern: pattern.to_owned(),
+                party,
+                components,
+            });
         }
         Ok(())
     }
@@ -210,11 +226,17 @@ impl Cluster<'_> {
         }
         for (index, node) in self.policy.nodes.iter().enumerate() {
             for address in &node.addresses {
-                all.entry(IpNet::from(*address)).or_default().nodes.insert(index);
+                all.entry(IpNet::from(*address))
+                    .or_default()
+                    .nodes
+                    .insert(index);
             }
         }
         for (index, service) in self.policy.services.iter().enumerate() {
-            all.entry(IpNet::from(service.address)).or_default().services.insert(index);
+            all.entry(IpNet::from(service.address))
+                .or_default()
+                .services
+                .insert(index);
         }
         all
     }
@@ -239,18 +261,31 @@ impl Cluster<'_> {
         }
         senders.extend(&occupants);
         let services = declared.services.clone();
-        PartyInfo { senders: self.closed(&senders), occupants, services, loopback, process: false, node }
+        PartyInfo {
+            senders: self.closed(&senders),
+            occupants,
+            services,
+            loopback,
+            process: false,
+            node,
+        }
     }
 
     /// Pods in the host's network namespace are at a node's addresses, too.
     fn host_network(&self) -> Set {
-        indices(&self.policy.components, |c| c.in_pod_networks && !c.cgroups.is_empty())
+        indices(&self.policy.components, |c| {
+            c.in_pod_networks && !c.cgroups.is_empty()
+        })
     }
 
     fn located_here(&self) -> Set {
         indices(&self.policy.components, |c| {
             c.runs_on(self.node)
-                || self.node.addresses.iter().any(|own| c.addresses.iter().any(|n| n.contains(own)))
+                || self
+                    .node
+                    .addresses
+                    .iter()
+                    .any(|own| c.addresses.iter().any(|n| n.contains(own)))
         })
     }
 
@@ -267,12 +302,21 @@ impl Cluster<'_> {
 
     fn process(&self, components: &Set) -> PartyInfo {
         let senders = self.closed(components);
-        PartyInfo { senders, process: true, node: self.here, ..PartyInfo::default() }
+        PartyInfo {
+            senders,
+            process: true,
+            node: self.here,
+            ..PartyInfo::default()
+        }
     }
 
     fn behind_pod_interface(&self) -> PartyInfo {
         let senders = self.closed(&indices(&self.policy.components, |c| c.in_pod_networks));
-        PartyInfo { senders, node: self.here, ..PartyInfo::default() }
+        PartyInfo {
+            senders,
+            node: self.here,
+            ..PartyInfo::default()
+        }
     }
 
     fn anybody_here(&self) -> PartyInfo {
@@ -280,7 +324,11 @@ impl Cluster<'_> {
         senders.extend(indices(&self.policy.components, |c| {
             !c.cgroups.is_empty() && self.may_run_here(c)
         }));
-        PartyInfo { senders: self.closed(&senders), node: self.here, ..PartyInfo::default() }
+        PartyInfo {
+            senders: self.closed(&senders),
+            node: self.here,
+            ..PartyInfo::default()
+        }
     }
 
     /// With everything that they are part of, and everyone.
@@ -290,7 +338,9 @@ impl Cluster<'_> {
         while let Some(index) = open.pop() {
             if all.insert(index) {
                 let part_of = &self.policy.components[index].part_of;
-                open.extend(indices(&self.policy.components, |c| part_of.contains(&c.name)));
+                open.extend(indices(&self.policy.components, |c| {
+                    part_of.contains(&c.name)
+                }));
             }
         }
         all
@@ -303,12 +353,21 @@ const LOOPBACK: [IpNet; 2] = [
 ];
 
 fn indices(components: &[Component], keep: impl Fn(&Component) -> bool) -> Set {
-    components.iter().enumerate().filter(|(_, c)| keep(c)).map(|(i, _)| i).collect()
+    components
+        .iter()
+        .enumerate()
+        .filter(|(_, c)| keep(c))
+        .map(|(i, _)| i)
+        .collect()
 }
 
 /// A network as the kernel's trie holds it.
 fn mapped(net: &IpNet) -> (Ip, u32) {
     let length = u32::from(net.prefix_len());
-    let length = if matches!(net, IpNet::V4(_)) { length + 96 } else { length };
+    let length = if matches!(net, IpNet::V4(_)) {
+        length + 96
+    } else {
+        length
+    };
     (Ip::from(net.network()), length)
 }

@@ -81,7 +81,9 @@ fn class_of(
             }
         }
     }
-    class.services.extend((0..policy.services.len()).filter(|i| service(policy.services[*i].at)));
+    class
+        .services
+        .extend((0..policy.services.len()).filter(|i| service(policy.services[*i].at)));
     class
 }
 
@@ -92,7 +94,11 @@ fn intervals(policy: &Policy, space: Space) -> Vec<(u16, u16)> {
         Space::Icmp | Space::Icmp6 | Space::Protocol => u16::from(u8::MAX),
         Space::Arp => 0,
     };
-    let ports = policy.components.iter().flat_map(|c| &c.ports).flat_map(|p| &p.matches);
+    let ports = policy
+        .components
+        .iter()
+        .flat_map(|c| &c.ports)
+        .flat_map(|p| &p.matches);
     let mut starts = BTreeSet::from([0]);
     for m in ports.chain(policy.services.iter().map(|s| &s.at)) {
         if let Some((from, to)) = range(*m, space) {

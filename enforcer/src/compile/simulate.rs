@@ -27,10 +27,18 @@ impl<'a> Simulator<'a> {
     /// Over these tables.
     pub fn new(compiled: &'a Compiled) -> Self {
         let entries = compiled.prefixes.iter();
-        let prefixes = entries.clone().map(|e| ((e.length, e.network), e.place)).collect();
+        let prefixes = entries
+            .clone()
+            .map(|e| ((e.length, e.network), e.place))
+            .collect();
         let lengths: BTreeSet<u32> = entries.map(|e| e.length).collect();
         let lengths = lengths.into_iter().rev().collect();
-        Self { compiled, prefixes, lengths, flows: RefCell::default() }
+        Self {
+            compiled,
+            prefixes,
+            lengths,
+            flows: RefCell::default(),
+        }
     }
 
     /// The tables.
@@ -43,7 +51,11 @@ impl<'a> Simulator<'a> {
     pub fn party_of_cgroup(&self, path: &str) -> Party {
         let segments: Vec<&str> = path.split('/').filter(|s| !s.is_empty()).collect();
         for depth in (0..=segments.len()).rev() {
-            let found = self.compiled.cgroups.iter().find(|r| matches(&r.pattern, &segments[..depth]));
+            let found = self
+                .compiled
+                .cgroups
+                .iter()
+                .find(|r| matches(&r.pattern, &segments[..depth]));
             if let Some(rule) = found {
                 return rule.party;
             }
@@ -69,35 +81,52 @@ impl Tables for Simulator<'_> {
 
     fn place(&self, addr: &Ip) -> Place {
         let found = self.lengths.iter().find_map(|length| {
-            self.prefixes.get(&(*length, truncated(addr, *length))).copied()
+            self.prefixes
+                .get(&(*length, truncated(addr, *length)))
+                .copied()
         });
         found.unwrap_or(Place::UNKNOWN)
     }
 
     fn class(&self, space: Space, number: u16) -> Option<u16> {
         let block = class_block(space, number) as usize * CLASSES_PER_BLOCK;
-        self.compiled.classes.get(block + usize::from(number as u8)).copied()
+        self.compiled
+            .classes
+            .get(block + usize::from(number as u8))
+            .copied()
     }
 
     fn target(&self, settings: &Settings, at: Party, class: u16) -> Option<u16> {
         let index = u32::from(at) * settings.classes + u32::from(class);
         // Targets fit, see MAX_TARGETS.
-        self.compiled.targets.get(index as usize).map(|target| *target as u16)
+        self.compiled
+            .targets
+            .get(index as usize)
+            .map(|target| *target as u16)
     }
 
     fn entry(&self, settings: &Settings, from: Party, target: u16) -> Option<Verdict> {
         let index = u32::from(from) * settings.targets + u32::from(target);
-        self.compiled.entries.get(index as usize).map(|[packet, _]| *packet)
+        self.compiled
+            .entries
+            .get(index as usize)
+            .map(|[packet, _]| *packet)
     }
 
     fn bind_entry(&self, settings: &Settings, by: Party, target: u16) -> Option<Verdict> {
         let index = u32::from(by) * settings.targets + u32::from(target);
-        self.compiled.entries.get(index as usize).map(|[_, bind]| *bind)
+        self.compiled
+            .entries
+            .get(index as usize)
+            .map(|[_, bind]| *bind)
     }
 
     fn related(&self, settings: &Settings, a: Party, b: Party) -> bool {
         let index = u32::from(a) * settings.parties + u32::from(b);
-        self.compiled.related.get(index as usize).is_some_and(|related| *related != 0)
+        self.compiled
+            .related
+            .get(index as usize)
+            .is_some_and(|related| *related != 0)
     }
 
     fn remembers(&self, flow: &FlowKey) -> bool {

@@ -52,7 +52,10 @@ impl PathNumbers {
         };
         if index >= limits::MAX_PATHS as usize {
             let max = limits::MAX_PATHS;
-            return Err(CompileError::TooMany { what: "path names since the agent started", max });
+            return Err(CompileError::TooMany {
+                what: "path names since the agent started",
+                max,
+            });
         }
         // MAX_PATHS fits.
         Ok(index as u16)
@@ -143,8 +146,14 @@ pub fn compile(
     }
     let parties = Parties::of(policy, node)?;
     let ports = PortClasses::of(policy)?;
-    let compiled =
-        verdicts::fill(policy, node, mode.unwrap_or(policy.mode), &parties, &ports, &path_numbers)?;
+    let compiled = verdicts::fill(
+        policy,
+        node,
+        mode.unwrap_or(policy.mode),
+        &parties,
+        &ports,
+        &path_numbers,
+    )?;
     *numbers = taken;
     Ok(compiled)
 }

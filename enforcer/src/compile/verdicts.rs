@@ -54,16 +54,29 @@ pub fn fill(
     let filler = Filler::new(policy, node, mode, numbers);
     let infos = parties.infos();
     let (targets, table) = targets(policy, infos, &ports.classes)?;
-    check_cells("combinations of sets of components and endpoints", infos.len() * targets.len())?;
+    check_cells(
+        "combinations of sets of components and endpoints",
+        infos.len() * targets.len(),
+    )?;
     let mut entries = Vec::with_capacity(infos.len() * targets.len());
     for sender in infos {
-        entries.extend(targets.iter().map(|t| [filler.verdict(sender, t), filler.bind(sender, t)]));
+        entries.extend(
+            targets
+                .iter()
+                .map(|t| [filler.verdict(sender, t), filler.bind(sender, t)]),
+        );
     }
     let names = |info: &PartyInfo| {
-        info.senders.iter().map(|i| policy.components[*i].name.clone()).collect()
+        info.senders
+            .iter()
+            .map(|i| policy.components[*i].name.clone())
+            .collect()
     };
     let target_names = targets.iter().map(|t| {
-        t.endpoints.iter().map(|e| filler.endpoint_name(*e)).collect()
+        t.endpoints
+            .iter()
+            .map(|e| filler.endpoint_name(*e))
+            .collect()
     });
     Ok(Compiled {
         node: node.name.clone(),
@@ -88,7 +101,11 @@ pub fn fill(
         cgroups: parties.cgroups.clone(),
         party_names: infos.iter().map(names).collect(),
         target_names: target_names.collect(),
-        paths: filler.routes.iter().map(|r| (r.number, r.path.name.clone())).collect(),
+        paths: filler
+            .routes
+            .iter()
+            .map(|r| (r.number, r.path.name.clone()))
+            .collect(),
     })
 }
 
@@ -98,7 +115,10 @@ fn targets(
     infos: &[PartyInfo],
     classes: &[Class],
 ) -> Result<(Vec<Target>, Vec<u32>), CompileError> {
-    check_cells("combinations of places and ports", infos.len() * classes.len())?;
+    check_cells(
+        "combinations of places and ports",
+        infos.len() * classes.len(),
+    )?;
     let mut targets = vec![Target::default()];
     let mut numbers = HashMap::from([(Target::default(), 0)]);
     let mut table = Vec::with_capacity(infos.len() * classes.len());
@@ -120,7 +140,11 @@ fn targets(
 }
 
 fn target(policy: &Policy, info: &PartyInfo, class: &Class) -> Target {
-    let at = class.endpoints.iter().filter(|(c, _)| info.occupants.contains(c)).copied();
+    let at = class
+        .endpoints
+        .iter()
+        .filter(|(c, _)| info.occupants.contains(c))
+        .copied();
     let behind = class.services.intersection(&info.services).filter_map(|s| {
         let service = &policy.services[*s];
         endpoint(policy, &service.component, &service.port)
@@ -131,18 +155,29 @@ fn target(policy: &Policy, info: &PartyInfo, class: &Class) -> Target {
     }
     endpoints.sort_unstable();
     endpoints.dedup();
-    Target { endpoints, loopback: info.loopback, node: info.node }
+    Target {
+        endpoints,
+        loopback: info.loopback,
+        node: info.node,
+    }
 }
 
 fn endpoint(policy: &Policy, component: &str, port: &str) -> Option<Endpoint> {
     let c = policy.components.iter().position(|x| x.name == component)?;
-    let p = policy.components[c].ports.iter().position(|x| x.name == port)?;
+    let p = policy.components[c]
+        .ports
+        .iter()
+        .position(|x| x.name == port)?;
     Some((c, p))
 }
 
 fn check_cells(what: &'static str, cells: usize) -> Result<(), CompileError> {
     let max = limits::MAX_CELLS;
-    if cells > max as usize { Err(CompileError::TooMany { what, max }) } else { Ok(()) }
+    if cells > max as usize {
+        Err(CompileError::TooMany { what, max })
+    } else {
+        Ok(())
+    }
 }
 
 impl<'a> Filler<'a> {
@@ -151,10 +186,17 @@ impl<'a> Filler<'a> {
         let mut routes = Vec::new();
         for (path, number) in policy.paths.iter().zip(numbers) {
             // A valid policy names nothing that is not there.
-            let Some(to) = endpoint(policy, &path.to_component, &path.to_port) else { continue };
+            let Some(to) = endpoint(policy, &path.to_component, &path.to_port) else {
+                continue;
+            };
             let named = |c: &Component| path.from.contains(&c.name);
             let from = (0..policy.components.len()).filter(|i| named(&policy.components[*i]));
-            routes.push(Route { number: *number, path, from: from.collect(), to });
+            routes.push(Route {
+                number: *number,
+                path,
+                from: from.collect(),
+                to,
+            });
             if let Some(own) = path.mode {
                 endpoint_modes.insert(to, own);
             }
@@ -163,7 +205,13 @@ impl<'a> Filler<'a> {
         if mode == Mode::DryRun {
             endpoint_modes.clear();
         }
-        Self { policy, node, mode, endpoint_modes, routes }
+        Self {
+            policy,
+            node,
+            mode,
+            endpoint_modes,
+            routes,
+        }
     }
 
     fn component(&self, (c, _): Endpoint) -> &Component {
@@ -175,7 +223,11 @@ impl<'a> Filler<'a> {
     }
 
     fn endpoint_name(&self, endpoint: Endpoint) -> String {
-        format!("{}:{}", self.component(endpoint).name, self.port(endpoint).name)
+        format!(
+            "{}:{}",
+            self.component(endpoint).name,
+            self.port(endpoint).name
+        )
     }
 
     fn verdict(&self, sender: &PartyInfo, target: &Target) -> Verdict {
@@ -199,7 +251,10 @@ impl<'a> Filler<'a> {
     }
 
     fn reason(&self, sender: &PartyInfo, target: &Target) -> Reason {
-        let guarded = target.endpoints.iter().filter(|e| self.component(**e).guard);
+        let guarded = target
+            .endpoints
+            .iter()
+            .filter(|e| self.component(**e).guard);
         if !target.loopback && guarded.clone().all(|e| self.port(*e).loopback_only) {
             return Reason::LoopbackOnly;
         }
@@ -265,11 +320,13 @@ impl<'a> Filler<'a> {
         if self.policy.other_traffic == OtherTraffic::Allow {
             return Ok(vec![1; infos.len() * infos.len()]);
         }
-        let leads_to: BTreeMap<usize, Vec<usize>> =
-            infos.iter().enumerate().map(|(i, info)| (i, self.routes_to(info))).collect();
-        let related = |a: &PartyInfo, b: usize| {
-            leads_to[&b].iter().any(|r| self.routes[*r].is_from(a))
-        };
+        let leads_to: BTreeMap<usize, Vec<usize>> = infos
+            .iter()
+            .enumerate()
+            .map(|(i, info)| (i, self.routes_to(info)))
+            .collect();
+        let related =
+            |a: &PartyInfo, b: usize| leads_to[&b].iter().any(|r| self.routes[*r].is_from(a));
         Ok(infos
             .iter()
             .flat_map(|a| (0..infos.len()).map(move |b| (a, b)))
@@ -285,7 +342,9 @@ impl<'a> Filler<'a> {
             })
         };
         let leads = |r: &Route<'_>| info.occupants.contains(&r.to.0) || behind(r.to);
-        (0..self.routes.len()).filter(|r| leads(&self.routes[*r])).collect()
+        (0..self.routes.len())
+            .filter(|r| leads(&self.routes[*r]))
+            .collect()
     }
 }
 

@@ -1,0 +1,84 @@
+//! Why an agent does not run, or does not answer.
+
+use std::{io, path::PathBuf};
+
+use crate::{compile::CompileError, kernel::KernelError, policy::PolicyErrors};
+
+/// Why an agent does not run, or does not answer.
+#[derive(Debug, thiserror::Error)]
+pub enum AgentError {
+    /// Not root.
+    #[error("the agent must run as root: loading and attaching kernel programs needs it")]
+    NotRoot,
+    /// Another one runs.
+    #[error(
+        "an agent runs here already (pid {pid}): end it first with `enforcer detach`, or give this one another --run-dir and node"
+    )]
+    Running {
+        /// Its process.
+        pid: String,
+    },
+    /// Nobody answers at the control socket.
+    #[error("no agent runs here ({}): start one with `enforcer run -p …`", socket.display())]
+    NoAgent {
+        /// Where it would answer.
+        socket: PathBuf,
+    },
+    /// The policy is not valid.
+    #[error("{0}")]
+    Policy(#[from] PolicyErrors),
+    /// The policy does not fit.
+    #[error(transparent)]
+    Compile(#[from] CompileError),
+    /// The kernel.
+    #[error(transparent)]
+    Kernel(#[from] KernelError),
+    /// Which node this is can not be told.
+    #[error("which node is this? {why}; the inventory has {}: say --node NAME", nodes.join(", "))]
+    Node {
+        /// What was found.
+        why: String,
+        /// The nodes there are.
+        nodes: Vec<String>,
+    },
+    /// An uplink is not there.
+    #[error("there is no interface `{name}`, which is to be an uplink; there are {}", there.join(", "))]
+    NoInterface {
+        /// What was declared.
+        name: String,
+        /// The interfaces there are.
+        there: Vec<String>,
+    },
+    /// An interface pattern can not be read.
+    #[error("`{pattern}` is no interface name or glob: {why}")]
+    Pattern {
+        /// The pattern.
+        pattern: String,
+        /// What is wrong.
+        why: String,
+    },
+    /// A system call failed.
+    #[error("failed to {action}: {source}")]
+    System {
+        /// What was tried.
+        action: String,
+        /// Why it failed.
+        source: io::Error,
+    },
+    /// The agent could not do what it was asked for.
+    #[error("the agent says: {0}")]
+    Refused(String),
+    /// The agent answered something that this version does not understand.
+    #[error("the agent's answer can not be read: {0}; is it of another version?")]
+    Answer(#[from] serde_json::Error),
+}
+
+impl AgentError {
+    /// For a system call.
+    pub(super) fn system(action: impl Into<String>) -> impl FnOnce(io::Error) -> Self {
+        move |source| Self::System {
+            action: action.into(),
+            source,
+        }
+    }
+}

@@ -1,0 +1,190 @@
+//! Records of the kernel to events for people.
+
+use std::{
+    net::IpAddr,
+    time::{Duration, SystemTime},
+};
+
+use enforcer_common::{
+    addr::Ip,
+    packet::Space,
+    record::{Hook, RecordKey, RecordValue, subject},
+    tables::{NOBODY, Party, Role, Tables as _},
+    verdict::Reason,
+};
+use nix::time::{ClockId, clock_gettime};
+
+use super::{
+    report::{Event, EventVerdict, Subject, SubjectKind},
+    start::Ready,
+};
+use crate::{
+    compile::{Compiled, Simulator},
+    kernel::{CgroupPaths, Kernel},
+    policy::model::{Policy, PortMatch},
+};
+
+/// What turns records into events: names of everything. Made for a batch of records.
+pub struct Teller<'a> {
+    policy: &'a Policy,
+    compiled: &'a Compiled,
+    simulator: Simulator<'a>,
+    kernel: &'a Kernel,
+    paths: &'a mut CgroupPaths,
+    boot: SystemTime,
+}
+
+impl<'a> Teller<'a> {
+    /// By the policy in force.
+    pub fn new(ready: &'a Ready, kernel: &'a Kernel, paths: &'a mut CgroupPaths) -> Self {
+        let Ready {
+            policy, compiled, ..
+        } = ready;
+        let simulator = Simulator::new(compiled);
+        Self {
+            policy,
+            compiled,
+            simulator,
+            kernel,
+            paths,
+            boot: boot_time(),
+        }
+    }
+
+    /// A record as an event.
+    pub fn event(&mut self, key: &RecordKey, value: &RecordValue) -> Event {
+        let space = Space::from_code(key.space);
+        let reason = Reason::from_code(key.reason).unwrap_or(Reason::NoPolicy);
+        let subject = self.subject(key);
+        let known = |ip: Ip| (ip != Ip::UNSPECIFIED).then(|| IpAddr::from(ip).to_string());
+        let comm = String::from_utf8_lossy(&value.comm);
+        let comm = comm.trim_end_matches('\0');
+        let verdict = if key.dry_run == 0 {
+            EventVerdict::Dropped
+        } else {
+            EventVerdict::WouldDrop
+        };
+        Event {
+            verdict,
+            reason: reason.name().to_owned(),
+            sentence: reason.sentence().to_owned(),
+            endpoint: self.endpoint(key, space),
+            hook: Hook::from_code(key.hook)
+                .map_or("unknown", Hook::name)
+                .to_owned(),
+            source: known(key.src),
+            source_port: (value.source_port != 0).then_some(value.source_port),
+            source_components: self.senders(key, &subject),
+            // With a port, `::` is a destination like any other: this host.
+            destination: space
+                .map(|_| IpAddr::from(key.dst).to_string())
+                .or(known(key.dst)),
+            port: space.map(|_| key.port),
+            protocol: space.map_or("", Space::name).to_owned(),
+            reply: key.reply != 0,
+            subject,
+            pid: (value.pid != 0).then_some(value.pid),
+            comm: (!comm.is_empty()).then(|| comm.to_owned()),
+            count: value.count,
+            first_seen: self.time(value.first_ns),
+            last_seen: self.time(value.last_ns),
+            generation: value.generation,
+        }
+    }
+
+    fn subject(&mut self, key: &RecordKey) -> Subject {
+        let id = key.subject;
+        let (kind, name) = if key.subject_kind == subject::INTERFACE {
+            let name = u32::try_from(id)
+                .ok()
+                .and_then(|index| self.kernel.interface_name(index));
+            (SubjectKind::Interface, name)
+        } else {
+            (SubjectKind::Cgroup, self.paths.get(id))
+        };
+        Subject {
+            kind,
+            id,
+            name: name.unwrap_or_default().to_owned(),
+        }
+    }
+
+    fn senders(&self, key: &RecordKey, subject: &Subject) -> Vec<String> {
+        let party = match subject.kind {
+            SubjectKind::Cgroup if subject.name.is_empty() => NOBODY,
+            SubjectKind::Cgroup => self.simulator.party_of_cgroup(&subject.name),
+            SubjectKind::Interface => {
+                let role = u32::try_from(subject.id).map(|index| self.kernel.role(index));
+                match role {
+                    // A party number, widened for the kernel's sake.
+                    Ok(Role::Pod) => self.compiled.settings.pods as Party,
+                    _ => self.simulator.place(&key.src).party,
+                }
+            }
+        };
+        self.compiled
+            .party_names
+            .get(usize::from(party))
+            .cloned()
+            .unwrap_or_default()
+    }
+
+    fn endpoint(&self, key: &RecordKey, space: Option<Space>) -> String {
+        let Some(space) = space else {
+            return String::new();
+        };
+        let dst = if key.dst.is_unspecified() {
+            key.dst.this_host()
+        } else {
+            key.dst
+        };
+        let place = self.simulator.place(&dst);
+        let settings = &self.compiled.settings;
+        let class = self.simulator.class(space, key.port);
+        let target = class.and_then(|class| self.simulator.target(settings, place.party, class));
+        let names = target.and_then(|target| self.compiled.target_names.get(usize::from(target)));
+        let Some(names) = names else {
+            return String::new();
+        };
+        // `node:any` beside `etcd:client` says nothing.
+        let special: Vec<&str> = names
+            .iter()
+            .filter(|name| !self.is_any(name))
+            .map(String::as_str)
+            .collect();
+        if special.is_empty() {
+            names.join(", ")
+        } else {
+            special.join(", ")
+        }
+    }
+
+    /// Whether an endpoint is everything that its component has.
+    fn is_any(&self, endpoint: &str) -> bool {
+        let port = endpoint.split_once(':').and_then(|(component, port)| {
+            self.policy
+                .component(component)
+                .and_then(|component| component.port(port))
+        });
+        port.is_some_and(|port| port.matches.contains(&PortMatch::Any))
+    }
+
+    fn time(&self, boot_ns: u64) -> String {
+        rfc3339(self.boot + Duration::from_nanos(boot_ns))
+    }
+}
+
+/// A time as it is told everywhere.
+pub fn rfc3339(time: SystemTime) -> String {
+    humantime::format_rfc3339_millis(time).to_string()
+}
+
+/// When this machine started, by the clock of the kernel's records.
+fn boot_time() -> SystemTime {
+    let since = clock_gettime(ClockId::CLOCK_BOOTTIME)
+        .map(Duration::from)
+        .unwrap_or_default();
+    SystemTime::now()
+        .checked_sub(since)
+        .unwrap_or(SystemTime::UNIX_EPOCH)
+}

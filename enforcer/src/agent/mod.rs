@@ -1,0 +1,113 @@
+//! The running whole: a policy in force on this node, what it denies told, and questions answered.
+//!
+//! [`run`] is the agent; [`client`] asks a running one over its control socket.
+
+pub mod client;
+mod control;
+mod error;
+mod events;
+mod node;
+mod report;
+mod serve;
+mod start;
+mod status;
+
+use std::path::{Path, PathBuf};
+
+use crate::kernel::{LinkEvents, attach};
+
+pub use error::AgentError;
+pub use report::{
+    Event, EventVerdict, PathCount, ReasonCount, Source, Sources, Status, Subject, SubjectKind,
+};
+
+pub use crate::kernel::{Attachment, TcMode};
+
+/// Where the lock and the control socket are, unless said otherwise.
+pub const RUN_DIR: &str = "/run/enforcer";
+
+/// How to tell new denials.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub enum Output {
+    /// A line for people.
+    #[default]
+    Text,
+    /// A JSON object in a line.
+    Json,
+}
+
+/// What an agent is to do.
+#[derive(Debug, Clone)]
+pub struct AgentOptions {
+    /// Files and directories of the policy.
+    pub inputs: Vec<PathBuf>,
+    /// Which node of the inventory this is; found by address or host name if not given.
+    pub node: Option<String>,
+    /// Drop nothing, whatever the policy's mode.
+    pub dry_run: bool,
+    /// Where the lock and the control socket are.
+    pub run_dir: PathBuf,
+    /// How programs are attached to interfaces.
+    pub tc_mode: TcMode,
+    /// Names or globs instead of the inventory's.
+    pub uplinks: Option<Vec<String>>,
+    /// Names or globs instead of the inventory's.
+    pub pod_interfaces: Option<Vec<String>>,
+    /// Below the cgroup2 mount, or a directory in it, instead of the inventory's.
+    pub cgroup_root: Option<PathBuf>,
+    /// How to tell new denials.
+    pub output: Output,
+    /// Print the kernel programs' own log.
+    pub kernel_log: bool,
+}
+
+impl AgentOptions {
+    /// Defaults for a policy.
+    pub fn new(inputs: Vec<PathBuf>) -> Self {
+        Self {
+            inputs,
+            node: None,
+            dry_run: false,
+            run_dir: PathBuf::from(RUN_DIR),
+            tc_mode: TcMode::Auto,
+            uplinks: None,
+            pod_interfaces: None,
+            cgroup_root: None,
+            output: Output::Text,
+            kernel_log: false,
+        }
+    }
+}
+
+/// Runs an agent until it is told to end by a signal or by `detach`.
+///
+/// # Errors
+///
+/// It could not begin, or the kernel took something away that it needs. Nothing is left attached.
+pub fn run(options: AgentOptions) -> Result<(), AgentError> {
+    runtime()?.block_on(serve::run(options))
+}
+
+/// Removes the filters that an agent left which was killed, and says how many there were. Where
+/// programs are attached by links, nothing is ever left.
+///
+/// # Errors
+///
+/// An agent runs there, or this process is not root.
+pub fn remove_leftovers(run_dir: &Path) -> Result<usize, AgentError> {
+    if !nix::unistd::geteuid().is_root() {
+        return Err(AgentError::NotRoot);
+    }
+    let _lock = start::lock(run_dir)?;
+    runtime()?.block_on(async {
+        let links = LinkEvents::open()?.list().await?;
+        Ok(attach::remove_leftovers(&links))
+    })
+}
+
+fn runtime() -> Result<tokio::runtime::Runtime, AgentError> {
+    tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+        .map_err(AgentError::system("start the runtime"))
+}

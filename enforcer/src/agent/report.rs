@@ -1,0 +1,321 @@
+//! What the agent tells: stable names, one JSON object each.
+
+use std::fmt;
+
+use serde::{Deserialize, Serialize};
+
+use crate::kernel::Attachment;
+
+/// What is in force, and what came of it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Status {
+    /// The node of the inventory that this is.
+    pub node: String,
+    /// `DryRun` or `Enforce`.
+    pub mode: String,
+    /// `Allow` or `Drop`.
+    pub other_traffic: String,
+    /// Name of the policy.
+    pub policy: String,
+    /// SHA-256 over the policy's sources.
+    pub digest: String,
+    /// How many policies have been in force, this one included.
+    pub generation: u32,
+    /// Since when this one is (RFC 3339, UTC).
+    pub since: String,
+    /// Process of the agent.
+    pub pid: u32,
+    /// What is attached where.
+    pub attachments: Vec<Attachment>,
+    /// Declared, and of no effect at present.
+    pub notes: Vec<String>,
+    /// Packets by path.
+    pub paths: Vec<PathCount>,
+    /// Denials by reason; those that never happened are left out.
+    pub reasons: Vec<ReasonCount>,
+    /// Packets that `otherTraffic: Allow` let pass.
+    pub other_traffic_packets: u64,
+    /// Later fragments that passed.
+    pub later_fragments: u64,
+    /// Packets whose verdict was found on their socket.
+    pub kept_verdicts: u64,
+    /// Denials that found no room among the records. They are in the counters all the same.
+    pub records_lost: u64,
+    /// Denials in records that were removed to make room.
+    pub records_evicted: u64,
+    /// Why a newer policy is not in force.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub last_error: Option<String>,
+    /// What this kernel offers and is made use of.
+    pub kernel: Vec<String>,
+}
+
+/// Packets on a path.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct PathCount {
+    /// Its name.
+    pub name: String,
+    /// From its sender to its endpoint.
+    pub forward: u64,
+    /// Back.
+    pub reply: u64,
+}
+
+/// Denials for a reason.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct ReasonCount {
+    /// Its name.
+    pub reason: String,
+    /// Packets and calls that were dropped.
+    pub dropped: u64,
+    /// Those that would have been.
+    pub would_drop: u64,
+}
+
+/// What became of it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub enum EventVerdict {
+    /// It was dropped, or the call refused.
+    Dropped,
+    /// It would have been, in dry-run.
+    WouldDrop,
+}
+
+/// What kind of thing a subject is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub enum SubjectKind {
+    /// Processes of this node.
+    Cgroup,
+    /// Whoever is behind an interface.
+    Interface,
+}
+
+/// Who sent it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Subject {
+    /// What kind of thing it is.
+    pub kind: SubjectKind,
+    /// The id of the cgroup or the index of the interface.
+    pub id: u64,
+    /// The path of the cgroup below the root, or the name of the interface. Empty if it is gone.
+    pub name: String,
+}
+
+/// All denials of one subject, source, destination, port, protocol, reason and hook.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Event {
+    /// What became of it.
+    pub verdict: EventVerdict,
+    /// Why, as a name that never changes.
+    pub reason: String,
+    /// Why, for people.
+    pub sentence: String,
+    /// The declared endpoints at the destination (`etcd:client`); empty if there are none.
+    pub endpoint: String,
+    /// Where it was decided.
+    pub hook: String,
+    /// Who opened, or would have; not known when a call is refused.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub source: Option<String>,
+    /// Source port of the first.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub source_port: Option<u16>,
+    /// Components that the sender counts as.
+    pub source_components: Vec<String>,
+    /// What it was for. None where the packet could not be read.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub destination: Option<String>,
+    /// Port, message type or protocol number.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub port: Option<u16>,
+    /// `tcp`, `udp`, `icmp`, `icmpv6`, `ip` or `arp`; empty where it could not be read.
+    pub protocol: String,
+    /// It was a reply that was denied; source and destination are those of its connection.
+    pub reply: bool,
+    /// Who sent it.
+    pub subject: Subject,
+    /// Process of the first, where it is known.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub pid: Option<u32>,
+    /// Name of that process.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub comm: Option<String>,
+    /// How many packets or calls.
+    pub count: u64,
+    /// When the first was (RFC 3339, UTC).
+    pub first_seen: String,
+    /// When the last was.
+    pub last_seen: String,
+    /// Generation of the policy that denied the first.
+    pub generation: u32,
+}
+
+/// What a running agent was given.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Sources {
+    /// The node that this is.
+    pub node: String,
+    /// `DryRun` where the agent was told to drop nothing, whatever the policy says.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub mode_override: Option<String>,
+    /// The policy in force.
+    pub sources: Vec<Source>,
+}
+
+/// A file of a policy.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Source {
+    /// Its name.
+    pub name: String,
+    /// What it held when it was read.
+    pub text: String,
+}
+
+impl Event {
+    /// Whether something was dropped.
+    pub fn is_dropped(&self) -> bool {
+        self.verdict == EventVerdict::Dropped
+    }
+
+    /// The destination with port and protocol.
+    pub fn target(&self) -> String {
+        let Some(destination) = &self.destination else {
+            return "an unreadable packet".to_owned();
+        };
+        let protocol = &self.protocol;
+        match self.port {
+            Some(port) if protocol == "tcp" || protocol == "udp" => {
+                let brackets = if destination.contains(':') {
+                    ["[", "]"]
+                } else {
+                    ["", ""]
+                };
+                let [open, close] = brackets;
+                format!("{open}{destination}{close}:{port}/{protocol}")
+            }
+            Some(_) if protocol == "arp" => format!("{destination} arp"),
+            Some(port) => format!("{destination} {port}/{protocol}"),
+            None => destination.clone(),
+        }
+    }
+
+    /// Who sent it, in words.
+    pub fn sender(&self) -> String {
+        let name = &self.subject.name;
+        let mut who = match (self.subject.kind, name.is_empty()) {
+            (SubjectKind::Cgroup, true) => format!("a cgroup that is gone ({})", self.subject.id),
+            (SubjectKind::Cgroup, false) => name.clone(),
+            (SubjectKind::Interface, true) => format!("interface {}", self.subject.id),
+            (SubjectKind::Interface, false) => format!("interface {name}"),
+        };
+        if let Some(comm) = &self.comm {
+            let pid = self
+                .pid
+                .map(|pid| format!(", pid {pid}"))
+                .unwrap_or_default();
+            who = format!("{comm} (in {who}{pid})");
+        }
+        match &self.source {
+            Some(source) => format!("{source}, {who}"),
+            None => who,
+        }
+    }
+}
+
+impl fmt::Display for Event {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let verdict = match self.verdict {
+            EventVerdict::Dropped => "dropped",
+            EventVerdict::WouldDrop => "would drop",
+        };
+        let reply = if self.reply { " a reply to" } else { "" };
+        write!(f, "{verdict}{reply} {} → {}", self.sender(), self.target())?;
+        if !self.endpoint.is_empty() {
+            write!(f, " ({})", self.endpoint)?;
+        }
+        write!(f, ": {} [{}, {}]", self.sentence, self.reason, self.hook)?;
+        if self.count > 1 {
+            write!(f, " × {}", self.count)
+        } else {
+            Ok(())
+        }
+    }
+}
+
+#[cfg(test)]
+pub(super) mod tests {
+    use super::*;
+
+    pub fn event() -> Event {
+        Event {
+            verdict: EventVerdict::Dropped,
+            reason: "NoPath".to_owned(),
+            sentence: "no path from this sender to this endpoint".to_owned(),
+            endpoint: "etcd:client".to_owned(),
+            hook: "cgroup/connect".to_owned(),
+            source: None,
+            source_port: None,
+            source_components: vec!["pods".to_owned()],
+            destination: Some("127.0.0.1".to_owned()),
+            port: Some(2379),
+            protocol: "tcp".to_owned(),
+            reply: false,
+            subject: Subject {
+                kind: SubjectKind::Cgroup,
+                id: 7,
+                name: "/kubepods.slice/a".to_owned(),
+            },
+            pid: Some(42),
+            comm: Some("curl".to_owned()),
+            count: 1,
+            first_seen: "2026-01-01T00:00:00.000Z".to_owned(),
+            last_seen: "2026-01-01T00:00:00.000Z".to_owned(),
+            generation: 1,
+        }
+    }
+
+    #[test]
+    fn an_event_is_one_readable_line() {
+        let first = event();
+        assert_eq!(
+            first.to_string(),
+            "dropped curl (in /kubepods.slice/a, pid 42) → 127.0.0.1:2379/tcp (etcd:client): no path \
+             from this sender to this endpoint [NoPath, cgroup/connect]"
+        );
+        let second = Event {
+            verdict: EventVerdict::WouldDrop,
+            subject: Subject {
+                kind: SubjectKind::Interface,
+                id: 3,
+                name: "eth0".to_owned(),
+            },
+            comm: None,
+            source: Some("fd00::9".to_owned()),
+            destination: Some("fd00::1".to_owned()),
+            endpoint: String::new(),
+            count: 3,
+            ..event()
+        };
+        assert_eq!(
+            second.to_string(),
+            "would drop fd00::9, interface eth0 → [fd00::1]:2379/tcp: no path from this sender to this \
+             endpoint [NoPath, cgroup/connect] × 3"
+        );
+    }
+
+    #[test]
+    fn json_goes_there_and_back() {
+        let json = serde_json::to_string(&event()).unwrap();
+        assert!(json.contains("\"sourceComponents\":[\"pods\"]"), "{json}");
+        assert_eq!(serde_json::from_str::<Event>(&json).unwrap(), event());
+    }
+}

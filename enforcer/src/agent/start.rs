@@ -1,0 +1,140 @@
+//! What an agent needs before it touches the kernel: the lock, a policy, and this node's parts.
+
+use std::{
+    fs::{self, File, OpenOptions},
+    io::{Read as _, Write as _},
+    os::unix::fs::{DirBuilderExt as _, OpenOptionsExt as _},
+    path::Path,
+};
+
+use nix::{
+    errno::Errno,
+    fcntl::{Flock, FlockArg},
+};
+
+use super::{
+    AgentError, AgentOptions,
+    node::{self, Selectors},
+};
+use crate::{
+    compile::{Compiled, PathNumbers, compile},
+    policy::{self, Policy, SourceText, model::Mode},
+};
+
+/// Held as long as the agent runs; the kernel lets go of it with the process.
+pub struct Lock(#[expect(dead_code, reason = "held, never looked at")] Flock<File>);
+
+/// Takes the lock of a run directory, which is made if it is not there.
+pub fn lock(run_dir: &Path) -> Result<Lock, AgentError> {
+    let shown = run_dir.display();
+    fs::DirBuilder::new()
+        .recursive(true)
+        .mode(0o700)
+        .create(run_dir)
+        .map_err(AgentError::system(format!("create {shown}")))?;
+    let mut file = OpenOptions::new()
+        .read(true)
+        .write(true)
+        .create(true)
+        .truncate(false)
+        .mode(0o600)
+        .open(run_dir.join("lock"))
+        .map_err(AgentError::system(format!("open {shown}/lock")))?;
+    let mut pid = String::new();
+    let _ = (&mut file).take(32).read_to_string(&mut pid);
+    let written = AgentError::system(format!("write {shown}/lock"));
+    let mut lock = match Flock::lock(file, FlockArg::LockExclusiveNonblock) {
+        Ok(lock) => lock,
+        Err((_, Errno::EWOULDBLOCK)) => {
+            return Err(AgentError::Running {
+                pid: pid.trim().to_owned(),
+            });
+        }
+        Err((_, errno)) => {
+            return Err(AgentError::system(format!("lock {shown}/lock"))(
+                errno.into(),
+            ));
+        }
+    };
+    let pid = format!("{}\n", std::process::id());
+    lock.set_len(0)
+        .and_then(|()| std::io::Seek::rewind(&mut *lock))
+        .and_then(|()| lock.write_all(pid.as_bytes()))
+        .map_err(written)?;
+    Ok(Lock(lock))
+}
+
+/// A policy, ready to be applied to this node.
+pub struct Ready {
+    /// As it was read.
+    pub texts: Vec<SourceText>,
+    /// As it was understood.
+    pub policy: Policy,
+    /// For this node.
+    pub compiled: Compiled,
+    /// What interfaces are for.
+    pub selectors: Selectors,
+    /// This node's cgroup root, below the mount.
+    pub cgroup_root: String,
+    /// Numbers of paths, with those that are new in it.
+    pub numbers: PathNumbers,
+}
+
+/// Checks and compiles a policy that has been read. `numbers` are those of the policies before.
+pub fn prepare(
+    options: &AgentOptions,
+    texts: Vec<SourceText>,
+    numbers: &PathNumbers,
+) -> Result<Ready, AgentError> {
+    let policy = policy::from_texts(&texts)?;
+    let name = node::choose(&policy, options.node.as_deref())?;
+    let mut numbers = numbers.clone();
+    let mode = options.dry_run.then_some(Mode::DryRun);
+    let compiled = compile(&policy, &name, mode, &mut numbers)?;
+    let (mut uplinks, mut pods, mut cgroup_root) = (Vec::new(), Vec::new(), "/".to_owned());
+    if let Some(node) = policy.node(&name) {
+        uplinks.clone_from(&node.uplinks);
+        pods.clone_from(&node.pod_interfaces);
+        cgroup_root.clone_from(&node.cgroup_root);
+    }
+    let uplinks = options.uplinks.as_ref().unwrap_or(&uplinks);
+    let pods = options.pod_interfaces.as_ref().unwrap_or(&pods);
+    let selectors = Selectors::new(uplinks, pods)?;
+    if let Some(root) = &options.cgroup_root {
+        cgroup_root = root.display().to_string();
+    }
+    Ok(Ready {
+        texts,
+        policy,
+        compiled,
+        selectors,
+        cgroup_root,
+        numbers,
+    })
+}
+
+/// The mode in force, as the policy language writes it.
+pub const fn mode_name(mode: Mode) -> &'static str {
+    match mode {
+        Mode::DryRun => "DryRun",
+        Mode::Enforce => "Enforce",
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn there_is_one_lock() {
+        let dir = tempfile::tempdir().unwrap();
+        let run_dir = dir.path().join("run");
+        let held = lock(&run_dir).unwrap();
+        let Err(AgentError::Running { pid }) = lock(&run_dir) else {
+            panic!("two locks")
+        };
+        assert_eq!(pid, std::process::id().to_string());
+        drop(held);
+        assert!(lock(&run_dir).is_ok());
+    }
+}

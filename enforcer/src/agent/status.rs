@@ -1,0 +1,76 @@
+//! The agent's state as a [`Status`].
+
+use enforcer_common::verdict::{Reason, counter};
+
+use super::{
+    PathCount, ReasonCount, Source, Sources, Status, events::rfc3339, serve::Agent,
+    start::mode_name,
+};
+use crate::{
+    kernel::KernelError,
+    policy::model::{Mode, OtherTraffic},
+};
+
+impl Agent {
+    pub(super) fn status(&self) -> Result<Status, KernelError> {
+        let counters = self.kernel.counters(self.ready.numbers.names().len())?;
+        let paths = self.ready.compiled.paths.iter().map(|(number, name)| {
+            let (forward, reply) = counters.path(*number);
+            PathCount {
+                name: name.clone(),
+                forward,
+                reply,
+            }
+        });
+        let reasons = Reason::ALL.into_iter().filter_map(|reason| {
+            let (dropped, would_drop) = counters.reason(reason);
+            let name = reason.name().to_owned();
+            (dropped + would_drop > 0).then_some(ReasonCount {
+                reason: name,
+                dropped,
+                would_drop,
+            })
+        });
+        let dry_run = self.ready.compiled.settings.dry_run != 0;
+        Ok(Status {
+            node: self.ready.compiled.node.clone(),
+            mode: mode_name(if dry_run { Mode::DryRun } else { Mode::Enforce }).to_owned(),
+            other_traffic: match self.ready.policy.other_traffic {
+                OtherTraffic::Allow => "Allow".to_owned(),
+                OtherTraffic::Drop => "Drop".to_owned(),
+            },
+            policy: self.ready.policy.name.clone(),
+            digest: self.ready.policy.digest.clone(),
+            generation: self.generation,
+            since: rfc3339(self.since),
+            pid: std::process::id(),
+            attachments: self.kernel.attachments(),
+            notes: self.notes(),
+            paths: paths.collect(),
+            reasons: reasons.collect(),
+            other_traffic_packets: counters.get(counter::OTHER),
+            later_fragments: counters.get(counter::LATER_FRAGMENT),
+            kept_verdicts: counters.get(counter::KEPT_VERDICTS),
+            records_lost: counters.get(counter::RECORDS_LOST),
+            records_evicted: self.evicted,
+            last_error: self.last_error.clone(),
+            kernel: self.kernel.features(),
+        })
+    }
+
+    pub(super) fn sources(&self) -> Sources {
+        let texts = self.ready.texts.iter();
+        let source = |t: &crate::policy::SourceText| Source {
+            name: t.name.clone(),
+            text: t.text.clone(),
+        };
+        Sources {
+            node: self.ready.compiled.node.clone(),
+            mode_override: self
+                .options
+                .dry_run
+                .then(|| mode_name(Mode::DryRun).to_owned()),
+            sources: texts.map(source).collect(),
+        }
+    }
+}

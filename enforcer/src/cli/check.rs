@@ -1,0 +1,145 @@
+//! `enforcer check`.
+
+use std::{io, path::PathBuf};
+
+use anyhow::Context as _;
+use clap::Args;
+use serde::Serialize;
+
+use super::{Failure, Format, Outcome, PolicyArguments, say, say_json};
+use crate::{
+    compile::{Compiled, PathNumbers, compile},
+    explain::{CaseResult, reason_names, run_cases},
+    policy::{self, cases, model::Policy, render},
+};
+
+/// Reads a policy and says what was understood. Nothing is loaded, and no privilege is needed.
+///
+/// Every error names file, line and column and says what to write instead. With --cases, the
+/// policy's own tests run: connections, each with the verdict, path or reason that is expected.
+///
+/// Example: enforcer check -p policies/control-plane.yaml --cases policies/control-plane.cases.yaml
+#[derive(Debug, Args)]
+pub struct Arguments {
+    #[command(flatten)]
+    policy: PolicyArguments,
+    /// Compile for this node only, instead of for every node of the inventory
+    #[arg(long, value_name = "NAME")]
+    node: Option<String>,
+    /// A file of cases to run; may be given several times
+    #[arg(long, value_name = "FILE")]
+    cases: Vec<PathBuf>,
+}
+
+#[derive(Serialize)]
+#[serde(rename_all = "camelCase")]
+struct Report {
+    valid: bool,
+    policy: render::Summary,
+    nodes: Vec<NodeReport>,
+    cases: Vec<CaseResult>,
+}
+
+/// What a policy comes to on a node.
+#[derive(Serialize)]
+#[serde(rename_all = "camelCase")]
+struct NodeReport {
+    node: String,
+    prefixes: usize,
+    /// Distinct sets of components.
+    parties: u32,
+    port_classes: u32,
+    /// Distinct sets of endpoints.
+    targets: u32,
+}
+
+impl NodeReport {
+    fn of(compiled: &Compiled) -> Self {
+        Self {
+            node: compiled.node.clone(),
+            prefixes: compiled.prefixes.len(),
+            parties: compiled.settings.parties,
+            port_classes: compiled.settings.classes,
+            targets: compiled.settings.targets,
+        }
+    }
+}
+
+pub fn run(arguments: &Arguments, format: Format) -> Outcome {
+    let policy = policy::load(&arguments.policy.policy)?;
+    let nodes: Vec<String> = match &arguments.node {
+        Some(node) => vec![node.clone()],
+        None => policy.nodes.iter().map(|node| node.name.clone()).collect(),
+    };
+    let compiled = nodes
+        .iter()
+        .map(|node| compile(&policy, node, None, &mut PathNumbers::default()))
+        .collect::<Result<Vec<_>, _>>()
+        .context("the policy is valid but can not be compiled")?;
+    let results = run_all_cases(&policy, &arguments.cases)?;
+    let nodes: Vec<NodeReport> = compiled.iter().map(NodeReport::of).collect();
+    if format == Format::Json {
+        let policy = render::summary(&policy);
+        say_json(&Report {
+            valid: true,
+            policy,
+            nodes,
+            cases: results.clone(),
+        })?;
+    } else {
+        tell(&policy, &nodes, &results)?;
+    }
+    if results.iter().all(|result| result.passed) {
+        Ok(())
+    } else {
+        Err(Failure::No)
+    }
+}
+
+fn run_all_cases(policy: &Policy, files: &[PathBuf]) -> Result<Vec<CaseResult>, Failure> {
+    let mut results = Vec::new();
+    for cases in cases::load(files)? {
+        cases.check(policy, &reason_names())?;
+        let compiled = compile(policy, &cases.node.value, None, &mut PathNumbers::default())
+            .context("the policy is valid but can not be compiled")?;
+        results.extend(run_cases(policy, &compiled, &cases));
+    }
+    Ok(results)
+}
+
+fn tell(policy: &Policy, nodes: &[NodeReport], results: &[CaseResult]) -> Outcome {
+    say(render::describe(policy).trim_end())?;
+    say("")?;
+    for node in nodes {
+        let NodeReport {
+            node,
+            prefixes,
+            parties,
+            port_classes,
+            targets,
+        } = node;
+        say(&format!(
+            "{node}: {prefixes} prefixes, {parties} sets of components, {port_classes} classes of \
+             ports, {targets} sets of endpoints"
+        ))?;
+    }
+    for result in results {
+        let CaseResult {
+            name,
+            passed,
+            expected,
+            found,
+        } = result;
+        if *passed {
+            say(&format!("ok      {name}: {found}"))?;
+        } else {
+            say(&format!("FAILED  {name}: expected {expected}, but {found}"))?;
+        }
+    }
+    if !results.is_empty() {
+        let passed = results.iter().filter(|result| result.passed).count();
+        say(&format!("{} cases, {passed} as expected", results.len()))?;
+    }
+    io::Write::flush(&mut io::stdout())?;
+    Ok(())
+}

@@ -1,0 +1,24 @@
+//! `enforcer detach`.
+
+use clap::Args;
+
+use super::{AgentArguments, Format, Outcome, say, say_json};
+use crate::agent::client;
+
+/// Ends the agent of this node and takes off all that it attached, and nothing else. Comes back when
+/// that is done.
+///
+/// Example: enforcer detach
+#[derive(Debug, Args)]
+pub struct Arguments {
+    #[command(flatten)]
+    agent: AgentArguments,
+}
+
+pub fn run(arguments: &Arguments, format: Format) -> Outcome {
+    client::detach(&arguments.agent.run_dir)?;
+    match format {
+        Format::Text => say("detached: nothing is enforced on this node"),
+        Format::Json => say_json(&serde_json::json!({ "detached": true })),
+    }
+}

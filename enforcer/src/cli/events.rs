@@ -1,0 +1,39 @@
+//! `enforcer events`.
+
+use clap::Args;
+
+use super::{AgentArguments, Format, Outcome, say, say_json_line};
+use crate::agent::{EventVerdict, client};
+
+/// Lists what was denied on this node, and why: one line for each distinct sender, destination, port,
+/// reason and hook, with how often it happened.
+///
+/// Example: enforcer events --follow -o json
+#[derive(Debug, Args)]
+pub struct Arguments {
+    #[command(flatten)]
+    agent: AgentArguments,
+    /// Stay, and tell new ones as they come
+    #[arg(short, long)]
+    follow: bool,
+    /// Only what was really dropped, and nothing from dry-run
+    #[arg(long)]
+    denied: bool,
+}
+
+pub fn run(arguments: &Arguments, format: Format) -> Outcome {
+    let mut result = Ok(());
+    client::events(&arguments.agent.run_dir, arguments.follow, |event| {
+        if arguments.denied && event.verdict != EventVerdict::Dropped {
+            return;
+        }
+        let said = match format {
+            Format::Json => say_json_line(&event),
+            Format::Text => say(&event.to_string()),
+        };
+        if said.is_err() && result.is_ok() {
+            result = said;
+        }
+    })?;
+    result
+}

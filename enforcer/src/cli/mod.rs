@@ -1,0 +1,219 @@
+//! The command line. Results go to standard output, everything else to standard error. Exit status:
+//! 0 fine, 1 the answer is no (an invalid policy, a denied connection, a failed case), 2 wrong usage
+//! or it could not be done.
+
+mod check;
+mod detach;
+mod events;
+mod explain;
+mod run;
+mod status;
+
+use std::{
+    io::{self, IsTerminal as _, Write as _},
+    path::PathBuf,
+    process::ExitCode,
+};
+
+use clap::{Args, Parser, Subcommand, ValueEnum};
+use serde::Serialize;
+
+use crate::{
+    agent::{AgentError, RUN_DIR},
+    policy::{
+        self, SourceText,
+        error::{Paint, PolicyErrors},
+        model::{Mode, Policy},
+    },
+};
+
+/// Drops every connection of a Kubernetes node outside the documented component paths.
+///
+/// A policy says where the cluster's components are and which paths may be used; kernel programs at
+/// the TC and cgroup hooks hold the node to it. Begin with `enforcer check`, then `enforcer run
+/// --dry-run`, which drops nothing and tells what would have been dropped.
+#[derive(Debug, Parser)]
+#[command(name = "enforcer", version, max_term_width = 100)]
+struct Cli {
+    /// How results are written
+    #[arg(short, long, global = true, value_enum, default_value_t = Format::Text)]
+    output: Format,
+    #[command(subcommand)]
+    command: Command,
+}
+
+/// How results are written.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+enum Format {
+    /// For people
+    Text,
+    /// For programs: stable names, see the documentation
+    Json,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Read a policy, say what was understood, and run its cases
+    Check(check::Arguments),
+    /// Put a policy in force on this node, and tell what it denies
+    Run(run::Arguments),
+    /// Say what is in force here, and what came of it
+    Status(status::Arguments),
+    /// List what was denied, and why
+    Events(events::Arguments),
+    /// Say what would happen to a connection, and why
+    Explain(explain::Arguments),
+    /// End the agent and take everything off the node that it attached
+    Detach(detach::Arguments),
+    /// Print the JSON Schema of policies, for editors
+    Schema,
+}
+
+/// Where the policy is.
+#[derive(Debug, Args)]
+struct PolicyArguments {
+    /// A file with policy documents, or a directory of such files; may be given several times
+    #[arg(short, long = "policy", value_name = "FILE|DIR", required = true)]
+    policy: Vec<PathBuf>,
+}
+
+/// Where the agent is.
+#[derive(Debug, Args)]
+struct AgentArguments {
+    /// Directory of the agent's lock and control socket
+    #[arg(long, value_name = "DIR", default_value = RUN_DIR)]
+    run_dir: PathBuf,
+}
+
+/// Why a command has no result.
+enum Failure {
+    /// The answer is no, and has been said.
+    No,
+    /// The policy is invalid.
+    Policy(PolicyErrors),
+    /// It could not be done.
+    Cannot(anyhow::Error),
+    /// Nobody reads any more.
+    Closed,
+}
+
+type Outcome = Result<(), Failure>;
+
+impl From<PolicyErrors> for Failure {
+    fn from(errors: PolicyErrors) -> Self {
+        Self::Policy(errors)
+    }
+}
+
+impl From<AgentError> for Failure {
+    fn from(error: AgentError) -> Self {
+        match error {
+            AgentError::Policy(errors) => Self::Policy(errors),
+            error => Self::Cannot(error.into()),
+        }
+    }
+}
+
+impl From<anyhow::Error> for Failure {
+    fn from(error: anyhow::Error) -> Self {
+        Self::Cannot(error)
+    }
+}
+
+impl From<io::Error> for Failure {
+    fn from(error: io::Error) -> Self {
+        if error.kind() == io::ErrorKind::BrokenPipe {
+            Self::Closed
+        } else {
+            Self::Cannot(error.into())
+        }
+    }
+}
+
+/// Runs the command line of this process.
+pub fn main() -> ExitCode {
+    let cli = Cli::parse();
+    let result = match cli.command {
+        Command::Check(arguments) => check::run(&arguments, cli.output),
+        Command::Run(arguments) => run::run(arguments, cli.output),
+        Command::Status(arguments) => status::run(&arguments, cli.output),
+        Command::Events(arguments) => events::run(&arguments, cli.output),
+        Command::Explain(arguments) => explain::run(&arguments, cli.output),
+        Command::Detach(arguments) => detach::run(&arguments, cli.output),
+        Command::Schema => say(policy::schema::json().trim_end()),
+    };
+    match result {
+        Ok(()) | Err(Failure::Closed) => ExitCode::SUCCESS,
+        Err(Failure::No) => ExitCode::from(1),
+        Err(Failure::Policy(errors)) => {
+            tell_policy_errors(&errors, cli.output);
+            ExitCode::from(1)
+        }
+        Err(Failure::Cannot(error)) => {
+            eprintln!("error: {error:#}");
+            ExitCode::from(2)
+        }
+    }
+}
+
+fn tell_policy_errors(errors: &PolicyErrors, format: Format) {
+    if format == Format::Json {
+        // Whoever asked for JSON reads it from standard output; a closed pipe changes nothing.
+        let _ = say_json(&serde_json::json!({ "valid": false, "errors": errors }));
+        return;
+    }
+    let paint = if io::stderr().is_terminal() {
+        Paint::Coloured
+    } else {
+        Paint::Plain
+    };
+    eprintln!("{}", errors.render(paint));
+}
+
+/// A line, or several, to standard output.
+fn say(text: &str) -> Outcome {
+    Ok(writeln!(io::stdout().lock(), "{text}")?)
+}
+
+/// A JSON document to standard output.
+fn say_json(value: &impl Serialize) -> Outcome {
+    let text = serde_json::to_string_pretty(value).map_err(anyhow::Error::from)?;
+    say(&text)
+}
+
+/// A JSON document in one line to standard output.
+fn say_json_line(value: &impl Serialize) -> Outcome {
+    let text = serde_json::to_string(value).map_err(anyhow::Error::from)?;
+    say(&text)
+}
+
+/// The policy from files, or else the one that the agent has in force, with its node and mode.
+fn policy_of(
+    files: &[PathBuf],
+    agent: &AgentArguments,
+) -> Result<(Policy, Option<String>, Option<Mode>), Failure> {
+    if !files.is_empty() {
+        return Ok((policy::load(files)?, None, None));
+    }
+    let sources = crate::agent::client::sources(&agent.run_dir)?;
+    let texts: Vec<SourceText> = sources
+        .sources
+        .into_iter()
+        .map(|source| SourceText {
+            name: source.name,
+            text: source.text,
+        })
+        .collect();
+    let mode = sources.mode_override.map(|_| Mode::DryRun);
+    Ok((policy::from_texts(&texts)?, Some(sources.node), mode))
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::CommandFactory as _;
+
+    #[test]
+    fn the_definition_of_the_command_line_holds() {
+        super::Cli::command().debug_assert();
+    }
+}

@@ -1,0 +1,89 @@
+//! `enforcer run`.
+
+use std::path::PathBuf;
+
+use clap::{Args, ValueEnum};
+
+use super::{AgentArguments, Format, Outcome, PolicyArguments};
+use crate::agent::{self, AgentOptions, Output, TcMode};
+
+/// Puts a policy in force on this node and stays in the foreground. Each new denial is told once,
+/// with its reason; its repeats are counted.
+///
+/// The policy is read again when a file changes and on SIGHUP. A broken one changes nothing. The node
+/// is let go on SIGINT, on SIGTERM and with `enforcer detach`, and also when the agent is killed.
+///
+/// Example: enforcer run -p policies/control-plane.yaml --dry-run
+#[derive(Debug, Args)]
+pub struct Arguments {
+    #[command(flatten)]
+    policy: PolicyArguments,
+    #[command(flatten)]
+    agent: AgentArguments,
+    /// Attach, judge and tell, but drop nothing, whatever the policy's mode
+    #[arg(long)]
+    dry_run: bool,
+    /// Which node of the inventory this is; found by its addresses or host name if not given
+    #[arg(long, value_name = "NAME")]
+    node: Option<String>,
+    /// An interface towards other hosts, instead of the inventory's; name or glob, may be repeated
+    #[arg(long = "uplink", value_name = "INTERFACE")]
+    uplinks: Vec<String>,
+    /// Host ends of pods' interfaces, instead of the inventory's; name or glob, may be repeated
+    #[arg(long = "pod-interface", value_name = "INTERFACE")]
+    pod_interfaces: Vec<String>,
+    /// The cgroup whose processes are held to the policy, instead of the inventory's
+    #[arg(long, value_name = "PATH")]
+    cgroup_root: Option<PathBuf>,
+    /// How programs are attached to interfaces
+    #[arg(long, value_enum, default_value_t = Tc::Auto)]
+    tc: Tc,
+    /// Print what each kernel program returns, for debugging
+    #[arg(long)]
+    kernel_log: bool,
+}
+
+#[derive(Debug, Clone, Copy, ValueEnum)]
+enum Tc {
+    /// TCX where the kernel has it (Linux 6.6), else clsact
+    Auto,
+    /// TCX or nothing
+    Tcx,
+    /// Filters at the clsact qdisc
+    Clsact,
+}
+
+pub fn run(arguments: Arguments, format: Format) -> Outcome {
+    let Arguments {
+        policy,
+        agent: AgentArguments { run_dir },
+        dry_run,
+        node,
+        uplinks,
+        pod_interfaces,
+        cgroup_root,
+        tc,
+        kernel_log,
+    } = arguments;
+    let given = |patterns: Vec<String>| (!patterns.is_empty()).then_some(patterns);
+    agent::run(AgentOptions {
+        inputs: policy.policy,
+        node,
+        dry_run,
+        run_dir,
+        tc_mode: match tc {
+            Tc::Auto => TcMode::Auto,
+            Tc::Tcx => TcMode::Tcx,
+            Tc::Clsact => TcMode::Clsact,
+        },
+        uplinks: given(uplinks),
+        pod_interfaces: given(pod_interfaces),
+        cgroup_root,
+        output: match format {
+            Format::Text => Output::Text,
+            Format::Json => Output::Json,
+        },
+        kernel_log,
+    })?;
+    Ok(())
+}

@@ -1,0 +1,91 @@
+//! `enforcer status`.
+
+use clap::Args;
+
+use super::{AgentArguments, Format, Outcome, say, say_json};
+use crate::agent::{Status, client};
+
+/// Says what is in force on this node: mode, policy, attachments, what has no effect, and how many
+/// packets each path and each reason saw.
+///
+/// Example: enforcer status -o json
+#[derive(Debug, Args)]
+pub struct Arguments {
+    #[command(flatten)]
+    agent: AgentArguments,
+}
+
+pub fn run(arguments: &Arguments, format: Format) -> Outcome {
+    let status = client::status(&arguments.agent.run_dir)?;
+    if format == Format::Json {
+        say_json(&status)
+    } else {
+        tell(&status)
+    }
+}
+
+fn tell(status: &Status) -> Outcome {
+    let mode = match status.mode.as_str() {
+        "DryRun" => "dry-run: nothing is dropped",
+        _ => "enforced: denied connections are dropped",
+    };
+    say(&format!("node      {} (agent {})", status.node, status.pid))?;
+    say(&format!("mode      {mode}"))?;
+    say(&format!("other     otherTraffic: {}", status.other_traffic))?;
+    say(&format!(
+        "policy    {}, generation {} since {}, digest {}",
+        status.policy, status.generation, status.since, status.digest
+    ))?;
+    if let Some(error) = &status.last_error {
+        say(&format!(
+            "ERROR     a newer policy is not in force: {error}"
+        ))?;
+    }
+    for a in &status.attachments {
+        let role = if a.role.is_empty() {
+            String::new()
+        } else {
+            format!(" ({})", a.role)
+        };
+        say(&format!(
+            "attached  {} at {}{role} by {}",
+            a.hook, a.place, a.how
+        ))?;
+    }
+    for feature in &status.kernel {
+        say(&format!("kernel    {feature}"))?;
+    }
+    for note in &status.notes {
+        say(&format!("note      {note}"))?;
+    }
+    say("")?;
+    for path in &status.paths {
+        let unused = if path.forward + path.reply == 0 {
+            "  never used"
+        } else {
+            ""
+        };
+        say(&format!(
+            "path      {:10} {:10}  {}{unused}",
+            path.forward, path.reply, path.name
+        ))?;
+    }
+    say(&format!(
+        "other     {:10}             passed by otherTraffic",
+        status.other_traffic_packets
+    ))?;
+    for reason in &status.reasons {
+        let (dropped, would) = (reason.dropped, reason.would_drop);
+        say(&format!(
+            "denied    {dropped:10} {would:10}  {} (dropped, would drop)",
+            reason.reason
+        ))?;
+    }
+    if status.records_lost + status.records_evicted > 0 {
+        say(&format!(
+            "records   {} denials had no room, {} were removed for others; the counters hold all",
+            status.records_lost, status.records_evicted
+        ))?;
+    }
+    Ok(())
+}

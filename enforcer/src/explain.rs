@@ -1,0 +1,313 @@
+//! What a verdict would be, and why: the kernel's own decision, run on the compiled policy.
+
+use std::net::IpAddr;
+
+use enforcer_common::{
+    addr::Ip,
+    decide,
+    packet::{Packet, Phase, Ports, Space},
+    record::Hook,
+    tables::{Party, Role, Tables as _},
+    verdict::{Denial, Outcome, Reason, Verdict},
+};
+use serde::Serialize;
+
+use crate::{
+    compile::{Compiled, Simulator},
+    policy::{
+        cases::{Attempt, Case, Expect, PathCases, Sender, Target, What},
+        model::{Node, Path, Policy},
+    },
+};
+
+/// What happens to an attempt, and why.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Explanation {
+    /// `allowed`, `denied`, or `wouldDeny` in dry-run.
+    pub verdict: &'static str,
+    /// The path that allows it.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub path: Option<String>,
+    /// The reason that denies it.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub reason: Option<&'static str>,
+    /// The same in words: why the path is there, or what the reason means.
+    pub because: String,
+    /// The document that names the path.
+    #[serde(skip_serializing_if = "String::is_empty")]
+    pub document: String,
+    /// The declared endpoints that are meant, as `component:port`.
+    pub endpoints: Vec<String>,
+    /// The node whose tables say so.
+    pub node: String,
+    /// The hook that judges it first.
+    pub hook: &'static str,
+    /// What the sender counts as.
+    pub sender: Vec<String>,
+    /// Paths that lead to the same endpoints, as `NAME from COMPONENTS`.
+    pub paths_there: Vec<String>,
+}
+
+impl Explanation {
+    /// Whether it gets through when the policy is enforced.
+    pub fn is_allowed(&self) -> bool {
+        self.reason.is_none()
+    }
+}
+
+/// Says what happens when a sender attempts something, seen from the node that the tables are for.
+///
+/// # Errors
+///
+/// The question makes no sense there: a sentence that says why.
+pub fn explain(
+    policy: &Policy,
+    compiled: &Compiled,
+    from: &Sender,
+    attempt: Attempt,
+) -> Result<Explanation, String> {
+    let node = policy
+        .node(&compiled.node)
+        .ok_or("the policy has no such node")?;
+    let tables = Simulator::new(compiled);
+    let (verdict, hook, sender) = match attempt {
+        Attempt::Bind(at) => bind(&tables, from, at)?,
+        Attempt::Send(to) => send(&tables, node, from, to)?,
+    };
+    let target = match attempt {
+        Attempt::Send(target) | Attempt::Bind(target) => target,
+    };
+    let endpoints = endpoints(&tables, compiled, target);
+    Ok(describe(policy, compiled, verdict, hook, sender, endpoints))
+}
+
+/// How a case came out.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct CaseResult {
+    /// Its name.
+    pub name: String,
+    /// Whether the policy says what the case expects.
+    pub passed: bool,
+    /// What it expects.
+    pub expected: String,
+    /// What the policy says.
+    pub found: String,
+}
+
+/// Runs a file's cases through the decision. `compiled` is for the file's node.
+pub fn run_cases(policy: &Policy, compiled: &Compiled, cases: &PathCases) -> Vec<CaseResult> {
+    cases
+        .cases
+        .iter()
+        .map(|case| run_case(policy, compiled, case))
+        .collect()
+}
+
+fn run_case(policy: &Policy, compiled: &Compiled, case: &Case) -> CaseResult {
+    let explained = explain(policy, compiled, &case.from, case.attempt);
+    let passed = explained.as_ref().is_ok_and(|found| match &case.expect {
+        Expect::Path(path) => found.path.as_ref() == Some(&path.value),
+        Expect::OtherTraffic => found.is_allowed() && found.path.is_none(),
+        Expect::Denied { reason, endpoint } => {
+            let named = endpoint.as_ref().is_none_or(|endpoint| {
+                let (component, port) = &endpoint.value;
+                found.endpoints.contains(&format!("{component}:{port}"))
+            });
+            found.reason == Some(reason.value.as_str()) && named
+        }
+    });
+    let found = match explained {
+        Ok(Explanation {
+            path: Some(path), ..
+        }) => format!("allowed by {path}"),
+        Ok(Explanation {
+            reason: Some(reason),
+            endpoints,
+            ..
+        }) => {
+            format!("denied: {reason} ({})", endpoints.join(", "))
+        }
+        Ok(_) => "allowed as other traffic".to_owned(),
+        Err(error) => error,
+    };
+    CaseResult {
+        name: case.name.value.clone(),
+        passed,
+        expected: case.expect.to_string(),
+        found,
+    }
+}
+
+type Judged = (Verdict, Hook, Party);
+
+fn bind(tables: &Simulator<'_>, from: &Sender, at: Target) -> Result<Judged, String> {
+    let Sender::Process { cgroup, .. } = from else {
+        return Err("only a process binds: name its cgroup".to_owned());
+    };
+    let (space, number) = match at.what {
+        What::Tcp(port) => (Space::Tcp, port),
+        What::Udp(port) => (Space::Udp, port),
+        _ => return Err("only TCP and UDP ports are bound".to_owned()),
+    };
+    let party = tables.party_of_cgroup(cgroup);
+    let verdict = decide::binding(tables, party, &Ip::from(at.address), space, number);
+    Ok((verdict, Hook::Bind, party))
+}
+
+fn send(tables: &Simulator<'_>, node: &Node, from: &Sender, to: Target) -> Result<Judged, String> {
+    let address = match to.address {
+        // A connection to the unspecified address reaches this host.
+        any if any.is_unspecified() => Ip::from(any).this_host().into(),
+        address => address,
+    };
+    let ports = ports(to.what);
+    let packet = |source: IpAddr| {
+        if source.is_ipv4() == address.is_ipv4() {
+            Ok(Packet::flow(source.into(), address.into(), ports))
+        } else {
+            Err(format!(
+                "{source} and {address} are of two address families"
+            ))
+        }
+    };
+    let settings = tables.compiled().settings;
+    match from {
+        Sender::Pod(source) => {
+            let verdict = decide::arrived_on_wire(tables, Role::Pod, &packet(*source)?);
+            Ok((verdict, Hook::TcIngress, settings.pods as Party))
+        }
+        Sender::Remote(source) => {
+            let packet = packet(*source)?;
+            let verdict = decide::arrived_on_wire(tables, Role::Uplink, &packet);
+            Ok((verdict, Hook::TcIngress, tables.place(&packet.src).party))
+        }
+        Sender::Process {
+            cgroup,
+            address: own,
+        } => {
+            let local = address.is_loopback() || node.addresses.contains(&address);
+            let source = own.or_else(|| source_for(node, address)).ok_or_else(|| {
+                format!(
+                    "node {} has no address of the family of {address}",
+                    node.name
+                )
+            })?;
+            let party = tables.party_of_cgroup(cgroup);
+            let verdict = decide::sent_by_process(tables, party, local, &packet(source)?);
+            Ok((verdict, Hook::CgroupEgress, party))
+        }
+    }
+}
+
+/// The source address that routing would give: to loopback, the same; to its own addresses, the
+/// destination; otherwise the node's first of the family.
+fn source_for(node: &Node, destination: IpAddr) -> Option<IpAddr> {
+    if destination.is_loopback() || node.addresses.contains(&destination) {
+        return Some(destination);
+    }
+    node.addresses
+        .iter()
+        .copied()
+        .find(|own| own.is_ipv4() == destination.is_ipv4())
+}
+
+fn ports(what: What) -> Ports {
+    let (phase, space, destination) = match what {
+        What::Tcp(port) => (Phase::Opening, Space::Tcp, port),
+        What::Udp(port) => (Phase::Datagram, Space::Udp, port),
+        What::Icmp(kind) => (Phase::Opening, Space::Icmp, kind.into()),
+        What::Icmp6(kind) => (Phase::Opening, Space::Icmp6, kind.into()),
+        What::Protocol(number) => (Phase::Following, Space::Protocol, number.into()),
+        What::Arp => (Phase::Following, Space::Arp, 0),
+    };
+    let source = match what {
+        What::Protocol(number) => number.into(),
+        _ => 0,
+    };
+    Ports {
+        phase,
+        space,
+        source,
+        destination,
+    }
+}
+
+/// The declared endpoints at a target.
+fn endpoints(tables: &Simulator<'_>, compiled: &Compiled, to: Target) -> Vec<String> {
+    let ports = ports(to.what);
+    let ip = Ip::from(to.address);
+    let ip = if ip.is_unspecified() {
+        ip.this_host()
+    } else {
+        ip
+    };
+    tables
+        .class(ports.space, ports.destination)
+        .and_then(|class| tables.target(&compiled.settings, tables.place(&ip).party, class))
+        .and_then(|target| compiled.target_names.get(usize::from(target)).cloned())
+        .unwrap_or_default()
+}
+
+fn describe(
+    policy: &Policy,
+    compiled: &Compiled,
+    verdict: Verdict,
+    hook: Hook,
+    sender: Party,
+    endpoints: Vec<String>,
+) -> Explanation {
+    let leads_there =
+        |path: &&Path| endpoints.contains(&format!("{}:{}", path.to_component, path.to_port));
+    let paths_there = policy.paths.iter().filter(leads_there);
+    let mut explanation = Explanation {
+        verdict: "allowed",
+        path: None,
+        reason: None,
+        because: String::new(),
+        document: String::new(),
+        node: compiled.node.clone(),
+        hook: hook.name(),
+        sender: compiled
+            .party_names
+            .get(usize::from(sender))
+            .cloned()
+            .unwrap_or_default(),
+        paths_there: paths_there
+            .map(|path| format!("{} from {}", path.name, path.from.join(", ")))
+            .collect(),
+        endpoints,
+    };
+    match verdict.outcome() {
+        Outcome::Path(number, _) => {
+            let path = policy
+                .paths
+                .iter()
+                .find(|path| compiled.paths.get(&number) == Some(&path.name));
+            explanation.path = compiled.paths.get(&number).cloned();
+            explanation.because = path.map(|path| path.because.clone()).unwrap_or_default();
+            explanation.document = path.map(|path| path.document.clone()).unwrap_or_default();
+        }
+        Outcome::Other | Outcome::LaterFragment => {
+            explanation.because = if hook == Hook::Bind {
+                "nobody else's port".to_owned()
+            } else {
+                "other traffic: no guarded endpoint, and otherTraffic is Allow".to_owned()
+            };
+        }
+        Outcome::Denied(Denial {
+            reason, dry_run, ..
+        }) => {
+            explanation.verdict = if dry_run { "wouldDeny" } else { "denied" };
+            explanation.reason = Some(reason.name());
+            explanation.because = reason.sentence().to_owned();
+        }
+    }
+    explanation
+}
+
+/// The names of all reasons, as cases may use them.
+pub fn reason_names() -> Vec<&'static str> {
+    Reason::ALL.into_iter().map(Reason::name).collect()
+}

@@ -1,0 +1,219 @@
+//! A compiled policy into the maps, all at once.
+
+use aya::{
+    Ebpf,
+    maps::{Array, ArrayOfMaps, HashMap, LpmTrie, lpm_trie::Key},
+};
+use enforcer_common::{
+    limits,
+    tables::{CLASSES_PER_BLOCK, Party},
+    verdict::Verdict,
+};
+use zerocopy::IntoBytes as _;
+
+use super::{
+    Kernel, KernelError,
+    load::{Owned, take},
+};
+use crate::compile::Compiled;
+
+type Word = [u8; 4];
+type Settings = [u8; size_of::<enforcer_common::tables::Settings>()];
+type Block = [u8; 2 * CLASSES_PER_BLOCK];
+type Cell = [u8; 8];
+type Words = Array<Owned, Word>;
+type Cgroups = HashMap<Owned, u64, u32>;
+type Places = LpmTrie<Owned, [u8; 16], [u8; 4]>;
+
+/// The kernel takes inner arrays of different sizes if they are made with this flag (Linux 5.10).
+const BPF_F_INNER_MAP: u32 = 1 << 12;
+const BPF_F_NO_PREALLOC: u32 = 1;
+
+/// Both slots, the number of the one in force, and the live map of cgroups.
+pub(super) struct Slots {
+    active: Words,
+    settings: ArrayOfMaps<Owned, Array<Owned, Settings>>,
+    places: ArrayOfMaps<Owned, Places>,
+    classes: ArrayOfMaps<Owned, Array<Owned, Block>>,
+    targets: ArrayOfMaps<Owned, Words>,
+    entries: ArrayOfMaps<Owned, Array<Owned, Cell>>,
+    related: ArrayOfMaps<Owned, Words>,
+    cgroups: ArrayOfMaps<Owned, Cgroups>,
+    live: Option<Cgroups>,
+}
+
+/// The inner maps of one generation, filled and not in use yet.
+struct Filled {
+    settings: Array<Owned, Settings>,
+    places: Places,
+    classes: Array<Owned, Block>,
+    targets: Words,
+    entries: Array<Owned, Cell>,
+    related: Words,
+    cgroups: Cgroups,
+}
+
+impl Slots {
+    pub(super) fn take(bpf: &mut Ebpf) -> Result<Self, KernelError> {
+        Ok(Self {
+            active: take(bpf, "ACTIVE")?,
+            settings: take(bpf, "SETTINGS")?,
+            places: take(bpf, "PLACES")?,
+            classes: take(bpf, "CLASSES")?,
+            targets: take(bpf, "TARGETS")?,
+            entries: take(bpf, "ENTRIES")?,
+            related: take(bpf, "RELATED")?,
+            cgroups: take(bpf, "CGROUPS")?,
+            live: None,
+        })
+    }
+}
+
+impl Kernel {
+    /// Puts a policy in force. Every packet is judged wholly by the one before or wholly by this
+    /// one. `generation` counts up and is never 0.
+    ///
+    /// # Errors
+    ///
+    /// A map could not be made or filled; what was in force stays in force.
+    pub fn apply(
+        &mut self,
+        compiled: &Compiled,
+        generation: u32,
+        cgroups: &[(u64, Party)],
+    ) -> Result<(), KernelError> {
+        let filled = Filled::of(compiled, generation, cgroups)?;
+        let slot = generation & 1;
+        let slots = &mut self.slots;
+        let failed = KernelError::map("put the new policy into its slot");
+        slots
+            .settings
+            .set(slot, &filled.settings, 0)
+            .map_err(&failed)?;
+        slots.places.set(slot, &filled.places, 0).map_err(&failed)?;
+        slots
+            .classes
+            .set(slot, &filled.classes, 0)
+            .map_err(&failed)?;
+        slots
+            .targets
+            .set(slot, &filled.targets, 0)
+            .map_err(&failed)?;
+        slots
+            .entries
+            .set(slot, &filled.entries, 0)
+            .map_err(&failed)?;
+        slots
+            .related
+            .set(slot, &filled.related, 0)
+            .map_err(&failed)?;
+        slots
+            .cgroups
+            .set(slot, &filled.cgroups, 0)
+            .map_err(&failed)?;
+        let word = slot.to_ne_bytes();
+        slots
+            .active
+            .set(0, word, 0)
+            .map_err(KernelError::map("switch to the new policy"))?;
+        slots.live = Some(filled.cgroups);
+        // A program may have read the old number just now and still work on the old slot, which the
+        // next policy is going to fill. An update of a map in a map returns only when all programs
+        // that ran at its time have ended (1ae80cf31938, Linux 4.19), so one that changes nothing
+        // is a wait for them. The policy is in force, whatever becomes of this.
+        let _ = slots.settings.set(slot, &filled.settings, 0);
+        Ok(())
+    }
+
+    /// Adds a cgroup that came to be after its policy was applied.
+    ///
+    /// # Errors
+    ///
+    /// The map is full.
+    pub fn learn_cgroup(&mut self, id: u64, party: Party) -> Result<(), KernelError> {
+        let Some(live) = &mut self.slots.live else {
+            return Ok(());
+        };
+        live.insert(id, u32::from(party), 0)
+            .map_err(KernelError::map("add a cgroup"))
+    }
+}
+
+impl Filled {
+    fn of(
+        compiled: &Compiled,
+        generation: u32,
+        cgroups: &[(u64, Party)],
+    ) -> Result<Self, KernelError> {
+        let max = limits::MAX_CGROUPS;
+        if cgroups.len() > max as usize {
+            return Err(KernelError::TooManyCgroups {
+                count: cgroups.len(),
+                max,
+            });
+        }
+        let made = KernelError::map("create a map for the new policy");
+        let mut settings_map = Array::create(1, 0).map_err(&made)?;
+        let mut settings = compiled.settings;
+        settings.generation = generation;
+        let bytes: Settings = zerocopy::transmute!(settings);
+        settings_map
+            .set(0, bytes, 0)
+            .map_err(KernelError::map("write the settings"))?;
+        let classes = compiled
+            .classes
+            .chunks_exact(CLASSES_PER_BLOCK)
+            .map(|block| {
+                let mut bytes: Block = [0; 2 * CLASSES_PER_BLOCK];
+                bytes.copy_from_slice(block.as_bytes());
+                bytes
+            });
+        let words = |words: &[u32]| array(words.iter().map(|word| word.to_ne_bytes()));
+        let cell = |verdicts: &[Verdict; 2]| zerocopy::transmute!(*verdicts);
+        let mut map = Cgroups::create(max, BPF_F_NO_PREALLOC).map_err(&made)?;
+        for (id, party) in cgroups {
+            map.insert(id, u32::from(*party), 0)
+                .map_err(KernelError::map("write the cgroups"))?;
+        }
+        Ok(Self {
+            settings: settings_map,
+            places: places(compiled)?,
+            classes: array(classes)?,
+            targets: words(&compiled.targets)?,
+            entries: array(compiled.entries.iter().map(cell))?,
+            related: words(&compiled.related)?,
+            cgroups: map,
+        })
+    }
+}
+
+fn places(compiled: &Compiled) -> Result<Places, KernelError> {
+    let size = fitting(compiled.prefixes.len());
+    let mut places = Places::create(size, BPF_F_NO_PREALLOC)
+        .map_err(KernelError::map("create the map of addresses"))?;
+    for entry in &compiled.prefixes {
+        let value: [u8; 4] = zerocopy::transmute!(entry.place);
+        places
+            .insert(&Key::new(entry.length, entry.network.0), value, 0)
+            .map_err(KernelError::map("write the addresses"))?;
+    }
+    Ok(places)
+}
+
+fn array<const N: usize>(
+    values: impl ExactSizeIterator<Item = [u8; N]>,
+) -> Result<Array<Owned, [u8; N]>, KernelError> {
+    let mut array = Array::create(fitting(values.len()), BPF_F_INNER_MAP)
+        .map_err(KernelError::map("create a table of the policy"))?;
+    for (index, value) in (0..).zip(values) {
+        array
+            .set(index, value, 0)
+            .map_err(KernelError::map("write a table of the policy"))?;
+    }
+    Ok(array)
+}
+
+/// A map has at least one element. The compiler keeps within the limits, which fit.
+fn fitting(count: usize) -> u32 {
+    u32::try_from(count).unwrap_or(u32::MAX).max(1)
+}

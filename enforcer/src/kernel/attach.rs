@@ -1,0 +1,363 @@
+//! Programs to their hooks.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    fs::File,
+    path::Path,
+};
+
+use aya::{
+    Ebpf,
+    maps::HashMap,
+    programs::{
+        LinkOrder, Program, ProgramError, SchedClassifier, TcAttachType,
+        links::CgroupAttachMode,
+        tc::{
+            NlOptions, SchedClassifierLinkId, TcAttachOptions, TcHandle, qdisc_add_clsact,
+            qdisc_detach_program,
+        },
+    },
+    sys::SyscallError,
+};
+use enforcer_common::tables::Role;
+
+use super::{
+    Kernel, KernelError, Link,
+    load::{CGROUP, Owned, TC, take},
+};
+
+/// How programs are attached to interfaces.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub enum TcMode {
+    /// TCX where the kernel has it, else clsact.
+    #[default]
+    Auto,
+    /// TCX (Linux 6.6).
+    Tcx,
+    /// Filters at the clsact qdisc.
+    Clsact,
+}
+
+/// One program at one place.
+#[derive(Debug, Clone, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Attachment {
+    /// `tc ingress`, `tc egress` or the program's name at a cgroup.
+    pub hook: String,
+    /// The interface or the cgroup's directory.
+    #[serde(rename = "where")]
+    pub place: String,
+    /// `tcx`, `clsact` or `cgroup link`.
+    pub how: String,
+    /// What the interface is for; empty for a cgroup.
+    pub role: String,
+}
+
+/// What is attached, and what interfaces are for.
+#[derive(Default)]
+pub(super) struct Attached {
+    roles: Option<HashMap<Owned, u32, u32>>,
+    interfaces: BTreeMap<u32, Interface>,
+    cgroups: Vec<Attachment>,
+}
+
+struct Interface {
+    link: Link,
+    role: Role,
+    links: Vec<(TcAttachType, How, SchedClassifierLinkId)>,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum How {
+    Tcx,
+    Clsact,
+}
+
+/// Ours among the filters of an interface. One priority and handle, so that no two are ever there.
+const CLSACT_PRIORITY: u16 = 1;
+const CLSACT_HANDLE: TcHandle = TcHandle::new(0, 0x0e_f0);
+
+impl Kernel {
+    /// Attaches all programs for processes to a cgroup directory.
+    ///
+    /// # Errors
+    ///
+    /// The directory can not be opened, or the kernel refuses, for instance because another holds
+    /// the hook for itself.
+    pub fn attach_cgroup(&mut self, root: &Path) -> Result<(), KernelError> {
+        let directory = File::open(root).map_err(|source| KernelError::CgroupRoot {
+            path: root.to_owned(),
+            source,
+        })?;
+        for name in CGROUP {
+            let program = self
+                .bpf
+                .program_mut(name)
+                .ok_or(KernelError::Missing(name))?;
+            // With a link, `Single` sends no flags at all, and the kernel lets others attach, too.
+            let mode = CgroupAttachMode::Single;
+            let result = match program {
+                Program::CgroupSkb(program) => {
+                    let direction = match name {
+                        "enforcer_skb_in" => aya::programs::CgroupSkbAttachType::Ingress,
+                        _ => aya::programs::CgroupSkbAttachType::Egress,
+                    };
+                    program.attach(&directory, direction, mode).map(drop)
+                }
+                Program::CgroupSock(program) => program.attach(&directory, mode).map(drop),
+                Program::CgroupSockAddr(program) => program.attach(&directory, mode).map(drop),
+                _ => Err(ProgramError::UnexpectedProgramType),
+            };
+            let place = root.display().to_string();
+            result.map_err(|source| failed(name, &place, source))?;
+            let hook = name.trim_start_matches("enforcer_").to_owned();
+            let how = "cgroup link".to_owned();
+            self.attached.cgroups.push(Attachment {
+                hook,
+                place,
+                how,
+                role: String::new(),
+            });
+        }
+        Ok(())
+    }
+
+    /// Makes the roles and attachments of interfaces what they are to be, given all interfaces that
+    /// there are and the role of each that has one. Says what was attached or went.
+    ///
+    /// # Errors
+    ///
+    /// The first of them that the kernel refused. The others are attached all the same.
+    pub fn attach_interfaces(
+        &mut self,
+        links: &[(Link, Role)],
+        mode: TcMode,
+    ) -> Result<Vec<String>, KernelError> {
+        let mut said = self.forget_interfaces(links);
+        let mut result = Ok(());
+        for (link, role) in links {
+            let known = self.attached.interfaces.get(&link.index);
+            if known.is_some_and(|known| known.link == *link && known.role == *role) {
+                continue;
+            }
+            match self.attach_interface(link, *role, mode) {
+                Ok(()) => said.push(format!("{} is {}", link.name, role_name(*role))),
+                Err(error) => result = result.and(Err(error)),
+            }
+        }
+        result.map(|()| said)
+    }
+
+    fn forget_interfaces(&mut self, links: &[(Link, Role)]) -> Vec<String> {
+        let keep: BTreeSet<(u32, &str, u32)> = links
+            .iter()
+            .map(|(l, role)| (l.index, l.name.as_str(), *role as u32))
+            .collect();
+        let gone = |i: &Interface| !keep.contains(&(i.link.index, &i.link.name, i.role as u32));
+        let gone: Vec<u32> = self
+            .attached
+            .interfaces
+            .values()
+            .filter(|i| gone(i))
+            .map(|i| i.link.index)
+            .collect();
+        let mut said = Vec::new();
+        for index in gone {
+            let Some(interface) = self.attached.interfaces.remove(&index) else {
+                continue;
+            };
+            if let Some(roles) = &mut self.attached.roles {
+                let _ = roles.remove(&index);
+            }
+            for (direction, _, id) in interface.links {
+                // It went with its interface, if that is gone.
+                let _ = classifier(&mut self.bpf, direction).map(|(_, program)| program.detach(id));
+            }
+            said.push(format!(
+                "{} is no longer {}",
+                interface.link.name,
+                role_name(interface.role)
+            ));
+        }
+        said
+    }
+
+    fn attach_interface(
+        &mut self,
+        link: &Link,
+        role: Role,
+        mode: TcMode,
+    ) -> Result<(), KernelError> {
+        // The role must be there when the first packet comes.
+        let mut word = role as u32;
+        if !link.has_ethernet_header() {
+            word |= Role::NO_LINK_HEADER;
+        }
+        if self.attached.roles.is_none() {
+            self.attached.roles = Some(take(&mut self.bpf, "INTERFACES")?);
+        }
+        if let Some(roles) = &mut self.attached.roles {
+            roles
+                .insert(link.index, word, 0)
+                .map_err(KernelError::map("write an interface's role"))?;
+        }
+        let mut links = Vec::new();
+        for direction in directions(link, role) {
+            let (name, program) = classifier(&mut self.bpf, *direction)?;
+            let _ = remove_leftover(&link.name, *direction, name);
+            let (how, id) = attach(program, &link.name, *direction, mode)
+                .map_err(|source| failed(name, &link.name, source))?;
+            links.push((*direction, how, id));
+        }
+        let interface = Interface {
+            link: link.clone(),
+            role,
+            links,
+        };
+        self.attached.interfaces.insert(link.index, interface);
+        Ok(())
+    }
+
+    /// All attachments.
+    pub fn attachments(&self) -> Vec<Attachment> {
+        let mut all = self.attached.cgroups.clone();
+        for Interface { link, role, links } in self.attached.interfaces.values() {
+            for (direction, how, _) in links {
+                let hook = match direction {
+                    TcAttachType::Ingress => "tc ingress",
+                    _ => "tc egress",
+                };
+                let how = match how {
+                    How::Tcx => "tcx",
+                    How::Clsact => "clsact",
+                };
+                all.push(Attachment {
+                    hook: hook.to_owned(),
+                    place: link.name.clone(),
+                    how: how.to_owned(),
+                    role: role_name(*role).to_owned(),
+                });
+            }
+        }
+        all
+    }
+
+    /// The role of an interface that has one.
+    pub fn role(&self, index: u32) -> Role {
+        self.attached
+            .interfaces
+            .get(&index)
+            .map_or(Role::Undeclared, |i| i.role)
+    }
+
+    /// The name of an interface that has a role.
+    pub fn interface_name(&self, index: u32) -> Option<&str> {
+        self.attached
+            .interfaces
+            .get(&index)
+            .map(|i| i.link.name.as_str())
+    }
+}
+
+/// Removes the filters that an agent left which did not end by itself. Unlike links, filters stay
+/// when the process goes. Says how many there were.
+pub fn remove_leftovers(links: &[Link]) -> usize {
+    let mut removed = 0;
+    for link in links {
+        for (direction, name) in [TcAttachType::Ingress, TcAttachType::Egress]
+            .into_iter()
+            .zip(TC)
+        {
+            removed += usize::from(remove_leftover(&link.name, direction, name));
+        }
+    }
+    removed
+}
+
+/// Whether there was one and it is gone.
+fn remove_leftover(interface: &str, direction: TcAttachType, name: &str) -> bool {
+    // Most often there is none, and that is an error, too.
+    qdisc_detach_program(interface, direction, name).is_ok()
+}
+
+/// Where a packet enters or leaves this host. At lo, ingress would see each packet a second time.
+fn directions(link: &Link, role: Role) -> &'static [TcAttachType] {
+    match role {
+        Role::Undeclared => &[],
+        Role::Loopback => &[TcAttachType::Egress],
+        // A bridge that holds pods' ports has a role and nothing to attach: its ports have it all.
+        Role::Pod if link.controls_pods => &[],
+        Role::Uplink | Role::Pod => &[TcAttachType::Ingress, TcAttachType::Egress],
+    }
+}
+
+fn classifier(
+    bpf: &mut Ebpf,
+    direction: TcAttachType,
+) -> Result<(&'static str, &mut SchedClassifier), KernelError> {
+    let name = if direction == TcAttachType::Ingress {
+        TC[0]
+    } else {
+        TC[1]
+    };
+    match bpf.program_mut(name) {
+        Some(Program::SchedClassifier(program)) => Ok((name, program)),
+        _ => Err(KernelError::Missing(name)),
+    }
+}
+
+fn attach(
+    program: &mut SchedClassifier,
+    interface: &str,
+    direction: TcAttachType,
+    mode: TcMode,
+) -> Result<(How, SchedClassifierLinkId), ProgramError> {
+    if mode != TcMode::Clsact {
+        // Before all others, as one that says "accept" would end the chain.
+        let options = TcAttachOptions::TcxOrder(LinkOrder::first());
+        match program.attach_with_options(interface, direction, options) {
+            Err(error) if mode == TcMode::Auto && lacks_tcx(&error) => {}
+            result => return result.map(|id| (How::Tcx, id)),
+        }
+    }
+    // It may be there already, for others' filters; what matters is whether ours can be added.
+    let _ = qdisc_add_clsact(interface);
+    let options = NlOptions {
+        priority: CLSACT_PRIORITY,
+        handle: CLSACT_HANDLE,
+        classid: None,
+    };
+    let options = TcAttachOptions::Netlink(options);
+    program
+        .attach_with_options(interface, direction, options)
+        .map(|id| (How::Clsact, id))
+}
+
+/// A kernel without TCX does not know the attach type.
+fn lacks_tcx(error: &ProgramError) -> bool {
+    let ProgramError::SyscallError(SyscallError { io_error, .. }) = error else {
+        return false;
+    };
+    matches!(
+        io_error.raw_os_error(),
+        Some(libc::EINVAL | libc::EOPNOTSUPP)
+    )
+}
+
+fn failed(program: &'static str, place: &str, source: ProgramError) -> KernelError {
+    KernelError::Attach {
+        program,
+        place: place.to_owned(),
+        source: Box::new(source),
+    }
+}
+
+/// A role for people.
+pub fn role_name(role: Role) -> &'static str {
+    match role {
+        Role::Undeclared => "undeclared",
+        Role::Loopback => "loopback",
+        Role::Uplink => "uplink",
+        Role::Pod => "pod",
+    }
+}

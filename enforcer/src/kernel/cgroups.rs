@@ -1,0 +1,266 @@
+//! Directories of cgroups: where they are, which are declared, and whose id it is.
+
+use std::{
+    collections::HashMap,
+    fs, io,
+    os::unix::fs::MetadataExt as _,
+    path::{Path, PathBuf},
+};
+
+use enforcer_common::{limits, tables::Party};
+use glob::Pattern;
+
+use super::KernelError;
+use crate::compile::CgroupRule;
+
+/// A declared cgroup that exists.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct KnownCgroup {
+    /// Its directory.
+    pub path: PathBuf,
+    /// Its id: the inode of the directory.
+    pub id: u64,
+    /// The party of its processes.
+    pub party: Party,
+}
+
+/// The cgroup v2 mount, and below it the root that a node declares.
+///
+/// # Errors
+///
+/// There is no such mount, or no such directory in it.
+pub fn root(below: &str) -> Result<PathBuf, KernelError> {
+    let mounts =
+        fs::read_to_string("/proc/self/mountinfo").map_err(|source| KernelError::System {
+            action: "read /proc/self/mountinfo",
+            source,
+        })?;
+    let mount = mounts
+        .lines()
+        .find_map(cgroup2_mount)
+        .ok_or(KernelError::NoCgroup2)?;
+    let named = Path::new(below);
+    let within = named.starts_with(&mount);
+    let path = if within {
+        named.to_owned()
+    } else {
+        mount.join(below.trim_start_matches('/'))
+    };
+    match fs::metadata(&path) {
+        Ok(metadata) if metadata.is_dir() => Ok(path),
+        Ok(_) => Err(KernelError::CgroupRoot {
+            path,
+            source: io::ErrorKind::NotADirectory.into(),
+        }),
+        Err(source) => Err(KernelError::CgroupRoot { path, source }),
+    }
+}
+
+/// The mount point, if a line of mountinfo is about the whole cgroup v2 hierarchy. The fields before
+/// the separator are as many as there are optional ones, see proc_pid_mountinfo(5).
+fn cgroup2_mount(line: &str) -> Option<PathBuf> {
+    let (mount, kind) = line.split_once(" - ")?;
+    if kind.split(' ').next()? != "cgroup2" {
+        return None;
+    }
+    mount
+        .split(' ')
+        .nth(4)
+        .map(|path| PathBuf::from(path.replace("\\040", " ")))
+}
+
+/// All existing cgroups that the rules declare. Where two rules mean one directory, the first has it.
+pub fn resolve(root: &Path, rules: &[CgroupRule]) -> Vec<KnownCgroup> {
+    let mut found: Vec<KnownCgroup> = Vec::new();
+    let mut seen = HashMap::new();
+    for rule in rules {
+        for path in expand(root, &rule.pattern) {
+            let Ok(metadata) = fs::metadata(&path) else {
+                continue;
+            };
+            if seen.insert(metadata.ino(), ()).is_none() {
+                found.push(KnownCgroup {
+                    path,
+                    id: metadata.ino(),
+                    party: rule.party,
+                });
+            }
+        }
+    }
+    found
+}
+
+/// The directories that a pattern means.
+pub fn expand(root: &Path, pattern: &str) -> Vec<PathBuf> {
+    let mut level = vec![root.to_owned()];
+    for segment in pattern.split('/').filter(|segment| !segment.is_empty()) {
+        let is_glob = segment.contains(['*', '?', '[']);
+        level = match Pattern::new(segment) {
+            Ok(glob) if is_glob => level.iter().flat_map(|dir| matching(dir, &glob)).collect(),
+            _ => level
+                .iter()
+                .map(|dir| dir.join(segment))
+                .filter(|dir| dir.is_dir())
+                .collect(),
+        };
+    }
+    level
+}
+
+fn matching(directory: &Path, glob: &Pattern) -> Vec<PathBuf> {
+    let mut paths: Vec<PathBuf> = children(directory)
+        .filter(|path| {
+            path.file_name()
+                .is_some_and(|n| glob.matches(&n.to_string_lossy()))
+        })
+        .collect();
+    paths.sort();
+    paths
+}
+
+fn children(directory: &Path) -> impl Iterator<Item = PathBuf> {
+    // A directory that is gone has none.
+    let entries = fs::read_dir(directory).into_iter().flatten().flatten();
+    entries
+        .filter(|e| e.file_type().is_ok_and(|kind| kind.is_dir()))
+        .map(|entry| entry.path())
+}
+
+/// Paths of cgroups by their id, for people. Kept, and read anew when an id is not known.
+#[derive(Debug)]
+pub struct CgroupPaths {
+    mount: PathBuf,
+    paths: HashMap<u64, String>,
+    missed: HashMap<u64, ()>,
+}
+
+impl CgroupPaths {
+    /// Those below a directory.
+    pub fn new(root: &Path) -> Self {
+        Self {
+            mount: root.to_owned(),
+            paths: HashMap::new(),
+            missed: HashMap::new(),
+        }
+    }
+
+    /// The path below the root, `/` for the root itself. Nothing for a cgroup that is gone or
+    /// elsewhere.
+    pub fn get(&mut self, id: u64) -> Option<&str> {
+        if !self.paths.contains_key(&id) && self.missed.insert(id, ()).is_none() {
+            self.refresh();
+        }
+        self.paths.get(&id).map(String::as_str)
+    }
+
+    /// Forgets which ids were looked for in vain, as a cgroup may have come since.
+    pub fn retry(&mut self) {
+        self.missed.clear();
+    }
+
+    fn refresh(&mut self) {
+        let mut open = vec![(self.mount.clone(), String::new())];
+        // Paths of cgroups that are gone stay: their records may come to be told yet.
+        while let Some((directory, name)) = open.pop() {
+            if let Ok(metadata) = fs::metadata(&directory) {
+                let shown = if name.is_empty() {
+                    "/".to_owned()
+                } else {
+                    name.clone()
+                };
+                self.paths.insert(metadata.ino(), shown);
+            }
+            if name.matches('/').count() < 4 * limits::CGROUP_LEVELS as usize {
+                for child in children(&directory) {
+                    let last = child
+                        .file_name()
+                        .unwrap_or_default()
+                        .to_string_lossy()
+                        .into_owned();
+                    open.push((child, format!("{name}/{last}")));
+                }
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn tree() -> tempfile::TempDir {
+        let root = tempfile::tempdir().unwrap();
+        for path in [
+            "system.slice/etcd.service",
+            "pods/a-pod1/c",
+            "pods/b-pod2",
+            "pods/other",
+        ] {
+            fs::create_dir_all(root.path().join(path)).unwrap();
+        }
+        fs::write(root.path().join("pods/x-pod3"), "a file").unwrap();
+        root
+    }
+
+    #[test]
+    fn globs_expand_segment_by_segment() {
+        let root = tree();
+        for (pattern, expected) in [
+            ("/", vec![""]),
+            (
+                "/system.slice/etcd.service",
+                vec!["system.slice/etcd.service"],
+            ),
+            ("/pods/*-pod?", vec!["pods/a-pod1", "pods/b-pod2"]),
+            ("/pods/*/c", vec!["pods/a-pod1/c"]),
+            ("/*/etcd.service", vec!["system.slice/etcd.service"]),
+            ("/absent", vec![]),
+            ("/absent/*", vec![]),
+        ] {
+            let expected: Vec<PathBuf> = expected
+                .into_iter()
+                .map(|p| {
+                    if p.is_empty() {
+                        root.path().to_owned()
+                    } else {
+                        root.path().join(p)
+                    }
+                })
+                .collect();
+            assert_eq!(expand(root.path(), pattern), expected, "{pattern}");
+        }
+    }
+
+    #[test]
+    fn an_id_leads_back_to_its_path() {
+        let root = tree();
+        let rule = CgroupRule {
+            pattern: "/pods/a-*".to_owned(),
+            party: 7,
+            components: vec![],
+        };
+        let known = resolve(
+            root.path(),
+            &[rule.clone(), CgroupRule { party: 8, ..rule }],
+        );
+        assert_eq!(known.len(), 1, "one directory is one cgroup");
+        assert_eq!(known[0].party, 7);
+        let mut paths = CgroupPaths::new(root.path());
+        assert_eq!(paths.get(known[0].id), Some("/pods/a-pod1"));
+        assert_eq!(paths.get(1), None);
+        fs::create_dir(root.path().join("late")).unwrap();
+        let late = fs::metadata(root.path().join("late")).unwrap().ino();
+        assert_eq!(paths.get(late), Some("/late"));
+    }
+
+    #[test]
+    fn the_mount_is_found_among_others() {
+        let v1 = "30 24 0:26 / /sys/fs/cgroup/cpu rw,nosuid shared:9 - cgroup cgroup rw,cpu";
+        let v2 = "42 24 0:28 / /sys/fs/cgroup/unified rw - cgroup2 cgroup2 rw";
+        assert_eq!(cgroup2_mount(v1), None);
+        assert_eq!(
+            cgroup2_mount(v2),
+            Some(PathBuf::from("/sys/fs/cgroup/unified"))
+        );
+    }
+}

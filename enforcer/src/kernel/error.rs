@@ -1,0 +1,170 @@
+//! What can go wrong at the kernel's border, in the words of who has to repair it.
+
+use std::{io, path::PathBuf};
+
+use aya::{
+    EbpfError,
+    maps::MapError,
+    programs::{ProgramError, links::LinkError},
+};
+
+/// Why something with the kernel failed.
+#[derive(Debug, thiserror::Error)]
+pub enum KernelError {
+    /// Loading needs more rights.
+    #[error(
+        "the kernel refused to {action}: {source}; run as root, or with CAP_BPF, CAP_NET_ADMIN and CAP_PERFMON"
+    )]
+    NotAllowed {
+        /// What was tried.
+        action: String,
+        /// What the kernel said.
+        source: io::Error,
+    },
+    /// The kernel has no type information.
+    #[error(
+        "this kernel has no BTF (no /sys/kernel/btf/vmlinux): one built with CONFIG_DEBUG_INFO_BTF is needed"
+    )]
+    NoBtf,
+    /// The object can not be loaded.
+    #[error("failed to load the kernel programs: {0}")]
+    Load(#[source] Box<EbpfError>),
+    /// The verifier refused a program.
+    #[error("the kernel refused the program `{program}`: {source}\n{log}")]
+    Refused {
+        /// The program.
+        program: &'static str,
+        /// What the kernel said.
+        source: io::Error,
+        /// The last lines of the verifier's log.
+        log: String,
+    },
+    /// The object does not hold what this version needs.
+    #[error("the built-in kernel object has no {0}: it was built from another version")]
+    Missing(&'static str),
+    /// A map could not be made, read or written.
+    #[error("failed to {action}: {source}")]
+    Map {
+        /// What was tried.
+        action: &'static str,
+        /// Why it failed.
+        source: Box<MapError>,
+    },
+    /// A program could not be attached.
+    #[error("failed to attach `{program}` to {place}: {source}")]
+    Attach {
+        /// The program.
+        program: &'static str,
+        /// An interface or a cgroup.
+        place: String,
+        /// Why it failed.
+        source: Box<ProgramError>,
+    },
+    /// The kernel's list of interfaces could not be read.
+    #[error("failed to list the network interfaces: {0}")]
+    Links(String),
+    /// A link handle was refused.
+    #[error("failed to keep an attachment: {0}")]
+    Link(#[from] Box<LinkError>),
+    /// No cgroup v2.
+    #[error("no cgroup v2 hierarchy is mounted: mount one (mount -t cgroup2 none /sys/fs/cgroup)")]
+    NoCgroup2,
+    /// The cgroup root is not there.
+    #[error("the cgroup root {} can not be opened: {source}; see cgroupRoot in the inventory, or --cgroup-root", path.display())]
+    CgroupRoot {
+        /// The directory.
+        path: PathBuf,
+        /// Why it failed.
+        source: io::Error,
+    },
+    /// A system call failed.
+    #[error("failed to {action}: {source}")]
+    System {
+        /// What was tried.
+        action: &'static str,
+        /// Why it failed.
+        source: io::Error,
+    },
+    /// The policy does not fit.
+    #[error("{count} cgroups match the declared ones, more than {max}: use fewer globs")]
+    TooManyCgroups {
+        /// How many there are.
+        count: usize,
+        /// The limit.
+        max: u32,
+    },
+}
+
+impl KernelError {
+    /// For a map operation.
+    pub(super) fn map(action: &'static str) -> impl Fn(MapError) -> Self {
+        move |source| Self::Map {
+            action,
+            source: Box::new(source),
+        }
+    }
+
+    /// For a load error of a program.
+    pub(super) fn program(program: &'static str, error: ProgramError) -> Self {
+        match error {
+            ProgramError::LoadError { io_error, .. }
+                if io_error.raw_os_error() == Some(libc::EPERM) =>
+            {
+                Self::NotAllowed {
+                    action: format!("load `{program}`"),
+                    source: io_error,
+                }
+            }
+            ProgramError::LoadError {
+                io_error,
+                verifier_log,
+            } => {
+                let log = last_lines(&verifier_log.to_string(), 12);
+                Self::Refused {
+                    program,
+                    source: io_error,
+                    log,
+                }
+            }
+            source => Self::Attach {
+                program,
+                place: "the kernel".to_owned(),
+                source: Box::new(source),
+            },
+        }
+    }
+
+    /// For the load of the whole object.
+    pub(super) fn load(error: EbpfError) -> Self {
+        match os_error(&error) {
+            Some(code) if code == libc::EPERM => Self::NotAllowed {
+                action: "create BPF maps".to_owned(),
+                source: io::Error::from_raw_os_error(code),
+            },
+            _ => Self::Load(Box::new(error)),
+        }
+    }
+}
+
+/// The code of the system call at the bottom of an error.
+fn os_error(error: &(dyn std::error::Error + 'static)) -> Option<i32> {
+    let mut cause = Some(error);
+    while let Some(error) = cause {
+        if let Some(code) = error
+            .downcast_ref::<io::Error>()
+            .and_then(io::Error::raw_os_error)
+        {
+            return Some(code);
+        }
+        cause = error.source();
+    }
+    None
+}
+
+fn last_lines(text: &str, count: usize) -> String {
+    let lines: Vec<&str> = text
+        .lines()
+        .filter(|line| !line.trim().is_empty())
+        .collect();
+    lines[lines.len().saturating_sub(count)..].join("\n")
+}

@@ -1,0 +1,111 @@
+//! Network interfaces, as the kernel tells them for this network namespace. (`/sys/class/net` tells
+//! those of the namespace that mounted it, which may be another.)
+
+use futures_util::{StreamExt as _, TryStreamExt as _};
+use rtnetlink::{
+    Handle, MulticastGroup,
+    packet_core::NetlinkMessage,
+    packet_route::{
+        RouteNetlinkMessage,
+        link::{LinkAttribute, LinkMessage},
+    },
+    sys::SocketAddr,
+};
+
+use super::KernelError;
+
+/// A network interface.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Link {
+    /// Its index.
+    pub index: u32,
+    /// Its name.
+    pub name: String,
+    /// The kind of its link layer (`ARPHRD_…`).
+    pub layer: u16,
+    /// The index of the bridge, or other device, that it is a port of.
+    pub controller: Option<u32>,
+    /// It has its role only as the bridge of pods' interfaces.
+    pub controls_pods: bool,
+}
+
+impl Link {
+    /// The loopback interface.
+    pub fn is_loopback(&self) -> bool {
+        self.layer == libc::ARPHRD_LOOPBACK
+    }
+
+    /// Whether its packets begin with an Ethernet header; on lo it is one of zeros.
+    pub fn has_ethernet_header(&self) -> bool {
+        self.is_loopback() || self.layer == libc::ARPHRD_ETHER
+    }
+}
+
+/// Lists interfaces, and tells when one comes, goes or changes.
+pub struct LinkEvents {
+    handle: Handle,
+    messages:
+        futures_util::stream::BoxStream<'static, (NetlinkMessage<RouteNetlinkMessage>, SocketAddr)>,
+}
+
+impl LinkEvents {
+    /// Subscribes. Must be called within a runtime, which drives the connection.
+    ///
+    /// # Errors
+    ///
+    /// The kernel gives no netlink socket.
+    pub fn open() -> Result<Self, KernelError> {
+        let (connection, handle, messages) =
+            rtnetlink::new_multicast_connection(&[MulticastGroup::Link])
+                .map_err(|error| KernelError::Links(error.to_string()))?;
+        tokio::spawn(connection);
+        Ok(Self {
+            handle,
+            messages: messages.boxed(),
+        })
+    }
+
+    /// All interfaces there are.
+    ///
+    /// # Errors
+    ///
+    /// The kernel does not answer.
+    pub async fn list(&self) -> Result<Vec<Link>, KernelError> {
+        let links: Vec<LinkMessage> = self
+            .handle
+            .link()
+            .get()
+            .execute()
+            .try_collect()
+            .await
+            .map_err(|error| KernelError::Links(error.to_string()))?;
+        Ok(links.into_iter().filter_map(link).collect())
+    }
+
+    /// Waits for a change. Never ends without one.
+    pub async fn changed(&mut self) {
+        if self.messages.next().await.is_none() {
+            std::future::pending::<()>().await;
+        }
+    }
+}
+
+fn link(message: LinkMessage) -> Option<Link> {
+    let mut name = None;
+    let mut controller = None;
+    for attribute in message.attributes {
+        match attribute {
+            LinkAttribute::IfName(value) => name = Some(value),
+            LinkAttribute::Controller(index) if index != 0 => controller = Some(index),
+            _ => {}
+        }
+    }
+    let layer = u16::from(message.header.link_layer_type);
+    Some(Link {
+        index: message.header.index,
+        name: name?,
+        layer,
+        controller,
+        controls_pods: false,
+    })
+}

@@ -1,0 +1,171 @@
+//! The object into the kernel.
+
+use std::{io, os::fd::AsRawFd as _, path::Path};
+
+use aya::{
+    Btf, Ebpf, EbpfLoader, VerifierLogLevel,
+    maps::{Map, MapData},
+    programs::{CgroupSkb, CgroupSock, CgroupSockAddr, Program, ProgramError, SchedClassifier},
+};
+
+use super::{KernelError, apply::Slots, attach::Attached, read::Readers};
+
+/// The programs and maps in the kernel. Dropping it detaches everything.
+pub struct Kernel {
+    pub(super) bpf: Ebpf,
+    pub(super) slots: Slots,
+    pub(super) readers: Readers,
+    pub(super) attached: Attached,
+    /// Whether `cgroup_skb` programs can ask for a packet's network namespace.
+    netns_of_packets: bool,
+}
+
+/// The programs that are attached to interfaces.
+pub(super) const TC: [&str; 2] = ["enforcer_tc_in", "enforcer_tc_out"];
+/// The programs that are attached to the cgroup root, in the order of their attachment: sockets are
+/// stamped before anything judges by the stamp.
+pub(super) const CGROUP: [&str; 9] = [
+    "enforcer_sock",
+    "enforcer_conn4",
+    "enforcer_conn6",
+    "enforcer_send4",
+    "enforcer_send6",
+    "enforcer_bind4",
+    "enforcer_bind6",
+    "enforcer_skb_out",
+    "enforcer_skb_in",
+];
+
+static OBJECT: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/enforcer"));
+
+impl Kernel {
+    /// Loads all programs. Nothing is attached yet, and no policy is in the maps. `log` lets the
+    /// programs log what they return, see [`Self::log`].
+    ///
+    /// # Errors
+    ///
+    /// Missing rights, a kernel without what is needed, or a verifier that refuses a program.
+    pub fn load(log: bool) -> Result<Self, KernelError> {
+        if !Path::new("/sys/kernel/btf/vmlinux").exists() && Btf::from_sys_fs().is_err() {
+            return Err(KernelError::NoBtf);
+        }
+        let cookie = netns_cookie()?;
+        // The verifier refuses the whole program where the helper may not be called, so the newer
+        // kernels' way is tried, once, before the older ones'.
+        let (mut bpf, netns_of_packets) = match load_object(cookie, 1, log) {
+            Err(KernelError::Refused { program, .. }) if program.starts_with("enforcer_skb") => {
+                (load_object(cookie, 0, log)?, false)
+            }
+            loaded => (loaded?, true),
+        };
+        let slots = Slots::take(&mut bpf)?;
+        let readers = Readers::take(&mut bpf)?;
+        Ok(Self {
+            bpf,
+            slots,
+            readers,
+            attached: Attached::default(),
+            netns_of_packets,
+        })
+    }
+
+    /// What this kernel offers and is made use of.
+    pub fn features(&self) -> Vec<String> {
+        let mut features = Vec::new();
+        if self.netns_of_packets {
+            features.push("network namespace of packets at sockets".to_owned());
+        } else {
+            features.push(
+                "network namespace of sockets by stamp: this kernel does not tell it for packets"
+                    .to_owned(),
+            );
+        }
+        features
+    }
+
+    /// Prepares printing of the programs' own log, see [`KernelLog`].
+    ///
+    /// # Errors
+    ///
+    /// The programs hold no log statements.
+    pub fn log(&mut self) -> Result<KernelLog, String> {
+        aya_log::EbpfLogger::init(&mut self.bpf)
+            .map(KernelLog)
+            .map_err(|error| error.to_string())
+    }
+}
+
+/// The programs' own log, for debugging.
+pub struct KernelLog(aya_log::EbpfLogger<&'static dyn log::Log>);
+
+impl KernelLog {
+    /// Hands what there is to the logger.
+    pub fn flush(&mut self) {
+        self.0.flush();
+    }
+}
+
+fn load_object(cookie: u64, skb_netns: u32, log: bool) -> Result<Ebpf, KernelError> {
+    let mut bpf = EbpfLoader::new()
+        .verifier_log_level(VerifierLogLevel::DEBUG | VerifierLogLevel::STATS)
+        .override_global("HOST_NETNS", &cookie, true)
+        .override_global("SKB_NETNS", &skb_netns, true)
+        .override_global("LOG", &u32::from(log), true)
+        .load(OBJECT)
+        .map_err(KernelError::load)?;
+    for name in TC.into_iter().chain(CGROUP) {
+        let program = bpf.program_mut(name).ok_or(KernelError::Missing(name))?;
+        load_program(program).map_err(|error| KernelError::program(name, error))?;
+    }
+    Ok(bpf)
+}
+
+fn load_program(program: &mut Program) -> Result<(), ProgramError> {
+    match program {
+        Program::SchedClassifier(program) => SchedClassifier::load(program),
+        Program::CgroupSkb(program) => CgroupSkb::load(program),
+        Program::CgroupSock(program) => CgroupSock::load(program),
+        Program::CgroupSockAddr(program) => CgroupSockAddr::load(program),
+        _ => Err(ProgramError::UnexpectedProgramType),
+    }
+}
+
+/// Takes a map out of the object, so that it can be used while the programs are borrowed.
+pub(super) fn take<T>(bpf: &mut Ebpf, name: &'static str) -> Result<T, KernelError>
+where
+    T: TryFrom<Map, Error = aya::maps::MapError>,
+{
+    let map = bpf.take_map(name).ok_or(KernelError::Missing(name))?;
+    T::try_from(map).map_err(KernelError::map("open a map of the kernel programs"))
+}
+
+/// Unchanging name of the network namespace that this process is in.
+fn netns_cookie() -> Result<u64, KernelError> {
+    let system = |source| KernelError::System {
+        action: "ask for the cookie of the network namespace (Linux 5.14)",
+        source,
+    };
+    let socket = std::net::UdpSocket::bind("[::]:0")
+        .or_else(|_| std::net::UdpSocket::bind("0.0.0.0:0"))
+        .map_err(system)?;
+    let mut cookie = 0u64;
+    let mut length = size_of::<u64>() as libc::socklen_t;
+    // SAFETY: the pointers are to a value of `length` bytes and to that length, and outlive the call.
+    let result = unsafe {
+        libc::getsockopt(
+            socket.as_raw_fd(),
+            libc::SOL_SOCKET,
+            libc::SO_NETNS_COOKIE,
+            (&raw mut cookie).cast(),
+            &raw mut length,
+        )
+    };
+    if result == 0 {
+        Ok(cookie)
+    } else {
+        Err(system(io::Error::last_os_error()))
+    }
+}
+
+/// The data of a map that is owned.
+pub(super) type Owned = MapData;

@@ -1,0 +1,18 @@
+//! The kernel's side: loads the programs, fills their maps, attaches them and reads what they say.
+//! The only module that knows the loader.
+
+pub mod apply;
+pub mod attach;
+pub mod cgroups;
+mod error;
+pub mod links;
+pub mod load;
+pub mod read;
+pub mod trial;
+
+pub use attach::{Attachment, TcMode};
+pub use cgroups::{CgroupPaths, KnownCgroup};
+pub use error::KernelError;
+pub use links::{Link, LinkEvents};
+pub use load::Kernel;
+pub use read::{Counters, Wakes};

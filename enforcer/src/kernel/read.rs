@@ -1,0 +1,179 @@
+//! What the programs say: counters, records of denials, and that there is a new one.
+
+use std::{collections::BTreeMap, io};
+
+use aya::{
+    Ebpf,
+    maps::{HashMap, PerCpuArray, RingBuf},
+};
+use enforcer_common::{
+    record::{RecordKey, RecordValue},
+    verdict::{Direction, Reason, counter},
+};
+use tokio::io::{Interest, unix::AsyncFd};
+
+use super::{
+    Kernel, KernelError,
+    load::{Owned, take},
+};
+
+type KeyBytes = [u8; size_of::<RecordKey>()];
+type ValueBytes = [u8; size_of::<RecordValue>()];
+
+/// The maps that userspace reads.
+pub(super) struct Readers {
+    counters: PerCpuArray<Owned, u64>,
+    records: HashMap<Owned, KeyBytes, ValueBytes>,
+    wakes: Option<RingBuf<Owned>>,
+}
+
+impl Readers {
+    pub(super) fn take(bpf: &mut Ebpf) -> Result<Self, KernelError> {
+        Ok(Self {
+            counters: take(bpf, "COUNTERS")?,
+            records: take(bpf, "RECORDS")?,
+            wakes: Some(take(bpf, "WAKES")?),
+        })
+    }
+}
+
+/// Counters since the programs were loaded, summed over all CPUs.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Counters(BTreeMap<u32, u64>);
+
+impl Counters {
+    /// Any counter by its index, see [`counter`].
+    pub fn get(&self, index: u32) -> u64 {
+        self.0.get(&index).copied().unwrap_or(0)
+    }
+
+    /// Packets on a path, forward and back.
+    pub fn path(&self, number: u16) -> (u64, u64) {
+        let of = |direction| self.get(counter::of_path(number, direction));
+        (of(Direction::Forward), of(Direction::Reply))
+    }
+
+    /// Packets and calls dropped, and those that would have been, for a reason.
+    pub fn reason(&self, reason: Reason) -> (u64, u64) {
+        let code = u32::from(reason.code());
+        (
+            self.get(counter::DROPPED + code),
+            self.get(counter::WOULD_DROP + code),
+        )
+    }
+}
+
+impl Kernel {
+    /// All counters that matter while the first `paths` path numbers are in use.
+    ///
+    /// # Errors
+    ///
+    /// The map can not be read.
+    pub fn counters(&self, paths: usize) -> Result<Counters, KernelError> {
+        let last = counter::PATHS + 2 * u32::try_from(paths).unwrap_or(0);
+        let indices = (0..=counter::KEPT_VERDICTS).chain(counter::PATHS..last.min(counter::COUNT));
+        let mut all = BTreeMap::new();
+        for index in indices {
+            let values = self.readers.counters.get(&index, 0);
+            let values = values.map_err(KernelError::map("read the counters"))?;
+            let sum: u64 = values.iter().sum();
+            if sum != 0 {
+                all.insert(index, sum);
+            }
+        }
+        Ok(Counters(all))
+    }
+
+    /// All records of denials.
+    ///
+    /// # Errors
+    ///
+    /// The map can not be read.
+    pub fn records(&self) -> Result<Vec<(RecordKey, RecordValue)>, KernelError> {
+        let records = self.readers.records.iter();
+        let read = |record: Result<(KeyBytes, ValueBytes), _>| {
+            record.map(|(key, value)| (zerocopy::transmute!(key), zerocopy::transmute!(value)))
+        };
+        records
+            .map(read)
+            .collect::<Result<_, _>>()
+            .map_err(KernelError::map("read the records"))
+    }
+
+    /// The record of a key, if it is there still.
+    pub fn record(&self, key: &RecordKey) -> Option<RecordValue> {
+        let bytes: KeyBytes = zerocopy::transmute!(*key);
+        self.readers
+            .records
+            .get(&bytes, 0)
+            .ok()
+            .map(|value| zerocopy::transmute!(value))
+    }
+
+    /// Forgets a record.
+    ///
+    /// # Errors
+    ///
+    /// It was not there.
+    pub fn delete_record(&mut self, key: &RecordKey) -> Result<(), KernelError> {
+        let bytes: KeyBytes = zerocopy::transmute!(*key);
+        self.readers
+            .records
+            .remove(&bytes)
+            .map_err(KernelError::map("delete a record"))
+    }
+
+    /// The source of new records. To be asked for once, within a runtime.
+    ///
+    /// # Errors
+    ///
+    /// It was asked for before, or the runtime can not watch it.
+    pub fn wakes(&mut self) -> Result<Wakes, KernelError> {
+        let ring = self
+            .readers
+            .wakes
+            .take()
+            .ok_or(KernelError::Missing("second `WAKES`"))?;
+        // SAFETY: the descriptor is that of the map, which the ring buffer owns, keeps open as long
+        // as it lives, and never exchanges.
+        let watched = unsafe { AsyncFd::register_with_interest(ring, Interest::READABLE) };
+        watched
+            .map(Wakes)
+            .map_err(|source| watch_failed(source.into_parts().1))
+    }
+}
+
+/// Tells keys of new records.
+pub struct Wakes(AsyncFd<RingBuf<Owned>>);
+
+impl Wakes {
+    /// Waits, and returns all keys that are there.
+    ///
+    /// # Errors
+    ///
+    /// The runtime can not watch the ring buffer.
+    pub async fn next(&mut self) -> Result<Vec<RecordKey>, KernelError> {
+        loop {
+            let mut guard = self.0.readable_mut().await.map_err(watch_failed)?;
+            let ring = guard.get_inner_mut();
+            let mut keys = Vec::new();
+            while let Some(item) = ring.next() {
+                if let Some(bytes) = item.first_chunk() {
+                    let bytes: KeyBytes = *bytes;
+                    keys.push(zerocopy::transmute!(bytes));
+                }
+            }
+            guard.clear_ready();
+            if !keys.is_empty() {
+                return Ok(keys);
+            }
+        }
+    }
+}
+
+fn watch_failed(source: io::Error) -> KernelError {
+    KernelError::System {
+        action: "wait for new records",
+        source,
+    }
+}

@@ -1,0 +1,63 @@
+//! A packet through a loaded program without sending it (`BPF_PROG_TEST_RUN`).
+
+use aya::programs::{Program, TestRun as _, TestRunOptions};
+
+use super::{Kernel, KernelError};
+
+/// Which program a packet is tried on.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Trial {
+    /// As if it came in by an interface.
+    Arrives,
+    /// As if a socket of the calling process's cgroup sent it.
+    Sent,
+}
+
+impl Kernel {
+    /// Runs a program on an Ethernet frame as if it were on an interface, and tells whether the frame
+    /// may pass. Counters and records move as they would for a real one.
+    ///
+    /// The kernel refuses frames with less than a whole IP header (up to 6.18 at least).
+    ///
+    /// # Errors
+    ///
+    /// The kernel does not run it.
+    pub fn try_frame(
+        &mut self,
+        trial: Trial,
+        frame: &[u8],
+        interface: u32,
+    ) -> Result<bool, KernelError> {
+        // `ifindex` in `struct __sk_buff` (include/uapi/linux/bpf.h); the rest must be zero.
+        const IFINDEX: usize = 40;
+        const LENGTH: usize = 192;
+        let mut context = [0; LENGTH];
+        context[IFINDEX..IFINDEX + 4].copy_from_slice(&interface.to_ne_bytes());
+        let options = TestRunOptions {
+            data_in: Some(frame),
+            ctx_in: Some(&context),
+            ..TestRunOptions::new()
+        };
+        let name = match trial {
+            Trial::Arrives => "enforcer_tc_in",
+            Trial::Sent => "enforcer_skb_out",
+        };
+        let program = self
+            .bpf
+            .program_mut(name)
+            .ok_or(KernelError::Missing(name))?;
+        let result = match program {
+            Program::SchedClassifier(program) => program.test_run(options),
+            Program::CgroupSkb(program) => program.test_run(options),
+            _ => return Err(KernelError::Missing(name)),
+        };
+        let returned = result
+            .map_err(|error| KernelError::program(name, error))?
+            .return_value;
+        Ok(match trial {
+            // TC_ACT_SHOT is 2, everything else lets the next one decide.
+            Trial::Arrives => returned != 2,
+            Trial::Sent => returned & 1 == 1,
+        })
+    }
+}

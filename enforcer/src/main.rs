@@ -1,0 +1,7 @@
+//! `enforcer`: arguments, run, exit code.
+
+use std::process::ExitCode;
+
+fn main() -> ExitCode {
+    enforcer::cli::main()
+}

@@ -1,0 +1,274 @@
+//! The product in the lab: agents on its hosts, and what they tell.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, bail};
+use nix::sys::signal::Signal;
+use serde::Deserialize;
+use serde_json::Value;
+
+use crate::{Lab, Place, Ran, Running, tools};
+
+/// How long an agent may take from its start until it answers, on a busy machine.
+const START: Duration = Duration::from_secs(20);
+/// How long it may take until what the kernel knows has reached the agent's answers.
+const SOON: Duration = Duration::from_secs(3);
+
+/// The paths that the lab needs, on top of the inventory: a whole policy in two documents.
+#[derive(Debug, Clone)]
+pub struct PolicyText {
+    /// `DryRun` or `Enforce`.
+    pub mode: &'static str,
+    /// `Allow` or `Drop`.
+    pub other_traffic: &'static str,
+    /// Paths of the profile that are left out.
+    pub disable: Vec<&'static str>,
+    /// More of `spec`, indented by two.
+    pub more: String,
+}
+
+impl Default for PolicyText {
+    fn default() -> Self {
+        let (disable, more) = (Vec::new(), String::new());
+        Self {
+            mode: "Enforce",
+            other_traffic: "Allow",
+            disable,
+            more,
+        }
+    }
+}
+
+impl PolicyText {
+    /// The same, with nothing dropped.
+    pub fn dry_run() -> Self {
+        Self {
+            mode: "DryRun",
+            ..Self::default()
+        }
+    }
+
+    /// Both documents.
+    pub fn yaml(&self, lab: &Lab) -> String {
+        let Self {
+            mode,
+            other_traffic,
+            disable,
+            more,
+        } = self;
+        format!(
+            "{}---\napiVersion: enforcer.dev/v1alpha1\nkind: PathPolicy\nmetadata: {{ name: lab }}\n\
+             spec:\n  profile: control-plane\n  options: [insecure-port]\n  mode: {mode}\n  \
+             otherTraffic: {other_traffic}\n  disable: [{}]\n{more}",
+            lab.inventory_yaml(),
+            disable.join(", "),
+        )
+    }
+}
+
+/// What an agent tells of a denial: the fields that tests look at.
+#[derive(Debug, Clone, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Event {
+    /// `dropped` or `wouldDrop`.
+    pub verdict: String,
+    /// The reason's name.
+    pub reason: String,
+    /// `component:port`, where one is meant.
+    pub endpoint: Option<String>,
+    /// Where it was judged.
+    pub hook: String,
+    /// Source address; none for calls.
+    pub source: Option<String>,
+    /// Destination address.
+    pub destination: Option<String>,
+    /// Destination port, type or protocol.
+    pub port: Option<u16>,
+    /// Who.
+    pub subject: Subject,
+    /// The process, where the hook knows it.
+    pub comm: Option<String>,
+    /// How often.
+    pub count: u64,
+}
+
+/// Who is told to have sent it.
+#[derive(Debug, Clone, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Subject {
+    /// `cgroup` or `interface`.
+    pub kind: String,
+    /// The cgroup's path or the interface's name.
+    pub name: String,
+}
+
+/// An agent on a host of the lab.
+#[derive(Debug)]
+pub struct Agent {
+    running: Running,
+    place: Place,
+    policy: PathBuf,
+    node: String,
+}
+
+impl Agent {
+    /// Starts one and waits until it answers.
+    pub fn start(lab: &Lab, node: &str, policy: &PolicyText) -> Result<Self> {
+        Self::start_with(lab, node, policy, &[])
+    }
+
+    /// The same with more arguments.
+    pub fn start_with(lab: &Lab, node: &str, policy: &PolicyText, more: &[&str]) -> Result<Self> {
+        let file = lab.directory().join(format!("{node}.yaml"));
+        fs::write(&file, policy.yaml(lab)).context("failed to write the policy")?;
+        let place = lab.daemon(node, "enforcer");
+        let running = place
+            .command_of(&tools::enforcer()?)?
+            .args(["run", "--node", node, "-p"])
+            .arg(&file)
+            .args(more)
+            .spawn()?;
+        let mut agent = Self {
+            running,
+            place,
+            policy: file,
+            node: node.to_owned(),
+        };
+        let deadline = Instant::now() + START;
+        while agent.status().is_err() {
+            if let Some(status) = agent.running.exited()? {
+                bail!(
+                    "the agent on {node} ended with {status}: {}",
+                    agent.running.stderr()
+                );
+            }
+            if Instant::now() > deadline {
+                bail!(
+                    "the agent on {node} does not answer: {}",
+                    agent.running.stderr()
+                );
+            }
+            thread::sleep(Duration::from_millis(20));
+        }
+        Ok(agent)
+    }
+
+    /// Agents on both nodes.
+    pub fn on_both(lab: &Lab, policy: &PolicyText) -> Result<[Self; 2]> {
+        Ok([
+            Self::start(lab, "cp1", policy)?,
+            Self::start(lab, "w1", policy)?,
+        ])
+    }
+
+    /// The node it is on.
+    pub fn node(&self) -> &str {
+        &self.node
+    }
+
+    /// Its process.
+    pub fn running(&self) -> &Running {
+        &self.running
+    }
+
+    /// Its policy file.
+    pub fn policy(&self) -> &Path {
+        &self.policy
+    }
+
+    /// Runs the product's command line beside it.
+    pub fn command(&self, args: &[&str]) -> Result<Ran> {
+        self.place.command_of(&tools::enforcer()?)?.args(args).run()
+    }
+
+    /// What it says of itself.
+    pub fn status(&self) -> Result<Value> {
+        let said = self.command(&["status", "-o", "json"])?.checked()?;
+        serde_json::from_str(&said.stdout).context("status is no JSON")
+    }
+
+    /// All denials so far.
+    pub fn events(&self) -> Result<Vec<Event>> {
+        let said = self.command(&["events", "-o", "json"])?.checked()?;
+        let lines = said.stdout.lines().filter(|line| !line.trim().is_empty());
+        lines
+            .map(|line| serde_json::from_str(line).with_context(|| format!("no event: {line}")))
+            .collect()
+    }
+
+    /// Waits for a denial that is wanted; all that there are if it does not come.
+    pub fn event(&self, wanted: impl Fn(&Event) -> bool) -> Result<Event> {
+        let deadline = Instant::now() + SOON;
+        loop {
+            let events = self.events()?;
+            if let Some(event) = events.iter().find(|event| wanted(event)) {
+                return Ok(event.clone());
+            }
+            if Instant::now() > deadline {
+                bail!("{} tells no such denial, but {events:#?}", self.node);
+            }
+            thread::sleep(Duration::from_millis(50));
+        }
+    }
+
+    /// Packets that went along a path and back, as `(forward, reply)`.
+    pub fn path_packets(&self, name: &str) -> Result<(u64, u64)> {
+        let status = self.status()?;
+        let paths = status["paths"].as_array().context("status has no paths")?;
+        let path = paths.iter().find(|path| path["name"] == name);
+        let path = path.with_context(|| format!("{} has no path {name}", self.node))?;
+        let packets = |key: &str| path[key].as_u64().context("no number of packets");
+        Ok((packets("forward")?, packets("reply")?))
+    }
+
+    /// How many packets and calls were denied for a reason, dropped and not.
+    pub fn denied(&self, reason: &str) -> Result<(u64, u64)> {
+        let status = self.status()?;
+        let reasons = status["reasons"]
+            .as_array()
+            .context("status has no reasons")?;
+        let found = reasons.iter().find(|entry| entry["reason"] == reason);
+        let count = |key: &str| found.and_then(|entry| entry[key].as_u64()).unwrap_or(0);
+        Ok((count("dropped"), count("wouldDrop")))
+    }
+
+    /// Gives it another policy and waits until that is in force.
+    pub fn replace_policy(&self, lab: &Lab, policy: &PolicyText) -> Result<()> {
+        let before = self.generation()?;
+        self.write_policy(&policy.yaml(lab))?;
+        let deadline = Instant::now() + SOON;
+        while self.generation()? == before {
+            if Instant::now() > deadline {
+                bail!(
+                    "the agent on {} keeps its old policy: {}",
+                    self.node,
+                    self.running.stderr()
+                );
+            }
+            thread::sleep(Duration::from_millis(20));
+        }
+        Ok(())
+    }
+
+    /// Writes its policy file, with whatever content, and tells it so.
+    pub fn write_policy(&self, text: &str) -> Result<()> {
+        fs::write(&self.policy, text).context("failed to write the policy")?;
+        self.running.signal(Signal::SIGHUP)
+    }
+
+    /// Counts up with every policy that is in force.
+    pub fn generation(&self) -> Result<u64> {
+        self.status()?["generation"]
+            .as_u64()
+            .context("status has no generation")
+    }
+
+    /// Ends it as an operator would.
+    pub fn stop(self) -> Result<Ran> {
+        self.running.signal(Signal::SIGTERM)?;
+        self.running.finish(Duration::from_secs(10))
+    }
+}

@@ -1,0 +1,321 @@
+//! Every `policies/NAME.cases.yaml` through the loaded kernel programs: packets by
+//! `BPF_PROG_TEST_RUN`, binds by binding. The same files run through the decision in userspace in the
+//! tests of the library.
+//!
+//! Run without arguments. It makes a network namespace and a cgroup of its own and moves into them.
+
+use std::fs;
+use std::io::ErrorKind;
+use std::net::{IpAddr, SocketAddr, TcpListener, UdpSocket};
+use std::path::{Path, PathBuf};
+use std::process::{Command, ExitCode};
+
+use anyhow::{Context, Result, bail, ensure};
+use enforcer::compile::{Compiled, PathNumbers, compile};
+use enforcer::kernel::{Kernel, Link, TcMode, cgroups, trial::Trial};
+use enforcer::policy::cases::{self, Attempt, Case, Expect, Sender, Target, What};
+use enforcer::policy::model::{Mode, Policy};
+use enforcer_common::tables::Role;
+use enforcer_common::verdict::{Reason, counter};
+use enforcer_tests::packet::{Content, Forged};
+use nix::net::if_::if_nametoindex;
+use nix::sched::{CloneFlags, unshare};
+
+fn main() -> ExitCode {
+    match run() {
+        Ok((passed, failed)) => {
+            let verdict = if failed == 0 { "ok" } else { "FAILED" };
+            println!(
+                "\ntest result: {verdict}. {passed} passed; {failed} failed; 0 ignored; 0 measured; 0 filtered out"
+            );
+            if failed == 0 {
+                ExitCode::SUCCESS
+            } else {
+                ExitCode::FAILURE
+            }
+        }
+        Err(error) => {
+            eprintln!("error: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn run() -> Result<(usize, usize)> {
+    let (mut passed, mut failed) = (0, 0);
+    for policy_file in policies()? {
+        let policy = enforcer::policy::load(std::slice::from_ref(&policy_file))?;
+        for cases in cases::load(&[policy_file.with_extension("cases.yaml")])? {
+            let mut bench = Bench::new(&policy, &cases.node.value)?;
+            for case in &cases.cases {
+                match bench.run(case) {
+                    Ok(()) => passed += 1,
+                    Err(error) => {
+                        failed += 1;
+                        println!(
+                            "test {}: {} ... FAILED\n  {error:#}",
+                            cases.name, case.name.value
+                        );
+                    }
+                }
+            }
+        }
+    }
+    ensure!(passed + failed > 0, "there are no cases");
+    Ok((passed, failed))
+}
+
+fn policies() -> Result<Vec<PathBuf>> {
+    let directory = Path::new(env!("CARGO_MANIFEST_DIR")).join("../policies");
+    let mut found: Vec<PathBuf> = fs::read_dir(&directory)?
+        .filter_map(|entry| Some(entry.ok()?.path()))
+        .filter(|path| path.with_extension("cases.yaml").is_file())
+        .collect();
+    found.sort();
+    Ok(found)
+}
+
+/// A node that is there for its programs only.
+struct Bench {
+    kernel: Kernel,
+    compiled: Compiled,
+    root: CgroupRoot,
+    uplink: u32,
+    pod: u32,
+    addresses: Vec<IpAddr>,
+}
+
+/// A cgroup of this process's own; it is left and removed in the end.
+struct CgroupRoot(PathBuf);
+
+impl Drop for CgroupRoot {
+    fn drop(&mut self) {
+        let parent = self.0.parent().unwrap_or(&self.0).join("cgroup.procs");
+        let _ = fs::write(parent, std::process::id().to_string());
+        remove_tree(&self.0);
+    }
+}
+
+fn remove_tree(directory: &Path) {
+    for entry in fs::read_dir(directory).into_iter().flatten().flatten() {
+        if entry.file_type().is_ok_and(|kind| kind.is_dir()) {
+            remove_tree(&entry.path());
+        }
+    }
+    let _ = fs::remove_dir(directory);
+}
+
+impl Bench {
+    fn new(policy: &Policy, node: &str) -> Result<Self> {
+        unshare(CloneFlags::CLONE_NEWNET).context("a network namespace needs root")?;
+        let addresses = policy.node(node).context("no such node")?.addresses.clone();
+        for line in [
+            "link set lo up",
+            "link add eth0 type veth peer name peer0",
+            "link add cali0 type veth peer name peer1",
+        ] {
+            ip(line)?;
+        }
+        for address in &addresses {
+            let prefix = if address.is_ipv4() { 32 } else { 128 };
+            ip(&format!("addr add {address}/{prefix} dev lo nodad"))
+                .or_else(|_| ip(&format!("addr add {address}/{prefix} dev lo")))?;
+        }
+        let root = cgroups::root("/")?.join(format!("enforcer-cases-{}", std::process::id()));
+        fs::create_dir_all(&root)?;
+        let root = CgroupRoot(root);
+        let compiled = compile(
+            policy,
+            node,
+            Some(Mode::Enforce),
+            &mut PathNumbers::default(),
+        )?;
+        for rule in &compiled.cgroups {
+            fs::create_dir_all(
+                root.0
+                    .join(rule.pattern.replace('*', "x").trim_start_matches('/')),
+            )?;
+        }
+        let known = cgroups::resolve(&root.0, &compiled.cgroups);
+        let ids: Vec<_> = known.iter().map(|known| (known.id, known.party)).collect();
+        let mut kernel = Kernel::load(false)?;
+        kernel.apply(&compiled, 1, &ids)?;
+        kernel.attach_cgroup(&root.0)?;
+        let link = |name: &str, layer| -> Result<Link> {
+            let index = if_nametoindex(name)?;
+            Ok(Link {
+                index,
+                name: name.to_owned(),
+                layer,
+                controller: None,
+                controls_pods: false,
+            })
+        };
+        let links = [
+            (link("lo", libc::ARPHRD_LOOPBACK)?, Role::Loopback),
+            (link("eth0", libc::ARPHRD_ETHER)?, Role::Uplink),
+            (link("cali0", libc::ARPHRD_ETHER)?, Role::Pod),
+        ];
+        kernel.attach_interfaces(&links, TcMode::Auto)?;
+        let (uplink, pod) = (links[1].0.index, links[2].0.index);
+        Ok(Self {
+            kernel,
+            compiled,
+            root,
+            uplink,
+            pod,
+            addresses,
+        })
+    }
+
+    fn run(&mut self, case: &Case) -> Result<()> {
+        let paths = usize::from(u16::MAX);
+        let before = self.kernel.counters(paths)?;
+        let passed = self.attempt(case)?;
+        let after = self.kernel.counters(paths)?;
+        let moved = |index: u32| after.get(index) > before.get(index);
+        let (pass, index) = match &case.expect {
+            Expect::Path(name) => {
+                let number = self
+                    .compiled
+                    .paths
+                    .iter()
+                    .find(|(_, known)| **known == name.value);
+                let (number, _) = number.context("the policy has no such path")?;
+                (true, counter::PATHS + 2 * u32::from(*number))
+            }
+            Expect::OtherTraffic => (true, counter::OTHER),
+            Expect::Denied { reason, .. } => {
+                let found = Reason::ALL
+                    .into_iter()
+                    .find(|known| known.name() == reason.value);
+                let code = found.context("no such reason")?.code();
+                (false, counter::DROPPED + u32::from(code))
+            }
+        };
+        // A bind that is allowed is no packet, and not counted.
+        let counted = matches!((&case.attempt, pass), (Attempt::Bind(_), true)) || moved(index);
+        let reasons: Vec<_> = Reason::ALL
+            .into_iter()
+            .filter(|r| moved(u32::from(r.code())))
+            .collect();
+        ensure!(
+            passed == pass && counted,
+            "expected {}, the kernel {} it; denials counted: {reasons:?}",
+            case.expect,
+            if passed { "passes" } else { "drops" }
+        );
+        Ok(())
+    }
+
+    fn attempt(&mut self, case: &Case) -> Result<bool> {
+        match (&case.from, case.attempt) {
+            (Sender::Pod(source), Attempt::Send(to)) => {
+                let frame = frame(*source, to)?;
+                Ok(self.kernel.try_frame(Trial::Arrives, &frame, self.pod)?)
+            }
+            (Sender::Remote(source), Attempt::Send(to)) => {
+                let frame = frame(*source, to)?;
+                Ok(self.kernel.try_frame(Trial::Arrives, &frame, self.uplink)?)
+            }
+            (Sender::Process { cgroup, address }, Attempt::Send(to)) => {
+                self.move_to(cgroup)?;
+                let local = to.address.is_loopback() || self.addresses.contains(&to.address);
+                let source = address.or_else(|| self.source_for(to.address));
+                let frame = frame(source.context("no address of this family")?, to)?;
+                let interface = if local {
+                    if_nametoindex("lo")?
+                } else {
+                    self.uplink
+                };
+                Ok(self.kernel.try_frame(Trial::Sent, &frame, interface)?)
+            }
+            (Sender::Process { cgroup, .. }, Attempt::Bind(at)) => {
+                self.move_to(cgroup)?;
+                bind(at)
+            }
+            (sender, Attempt::Bind(_)) => bail!("{sender} can not bind"),
+        }
+    }
+
+    fn move_to(&self, cgroup: &str) -> Result<()> {
+        let directory = self.root.0.join(cgroup.trim_start_matches('/'));
+        fs::create_dir_all(&directory)?;
+        fs::write(
+            directory.join("cgroup.procs"),
+            std::process::id().to_string(),
+        )
+        .with_context(|| format!("failed to move to {}", directory.display()))
+    }
+
+    fn source_for(&self, destination: IpAddr) -> Option<IpAddr> {
+        if destination.is_loopback() {
+            return Some(destination);
+        }
+        self.addresses
+            .iter()
+            .copied()
+            .find(|own| own.is_ipv4() == destination.is_ipv4())
+    }
+}
+
+fn bind(at: Target) -> Result<bool> {
+    let result = match at.what {
+        What::Tcp(port) => TcpListener::bind(SocketAddr::new(at.address, port)).map(drop),
+        What::Udp(port) => UdpSocket::bind(SocketAddr::new(at.address, port)).map(drop),
+        _ => bail!("only ports can be bound"),
+    };
+    match result {
+        Ok(()) => Ok(true),
+        Err(error) if error.kind() == ErrorKind::PermissionDenied => Ok(false),
+        Err(error) => Err(error).context("the bind fails for another reason"),
+    }
+}
+
+fn frame(source: IpAddr, to: Target) -> Result<Vec<u8>> {
+    let (port, content) = match to.what {
+        What::Tcp(port) => (port, Content::SYN),
+        What::Udp(port) => (port, Content::udp("case")),
+        What::Icmp(kind) | What::Icmp6(kind) => (0, Content::Message(kind)),
+        What::Protocol(number) => (0, Content::Protocol(number)),
+        What::Arp => return arp(source, to.address),
+    };
+    let source = SocketAddr::new(source, 40_000);
+    let destination = SocketAddr::new(to.address, port);
+    Forged {
+        source,
+        destination,
+        content,
+    }
+    .frame([2; 6], [4; 6])
+}
+
+fn arp(source: IpAddr, target: IpAddr) -> Result<Vec<u8>> {
+    let (IpAddr::V4(source), IpAddr::V4(target)) = (source, target) else {
+        bail!("ARP is for IPv4");
+    };
+    let head = [0x08, 0x06, 0, 1, 8, 0, 6, 4, 0, 1];
+    Ok([
+        &[0xff; 6][..],
+        &[2; 6],
+        &head,
+        &[2; 6],
+        &source.octets(),
+        &[0; 6],
+        &target.octets(),
+    ]
+    .concat())
+}
+
+fn ip(line: &str) -> Result<()> {
+    let said = Command::new("ip")
+        .args(line.split(' '))
+        .output()
+        .context("failed to run ip")?;
+    ensure!(
+        said.status.success(),
+        "ip {line}: {}",
+        String::from_utf8_lossy(&said.stderr)
+    );
+    Ok(())
+}

@@ -1,0 +1,875 @@
+//! What the product does to real connections. Each denial is shown to work without a policy first, in
+//! the same lab and by the same process, so that nothing but the product can be the reason.
+
+use std::fs;
+use std::net::SocketAddr;
+use std::thread;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, ensure};
+use enforcer_tests::arrivals::Arrivals;
+use enforcer_tests::packet::{Content, Forged};
+use enforcer_tests::plan::{CP1, LOOPBACK, NODE_LOCAL_DNS, OUT, POD_A, POD_B, W1, port};
+use enforcer_tests::probe::{Connect, Hold, Serve};
+use enforcer_tests::product::{Agent, PolicyText};
+use enforcer_tests::scenario::{Expected, Family, Row, Tried, rows};
+use enforcer_tests::servers::expect_answer;
+use enforcer_tests::{Lab, Outcome, Place, net};
+
+const SOON: Duration = Duration::from_secs(3);
+
+fn full_lab() -> Result<Lab> {
+    let mut lab = Lab::builder().full().build()?;
+    lab.expose_insecure_port()?;
+    lab.expose_loopback()?;
+    Ok(lab)
+}
+
+fn try_all(lab: &Lab, rows: &[Row]) -> Result<Vec<Tried>> {
+    rows.iter()
+        .map(|row| row.run(lab).with_context(|| row.name()))
+        .collect()
+}
+
+fn judge<'a>(agents: &'a [Agent], row: &Row) -> Result<&'a Agent> {
+    agents
+        .iter()
+        .find(|agent| agent.node() == row.judge)
+        .context("no agent judges this")
+}
+
+/// All of the issue's table in three rounds, and `explain` beside it.
+fn the_table_holds(family: Family, more: &[&str]) -> Result<()> {
+    let lab = full_lab()?;
+    let rows = rows(&lab, family);
+    for (row, tried) in rows.iter().zip(try_all(&lab, &rows)?) {
+        ensure!(
+            tried.worked,
+            "without a policy: {}: {}",
+            row.name(),
+            tried.how
+        );
+    }
+
+    let start = |policy: &PolicyText| -> Result<Vec<Agent>> {
+        ["cp1", "w1"]
+            .iter()
+            .map(|node| Agent::start_with(&lab, node, policy, more))
+            .collect()
+    };
+    let agents = start(&PolicyText::dry_run())?;
+    for (row, tried) in rows.iter().zip(try_all(&lab, &rows)?) {
+        ensure!(tried.worked, "in dry-run: {}: {}", row.name(), tried.how);
+        let agent = judge(&agents, row)?;
+        match row.expected {
+            Expected::Denied(reason) => {
+                agent
+                    .event(|event| row.is_about(event))
+                    .with_context(|| row.name())?;
+                let events = agent.events()?;
+                let told: Vec<_> = events.iter().filter(|event| row.is_about(event)).collect();
+                ensure!(
+                    told.len() == 1,
+                    "{} is told {} times: {told:#?}",
+                    row.name(),
+                    told.len()
+                );
+                ensure!(told[0].reason == reason, "{}: {:?}", row.name(), told[0]);
+                ensure!(
+                    told[0].verdict == "wouldDrop" && told[0].count > 0,
+                    "{:?}",
+                    told[0]
+                );
+            }
+            Expected::Path(path) => {
+                let (forward, reply) = agent.path_packets(path)?;
+                ensure!(
+                    forward > 0 && reply > 0,
+                    "{}: {path} {forward}/{reply}",
+                    row.name()
+                );
+            }
+            Expected::Other => {}
+        }
+    }
+    for agent in agents {
+        agent.stop()?.checked()?;
+    }
+
+    let agents = start(&PolicyText::default())?;
+    for row in &rows {
+        let tried = row.run(&lab)?;
+        let agent = judge(&agents, row)?;
+        match row.expected {
+            Expected::Denied(reason) => {
+                ensure!(!tried.worked, "enforced: {} works", row.name());
+                let event = agent.event(|event| row.is_about(event))?;
+                ensure!(event.reason == reason, "{}: {event:?}", row.name());
+                ensure!(event.verdict == "dropped", "{event:?}");
+            }
+            Expected::Path(_) | Expected::Other => {
+                ensure!(tried.worked, "enforced: {}: {}", row.name(), tried.how);
+                let events = agent.events()?;
+                let told = events.iter().find(|event| row.is_about(event));
+                ensure!(
+                    told.is_none(),
+                    "{} is allowed and told: {told:?}",
+                    row.name()
+                );
+            }
+        }
+        explain_agrees(agent, row)?;
+    }
+    Ok(())
+}
+
+fn explain_agrees(agent: &Agent, row: &Row) -> Result<()> {
+    let to = format!("{}/tcp", row.attempt.address());
+    let bind = matches!(row.attempt, enforcer_tests::scenario::Try::Bind(_));
+    let mut args = vec!["explain", "--from", &row.from, "--to", &to];
+    if bind {
+        args.push("--bind");
+    }
+    // Without -p it explains what is in force.
+    let said = agent.command(&args)?;
+    let (code, word) = match row.expected {
+        Expected::Denied(reason) => (1, reason),
+        Expected::Path(path) => (0, path),
+        Expected::Other => (0, "other"),
+    };
+    ensure!(
+        said.code() == Some(code) && said.stdout.contains(word),
+        "explain of {} says {said}",
+        row.name()
+    );
+    Ok(())
+}
+
+#[test]
+fn the_table_holds_for_ipv4() -> Result<()> {
+    the_table_holds(Family::V4, &[])
+}
+
+#[test]
+fn the_table_holds_for_ipv6() -> Result<()> {
+    the_table_holds(Family::V6, &[])
+}
+
+#[test]
+fn the_table_holds_with_clsact_instead_of_tcx() -> Result<()> {
+    the_table_holds(Family::V4, &["--tc", "clsact"])
+}
+
+/// The other node may be anybody's: cp1 defends itself alone.
+#[test]
+fn one_node_defends_itself() -> Result<()> {
+    let mut lab = Lab::builder().etcd().apiserver().build()?;
+    lab.expose_insecure_port()?;
+    let intruders = [
+        lab.login("w1"),
+        lab.hostnet("w1"),
+        lab.pod("pod-b").clone(),
+        lab.neighbour(),
+    ];
+    let ports = [port::ETCD_CLIENT, port::ETCD_PEER, port::INSECURE];
+    let attempts: Vec<(&Place, SocketAddr)> = intruders
+        .iter()
+        .flat_map(|place| {
+            ports
+                .iter()
+                .flat_map(move |p| CP1.both(*p).map(|at| (place, at)))
+        })
+        .collect();
+    for (place, at) in &attempts {
+        ensure!(
+            place.connect(*at)? == Outcome::Connected,
+            "twin: {} to {at}",
+            place.party().name
+        );
+    }
+    let agent = Agent::start(&lab, "cp1", &PolicyText::default())?;
+    for (place, at) in &attempts {
+        let outcome = place.connect(*at)?;
+        ensure!(
+            outcome == Outcome::Timeout,
+            "{} to {at}: {outcome}",
+            place.party().name
+        );
+        let reason = if at.port() == port::INSECURE {
+            "LoopbackOnly"
+        } else {
+            "NoPath"
+        };
+        let source = place.party().like(at.ip()).to_string();
+        agent.event(|event| {
+            event.reason == reason
+                && event.source.as_ref() == Some(&source)
+                && event.port == Some(at.port())
+                && event.hook == "tc/ingress"
+        })?;
+    }
+    for at in CP1.both(port::APISERVER) {
+        ensure!(
+            lab.kubelet("w1").connect(at)? == Outcome::Connected,
+            "the kubelet to {at}"
+        );
+    }
+    Ok(())
+}
+
+#[test]
+fn etcd_serves_the_apiserver_without_an_error() -> Result<()> {
+    let lab = Lab::builder().etcd().build()?;
+    let agents = Agent::on_both(&lab, &PolicyText::default())?;
+    let (place, client) = (lab.apiserver(), Some(lab.certs().apiserver_etcd_client()));
+    for endpoint in [
+        LOOPBACK.at(port::ETCD_CLIENT),
+        CP1.at(port::ETCD_CLIENT),
+        CP1.at6(port::ETCD_CLIENT),
+    ] {
+        for round in 0..10 {
+            let value = round.to_string();
+            place
+                .etcdctl(endpoint, client, ["put", "key", &value])?
+                .checked()?;
+            let got = place.etcdctl(endpoint, client, ["get", "key"])?.checked()?;
+            ensure!(got.stdout == format!("key\n{value}\n"), "{got}");
+        }
+        let watch = place
+            .etcdctl_command(endpoint, client)?
+            .args(["watch", "w"])
+            .spawn()?;
+        let deadline = Instant::now() + SOON;
+        loop {
+            place
+                .etcdctl(endpoint, client, ["put", "w", "seen"])?
+                .checked()?;
+            let seen = watch.wait_for_line(|line| line == "seen", Duration::from_millis(300));
+            if seen.is_ok() {
+                break;
+            }
+            ensure!(Instant::now() < deadline, "the watch sees nothing");
+        }
+        let file = lab.directory().join("snapshot.db");
+        let save = ["snapshot", "save", &file.to_string_lossy()].map(str::to_owned);
+        place.etcdctl(endpoint, client, save)?.checked()?;
+        ensure!(file.metadata()?.len() > 0, "the snapshot is empty");
+    }
+    // A busy kernel sends a segment twice now and then, without any product.
+    let segments = place.namespace().tcp_segments()?;
+    ensure!(
+        segments.sent > 300 && segments.again * 50 < segments.sent,
+        "{segments:?}"
+    );
+    let denials = agents[0].events()?;
+    ensure!(denials.is_empty(), "{denials:#?}");
+    Ok(())
+}
+
+#[test]
+fn bystanders_notice_nothing() -> Result<()> {
+    let lab = Lab::builder().full().build()?;
+    let agents = Agent::on_both(&lab, &PolicyText::default())?;
+    for pod in [POD_A, POD_B] {
+        let (place, name) = (lab.pod(pod.party.name), pod.party.name);
+        for port in [port::INSECURE, port::ETCD_CLIENT] {
+            for at in LOOPBACK.both(port) {
+                expect_answer(place, at, name)?;
+            }
+        }
+        for at in pod.party.both(port::INSECURE) {
+            expect_answer(&lab.neighbour(), at, name)?;
+            expect_answer(&lab.login("cp1"), at, name)?;
+        }
+    }
+    let dns = SocketAddr::new(NODE_LOCAL_DNS.into(), port::INSECURE);
+    expect_answer(lab.pod("pod-a"), dns, "node-local-dns")?;
+    expect_answer(&lab.login("w1"), dns, "node-local-dns")?;
+    for at in W1.both(port::INSECURE) {
+        expect_answer(lab.pod("pod-a"), at, "worker")?;
+        expect_answer(&lab.neighbour(), at, "worker")?;
+    }
+    for at in [CP1, W1, OUT].iter().flat_map(|host| host.both(port::ECHO)) {
+        for place in [&lab.login("cp1"), lab.pod("pod-b"), &lab.neighbour()] {
+            let datagram = place.udp(at)?;
+            ensure!(
+                datagram == Outcome::Answered,
+                "{} to {at}/udp: {datagram}",
+                place.party().name
+            );
+            ensure!(place.ping(at.ip())? == Outcome::Answered, "ping {at}");
+        }
+    }
+    for agent in &agents {
+        let denials = agent.events()?;
+        ensure!(denials.is_empty(), "{} denies {denials:#?}", agent.node());
+    }
+    Ok(())
+}
+
+#[test]
+fn a_new_node_local_dns_may_bind_its_8080() -> Result<()> {
+    let lab = Lab::builder().build()?;
+    let _agent = Agent::start(&lab, "cp1", &PolicyText::default())?;
+    let at = SocketAddr::new(NODE_LOCAL_DNS.into(), port::INSECURE);
+    let outcome = lab.hostnet("cp1").bind(at)?;
+    ensure!(outcome == Outcome::Bound, "{outcome}");
+    Ok(())
+}
+
+#[test]
+fn connections_older_than_the_policy_go_on_if_it_allows_them() -> Result<()> {
+    let lab = Lab::builder().apiserver().bystanders().build()?;
+    let insecure = LOOPBACK.at(port::INSECURE);
+    let allowed = lab.controller_manager().hold(Hold::http(insecure))?;
+    let other = lab.pod("pod-b").hold(Hold::to(CP1.at(port::ECHO)))?;
+    let forbidden = lab.hostnet("cp1").hold(Hold::http(insecure))?;
+    ensure!(
+        allowed.is_alive() && forbidden.is_alive() && other.is_alive(),
+        "before the policy"
+    );
+    let _agents = Agent::on_both(&lab, &PolicyText::default())?;
+    forbidden.wait_for_end(SOON)?;
+    ensure!(
+        allowed.is_alive(),
+        "the controller-manager's connection is cut"
+    );
+    ensure!(other.is_alive(), "the pod's connection is cut");
+    Ok(())
+}
+
+#[test]
+fn a_path_that_goes_takes_its_connections_along() -> Result<()> {
+    let lab = Lab::builder().apiserver().kubelets().build()?;
+    let agents = Agent::on_both(&lab, &PolicyText::default())?;
+    let held = [
+        lab.controller_manager()
+            .hold(Hold::http(LOOPBACK.at(port::INSECURE)))?,
+        lab.scheduler()
+            .hold(Hold::http(LOOPBACK.at6(port::INSECURE)))?,
+    ];
+    ensure!(held.iter().all(|held| held.is_alive()), "with the path");
+    let without = PolicyText {
+        disable: vec!["insecure-port"],
+        ..PolicyText::default()
+    };
+    agents[0].replace_policy(&lab, &without)?;
+    for held in held {
+        held.wait_for_end(SOON)?;
+    }
+    let again = lab
+        .controller_manager()
+        .connect(LOOPBACK.at(port::INSECURE))?;
+    ensure!(again == Outcome::Eperm, "{again}");
+    agents[0].replace_policy(&lab, &PolicyText::default())?;
+    let again = lab
+        .controller_manager()
+        .connect(LOOPBACK.at(port::INSECURE))?;
+    ensure!(again == Outcome::Connected, "with the path again: {again}");
+    Ok(())
+}
+
+#[test]
+fn a_forged_source_reaches_nothing() -> Result<()> {
+    let lab = Lab::builder().build()?;
+    let pod = lab.pod("pod-a");
+    let at = lab.login("cp1");
+    let packets: Vec<(Forged, Arrivals)> = [port::ETCD_CLIENT, 9999]
+        .iter()
+        .flat_map(|p| CP1.both(*p))
+        .flat_map(|destination| {
+            // The apiserver's own address, another node's, and somebody's in the world.
+            [
+                CP1.like(destination.ip()),
+                W1.like(destination.ip()),
+                OUT.like(destination.ip()),
+            ]
+            .map(|source| (source, destination))
+        })
+        .map(|(source, destination)| {
+            let source = SocketAddr::new(source, 40_000);
+            let arrivals = Arrivals::count(&at, source.ip(), destination)?;
+            Ok((
+                Forged {
+                    source,
+                    destination,
+                    content: Content::SYN,
+                },
+                arrivals,
+            ))
+        })
+        .collect::<Result<_>>()?;
+    let send_all = || {
+        packets
+            .iter()
+            .try_for_each(|(packet, _)| pod.forge(packet).map(drop))
+    };
+    let counts = || {
+        packets
+            .iter()
+            .map(|(_, arrivals)| arrivals.so_far())
+            .collect::<Result<Vec<_>>>()
+    };
+    send_all()?;
+    let before = counts()?;
+    ensure!(
+        before.iter().all(|count| *count == 1),
+        "without a policy: {before:?}"
+    );
+    let agent = Agent::start(&lab, "cp1", &PolicyText::default())?;
+    send_all()?;
+    for (packet, _) in &packets {
+        let source = packet.source.ip().to_string();
+        agent.event(|event| {
+            event.reason == "ForgedSource" && event.source.as_ref() == Some(&source)
+        })?;
+    }
+    ensure!(counts()? == before, "a forged packet arrived");
+    ensure!(
+        agent.denied("ForgedSource")? == (packets.len() as u64, 0),
+        "{:?}",
+        agent.denied("ForgedSource")?
+    );
+    // Its own address still works.
+    ensure!(
+        pod.ping(CP1.v4.into())? == Outcome::Answered,
+        "the pod's own address"
+    );
+    Ok(())
+}
+
+/// A hostNetwork pod's packet socket bypasses the cgroup hooks, and still has a subject.
+#[test]
+fn an_injected_frame_is_known_by_its_cgroup() -> Result<()> {
+    let lab = Lab::builder().build()?;
+    let intruder = lab.hostnet("w1");
+    let at = lab.login("cp1");
+    for (family, party) in [
+        (W1.at(40_000), CP1.at(port::ETCD_CLIENT)),
+        (W1.at6(40_000), CP1.at6(port::ETCD_CLIENT)),
+    ] {
+        let arrivals = Arrivals::count(&at, family.ip(), party)?;
+        let packet = Forged {
+            source: family,
+            destination: party,
+            content: Content::SYN,
+        };
+        intruder.forge(&packet)?;
+        intruder.raw(&packet)?;
+        ensure!(
+            arrivals.so_far()? == 2,
+            "twin: {} arrived",
+            arrivals.so_far()?
+        );
+        let agent = Agent::start(&lab, "w1", &PolicyText::default())?;
+        intruder.forge(&packet)?;
+        intruder.raw(&packet)?;
+        for hook in ["tc/egress", "cgroup/egress"] {
+            let event = agent.event(|event| event.hook == hook)?;
+            ensure!(
+                event.reason == "NoPath" && event.subject.name.contains("hostnet"),
+                "{event:?}"
+            );
+        }
+        ensure!(arrivals.so_far()? == 2, "an injected frame arrived");
+        agent.stop()?.checked()?;
+    }
+    Ok(())
+}
+
+/// A service whose backend is etcd: the address is nobody's until the node has translated it.
+#[test]
+fn translation_opens_no_way_around() -> Result<()> {
+    let lab = Lab::builder().etcd().build()?;
+    for node in ["cp1", "w1"] {
+        let rules = format!(
+            "table ip detour {{
+               chain pre {{ type nat hook prerouting priority -101; ip daddr 10.96.0.99 tcp dport 80 dnat to {0}:2379; }}
+               chain post {{ type nat hook postrouting priority 99; ip daddr {0} tcp dport 2379 masquerade; }}
+             }}",
+            CP1.v4
+        );
+        net::nft(lab.host(node).namespace().name(), &rules)?;
+    }
+    let detour: SocketAddr = "10.96.0.99:80".parse()?;
+    let pods = [
+        (lab.pod("pod-a"), "cp1", "cgroup/ingress"),
+        (lab.pod("pod-b"), "w1", "tc/egress"),
+    ];
+    for (pod, _, _) in pods {
+        ensure!(
+            pod.connect(detour)? == Outcome::Connected,
+            "twin: {}",
+            pod.party().name
+        );
+    }
+    let agents = Agent::on_both(&lab, &PolicyText::dry_run())?;
+    for (pod, node, hook) in pods {
+        ensure!(
+            pod.connect(detour)? == Outcome::Connected,
+            "dry-run: {}",
+            pod.party().name
+        );
+        let agent = agents
+            .iter()
+            .find(|agent| agent.node() == node)
+            .context("no agent")?;
+        agent.event(|event| {
+            event.hook == hook && event.endpoint.as_deref() == Some("etcd:client")
+        })?;
+    }
+    for agent in &agents {
+        agent.replace_policy(&lab, &PolicyText::default())?;
+    }
+    for (pod, node, hook) in pods {
+        let outcome = pod.connect(detour)?;
+        ensure!(
+            outcome == Outcome::Timeout,
+            "{}: {outcome}",
+            pod.party().name
+        );
+        let agent = agents
+            .iter()
+            .find(|agent| agent.node() == node)
+            .context("no agent")?;
+        agent.event(|event| event.hook == hook && event.verdict == "dropped")?;
+    }
+    Ok(())
+}
+
+#[test]
+fn ports_can_not_be_taken_by_others() -> Result<()> {
+    let lab = Lab::builder().build()?;
+    let wildcard = |port| [format!("0.0.0.0:{port}"), format!("[::]:{port}")];
+    let parse = |text: String| text.parse::<SocketAddr>().context("no address");
+    let refused: Vec<(Place, SocketAddr, &str)> = [
+        wildcard(8080).map(|at| (lab.apiserver(), at, "BindNotLoopback")),
+        [CP1.at(8080), CP1.at6(8080)]
+            .map(|at| (lab.apiserver(), at.to_string(), "BindNotLoopback")),
+        wildcard(2379).map(|at| (lab.hostnet("cp1"), at, "BindForeignPort")),
+        LOOPBACK
+            .both(2379)
+            .map(|at| (lab.hostnet("cp1"), at.to_string(), "BindForeignPort")),
+        LOOPBACK
+            .both(8080)
+            .map(|at| (lab.hostnet("cp1"), at.to_string(), "BindForeignPort")),
+    ]
+    .into_iter()
+    .flatten()
+    .map(|(place, at, reason)| Ok((place, parse(at)?, reason)))
+    .collect::<Result<_>>()?;
+    let allowed = [
+        (lab.apiserver(), LOOPBACK.at(8080)),
+        (lab.apiserver(), LOOPBACK.at6(8080)),
+        (lab.etcd(), CP1.at(2379)),
+        (lab.etcd(), parse("[::]:2380".to_owned())?),
+        (lab.hostnet("cp1"), CP1.at(8081)),
+        (lab.hostnet("w1"), parse("0.0.0.0:2379".to_owned())?),
+    ];
+    let bound = |place: &Place, at: SocketAddr| -> Result<()> {
+        let outcome = place.bind(at)?;
+        ensure!(outcome == Outcome::Bound, "{at}: {outcome}");
+        Ok(())
+    };
+    for (place, at, _) in &refused {
+        bound(place, *at).context("without a policy")?;
+    }
+    let agents = Agent::on_both(&lab, &PolicyText::dry_run())?;
+    for (place, at, reason) in &refused {
+        bound(place, *at).context("in dry-run")?;
+        let address = at.ip().to_string();
+        agents[0].event(|event| {
+            event.reason == *reason
+                && event.hook == "cgroup/bind"
+                && event.destination.as_ref() == Some(&address)
+                && event.port == Some(at.port())
+        })?;
+    }
+    for agent in &agents {
+        agent.replace_policy(&lab, &PolicyText::default())?;
+    }
+    for (place, at, _) in &refused {
+        let outcome = place.bind(*at)?;
+        ensure!(outcome == Outcome::Eperm, "{at}: {outcome}");
+    }
+    for (place, at) in &allowed {
+        bound(place, *at).context("what is allowed")?;
+    }
+    Ok(())
+}
+
+#[test]
+fn mapped_addresses_and_wildcard_destinations_mean_what_they_mean() -> Result<()> {
+    let lab = Lab::builder().apiserver().build()?;
+    let intruder = lab.hostnet("cp1");
+    let insecure = LOOPBACK.at(port::INSECURE);
+    let ways = [
+        Connect {
+            mapped: true,
+            ..Connect::to(insecure)
+        },
+        Connect::to("0.0.0.0:8080".parse()?),
+        Connect::to("[::]:8080".parse()?),
+        Connect::to("127.9.9.9:8080".parse()?),
+        Connect {
+            send: Some("GET / HTTP/1.0\r\n\r\n".to_owned()),
+            fast_open: true,
+            ..Connect::to(insecure)
+        },
+    ];
+    // nginx listens on 127.0.0.1 and ::1 alone, so 127.9.9.9 is refused rather than connected.
+    let reached = |outcome: Outcome| outcome.worked() || outcome == Outcome::Refused;
+    for way in &ways {
+        let outcome = intruder.connect_with(way.clone())?.outcome;
+        ensure!(reached(outcome), "twin: {way:?}: {outcome}");
+    }
+    let _agent = Agent::start(&lab, "cp1", &PolicyText::default())?;
+    for way in &ways {
+        let outcome = intruder.connect_with(way.clone())?.outcome;
+        ensure!(
+            matches!(outcome, Outcome::Eperm | Outcome::Timeout),
+            "{way:?}: {outcome}"
+        );
+    }
+    Ok(())
+}
+
+#[test]
+fn counts_are_exact_under_a_flood() -> Result<()> {
+    const EACH: usize = 400;
+    let lab = Lab::builder().build()?;
+    let pod = lab.pod("pod-a");
+    let frames = |source: u16| -> Result<Vec<Vec<u8>>> {
+        let packet = Forged {
+            source: SocketAddr::new(POD_A.party.v4.into(), source),
+            destination: CP1.at(port::ETCD_CLIENT),
+            content: Content::SYN,
+        };
+        let frame = packet.frame(POD_A.party.mac, pod.next_hop(CP1.v4.into()))?;
+        Ok(vec![frame; EACH])
+    };
+    for policy in [PolicyText::dry_run(), PolicyText::default()] {
+        let agent = Agent::start(&lab, "cp1", &policy)?;
+        for source in [40_000, 40_001, 40_002] {
+            pod.inject("eth0", &frames(source)?)?;
+        }
+        let all = 3 * EACH as u64;
+        let dry = policy.mode == "DryRun";
+        let deadline = Instant::now() + SOON;
+        while agent.denied("NoPath")? != (if dry { (0, all) } else { (all, 0) }) {
+            ensure!(
+                Instant::now() < deadline,
+                "{:?} of {all}",
+                agent.denied("NoPath")?
+            );
+            thread::sleep(Duration::from_millis(20));
+        }
+        // The source port makes no denial distinct: one record, one line, all counted.
+        let events = agent.events()?;
+        ensure!(events.len() == 1 && events[0].count == all, "{events:#?}");
+        ensure!(
+            events[0].endpoint.as_deref() == Some("etcd:client"),
+            "{events:?}"
+        );
+        agent.stop()?.checked()?;
+    }
+    Ok(())
+}
+
+#[test]
+fn a_pod_behind_its_nodes_address_is_still_a_pod() -> Result<()> {
+    let lab = Lab::builder().etcd().build()?;
+    lab.masquerade_pods()?;
+    let pod = lab.pod("pod-b");
+    for at in CP1.both(port::ETCD_CLIENT) {
+        ensure!(pod.connect(at)? == Outcome::Connected, "twin: {at}");
+    }
+    let agent = Agent::start(&lab, "w1", &PolicyText::default())?;
+    for at in CP1.both(port::ETCD_CLIENT) {
+        ensure!(pod.connect(at)? == Outcome::Timeout, "{at}");
+    }
+    agent.event(|event| {
+        event.hook == "tc/ingress" && event.subject.name == POD_B.host_interface()
+    })?;
+    Ok(())
+}
+
+#[test]
+fn a_denied_udp_path_is_refused_in_every_way_of_sending_and_replies_pass() -> Result<()> {
+    use enforcer_tests::probe::Udp;
+    let lab = Lab::builder().build()?;
+    let at = W1.at(5353);
+    let _server = lab.kubelet("w1").serve(Serve {
+        udp: vec![at],
+        ..Serve::default()
+    })?;
+    let policy = PolicyText {
+        more:
+            "  paths:\n    - { name: ask, from: [apiserver], to: \"answers:udp\", because: test }\n"
+                .to_owned(),
+        ..PolicyText::default()
+    };
+    let policy_text = policy.yaml(&lab).replace(
+        "  components:\n",
+        "  components:\n    answers:\n      addresses: [10.77.0.21]\n      ports: { udp: 5353/udp }\n",
+    );
+    let ways = |to| {
+        [
+            Udp::to(to),
+            Udp {
+                connected: true,
+                ..Udp::to(to)
+            },
+            Udp {
+                but_connect: Some(W1.at(9)),
+                no_answer: true,
+                ..Udp::to(to)
+            },
+            Udp {
+                mapped: true,
+                ..Udp::to(to)
+            },
+        ]
+    };
+    for way in ways(at) {
+        ensure!(
+            lab.hostnet("cp1").udp_with(way.clone())?.outcome.worked(),
+            "twin: {way:?}"
+        );
+    }
+    let agents = Agent::on_both(&lab, &PolicyText::default())?;
+    for agent in &agents {
+        let before = agent.generation()?;
+        agent.write_policy(&policy_text)?;
+        let deadline = Instant::now() + SOON;
+        while agent.generation()? == before {
+            ensure!(Instant::now() < deadline, "{}", agent.running().stderr());
+        }
+    }
+    for way in ways(at) {
+        let outcome = lab.hostnet("cp1").udp_with(way.clone())?.outcome;
+        ensure!(outcome == Outcome::Eperm, "{way:?}: {outcome}");
+        let outcome = lab.apiserver().udp_with(way.clone())?.outcome;
+        ensure!(outcome.worked(), "the apiserver, {way:?}: {outcome}");
+    }
+    let (forward, reply) = agents[1].path_packets("ask")?;
+    ensure!(forward > 0 && reply > 0, "{forward}/{reply}");
+    Ok(())
+}
+
+#[test]
+fn stopping_the_agent_leaves_nothing_behind() -> Result<()> {
+    let lab = Lab::builder().etcd().build()?;
+    let at = CP1.at(port::ETCD_CLIENT);
+    for how in ["SIGTERM", "detach"] {
+        let agent = Agent::start_with(&lab, "cp1", &PolicyText::default(), &["--tc", "clsact"])?;
+        ensure!(
+            lab.hostnet("cp1").connect(at)? == Outcome::Eperm,
+            "enforced"
+        );
+        if how == "detach" {
+            agent.command(&["detach"])?.checked()?;
+            ensure!(agent.status().is_err(), "the agent still answers");
+        } else {
+            agent.stop()?.checked()?;
+        }
+        ensure!(
+            lab.hostnet("cp1").connect(at)? == Outcome::Connected,
+            "after {how}"
+        );
+        ensure!(
+            lab.pod("pod-a").connect(at)? == Outcome::Connected,
+            "after {how}"
+        );
+    }
+    Ok(())
+}
+
+/// Whatever is wrong is said, the exit code says so, too, and what was in force stays in force.
+#[test]
+fn bad_input_changes_nothing() -> Result<()> {
+    let lab = Lab::builder().etcd().build()?;
+    let policy = PolicyText::default();
+    let good = policy.yaml(&lab);
+    let agent = Agent::start(&lab, "cp1", &policy)?;
+    let denied = || -> Result<()> {
+        let outcome = lab.hostnet("cp1").connect(CP1.at(port::ETCD_CLIENT))?;
+        ensure!(outcome == Outcome::Eperm, "{outcome}");
+        Ok(())
+    };
+    denied()?;
+    let generation = agent.generation()?;
+    for (what, text) in [
+        ("malformed", "apiVersion: [".to_owned()),
+        (
+            "an unknown field",
+            good.replace("otherTraffic:", "otherTrafic:"),
+        ),
+        ("too large", format!("{good}# {}", "x".repeat(10 << 20))),
+        ("empty", String::new()),
+    ] {
+        agent.write_policy(&text)?;
+        let deadline = Instant::now() + SOON;
+        while agent.status()?["lastError"].is_null() {
+            ensure!(Instant::now() < deadline, "{what}: no error is told");
+            thread::sleep(Duration::from_millis(20));
+        }
+        ensure!(
+            agent.generation()? == generation,
+            "{what}: another generation"
+        );
+        denied().context(what)?;
+        agent.write_policy(&good)?;
+        let deadline = Instant::now() + SOON;
+        while !agent.status()?["lastError"].is_null() {
+            ensure!(Instant::now() < deadline, "{what}: the error stays");
+            thread::sleep(Duration::from_millis(20));
+        }
+    }
+    // A second agent on the same node.
+    let file = agent.policy().to_string_lossy().into_owned();
+    let second = agent.command(&["run", "-p", &file, "--node", "cp1"])?;
+    ensure!(
+        second.code() == Some(2) && second.stderr.contains("agent"),
+        "{second}"
+    );
+    denied()?;
+    agent.stop()?.checked()?;
+
+    // Each of these would start, were it not for one thing.
+    let place = lab.daemon("cp1", "enforcer");
+    let enforcer = || enforcer_tests::tools::enforcer();
+    for (change, expected) in [
+        (("uplinks: [eth0]", "uplinks: [eth7]"), "eth7"),
+        (
+            ("cgroupRoot: \"/enforcer", "cgroupRoot: \"/missing-enforcer"),
+            "missing-enforcer",
+        ),
+    ] {
+        fs::write(&file, good.replace(change.0, change.1))?;
+        let said = place
+            .command_of(&enforcer()?)?
+            .args(["run", "--node", "cp1", "-p", &file])
+            .run()?;
+        ensure!(
+            said.code() == Some(2) && said.stderr.contains(expected),
+            "{said}"
+        );
+    }
+    fs::write(&file, &good)?;
+    let said = place
+        .as_user(65534)
+        .command_of(&enforcer()?)?
+        .args(["run", "--node", "cp1", "-p", &file])
+        .run()?;
+    ensure!(
+        said.code() == Some(2) && said.stderr.contains("root"),
+        "{said}"
+    );
+    let outcome = lab.hostnet("cp1").connect(CP1.at(port::ETCD_CLIENT))?;
+    ensure!(
+        outcome == Outcome::Connected,
+        "a failed start left something: {outcome}"
+    );
+    Ok(())
+}
