@@ -306,10 +306,25 @@ fn decide_datagram<T: Tables>(
     forward
 }
 
-/// A path in either direction allows; else a declared endpoint on either side denies.
+/// A path in either direction allows. But what is said of a guarded endpoint comes first: where one
+/// end is etcd's port and a pod the other, a path from anybody on that node to any port of pods does
+/// not make it a reply.
 fn either(forward: Verdict, back: Verdict) -> Verdict {
-    let back_decides = back.is_path() || (back.is_guarded_denial() && !forward.is_guarded_denial());
-    if back_decides && !forward.is_path() {
+    if forward.is_guarded_path() || back.is_guarded_path() {
+        return if forward.is_guarded_path() {
+            forward
+        } else {
+            back
+        };
+    }
+    if forward.is_guarded_denial() || back.is_guarded_denial() {
+        return if forward.is_guarded_denial() {
+            forward
+        } else {
+            back
+        };
+    }
+    if back.is_path() && !forward.is_path() {
         back
     } else {
         forward

@@ -199,6 +199,11 @@ impl Verdict {
         Self(Self::PATH | path as u32)
     }
 
+    /// The same, leading to a guarded endpoint: no accident of a wide path.
+    pub const fn to_guarded(self) -> Self {
+        Self(self.0 | Self::GUARDED)
+    }
+
     /// Denied.
     pub const fn denied(reason: Reason, dry_run: bool, guarded: bool) -> Self {
         let mut word = Self::DENIED | reason.code() as u32;
@@ -224,6 +229,11 @@ impl Verdict {
     /// Whether a path allows it.
     pub const fn is_path(self) -> bool {
         self.0 & Self::KIND == Self::PATH
+    }
+
+    /// Whether a path to a guarded endpoint allows it.
+    pub const fn is_guarded_path(self) -> bool {
+        self.is_path() && self.0 & Self::GUARDED != 0
     }
 
     /// Whether it is denied, in dry-run or not.
@@ -364,6 +374,8 @@ mod tests {
         let path = Verdict::path(4095);
         assert_eq!(path.outcome(), Outcome::Path(4095, Direction::Forward));
         assert_eq!(path.back().outcome(), Outcome::Path(4095, Direction::Reply));
+        assert_eq!(path.to_guarded().outcome(), path.outcome());
+        assert!(path.to_guarded().is_guarded_path() && !path.is_guarded_path());
         assert_eq!(Verdict::OTHER.outcome(), Outcome::Other);
         assert_eq!(
             Verdict::LATER_FRAGMENT.back().outcome(),

@@ -125,6 +125,17 @@ impl Agent {
         let file = lab.directory().join(format!("{node}.yaml"));
         fs::write(&file, policy.yaml(lab)).context("failed to write the policy")?;
         let place = lab.daemon(node, "enforcer");
+        // On a node these are there before the agent is; in the lab they come with their first use,
+        // and what the agent learns late it denies meanwhile.
+        for declared in [
+            lab.etcd(),
+            lab.apiserver(),
+            lab.controller_manager(),
+            lab.scheduler(),
+            lab.kubelet(node),
+        ] {
+            declared.cgroup().id()?;
+        }
         let running = place
             .command_of(&tools::enforcer()?)?
             .args(["run", "--node", node, "-p"])

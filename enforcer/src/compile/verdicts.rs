@@ -236,7 +236,13 @@ impl<'a> Filler<'a> {
             r.is_from(sender) && self.reaches(r, target) && is_local_enough(r, sender, target)
         });
         if let Some(route) = allowed {
-            return Verdict::path(route.number);
+            let verdict = Verdict::path(route.number);
+            let guarded = self.component(route.to).guard;
+            return if guarded {
+                verdict.to_guarded()
+            } else {
+                verdict
+            };
         }
         let guarded = |e: &&Endpoint| self.component(**e).guard;
         if !target.endpoints.iter().any(|e| guarded(&e)) {
