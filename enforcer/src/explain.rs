@@ -246,8 +246,23 @@ fn endpoints(tables: &Simulator<'_>, compiled: &Compiled, to: Target) -> Vec<Str
     tables
         .class(ports.space, ports.destination)
         .and_then(|class| tables.target(&compiled.settings, tables.place(&ip).party, class))
-        .and_then(|target| compiled.target_names.get(usize::from(target)).cloned())
+        .and_then(|target| compiled.target_names.get(usize::from(target)))
+        .map(|names| most_specific(names))
         .unwrap_or_default()
+}
+
+/// A port called `any` says nothing where another has a name.
+fn most_specific(names: &[String]) -> Vec<String> {
+    let named: Vec<String> = names
+        .iter()
+        .filter(|n| !n.ends_with(":any"))
+        .cloned()
+        .collect();
+    if named.is_empty() {
+        names.to_vec()
+    } else {
+        named
+    }
 }
 
 fn describe(
@@ -310,4 +325,53 @@ fn describe(
 /// The names of all reasons, as cases may use them.
 pub fn reason_names() -> Vec<&'static str> {
     Reason::ALL.into_iter().map(Reason::name).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use std::path::Path;
+
+    use super::*;
+    use crate::{
+        compile::{PathNumbers, compile},
+        policy::{self, cases},
+    };
+
+    /// Every shipped policy says what the cases beside it expect.
+    #[test]
+    fn shipped_policies_hold_their_cases() {
+        let directory = Path::new(env!("CARGO_MANIFEST_DIR")).join("../policies");
+        for name in ["control-plane", "worker"] {
+            let policy = policy::load(&[directory.join(format!("{name}.yaml"))]).unwrap();
+            let files = cases::load(&[directory.join(format!("{name}.cases.yaml"))]).unwrap();
+            for file in files {
+                file.check(&policy, &reason_names()).unwrap();
+                let node = &file.node.value;
+                let compiled = compile(&policy, node, None, &mut PathNumbers::default()).unwrap();
+                let results = run_cases(&policy, &compiled, &file);
+                assert!(results.len() >= 8, "{name} has few cases");
+                for result in results {
+                    assert!(result.passed, "{result:?}");
+                }
+            }
+        }
+    }
+
+    /// A case that expects something else fails: the test above can fail.
+    #[test]
+    fn a_wrong_expectation_is_found() {
+        let directory = Path::new(env!("CARGO_MANIFEST_DIR")).join("../policies");
+        let policy = policy::load(&[directory.join("control-plane.yaml")]).unwrap();
+        let text = "apiVersion: enforcer.dev/v1alpha1\nkind: PathCases\nmetadata: { name: x }\nspec:\n  \
+                    node: cp1\n  cases:\n    - name: wrong\n      from: { pod: 10.244.1.5 }\n      \
+                    to: 10.0.0.11:2379/tcp\n      expect: { allowed: pod-to-apiserver }\n";
+        let source = policy::SourceText {
+            name: "x".to_owned(),
+            text: text.to_owned(),
+        };
+        let files = cases::from_texts(&[source]).unwrap();
+        let compiled = compile(&policy, "cp1", None, &mut PathNumbers::default()).unwrap();
+        let results = run_cases(&policy, &compiled, &files[0]);
+        assert!(!results[0].passed, "{results:?}");
+    }
 }

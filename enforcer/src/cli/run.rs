@@ -65,6 +65,11 @@ pub fn run(arguments: Arguments, format: Format) -> Outcome {
         tc,
         kernel_log,
     } = arguments;
+    if kernel_log {
+        env_logger::Builder::new()
+            .filter_level(log::LevelFilter::Debug)
+            .init();
+    }
     let given = |patterns: Vec<String>| (!patterns.is_empty()).then_some(patterns);
     agent::run(AgentOptions {
         inputs: policy.policy,
