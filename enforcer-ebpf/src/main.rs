@@ -5,6 +5,10 @@
 #![no_main]
 // One instruction that `core` does not offer, see `report::count`.
 #![feature(asm_experimental_arch)]
+#![expect(
+    missing_docs,
+    reason = "the program macros lose the doc comments below"
+)]
 
 mod cgroup_skb;
 mod log;

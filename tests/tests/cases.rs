@@ -2,6 +2,9 @@
 //! `BPF_PROG_TEST_RUN`, binds by binding. The same files run through the decision in userspace in the
 //! tests of the library.
 //!
+//! Then random packets, against the decision in userspace: the kernel programs must say the same, and
+//! count it under the same reason or path.
+//!
 //! Run without arguments. It makes a network namespace and a cgroup of its own and moves into them.
 
 use std::fs;
@@ -11,10 +14,12 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, ExitCode};
 
 use anyhow::{Context, Result, bail, ensure};
-use enforcer::compile::{Compiled, PathNumbers, compile};
+use enforcer::compile::{Compiled, PathNumbers, Simulator, compile};
 use enforcer::kernel::{Kernel, Link, TcMode, cgroups, trial::Trial};
 use enforcer::policy::cases::{self, Attempt, Case, Expect, Sender, Target, What};
 use enforcer::policy::model::{Mode, Policy};
+use enforcer_common::decide;
+use enforcer_common::parse::{Start, parse};
 use enforcer_common::tables::Role;
 use enforcer_common::verdict::{Reason, counter};
 use enforcer_tests::packet::{Content, Forged};
@@ -62,7 +67,147 @@ fn run() -> Result<(usize, usize)> {
         }
     }
     ensure!(passed + failed > 0, "there are no cases");
+    match random_packets_agree() {
+        Ok(()) => passed += 1,
+        Err(error) => {
+            failed += 1;
+            println!("test random packets ... FAILED\n  {error:#}");
+        }
+    }
     Ok((passed, failed))
+}
+
+/// How many random packets; each is judged twice.
+const RANDOM_PACKETS: usize = 6000;
+
+fn random_packets_agree() -> Result<()> {
+    let file = Path::new(env!("CARGO_MANIFEST_DIR")).join("../policies/control-plane.yaml");
+    let policy = enforcer::policy::load(&[file])?;
+    let mut bench = Bench::new(&policy, "cp1")?;
+    let compiled = bench.compiled.clone();
+    let tables = Simulator::new(&compiled);
+    let mut random = Random::new()?;
+    let mut outcomes = std::collections::BTreeMap::new();
+    for round in 0..RANDOM_PACKETS {
+        let frame = random.frame();
+        let (role, interface) = if random.below(2) == 0 {
+            (Role::Pod, bench.pod)
+        } else {
+            (Role::Uplink, bench.uplink)
+        };
+        let verdict = match parse(&frame[..], Start::Ethernet) {
+            Ok(packet) => decide::arrived_on_wire(&tables, role, &packet),
+            Err(reason) => decide::unreadable(&tables, reason),
+        };
+        let before = bench.kernel.counters(compiled.paths.len())?;
+        let passed = bench.kernel.try_frame(Trial::Arrives, &frame, interface)?;
+        let after = bench.kernel.counters(compiled.paths.len())?;
+        let index = counter::of(verdict);
+        ensure!(
+            passed == verdict.passes() && after.get(index) == before.get(index) + 1,
+            "packet {round}: userspace says {verdict:?}, the kernel passes: {passed}; {frame:02x?}"
+        );
+        *outcomes.entry(index).or_insert(0) += 1;
+    }
+    // A test that meets a single outcome proves nothing.
+    ensure!(outcomes.len() >= 12, "only {outcomes:?}");
+    println!(
+        "{RANDOM_PACKETS} random packets, no difference, {} outcomes",
+        outcomes.len()
+    );
+    Ok(())
+}
+
+/// Random numbers that one number repeats.
+struct Random(u64);
+
+impl Random {
+    fn new() -> Result<Self> {
+        let seed = match std::env::var("ENFORCER_TEST_SEED") {
+            Ok(seed) => seed.parse().context("ENFORCER_TEST_SEED is no number")?,
+            Err(_) => std::time::UNIX_EPOCH.elapsed()?.as_nanos() as u64 | 1,
+        };
+        println!("ENFORCER_TEST_SEED={seed}");
+        Ok(Self(seed))
+    }
+
+    /// xorshift64.
+    fn below(&mut self, end: usize) -> usize {
+        self.0 ^= self.0 << 13;
+        self.0 ^= self.0 >> 7;
+        self.0 ^= self.0 << 17;
+        (self.0 % end as u64) as usize
+    }
+
+    fn pick<T: Copy>(&mut self, from: &[T]) -> T {
+        from[self.below(from.len())]
+    }
+
+    /// A frame that means something to the policy, more or less broken.
+    fn frame(&mut self) -> Vec<u8> {
+        const V4: [&str; 9] = [
+            "10.0.0.11",
+            "10.0.0.21",
+            "10.244.1.5",
+            "10.96.0.1",
+            "192.0.2.7",
+            "203.0.113.9",
+            "127.0.0.1",
+            "169.254.20.10",
+            "10.0.0.99",
+        ];
+        const V6: [&str; 7] = [
+            "fd00::11",
+            "fd00::21",
+            "fd01::5",
+            "fd10::1",
+            "2001:db8::9",
+            "::1",
+            "fe80::1",
+        ];
+        const PORTS: [u16; 10] = [2379, 2380, 2381, 6443, 443, 8080, 10250, 10255, 40_000, 53];
+        let pool: &[&str] = if self.below(2) == 0 { &V4 } else { &V6 };
+        let mut address = || {
+            pool[self.below(pool.len())]
+                .parse()
+                .unwrap_or(IpAddr::from([0; 4]))
+        };
+        let (source, destination) = (address(), address());
+        let content = match self.below(8) {
+            0..=3 => Content::Tcp {
+                flags: self.below(256) as u8,
+                payload: vec![0; self.below(40)],
+            },
+            4 | 5 => Content::udp("random"),
+            6 => Content::Message(self.below(256) as u8),
+            _ => Content::Protocol(112),
+        };
+        let source = SocketAddr::new(source, self.pick(&PORTS));
+        let destination = SocketAddr::new(destination, self.pick(&PORTS));
+        let content_is_other = matches!(content, Content::Protocol(_));
+        let packet = Forged {
+            source,
+            destination,
+            content,
+        };
+        let mut frame = packet.frame([2; 6], [4; 6]).unwrap_or_else(|_| vec![0; 60]);
+        if content_is_other {
+            // Extension headers and fragments that are none, tunnels, whatever has no ports.
+            let at = if source.is_ipv4() { 14 + 9 } else { 14 + 6 };
+            frame[at] = self.pick(&[0, 4, 43, 44, 47, 50, 51, 60, 112, 132, 135]);
+        }
+        // Below this length the kernel does not run a program on it.
+        let shortest = if source.is_ipv4() { 34 } else { 54 };
+        if self.below(4) == 0 {
+            frame.truncate(shortest + self.below(frame.len() - shortest + 1));
+        }
+        for _ in 0..self.pick(&[0, 0, 0, 1, 2]) {
+            // The link header stays: with another one the least length is another.
+            let at = 14 + self.below(frame.len() - 14);
+            frame[at] = self.below(256) as u8;
+        }
+        frame
+    }
 }
 
 fn policies() -> Result<Vec<PathBuf>> {

@@ -1,7 +1,7 @@
 //! A valid policy to the tables of one node: pure, deterministic, no I/O.
 //!
-//! [`parties`] interns the sets of components that occur at addresses, cgroups and interfaces;
-//! [`ports`] reduces ports to classes; [`verdicts`] fills the dense tables; [`simulate`] lets the
+//! `parties` interns the sets of components that occur at addresses, cgroups and interfaces;
+//! `ports` reduces ports to classes; `verdicts` fills the dense tables; `simulate` lets the
 //! decision run on them in userspace.
 
 mod parties;

@@ -1,7 +1,7 @@
 //! The policy language: from YAML to a [`model::Policy`] that is valid, or to errors that name the
 //! file, line and column and say what to write instead.
 //!
-//! Data flows one way: bytes ([`load`]) → YAML documents (`yaml`, in the shapes of `source`) → checks
+//! Data flows one way: bytes ([`mod@load`]) → YAML documents (`yaml`, in the shapes of `source`) → checks
 //! (`validate`, with the built-in [`catalogue`]) → [`model`]. Nothing here touches the kernel, and the
 //! only I/O is reading the files.
 //!
