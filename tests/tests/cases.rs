@@ -241,6 +241,20 @@ impl Drop for CgroupRoot {
     }
 }
 
+/// Names of our cgroups begin with this and end with the owner's pid.
+const PREFIX: &str = "enforcer-cases-";
+
+/// Removes what runs that were killed have left.
+fn sweep(mount: &Path) {
+    for entry in fs::read_dir(mount).into_iter().flatten().flatten() {
+        let name = entry.file_name();
+        let owner = name.to_str().and_then(|name| name.strip_prefix(PREFIX));
+        if owner.is_some_and(|pid| !Path::new("/proc").join(pid).exists()) {
+            remove_tree(&entry.path());
+        }
+    }
+}
+
 fn remove_tree(directory: &Path) {
     for entry in fs::read_dir(directory).into_iter().flatten().flatten() {
         if entry.file_type().is_ok_and(|kind| kind.is_dir()) {
@@ -266,7 +280,9 @@ impl Bench {
             ip(&format!("addr add {address}/{prefix} dev lo nodad"))
                 .or_else(|_| ip(&format!("addr add {address}/{prefix} dev lo")))?;
         }
-        let root = cgroups::root("/")?.join(format!("enforcer-cases-{}", std::process::id()));
+        let mount = cgroups::root("/")?;
+        sweep(&mount);
+        let root = mount.join(format!("{PREFIX}{}", std::process::id()));
         fs::create_dir_all(&root)?;
         let root = CgroupRoot(root);
         let compiled = compile(
