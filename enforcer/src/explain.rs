@@ -37,6 +37,9 @@ pub struct Explanation {
     /// The document that names the path.
     #[serde(skip_serializing_if = "String::is_empty")]
     pub document: String,
+    /// What people see where that path is missing.
+    #[serde(skip_serializing_if = "String::is_empty")]
+    pub symptom: String,
     /// The declared endpoints that are meant, as `component:port`.
     pub endpoints: Vec<String>,
     /// The node whose tables say so.
@@ -47,6 +50,9 @@ pub struct Explanation {
     pub sender: Vec<String>,
     /// Paths that lead to the same endpoints, as `NAME from COMPONENTS`.
     pub paths_there: Vec<String>,
+    /// Where the question is another one than it seems.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub note: Option<&'static str>,
 }
 
 impl Explanation {
@@ -79,7 +85,9 @@ pub fn explain(
         Attempt::Send(target) | Attempt::Bind(target) => target,
     };
     let endpoints = endpoints(&tables, compiled, target);
-    Ok(describe(policy, compiled, verdict, hook, sender, endpoints))
+    let mut explanation = describe(policy, compiled, verdict, hook, sender, endpoints);
+    explanation.note = note(policy, node, from, target.address);
+    Ok(explanation)
 }
 
 /// How a case came out.
@@ -195,9 +203,53 @@ fn send(tables: &Simulator<'_>, node: &Node, from: &Sender, to: Target) -> Resul
                 )
             })?;
             let party = tables.party_of_cgroup(cgroup);
-            let verdict = decide::sent_by_process(tables, party, local, &packet(source)?);
+            let packet = packet(source)?;
+            if let Some(refusal) = refused_at_once(tables, party, &packet) {
+                return Ok((refusal, Hook::Connect, party));
+            }
+            let verdict = decide::sent_by_process(tables, party, local, &packet);
             Ok((verdict, Hook::CgroupEgress, party))
         }
+    }
+}
+
+/// Enforced, a denial is an error of the call. What the call lets pass, and all of dry-run, is told
+/// by the packets.
+fn refused_at_once(tables: &Simulator<'_>, by: Party, packet: &Packet) -> Option<Verdict> {
+    let Ports {
+        space, destination, ..
+    } = packet.ports;
+    let verdict = decide::connecting(tables, by, &packet.dst, space, destination);
+    let refused = match space {
+        Space::Tcp => verdict.is_denied(),
+        Space::Udp => verdict.is_guarded_denial(),
+        _ => false,
+    };
+    (refused && !verdict.passes()).then_some(verdict)
+}
+
+/// A sentence where a packet from there to there is not what the node would see every day.
+fn note(policy: &Policy, node: &Node, from: &Sender, to: IpAddr) -> Option<&'static str> {
+    let comes_by = || {
+        let everywhere = match to {
+            IpAddr::V4(to) => to.is_multicast() || to.is_broadcast(),
+            IpAddr::V6(to) => to.is_multicast(),
+        };
+        everywhere
+            || to.is_unspecified()
+            || to.is_loopback()
+            || node.addresses.contains(&to)
+            || policy.pod_networks.iter().any(|net| net.contains(&to))
+            || policy.services.iter().any(|service| service.address == to)
+    };
+    match from {
+        Sender::Pod(_) if to.is_loopback() => Some(
+            "a pod's own loopback never leaves the pod; this is a packet that it puts onto its interface",
+        ),
+        Sender::Remote(_) if !comes_by() => Some(
+            "this node sees such a packet only if it forwards it: the destination is neither its own nor a pod's",
+        ),
+        _ => None,
     }
 }
 
@@ -282,6 +334,8 @@ fn describe(
         reason: None,
         because: String::new(),
         document: String::new(),
+        symptom: String::new(),
+        note: None,
         node: compiled.node.clone(),
         hook: hook.name(),
         sender: compiled
@@ -303,6 +357,7 @@ fn describe(
             explanation.path = compiled.paths.get(&number).cloned();
             explanation.because = path.map(|path| path.because.clone()).unwrap_or_default();
             explanation.document = path.map(|path| path.document.clone()).unwrap_or_default();
+            explanation.symptom = path.map(|path| path.symptom.clone()).unwrap_or_default();
         }
         Outcome::Other | Outcome::LaterFragment => {
             explanation.because = if hook == Hook::Bind {

@@ -2,6 +2,7 @@
 
 use std::{
     io::{self, BufRead as _, BufReader, Write as _},
+    ops::ControlFlow,
     os::unix::net::UnixStream,
     path::Path,
 };
@@ -48,13 +49,17 @@ pub fn detach(run_dir: &Path) -> Result<(), AgentError> {
     }
 }
 
-/// Hands over all denials there are, and with `follow` new ones until the agent ends. One that was
-/// handed over comes again, with its new count, if the agent had to start over.
+/// Hands over all denials there are, and with `follow` new ones until the agent ends or `each` breaks
+/// off. One that was handed over comes again, with its new count, if the agent had to start over.
 ///
 /// # Errors
 ///
 /// No agent runs there, or it can not tell.
-pub fn events(run_dir: &Path, follow: bool, mut each: impl FnMut(Event)) -> Result<(), AgentError> {
+pub fn events(
+    run_dir: &Path,
+    follow: bool,
+    mut each: impl FnMut(Event) -> ControlFlow<()>,
+) -> Result<(), AgentError> {
     let answers = ask(
         run_dir,
         &Request::Events {
@@ -64,7 +69,9 @@ pub fn events(run_dir: &Path, follow: bool, mut each: impl FnMut(Event)) -> Resu
     )?;
     for line in answers.lines() {
         let line = line.map_err(AgentError::system("read the agent's answer"))?;
-        each(understood(&line)?);
+        if each(understood(&line)?).is_break() {
+            break;
+        }
     }
     Ok(())
 }

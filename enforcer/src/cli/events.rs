@@ -1,5 +1,7 @@
 //! `enforcer events`.
 
+use std::ops::ControlFlow;
+
 use clap::Args;
 
 use super::{AgentArguments, Format, Outcome, say, say_json_line};
@@ -25,14 +27,19 @@ pub fn run(arguments: &Arguments, format: Format) -> Outcome {
     let mut result = Ok(());
     client::events(&arguments.agent.run_dir, arguments.follow, |event| {
         if arguments.denied && event.verdict != EventVerdict::Dropped {
-            return;
+            return ControlFlow::Continue(());
         }
         let said = match format {
             Format::Json => say_json_line(&event),
             Format::Text => say(&event.to_string()),
         };
-        if said.is_err() && result.is_ok() {
-            result = said;
+        // Who stopped reading waits for no more.
+        match said {
+            Ok(()) => ControlFlow::Continue(()),
+            Err(failure) => {
+                result = Err(failure);
+                ControlFlow::Break(())
+            }
         }
     })?;
     result

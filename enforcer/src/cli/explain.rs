@@ -1,6 +1,9 @@
 //! `enforcer explain`.
 
-use std::{net::IpAddr, path::PathBuf};
+use std::{
+    net::{IpAddr, Ipv4Addr, Ipv6Addr},
+    path::PathBuf,
+};
 
 use anyhow::{Context as _, anyhow, bail};
 use clap::Args;
@@ -11,7 +14,7 @@ use crate::{
     explain::{Explanation, explain},
     policy::{
         cases::{Attempt, Sender, Target, What, target},
-        model::{Component, Node, Policy, PortMatch},
+        model::{Component, Node, Policy, Port, PortMatch},
     },
 };
 
@@ -63,7 +66,12 @@ pub fn run(arguments: &Arguments, format: Format) -> Outcome {
     let compiled = compile(&policy, &node, mode, &mut PathNumbers::default())
         .context("the policy can not be compiled")?;
     let here = policy.node(&node).context("the policy has no such node")?;
-    let to = attempted(&policy, here, &arguments.to)?;
+    let to = attempted(
+        &policy,
+        here,
+        &arguments.to,
+        written_address(&arguments.from),
+    )?;
     let from = sender(&policy, here, &arguments.from, to.address)?;
     let attempt = if arguments.bind {
         Attempt::Bind(to)
@@ -97,6 +105,9 @@ fn tell(explanation: &Explanation, from: &str, to: &str) -> Outcome {
     if !explanation.document.is_empty() {
         say(&format!("  document  {}", explanation.document))?;
     }
+    if !explanation.symptom.is_empty() {
+        say(&format!("  without   {}", explanation.symptom))?;
+    }
     let list = |items: &[String]| {
         if items.is_empty() {
             "none declared".to_owned()
@@ -116,11 +127,28 @@ fn tell(explanation: &Explanation, from: &str, to: &str) -> Outcome {
             explanation.paths_there.join("; ")
         ))?;
     }
+    if let Some(note) = explanation.note {
+        say(&format!("  note      {note}"))?;
+    }
     Ok(())
 }
 
+/// The address in `--from`, if it names one: what is only named in `--to` must be of its family.
+fn written_address(from: &str) -> Option<IpAddr> {
+    let address = from
+        .strip_prefix("pod:")
+        .or_else(|| from.strip_prefix("address:"))
+        .unwrap_or(from);
+    address.parse().ok()
+}
+
 /// What `--to` means: an address with a port, or a declared endpoint by its name.
-fn attempted(policy: &Policy, here: &Node, text: &str) -> anyhow::Result<Target> {
+fn attempted(
+    policy: &Policy,
+    here: &Node,
+    text: &str,
+    like: Option<IpAddr>,
+) -> anyhow::Result<Target> {
     if let Some((name, port)) = text.split_once(':')
         && let Some(component) = policy.component(name)
     {
@@ -135,20 +163,7 @@ fn attempted(policy: &Policy, here: &Node, text: &str) -> anyhow::Result<Target>
                 known.join(", ")
             )
         })?;
-        let address = address_of(policy, component, here, port.loopback_only)
-            .with_context(|| format!("component `{name}` has no address in this inventory"))?;
-        let what = match port.matches.first() {
-            Some(PortMatch::Tcp(first, _)) => What::Tcp(*first),
-            Some(PortMatch::Udp(first, _)) => What::Udp(*first),
-            Some(PortMatch::Icmp(first, _)) => What::Icmp(*first),
-            Some(PortMatch::Icmp6(first, _)) => What::Icmp6(*first),
-            Some(PortMatch::Protocol(number)) => What::Protocol(*number),
-            Some(PortMatch::Arp) => What::Arp,
-            Some(PortMatch::Any) | None => {
-                bail!("`{text}` is every port: name one, as ADDRESS:PORT")
-            }
-        };
-        return Ok(Target { address, what });
+        return endpoint(policy, here, component, port, like);
     }
     // `10.0.0.11:2379` is TCP unless it says otherwise.
     let has_kind = text.contains('/') || text.contains(' ');
@@ -166,25 +181,64 @@ fn attempted(policy: &Policy, here: &Node, text: &str) -> anyhow::Result<Target>
     })
 }
 
-fn address_of(
+/// Where an endpoint is: at an address of its component, or else at a service address.
+fn endpoint(
     policy: &Policy,
-    component: &Component,
     here: &Node,
-    loopback: bool,
-) -> Option<IpAddr> {
-    if loopback && component.runs_on(here) {
-        return Some(IpAddr::from([127, 0, 0, 1]));
-    }
-    let on_node = std::iter::once(here)
-        .chain(&policy.nodes)
-        .find(|node| component.runs_on(node))
-        .and_then(|node| node.addresses.first().copied());
-    let own = || component.addresses.first().map(|net| net.addr());
-    let pod = || {
-        let first = policy.pod_networks.first()?;
-        component.in_pod_networks.then(|| first.hosts().next())?
+    component: &Component,
+    port: &Port,
+    like: Option<IpAddr>,
+) -> anyhow::Result<Target> {
+    let name = format!("{}:{}", component.name, port.name);
+    let fits = |address: &IpAddr| like.is_none_or(|like| like.is_ipv4() == address.is_ipv4());
+    let what = |first: Option<&PortMatch>| match first {
+        Some(PortMatch::Tcp(first, _)) => Ok(What::Tcp(*first)),
+        Some(PortMatch::Udp(first, _)) => Ok(What::Udp(*first)),
+        Some(PortMatch::Icmp(first, _)) => Ok(What::Icmp(*first)),
+        Some(PortMatch::Icmp6(first, _)) => Ok(What::Icmp6(*first)),
+        Some(PortMatch::Protocol(number)) => Ok(What::Protocol(*number)),
+        Some(PortMatch::Arp) => Ok(What::Arp),
+        Some(PortMatch::Any) | None => {
+            bail!("`{name}` is every port: name one, as ADDRESS:PORT")
+        }
     };
-    on_node.or_else(own).or_else(pod)
+    if let Some(address) = addresses_of(policy, component, here, port.loopback_only).find(fits) {
+        let what = what(port.matches.first())?;
+        return Ok(Target { address, what });
+    }
+    let service = policy.services.iter().find(|service| {
+        service.component == component.name && service.port == port.name && fits(&service.address)
+    });
+    let service =
+        service.with_context(|| format!("`{name}` has no such address in this inventory"))?;
+    Ok(Target {
+        address: service.address,
+        what: what(Some(&service.at))?,
+    })
+}
+
+/// Where a component is, nearest first.
+fn addresses_of<'a>(
+    policy: &'a Policy,
+    component: &'a Component,
+    here: &'a Node,
+    loopback_only: bool,
+) -> impl Iterator<Item = IpAddr> + 'a {
+    let over_loopback = loopback_only && component.runs_on(here);
+    let loopback: [IpAddr; 2] = [Ipv4Addr::LOCALHOST.into(), Ipv6Addr::LOCALHOST.into()];
+    let on_nodes = std::iter::once(here)
+        .chain(&policy.nodes)
+        .filter(|node| component.runs_on(node))
+        .flat_map(|node| node.addresses.iter().copied());
+    let own = component.addresses.iter().map(|net| net.addr());
+    let pods = policy.pod_networks.iter();
+    let pods = pods.filter_map(|net| component.in_pod_networks.then(|| net.hosts().next())?);
+    loopback
+        .into_iter()
+        .filter(move |_| over_loopback)
+        .chain(on_nodes)
+        .chain(own)
+        .chain(pods)
 }
 
 /// What `--from` means.
@@ -204,6 +258,9 @@ fn sender(policy: &Policy, here: &Node, text: &str, to: IpAddr) -> anyhow::Resul
         address: None,
     };
     if let Some(path) = text.strip_prefix("cgroup:") {
+        if !path.starts_with('/') {
+            bail!("--from: the cgroup `{path}` does not begin with `/`; write cgroup:/{path}");
+        }
         return Ok(process(path));
     }
     if text.starts_with('/') {
@@ -237,4 +294,128 @@ fn sender(policy: &Policy, here: &Node, text: &str, to: IpAddr) -> anyhow::Resul
     let remote = remote
         .with_context(|| format!("component `{text}` has neither a cgroup here nor an address"))?;
     Ok(Sender::Remote(remote))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::policy::{SourceText, from_texts};
+
+    const POLICY: &str = "\
+apiVersion: enforcer.dev/v1alpha1
+kind: Inventory
+metadata: { name: test }
+spec:
+  nodes:
+    cp1: { addresses: [10.0.0.11, fd00::11], roles: [control-plane, etcd] }
+    w1: { addresses: [10.0.0.21, fd00::21], roles: [worker] }
+  podNetworks: [10.244.0.0/16, 'fd01::/56']
+  services: { 'dns:dns': ['10.96.0.10:53', '[fd10::a]:53'] }
+  components:
+    kubelet: { cgroups: [/system.slice/kubelet.service] }
+    pods: { cgroups: ['/kubepods*'] }
+    admin: { addresses: [192.0.2.0/24] }
+---
+apiVersion: enforcer.dev/v1alpha1
+kind: PathPolicy
+metadata: { name: test }
+spec: { profile: control-plane, mode: Enforce, otherTraffic: Allow }
+";
+
+    fn policy() -> Policy {
+        let text = POLICY.to_owned();
+        let name = "p.yaml".to_owned();
+        from_texts(&[SourceText { name, text }]).unwrap_or_else(|errors| panic!("{errors}"))
+    }
+
+    /// `--from` and `--to` on cp1, and what they mean, or what is said of them.
+    #[test]
+    fn who_and_what_are_understood() {
+        let policy = policy();
+        let here = policy.node("cp1").unwrap();
+        let read = |from: &str, to: &str| -> anyhow::Result<String> {
+            let to = attempted(&policy, here, to, written_address(from))?;
+            let from = sender(&policy, here, from, to.address)?;
+            Ok(format!("{from} -> {to}"))
+        };
+        for (from, to, expected) in [
+            (
+                "pod:10.244.1.5",
+                "10.0.0.11:2379",
+                "pod 10.244.1.5 -> 10.0.0.11:2379/tcp",
+            ),
+            (
+                "address:10.0.0.21",
+                "10.0.0.11:53/udp",
+                "address 10.0.0.21 -> 10.0.0.11:53/udp",
+            ),
+            (
+                "fd00::21",
+                "[fd00::11]:2379",
+                "address fd00::21 -> [fd00::11]:2379/tcp",
+            ),
+            (
+                "/a.slice",
+                "10.0.0.11 echo",
+                "cgroup /a.slice -> 10.0.0.11 echo",
+            ),
+            (
+                "cgroup:/a.slice",
+                "etcd:client",
+                "cgroup /a.slice -> 10.0.0.11:2379/tcp",
+            ),
+            // A name means an address of the sender's family.
+            (
+                "pod:fd01::5",
+                "etcd:client",
+                "pod fd01::5 -> [fd00::11]:2379/tcp",
+            ),
+            (
+                "10.0.0.21",
+                "etcd:client",
+                "address 10.0.0.21 -> 10.0.0.11:2379/tcp",
+            ),
+            // Loopback only, and nowhere but at a service address.
+            (
+                "kubelet",
+                "scheduler:secure",
+                "cgroup /system.slice/kubelet.service -> 127.0.0.1:10259/tcp",
+            ),
+            ("pod:fd01::5", "dns:dns", "pod fd01::5 -> [fd10::a]:53/tcp"),
+            // Components: in a cgroup here, undeclared here, elsewhere.
+            (
+                "pods",
+                "etcd:client",
+                "cgroup /kubepodsx -> 10.0.0.11:2379/tcp",
+            ),
+            ("etcd", "etcd:client", "cgroup / -> 10.0.0.11:2379/tcp"),
+            (
+                "admin",
+                "10.0.0.11:22",
+                "address 192.0.2.0 -> 10.0.0.11:22/tcp",
+            ),
+        ] {
+            let found = read(from, to).unwrap_or_else(|error| panic!("{from} {to}: {error:#}"));
+            // `53/udp` comes first in the catalogue; either is the service's.
+            assert_eq!(
+                found.replace("[fd10::a]:53/udp", "[fd10::a]:53/tcp"),
+                expected
+            );
+        }
+        for (from, to, expected) in [
+            ("cgroup:a.slice", "etcd:client", "write cgroup:/a.slice"),
+            ("nobody", "etcd:client", "components are world, node"),
+            ("pod:10.244.1", "etcd:client", "is no IP address"),
+            ("pod:10.244.1.5", "etcd:cleint", "it has client, peer"),
+            ("pod:10.244.1.5", "pods:any", "is every port"),
+            ("pod:10.244.1.5", "10.0.0.11", "write `10.0.0.11:2379/tcp`"),
+            ("fd00::21", "admin:x", "has no port `x`"),
+        ] {
+            let error = read(from, to).expect_err(&format!("{from} {to}"));
+            assert!(
+                format!("{error:#}").contains(expected),
+                "{from} {to}: {error:#}"
+            );
+        }
+    }
 }
