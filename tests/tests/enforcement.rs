@@ -642,6 +642,22 @@ fn stopping_the_agent_leaves_nothing_behind() -> Result<()> {
     Ok(())
 }
 
+#[test]
+fn the_kernel_log_tells_what_programs_return_when_asked() -> Result<()> {
+    let lab = Lab::builder().build()?;
+    for (args, logs) in [(&[][..], false), (&["--kernel-log"][..], true)] {
+        let agent = Agent::start_with(&lab, "cp1", &PolicyText::default(), args)?;
+        let outcome = lab.hostnet("cp1").connect(CP1.at(port::ETCD_CLIENT))?;
+        ensure!(outcome == Outcome::Eperm, "{outcome}");
+        let line = agent
+            .running()
+            .wait_for_line(|line| line.contains("enforcer_conn4 returns 0"), SOON);
+        ensure!(line.is_ok() == logs, "{args:?}: {line:?}");
+        agent.stop()?.checked()?;
+    }
+    Ok(())
+}
+
 /// Whatever is wrong is said, the exit code says so, too, and what was in force stays in force.
 #[test]
 fn bad_input_changes_nothing() -> Result<()> {

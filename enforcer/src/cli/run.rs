@@ -67,7 +67,7 @@ pub fn run(arguments: Arguments, format: Format) -> Outcome {
     } = arguments;
     if kernel_log {
         env_logger::Builder::new()
-            .filter_level(log::LevelFilter::Debug)
+            .filter_module("enforcer", log::LevelFilter::Debug)
             .init();
     }
     let given = |patterns: Vec<String>| (!patterns.is_empty()).then_some(patterns);
