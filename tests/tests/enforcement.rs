@@ -185,13 +185,15 @@ fn connections_older_than_the_policy_go_on_if_it_allows_them() -> Result<()> {
         allowed.is_alive() && forbidden.is_alive() && other.is_alive(),
         "before the policy"
     );
-    let _agents = Agent::on_both(&lab, &PolicyText::default())?;
+    let agents = Agent::on_both(&lab, &PolicyText::default())?;
     forbidden.wait_for_end(SOON)?;
     ensure!(
         allowed.is_alive(),
         "the controller-manager's connection is cut"
     );
     ensure!(other.is_alive(), "the pod's connection is cut");
+    agents[0]
+        .event(|event| event.reason == "WrongProcess" && event.port == Some(port::INSECURE))?;
     Ok(())
 }
 
@@ -218,6 +220,9 @@ fn a_path_that_goes_takes_its_connections_along() -> Result<()> {
         .controller_manager()
         .connect(LOOPBACK.at(port::INSECURE))?;
     ensure!(again == Outcome::Eperm, "{again}");
+    agents[0].event(|event| {
+        event.reason == "NoPath" && event.endpoint.as_deref() == Some("apiserver:insecure")
+    })?;
     agents[0].replace_policy(&lab, &PolicyText::default())?;
     let again = lab
         .controller_manager()
@@ -480,7 +485,7 @@ fn mapped_addresses_and_wildcard_destinations_mean_what_they_mean() -> Result<()
         let outcome = intruder.connect_with(way.clone())?.outcome;
         ensure!(reached(outcome), "twin: {way:?}: {outcome}");
     }
-    let _agent = Agent::start(&lab, "cp1", &PolicyText::default())?;
+    let agent = Agent::start(&lab, "cp1", &PolicyText::default())?;
     for way in &ways {
         let outcome = intruder.connect_with(way.clone())?.outcome;
         ensure!(
@@ -488,6 +493,11 @@ fn mapped_addresses_and_wildcard_destinations_mean_what_they_mean() -> Result<()
             "{way:?}: {outcome}"
         );
     }
+    let dropped = agent.denied("WrongProcess")?.0;
+    ensure!(
+        dropped >= ways.len() as u64,
+        "{dropped} denied as WrongProcess"
+    );
     Ok(())
 }
 
@@ -609,6 +619,7 @@ fn a_denied_udp_path_is_refused_in_every_way_of_sending_and_replies_pass() -> Re
         let outcome = lab.apiserver().udp_with(way.clone())?.outcome;
         ensure!(outcome.worked(), "the apiserver, {way:?}: {outcome}");
     }
+    agents[0].event(|event| event.reason == "WrongProcess" && event.port == Some(5353))?;
     let (forward, reply) = agents[1].path_packets("ask")?;
     ensure!(forward > 0 && reply > 0, "{forward}/{reply}");
     Ok(())
