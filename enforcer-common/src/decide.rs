@@ -32,7 +32,16 @@ struct Ends {
 }
 
 /// A packet that entered by an interface, judged before any address translation.
-pub fn arrived_on_wire<T: Tables>(tables: &T, role: Role, packet: &Packet) -> Verdict {
+///
+/// Behind a pod's interface is a pod, whatever source address it bears. Only where a component has an
+/// address of its own among the pods (DNS, an agent), `is_at_home` is asked whether this node would
+/// send to that address by this very interface; it is given who that would be.
+pub fn arrived_on_wire<T: Tables>(
+    tables: &T,
+    role: Role,
+    packet: &Packet,
+    is_at_home: impl FnOnce(Party) -> bool,
+) -> Verdict {
     let Some(settings) = tables.settings() else {
         return Verdict::HOLE;
     };
@@ -43,7 +52,11 @@ pub fn arrived_on_wire<T: Tables>(tables: &T, role: Role, packet: &Packet) -> Ve
     if is_forged_on_wire(role, src, &packet.src) {
         return denied(settings, Reason::ForgedSource);
     }
-    let from = sender_on_wire(settings, role, src);
+    let from = if matches!(role, Role::Pod) && src.is(Place::NAMED) && is_at_home(src.party) {
+        src.party
+    } else {
+        sender_on_wire(settings, role, src)
+    };
     let dst = tables.place(&packet.dst).party;
     decide(
         tables,
@@ -129,14 +142,20 @@ pub fn delivered<T: Tables>(
 }
 
 /// A packet that leaves this node after it was forwarded, perhaps with translated addresses.
-/// `entered` is the role of the interface that it came in by.
-pub fn forwarded<T: Tables>(tables: &T, entered: Role, packet: &Packet) -> Verdict {
+/// `entered` is the role of the interface that it came in by; `known`, who sent it, where that was
+/// found there.
+pub fn forwarded<T: Tables>(
+    tables: &T,
+    entered: Role,
+    known: Option<Party>,
+    packet: &Packet,
+) -> Verdict {
     let Some(settings) = tables.settings() else {
         return Verdict::HOLE;
     };
     let src = tables.place(&packet.src);
     let from = match entered {
-        Role::Pod => settings.pods as Party,
+        Role::Pod => known.unwrap_or(settings.pods as Party),
         // Source translation has hidden who sends. It is nobody of this node: those have sockets.
         _ if src.is(Place::OWN) => NOBODY,
         _ => src.party,
@@ -218,10 +237,12 @@ fn sender_on_wire(settings: &Settings, role: Role, src: Place) -> Party {
     }
 }
 
-/// A pod sends from a pod's address or from one that is good on its link only; nobody outside sends
-/// from an address of this node. ARP probes and DHCP come from nobody yet.
+/// A pod sends from a pod's address or from one that is good on its link only, and never from one
+/// that a node has among the pods (its bridge, its tunnel); nobody outside sends from an address of
+/// this node. ARP probes and DHCP come from nobody yet.
 fn is_forged_on_wire(role: Role, src: Place, addr: &Ip) -> bool {
     match role {
+        Role::Pod if src.is(Place::OWN | Place::OTHER_NODE) => true,
         Role::Pod => !src.is(Place::POD) && !addr.is_link_local() && !addr.is_unspecified(),
         Role::Uplink => src.is(Place::OWN),
         Role::Loopback | Role::Undeclared => false,

@@ -37,6 +37,8 @@ impl Place {
     pub const OTHER_NODE: u16 = 2;
     /// An address of a pod network.
     pub const POD: u16 = 4;
+    /// With [`Self::POD`]: a pod that is more than a pod, by its address (DNS, an agent).
+    pub const NAMED: u16 = 8;
 
     /// Whether a flag is set.
     pub const fn is(self, flag: u16) -> bool {

@@ -44,11 +44,13 @@ pub enum Reason {
     BindForeignPort = 17,
     /// A path leads there, but only for a peer on the same node.
     OtherNode = 18,
+    /// A declared endpoint to which no path leads: closed to everybody.
+    ClosedPort = 19,
 }
 
 impl Reason {
     /// All of them, in the order of their numbers.
-    pub const ALL: [Self; 18] = [
+    pub const ALL: [Self; 19] = [
         Self::NoPolicy,
         Self::NoPath,
         Self::LoopbackOnly,
@@ -67,6 +69,7 @@ impl Reason {
         Self::BindNotLoopback,
         Self::BindForeignPort,
         Self::OtherNode,
+        Self::ClosedPort,
     ];
 
     /// The reason with that number.
@@ -103,6 +106,7 @@ impl Reason {
             Self::BindNotLoopback => "BindNotLoopback",
             Self::BindForeignPort => "BindForeignPort",
             Self::OtherNode => "OtherNode",
+            Self::ClosedPort => "ClosedPort",
         }
     }
 
@@ -127,6 +131,7 @@ impl Reason {
             Self::BindNotLoopback => "this port may be bound to a loopback address only",
             Self::BindForeignPort => "this port belongs to another component",
             Self::OtherNode => "the path is for the same node only",
+            Self::ClosedPort => "closed to everybody: no path leads there",
         }
     }
 }
@@ -346,7 +351,7 @@ mod tests {
             assert!(u32::from(reason.code()) < counter::WOULD_DROP);
         }
         assert_eq!(Reason::from_code(0), None);
-        assert_eq!(Reason::from_code(19), None);
+        assert_eq!(Reason::from_code(20), None);
         let names: HashSet<_> = Reason::ALL.iter().map(|r| r.name()).collect();
         assert_eq!(names.len(), Reason::ALL.len());
     }

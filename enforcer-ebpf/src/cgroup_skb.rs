@@ -15,7 +15,7 @@ use crate::{
     report::{Report, Subject, count},
     skb::Skb,
     socket,
-    tc::TOLD,
+    tc::{KNOWN, TOLD},
 };
 
 const PASS: i32 = 1;
@@ -90,7 +90,11 @@ pub fn ingress(ctx: &SkBuffContext) -> i32 {
     let Some(settings) = generation.settings() else {
         return DROP;
     };
-    let (role, judged) = role(skb.ifindex());
+    let (mut role, judged) = role(skb.ifindex());
+    if skb.note() & KNOWN != 0 && judged {
+        // A pod whose address is its own: that tells who it is.
+        role = Role::Uplink;
+    }
     let ends = sk.and_then(Ends::of);
     if let (Some(ends), Some(state)) = (&ends, state.as_deref())
         && ends.are_those_of(state)
@@ -140,7 +144,7 @@ fn is_told_elsewhere(skb: Skb, role: Role, judged: bool, verdict: Verdict) -> bo
     if !verdict.is_denied() {
         return judged;
     }
-    verdict.passes() && (matches!(role, Role::Loopback) || skb.note() == TOLD)
+    verdict.passes() && (matches!(role, Role::Loopback) || skb.note() & TOLD != 0)
 }
 
 /// The kernel answers for sockets that are no more (resets, TIME_WAIT) from a raw TCP socket of its

@@ -4,18 +4,27 @@ use core::mem::MaybeUninit;
 
 use aya_ebpf::{
     EbpfContext,
-    bindings::{__sk_buff, bpf_sock},
+    bindings::{
+        __sk_buff, BPF_FIB_LKUP_RET_FRAG_NEEDED, BPF_FIB_LKUP_RET_NO_NEIGH,
+        BPF_FIB_LKUP_RET_SUCCESS, bpf_fib_lookup, bpf_sock,
+    },
     helpers::generated::{
-        bpf_sk_fullsock, bpf_skb_ancestor_cgroup_id, bpf_skb_cgroup_id, bpf_skb_load_bytes,
+        bpf_fib_lookup as bpf_fib_lookup_helper, bpf_sk_fullsock, bpf_skb_ancestor_cgroup_id,
+        bpf_skb_cgroup_id, bpf_skb_load_bytes,
     },
 };
 use enforcer_common::{
+    addr::Ip,
     limits::CGROUP_LEVELS,
     packet::PacketBytes,
     tables::{Party, Settings},
 };
 
 use crate::maps::Generation;
+
+// include/linux/socket.h
+const AF_INET: u8 = 2;
+const AF_INET6: u8 = 10;
 
 /// An skb as the TC and the `cgroup_skb` hooks see it.
 #[derive(Clone, Copy)]
@@ -57,6 +66,40 @@ impl Skb {
         unsafe { (*self.0).tc_index = note }
     }
 
+    /// Whether this node would send to `source` by the interface that this packet came in by: then
+    /// nobody else's pod sends it. TC only. A bridge's ports have no routes of their own, so behind
+    /// one nobody is told from the others.
+    pub fn is_route_back(self, source: &Ip, destination: &Ip) -> bool {
+        // SAFETY: all zeroes are a request like any other.
+        let mut request: bpf_fib_lookup = unsafe { MaybeUninit::zeroed().assume_init() };
+        request.ifindex = self.ifindex();
+        // The way back: what is the source here is the destination there.
+        if source.is_v4() {
+            request.family = AF_INET;
+            request.__bindgen_anon_4.ipv4_dst = words(source)[3];
+            request.__bindgen_anon_3.ipv4_src = words(destination)[3];
+        } else {
+            request.family = AF_INET6;
+            request.__bindgen_anon_4.ipv6_dst = words(source);
+            request.__bindgen_anon_3.ipv6_src = words(destination);
+        }
+        // SAFETY: the context is valid, and the request is as long as is said.
+        let answer = unsafe {
+            bpf_fib_lookup_helper(
+                self.0.cast(),
+                &raw mut request,
+                size_of::<bpf_fib_lookup>() as i32,
+                0,
+            )
+        };
+        // Whether the pod's hardware address is known, or the packet would fit, does not matter.
+        let found = matches!(
+            answer as u32,
+            BPF_FIB_LKUP_RET_SUCCESS | BPF_FIB_LKUP_RET_NO_NEIGH | BPF_FIB_LKUP_RET_FRAG_NEEDED
+        );
+        found && request.ifindex == self.ifindex()
+    }
+
     /// The socket it belongs to, if it has one that is more than a request or in TIME_WAIT.
     pub fn full_socket(self) -> Option<*mut bpf_sock> {
         // SAFETY: as above; the helper takes the pointer after the check for null.
@@ -94,6 +137,17 @@ impl Skb {
         }
         settings.undeclared_process as Party
     }
+}
+
+/// An address as the kernel holds it in words, in network byte order.
+fn words(ip: &Ip) -> [u32; 4] {
+    let [a, b, c, d, e, f, g, h, i, j, k, l, m, n, o, p] = ip.0;
+    [
+        u32::from_ne_bytes([a, b, c, d]),
+        u32::from_ne_bytes([e, f, g, h]),
+        u32::from_ne_bytes([i, j, k, l]),
+        u32::from_ne_bytes([m, n, o, p]),
+    ]
 }
 
 impl PacketBytes for Skb {

@@ -5,11 +5,11 @@ use aya_ebpf::{
     programs::TcContext,
 };
 use enforcer_common::{
-    decide,
+    decide, limits,
     packet::Packet,
     parse::{Start, parse_into},
     record::Hook,
-    tables::{NOBODY, Role, Tables as _},
+    tables::{NOBODY, Party, Role, Tables as _},
     verdict::Verdict,
 };
 
@@ -22,8 +22,14 @@ use crate::{
 /// Family of a packet socket.
 const AF_PACKET: u32 = 17;
 
-/// The note on a packet that dry-run let pass and has told already.
-pub const TOLD: u32 = 0xe4f1;
+/// In the note on a packet: dry-run let it pass and has told so already.
+pub const TOLD: u32 = 1 << 15;
+/// In the note on a packet: its source address is the pod's own, and the low bits say who that is.
+pub const KNOWN: u32 = 1 << 14;
+const PARTY: u32 = limits::MAX_PARTIES - 1;
+
+// The note has 16 bits.
+const _: () = assert!(limits::MAX_PARTIES.is_power_of_two() && PARTY < KNOWN);
 
 /// The next program, or the stack, has its say: we never override somebody else's filter.
 const PASS: i32 = TC_ACT_UNSPEC;
@@ -36,11 +42,21 @@ pub fn ingress(ctx: &TcContext) -> i32 {
     let (role, start) = interface(skb.ifindex());
     let mut packet = Packet::EMPTY;
     let read = parse_into(&skb, start, &mut packet);
+    let mut note = 0;
     let verdict = match read {
-        Ok(()) => decide::arrived_on_wire(&generation, role, &packet),
+        Ok(()) => decide::arrived_on_wire(&generation, role, &packet, |party| {
+            let at_home = skb.is_route_back(&packet.src, &packet.dst);
+            if at_home {
+                note = KNOWN | (u32::from(party) & PARTY);
+            }
+            at_home
+        }),
         Err(reason) => decide::unreadable(&generation, reason),
     };
-    skb.set_note(if verdict.is_denied() { TOLD } else { 0 });
+    if verdict.is_denied() {
+        note |= TOLD;
+    }
+    skb.set_note(note);
     let subject = Subject::Interface(skb.ifindex());
     Report {
         hook: Hook::TcIngress,
@@ -108,8 +124,10 @@ fn forwarded(skb: Skb) -> i32 {
     if parse_into(&skb, start, &mut packet).is_err() {
         return PASS;
     }
-    let verdict = decide::forwarded(&generation, entered, &packet);
-    if !verdict.is_denied() || (verdict.passes() && skb.note() == TOLD) {
+    let note = skb.note();
+    let known = (note & KNOWN != 0).then_some((note & PARTY) as Party);
+    let verdict = decide::forwarded(&generation, entered, known, &packet);
+    if !verdict.is_denied() || (verdict.passes() && note & TOLD != 0) {
         return PASS;
     }
     let subject = Subject::Interface(skb.entered_by());

@@ -183,12 +183,17 @@ fn send(tables: &Simulator<'_>, node: &Node, from: &Sender, to: Target) -> Resul
     let settings = tables.compiled().settings;
     match from {
         Sender::Pod(source) => {
-            let verdict = decide::arrived_on_wire(tables, Role::Pod, &packet(*source)?);
-            Ok((verdict, Hook::TcIngress, settings.pods as Party))
+            // It is asked about the pod that has this address, not about one that forges it.
+            let mut sender = settings.pods as Party;
+            let verdict = decide::arrived_on_wire(tables, Role::Pod, &packet(*source)?, |known| {
+                sender = known;
+                true
+            });
+            Ok((verdict, Hook::TcIngress, sender))
         }
         Sender::Remote(source) => {
             let packet = packet(*source)?;
-            let verdict = decide::arrived_on_wire(tables, Role::Uplink, &packet);
+            let verdict = decide::arrived_on_wire(tables, Role::Uplink, &packet, |_| false);
             Ok((verdict, Hook::TcIngress, tables.place(&packet.src).party))
         }
         Sender::Process {
@@ -299,22 +304,8 @@ fn endpoints(tables: &Simulator<'_>, compiled: &Compiled, to: Target) -> Vec<Str
         .class(ports.space, ports.destination)
         .and_then(|class| tables.target(&compiled.settings, tables.place(&ip).party, class))
         .and_then(|target| compiled.target_names.get(usize::from(target)))
-        .map(|names| most_specific(names))
-        .unwrap_or_default()
-}
-
-/// A port called `any` says nothing where another has a name.
-fn most_specific(names: &[String]) -> Vec<String> {
-    let named: Vec<String> = names
-        .iter()
-        .filter(|n| !n.ends_with(":any"))
         .cloned()
-        .collect();
-    if named.is_empty() {
-        names.to_vec()
-    } else {
-        named
-    }
+        .unwrap_or_default()
 }
 
 fn describe(
@@ -392,13 +383,24 @@ mod tests {
         policy::{self, cases},
     };
 
-    /// Every shipped policy says what the cases beside it expect.
+    /// There is a policy for each profile, and it says what the cases beside it expect; those of
+    /// `NAME.drop.cases.yaml` with all other traffic dropped.
     #[test]
     fn shipped_policies_hold_their_cases() {
         let directory = Path::new(env!("CARGO_MANIFEST_DIR")).join("../policies");
-        for name in ["control-plane", "worker"] {
-            let policy = policy::load(&[directory.join(format!("{name}.yaml"))]).unwrap();
-            let files = cases::load(&[directory.join(format!("{name}.cases.yaml"))]).unwrap();
+        let names = policy::catalogue::Catalogue::builtin().profiles().iter();
+        for (name, drop) in names.flat_map(|p| [(&p.name, false), (&p.name, true)]) {
+            let mut texts =
+                policy::read_sources(&[directory.join(format!("{name}.yaml"))]).unwrap();
+            let mut cases = "cases";
+            if drop {
+                let text = &mut texts[0].text;
+                assert!(text.contains("otherTraffic: Allow"), "{name}");
+                *text = text.replace("otherTraffic: Allow", "otherTraffic: Drop");
+                cases = "drop.cases";
+            }
+            let policy = policy::from_texts(&texts).unwrap();
+            let files = cases::load(&[directory.join(format!("{name}.{cases}.yaml"))]).unwrap();
             for file in files {
                 file.check(&policy, &reason_names()).unwrap();
                 let node = &file.node.value;
@@ -416,7 +418,7 @@ mod tests {
     #[test]
     fn a_wrong_expectation_is_found() {
         let directory = Path::new(env!("CARGO_MANIFEST_DIR")).join("../policies");
-        let policy = policy::load(&[directory.join("control-plane.yaml")]).unwrap();
+        let policy = policy::load(&[directory.join("control-plane-stacked-etcd.yaml")]).unwrap();
         let text = "apiVersion: enforcer.dev/v1alpha1\nkind: PathCases\nmetadata: { name: x }\nspec:\n  \
                     node: cp1\n  cases:\n    - name: wrong\n      from: { pod: 10.244.1.5 }\n      \
                     to: 10.0.0.11:2379/tcp\n      expect: { allowed: pod-to-apiserver }\n";

@@ -61,7 +61,7 @@ impl PolicyText {
         } = self;
         format!(
             "{}---\napiVersion: enforcer.dev/v1alpha1\nkind: PathPolicy\nmetadata: {{ name: lab }}\n\
-             spec:\n  profile: control-plane\n  options: [insecure-port]\n  mode: {mode}\n  \
+             spec:\n  profile: control-plane-stacked-etcd\n  options: [insecure-port]\n  mode: {mode}\n  \
              otherTraffic: {other_traffic}\n  disable: [{}]\n{more}",
             lab.inventory_yaml(),
             disable.join(", "),

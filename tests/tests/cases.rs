@@ -49,8 +49,14 @@ fn main() -> ExitCode {
 fn run() -> Result<(usize, usize)> {
     let (mut passed, mut failed) = (0, 0);
     for policy_file in policies()? {
-        let policy = enforcer::policy::load(std::slice::from_ref(&policy_file))?;
-        for cases in cases::load(&[policy_file.with_extension("cases.yaml")])? {
+        let (drop, file) = policy_file;
+        let policy = shipped(&file, drop)?;
+        let extension = if drop {
+            "drop.cases.yaml"
+        } else {
+            "cases.yaml"
+        };
+        for cases in cases::load(&[file.with_extension(extension)])? {
             let mut bench = Bench::new(&policy, &cases.node.value)?;
             for case in &cases.cases {
                 match bench.run(case) {
@@ -67,11 +73,13 @@ fn run() -> Result<(usize, usize)> {
         }
     }
     ensure!(passed + failed > 0, "there are no cases");
-    match random_packets_agree() {
-        Ok(()) => passed += 1,
-        Err(error) => {
-            failed += 1;
-            println!("test random packets ... FAILED\n  {error:#}");
+    for drop in [false, true] {
+        match random_packets_agree(drop) {
+            Ok(()) => passed += 1,
+            Err(error) => {
+                failed += 1;
+                println!("test random packets, drop: {drop} ... FAILED\n  {error:#}");
+            }
         }
     }
     Ok((passed, failed))
@@ -80,10 +88,28 @@ fn run() -> Result<(usize, usize)> {
 /// How many random packets; each is judged twice.
 const RANDOM_PACKETS: usize = 6000;
 
-fn random_packets_agree() -> Result<()> {
-    let file = Path::new(env!("CARGO_MANIFEST_DIR")).join("../policies/control-plane.yaml");
-    let policy = enforcer::policy::load(&[file])?;
+/// A pod that is more than a pod, and lives behind the interface; and one that lives elsewhere.
+const NAMED: [&str; 2] = ["10.244.0.9", "10.244.0.10"];
+
+fn random_packets_agree(drop: bool) -> Result<()> {
+    let file =
+        Path::new(env!("CARGO_MANIFEST_DIR")).join("../policies/control-plane-stacked-etcd.yaml");
+    let mut texts = enforcer::policy::read_sources(&[file])?;
+    let components = format!(
+        "\n  components:\n    dns: {{ addresses: [{}] }}\n    monitoring: {{ addresses: [{}] }}\n",
+        NAMED[0], NAMED[1]
+    );
+    let text = &mut texts[0].text;
+    *text = text
+        .replacen("\n  components:\n", &components, 1)
+        .replace("options: [", "options: [monitoring, ");
+    if drop {
+        *text = text.replace("otherTraffic: Allow", "otherTraffic: Drop");
+    }
+    let policy = enforcer::policy::from_texts(&texts)?;
     let mut bench = Bench::new(&policy, "cp1")?;
+    ip(&format!("route add {}/32 dev cali0", NAMED[0]))?;
+    let lives_there: IpAddr = NAMED[0].parse()?;
     let compiled = bench.compiled.clone();
     let tables = Simulator::new(&compiled);
     let mut random = Random::new()?;
@@ -96,7 +122,9 @@ fn random_packets_agree() -> Result<()> {
             (Role::Uplink, bench.uplink)
         };
         let verdict = match parse(&frame[..], Start::Ethernet) {
-            Ok(packet) => decide::arrived_on_wire(&tables, role, &packet),
+            Ok(packet) => decide::arrived_on_wire(&tables, role, &packet, |_| {
+                IpAddr::from(packet.src) == lives_there
+            }),
             Err(reason) => decide::unreadable(&tables, reason),
         };
         let before = bench.kernel.counters(compiled.paths.len())?;
@@ -145,7 +173,12 @@ impl Random {
 
     /// A frame that means something to the policy, more or less broken.
     fn frame(&mut self) -> Vec<u8> {
-        const V4: [&str; 9] = [
+        const V4: [&str; 14] = [
+            NAMED[0],
+            NAMED[1],
+            "10.96.0.10",
+            "10.0.0.5",
+            "169.254.169.254",
             "10.0.0.11",
             "10.0.0.21",
             "10.244.1.5",
@@ -165,7 +198,9 @@ impl Random {
             "::1",
             "fe80::1",
         ];
-        const PORTS: [u16; 10] = [2379, 2380, 2381, 6443, 443, 8080, 10250, 10255, 40_000, 53];
+        const PORTS: [u16; 14] = [
+            2379, 2380, 2381, 6443, 443, 8080, 10250, 10255, 40_000, 53, 4789, 123, 67, 68,
+        ];
         let pool: &[&str] = if self.below(2) == 0 { &V4 } else { &V6 };
         let mut address = || {
             pool[self.below(pool.len())]
@@ -210,14 +245,31 @@ impl Random {
     }
 }
 
-fn policies() -> Result<Vec<PathBuf>> {
+/// A shipped policy, as it is or with all other traffic dropped.
+fn shipped(file: &Path, drop: bool) -> Result<Policy> {
+    let mut texts = enforcer::policy::read_sources(&[file.to_owned()])?;
+    if drop {
+        for source in &mut texts {
+            source.text = source
+                .text
+                .replace("otherTraffic: Allow", "otherTraffic: Drop");
+        }
+    }
+    Ok(enforcer::policy::from_texts(&texts)?)
+}
+
+/// The shipped policies, each with whether all other traffic is to be dropped.
+fn policies() -> Result<Vec<(bool, PathBuf)>> {
     let directory = Path::new(env!("CARGO_MANIFEST_DIR")).join("../policies");
     let mut found: Vec<PathBuf> = fs::read_dir(&directory)?
         .filter_map(|entry| Some(entry.ok()?.path()))
         .filter(|path| path.with_extension("cases.yaml").is_file())
         .collect();
     found.sort();
-    Ok(found)
+    Ok([false, true]
+        .into_iter()
+        .flat_map(|drop| found.iter().map(move |file| (drop, file.clone())))
+        .collect())
 }
 
 /// A node that is there for its programs only.
@@ -272,9 +324,13 @@ impl Bench {
             "link set lo up",
             "link add eth0 type veth peer name peer0",
             "link add cali0 type veth peer name peer1",
+            "link set peer1 up",
+            "link set cali0 up",
         ] {
             ip(line)?;
         }
+        // A node forwards for its pods.
+        fs::write("/proc/sys/net/ipv4/ip_forward", "1").context("failed to forward")?;
         for address in &addresses {
             let prefix = if address.is_ipv4() { 32 } else { 128 };
             ip(&format!("addr add {address}/{prefix} dev lo nodad"))

@@ -221,7 +221,7 @@ fn a_path_that_goes_takes_its_connections_along() -> Result<()> {
         .connect(LOOPBACK.at(port::INSECURE))?;
     ensure!(again == Outcome::Eperm, "{again}");
     agents[0].event(|event| {
-        event.reason == "NoPath" && event.endpoint.as_deref() == Some("apiserver:insecure")
+        event.reason == "ClosedPort" && event.endpoint.as_deref() == Some("apiserver:insecure")
     })?;
     agents[0].replace_policy(&lab, &PolicyText::default())?;
     let again = lab

@@ -21,12 +21,10 @@ use super::{
 use crate::{
     compile::{Compiled, Simulator},
     kernel::{CgroupPaths, Kernel},
-    policy::model::{Policy, PortMatch},
 };
 
 /// What turns records into events: names of everything. Made for a batch of records.
 pub struct Teller<'a> {
-    policy: &'a Policy,
     compiled: &'a Compiled,
     simulator: Simulator<'a>,
     kernel: &'a Kernel,
@@ -37,12 +35,9 @@ pub struct Teller<'a> {
 impl<'a> Teller<'a> {
     /// By the policy in force.
     pub fn new(ready: &'a Ready, kernel: &'a Kernel, paths: &'a mut CgroupPaths) -> Self {
-        let Ready {
-            policy, compiled, ..
-        } = ready;
+        let compiled = &ready.compiled;
         let simulator = Simulator::new(compiled);
         Self {
-            policy,
             compiled,
             simulator,
             kernel,
@@ -143,30 +138,7 @@ impl<'a> Teller<'a> {
         let class = self.simulator.class(space, key.port);
         let target = class.and_then(|class| self.simulator.target(settings, place.party, class));
         let names = target.and_then(|target| self.compiled.target_names.get(usize::from(target)));
-        let Some(names) = names else {
-            return String::new();
-        };
-        // `node:any` beside `etcd:client` says nothing.
-        let special: Vec<&str> = names
-            .iter()
-            .filter(|name| !self.is_any(name))
-            .map(String::as_str)
-            .collect();
-        if special.is_empty() {
-            names.join(", ")
-        } else {
-            special.join(", ")
-        }
-    }
-
-    /// Whether an endpoint is everything that its component has.
-    fn is_any(&self, endpoint: &str) -> bool {
-        let port = endpoint.split_once(':').and_then(|(component, port)| {
-            self.policy
-                .component(component)
-                .and_then(|component| component.port(port))
-        });
-        port.is_some_and(|port| port.matches.contains(&PortMatch::Any))
+        names.map(|names| names.join(", ")).unwrap_or_default()
     }
 
     fn time(&self, boot_ns: u64) -> String {

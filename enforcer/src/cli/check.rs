@@ -18,7 +18,7 @@ use crate::{
 /// Every error names file, line and column and says what to write instead. With --cases, the
 /// policy's own tests run: connections, each with the verdict, path or reason that is expected.
 ///
-/// Example: enforcer check -p policies/control-plane.yaml --cases policies/control-plane.cases.yaml
+/// Example: enforcer check -p policies/control-plane-stacked-etcd.yaml --cases policies/control-plane-stacked-etcd.cases.yaml
 #[derive(Debug, Args)]
 pub struct Arguments {
     #[command(flatten)]

@@ -319,7 +319,7 @@ spec:
 apiVersion: enforcer.dev/v1alpha1
 kind: PathPolicy
 metadata: { name: test }
-spec: { profile: control-plane, mode: Enforce, otherTraffic: Allow }
+spec: { profile: control-plane-stacked-etcd, mode: Enforce, otherTraffic: Allow }
 ";
 
     fn policy() -> Policy {
@@ -404,7 +404,11 @@ spec: { profile: control-plane, mode: Enforce, otherTraffic: Allow }
         }
         for (from, to, expected) in [
             ("cgroup:a.slice", "etcd:client", "write cgroup:/a.slice"),
-            ("nobody", "etcd:client", "components are world, node"),
+            (
+                "nobody",
+                "etcd:client",
+                "components are world, outside, node",
+            ),
             ("pod:10.244.1", "etcd:client", "is no IP address"),
             ("pod:10.244.1.5", "etcd:cleint", "it has client, peer"),
             ("pod:10.244.1.5", "pods:any", "is every port"),

@@ -13,7 +13,7 @@ use crate::agent::{self, AgentOptions, Output, TcMode};
 /// The policy is read again when a file changes and on SIGHUP. A broken one changes nothing. The node
 /// is let go on SIGINT, on SIGTERM and with `enforcer detach`, and also when the agent is killed.
 ///
-/// Example: enforcer run -p policies/control-plane.yaml --dry-run
+/// Example: enforcer run -p policies/control-plane-stacked-etcd.yaml --dry-run
 #[derive(Debug, Args)]
 pub struct Arguments {
     #[command(flatten)]

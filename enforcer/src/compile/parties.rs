@@ -33,6 +33,8 @@ pub struct PartyInfo {
     pub process: bool,
     /// The node where it is, if that is known.
     pub node: Option<usize>,
+    /// A virtual address: which node is behind it, nobody knows before its packets are translated.
+    pub is_virtual: bool,
 }
 
 /// All parties of a node's tables.
@@ -59,7 +61,10 @@ struct Declared {
     components: Set,
     services: Set,
     nodes: Set,
+    /// Nodes whose pods have their addresses from here.
+    pod_nodes: Set,
     pods: bool,
+    service_network: bool,
 }
 
 impl Declared {
@@ -67,7 +72,9 @@ impl Declared {
         self.components.extend(&wider.components);
         self.services.extend(&wider.services);
         self.nodes.extend(&wider.nodes);
+        self.pod_nodes.extend(&wider.pod_nodes);
         self.pods |= wider.pods;
+        self.service_network |= wider.service_network;
     }
 }
 
@@ -178,6 +185,13 @@ impl Parties {
         }
         if declared.pods {
             flags |= Place::POD;
+            if declared
+                .components
+                .iter()
+                .any(|c| !cluster.everyone.contains(c))
+            {
+                flags |= Place::NAMED;
+            }
         }
         Ok(Place { party, flags })
     }
@@ -224,7 +238,15 @@ impl Cluster<'_> {
         for net in &self.policy.pod_networks {
             all.entry(net.trunc()).or_default().pods = true;
         }
+        for net in &self.policy.service_networks {
+            all.entry(net.trunc()).or_default().service_network = true;
+        }
         for (index, node) in self.policy.nodes.iter().enumerate() {
+            for net in &node.pod_networks {
+                let part = all.entry(net.trunc()).or_default();
+                part.pods = true;
+                part.pod_nodes.insert(index);
+            }
             for address in &node.addresses {
                 all.entry(IpNet::from(*address))
                     .or_default()
@@ -243,12 +265,17 @@ impl Cluster<'_> {
 
     fn at(&self, net: &IpNet, declared: &Declared) -> PartyInfo {
         let loopback = LOOPBACK.iter().any(|lo| lo.contains(net));
+        let pods = || indices(&self.policy.components, |c| c.in_pod_networks);
         let mut occupants = declared.components.clone();
         let mut senders = Set::new();
         if declared.pods {
-            occupants.extend(indices(&self.policy.components, |c| c.in_pod_networks));
+            occupants.extend(pods());
         }
-        let mut node = declared.nodes.first().copied();
+        let mut node = declared
+            .nodes
+            .first()
+            .or(declared.pod_nodes.first())
+            .copied();
         if loopback {
             occupants.extend(self.located_here());
             senders.extend(self.host_network());
@@ -259,16 +286,42 @@ impl Cluster<'_> {
             occupants.extend(indices(&self.policy.components, |c| c.runs_on(there)));
             senders.extend(self.host_network());
         }
+        if !loopback && self.is_outside(declared) {
+            occupants.extend(indices(&self.policy.components, Component::is_elsewhere));
+        }
         senders.extend(&occupants);
-        let services = declared.services.clone();
+        // What leads to a service leads to pods; nobody sends from there.
+        if declared.service_network {
+            occupants.extend(pods());
+        }
         PartyInfo {
             senders: self.closed(&senders),
             occupants,
-            services,
+            services: declared.services.clone(),
             loopback,
             process: false,
             node,
+            is_virtual: declared.service_network || !declared.services.is_empty(),
         }
+    }
+
+    /// Nothing of the cluster is there, and no component with a port of its own.
+    fn is_outside(&self, declared: &Declared) -> bool {
+        let has_ports =
+            |c: &usize| !self.everyone.contains(c) && !self.policy.components[*c].ports.is_empty();
+        let Declared {
+            components,
+            services,
+            nodes,
+            pod_nodes: _,
+            pods,
+            service_network,
+        } = declared;
+        nodes.is_empty()
+            && services.is_empty()
+            && !pods
+            && !service_network
+            && !components.iter().any(has_ports)
     }
 
     /// Pods in the host's network namespace are at a node's addresses, too.

@@ -115,7 +115,7 @@ pub struct Compiled {
     pub cgroups: Vec<CgroupRule>,
     /// Names of the components in each party, as senders.
     pub party_names: Vec<Vec<String>>,
-    /// `component:port` of the endpoints in each target; empty for target 0.
+    /// `component:port` of the endpoints that are meant by each target; empty for target 0.
     pub target_names: Vec<Vec<String>>,
     /// Path numbers in force and their names.
     pub paths: BTreeMap<u16, String>,

@@ -23,6 +23,18 @@ struct Target {
     endpoints: Vec<Endpoint>,
     loopback: bool,
     node: Option<usize>,
+    is_virtual: bool,
+}
+
+/// What can be said of a target for any sender.
+struct Meant<'a> {
+    target: &'a Target,
+    /// The endpoints that a path has to lead to.
+    endpoints: Vec<Endpoint>,
+    /// Whether those are guarded.
+    guarded: bool,
+    /// The paths that lead to one of them, the narrowest endpoint first.
+    routes: Vec<&'a Route<'a>>,
 }
 
 /// A path with its names resolved.
@@ -40,6 +52,8 @@ struct Filler<'a> {
     /// Per component and port: the mode of the paths to it, where they have one of their own.
     endpoint_modes: HashMap<Endpoint, Mode>,
     routes: Vec<Route<'a>>,
+    /// Which of them lead to an endpoint.
+    by_endpoint: HashMap<Endpoint, Vec<usize>>,
 }
 
 /// Fills all tables.
@@ -58,12 +72,13 @@ pub fn fill(
         "combinations of sets of components and endpoints",
         infos.len() * targets.len(),
     )?;
+    let meant: Vec<Meant<'_>> = targets.iter().map(|t| filler.meant(t)).collect();
     let mut entries = Vec::with_capacity(infos.len() * targets.len());
     for sender in infos {
         entries.extend(
-            targets
+            meant
                 .iter()
-                .map(|t| [filler.verdict(sender, t), filler.bind(sender, t)]),
+                .map(|m| [filler.verdict(sender, m), filler.bind(sender, m.target)]),
         );
     }
     let names = |info: &PartyInfo| {
@@ -72,12 +87,7 @@ pub fn fill(
             .map(|i| policy.components[*i].name.clone())
             .collect()
     };
-    let target_names = targets.iter().map(|t| {
-        t.endpoints
-            .iter()
-            .map(|e| filler.endpoint_name(*e))
-            .collect()
-    });
+    let target_names = meant.iter().map(|m| filler.names(m));
     Ok(Compiled {
         node: node.name.clone(),
         settings: Settings {
@@ -91,7 +101,7 @@ pub fn fill(
             local: parties.local.into(),
             own: parties.own.into(),
             pods: parties.pods.into(),
-            other: filler.other(),
+            other: filler.other(false),
         },
         prefixes: parties.prefixes.clone(),
         classes: ports.table.clone(),
@@ -159,6 +169,7 @@ fn target(policy: &Policy, info: &PartyInfo, class: &Class) -> Target {
         endpoints,
         loopback: info.loopback,
         node: info.node,
+        is_virtual: info.is_virtual,
     }
 }
 
@@ -184,6 +195,7 @@ impl<'a> Filler<'a> {
     fn new(policy: &'a Policy, node: &'a Node, mode: Mode, numbers: &[u16]) -> Self {
         let mut endpoint_modes = HashMap::new();
         let mut routes = Vec::new();
+        let mut by_endpoint: HashMap<Endpoint, Vec<usize>> = HashMap::new();
         for (path, number) in policy.paths.iter().zip(numbers) {
             // A valid policy names nothing that is not there.
             let Some(to) = endpoint(policy, &path.to_component, &path.to_port) else {
@@ -191,6 +203,7 @@ impl<'a> Filler<'a> {
             };
             let named = |c: &Component| path.from.contains(&c.name);
             let from = (0..policy.components.len()).filter(|i| named(&policy.components[*i]));
+            by_endpoint.entry(to).or_default().push(routes.len());
             routes.push(Route {
                 number: *number,
                 path,
@@ -211,6 +224,7 @@ impl<'a> Filler<'a> {
             mode,
             endpoint_modes,
             routes,
+            by_endpoint,
         }
     }
 
@@ -230,46 +244,81 @@ impl<'a> Filler<'a> {
         )
     }
 
-    fn verdict(&self, sender: &PartyInfo, target: &Target) -> Verdict {
-        let to_target = |r: &&Route<'_>| target.endpoints.contains(&r.to);
-        let allowed = self.routes.iter().filter(to_target).find(|r| {
+    /// What a target is called. Wide ports are named where nothing narrower is there.
+    fn names(&self, meant: &Meant<'_>) -> Vec<String> {
+        let width = |e: &Endpoint| width(self.port(*e));
+        let reached = |e: &&Endpoint| meant.target.loopback || !self.port(**e).loopback_only;
+        let candidates: Vec<&Endpoint> = if meant.guarded {
+            meant.endpoints.iter().collect()
+        } else {
+            meant.endpoints.iter().filter(reached).collect()
+        };
+        let narrowest = candidates.iter().map(|e| width(e)).min();
+        candidates
+            .iter()
+            .filter(|e| Some(width(e)) == narrowest)
+            .map(|e| self.endpoint_name(**e))
+            .collect()
+    }
+
+    /// Of several endpoints at one port, guarded ones are meant, and of those the narrowest: a path to
+    /// every port of a node, or to the world, leads to none that is guarded.
+    fn meant<'s>(&'s self, target: &'s Target) -> Meant<'s> {
+        let mut endpoints: Vec<Endpoint> = target.endpoints.clone();
+        let guarded = endpoints.iter().any(|e| self.component(*e).guard);
+        if guarded {
+            endpoints.retain(|e| self.component(*e).guard);
+            let narrowest = endpoints.iter().map(|e| width(self.port(*e))).min();
+            endpoints.retain(|e| Some(width(self.port(*e))) == narrowest);
+        }
+        let mut routes: Vec<&Route<'_>> = endpoints
+            .iter()
+            .filter_map(|e| self.by_endpoint.get(e))
+            .flatten()
+            .map(|r| &self.routes[*r])
+            .collect();
+        routes.sort_by_key(|r| (width(self.port(r.to)), r.number));
+        Meant {
+            target,
+            endpoints,
+            guarded,
+            routes,
+        }
+    }
+
+    fn verdict(&self, sender: &PartyInfo, meant: &Meant<'_>) -> Verdict {
+        let target = meant.target;
+        let allowed = meant.routes.iter().find(|r| {
             r.is_from(sender) && self.reaches(r, target) && is_local_enough(r, sender, target)
         });
         if let Some(route) = allowed {
             let verdict = Verdict::path(route.number);
-            let guarded = self.component(route.to).guard;
-            return if guarded {
+            return if meant.guarded {
                 verdict.to_guarded()
             } else {
                 verdict
             };
         }
-        let guarded = |e: &&Endpoint| self.component(**e).guard;
-        if !target.endpoints.iter().any(|e| guarded(&e)) {
-            return self.other();
+        if !meant.guarded {
+            return self.other(self.is_elsewhere_only(sender, meant));
         }
-        let dry_run = target
+        let dry_run = meant
             .endpoints
             .iter()
-            .filter(guarded)
             .any(|e| *self.endpoint_modes.get(e).unwrap_or(&self.mode) == Mode::DryRun);
-        Verdict::denied(self.reason(sender, target), dry_run, true)
+        Verdict::denied(self.reason(sender, meant), dry_run, true)
     }
 
-    fn reason(&self, sender: &PartyInfo, target: &Target) -> Reason {
-        let guarded = target
-            .endpoints
-            .iter()
-            .filter(|e| self.component(**e).guard);
-        if !target.loopback && guarded.clone().all(|e| self.port(*e).loopback_only) {
+    fn reason(&self, sender: &PartyInfo, meant: &Meant<'_>) -> Reason {
+        let target = meant.target;
+        if !target.loopback && meant.endpoints.iter().all(|e| self.port(*e).loopback_only) {
             return Reason::LoopbackOnly;
         }
-        let reaching: Vec<&Route<'_>> = self
-            .routes
-            .iter()
-            .filter(|r| target.endpoints.contains(&r.to) && self.reaches(r, target))
-            .collect();
-        if reaching.iter().any(|r| r.is_from(sender)) {
+        if meant.routes.is_empty() {
+            return Reason::ClosedPort;
+        }
+        let reaching = || meant.routes.iter().filter(|r| self.reaches(r, target));
+        if reaching().any(|r| r.is_from(sender)) {
             return Reason::OtherNode;
         }
         let from_here = |r: &&Route<'_>| {
@@ -278,10 +327,18 @@ impl<'a> Filler<'a> {
                 component.runs_on(self.node) && !component.cgroups.is_empty()
             })
         };
-        if sender.process && reaching.iter().any(from_here) {
+        if sender.process && reaching().any(from_here) {
             return Reason::WrongProcess;
         }
         Reason::NoPath
+    }
+
+    /// A path leads from this sender to this port, but to the one of his own node.
+    fn is_elsewhere_only(&self, sender: &PartyInfo, meant: &Meant<'_>) -> bool {
+        meant
+            .routes
+            .iter()
+            .any(|r| r.is_from(sender) && self.reaches(r, meant.target))
     }
 
     fn reaches(&self, route: &Route<'_>, target: &Target) -> bool {
@@ -310,12 +367,16 @@ impl<'a> Filler<'a> {
         refused.unwrap_or(Verdict::OTHER)
     }
 
-    fn other(&self) -> Verdict {
+    /// What no guarded endpoint is concerned with. `elsewhere`: on its own node it would be allowed.
+    fn other(&self, elsewhere: bool) -> Verdict {
+        let reason = if elsewhere {
+            Reason::OtherNode
+        } else {
+            Reason::OtherTraffic
+        };
         match self.policy.other_traffic {
             OtherTraffic::Allow => Verdict::OTHER,
-            OtherTraffic::Drop => {
-                Verdict::denied(Reason::OtherTraffic, self.mode == Mode::DryRun, false)
-            }
+            OtherTraffic::Drop => Verdict::denied(reason, self.mode == Mode::DryRun, false),
         }
     }
 
@@ -360,10 +421,23 @@ impl Route<'_> {
     }
 }
 
-/// Where one of the ends is not known to be on any node, it is given the benefit of the doubt.
+/// Where one of the ends is not known to be on any node, it is given the benefit of the doubt; not so
+/// a service, behind which may be anybody.
 fn is_local_enough(route: &Route<'_>, sender: &PartyInfo, target: &Target) -> bool {
     match (route.path.locality, sender.node, target.node) {
+        (Locality::Any, ..) => true,
         (Locality::SameNode, Some(from), Some(to)) => from == to,
-        _ => true,
+        (Locality::SameNode, ..) => !target.is_virtual,
     }
+}
+
+/// How much a port takes in: a thousand ports, or one.
+fn width(port: &Port) -> u32 {
+    let width = |m: &PortMatch| match m {
+        PortMatch::Tcp(first, last) | PortMatch::Udp(first, last) => u32::from(last - first) + 1,
+        PortMatch::Icmp(first, last) | PortMatch::Icmp6(first, last) => u32::from(last - first) + 1,
+        PortMatch::Protocol(_) | PortMatch::Arp => 1,
+        PortMatch::Any => 1 << 20,
+    };
+    port.matches.iter().map(width).fold(0, u32::saturating_add)
 }

@@ -5,7 +5,7 @@ use std::sync::LazyLock;
 use super::error::{Place, PolicyErrors, Problem, Report, quote};
 use super::load::SourceText;
 use super::model::{Component, Path};
-use super::source::{CatalogueSpec, ProfileSource, Spec};
+use super::source::{CatalogueSpec, GroupSource, OptionSource, ProfileSource, Spec};
 use super::span::{Entries, Spanned};
 use super::validate::components::twice;
 use super::validate::{Scope, components, paths};
@@ -18,7 +18,20 @@ pub struct Catalogue {
     roles: Vec<Role>,
     components: Vec<Component>,
     paths: Vec<Path>,
+    groups: Vec<Group>,
+    options: Vec<ProfileOption>,
     profiles: Vec<Profile>,
+}
+
+/// A set of paths that profiles share.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Group {
+    /// As profiles name it.
+    pub name: String,
+    /// What its paths are for.
+    pub description: String,
+    /// Names of its paths.
+    pub paths: Vec<String>,
 }
 
 /// What a node may be.
@@ -37,23 +50,31 @@ pub struct Profile {
     pub name: String,
     /// For which nodes and clusters.
     pub description: String,
-    /// Names of its paths.
+    /// Names of the groups that it is made of.
+    pub groups: Vec<String>,
+    /// Names of all its paths, those of its groups included.
     pub paths: Vec<String>,
     /// What can be added to it, or taken away.
     pub options: Vec<ProfileOption>,
+    /// Components that must be placed.
+    pub requires: Vec<String>,
 }
 
 /// A variant of a profile.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub struct ProfileOption {
     /// As written in `options`.
     pub name: String,
     /// What it is for.
     pub description: String,
     /// Names of the paths it adds.
-    pub paths: Vec<String>,
-    /// Names of the profile's paths it takes away.
+    pub enable: Vec<String>,
+    /// Names of the paths it takes away.
     pub disable: Vec<String>,
+    /// Components that it guards.
+    pub guard: Vec<String>,
+    /// Components that must be placed.
+    pub requires: Vec<String>,
 }
 
 impl Catalogue {
@@ -84,6 +105,16 @@ impl Catalogue {
     /// All paths, in the order of the text.
     pub fn paths(&self) -> &[Path] {
         &self.paths
+    }
+
+    /// All groups, in the order of the text.
+    pub fn groups(&self) -> &[Group] {
+        &self.groups
+    }
+
+    /// All options, in the order of the text.
+    pub fn options(&self) -> &[ProfileOption] {
+        &self.options
     }
 
     /// All profiles, in the order of the text.
@@ -138,7 +169,15 @@ impl Catalogue {
             }
         }
         let paths = read_paths(scope, spec, &components);
-        let profiles = read_profiles(scope, &spec.profiles, &paths);
+        let groups = read_groups(scope, &spec.groups, &paths);
+        let options = read_options(scope, &spec.options, &paths, &components);
+        let known = Known {
+            paths: &paths,
+            components: &components,
+            groups: &groups,
+            options: &options,
+        };
+        let profiles = read_profiles(scope, &spec.profiles, &known);
         let role = |(name, text): &(Spanned<String>, Spanned<Spanned<String>>)| Role {
             name: name.value.clone(),
             description: text.value.value.clone(),
@@ -149,13 +188,16 @@ impl Catalogue {
             roles,
             components,
             paths,
+            groups,
+            options,
             profiles,
         }
     }
 }
 
 impl Profile {
-    /// Names of the paths with these options. Unknown options change nothing.
+    /// Names of the paths with these options. Unknown options change nothing. What one option takes
+    /// away, no other brings back.
     pub fn paths_with(&self, options: &[&str]) -> Vec<&str> {
         let chosen = || {
             self.options
@@ -163,13 +205,17 @@ impl Profile {
                 .filter(|option| options.contains(&option.name.as_str()))
         };
         let taken: Vec<&String> = chosen().flat_map(|option| &option.disable).collect();
-        let added = chosen().flat_map(|option| &option.paths);
-        self.paths
+        let mut names: Vec<&str> = Vec::new();
+        for name in self
+            .paths
             .iter()
-            .filter(|path| !taken.contains(path))
-            .chain(added)
-            .map(String::as_str)
-            .collect()
+            .chain(chosen().flat_map(|option| &option.enable))
+        {
+            if !taken.contains(&name) && !names.contains(&name.as_str()) {
+                names.push(name);
+            }
+        }
+        names
     }
 }
 
@@ -199,38 +245,113 @@ fn read_paths(
     found
 }
 
+/// What profiles may name.
+struct Known<'a> {
+    paths: &'a [Path],
+    components: &'a [Component],
+    groups: &'a [Group],
+    options: &'a [ProfileOption],
+}
+
+fn read_groups(
+    scope: &mut Scope<'_, '_>,
+    entries: &Entries<GroupSource>,
+    paths: &[Path],
+) -> Vec<Group> {
+    let mut groups = Vec::new();
+    for (name, source) in &entries.0 {
+        groups.push(Group {
+            name: name.value.clone(),
+            description: source.value.description.value.trim().to_owned(),
+            paths: path_names(scope, &source.value.paths, paths),
+        });
+    }
+    groups
+}
+
+fn read_options(
+    scope: &mut Scope<'_, '_>,
+    entries: &Entries<OptionSource>,
+    paths: &[Path],
+    components: &[Component],
+) -> Vec<ProfileOption> {
+    let mut options = Vec::new();
+    for (name, source) in &entries.0 {
+        let OptionSource {
+            description,
+            enable,
+            disable,
+            guard,
+            requires,
+        } = &source.value;
+        options.push(ProfileOption {
+            name: name.value.clone(),
+            description: description.value.trim().to_owned(),
+            enable: path_names(scope, enable, paths),
+            disable: path_names(scope, disable, paths),
+            guard: component_names(scope, guard, components),
+            requires: component_names(scope, requires, components),
+        });
+    }
+    options
+}
+
 fn read_profiles(
     scope: &mut Scope<'_, '_>,
     entries: &Entries<ProfileSource>,
-    paths: &[Path],
+    known: &Known<'_>,
 ) -> Vec<Profile> {
     let mut profiles = Vec::new();
     for (name, source) in &entries.0 {
         let ProfileSource {
             description,
+            groups,
             paths: own,
             options,
+            requires,
         } = &source.value;
-        let mut names = |texts: &[Spanned<String>]| path_names(scope, texts, paths);
-        let own = names(own);
-        let options = options
-            .0
-            .iter()
-            .map(|(name, option)| ProfileOption {
-                name: name.value.clone(),
-                description: option.value.description.value.trim().to_owned(),
-                paths: names(&option.value.paths),
-                disable: names(&option.value.disable),
+        let groups: Vec<&Group> = components::unique(scope, groups, |name| {
+            let found = known.groups.iter().find(|group| group.name == name);
+            found.ok_or_else(|| {
+                let names = known.groups.iter().map(|group| group.name.as_str());
+                Problem::unknown(format!("no group is called {}", quote(name)), name, names)
             })
+        });
+        let options = components::unique(scope, options, |name| {
+            let found = known.options.iter().find(|option| option.name == name);
+            found.cloned().ok_or_else(|| {
+                let names = known.options.iter().map(|option| option.name.as_str());
+                Problem::unknown(format!("no option is called {}", quote(name)), name, names)
+            })
+        });
+        let mut paths: Vec<String> = groups
+            .iter()
+            .flat_map(|group| group.paths.clone())
             .collect();
+        paths.extend(path_names(scope, own, known.paths));
         profiles.push(Profile {
             name: name.value.clone(),
             description: description.value.trim().to_owned(),
-            paths: own,
+            groups: groups.iter().map(|group| group.name.clone()).collect(),
+            paths,
             options,
+            requires: component_names(scope, requires, known.components),
         });
     }
     profiles
+}
+
+fn component_names(
+    scope: &mut Scope<'_, '_>,
+    texts: &[Spanned<String>],
+    components: &[Component],
+) -> Vec<String> {
+    components::unique(scope, texts, |name| {
+        if components.iter().any(|component| component.name == name) {
+            return Ok(name.to_owned());
+        }
+        Err(components::unknown(name, components))
+    })
 }
 
 fn path_names(scope: &mut Scope<'_, '_>, texts: &[Spanned<String>], paths: &[Path]) -> Vec<String> {
@@ -263,27 +384,33 @@ mod tests {
     #[test]
     fn the_builtin_catalogue_is_valid_and_whole() {
         let catalogue = Catalogue::read(TEXT).unwrap_or_else(|errors| panic!("{errors}"));
-        for path in &catalogue.paths {
-            let used = catalogue.profiles.iter().any(|profile| {
-                let added = profile.options.iter().flat_map(|option| &option.paths);
-                profile
-                    .paths
-                    .iter()
-                    .chain(added)
-                    .any(|name| *name == path.name)
-            });
-            assert!(used, "no profile has path {}", path.name);
-        }
         for profile in &catalogue.profiles {
-            for option in &profile.options {
-                for name in &option.disable {
-                    assert!(
-                        profile.paths.contains(name),
-                        "{} disables {name}",
-                        option.name
-                    );
-                }
+            for name in &profile.paths {
+                let times = profile.paths.iter().filter(|other| *other == name).count();
+                assert_eq!(times, 1, "{} has {name} more than once", profile.name);
             }
+        }
+        for option in &catalogue.options {
+            let chosen = |profile: &Profile| profile.options.iter().any(|o| o.name == option.name);
+            let with: Vec<&Profile> = catalogue.profiles.iter().filter(|p| chosen(p)).collect();
+            assert!(!with.is_empty(), "no profile has option {}", option.name);
+            for name in &option.enable {
+                let free = with.iter().any(|profile| !profile.paths.contains(name));
+                assert!(
+                    free,
+                    "{} enables {name}, which all its profiles have",
+                    option.name
+                );
+            }
+            assert!(!option.enable.is_empty(), "{} enables nothing", option.name);
+        }
+        for group in &catalogue.groups {
+            let used = |profile: &Profile| profile.groups.contains(&group.name);
+            assert!(
+                catalogue.profiles.iter().any(used),
+                "no profile has group {}",
+                group.name
+            );
         }
     }
 

@@ -22,6 +22,9 @@ pub struct SourceText {
 /// Files that are longer are refused before they are parsed.
 pub const MAX_FILE_BYTES: u64 = 4 << 20;
 
+/// What stands for standard input where a file is wanted.
+pub const STANDARD_INPUT: &str = "-";
+
 /// How the files with a policy's own tests end.
 pub const CASES_SUFFIX: &str = ".cases.yaml";
 
@@ -67,13 +70,23 @@ pub fn read_sources(inputs: &[PathBuf]) -> Result<Vec<SourceText>, PolicyErrors>
         .collect()
 }
 
-/// Reads one file within the limits.
+/// Reads one file, or standard input for `-`, within the limits.
 pub fn read_source(path: &Path) -> Result<SourceText, PolicyError> {
-    let name = path.display().to_string();
     let mut bytes = Vec::new();
-    File::open(path)
-        .and_then(|file| file.take(MAX_FILE_BYTES + 1).read_to_end(&mut bytes))
-        .map_err(|error| cannot_read(&name, &error))?;
+    let name = if path == Path::new(STANDARD_INPUT) {
+        let name = "standard input".to_owned();
+        io::stdin()
+            .take(MAX_FILE_BYTES + 1)
+            .read_to_end(&mut bytes)
+            .map_err(|error| cannot_read(&name, &error))?;
+        name
+    } else {
+        let name = path.display().to_string();
+        File::open(path)
+            .and_then(|file| file.take(MAX_FILE_BYTES + 1).read_to_end(&mut bytes))
+            .map_err(|error| cannot_read(&name, &error))?;
+        name
+    };
     if bytes.len() as u64 > MAX_FILE_BYTES {
         return Err(too_long(&name));
     }

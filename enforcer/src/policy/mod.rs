@@ -5,7 +5,7 @@
 //! (`validate`, with the built-in [`catalogue`]) → [`model`]. Nothing here touches the kernel, and the
 //! only I/O is reading the files.
 //!
-//! [`cases`] reads a policy's own tests, [`render`] tells what was understood, [`schema`] is for editors.
+//! [`cases`] reads a policy's own tests, [`render`] tells what was understood, [`written`] writes documents, [`schema`] is for editors.
 
 pub mod cases;
 pub mod catalogue;
@@ -14,6 +14,7 @@ pub mod load;
 pub mod model;
 pub mod render;
 pub mod schema;
+pub mod written;
 
 mod scalar;
 mod source;

@@ -38,6 +38,8 @@ pub struct Policy {
     /// Networks that pods get their addresses from; a packet from a pod's interface with a source
     /// outside them is forged.
     pub pod_networks: Vec<IpNet>,
+    /// Networks of services' virtual addresses: what leads there leads to pods.
+    pub service_networks: Vec<IpNet>,
     /// All components that the catalogue or the inventory names. Unique names.
     pub components: Vec<Component>,
     /// Virtual addresses: each one more address of the endpoint behind it.
@@ -63,6 +65,9 @@ pub struct Node {
     pub uplinks: Vec<String>,
     /// Host ends of pods' interfaces. Names or globs (`cali*`).
     pub pod_interfaces: Vec<String>,
+    /// The part of the pod networks that this node's pods get their addresses from; empty where
+    /// nobody knows, and then a pod may be on any node.
+    pub pod_networks: Vec<IpNet>,
     /// Where this node's cgroups start, below the cgroup2 mount; `/` unless said otherwise.
     pub cgroup_root: String,
 }
@@ -80,6 +85,8 @@ pub struct Component {
     pub in_pod_networks: bool,
     /// Further addresses it has.
     pub addresses: Vec<IpNet>,
+    /// It is at every address that nothing else in the inventory has, unless `addresses` says where.
+    pub outside: bool,
     /// cgroups of its processes, below the node's cgroup root. Absolute, may hold globs per segment
     /// (`/kubepods.slice/*-pod1234*`). A process in a cgroup below belongs to it, too; the deepest
     /// declared cgroup wins.
@@ -101,6 +108,8 @@ pub struct Port {
     pub matches: Vec<PortMatch>,
     /// May be reached, and bound, on a loopback address only.
     pub loopback_only: bool,
+    /// What a person should know who was denied here; empty where nobody wrote it down.
+    pub denial: String,
 }
 
 /// A set of ports, message types or protocols.
@@ -168,6 +177,10 @@ pub struct Path {
     pub document: String,
     /// What people see when it is missing, empty where nobody wrote it down.
     pub symptom: String,
+    /// The first Kubernetes version that has it (`1.18`), empty for all.
+    pub since: String,
+    /// The first Kubernetes version that has it no more (`1.24`), empty for none.
+    pub until: String,
     /// `catalogue`, or `FILE:LINE`.
     pub origin: String,
 }
@@ -200,5 +213,10 @@ impl Component {
     /// It covers every address of a family, so everybody is part of it (`world`).
     pub fn is_everyone(&self) -> bool {
         self.addresses.iter().any(|net| net.prefix_len() == 0)
+    }
+
+    /// It is wherever nothing else is: `addresses` would say where.
+    pub fn is_elsewhere(&self) -> bool {
+        self.outside && self.addresses.is_empty()
     }
 }

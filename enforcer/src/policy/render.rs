@@ -2,7 +2,7 @@
 
 use std::fmt::Write;
 
-use comfy_table::{ContentArrangement, LineStyle, Table, TableStyle};
+use comfy_table::{ColumnConstraint, ContentArrangement, LineStyle, Table, TableStyle};
 use serde::Serialize;
 
 use super::model::{Component, Locality, Mode, Node, OtherTraffic, Path, Policy, Port};
@@ -24,6 +24,8 @@ pub struct Summary {
     pub nodes: Vec<NodeSummary>,
     /// Networks of pods, CIDR.
     pub pod_networks: Vec<String>,
+    /// Networks of services, CIDR.
+    pub service_networks: Vec<String>,
     /// The components.
     pub components: Vec<ComponentSummary>,
     /// The paths in force.
@@ -46,6 +48,8 @@ pub struct NodeSummary {
     pub uplinks: Vec<String>,
     /// Host ends of pods' interfaces.
     pub pod_interfaces: Vec<String>,
+    /// Its part of the pod networks, CIDR.
+    pub pod_networks: Vec<String>,
     /// Where its cgroups start.
     pub cgroup_root: String,
     /// Components that run on it by its roles.
@@ -66,6 +70,8 @@ pub struct ComponentSummary {
     pub runs_on: Vec<String>,
     /// Whether it lives in the pod networks.
     pub in_pod_networks: bool,
+    /// Whether it is at every address that nothing else has.
+    pub outside: bool,
     /// Further addresses, CIDR.
     pub addresses: Vec<String>,
     /// cgroups of its processes.
@@ -90,6 +96,9 @@ pub struct PortSummary {
     pub matches: Vec<String>,
     /// Reached and bound on a loopback address only.
     pub loopback_only: bool,
+    /// What a person should know who was denied here.
+    #[serde(skip_serializing_if = "String::is_empty")]
+    pub denial: String,
     /// Virtual addresses that lead to it, with protocol.
     pub services: Vec<String>,
 }
@@ -119,6 +128,12 @@ pub struct PathSummary {
     pub document: String,
     /// What people see when it is missing.
     pub symptom: String,
+    /// The first Kubernetes version that has it; empty for all.
+    #[serde(skip_serializing_if = "String::is_empty")]
+    pub since: String,
+    /// The first Kubernetes version that has it no more; empty for none.
+    #[serde(skip_serializing_if = "String::is_empty")]
+    pub until: String,
     /// `catalogue`, or `FILE:LINE`.
     pub origin: String,
 }
@@ -137,6 +152,7 @@ pub fn summary(policy: &Policy) -> Summary {
             .map(|node| node_summary(policy, node))
             .collect(),
         pod_networks: texts(&policy.pod_networks),
+        service_networks: texts(&policy.service_networks),
         components: policy
             .components
             .iter()
@@ -178,6 +194,13 @@ pub fn describe(policy: &Policy) -> String {
             text,
             "  pods have addresses in {}",
             summary.pod_networks.join(", ")
+        );
+    }
+    if !summary.service_networks.is_empty() {
+        let _ = writeln!(
+            text,
+            "  services have addresses in {}",
+            summary.service_networks.join(", ")
         );
     }
     for (title, table) in [
@@ -223,6 +246,7 @@ fn node_summary(policy: &Policy, node: &Node) -> NodeSummary {
         roles: node.roles.clone(),
         uplinks: node.uplinks.clone(),
         pod_interfaces: node.pod_interfaces.clone(),
+        pod_networks: texts(&node.pod_networks),
         cgroup_root: node.cgroup_root.clone(),
         components: here().map(|component| component.name.clone()).collect(),
         processes_without_cgroup: here()
@@ -242,6 +266,7 @@ fn component_summary(
         description: component.description.clone(),
         runs_on: component.runs_on.clone(),
         in_pod_networks: component.in_pod_networks,
+        outside: component.is_elsewhere(),
         addresses: texts(&component.addresses),
         cgroups: component.cgroups.clone(),
         part_of: component.part_of.clone(),
@@ -269,6 +294,7 @@ fn port_summary(policy: &Policy, component: &Component, port: &Port) -> PortSumm
         name: port.name.clone(),
         matches: texts(&port.matches),
         loopback_only: port.loopback_only,
+        denial: port.denial.clone(),
         services,
     }
 }
@@ -288,6 +314,8 @@ fn path_summary(policy: &Policy, path: &Path) -> PathSummary {
         because: path.because.clone(),
         document: path.document.clone(),
         symptom: path.symptom.clone(),
+        since: path.since.clone(),
+        until: path.until.clone(),
         origin: path.origin.clone(),
     }
 }
@@ -307,6 +335,9 @@ fn nodes_table(nodes: &[NodeSummary]) -> Table {
         }
         if !node.pod_interfaces.is_empty() {
             interfaces.push(format!("pods {}", node.pod_interfaces.join(", ")));
+        }
+        if !node.pod_networks.is_empty() {
+            interfaces.push(format!("pods in {}", node.pod_networks.join(", ")));
         }
         if node.cgroup_root != "/" {
             interfaces.push(format!("cgroups below {}", node.cgroup_root));
@@ -347,6 +378,9 @@ fn whereabouts(component: &ComponentSummary) -> String {
     }
     if !component.addresses.is_empty() {
         lines.push(component.addresses.join(", "));
+    }
+    if component.outside {
+        lines.push("anywhere outside of the cluster".to_owned());
     }
     if !component.cgroups.is_empty() {
         lines.push(format!("cgroups {}", component.cgroups.join(", ")));
@@ -419,6 +453,10 @@ fn table(header: &[&str]) -> Table {
         .set_content_arrangement(ContentArrangement::Dynamic)
         .set_width(TABLE_WIDTH)
         .set_header(header.iter().copied());
+    // Names are looked for, so they are never broken.
+    if let Some(names) = table.column_mut(0) {
+        names.set_constraint(ColumnConstraint::ContentWidth);
+    }
     table
 }
 

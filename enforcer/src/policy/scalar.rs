@@ -136,6 +136,19 @@ pub(crate) fn pod_network(text: &str) -> Result<IpNet, Problem> {
     Ok(net)
 }
 
+/// A network of services' virtual addresses: as a network of pods.
+pub(crate) fn service_network(text: &str) -> Result<IpNet, Problem> {
+    let help =
+        "write the networks that services get their addresses from (`--service-cluster-ip-range`)";
+    pod_network(text).map_err(|problem| match network(text) {
+        Ok(net) if net.prefix_len() == 0 => Problem::new(
+            format!("{} would make everybody a service", quote(text)),
+            help,
+        ),
+        _ => problem,
+    })
+}
+
 /// A component's network or address: not loopback, where every host has its own.
 pub(crate) fn component_network(text: &str) -> Result<IpNet, Problem> {
     let net = network(text)?;
@@ -169,6 +182,21 @@ pub(crate) fn service_address(text: &str) -> Result<(IpAddr, u16), Problem> {
         ));
     }
     Ok((socket.ip(), socket.port()))
+}
+
+/// A version of Kubernetes: major and minor.
+pub(crate) fn version(text: &str) -> Result<(u32, u32), Problem> {
+    let parts = text.split_once('.');
+    let parsed = parts.and_then(|(major, minor)| {
+        let number = |part: &str| is_number(part).then(|| part.parse().ok()).flatten();
+        Some((number(major)?, number(minor)?))
+    });
+    parsed.ok_or_else(|| {
+        Problem::new(
+            format!("{} is no version of Kubernetes", quote(text)),
+            "write major and minor version in quotes: `\"1.20\"`",
+        )
+    })
 }
 
 /// `component:port`, each a name.

@@ -67,6 +67,9 @@ pub(crate) struct InventorySpec {
     /// another source address is forged.
     #[serde(default)]
     pub pod_networks: Vec<Spanned<String>>,
+    /// Networks (CIDR) that services get their virtual addresses from: what leads there leads to pods.
+    #[serde(default)]
+    pub service_networks: Vec<Spanned<String>>,
     /// Virtual addresses by the endpoint behind them: `"apiserver:secure": ["10.96.0.1:443"]`.
     #[serde(default)]
     pub services: Entries<Vec<Spanned<String>>>,
@@ -95,6 +98,10 @@ pub(crate) struct NodeSource {
     /// Host ends of the pods' interfaces: names or globs (`cali*`).
     #[serde(default)]
     pub pod_interfaces: Vec<Spanned<String>>,
+    /// The part of the pod networks that this node's pods get their addresses from. Without it nobody
+    /// knows on which node a pod is.
+    #[serde(default)]
+    pub pod_networks: Vec<Spanned<String>>,
     /// Where this node's cgroups start, below the cgroup2 mount; `/` unless said otherwise.
     pub cgroup_root: Option<Spanned<String>>,
 }
@@ -111,6 +118,9 @@ pub(crate) struct ComponentSource {
     pub in_pod_networks: Option<bool>,
     /// Addresses or networks where it is.
     pub addresses: Option<Vec<Spanned<String>>>,
+    /// It is outside of the cluster: at every address that nothing in the inventory has, unless
+    /// `addresses` says where.
+    pub outside: Option<bool>,
     /// cgroups of its processes, absolute below the node's cgroup root, with globs per segment. A process
     /// in a cgroup below belongs to it, too; the deepest declared cgroup wins.
     pub cgroups: Option<Vec<Spanned<String>>>,
@@ -124,12 +134,13 @@ pub(crate) struct ComponentSource {
     pub ports: Entries<PortSource>,
 }
 
-/// A named port: `2379/tcp`, or several, or with `match` and `loopbackOnly`.
+/// A named port: `2379/tcp`, or several, or with `match`, `loopbackOnly` and `denial`.
 #[derive(Debug)]
 pub(crate) struct PortSource {
     /// The texts; those without a place of their own are at the port's place.
     pub matches: Vec<Spanned<String>>,
     pub loopback_only: bool,
+    pub denial: Option<Spanned<String>>,
 }
 
 /// A named port with its locks.
@@ -142,6 +153,8 @@ pub(crate) struct DetailedPort {
     /// It may be reached, and bound, on a loopback address only.
     #[serde(default)]
     pub loopback_only: bool,
+    /// What a person should know who was denied here: what the port is, and why so few may use it.
+    pub denial: Option<Spanned<String>>,
 }
 
 /// One text or several.
@@ -152,11 +165,14 @@ pub(crate) struct Texts(pub Vec<Spanned<String>>);
 #[derive(Debug, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub(crate) struct PathPolicySpec {
-    /// A set of documented paths from the catalogue: `control-plane` or `worker`.
+    /// A set of documented paths from the catalogue: `control-plane-stacked-etcd`, `worker` …
     pub profile: Option<Spanned<String>>,
-    /// Options of the profile: `insecure-port`.
+    /// Options of the profile: `konnectivity`, `load-balancer` …
     #[serde(default)]
     pub options: Vec<Spanned<String>>,
+    /// Further paths of the catalogue, by name; also ones that an option disables.
+    #[serde(default)]
+    pub enable: Vec<Spanned<String>>,
     /// `DryRun`: judged and told, nothing is dropped. `Enforce`: what is denied is dropped.
     #[schemars(with = "String", extend("enum" = MODES))]
     pub mode: Option<Spanned<String>>,
@@ -167,7 +183,7 @@ pub(crate) struct PathPolicySpec {
     /// Paths of your own, in addition to the profile's.
     #[serde(default)]
     pub paths: Vec<Spanned<PathSource>>,
-    /// Paths of the profile to leave out.
+    /// Paths of the profile and its options to leave out.
     #[serde(default)]
     pub disable: Vec<Spanned<String>>,
 }
@@ -209,6 +225,12 @@ pub(crate) struct PathSource {
     pub symptom: Option<Spanned<String>>,
     /// The document that names it.
     pub document: Option<Spanned<String>>,
+    /// The first Kubernetes version that has it: `"1.18"`.
+    #[schemars(extend("pattern" = VERSION_PATTERN))]
+    pub since: Option<Spanned<String>>,
+    /// The first Kubernetes version that has it no more: `"1.20"`.
+    #[schemars(extend("pattern" = VERSION_PATTERN))]
+    pub until: Option<Spanned<String>>,
 }
 
 /// The built-in data.
@@ -219,7 +241,19 @@ pub(crate) struct CatalogueSpec {
     pub roles: Entries<Spanned<String>>,
     pub components: Entries<ComponentSource>,
     pub paths: Vec<Spanned<PathSource>>,
+    /// Sets of paths that profiles share.
+    pub groups: Entries<GroupSource>,
+    /// What can be added to profiles.
+    pub options: Entries<OptionSource>,
     pub profiles: Entries<ProfileSource>,
+}
+
+/// A set of paths that profiles share.
+#[derive(Debug, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub(crate) struct GroupSource {
+    pub description: Spanned<String>,
+    pub paths: Vec<Spanned<String>>,
 }
 
 /// A set of paths that a user picks by name.
@@ -227,22 +261,36 @@ pub(crate) struct CatalogueSpec {
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub(crate) struct ProfileSource {
     pub description: Spanned<String>,
-    pub paths: Vec<Spanned<String>>,
+    /// Groups whose paths it has.
+    pub groups: Vec<Spanned<String>>,
+    /// Further paths.
     #[serde(default)]
-    pub options: Entries<OptionSource>,
+    pub paths: Vec<Spanned<String>>,
+    /// Options that it may have.
+    #[serde(default)]
+    pub options: Vec<Spanned<String>>,
+    /// Components without which it makes no sense.
+    #[serde(default)]
+    pub requires: Vec<Spanned<String>>,
 }
 
-/// What an option changes in its profile.
+/// What an option changes in a profile.
 #[derive(Debug, Deserialize)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub(crate) struct OptionSource {
     pub description: Spanned<String>,
     /// Paths it adds.
     #[serde(default)]
-    pub paths: Vec<Spanned<String>>,
+    pub enable: Vec<Spanned<String>>,
     /// Paths it removes.
     #[serde(default)]
     pub disable: Vec<Spanned<String>>,
+    /// Components that it guards.
+    #[serde(default)]
+    pub guard: Vec<Spanned<String>>,
+    /// Components without which it makes no sense.
+    #[serde(default)]
+    pub requires: Vec<Spanned<String>>,
 }
 
 /// A policy's own tests: connections and the verdict expected, as one node sees them.
@@ -373,7 +421,7 @@ impl<'de> Visitor<'de> for PortVisitor {
 
     fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(
-            "a port such as 2379/tcp, a list of them, or an object with match and loopbackOnly",
+            "a port such as 2379/tcp, a list of them, or an object with match, loopbackOnly and denial",
         )
     }
 
@@ -381,6 +429,7 @@ impl<'de> Visitor<'de> for PortVisitor {
         Ok(PortSource {
             matches: TextsVisitor.visit_str::<E>(text)?.0,
             loopback_only: false,
+            denial: None,
         })
     }
 
@@ -404,6 +453,7 @@ impl<'de> Visitor<'de> for PortVisitor {
         Ok(PortSource {
             matches: TextsVisitor.visit_seq(items)?.0,
             loopback_only: false,
+            denial: None,
         })
     }
 
@@ -416,6 +466,7 @@ impl<'de> Visitor<'de> for PortVisitor {
         Ok(PortSource {
             matches,
             loopback_only: port.loopback_only,
+            denial: port.denial,
         })
     }
 }
@@ -495,5 +546,6 @@ impl JsonSchema for PortSource {
     }
 }
 
+const VERSION_PATTERN: &str = r"^[0-9]+\.[0-9]+$";
 const PORT_PATTERN: &str =
     r"^(any|arp|echo/icmp|(any|[0-9]+(-[0-9]+)?)/(tcp|udp|icmp|icmpv6)|[0-9]+/ip)$";

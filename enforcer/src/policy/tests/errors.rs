@@ -30,7 +30,7 @@ fn components_and_services() {
 fn policies_and_paths() {
     check_rows(SMALL, PATHS, |text| read(text).map(drop));
     let end = SMALL.find("  paths:").unwrap();
-    let text = SMALL[..end].replace("  profile: control-plane\n", "");
+    let text = SMALL[..end].replace("  profile: control-plane-stacked-etcd\n", "");
     check_text(
         &text,
         "18:1",
@@ -83,7 +83,7 @@ fn documents() {
     check_text("just text", "1:1", &["expected names with values"]);
     check_text("- a\n- b\n", "1:1", &["expected names with values"]);
     check_text(
-        "kind: Catalogue\nspec: {roles: {}, components: {}, paths: [], profiles: {}}",
+        "kind: Catalogue\nspec: {roles: {}, components: {}, paths: [], groups: {}, options: {}, profiles: {}}",
         "1:7",
         &["the catalogue is built in"],
     );
@@ -319,6 +319,13 @@ const COMPONENTS: &[Row] = &[
     ("['10.96.0.1:443']", "[»'127.0.0.1:443']", "a loopback address"),
     ("['10.96.0.1:443']", "['10.96.0.1:443', »'10.96.0.1:443']", "is here twice"),
     ("['10.96.0.1:443']", "['10.96.0.1:443']\n    backup:agent: [»'10.96.0.1:443']", "leads to `apiserver:secure` already"),
+    ("podNetworks: [10.244.0.0/16]", "podNetworks: [10.244.0.0/16]\n  serviceNetworks: [»10.244.3.0/24]", "`10.244.3.0/24` overlaps the pod network 10.244.0.0/16"),
+    ("podNetworks: [10.244.0.0/16]", "podNetworks: [10.244.0.0/16]\n  serviceNetworks: [»10.0.0.0/24]", "`10.0.0.0/24` holds 10.0.0.11 of node `cp1`"),
+    ("podNetworks: [10.244.0.0/16]", "podNetworks: [10.244.0.0/16]\n  serviceNetworks: [»0.0.0.0/0]", "would make everybody a service"),
+    ("roles: [worker] }", "roles: [worker], podNetworks: [»10.245.0.0/24] }", "`10.245.0.0/24` is in none of the `podNetworks` of the cluster … a part of 10.244.0.0/16"),
+    ("roles: [worker] }", "roles: [worker], podNetworks: [10.244.1.0/24] }\n    w2: { addresses: [10.0.0.22], podNetworks: [»10.244.1.128/25] }", "`10.244.1.128/25` overlaps 10.244.1.0/24 of node `w1`"),
+    ("roles: [worker] }", "roles: [worker], podNetworks: [10.244.1.0/24] }\n    w2: { addresses: [»10.244.1.1] }", "`10.244.1.1` is in 10.244.1.0/24, where the pods of node `w1` are"),
+    ("['10.96.0.1:443']", "[»'10.244.0.1:443']", "is in the pod network 10.244.0.0/16"),
     ("    backup: {", "    node: { partOf: [»etcd] }\n    backup: {", "`node` would be part of itself"),
 ];
 
@@ -329,14 +336,21 @@ const PATHS: &[Row] = &[
     ("mode: DryRun", "mode: »dryrun", "`dryrun` is no mode … did you mean `DryRun`?"),
     ("mode: DryRun", "mode: »Enforced", "did you mean `Enforce`?"),
     ("otherTraffic: Allow", "otherTraffic: »Deny", "`Deny` is no otherTraffic … `Allow` and `Drop`"),
-    ("profile: control-plane", "profile: »control-plan", "no profile is called … did you mean `control-plane`?"),
-    ("profile: control-plane", "options: [»insecure-port]", "belongs to a profile, and there is none"),
-    ("profile: control-plane", "disable: [»dns]", "belongs to a profile, and there is none"),
-    ("profile: control-plane", "profile: control-plane\n  options: [»insecure]", "profile `control-plane` has no option `insecure` … `insecure-port`"),
-    ("profile: control-plane", "profile: control-plane\n  options: [insecure-port, »insecure-port]", "is here twice"),
-    ("profile: control-plane", "profile: control-plane\n  disable: [»insecure-port]", "path `insecure-port` is not in profile `control-plane`"),
-    ("profile: control-plane", "profile: control-plane\n  disable: [»nds]", "did you mean `dns`?"),
-    ("profile: control-plane", "profile: control-plane\n  disable: [dns, »dns]", "is here twice"),
+    ("profile: control-plane-stacked-etcd", "profile: »control-plane-staked-etcd", "no profile is called … did you mean `control-plane-stacked-etcd`?"),
+    ("profile: control-plane-stacked-etcd", "options: [»insecure-port]", "belongs to a profile, and there is none"),
+    ("profile: control-plane-stacked-etcd", "disable: [»dns]", "belongs to a profile, and there is none"),
+    ("profile: control-plane-stacked-etcd", "profile: control-plane-single\n  options: [»load-balancer]", "profile `control-plane-single` has no option `load-balancer` … it has `insecure-port`, … `control-plane-stacked-etcd`, `control-plane-external-etcd`, `worker` have `load-balancer`"),
+    ("profile: control-plane-stacked-etcd", "profile: control-plane-stacked-etcd\n  options: [»konnectivity]", "option `konnectivity` needs `konnectivity-agent`, which is nowhere … write `konnectivity-agent: { addresses: [ADDRESS] }`, or `cgroups: [PATH]`"),
+    ("profile: control-plane-stacked-etcd", "profile: control-plane-stacked-etcd\n  enable: [»pod-to-outsid]", "the catalogue has no path `pod-to-outsid` … did you mean `pod-to-outside`?"),
+    ("profile: control-plane-stacked-etcd", "profile: control-plane-stacked-etcd\n  enable: [»dns]", "path `dns` is on already"),
+    ("profile: control-plane-stacked-etcd", "profile: control-plane-stacked-etcd\n  enable: [»dns]\n  disable: [dns]", "path `dns` is enabled and disabled"),
+    ("because: nightly", "since: »'1'\n      because: nightly", "`1` is no version of Kubernetes … `\"1.20\"`"),
+    ("because: nightly", "since: '1.20'\n      until: »'1.9'\n      because: nightly", "the path ends before it begins"),
+    ("profile: control-plane-stacked-etcd", "profile: control-plane-stacked-etcd\n  options: [»insecure]", "profile `control-plane-stacked-etcd` has no option `insecure` … `insecure-port`"),
+    ("profile: control-plane-stacked-etcd", "profile: control-plane-stacked-etcd\n  options: [insecure-port, »insecure-port]", "is here twice"),
+    ("profile: control-plane-stacked-etcd", "profile: control-plane-stacked-etcd\n  disable: [»insecure-port]", "path `insecure-port` is not in profile `control-plane-stacked-etcd`"),
+    ("profile: control-plane-stacked-etcd", "profile: control-plane-stacked-etcd\n  disable: [»nds]", "did you mean `dns`?"),
+    ("profile: control-plane-stacked-etcd", "profile: control-plane-stacked-etcd\n  disable: [dns, »dns]", "is here twice"),
     ("name: backup-to-etcd", "name: »dns", "path `dns` is in the profile already … disable: [dns]"),
     ("name: backup-to-etcd", "name: »Backup", "`Backup` is no name for a path"),
     ("name: backup-to-etcd", "name: »''", "no name for a path"),

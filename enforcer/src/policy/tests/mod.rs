@@ -31,7 +31,7 @@ apiVersion: enforcer.dev/v1alpha1
 kind: PathPolicy
 metadata: { name: small }
 spec:
-  profile: control-plane
+  profile: control-plane-stacked-etcd
   mode: DryRun
   otherTraffic: Allow
   paths:

@@ -84,7 +84,7 @@ fn paths_are_the_profile_with_options_less_the_disabled_and_the_users_own() {
     let backup = path("backup-to-etcd").unwrap();
     assert_eq!(
         (backup.origin.as_str(), backup.mode),
-        ("p.yaml:52", Some(Mode::DryRun))
+        ("p.yaml:56", Some(Mode::DryRun))
     );
     let metrics = path("gateway-metrics").unwrap();
     assert_eq!(metrics.because, "Probes\nover loopback.");
@@ -112,7 +112,7 @@ fn a_path_to_what_is_loopback_only_is_over_loopback() {
 
 #[test]
 fn without_a_profile_there_are_only_the_own_paths() {
-    let policy = good(&SMALL.replace("  profile: control-plane\n", ""));
+    let policy = good(&SMALL.replace("  profile: control-plane-stacked-etcd\n", ""));
     assert_eq!(policy.paths.len(), 1);
     assert!(
         policy.component("etcd").unwrap().guard,
@@ -133,7 +133,14 @@ fn every_profile_with_every_option_is_valid() {
             profile.name,
             options.join(", ")
         );
-        let policy = good(&SMALL.replace("profile: control-plane", &chosen));
+        let placed = "    admin: { addresses: [192.0.2.1] }
+    load-balancer: { addresses: [10.0.0.5] }
+    konnectivity-agent: { cgroups: [/agent] }
+    monitoring: { cgroups: [/monitoring] }
+    dns: { addresses: [10.244.0.9] }
+    backup:";
+        let text = SMALL.replace("    backup:", placed);
+        let policy = good(&text.replace("profile: control-plane-stacked-etcd", &chosen));
         assert_eq!(
             policy.paths.len(),
             profile.paths_with(&options).len() + 1,
@@ -144,13 +151,65 @@ fn every_profile_with_every_option_is_valid() {
 }
 
 #[test]
+fn every_path_that_is_off_is_turned_on_by_one_line() {
+    for path in Catalogue::builtin().paths() {
+        let profile = "profile: control-plane-stacked-etcd";
+        let base = good(SMALL);
+        let on = base.paths.iter().any(|known| known.name == path.name);
+        let line = if on { "disable" } else { "enable" };
+        let placed = "    monitoring: { cgroups: [/monitoring] }\n    backup:";
+        let text = SMALL.replace("    backup:", placed);
+        let policy = good(&text.replace(profile, &format!("{profile}\n  {line}: [{}]", path.name)));
+        let now = policy.paths.iter().any(|known| known.name == path.name);
+        assert_eq!(now, !on, "{line}: [{}]", path.name);
+    }
+}
+
+#[test]
+fn what_a_user_enables_no_option_disables() {
+    let text = SMALL
+        .replace(
+            "    backup:",
+            "    konnectivity-agent: { cgroups: [/agent] }\n    backup:",
+        )
+        .replace(
+            "  mode:",
+            "  options: [konnectivity]\n  enable: [apiserver-to-webhook]\n  mode:",
+        );
+    let policy = good(&text);
+    let has = |name: &str| policy.paths.iter().any(|path| path.name == name);
+    assert!(has("konnectivity-agent-to-server") && has("apiserver-to-webhook"));
+    assert!(!has("apiserver-to-kubelet"), "the direct way closes");
+    let server = policy.component("konnectivity-server").unwrap();
+    assert!(server.guard, "an option guards");
+    let open = text.replace(
+        "    backup:",
+        "    konnectivity-server: { guard: false }\n    backup:",
+    );
+    assert!(!good(&open).component("konnectivity-server").unwrap().guard);
+    assert!(!good(SMALL).component("konnectivity-server").unwrap().guard);
+}
+
+#[test]
+fn a_denial_text_stays_with_its_port() {
+    let text = SMALL.replace(
+        "    backup:",
+        "    etcd: { ports: { client: 4001/tcp, peer: { match: 7001/tcp, denial: mine } } }\n    backup:",
+    );
+    let policy = good(&text);
+    let denial = |port: &str| &policy.component("etcd").unwrap().port(port).unwrap().denial;
+    assert!(denial("client").contains("every secret"));
+    assert_eq!(denial("peer"), "mine");
+}
+
+#[test]
 fn notes_tell_what_is_inert() {
     let noted = |from: &str, to: &str| good(&SMALL.replace(from, to)).notes.join("\n");
     for (from, to, fragment) in [
         (
             "",
             "",
-            "component `admin` has no addresses and no cgroups: it can not use paths `admin-to-apiserver`",
+            "component `admin` has no addresses and no cgroups: it can not use paths `admin-to-apiserver` and `admin-to-node`",
         ),
         (
             "",
@@ -166,11 +225,6 @@ fn notes_tell_what_is_inert() {
             "  podNetworks: [10.244.0.0/16]\n",
             "",
             "component `pods` lives in the pod networks, and `podNetworks` is empty",
-        ),
-        (
-            "roles: [control-plane, etcd]",
-            "roles: [control-plane]",
-            "component `etcd` runs on nodes of role `etcd`, and there are none",
         ),
         (
             "otherTraffic: Allow",
@@ -228,7 +282,7 @@ fn the_description_names_everything() {
             "what is denied is dropped",
             "loopback only",
             "also 10.96.0.1:443/tcp",
-            "p.yaml:52",
+            "p.yaml:56",
             "same node",
         ])
     {

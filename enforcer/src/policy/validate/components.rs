@@ -94,7 +94,7 @@ fn clash<'a>(ends: &[End<'a>], nodes: &[Node]) -> Option<(End<'a>, End<'a>)> {
         |a: &Component, b: &Component| nodes.iter().any(|node| a.runs_on(node) && b.runs_on(node));
     let locked = ends
         .iter()
-        .filter(|(_, port)| port.loopback_only)
+        .filter(|(component, port)| component.guard && port.loopback_only)
         .take(MAX_COMPARED);
     let open = || ends.iter().filter(|(_, port)| !port.loopback_only);
     locked
@@ -118,6 +118,7 @@ fn blank(name: &str) -> Component {
         runs_on: Vec::new(),
         in_pod_networks: false,
         addresses: Vec::new(),
+        outside: false,
         cgroups: Vec::new(),
         part_of: Vec::new(),
         ports: Vec::new(),
@@ -131,6 +132,7 @@ fn apply(scope: &mut Scope<'_, '_>, component: &mut Component, source: &Componen
         runs_on,
         in_pod_networks,
         addresses,
+        outside,
         cgroups,
         part_of,
         guard,
@@ -157,6 +159,7 @@ fn apply(scope: &mut Scope<'_, '_>, component: &mut Component, source: &Componen
         component.part_of = unique(scope, names, |name| Ok(name.to_owned()));
     }
     component.in_pod_networks = in_pod_networks.unwrap_or(component.in_pod_networks);
+    component.outside = outside.unwrap_or(component.outside);
     component.guard = guard.unwrap_or(component.guard);
     for (name, port) in ports.0.iter().take(MAX_PORTS) {
         set_port(scope, component, name, port);
@@ -175,6 +178,11 @@ fn set_port(
     scope.ok(name.span, scalar::name(&name.value, "port"));
     let matches = read_matches(scope, component, &name.value, source);
     let loopback_only = source.value.loopback_only;
+    let denial = source
+        .value
+        .denial
+        .as_ref()
+        .map(|text| text.value.trim().to_owned());
     match component
         .ports
         .iter_mut()
@@ -183,11 +191,14 @@ fn set_port(
         Some(port) => {
             port.matches = matches;
             port.loopback_only = loopback_only;
+            // What was known of the port is true of it wherever it is.
+            port.denial = denial.unwrap_or(std::mem::take(&mut port.denial));
         }
         None => component.ports.push(Port {
             name: name.value.clone(),
             matches,
             loopback_only,
+            denial: denial.unwrap_or_default(),
         }),
     }
 }

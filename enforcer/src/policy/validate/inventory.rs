@@ -6,8 +6,8 @@ use std::net::IpAddr;
 
 use ipnet::IpNet;
 
-use super::Scope;
 use super::components::{self, twice, unique, unknown, unknown_port};
+use super::{Scope, networks};
 use crate::policy::catalogue::Catalogue;
 use crate::policy::error::{Problem, quote};
 use crate::policy::model::{Component, Node, Port, PortMatch, Service};
@@ -19,6 +19,7 @@ use crate::policy::span::{Entries, Span, Spanned};
 pub(crate) struct Placed {
     pub nodes: Vec<Node>,
     pub pod_networks: Vec<IpNet>,
+    pub service_networks: Vec<IpNet>,
     pub components: Vec<Component>,
     pub services: Vec<Service>,
     /// Names of the components that the inventory itself mentions.
@@ -31,8 +32,9 @@ pub(crate) fn read(
     catalogue: &Catalogue,
 ) -> Placed {
     let InventorySpec {
-        nodes,
-        pod_networks,
+        nodes: node_entries,
+        pod_networks: pod_texts,
+        service_networks: service_texts,
         services,
         components,
     } = &spec.value;
@@ -42,13 +44,17 @@ pub(crate) fn read(
         .map(|(name, _)| name.value.clone())
         .collect();
     let placed = components::read(scope, components, catalogue.components());
-    let nodes = read_nodes(scope, nodes, spec.span, &placed, catalogue);
+    let nodes = read_nodes(scope, node_entries, spec.span, &placed, catalogue);
     components::check_contradictions(scope, components, &placed, &nodes);
-    let pod_networks = unique(scope, pod_networks, scalar::pod_network);
-    let services = read_services(scope, services, &placed, &nodes);
+    let pod_networks = unique(scope, pod_texts, scalar::pod_network);
+    let service_networks = unique(scope, service_texts, scalar::service_network);
+    networks::check_nodes(scope, node_entries, &pod_networks);
+    networks::check_services(scope, service_texts, &pod_networks, &nodes);
+    let services = read_services(scope, services, &placed, &nodes, &pod_networks);
     Placed {
         nodes,
         pod_networks,
+        service_networks,
         components: placed,
         services,
         declared,
@@ -121,6 +127,7 @@ fn read_node(
         roles,
         uplinks,
         pod_interfaces,
+        pod_networks,
         cgroup_root,
     } = &source.value;
     if addresses.is_empty() {
@@ -138,6 +145,7 @@ fn read_node(
         roles: unique(scope, roles, |role| Ok(role.to_owned())),
         uplinks: unique(scope, uplinks, interface),
         pod_interfaces: unique(scope, pod_interfaces, interface),
+        pod_networks: unique(scope, pod_networks, scalar::pod_network),
         cgroup_root: read_cgroup_root(scope, cgroup_root.as_ref()),
     };
     for text in pod_interfaces {
@@ -187,6 +195,7 @@ fn read_services(
     entries: &Entries<Vec<Spanned<String>>>,
     components: &[Component],
     nodes: &[Node],
+    pod_networks: &[IpNet],
 ) -> Vec<Service> {
     let by_name: HashMap<&str, &Component> = components
         .iter()
@@ -219,6 +228,9 @@ fn read_services(
             };
             if let Some(node) = node_of.get(&found.0) {
                 scope.error(text.span, || node_address(&text.value, node));
+            }
+            if let Some(net) = pod_networks.iter().find(|net| net.contains(&found.0)) {
+                scope.error(text.span, || networks::pods_address(&text.value, net));
             }
             for service in behind.at(found) {
                 if let Some(owner) = owners.insert((service.address, service.at), &key.value) {

@@ -3,6 +3,7 @@
 
 pub(crate) mod components;
 pub(crate) mod inventory;
+pub(crate) mod networks;
 pub(crate) mod notes;
 pub(crate) mod paths;
 
@@ -11,9 +12,10 @@ use sha2::{Digest, Sha256};
 use super::catalogue::Catalogue;
 use super::error::{Place, Problem, Report, list};
 use super::load::SourceText;
-use super::model::Policy;
+use super::model::{Component, Policy};
 use super::source::{Document, InventorySpec, PathPolicySpec, Spec};
 use super::span::{Span, Spanned};
+use paths::Required;
 
 /// Checks all documents together. `None` if something was reported.
 pub(crate) fn policy(
@@ -27,7 +29,7 @@ pub(crate) fn policy(
         file: inventory.file,
         report,
     };
-    let placed = inventory::read(&mut scope, &inventory.spec, catalogue);
+    let mut placed = inventory::read(&mut scope, &inventory.spec, catalogue);
 
     let mut scope = Scope {
         file: path_policy.file,
@@ -43,6 +45,7 @@ pub(crate) fn policy(
         catalogue,
         &placed.components,
     );
+    guard(&mut placed.components, &chosen.guard, &inventory.spec.value);
     if !report.is_clean() {
         return None;
     }
@@ -52,14 +55,63 @@ pub(crate) fn policy(
         other_traffic: chosen.other_traffic?,
         nodes: placed.nodes,
         pod_networks: placed.pod_networks,
+        service_networks: placed.service_networks,
         components: placed.components,
         services: placed.services,
         paths: chosen.paths,
         notes: Vec::new(),
         digest: digest(sources, catalogue),
     };
+    let mut scope = Scope {
+        file: path_policy.file,
+        report,
+    };
+    require(&mut scope, &policy, &chosen.requires);
     policy.notes = notes::of(&policy, &placed.declared, catalogue);
     Some(policy)
+}
+
+/// What an option guards is guarded, unless the inventory says otherwise.
+fn guard(components: &mut [Component], names: &[String], inventory: &InventorySpec) {
+    for component in components {
+        let said = inventory
+            .components
+            .0
+            .iter()
+            .any(|(name, source)| name.value == component.name && source.value.guard.is_some());
+        component.guard |= names.contains(&component.name) && !said;
+    }
+}
+
+/// What a profile or an option can not do without must be somewhere.
+fn require(scope: &mut Scope<'_, '_>, policy: &Policy, required: &[Required]) {
+    let places = notes::Places::of(policy);
+    for Required {
+        component: name,
+        by,
+        span,
+    } in required
+    {
+        let Some(component) = policy.component(name) else {
+            continue;
+        };
+        if !places.is_inert(component) {
+            continue;
+        }
+        let help = match component.runs_on.as_slice() {
+            [] => format!(
+                "write `{name}: {{ addresses: [ADDRESS] }}`, or `cgroups: [PATH]` for processes of the nodes, under \
+                 `components` in the Inventory"
+            ),
+            roles => format!(
+                "give a node `roles: [{}]` in the Inventory",
+                roles.join(", ")
+            ),
+        };
+        scope.error(*span, || {
+            Problem::new(format!("{by} needs `{name}`, which is nowhere"), help)
+        });
+    }
 }
 
 /// Where errors go while one document is checked.

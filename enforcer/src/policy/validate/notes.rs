@@ -4,7 +4,7 @@ use std::collections::{HashMap, HashSet};
 
 use crate::policy::catalogue::Catalogue;
 use crate::policy::error::{list, nearest};
-use crate::policy::model::{Component, OtherTraffic, Path, Policy, PortMatch};
+use crate::policy::model::{Component, Locality, OtherTraffic, Path, Policy, PortMatch};
 
 /// The notes to a policy. `declared`: the components that its inventory mentions.
 pub(crate) fn of(policy: &Policy, declared: &[String], catalogue: &Catalogue) -> Vec<String> {
@@ -67,6 +67,7 @@ impl<'a> Places<'a> {
 
 fn has_address(policy: &Policy, component: &Component) -> bool {
     !component.addresses.is_empty()
+        || component.is_elsewhere()
         || (component.in_pod_networks && !policy.pod_networks.is_empty())
         || policy.nodes.iter().any(|node| component.runs_on(node))
 }
@@ -78,7 +79,12 @@ fn inert_components(policy: &Policy, places: &Places<'_>, notes: &mut Vec<String
             let paths = policy.paths.iter().filter(|path| used(path));
             paths.map(|path| path.name.as_str()).collect()
         };
-        let sends = named(&|path| path.from.iter().any(|from| from == name));
+        // Where others may use a path, too, it is no news that one of them is not there.
+        let alone = |path: &Path| {
+            let there = |from: &String| places.senders.contains(from.as_str());
+            path.from.iter().any(|from| from == name) && !path.from.iter().any(there)
+        };
+        let sends = named(&alone);
         let receives = named(&|path| path.to_component == name);
         if !places.senders.contains(name) && !sends.is_empty() {
             notes.push(format!(
@@ -216,7 +222,7 @@ fn way_back_in(policy: &Policy, places: &Places<'_>, notes: &mut Vec<String>) {
                 .from
                 .iter()
                 .any(|from| places.senders.contains(from.as_str()))
-            && !path.loopback
+            && path.locality == Locality::Any
     });
     if !leads_in {
         notes.push(format!(

@@ -5,8 +5,8 @@ use std::collections::{HashMap, HashSet};
 
 use super::components::{twice, unknown, unknown_port};
 use super::{Found, Scope, choice};
-use crate::policy::catalogue::{Catalogue, Profile};
-use crate::policy::error::{Problem, quote};
+use crate::policy::catalogue::{Catalogue, Profile, ProfileOption};
+use crate::policy::error::{Problem, list, quote};
 use crate::policy::model::{Component, Locality, Mode, OtherTraffic, Path};
 use crate::policy::scalar;
 use crate::policy::source::{LOCALITIES, MODES, OTHER_TRAFFIC, PathPolicySpec, PathSource};
@@ -17,6 +17,20 @@ pub(crate) struct Chosen {
     pub mode: Option<Mode>,
     pub other_traffic: Option<OtherTraffic>,
     pub paths: Vec<Path>,
+    /// Components that the chosen options guard.
+    pub guard: Vec<String>,
+    /// Components that the profile, or an option, can not do without.
+    pub requires: Vec<Required>,
+}
+
+/// A component that must be placed somewhere.
+pub(crate) struct Required {
+    /// Its name.
+    pub component: String,
+    /// What requires it: `profile `worker``.
+    pub by: String,
+    /// Where that stands.
+    pub span: Span,
 }
 
 pub(crate) fn read(
@@ -43,7 +57,8 @@ pub(crate) fn read(
         OTHER_TRAFFIC,
         scalar::other_traffic,
     );
-    let mut paths = profile_paths(scope, spec, catalogue);
+    let picked = Picked::of(scope, spec, catalogue);
+    let mut paths = documented_paths(scope, spec, catalogue, &picked);
     let index = Index::of(components);
     let mut places: HashMap<String, Span> = HashMap::new();
     let mut names: HashSet<String> = paths.iter().map(|path| path.name.clone()).collect();
@@ -62,7 +77,7 @@ pub(crate) fn read(
         scope.error(found.spec_span, || {
             Problem::new(
                 "a policy without any path",
-                "choose a `profile`, or write `paths`: without one, nobody would reach anything guarded",
+                "choose a `profile`, `enable` documented paths, or write `paths`: without one, nobody would reach anything guarded",
             )
         });
     }
@@ -77,6 +92,8 @@ pub(crate) fn read(
         mode,
         other_traffic,
         paths,
+        guard: picked.guard(),
+        requires: picked.requires(spec),
     }
 }
 
@@ -117,6 +134,8 @@ pub(crate) fn read_path(
         because,
         symptom,
         document,
+        since,
+        until,
     } = &source.value;
     scope.ok(name.span, scalar::name(&name.value, "path"));
     let from = read_from(scope, name, from, index);
@@ -142,6 +161,7 @@ pub(crate) fn read_path(
     let mode = mode
         .as_ref()
         .and_then(|text| choice(scope, "mode", text, MODES, scalar::mode));
+    check_versions(scope, since.as_ref(), until.as_ref());
     let (to_component, to_port) = to?;
     Some(Path {
         name: name.value.clone(),
@@ -154,8 +174,31 @@ pub(crate) fn read_path(
         because: text(because),
         document: text(document),
         symptom: text(symptom),
+        since: text(since),
+        until: text(until),
         origin,
     })
+}
+
+fn check_versions(
+    scope: &mut Scope<'_, '_>,
+    since: Option<&Spanned<String>>,
+    until: Option<&Spanned<String>>,
+) {
+    let mut read = |text: Option<&Spanned<String>>| {
+        text.and_then(|text| scope.ok(text.span, scalar::version(&text.value)))
+    };
+    if let (Some(first), Some(last)) = (read(since), read(until))
+        && first >= last
+        && let Some(until) = until
+    {
+        scope.error(until.span, || {
+            Problem::new(
+                "the path ends before it begins",
+                "`since` is the first version that has it, `until` the first that has it no more",
+            )
+        });
+    }
 }
 
 fn read_from(
@@ -257,107 +300,222 @@ fn required<T>(
     }
 }
 
-fn profile_paths(
-    scope: &mut Scope<'_, '_>,
-    spec: &PathPolicySpec,
-    catalogue: &Catalogue,
-) -> Vec<Path> {
-    let Some(written) = &spec.profile else {
-        for name in spec.options.iter().chain(&spec.disable) {
-            scope.error(name.span, || {
-                Problem::new(
-                    format!(
-                        "{} belongs to a profile, and there is none",
-                        quote(&name.value)
-                    ),
-                    "choose a `profile`, or leave this out",
+/// The profile and the options that were chosen.
+struct Picked<'a> {
+    profile: Option<&'a Profile>,
+    options: Vec<&'a ProfileOption>,
+}
+
+impl<'a> Picked<'a> {
+    fn of(scope: &mut Scope<'_, '_>, spec: &PathPolicySpec, catalogue: &'a Catalogue) -> Self {
+        let Some(written) = &spec.profile else {
+            for name in &spec.options {
+                scope.error(name.span, || {
+                    Problem::new(
+                        format!(
+                            "{} belongs to a profile, and there is none",
+                            quote(&name.value)
+                        ),
+                        "choose a `profile`, or leave this out",
+                    )
+                });
+            }
+            return Self {
+                profile: None,
+                options: Vec::new(),
+            };
+        };
+        let profile = catalogue.profile(&written.value);
+        if profile.is_none() {
+            scope.error(written.span, || {
+                let known = catalogue.profiles().iter();
+                Problem::unknown(
+                    format!("no profile is called {}", quote(&written.value)),
+                    &written.value,
+                    known.map(|profile| profile.name.as_str()),
                 )
             });
         }
-        return Vec::new();
-    };
-    let Some(profile) = catalogue.profile(&written.value) else {
-        scope.error(written.span, || {
-            Problem::unknown(
-                format!("no profile is called {}", quote(&written.value)),
-                &written.value,
-                catalogue
-                    .profiles()
-                    .iter()
-                    .map(|profile| profile.name.as_str()),
-            )
-        });
-        return Vec::new();
-    };
-    let options = read_options(scope, &spec.options, profile);
-    let names = profile.paths_with(&options);
-    let left = disable(scope, &spec.disable, names, profile);
+        let options = profile
+            .map(|profile| read_options(scope, &spec.options, profile, catalogue))
+            .unwrap_or_default();
+        Self { profile, options }
+    }
+
+    /// Names of the paths, before the user's own `enable` and `disable`.
+    fn paths(&self) -> Vec<&'a str> {
+        let options: Vec<&str> = self.options.iter().map(|o| o.name.as_str()).collect();
+        self.profile
+            .map(|profile| profile.paths_with(&options))
+            .unwrap_or_default()
+    }
+
+    fn guard(&self) -> Vec<String> {
+        let guarded = self.options.iter().flat_map(|option| &option.guard);
+        guarded.cloned().collect()
+    }
+
+    fn requires(&self, spec: &PathPolicySpec) -> Vec<Required> {
+        let mut all = Vec::new();
+        if let (Some(profile), Some(written)) = (self.profile, &spec.profile) {
+            all.extend(profile.requires.iter().map(|component| Required {
+                component: component.clone(),
+                by: format!("profile `{}`", profile.name),
+                span: written.span,
+            }));
+        }
+        for option in &self.options {
+            let written = spec.options.iter().find(|text| text.value == option.name);
+            let span = written.map(|text| text.span).unwrap_or_default();
+            all.extend(option.requires.iter().map(|component| Required {
+                component: component.clone(),
+                by: format!("option `{}`", option.name),
+                span,
+            }));
+        }
+        all
+    }
+}
+
+fn documented_paths(
+    scope: &mut Scope<'_, '_>,
+    spec: &PathPolicySpec,
+    catalogue: &Catalogue,
+    picked: &Picked<'_>,
+) -> Vec<Path> {
+    let mut names: HashSet<&str> = picked.paths().into_iter().collect();
+    disable(scope, spec, &mut names, catalogue, picked);
+    enable(scope, spec, &mut names, catalogue);
     catalogue
         .paths()
         .iter()
-        .filter(|path| left.contains(path.name.as_str()))
+        .filter(|path| names.contains(path.name.as_str()))
         .cloned()
         .collect()
 }
 
 fn read_options<'a>(
     scope: &mut Scope<'_, '_>,
-    written: &'a [Spanned<String>],
-    profile: &Profile,
-) -> Vec<&'a str> {
-    let mut options: Vec<&str> = Vec::new();
-    for option in written {
-        if !profile
-            .options
-            .iter()
-            .any(|known| known.name == option.value)
-        {
-            scope.error(option.span, || {
-                Problem::unknown(
-                    format!(
-                        "profile `{}` has no option {}",
-                        profile.name,
-                        quote(&option.value)
-                    ),
-                    &option.value,
-                    profile.options.iter().map(|known| known.name.as_str()),
-                )
+    written: &[Spanned<String>],
+    profile: &'a Profile,
+    catalogue: &Catalogue,
+) -> Vec<&'a ProfileOption> {
+    let mut options: Vec<&ProfileOption> = Vec::new();
+    for text in written {
+        let Some(option) = profile.options.iter().find(|o| o.name == text.value) else {
+            scope.error(text.span, || {
+                unknown_option(&text.value, profile, catalogue)
             });
-        } else if options.contains(&option.value.as_str()) {
-            scope.error(option.span, || twice(&option.value));
+            continue;
+        };
+        if options.iter().any(|known| known.name == option.name) {
+            scope.error(text.span, || twice(&text.value));
         } else {
-            options.push(&option.value);
+            options.push(option);
         }
     }
     options
 }
 
-fn disable<'a>(
+fn unknown_option(written: &str, profile: &Profile, catalogue: &Catalogue) -> Problem {
+    let message = format!(
+        "profile `{}` has no option {}",
+        profile.name,
+        quote(written)
+    );
+    let has = |other: &&Profile| other.options.iter().any(|option| option.name == written);
+    let others: Vec<String> = catalogue
+        .profiles()
+        .iter()
+        .filter(has)
+        .map(|other| format!("`{}`", other.name))
+        .collect();
+    let known = profile.options.iter().map(|known| known.name.as_str());
+    if others.is_empty() {
+        return Problem::unknown(message, written, known);
+    }
+    let known: Vec<&str> = known.collect();
+    Problem::new(
+        message,
+        format!(
+            "it has {}; {} {} `{written}`",
+            list(&known),
+            others.join(", "),
+            if others.len() == 1 { "has" } else { "have" }
+        ),
+    )
+}
+
+fn disable(
     scope: &mut Scope<'_, '_>,
-    written: &[Spanned<String>],
-    mut names: Vec<&'a str>,
-    profile: &Profile,
-) -> HashSet<&'a str> {
-    let before = names.clone();
-    for name in written {
-        if !before.contains(&name.value.as_str()) {
-            scope.error(name.span, || {
+    spec: &PathPolicySpec,
+    names: &mut HashSet<&str>,
+    catalogue: &Catalogue,
+    picked: &Picked<'_>,
+) {
+    let before: Vec<&str> = picked.paths();
+    for text in &spec.disable {
+        let name = text.value.as_str();
+        if names.remove(name) {
+            continue;
+        }
+        if before.contains(&name) {
+            scope.error(text.span, || twice(name));
+            continue;
+        }
+        scope.error(text.span, || match (picked.profile, catalogue.path(name)) {
+            (None, Some(_)) => Problem::new(
+                format!("{} belongs to a profile, and there is none", quote(name)),
+                "choose a `profile`, or leave this out",
+            ),
+            (Some(profile), Some(_)) => Problem::new(
+                format!("path {} is not in profile `{}`", quote(name), profile.name),
+                "it is off already: leave this out",
+            ),
+            _ => Problem::unknown(
+                format!("no path is called {}", quote(name)),
+                name,
+                before.iter().copied(),
+            ),
+        });
+    }
+}
+
+fn enable<'a>(
+    scope: &mut Scope<'_, '_>,
+    spec: &PathPolicySpec,
+    names: &mut HashSet<&'a str>,
+    catalogue: &'a Catalogue,
+) {
+    for text in &spec.enable {
+        let name = text.value.as_str();
+        let Some(path) = catalogue.path(name) else {
+            let known = catalogue.paths().iter().map(|path| path.name.as_str());
+            scope.error(text.span, || {
                 Problem::unknown(
-                    format!(
-                        "path {} is not in profile `{}`",
-                        quote(&name.value),
-                        profile.name
-                    ),
-                    &name.value,
-                    before.iter().copied(),
+                    format!("the catalogue has no path {}", quote(name)),
+                    name,
+                    known,
                 )
             });
-        } else if !names.contains(&name.value.as_str()) {
-            scope.error(name.span, || twice(&name.value));
+            continue;
+        };
+        if spec.disable.iter().any(|other| other.value == name) {
+            scope.error(text.span, || {
+                Problem::new(
+                    format!("path {} is enabled and disabled", quote(name)),
+                    "leave one of them out",
+                )
+            });
+        } else if !names.insert(&path.name) {
+            scope.error(text.span, || {
+                Problem::new(
+                    format!("path {} is on already", quote(name)),
+                    "write each once, and only what profile and options do not have",
+                )
+            });
         }
-        names.retain(|left| *left != name.value);
     }
-    names.into_iter().collect()
 }
 
 fn duplicate(name: &str, documented: bool) -> Problem {
