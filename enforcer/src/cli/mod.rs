@@ -2,6 +2,7 @@
 //! 0 fine, 1 the answer is no (an invalid policy, a denied connection, a failed case), 2 wrong usage
 //! or it could not be done.
 
+mod catalog;
 mod check;
 mod detach;
 mod events;
@@ -15,7 +16,7 @@ use std::{
     process::ExitCode,
 };
 
-use clap::{Args, Parser, Subcommand, ValueEnum};
+use clap::{Args, CommandFactory as _, Parser, Subcommand, ValueEnum, error::ErrorKind};
 use serde::Serialize;
 
 use crate::{
@@ -36,19 +37,29 @@ use crate::{
 #[command(name = "enforcer", version, max_term_width = 100)]
 struct Cli {
     /// How results are written
-    #[arg(short, long, global = true, value_enum, default_value_t = Format::Text)]
-    output: Format,
+    #[arg(short, long, global = true, value_enum, default_value_t = Style::Text)]
+    output: Style,
     #[command(subcommand)]
     command: Command,
 }
 
-/// How results are written.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+/// How results are written, by every command.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Format {
+    Text,
+    Json,
+}
+
+/// How results may be asked for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+enum Style {
     /// For people
+    #[value(alias = "table")]
     Text,
     /// For programs: stable names, see the documentation
     Json,
+    /// A policy: `catalog` alone
+    Yaml,
 }
 
 #[derive(Debug, Subcommand)]
@@ -63,6 +74,8 @@ enum Command {
     Events(events::Arguments),
     /// Say what would happen to a connection, and why
     Explain(explain::Arguments),
+    /// List and explain the documented paths that are built in
+    Catalog(catalog::Arguments),
     /// End the agent and take everything off the node that it attached
     Detach(detach::Arguments),
     /// Print the JSON Schema of policies, for editors
@@ -72,7 +85,8 @@ enum Command {
 /// Where the policy is.
 #[derive(Debug, Args)]
 struct PolicyArguments {
-    /// A file with policy documents, or a directory of such files; may be given several times
+    /// A file with policy documents, or a directory of such files, or - for standard input; may be
+    /// given several times
     #[arg(short, long = "policy", value_name = "FILE|DIR", required = true)]
     policy: Vec<PathBuf>,
 }
@@ -133,20 +147,32 @@ impl From<io::Error> for Failure {
 /// Runs the command line of this process.
 pub fn main() -> ExitCode {
     let cli = Cli::parse();
+    let format = match (cli.output, &cli.command) {
+        (Style::Text, _) => Format::Text,
+        // Whoever writes YAML has it from the style itself.
+        (Style::Json, _) | (Style::Yaml, Command::Catalog(_)) => Format::Json,
+        (Style::Yaml, _) => Cli::command()
+            .error(
+                ErrorKind::InvalidValue,
+                "`-o yaml` is for `enforcer catalog`; here it is text or json",
+            )
+            .exit(),
+    };
     let result = match cli.command {
-        Command::Check(arguments) => check::run(&arguments, cli.output),
-        Command::Run(arguments) => run::run(arguments, cli.output),
-        Command::Status(arguments) => status::run(&arguments, cli.output),
-        Command::Events(arguments) => events::run(&arguments, cli.output),
-        Command::Explain(arguments) => explain::run(&arguments, cli.output),
-        Command::Detach(arguments) => detach::run(&arguments, cli.output),
+        Command::Check(arguments) => check::run(&arguments, format),
+        Command::Run(arguments) => run::run(arguments, format),
+        Command::Status(arguments) => status::run(&arguments, format),
+        Command::Events(arguments) => events::run(&arguments, format),
+        Command::Explain(arguments) => explain::run(&arguments, format),
+        Command::Catalog(arguments) => catalog::run(&arguments, cli.output),
+        Command::Detach(arguments) => detach::run(&arguments, format),
         Command::Schema => say(policy::schema::json().trim_end()),
     };
     match result {
         Ok(()) | Err(Failure::Closed) => ExitCode::SUCCESS,
         Err(Failure::No) => ExitCode::from(1),
         Err(Failure::Policy(errors)) => {
-            tell_policy_errors(&errors, cli.output);
+            tell_policy_errors(&errors, format);
             ExitCode::from(1)
         }
         Err(Failure::Cannot(error)) => {
@@ -210,10 +236,10 @@ fn policy_of(
 
 #[cfg(test)]
 mod tests {
-    use clap::CommandFactory as _;
+    use super::*;
 
     #[test]
     fn the_definition_of_the_command_line_holds() {
-        super::Cli::command().debug_assert();
+        Cli::command().debug_assert();
     }
 }
