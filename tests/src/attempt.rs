@@ -9,8 +9,8 @@ use serde::de::DeserializeOwned;
 use crate::packet::{Forged, to_hex};
 use crate::place::{Action, Place};
 use crate::probe::{
-    Bind, Connect, Frame, Heard, Hold, Inject, Outcome, Ping, Probe, READY, Raw, Report, Serve,
-    Sniff, Udp,
+    Bind, Connect, Dns, Frame, Heard, Hold, Inject, Outcome, Ping, Probe, READY, Raw, Report,
+    Serve, Sniff, TunnelAgent, TunnelServer, Udp,
 };
 use crate::process::{Ran, Running};
 use crate::tools::Tool;
@@ -74,6 +74,11 @@ impl Place {
         self.probe(&Probe::Bind(bind)).map(|report| report.outcome)
     }
 
+    /// Asks a DNS server.
+    pub fn dns(&self, dns: Dns) -> Result<Outcome> {
+        self.probe(&Probe::Dns(dns)).map(|report| report.outcome)
+    }
+
     /// Sends an echo request through a raw socket.
     pub fn ping(&self, to: IpAddr) -> Result<Outcome> {
         let ping = Ping {
@@ -133,6 +138,20 @@ impl Place {
     pub fn serve(&self, serve: Serve) -> Result<Server> {
         Ok(Server {
             running: self.start_listener(&Probe::Serve(serve))?,
+        })
+    }
+
+    /// Starts konnectivity's server.
+    pub fn tunnel_server(&self, server: TunnelServer) -> Result<Server> {
+        Ok(Server {
+            running: self.start_listener(&Probe::TunnelServer(server))?,
+        })
+    }
+
+    /// Starts a konnectivity agent; it dials by and by.
+    pub fn tunnel_agent(&self, agent: TunnelAgent) -> Result<Server> {
+        Ok(Server {
+            running: self.start_listener(&Probe::TunnelAgent(agent))?,
         })
     }
 

@@ -33,19 +33,27 @@ pub struct Certs {
     apiserver: Identity,
     apiserver_etcd_client: Identity,
     kubelet: Identity,
+    webhook: Identity,
 }
 
 impl Certs {
     /// Makes all certificates in a directory.
     pub fn create(directory: &Path) -> Result<Self> {
         let issuer = Authority::create(directory)?;
-        let servers = [plan::CP1, plan::W1, LOOPBACK, plan::SERVICE];
+        // One certificate serves on every host of the largest lab: who speaks is no matter here.
+        let cluster = plan::Topology::CLUSTER;
+        let with = |parties: &[Party], more: &[Party]| [parties, more].concat();
+        let members = with(cluster.control_plane, &[LOOPBACK]);
+        let shared = [LOOPBACK, plan::SERVICE, plan::LB, plan::VIP];
+        let servers = with(cluster.nodes, &shared);
+        let webhook = [plan::WEBHOOK.party, plan::WEBHOOK_SERVICE];
         Ok(Self {
-            etcd_server: issuer.issue("etcd-server", &[plan::CP1, LOOPBACK])?,
-            etcd_peer: issuer.issue("etcd-peer", &[plan::CP1, LOOPBACK])?,
+            etcd_server: issuer.issue("etcd-server", &members)?,
+            etcd_peer: issuer.issue("etcd-peer", &members)?,
             apiserver: issuer.issue("kube-apiserver", &servers)?,
             apiserver_etcd_client: issuer.issue("kube-apiserver-etcd-client", &[])?,
-            kubelet: issuer.issue("kubelet", &[plan::CP1, plan::W1, LOOPBACK])?,
+            kubelet: issuer.issue("kubelet", &with(cluster.nodes, &[LOOPBACK]))?,
+            webhook: issuer.issue("webhook", &webhook)?,
             authority: issuer.certificate,
         })
     }
@@ -78,6 +86,11 @@ impl Certs {
     /// The kubelet towards its clients.
     pub fn kubelet(&self) -> &Identity {
         &self.kubelet
+    }
+
+    /// The webhook towards its clients.
+    pub fn webhook(&self) -> &Identity {
+        &self.webhook
     }
 }
 

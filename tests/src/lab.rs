@@ -12,32 +12,61 @@ use tempfile::TempDir;
 use crate::attempt::Server;
 use crate::certs::Certs;
 use crate::cgroup::{self, static_pod};
+use crate::cluster::Started;
 use crate::host::{Host, make_host, make_pod};
+use crate::inventory::Inventory;
 use crate::place::{Kit, Place};
-use crate::plan::{self, LOOPBACK, NODES, PodPlan, port};
+use crate::plan::{self, LOOPBACK, Party, PodPlan, Topology, port};
 use crate::process::Running;
 use crate::sweep::{self, LabId};
-use crate::{inventory, net, servers, tools};
+use crate::{cluster, net, servers, tools};
 
 /// The helper program's name in a lab's directory.
 const PROBE: &str = "lab-probe";
 
 /// What a lab is to have besides its network. Servers take time: ask for what the test needs.
-#[derive(Debug, Clone, Copy, Default)]
+#[derive(Debug, Clone, Copy)]
 pub struct Builder {
+    topology: Topology,
     etcd: bool,
     apiserver: bool,
     kubelets: bool,
     bystanders: bool,
+    services: bool,
 }
 
 impl Builder {
-    /// A real etcd on `cp1`.
+    /// A whole cluster instead of two nodes: three control-plane nodes, two workers, a load balancer.
+    pub fn cluster(self) -> Self {
+        Self {
+            topology: Topology::CLUSTER,
+            ..self
+        }
+    }
+
+    /// The same, with a VXLAN tunnel for the pods' packets between nodes.
+    pub fn vxlan(self) -> Self {
+        Self {
+            topology: Topology::CLUSTER_VXLAN,
+            ..self
+        }
+    }
+
+    /// Everything else that a cluster has: the control plane's own ports, kube-proxy, the load
+    /// balancer, DNS, SSH, webhooks, a container runtime. For a cluster only.
+    pub fn services(self) -> Self {
+        Self {
+            services: true,
+            ..self
+        }
+    }
+
+    /// A real etcd on each control-plane node.
     pub fn etcd(self) -> Self {
         Self { etcd: true, ..self }
     }
 
-    /// The apiserver on `cp1`: 6443 with TLS, 8080 on loopback without.
+    /// The apiserver on each control-plane node: 6443 with TLS, 8080 on loopback without.
     pub fn apiserver(self) -> Self {
         Self {
             apiserver: true,
@@ -62,30 +91,37 @@ impl Builder {
         }
     }
 
-    /// Everything.
+    /// Everything that a small lab has.
     pub fn full(self) -> Self {
         Self {
             etcd: true,
             apiserver: true,
             kubelets: true,
             bystanders: true,
+            ..self
         }
     }
 
     /// Builds it, and comes back when all servers answer.
     pub fn build(self) -> Result<Lab> {
         let Self {
+            topology,
             etcd,
             apiserver,
             kubelets,
             bystanders,
+            services,
         } = self;
-        let mut lab = Lab::without_servers()?;
+        ensure!(
+            !services || topology != Topology::SMALL,
+            "the small lab has no place for a cluster's services"
+        );
+        let mut lab = Lab::without_servers(topology)?;
         // etcd takes longest: the others start in its shadow.
-        let booting = etcd
-            .then(|| servers::start_etcd(&lab.etcd(), &lab.kit.certs))
-            .transpose()
-            .context("failed to start etcd")?;
+        let members = if etcd { topology.control_plane } else { &[] };
+        for member in members {
+            lab.boot_etcd(member.name).context("failed to start etcd")?;
+        }
         if apiserver {
             lab.start_apiserver()?;
         }
@@ -95,12 +131,26 @@ impl Builder {
         if bystanders {
             lab.start_bystanders()?;
         }
-        if let Some(mut etcd) = booting {
-            let (place, client) = (lab.etcd(), lab.kit.certs.apiserver_etcd_client());
-            servers::wait_for_etcd(&mut etcd, &place, client)?;
-            lab.servers.push(etcd);
+        if services {
+            lab.services = cluster::start(&lab)?;
+        }
+        for member in members {
+            lab.wait_for_etcd(member.name)?;
         }
         Ok(lab)
+    }
+}
+
+impl Default for Builder {
+    fn default() -> Self {
+        Self {
+            topology: Topology::SMALL,
+            etcd: false,
+            apiserver: false,
+            kubelets: false,
+            bystanders: false,
+            services: false,
+        }
     }
 }
 
@@ -108,8 +158,11 @@ impl Builder {
 #[derive(Debug)]
 pub struct Lab {
     id: LabId,
+    topology: Topology,
     servers: Vec<Running>,
+    etcd: BTreeMap<String, Running>,
     bystanders: BTreeMap<String, Server>,
+    services: Started,
     hosts: Vec<Host>,
     pods: Vec<(PodPlan, Place)>,
     kit: Arc<Kit>,
@@ -124,7 +177,7 @@ impl Lab {
         Builder::default()
     }
 
-    fn without_servers() -> Result<Self> {
+    fn without_servers(topology: Topology) -> Result<Self> {
         ensure!(
             nix::unistd::geteuid().is_root(),
             "the lab makes network namespaces and cgroups: run it as root"
@@ -134,6 +187,7 @@ impl Lab {
         let cgroups = cgroup::mount_point()?.join(id.lab_name());
         let tear_down = TearDown {
             id,
+            topology,
             cgroups: cgroups.clone(),
         };
         let directory = make_directory(&id)?;
@@ -142,21 +196,26 @@ impl Lab {
             certs,
             probe: directory.path().join(PROBE),
         });
-        net::add_namespaces(&id)?;
-        net::connect(&id).context("failed to connect the lab's hosts")?;
-        let hosts = plan::HOSTS
+        net::add_namespaces(&id, &topology)?;
+        net::connect(&id, &topology).context("failed to connect the lab's hosts")?;
+        let hosts = topology
+            .hosts
             .iter()
             .map(|party| make_host(party, &id, directory.path(), &cgroups, &kit))
             .collect::<Result<Vec<_>>>()?;
-        let pods = plan::PODS
+        let pods = topology
+            .pods
             .iter()
             .map(|pod| Ok((*pod, make_pod(pod, &id, &cgroups, &kit)?)))
             .collect::<Result<Vec<_>>>()?;
         let (servers, bystanders) = (Vec::new(), BTreeMap::new());
         Ok(Self {
             id,
+            topology,
             servers,
+            etcd: BTreeMap::new(),
             bystanders,
+            services: Started::default(),
             hosts,
             pods,
             kit,
@@ -180,12 +239,22 @@ impl Lab {
         &self.kit.certs
     }
 
-    /// The `Inventory` document that describes it.
-    pub fn inventory_yaml(&self) -> String {
-        inventory::inventory_yaml(&self.id)
+    /// Who is in it.
+    pub fn topology(&self) -> &Topology {
+        &self.topology
     }
 
-    /// A host by name: `cp1`, `w1` or `out`.
+    /// The `Inventory` document that describes it.
+    pub fn inventory_yaml(&self) -> String {
+        self.inventory().yaml()
+    }
+
+    /// The same, to be changed before it is written.
+    pub fn inventory(&self) -> Inventory {
+        Inventory::of(self.topology, &self.id)
+    }
+
+    /// A host by name: `cp1`, `w1`, `out` and, in a cluster, more.
     ///
     /// # Panics
     /// If there is no such host.
@@ -194,7 +263,7 @@ impl Lab {
         found.unwrap_or_else(|| panic!("the lab has no host `{name}`"))
     }
 
-    /// A pod by name: `pod-a` on `cp1` or `pod-b` on `w1`.
+    /// A pod by name: `pod-a` on `cp1`, `pod-b` on `w1` and, in a cluster, more.
     ///
     /// # Panics
     /// If there is no such pod.
@@ -210,22 +279,32 @@ impl Lab {
 
     /// etcd's place on `cp1`.
     pub fn etcd(&self) -> Place {
-        self.daemon("cp1", "etcd")
+        self.etcd_on("cp1")
+    }
+
+    /// etcd's place on a control-plane node.
+    pub fn etcd_on(&self, host: &str) -> Place {
+        self.daemon(host, "etcd")
     }
 
     /// The apiserver's place on `cp1`, a static pod.
     pub fn apiserver(&self) -> Place {
-        self.place("cp1", &static_pod("apiserver"))
+        self.static_pod("cp1", "apiserver")
     }
 
     /// The controller-manager's place on `cp1`, a static pod.
     pub fn controller_manager(&self) -> Place {
-        self.place("cp1", &static_pod("controller-manager"))
+        self.static_pod("cp1", "controller-manager")
     }
 
     /// The scheduler's place on `cp1`, a static pod.
     pub fn scheduler(&self) -> Place {
-        self.place("cp1", &static_pod("scheduler"))
+        self.static_pod("cp1", "scheduler")
+    }
+
+    /// A static pod's place on a host: its network, a pod's cgroup.
+    pub fn static_pod(&self, host: &str, name: &str) -> Place {
+        self.place(host, &static_pod(name))
     }
 
     /// The kubelet's place on a node.
@@ -283,15 +362,59 @@ impl Lab {
 
     /// Hides the pods of both nodes behind their nodes' addresses.
     pub fn masquerade_pods(&self) -> Result<()> {
-        NODES
-            .iter()
-            .try_for_each(|node| net::masquerade_pods(self.host(node.name).namespace()))
+        let mut nodes = self.topology.nodes.iter();
+        nodes.try_for_each(|node| net::masquerade_pods(self.host(node.name).namespace()))
+    }
+
+    /// Makes the way into a pod narrower than everybody's interface: large packets need path MTU
+    /// discovery from there on.
+    pub fn shrink(&self, pod: &PodPlan, mtu: u32) -> Result<()> {
+        net::shrink(&self.id, pod, mtu)
+    }
+
+    /// Gives a host an address that others may have, too: as keepalived does.
+    pub fn claim(&self, host: &Party, address: &Party) -> Result<()> {
+        net::claim(&self.id, host, address)
+    }
+
+    /// Ends a member of etcd, which keeps its data.
+    pub fn stop_etcd(&mut self, host: &str) -> Result<()> {
+        let member = self.etcd.remove(host);
+        drop(member.with_context(|| format!("no etcd runs on {host}"))?);
+        Ok(())
+    }
+
+    /// Starts a member again and waits until it answers.
+    pub fn start_etcd(&mut self, host: &str) -> Result<()> {
+        self.boot_etcd(host)?;
+        self.wait_for_etcd(host)
+    }
+
+    fn boot_etcd(&mut self, host: &str) -> Result<()> {
+        let place = self.etcd_on(host);
+        let running = servers::start_etcd(&place, &self.kit.certs, self.topology.control_plane)?;
+        self.etcd.insert(host.to_owned(), running);
+        Ok(())
+    }
+
+    fn wait_for_etcd(&mut self, host: &str) -> Result<()> {
+        let place = self.etcd_on(host);
+        let client = self.kit.certs.apiserver_etcd_client();
+        let member = self.etcd.get_mut(host);
+        let member = member.with_context(|| format!("no etcd runs on {host}"))?;
+        servers::wait_for_etcd(member, &place, client)
+    }
+
+    /// Lets a server live as long as the lab.
+    pub fn keep(&mut self, server: Running) {
+        self.servers.push(server);
     }
 
     /// Ends the lab and tells if that did not work; dropping it does the same without a word.
     pub fn close(self) -> Result<()> {
         let tear_down = TearDown {
             id: self.id,
+            topology: self.topology,
             cgroups: self._tear_down.cgroups.clone(),
         };
         drop(self);
@@ -304,16 +427,18 @@ impl Lab {
     }
 
     fn start_apiserver(&mut self) -> Result<()> {
-        let place = self.apiserver();
-        let server = servers::apiserver(&self.kit.certs);
-        let mut running = server.start(&place, self.directory.path())?;
-        servers::wait_for_listener(&mut running, &place, LOOPBACK.at(port::INSECURE))?;
-        self.servers.push(running);
+        for node in self.topology.control_plane {
+            let place = self.static_pod(node.name, "apiserver");
+            let server = servers::apiserver(&self.kit.certs);
+            let mut running = server.start(&place, self.directory.path())?;
+            servers::wait_for_listener(&mut running, &place, LOOPBACK.at(port::INSECURE))?;
+            self.servers.push(running);
+        }
         Ok(())
     }
 
     fn start_kubelets(&mut self) -> Result<()> {
-        for node in &NODES {
+        for node in self.topology.nodes {
             let place = self.kubelet(node.name);
             let server = servers::kubelet(&self.kit.certs);
             let mut running = server.start(&place, self.directory.path())?;
@@ -332,7 +457,7 @@ impl Lab {
                 servers::echo(&self.daemon(name, "echo"))?,
             );
         }
-        for node in &NODES {
+        for node in self.topology.nodes {
             let dns = self.place(node.name, &static_pod("node-local-dns"));
             let name = format!("node-local-dns-{}", node.name);
             started.insert(name, servers::node_local_dns(&dns)?);
@@ -353,6 +478,7 @@ impl Lab {
 #[derive(Debug)]
 struct TearDown {
     id: LabId,
+    topology: Topology,
     cgroups: PathBuf,
 }
 
@@ -360,7 +486,7 @@ impl TearDown {
     fn remove(&self) -> Result<()> {
         // Processes first: they hold the namespaces.
         cgroup::remove_tree(&self.cgroups)?;
-        let names: Vec<_> = net::all_names()
+        let names: Vec<_> = net::all_names(&self.topology)
             .map(|name| self.id.namespace(name))
             .collect();
         net::delete_namespaces(&names)

@@ -1,7 +1,8 @@
 //! The lab: a small cluster on one machine, made of network namespaces, cgroups and real servers.
 //!
-//! Three hosts sit on one segment: `cp1` (control plane and etcd), `w1` (a worker) and `out` (an
-//! outside neighbour). Pods live in namespaces of their own, routed the way Calico does it. Every
+//! A small lab has three hosts on one segment: `cp1` (control plane and etcd), `w1` (a worker) and `out` (an
+//! outside neighbour). A cluster has three control-plane nodes, two workers, a load balancer and more
+//! ([`plan::Topology`]). Pods live in namespaces of their own, routed the way Calico does it. Every
 //! process is in the network namespace *and* the cgroup that it would have on a real node.
 //!
 //! The kernel's own protections (reverse path filter, martian checks on own addresses) are off on the
@@ -29,6 +30,7 @@ pub mod arrivals;
 pub mod attempt;
 pub mod certs;
 pub mod cgroup;
+pub mod cluster;
 pub mod host;
 pub mod inventory;
 pub mod lab;

@@ -7,8 +7,8 @@ use anyhow::Result;
 
 use crate::namespace::Namespace;
 use crate::plan::{
-    self, HOSTS, NODES, POD_GATEWAY_MAC, POD_GATEWAY_V4, POD_GATEWAY_V6, PODS, Party, PodPlan,
-    ROUTER, SERVICE, port,
+    self, POD_GATEWAY_MAC, POD_GATEWAY_V4, POD_GATEWAY_V6, Party, PodPlan, ROUTER, SERVICE,
+    Topology, VXLAN_DEVICE, pod_net, port, tunnel_end,
 };
 use crate::process::run_tool;
 use crate::sweep::LabId;
@@ -41,8 +41,8 @@ const NODE: [(&str, &str); 7] = [
 ];
 
 /// Makes the names of all namespaces of a lab.
-pub fn add_namespaces(id: &LabId) -> Result<()> {
-    let batch: String = all_names()
+pub fn add_namespaces(id: &LabId, topology: &Topology) -> Result<()> {
+    let batch: String = all_names(topology)
         .map(|name| format!("netns add {}\n", id.namespace(name)))
         .collect();
     ip(None, &batch)
@@ -63,32 +63,115 @@ pub fn delete_namespaces(names: &[String]) -> Result<()> {
 }
 
 /// The names of all namespaces of a lab.
-pub fn all_names() -> impl Iterator<Item = &'static str> {
-    let hosts = HOSTS.iter().map(|host| host.name);
-    let pods = PODS.iter().map(|pod| pod.party.name);
+pub fn all_names(topology: &Topology) -> impl Iterator<Item = &'static str> {
+    let hosts = topology.hosts.iter().map(|host| host.name);
+    let pods = topology.pods.iter().map(|pod| pod.party.name);
     [SWITCH].into_iter().chain(hosts).chain(pods)
 }
 
 /// Connects everything and gives it addresses and routes.
-pub fn connect(id: &LabId) -> Result<()> {
-    for name in all_names() {
+pub fn connect(id: &LabId, topology: &Topology) -> Result<()> {
+    for name in all_names(topology) {
         Namespace::open(&id.namespace(name))?.set_sysctls(&EVERYWHERE)?;
     }
-    for node in &NODES {
+    for node in topology.nodes {
         Namespace::open(&id.namespace(node.name))?.set_sysctls(&NODE)?;
     }
     let switch = id.namespace(SWITCH);
-    ip(Some(&switch), &switch_batch(id))?;
-    for host in &HOSTS {
-        ip(Some(&id.namespace(host.name)), &host_batch(host, id))?;
+    ip(Some(&switch), &switch_batch(id, topology))?;
+    for host in topology.hosts {
+        let batch = host_batch(host, id, topology);
+        ip(Some(&id.namespace(host.name)), &batch)?;
     }
-    for pod in &PODS {
+    if topology.vxlan {
+        for node in topology.nodes {
+            connect_tunnel(node, id, topology)?;
+        }
+    }
+    for pod in topology.pods {
         set_up_pod(pod, id)?;
     }
-    for node in &NODES {
-        nft(&id.namespace(node.name), &services())?;
+    for (index, node) in topology.nodes.iter().enumerate() {
+        let rules = services(topology, index);
+        nft(&id.namespace(node.name), &rules)?;
     }
     Ok(())
+}
+
+/// Gives a node its end of the tunnel, and the ways to the others, as Flannel does it: who is where
+/// is told, not asked for.
+fn connect_tunnel(node: &Party, id: &LabId, topology: &Topology) -> Result<()> {
+    let (own, device) = (tunnel_end(node), VXLAN_DEVICE);
+    let mut batch = String::new();
+    push(
+        &mut batch,
+        format_args!(
+            "link add {device} address {} type vxlan id 77 dstport 4789 local {} dev eth0 nolearning",
+            mac(own.mac),
+            node.v4
+        ),
+    );
+    push(&mut batch, format_args!("link set {device} up"));
+    push(
+        &mut batch,
+        format_args!("addr add {}/32 dev {device}", own.v4),
+    );
+    push(
+        &mut batch,
+        format_args!("addr add {}/128 dev {device} nodad", own.v6),
+    );
+    let mut forwarding = String::new();
+    for peer in topology.nodes.iter().filter(|peer| peer.name != node.name) {
+        let (end, net) = (tunnel_end(peer), pod_net(peer.name));
+        let address = mac(end.mac);
+        for at in [end.v4.to_string(), end.v6.to_string()] {
+            push(
+                &mut batch,
+                format_args!("neigh add {at} lladdr {address} dev {device}"),
+            );
+        }
+        push(
+            &mut batch,
+            format_args!(
+                "route add 10.78.{net}.0/24 via {} dev {device} onlink",
+                end.v4
+            ),
+        );
+        push(
+            &mut batch,
+            format_args!(
+                "route add fd78:{net}::/64 via {} dev {device} onlink",
+                end.v6
+            ),
+        );
+        push(
+            &mut forwarding,
+            format_args!("fdb add {address} dev {device} dst {}", peer.v4),
+        );
+    }
+    let namespace = id.namespace(node.name);
+    ip(Some(&namespace), &batch)?;
+    let mut command = command("bridge")?;
+    command.args(["-n", &namespace, "-batch", "-"]);
+    run_tool(command, &forwarding).map(drop)
+}
+
+/// Lets a pod's interface, on both ends, take only packets of this size: whoever sends larger ones
+/// has to be told so by the pod's host.
+pub fn shrink(id: &LabId, pod: &PodPlan, mtu: u32) -> Result<()> {
+    let batch = format!("link set eth0 mtu {mtu}\n");
+    ip(Some(&id.namespace(pod.party.name)), &batch)?;
+    let batch = format!("link set {} mtu {mtu}\n", pod.host_interface());
+    ip(Some(&id.namespace(pod.host)), &batch)
+}
+
+/// Gives a host a further address on the segment.
+pub fn claim(id: &LabId, host: &Party, address: &Party) -> Result<()> {
+    let batch = format!(
+        "addr add {}/32 dev eth0\naddr add {}/128 dev eth0 nodad\n",
+        address.v4, address.v6
+    );
+    ip(Some(&id.namespace(host.name)), &batch)
 }
 
 /// Lets the kernel of `victim` accept packets to 127.0.0.0/8 from the wire, as kube-proxy does with
@@ -149,7 +232,7 @@ pub(crate) fn command(name: &str) -> Result<Command> {
     Ok(command)
 }
 
-fn switch_batch(id: &LabId) -> String {
+fn switch_batch(id: &LabId, topology: &Topology) -> String {
     let mut batch = "link set lo up\nlink add br0 type bridge\n".to_owned();
     push(
         &mut batch,
@@ -163,7 +246,7 @@ fn switch_batch(id: &LabId) -> String {
         &mut batch,
         format_args!("addr add {}/64 dev br0 nodad", ROUTER.v6),
     );
-    for host in &HOSTS {
+    for host in topology.hosts {
         let (name, namespace) = (host.name, id.namespace(host.name));
         let own = mac(host.mac);
         push(
@@ -177,7 +260,7 @@ fn switch_batch(id: &LabId) -> String {
     batch
 }
 
-fn host_batch(host: &Party, id: &LabId) -> String {
+fn host_batch(host: &Party, id: &LabId, topology: &Topology) -> String {
     let mut batch = "link set lo up\nlink set eth0 up\n".to_owned();
     push(&mut batch, format_args!("addr add {}/24 dev eth0", host.v4));
     push(
@@ -192,13 +275,13 @@ fn host_batch(host: &Party, id: &LabId) -> String {
         &mut batch,
         format_args!("route add ::/0 via {} dev eth0", ROUTER.v6),
     );
-    if NODES.contains(host) {
+    if topology.is_node(host) {
         push(
             &mut batch,
             format_args!("addr add {}/32 dev lo", plan::NODE_LOCAL_DNS),
         );
     }
-    for pod in &PODS {
+    for pod in topology.pods {
         let PodPlan { party, host: home } = pod;
         if *home == host.name {
             let (interface, namespace) = (pod.host_interface(), id.namespace(party.name));
@@ -219,7 +302,9 @@ fn host_batch(host: &Party, id: &LabId) -> String {
                 &mut batch,
                 format_args!("route add {}/128 dev {interface}", party.v6),
             );
-        } else if let Some(node) = NODES.iter().find(|node| node.name == *home) {
+        } else if topology.vxlan && topology.is_node(host) {
+            // The tunnel leads there.
+        } else if let Some(node) = topology.nodes.iter().find(|node| node.name == *home) {
             push(
                 &mut batch,
                 format_args!("route add {}/32 via {}", party.v4, node.v4),
@@ -254,22 +339,62 @@ fn set_up_pod(pod: &PodPlan, id: &LabId) -> Result<()> {
     ip(Some(&id.namespace(party.name)), &batch)
 }
 
-/// The service address of the apiserver, translated as kube-proxy does it.
-fn services() -> String {
+/// The service addresses, translated as kube-proxy does it. Each node has its favourite apiserver.
+fn services(topology: &Topology, node: usize) -> String {
+    let is_cluster = topology.hosts != Topology::SMALL.hosts;
+    let favourite = topology.control_plane[node % topology.control_plane.len()];
+    let mut targets = vec![("tcp", SERVICE, port::SERVICE, favourite, port::APISERVER)];
+    if topology.pods.contains(&plan::DNS) {
+        let dns = plan::DNS.party;
+        targets.push(("tcp", plan::DNS_SERVICE, port::DNS, dns, port::DNS));
+        targets.push(("udp", plan::DNS_SERVICE, port::DNS, dns, port::DNS));
+    }
+    if topology.pods.contains(&plan::WEBHOOK) {
+        let (service, webhook) = (plan::WEBHOOK_SERVICE, plan::WEBHOOK.party);
+        targets.push(("tcp", service, port::SERVICE, webhook, port::WEBHOOK));
+    }
     let mut rules = "table inet lab-services {\n".to_owned();
     for (chain, hook) in [("pods", "prerouting"), ("own", "output")] {
         push(
             &mut rules,
+            format_args!("chain {chain} {{ type nat hook {hook} priority -100;"),
+        );
+        for (protocol, service, at, to, port) in &targets {
+            push(
+                &mut rules,
+                format_args!(
+                    "ip daddr {} {protocol} dport {at} dnat ip to {}\n\
+                     ip6 daddr {} {protocol} dport {at} dnat ip6 to {}",
+                    service.v4,
+                    to.at(*port),
+                    service.v6,
+                    to.at6(*port),
+                ),
+            );
+        }
+        if topology.pods.contains(&plan::POD_B) && is_cluster && hook == "prerouting" {
+            let (at, pod) = (port::NODE_PORT, plan::POD_B.party);
+            push(
+                &mut rules,
+                format_args!(
+                    "fib daddr type local meta nfproto ipv4 meta l4proto {{ tcp, udp }} th dport {at} meta mark set 0x4000 dnat ip to {}\n\
+                     fib daddr type local meta nfproto ipv6 meta l4proto {{ tcp, udp }} th dport {at} meta mark set 0x4000 dnat ip6 to {}",
+                    pod.at(port::ECHO),
+                    pod.at6(port::ECHO),
+                ),
+            );
+        }
+        rules.push_str("}\n");
+    }
+    if is_cluster {
+        // The answer has to come back this way.
+        push(
+            &mut rules,
             format_args!(
-                "chain {chain} {{ type nat hook {hook} priority -100;\n\
-                 ip daddr {} tcp dport {} dnat ip to {}\n\
-                 ip6 daddr {} tcp dport {} dnat ip6 to {}\n}}",
-                SERVICE.v4,
-                port::SERVICE,
-                plan::CP1.at(port::APISERVER),
-                SERVICE.v6,
-                port::SERVICE,
-                plan::CP1.at6(port::APISERVER),
+                "chain back {{ type nat hook postrouting priority 100;
+\
+                 meta mark 0x4000 masquerade
+}}"
             ),
         );
     }

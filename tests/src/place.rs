@@ -213,11 +213,14 @@ impl Place {
             return POD_GATEWAY_MAC;
         }
         let is_at = |party: &Party| party.like(destination) == destination;
-        let host_of_pod = plan::PODS
+        // A small lab is a part of the large one.
+        let all = plan::Topology::CLUSTER;
+        let host_of_pod = all
+            .pods
             .iter()
             .find(|pod| is_at(&pod.party))
-            .and_then(|pod| plan::HOSTS.iter().find(|host| host.name == pod.host));
-        let host = plan::HOSTS.iter().find(|host| is_at(host)).or(host_of_pod);
+            .and_then(|pod| all.hosts.iter().find(|host| host.name == pod.host));
+        let host = all.hosts.iter().find(|host| is_at(host)).or(host_of_pod);
         host.unwrap_or(&plan::ROUTER).mac
     }
 

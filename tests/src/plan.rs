@@ -59,21 +59,112 @@ impl PodPlan {
 
 /// The control-plane host, with etcd.
 pub const CP1: Party = host("cp1", 0x11);
+/// A further control-plane host of a cluster, with etcd.
+pub const CP2: Party = host("cp2", 0x12);
+/// A further control-plane host of a cluster, with etcd.
+pub const CP3: Party = host("cp3", 0x13);
 /// The worker node.
 pub const W1: Party = host("w1", 0x21);
+/// A further worker of a cluster.
+pub const W2: Party = host("w2", 0x22);
+/// The load balancer of a cluster, which is no member of it.
+pub const LB: Party = host("lb", 0x05);
+/// The administrators' machine.
+pub const ADMIN: Party = host("admin", 0x60);
 /// The neighbour on the same segment that is no member of the cluster.
 pub const OUT: Party = host("out", 0x99);
-/// The machines on the segment.
-pub const HOSTS: [Party; 3] = [CP1, W1, OUT];
-/// The machines that are members of the cluster.
-pub const NODES: [Party; 2] = [CP1, W1];
 
 /// The pod on the control-plane host.
-pub const POD_A: PodPlan = pod("pod-a", "cp1", 1);
+pub const POD_A: PodPlan = pod("pod-a", "cp1", 1, 0x10);
 /// The pod on the worker.
-pub const POD_B: PodPlan = pod("pod-b", "w1", 2);
-/// All pods with a network of their own.
-pub const PODS: [PodPlan; 2] = [POD_A, POD_B];
+pub const POD_B: PodPlan = pod("pod-b", "w1", 2, 0x10);
+/// The pod on the second worker of a cluster.
+pub const POD_C: PodPlan = pod("pod-c", "w2", 5, 0x10);
+/// The cluster's DNS server, on the first worker.
+pub const DNS: PodPlan = pod("dns", "w1", 2, 0x53);
+/// An admission webhook and aggregated API server, on the second worker.
+pub const WEBHOOK: PodPlan = pod("webhook", "w2", 5, 0x20);
+/// A konnectivity agent that is a pod, on the second worker.
+pub const AGENT: PodPlan = pod("agent", "w2", 5, 0x30);
+/// What collects metrics, a pod on the first worker.
+pub const MONITOR: PodPlan = pod("monitor", "w1", 2, 0x40);
+
+/// The machines and pods of a lab.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Topology {
+    /// The machines on the segment.
+    pub hosts: &'static [Party],
+    /// Those of them that are members of the cluster.
+    pub nodes: &'static [Party],
+    /// Those of them that run the control plane and etcd.
+    pub control_plane: &'static [Party],
+    /// All pods with a network of their own.
+    pub pods: &'static [PodPlan],
+    /// Pods' packets go from node to node in a VXLAN tunnel.
+    pub vxlan: bool,
+}
+
+impl Topology {
+    /// A control-plane node, a worker and a neighbour.
+    pub const SMALL: Self = Self {
+        hosts: &[CP1, W1, OUT],
+        nodes: &[CP1, W1],
+        control_plane: &[CP1],
+        pods: &[POD_A, POD_B],
+        vxlan: false,
+    };
+    /// Three control-plane nodes, two workers, a load balancer, administrators and a neighbour.
+    pub const CLUSTER: Self = Self {
+        hosts: &[LB, CP1, CP2, CP3, W1, W2, ADMIN, OUT],
+        nodes: &[CP1, CP2, CP3, W1, W2],
+        control_plane: &[CP1, CP2, CP3],
+        pods: &[POD_A, POD_B, POD_C, DNS, WEBHOOK, AGENT, MONITOR],
+        vxlan: false,
+    };
+    /// The same, with a tunnel between the nodes.
+    pub const CLUSTER_VXLAN: Self = Self {
+        vxlan: true,
+        ..Self::CLUSTER
+    };
+
+    /// Whether a host is a member of the cluster.
+    pub fn is_node(&self, host: &Party) -> bool {
+        self.nodes.contains(host)
+    }
+}
+
+/// Which part of the pod networks is a node's: the third number of its pods' addresses.
+pub fn pod_net(node: &str) -> u8 {
+    match node {
+        "cp1" => 1,
+        "w1" => 2,
+        "cp2" => 3,
+        "cp3" => 4,
+        _ => 5,
+    }
+}
+
+/// The tunnel's device on every node.
+pub const VXLAN_DEVICE: &str = "vxlan.lab";
+
+/// A node's own end of the tunnel, with an address among its pods.
+pub fn tunnel_end(node: &Party) -> Party {
+    let net = pod_net(node.name);
+    Party {
+        name: node.name,
+        v4: Ipv4Addr::new(10, 78, net, 1),
+        v6: Ipv6Addr::new(0xfd78, net as u16, 0, 0, 0, 0, 0, 1),
+        mac: [0x02, 0x79, 0, 0, net, 0x01],
+    }
+}
+
+/// The address that the apiservers share; whoever claims it has it.
+pub const VIP: Party = Party {
+    name: "vip",
+    v4: Ipv4Addr::new(10, 77, 0, 100),
+    v6: Ipv6Addr::new(0xfd77, 0, 0, 0, 0, 0, 0, 0x100),
+    mac: [0; 6],
+};
 
 /// The segment's router, which leads nowhere: the hosts' default route, as real nodes have one.
 pub const ROUTER: Party = Party {
@@ -90,6 +181,25 @@ pub const SERVICE: Party = Party {
     v6: Ipv6Addr::new(0xfd96, 0, 0, 0, 0, 0, 0, 1),
     mac: [0; 6],
 };
+
+/// The DNS servers' service address, port 53.
+pub const DNS_SERVICE: Party = Party {
+    name: "kube-dns",
+    v4: Ipv4Addr::new(10, 96, 0, 10),
+    v6: Ipv6Addr::new(0xfd96, 0, 0, 0, 0, 0, 0, 0x10),
+    mac: [0; 6],
+};
+
+/// The webhook's service address, port 443.
+pub const WEBHOOK_SERVICE: Party = Party {
+    name: "webhook",
+    v4: Ipv4Addr::new(10, 96, 0, 20),
+    v6: Ipv6Addr::new(0xfd96, 0, 0, 0, 0, 0, 0, 0x20),
+    mac: [0; 6],
+};
+
+/// Networks of the services.
+pub const SERVICE_NETWORKS: [&str; 2] = ["10.96.0.0/16", "fd96::/112"];
 
 /// Loopback, of whoever uses it.
 pub const LOOPBACK: Party = Party {
@@ -122,6 +232,44 @@ pub mod port {
     pub const INSECURE: u16 = 8080;
     /// The kubelet.
     pub const KUBELET: u16 = 10250;
+    /// etcd's metrics and health, on loopback.
+    pub const ETCD_METRICS: u16 = 2381;
+    /// The controller manager, on loopback.
+    pub const CONTROLLER_MANAGER: u16 = 10257;
+    /// The scheduler, on loopback.
+    pub const SCHEDULER: u16 = 10259;
+    /// The kubelet's health, on loopback.
+    pub const KUBELET_HEALTH: u16 = 10248;
+    /// The kubelet's port without authentication, which somebody left open.
+    pub const KUBELET_READ_ONLY: u16 = 10255;
+    /// kube-proxy's health.
+    pub const KUBE_PROXY: u16 = 10256;
+    /// kube-proxy's metrics, on loopback.
+    pub const KUBE_PROXY_METRICS: u16 = 10249;
+    /// Where the container runtime streams to the kubelet, on loopback.
+    pub const STREAMING: u16 = 35555;
+    /// DNS.
+    pub const DNS: u16 = 53;
+    /// Metrics of DNS servers.
+    pub const DNS_METRICS: u16 = 9153;
+    /// SSH.
+    pub const SSH: u16 = 22;
+    /// Konnectivity's front end for the apiserver.
+    pub const KONNECTIVITY: u16 = 8131;
+    /// Konnectivity's port for its agents.
+    pub const KONNECTIVITY_AGENTS: u16 = 8132;
+    /// Konnectivity's metrics, on loopback.
+    pub const KONNECTIVITY_ADMIN: u16 = 8133;
+    /// Konnectivity's health, on loopback.
+    pub const KONNECTIVITY_HEALTH: u16 = 8134;
+    /// A webhook.
+    pub const WEBHOOK: u16 = 8443;
+    /// An aggregated API server.
+    pub const AGGREGATED: u16 = 4443;
+    /// A node port.
+    pub const NODE_PORT: u16 = 30080;
+    /// NTP.
+    pub const NTP: u16 = 123;
     /// The apiserver behind its service address.
     pub const SERVICE: u16 = 443;
     /// An echo service over TCP and UDP on every host and pod, which no component declares.
@@ -140,13 +288,14 @@ const fn host(name: &'static str, last: u8) -> Party {
     }
 }
 
-const fn pod(name: &'static str, host: &'static str, net: u8) -> PodPlan {
+const fn pod(name: &'static str, host: &'static str, net: u8, last: u8) -> PodPlan {
+    let v4_last = (last >> 4) * 10 + (last & 0xf);
     PodPlan {
         party: Party {
             name,
-            v4: Ipv4Addr::new(10, 78, net, 10),
-            v6: Ipv6Addr::new(0xfd78, net as u16, 0, 0, 0, 0, 0, 0x10),
-            mac: [0x02, 0x78, 0, 0, net, 0x10],
+            v4: Ipv4Addr::new(10, 78, net, v4_last),
+            v6: Ipv6Addr::new(0xfd78, net as u16, 0, 0, 0, 0, 0, last as u16),
+            mac: [0x02, 0x78, 0, 0, net, last],
         },
         host,
     }

@@ -22,17 +22,25 @@ const UP_WITHIN: Duration = Duration::from_secs(10);
 
 /// Starts etcd with mutual TLS for clients and peers. Its data lies on the host's own `/run`, in
 /// memory. It is up when [`wait_for_etcd`] says so: other things can be started meanwhile.
-pub fn start_etcd(place: &Place, certs: &Certs) -> Result<Running> {
+pub fn start_etcd(place: &Place, certs: &Certs, members: &[Party]) -> Result<Running> {
     let urls = |parties: &[Party], port: u16| {
         let both = parties.iter().flat_map(|party| party.both(port));
         both.map(|address| format!("https://{address}"))
             .collect::<Vec<_>>()
             .join(",")
     };
-    let (own, peer) = (
-        *place.party(),
-        format!("https://{}", place.party().at(port::ETCD_PEER)),
-    );
+    let own = *place.party();
+    let peer = |member: &Party| format!("https://{}", member.at(port::ETCD_PEER));
+    let all: Vec<String> = members
+        .iter()
+        .map(|member| format!("{}={}", member.name, peer(member)))
+        .collect();
+    // A cluster of one elects itself: no reason to be patient.
+    let (heartbeat, election) = if members.len() == 1 {
+        (10, 100)
+    } else {
+        (50, 500)
+    };
     let with = |option: &str, value: &str| format!("--{option}={value}");
     let file = |option: &str, path: &Path| format!("--{option}={}", path.display());
     let (server, peers) = (certs.etcd_server(), certs.etcd_peer());
@@ -47,8 +55,12 @@ pub fn start_etcd(place: &Place, certs: &Certs) -> Result<Running> {
             ),
             with("advertise-client-urls", &urls(&[own], port::ETCD_CLIENT)),
             with("listen-peer-urls", &urls(&[own], port::ETCD_PEER)),
-            with("initial-advertise-peer-urls", &peer),
-            with("initial-cluster", &format!("{}={peer}", own.name)),
+            with("initial-advertise-peer-urls", &peer(&own)),
+            with("initial-cluster", &all.join(",")),
+            with(
+                "listen-metrics-urls",
+                &format!("http://{}", LOOPBACK.at(port::ETCD_METRICS)),
+            ),
             "--client-cert-auth".to_owned(),
             "--peer-client-cert-auth".to_owned(),
             file("trusted-ca-file", certs.authority()),
@@ -57,9 +69,8 @@ pub fn start_etcd(place: &Place, certs: &Certs) -> Result<Running> {
             file("key-file", &server.key),
             file("peer-cert-file", &peers.certificate),
             file("peer-key-file", &peers.key),
-            // A cluster of one elects itself: no reason to be patient.
-            "--heartbeat-interval=10".to_owned(),
-            "--election-timeout=100".to_owned(),
+            with("heartbeat-interval", &heartbeat.to_string()),
+            with("election-timeout", &election.to_string()),
             "--logger=zap".to_owned(),
         ])
         .spawn()
@@ -172,7 +183,12 @@ pub fn exposed_insecure_port<'a>(host: &Party, certs: &'a Certs) -> Nginx<'a> {
 
 /// A kubelet.
 pub fn kubelet(certs: &Certs) -> Nginx<'_> {
-    let listen = vec![format!("[::]:{} ssl ipv6only=off", port::KUBELET)];
+    let listen = vec![
+        format!("[::]:{} ssl ipv6only=off", port::KUBELET),
+        format!("127.0.0.1:{}", port::KUBELET_HEALTH),
+        // What old kubelets did, and some still do.
+        format!("[::]:{} ipv6only=off", port::KUBELET_READ_ONLY),
+    ];
     Nginx {
         says: "kubelet",
         listen,

@@ -46,6 +46,18 @@ pub fn find(name: &str) -> Result<Tool> {
         .with_context(|| format!("`{name}` is not on this machine; run `cargo xtask setup`"))
 }
 
+/// A module of nginx, beside the nginx that is used.
+pub fn nginx_module(name: &str) -> Result<PathBuf> {
+    let unpacked = env::var_os(TOOLS_VARIABLE).map(PathBuf::from);
+    let roots = unpacked.into_iter().chain([PathBuf::from("/")]);
+    roots
+        .map(|root| root.join("usr/lib/nginx/modules").join(name))
+        .find(|path| path.is_file())
+        .with_context(|| {
+            format!("nginx's `{name}` is not on this machine; run `cargo xtask setup`")
+        })
+}
+
 /// The lab's own helper program, built beside the caller's.
 pub fn probe() -> Result<Tool> {
     built("lab-probe", "cargo build -p enforcer-tests")

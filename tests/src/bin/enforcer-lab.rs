@@ -6,7 +6,6 @@ use std::time::Instant;
 
 use anyhow::{Context, Result};
 use clap::Parser;
-use enforcer_tests::plan::{HOSTS, PODS};
 use enforcer_tests::{Lab, Place};
 use nix::sys::signal::{SigSet, Signal};
 
@@ -26,6 +25,12 @@ struct Arguments {
     /// Hide pods behind their node's address
     #[arg(long)]
     masquerade_pods: bool,
+    /// Three control-plane nodes, two workers, a load balancer and all that belongs to it
+    #[arg(long)]
+    cluster: bool,
+    /// The same, with a VXLAN tunnel between the nodes
+    #[arg(long)]
+    vxlan: bool,
 }
 
 fn main() -> ExitCode {
@@ -58,12 +63,24 @@ fn build(arguments: &Arguments) -> Result<Lab> {
         expose_insecure_port,
         expose_loopback,
         masquerade_pods,
+        cluster,
+        vxlan,
     } = *arguments;
-    let builder = Lab::builder();
+    let builder = match (cluster, vxlan) {
+        (_, true) => Lab::builder().vxlan(),
+        (true, false) => Lab::builder().cluster(),
+        (false, false) => Lab::builder(),
+    };
     let mut lab = if no_servers {
         builder.build()?
     } else {
-        builder.full().build()?
+        let builder = builder.full();
+        let builder = if cluster || vxlan {
+            builder.services()
+        } else {
+            builder
+        };
+        builder.build()?
     };
     if expose_insecure_port {
         lab.expose_insecure_port()?;
@@ -83,7 +100,9 @@ fn describe(lab: &Lab, started: Instant) -> Result<()> {
         .with_context(|| format!("failed to write {}", inventory.display()))?;
     println!("lab {} is up after {:?}", lab.id(), started.elapsed());
     println!("certificates and inventory: {}", lab.directory().display());
-    for party in HOSTS.iter().chain(PODS.iter().map(|pod| &pod.party)) {
+    let topology = lab.topology();
+    let pods = topology.pods.iter().map(|pod| &pod.party);
+    for party in topology.hosts.iter().chain(pods) {
         println!("{:8}{:14}{}", party.name, party.v4.to_string(), party.v6);
     }
     println!("\nTo be there, in another terminal, as root:");

@@ -11,14 +11,18 @@ use nix::errno::Errno;
 use serde::{Deserialize, Serialize};
 
 mod client;
+mod dns;
 mod listen;
 mod options;
 mod raw;
 mod sniff;
 mod socket;
+mod tunnel;
 
 pub use listen::Heard;
-pub use options::{Bind, Connect, Hold, Inject, Ping, Raw, Serve, Sniff, Udp};
+pub use options::{
+    Bind, Connect, Dns, Hold, Inject, Ping, Raw, Serve, Sniff, TunnelAgent, TunnelServer, Udp,
+};
 pub use sniff::Frame;
 
 /// What `lab-probe` waits at most, in milliseconds, unless told otherwise: on one machine everything
@@ -50,6 +54,12 @@ pub enum Probe {
     Serve(Serve),
     /// Tells which frames pass an interface
     Sniff(Sniff),
+    /// Asks a DNS server for a name
+    Dns(Dns),
+    /// Waits for konnectivity agents, and leads clients through their connections
+    TunnelServer(TunnelServer),
+    /// Dials out to a tunnel server, and goes on to a target when it is told to
+    TunnelAgent(TunnelAgent),
     /// Builds a lab without servers, tells its id and keeps it until killed
     KeepLab,
 }
@@ -62,6 +72,8 @@ pub enum Outcome {
     Connected,
     /// The other side answered.
     Answered,
+    /// The answer was too long for the way it was asked for.
+    Truncated,
     /// It was sent; nobody was asked for an answer.
     Sent,
     /// The address is bound.
@@ -99,7 +111,7 @@ impl Outcome {
     pub fn worked(self) -> bool {
         matches!(
             self,
-            Self::Connected | Self::Answered | Self::Sent | Self::Bound
+            Self::Connected | Self::Answered | Self::Truncated | Self::Sent | Self::Bound
         )
     }
 
@@ -195,6 +207,9 @@ impl Probe {
             Self::Raw(what) => raw::send(what),
             Self::Serve(what) => listen::serve(what),
             Self::Sniff(what) => sniff::sniff(what),
+            Self::Dns(what) => dns::ask(what),
+            Self::TunnelServer(what) => tunnel::server(what),
+            Self::TunnelAgent(what) => tunnel::agent(what),
             Self::KeepLab => listen::keep_lab(),
         }
     }
@@ -295,6 +310,19 @@ mod tests {
                 interface: "lo".into(),
                 port: Some(1),
                 ..Sniff::default()
+            }),
+            Probe::Dns(Dns {
+                tcp: true,
+                ..Dns::name(to, "a.b")
+            }),
+            Probe::TunnelServer(TunnelServer {
+                frontend: vec![to],
+                agents: vec![to, to],
+                health: vec![],
+            }),
+            Probe::TunnelAgent(TunnelAgent {
+                server: to,
+                target: to,
             }),
             Probe::KeepLab,
         ];

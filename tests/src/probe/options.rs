@@ -207,3 +207,61 @@ pub struct Sniff {
     #[arg(long)]
     pub for_ms: Option<u64>,
 }
+
+/// `lab-probe dns`.
+#[derive(Debug, Clone, Args, Serialize)]
+pub struct Dns {
+    /// The server
+    #[arg(long)]
+    pub server: SocketAddr,
+    /// The name
+    #[arg(long)]
+    pub name: String,
+    /// Ask for texts instead of addresses
+    #[arg(long)]
+    pub text: bool,
+    /// Ask over TCP
+    #[arg(long)]
+    pub tcp: bool,
+    /// How long to wait for the answer
+    #[arg(long, default_value_t = TIMEOUT_MS)]
+    pub timeout_ms: u64,
+}
+
+impl Dns {
+    /// For a name's address, over UDP.
+    pub fn name(server: SocketAddr, name: &str) -> Self {
+        Self {
+            server,
+            name: name.to_owned(),
+            text: false,
+            tcp: false,
+            timeout_ms: TIMEOUT_MS,
+        }
+    }
+}
+
+/// `lab-probe tunnel-server`.
+#[derive(Debug, Clone, Default, Args, Serialize)]
+pub struct TunnelServer {
+    /// Where clients come
+    #[arg(long = "frontend")]
+    pub frontend: Vec<SocketAddr>,
+    /// Where agents come
+    #[arg(long = "agents")]
+    pub agents: Vec<SocketAddr>,
+    /// Where others ask whether it is there
+    #[arg(long = "health")]
+    pub health: Vec<SocketAddr>,
+}
+
+/// `lab-probe tunnel-agent`.
+#[derive(Debug, Clone, Args, Serialize)]
+pub struct TunnelAgent {
+    /// The server to dial
+    #[arg(long)]
+    pub server: SocketAddr,
+    /// Where its clients are led
+    #[arg(long)]
+    pub target: SocketAddr,
+}

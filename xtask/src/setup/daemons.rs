@@ -13,16 +13,32 @@ use super::{apt, lab_tools};
 use crate::{bpf_toolchain::tools_path, shell};
 
 /// Where each program is in the tree, as in Debian.
-const PROGRAMS: [&str; 3] = ["usr/bin/etcd", "usr/bin/etcdctl", "usr/sbin/nginx"];
-const PACKAGES: [&str; 3] = ["etcd-server", "etcd-client", "nginx"];
+const PROGRAMS: [&str; 6] = [
+    "usr/bin/etcd",
+    "usr/bin/etcdctl",
+    "usr/sbin/nginx",
+    "usr/sbin/dnsmasq",
+    "usr/sbin/dropbear",
+    "usr/bin/dropbearkey",
+];
+/// nginx's load balancer at layer 4, which nginx looks for where it was built to.
+const MODULE: &str = "usr/lib/nginx/modules/ngx_stream_module.so";
+const PACKAGES: [&str; 6] = [
+    "etcd-server",
+    "etcd-client",
+    "nginx",
+    "libnginx-mod-stream",
+    "dnsmasq-base",
+    "dropbear-bin",
+];
 
 /// Whether the tree is complete, and every program in it has its libraries.
 pub fn find() -> Option<()> {
     let programs = PROGRAMS.map(|program| lab_tools().join(program));
-    programs
+    let complete = programs
         .iter()
-        .all(|program| program.is_file() && lacks(program).is_empty())
-        .then_some(())
+        .all(|program| program.is_file() && lacks(program).is_empty());
+    (complete && lab_tools().join(MODULE).is_file()).then_some(())
 }
 
 /// Unpacks Debian's packages; without them, points to the programs on the path.
@@ -32,7 +48,8 @@ pub fn install() -> Result<()> {
     }
     if PROGRAMS
         .iter()
-        .any(|program| !lab_tools().join(program).is_file())
+        .chain([&MODULE])
+        .any(|file| !lab_tools().join(file).is_file())
     {
         unpack().or_else(|error| link_from_path().map_err(|_also_missing| error))?;
     }
@@ -138,6 +155,14 @@ fn link_from_path() -> Result<()> {
             Some(found) => link(&found, &lab_tools().join(program))?,
             None => missing.push(name),
         }
+    }
+    let module = ["/usr/lib", "/usr/lib64", "/usr/libexec", "/usr/local/lib"]
+        .iter()
+        .map(|root| Path::new(root).join("nginx/modules/ngx_stream_module.so"))
+        .find(|path| path.is_file());
+    match module {
+        Some(found) => link(&found, &lab_tools().join(MODULE))?,
+        None => missing.push("nginx's stream module"),
     }
     if missing.is_empty() {
         return Ok(());

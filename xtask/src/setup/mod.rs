@@ -117,7 +117,7 @@ fn part_clients() -> Result<()> {
 }
 
 fn part_daemons() -> Result<()> {
-    step("the lab's etcd and nginx", daemons::find, daemons::install)
+    step("the lab's servers", daemons::find, daemons::install)
         .context("servers are missing (`cargo xtask lab`, `demo` and `test` need them)")
 }
 

@@ -1,0 +1,290 @@
+//! What a whole cluster has beyond etcd, apiservers and kubelets: each server in the network namespace
+//! and the cgroup that it would have on a real node.
+
+use std::fs;
+use std::net::SocketAddr;
+use std::path::Path;
+
+use anyhow::{Context, Result};
+
+use crate::attempt::Server;
+use crate::lab::Lab;
+use crate::place::Place;
+use crate::plan::{self, DNS_SERVICE, LB, LOOPBACK, NODE_LOCAL_DNS, Party, port};
+use crate::probe::{Serve, TunnelAgent, TunnelServer};
+use crate::process::Running;
+use crate::servers::{Nginx, wait_for_listener};
+use crate::tools;
+
+/// A name of the cluster that the DNS server itself knows, with [`plan::POD_A`]'s addresses.
+pub const KNOWN_NAME: &str = "known.cluster.lab";
+/// A name whose answer does not fit a datagram.
+pub const LONG_NAME: &str = "long.cluster.lab";
+/// A name that only the resolver outside of the cluster knows.
+pub const OUTSIDE_NAME: &str = "www.outside.lab";
+
+/// Servers that live as long as the lab.
+#[derive(Debug, Default)]
+pub struct Started {
+    /// Real servers.
+    pub running: Vec<Running>,
+    /// Listeners in somebody's place.
+    pub listening: Vec<Server>,
+}
+
+/// Starts all of them.
+pub fn start(lab: &Lab) -> Result<Started> {
+    let mut started = Started::default();
+    for node in lab.topology().control_plane {
+        start_control_plane(lab, node, &mut started)?;
+    }
+    for node in lab.topology().nodes {
+        start_node(lab, node, &mut started)?;
+    }
+    start_dns(lab, &mut started).context("failed to start DNS")?;
+    start_pods(lab, &mut started)?;
+    start_infrastructure(lab, &mut started)?;
+    Ok(started)
+}
+
+fn start_control_plane(lab: &Lab, node: &Party, started: &mut Started) -> Result<()> {
+    let certs = lab.certs();
+    for (name, port) in [
+        ("controller-manager", port::CONTROLLER_MANAGER),
+        ("scheduler", port::SCHEDULER),
+    ] {
+        let place = lab.static_pod(node.name, name);
+        let at = LOOPBACK.at(port);
+        let server = Nginx {
+            says: name,
+            listen: vec![format!("{at} ssl")],
+            identity: certs.apiserver(),
+        };
+        let mut running = server.start(&place, lab.directory())?;
+        wait_for_listener(&mut running, &place, at)?;
+        started.running.push(running);
+    }
+    Ok(())
+}
+
+fn start_node(lab: &Lab, node: &Party, started: &mut Started) -> Result<()> {
+    let proxy = Serve {
+        tcp: [
+            node.both(port::KUBE_PROXY),
+            LOOPBACK.both(port::KUBE_PROXY_METRICS),
+        ]
+        .concat(),
+        say: Some("kube-proxy".to_owned()),
+        ..Serve::default()
+    };
+    let runtime = Serve {
+        tcp: vec![LOOPBACK.at(port::STREAMING)],
+        say: Some("containerd".to_owned()),
+        ..Serve::default()
+    };
+    for (name, serve) in [("kube-proxy", proxy), ("containerd", runtime)] {
+        started
+            .listening
+            .push(lab.daemon(node.name, name).serve(serve)?);
+    }
+    started.running.push(start_ssh(lab, node)?);
+    Ok(())
+}
+
+/// dropbear, whose host key lies with the lab: nothing of this machine's own SSH is touched.
+fn start_ssh(lab: &Lab, node: &Party) -> Result<Running> {
+    let place = lab.daemon(node.name, "ssh");
+    let key = lab.directory().join(format!("{}-ssh.key", node.name));
+    place
+        .run(
+            "dropbearkey",
+            [
+                "-t".as_ref(),
+                "ed25519".as_ref(),
+                "-f".as_ref(),
+                key.as_os_str(),
+            ],
+        )?
+        .checked()?;
+    let mut running = place
+        .command("dropbear")?
+        .args(["-F", "-E", "-s", "-P", ""])
+        .arg("-r")
+        .arg(&key)
+        .args(["-p", &format!("0.0.0.0:{}", port::SSH)])
+        .args(["-p", &format!("[::]:{}", port::SSH)])
+        .spawn()?;
+    wait_for_listener(&mut running, &place, node.at(port::SSH))?;
+    Ok(running)
+}
+
+/// The cluster's DNS, what it asks, and the caches that ask it.
+fn start_dns(lab: &Lab, started: &mut Started) -> Result<()> {
+    let outside = lab.daemon(LB.name, "resolver");
+    let dns = lab.pod(plan::DNS.party.name).clone();
+    let record = format!("--host-record={OUTSIDE_NAME},192.0.2.80");
+    let up = vec![record];
+    started
+        .running
+        .push(dnsmasq(&outside, &outside.party().both(port::DNS), &up)?);
+    let pod = plan::POD_A.party;
+    let long = "x".repeat(250);
+    let mut own = vec![
+        format!("--host-record={KNOWN_NAME},{},{}", pod.v4, pod.v6),
+        format!("--server={}", LB.v4),
+    ];
+    own.extend((0..8).map(|i| format!("--txt-record={LONG_NAME},{i}{long}")));
+    started
+        .running
+        .push(dnsmasq(&dns, &dns.party().both(port::DNS), &own)?);
+    started.listening.push(dns.serve(Serve {
+        tcp: dns.party().both(port::DNS_METRICS).to_vec(),
+        say: Some("metrics".to_owned()),
+        ..Serve::default()
+    })?);
+    for node in lab.topology().nodes {
+        let place = lab.static_pod(node.name, "node-local-dns");
+        let at = SocketAddr::new(NODE_LOCAL_DNS.into(), port::DNS);
+        let upstream = vec![format!("--server={}", DNS_SERVICE.v4)];
+        started.running.push(dnsmasq(&place, &[at], &upstream)?);
+    }
+    Ok(())
+}
+
+fn dnsmasq(place: &Place, at: &[SocketAddr], more: &[String]) -> Result<Running> {
+    let listen = at.iter().map(|at| format!("--listen-address={}", at.ip()));
+    let mut running = place
+        .command("dnsmasq")?
+        .args([
+            "--keep-in-foreground",
+            "--conf-file=/dev/null",
+            "--no-hosts",
+            "--no-resolv",
+            "--bind-interfaces",
+            "--user=root",
+            "--group=root",
+            "--pid-file=",
+            // Asked twice, a cache would not ask again.
+            "--cache-size=0",
+        ])
+        .args(listen)
+        .args(more)
+        .spawn()?;
+    let first = at.first().context("dnsmasq listens nowhere")?;
+    wait_for_listener(&mut running, place, *first)?;
+    Ok(running)
+}
+
+fn start_pods(lab: &Lab, started: &mut Started) -> Result<()> {
+    let place = lab.pod(plan::WEBHOOK.party.name);
+    let listen =
+        [port::WEBHOOK, port::AGGREGATED].map(|port| format!("[::]:{port} ssl ipv6only=off"));
+    let server = Nginx {
+        says: "webhook",
+        listen: listen.to_vec(),
+        identity: lab.certs().webhook(),
+    };
+    let mut running = server.start(place, lab.directory())?;
+    wait_for_listener(&mut running, place, place.party().at(port::WEBHOOK))?;
+    started.running.push(running);
+    Ok(())
+}
+
+/// The load balancer, and what is outside of the cluster: time, images, DHCP.
+fn start_infrastructure(lab: &Lab, started: &mut Started) -> Result<()> {
+    let place = lab.daemon(LB.name, "lb");
+    let mut running = start_balancer(lab, &place)?;
+    wait_for_listener(&mut running, &place, LB.at(port::APISERVER))?;
+    started.running.push(running);
+    let registry = Nginx {
+        says: "registry",
+        listen: LB
+            .both(port::SERVICE)
+            .map(|at| format!("{at} ssl"))
+            .to_vec(),
+        identity: lab.certs().apiserver(),
+    };
+    let mut running = registry.start(&place, lab.directory())?;
+    wait_for_listener(&mut running, &place, LB.at(port::SERVICE))?;
+    started.running.push(running);
+    let udp = [LB.both(port::NTP), LB.both(DHCP_SERVER)].concat();
+    started.listening.push(place.serve(Serve {
+        udp,
+        ..Serve::default()
+    })?);
+    Ok(())
+}
+
+/// Where DHCP servers listen.
+pub const DHCP_SERVER: u16 = 67;
+/// Where DHCP clients listen.
+pub const DHCP_CLIENT: u16 = 68;
+
+/// nginx at layer 4: it passes TLS on untouched, with its own address as the source.
+fn start_balancer(lab: &Lab, place: &Place) -> Result<Running> {
+    let own = lab.directory().join("balancer");
+    fs::create_dir_all(&own).with_context(|| format!("failed to make {}", own.display()))?;
+    let servers: String = lab
+        .topology()
+        .control_plane
+        .iter()
+        .map(|node| format!("    server {};\n", node.at(port::APISERVER)))
+        .collect();
+    let module = tools::nginx_module("ngx_stream_module.so")?;
+    let text = format!(
+        "daemon off;
+master_process off;
+load_module {module};
+pid {own}/nginx.pid;
+error_log stderr warn;
+events {{ worker_connections 512; }}
+stream {{
+  upstream apiservers {{
+{servers}  }}
+  server {{ listen {v4}; listen {v6}; proxy_pass apiservers; proxy_connect_timeout 1s; }}
+}}
+",
+        module = module.display(),
+        own = own.display(),
+        v4 = LB.at(port::APISERVER),
+        v6 = LB.at6(port::APISERVER),
+    );
+    let file = own.join("nginx.conf");
+    write(&file, &text)?;
+    place
+        .command("nginx")?
+        .arg("-p")
+        .arg(&own)
+        .arg("-c")
+        .arg(&file)
+        .spawn()
+}
+
+fn write(file: &Path, text: &str) -> Result<()> {
+    fs::write(file, text).with_context(|| format!("failed to write {}", file.display()))
+}
+
+/// Starts konnectivity's server on a control-plane node, and an agent that dials out to it and goes
+/// on to `target`. Without TLS: what the tunnel speaks is no matter here.
+pub fn start_tunnel(
+    lab: &Lab,
+    node: &Party,
+    agent: &Place,
+    target: SocketAddr,
+) -> Result<[Server; 2]> {
+    let place = lab.static_pod(node.name, "konnectivity-server");
+    let server = place.tunnel_server(TunnelServer {
+        frontend: vec![LOOPBACK.at(port::KONNECTIVITY)],
+        agents: vec![node.at(port::KONNECTIVITY_AGENTS)],
+        health: [
+            LOOPBACK.at(port::KONNECTIVITY_HEALTH),
+            LOOPBACK.at(port::KONNECTIVITY_ADMIN),
+        ]
+        .to_vec(),
+    })?;
+    let agent = agent.tunnel_agent(TunnelAgent {
+        server: node.at(port::KONNECTIVITY_AGENTS),
+        target,
+    })?;
+    Ok([server, agent])
+}
