@@ -167,7 +167,13 @@ pub fn forwarded<T: Tables>(
         src: src.party,
         dst,
     };
-    only_guarded(decide(tables, settings, ends, packet))
+    let verdict = only_guarded(decide(tables, settings, ends, packet));
+    // The answer will come to the addresses that it leaves with.
+    let asks = matches!(packet.shape, Shape::Flow) && matches!(packet.ports.phase, Phase::Datagram);
+    if !verdict.is_denied() && asks {
+        tables.remember(&flow(packet));
+    }
+    verdict
 }
 
 /// A process asks to connect to, or sends a datagram to, an address. Judged before any address
@@ -289,15 +295,17 @@ fn decide_flow<T: Tables>(tables: &T, settings: &Settings, ends: Ends, packet: &
         Phase::Opening => forward(),
         Phase::Answer => back(),
         Phase::Following => either(forward(), back()),
-        Phase::Datagram => {
-            let flow = FlowKey {
-                src: packet.src,
-                dst: packet.dst,
-                source,
-                destination,
-            };
-            decide_datagram(tables, forward(), back, &flow)
-        }
+        Phase::Datagram => decide_datagram(tables, forward(), back, &flow(packet)),
+    }
+}
+
+/// The flow that a datagram belongs to, as it goes.
+fn flow(packet: &Packet) -> FlowKey {
+    FlowKey {
+        src: packet.src,
+        dst: packet.dst,
+        source: packet.ports.source,
+        destination: packet.ports.destination,
     }
 }
 

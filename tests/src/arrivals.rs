@@ -6,6 +6,7 @@ use anyhow::{Context, Result};
 use serde_json::Value;
 
 use crate::net;
+use crate::packet::{Content, Forged};
 use crate::place::Place;
 use crate::process::run_tool;
 
@@ -28,6 +29,33 @@ impl Arrivals {
                {family} saddr {from} {family} daddr {} th dport {} counter\n}}\n}}\n",
             to.ip(),
             to.port()
+        );
+        net::nft(place.namespace().name(), &rules)?;
+        Ok(Self {
+            place: place.clone(),
+            chain,
+        })
+    }
+
+    /// Starts to count packets like one, by addresses and protocol, before the host decides whether
+    /// they are for it: also those to groups that it is not in.
+    pub fn like(place: &Place, packet: &Forged) -> Result<Self> {
+        let (from, to) = (packet.source.ip(), packet.destination.ip());
+        let protocol = match &packet.content {
+            Content::Protocol(number) => *number,
+            Content::Udp { .. } => 17,
+            Content::Tcp { .. } => 6,
+            Content::Echo | Content::Message(_) if to.is_ipv4() => 1,
+            Content::Echo | Content::Message(_) => 58,
+        };
+        let chain = format!("like-{protocol}-{from}-{to}").replace(['.', ':'], "-");
+        let family = if to.is_ipv4() { "ip" } else { "ip6" };
+        // Made anew, so that it counts from nothing.
+        let rules = format!(
+            "add table inet {TABLE}
+             add chain inet {TABLE} {chain} {{ type filter hook prerouting priority -300; }}
+             flush chain inet {TABLE} {chain}
+             add rule inet {TABLE} {chain} {family} saddr {from} {family} daddr {to} meta l4proto {protocol} counter\n"
         );
         net::nft(place.namespace().name(), &rules)?;
         Ok(Self {

@@ -10,7 +10,9 @@ use anyhow::{Context, Result};
 use crate::attempt::Server;
 use crate::lab::Lab;
 use crate::place::Place;
-use crate::plan::{self, DNS_SERVICE, LB, LOOPBACK, NODE_LOCAL_DNS, Party, port};
+use crate::plan::{
+    self, DNS_SERVICE, INFRA, LB, LOOPBACK, METADATA, NODE_LOCAL_DNS, OUT, Party, port,
+};
 use crate::probe::{Serve, TunnelAgent, TunnelServer};
 use crate::process::Running;
 use crate::servers::{Nginx, wait_for_listener};
@@ -20,7 +22,8 @@ use crate::tools;
 pub const KNOWN_NAME: &str = "known.cluster.lab";
 /// A name whose answer does not fit a datagram.
 pub const LONG_NAME: &str = "long.cluster.lab";
-/// A name that only the resolver outside of the cluster knows.
+/// A name that only the resolver outside of the cluster knows, as it knows every other one below
+/// `outside.lab`. A server that waits for an answer asks for no name twice.
 pub const OUTSIDE_NAME: &str = "www.outside.lab";
 
 /// Servers that live as long as the lab.
@@ -52,6 +55,7 @@ fn start_control_plane(lab: &Lab, node: &Party, started: &mut Started) -> Result
     for (name, port) in [
         ("controller-manager", port::CONTROLLER_MANAGER),
         ("scheduler", port::SCHEDULER),
+        ("cloud-controller-manager", port::CLOUD_CONTROLLER_MANAGER),
     ] {
         let place = lab.static_pod(node.name, name);
         let at = LOOPBACK.at(port);
@@ -63,6 +67,16 @@ fn start_control_plane(lab: &Lab, node: &Party, started: &mut Started) -> Result
         let mut running = server.start(&place, lab.directory())?;
         wait_for_listener(&mut running, &place, at)?;
         started.running.push(running);
+    }
+    // An etcd as two old articles draw it, and where nodes of some distributions join.
+    for (place, tcp) in [
+        (lab.etcd_on(node.name), LOOPBACK.at(port::HTTP)),
+        (lab.daemon(node.name, "join"), node.at(port::JOIN)),
+    ] {
+        started.listening.push(place.serve(Serve {
+            tcp: vec![tcp],
+            ..Serve::default()
+        })?);
     }
     Ok(())
 }
@@ -82,7 +96,20 @@ fn start_node(lab: &Lab, node: &Party, started: &mut Started) -> Result<()> {
         say: Some("containerd".to_owned()),
         ..Serve::default()
     };
-    for (name, serve) in [("kube-proxy", proxy), ("containerd", runtime)] {
+    let bird = Serve {
+        tcp: node.both(port::BGP).to_vec(),
+        ..Serve::default()
+    };
+    let dhclient = Serve {
+        udp: node.both(port::DHCP_CLIENT).to_vec(),
+        ..Serve::default()
+    };
+    for (name, serve) in [
+        ("kube-proxy", proxy),
+        ("containerd", runtime),
+        ("bird", bird),
+        ("dhclient", dhclient),
+    ] {
         started
             .listening
             .push(lab.daemon(node.name, name).serve(serve)?);
@@ -120,9 +147,9 @@ fn start_ssh(lab: &Lab, node: &Party) -> Result<Running> {
 
 /// The cluster's DNS, what it asks, and the caches that ask it.
 fn start_dns(lab: &Lab, started: &mut Started) -> Result<()> {
-    let outside = lab.daemon(LB.name, "resolver");
+    let outside = lab.daemon(INFRA.name, "resolver");
     let dns = lab.pod(plan::DNS.party.name).clone();
-    let record = format!("--host-record={OUTSIDE_NAME},192.0.2.80");
+    let record = "--address=/outside.lab/192.0.2.80".to_owned();
     let up = vec![record];
     started
         .running
@@ -131,7 +158,7 @@ fn start_dns(lab: &Lab, started: &mut Started) -> Result<()> {
     let long = "x".repeat(250);
     let mut own = vec![
         format!("--host-record={KNOWN_NAME},{},{}", pod.v4, pod.v6),
-        format!("--server={}", LB.v4),
+        format!("--server={}", INFRA.v4),
     ];
     own.extend((0..8).map(|i| format!("--txt-record={LONG_NAME},{i}{long}")));
     started
@@ -196,29 +223,37 @@ fn start_infrastructure(lab: &Lab, started: &mut Started) -> Result<()> {
     let mut running = start_balancer(lab, &place)?;
     wait_for_listener(&mut running, &place, LB.at(port::APISERVER))?;
     started.running.push(running);
+    let place = lab.daemon(INFRA.name, "infra");
     let registry = Nginx {
         says: "registry",
-        listen: LB
+        listen: INFRA
             .both(port::SERVICE)
             .map(|at| format!("{at} ssl"))
             .to_vec(),
         identity: lab.certs().apiserver(),
     };
     let mut running = registry.start(&place, lab.directory())?;
-    wait_for_listener(&mut running, &place, LB.at(port::SERVICE))?;
+    wait_for_listener(&mut running, &place, INFRA.at(port::SERVICE))?;
     started.running.push(running);
-    let udp = [LB.both(port::NTP), LB.both(DHCP_SERVER)].concat();
     started.listening.push(place.serve(Serve {
-        udp,
+        tcp: vec![SocketAddr::new(METADATA.into(), port::HTTP)],
+        udp: [INFRA.both(port::NTP), INFRA.both(port::DHCP_SERVER)].concat(),
+        ..Serve::default()
+    })?);
+    // Somebody outside, with servers of all kinds.
+    started
+        .listening
+        .push(lab.daemon(OUT.name, "web").serve(Serve {
+            tcp: [OUT.both(port::SERVICE), OUT.both(port::WEBHOOK)].concat(),
+            ..Serve::default()
+        })?);
+    let agent = lab.pod(plan::AGENT.party.name);
+    started.listening.push(agent.serve(Serve {
+        tcp: agent.party().both(port::KONNECTIVITY_AGENT_HEALTH).to_vec(),
         ..Serve::default()
     })?);
     Ok(())
 }
-
-/// Where DHCP servers listen.
-pub const DHCP_SERVER: u16 = 67;
-/// Where DHCP clients listen.
-pub const DHCP_CLIENT: u16 = 68;
 
 /// nginx at layer 4: it passes TLS on untouched, with its own address as the source.
 fn start_balancer(lab: &Lab, place: &Place) -> Result<Running> {

@@ -174,6 +174,10 @@ fn cluster_components() -> Vec<(&'static str, String)> {
         ("ssh-server", daemon("ssh")),
         ("kube-proxy", daemon("kube-proxy")),
         ("container-runtime", daemon("containerd")),
+        (
+            "cloud-controller-manager",
+            pod_slice("cloud-controller-manager"),
+        ),
         ("konnectivity-server", pod_slice("konnectivity-server")),
         (
             "konnectivity-agent",
@@ -186,12 +190,12 @@ fn cluster_components() -> Vec<(&'static str, String)> {
         ("node-local-dns", pod_slice("node-local-dns")),
         ("load-balancer", both(&[plan::LB, plan::VIP])),
         ("dns", both(&[plan::DNS.party])),
-        ("monitoring", both(&[plan::MONITOR.party])),
+        ("monitoring", both(&[plan::MONITOR.party, plan::METRICS])),
         ("admin", both(&[plan::ADMIN])),
         ("session", "cgroups: [/user.slice]".to_owned()),
-        ("resolver", both(&[plan::LB])),
-        ("ntp-server", both(&[plan::LB])),
-        ("registry", both(&[plan::LB])),
+        ("resolver", both(&[plan::INFRA])),
+        ("ntp-server", both(&[plan::INFRA])),
+        ("registry", both(&[plan::INFRA])),
     ]
 }
 

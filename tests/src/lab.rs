@@ -317,9 +317,14 @@ impl Lab {
         self.place(host, &format!("{}/hostnet", cgroup::PODS))
     }
 
-    /// Where a person who logged in on a host is.
+    /// Where somebody is who came by SSH, before there is a session.
     pub fn login(&self, host: &str) -> Place {
         self.daemon(host, "sshd")
+    }
+
+    /// Where a person who logged in on a node is, in the cgroup of the own session.
+    pub fn session(&self, host: &str) -> Place {
+        self.place(host, "user.slice/user-1000.slice/session-1.scope")
     }
 
     /// A system daemon's place on a host.
@@ -388,6 +393,22 @@ impl Lab {
     pub fn start_etcd(&mut self, host: &str) -> Result<()> {
         self.boot_etcd(host)?;
         self.wait_for_etcd(host)
+    }
+
+    /// Starts all members again, which only together have a majority.
+    pub fn start_all_etcd(&mut self) -> Result<()> {
+        for member in self.topology.control_plane {
+            self.boot_etcd(member.name)?;
+        }
+        for member in self.topology.control_plane {
+            self.wait_for_etcd(member.name)?;
+        }
+        Ok(())
+    }
+
+    /// Lets a host forget which hardware address is whose.
+    pub fn forget_neighbours(&self, host: &str) -> Result<()> {
+        net::forget_neighbours(&self.id, host)
     }
 
     fn boot_etcd(&mut self, host: &str) -> Result<()> {

@@ -165,6 +165,11 @@ pub fn shrink(id: &LabId, pod: &PodPlan, mtu: u32) -> Result<()> {
     ip(Some(&id.namespace(pod.host)), &batch)
 }
 
+/// Empties a host's tables of neighbours.
+pub fn forget_neighbours(id: &LabId, host: &str) -> Result<()> {
+    ip(Some(&id.namespace(host)), "neigh flush dev eth0\n")
+}
+
 /// Gives a host a further address on the segment.
 pub fn claim(id: &LabId, host: &Party, address: &Party) -> Result<()> {
     let batch = format!(
@@ -276,9 +281,25 @@ fn host_batch(host: &Party, id: &LabId, topology: &Topology) -> String {
         format_args!("route add ::/0 via {} dev eth0", ROUTER.v6),
     );
     if topology.is_node(host) {
+        // On a device of its own, as on real nodes: on lo it would be everybody's source address.
         push(
             &mut batch,
-            format_args!("addr add {}/32 dev lo", plan::NODE_LOCAL_DNS),
+            format_args!(
+                "link add nodelocaldns type bridge\nlink set nodelocaldns up\naddr add {}/32 dev nodelocaldns",
+                plan::NODE_LOCAL_DNS
+            ),
+        );
+    }
+    let is_cluster = topology.hosts != Topology::SMALL.hosts;
+    if *host == plan::INFRA {
+        push(
+            &mut batch,
+            format_args!("addr add {}/32 dev eth0", plan::METADATA),
+        );
+    } else if is_cluster {
+        push(
+            &mut batch,
+            format_args!("route add {}/32 via {}", plan::METADATA, plan::INFRA.v4),
         );
     }
     for pod in topology.pods {

@@ -69,6 +69,10 @@ pub const W1: Party = host("w1", 0x21);
 pub const W2: Party = host("w2", 0x22);
 /// The load balancer of a cluster, which is no member of it.
 pub const LB: Party = host("lb", 0x05);
+/// What a cluster needs from outside: names, time, images, DHCP, the cloud's metadata.
+pub const INFRA: Party = host("infra", 0x50);
+/// What collects metrics, a machine of its own.
+pub const METRICS: Party = host("metrics", 0x70);
 /// The administrators' machine.
 pub const ADMIN: Party = host("admin", 0x60);
 /// The neighbour on the same segment that is no member of the cluster.
@@ -113,9 +117,10 @@ impl Topology {
         pods: &[POD_A, POD_B],
         vxlan: false,
     };
-    /// Three control-plane nodes, two workers, a load balancer, administrators and a neighbour.
+    /// Three control-plane nodes, two workers, a load balancer, what a cluster needs from outside, those
+    /// who look after it, and a neighbour.
     pub const CLUSTER: Self = Self {
-        hosts: &[LB, CP1, CP2, CP3, W1, W2, ADMIN, OUT],
+        hosts: &[LB, CP1, CP2, CP3, W1, W2, INFRA, ADMIN, METRICS, OUT],
         nodes: &[CP1, CP2, CP3, W1, W2],
         control_plane: &[CP1, CP2, CP3],
         pods: &[POD_A, POD_B, POD_C, DNS, WEBHOOK, AGENT, MONITOR],
@@ -201,6 +206,9 @@ pub const WEBHOOK_SERVICE: Party = Party {
 /// Networks of the services.
 pub const SERVICE_NETWORKS: [&str; 2] = ["10.96.0.0/16", "fd96::/112"];
 
+/// The cloud's metadata service, which [`INFRA`] gives.
+pub const METADATA: Ipv4Addr = Ipv4Addr::new(169, 254, 169, 254);
+
 /// Loopback, of whoever uses it.
 pub const LOOPBACK: Party = Party {
     name: "loopback",
@@ -209,7 +217,7 @@ pub const LOOPBACK: Party = Party {
     mac: [0; 6],
 };
 
-/// Where node-local DNS listens: an address on every node's `lo` that is no loopback address.
+/// Where node-local DNS listens: an address that every node has, on a device of its own.
 pub const NODE_LOCAL_DNS: Ipv4Addr = Ipv4Addr::new(169, 254, 20, 10);
 /// The gateway that every pod sees, as with Calico: nobody's address, answered by proxy ARP.
 pub const POD_GATEWAY_V4: Ipv4Addr = Ipv4Addr::new(169, 254, 1, 1);
@@ -270,6 +278,20 @@ pub mod port {
     pub const NODE_PORT: u16 = 30080;
     /// NTP.
     pub const NTP: u16 = 123;
+    /// HTTP.
+    pub const HTTP: u16 = 80;
+    /// Where DHCP servers listen.
+    pub const DHCP_SERVER: u16 = 67;
+    /// Where DHCP clients listen.
+    pub const DHCP_CLIENT: u16 = 68;
+    /// BGP.
+    pub const BGP: u16 = 179;
+    /// The cloud controller manager, on loopback.
+    pub const CLOUD_CONTROLLER_MANAGER: u16 = 10258;
+    /// Where nodes of RKE2 join.
+    pub const JOIN: u16 = 9345;
+    /// A konnectivity agent's health.
+    pub const KONNECTIVITY_AGENT_HEALTH: u16 = 8093;
     /// The apiserver behind its service address.
     pub const SERVICE: u16 = 443;
     /// An echo service over TCP and UDP on every host and pod, which no component declares.

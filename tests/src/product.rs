@@ -20,6 +20,14 @@ const SOON: Duration = Duration::from_secs(3);
 /// The paths that the lab needs, on top of the inventory: a whole policy in two documents.
 #[derive(Debug, Clone)]
 pub struct PolicyText {
+    /// The profile.
+    pub profile: &'static str,
+    /// Options of the profile.
+    pub options: Vec<&'static str>,
+    /// Further documented paths.
+    pub enable: Vec<&'static str>,
+    /// Another inventory than the lab's own.
+    pub inventory: Option<String>,
     /// `DryRun` or `Enforce`.
     pub mode: &'static str,
     /// `Allow` or `Drop`.
@@ -34,6 +42,10 @@ impl Default for PolicyText {
     fn default() -> Self {
         let (disable, more) = (Vec::new(), String::new());
         Self {
+            profile: "control-plane-stacked-etcd",
+            options: vec!["insecure-port"],
+            enable: Vec::new(),
+            inventory: None,
             mode: "Enforce",
             other_traffic: "Allow",
             disable,
@@ -54,6 +66,10 @@ impl PolicyText {
     /// Both documents.
     pub fn yaml(&self, lab: &Lab) -> String {
         let Self {
+            profile,
+            options,
+            enable,
+            inventory,
             mode,
             other_traffic,
             disable,
@@ -61,9 +77,11 @@ impl PolicyText {
         } = self;
         format!(
             "{}---\napiVersion: enforcer.dev/v1alpha1\nkind: PathPolicy\nmetadata: {{ name: lab }}\n\
-             spec:\n  profile: control-plane-stacked-etcd\n  options: [insecure-port]\n  mode: {mode}\n  \
+             spec:\n  profile: {profile}\n  options: [{}]\n  enable: [{}]\n  mode: {mode}\n  \
              otherTraffic: {other_traffic}\n  disable: [{}]\n{more}",
-            lab.inventory_yaml(),
+            inventory.clone().unwrap_or_else(|| lab.inventory_yaml()),
+            options.join(", "),
+            enable.join(", "),
             disable.join(", "),
         )
     }
@@ -127,15 +145,21 @@ impl Agent {
         let place = lab.daemon(node, "enforcer");
         // On a node these are there before the agent is; in the lab they come with their first use,
         // and what the agent learns late it denies meanwhile.
-        for declared in [
-            lab.etcd(),
-            lab.apiserver(),
-            lab.controller_manager(),
-            lab.scheduler(),
-            lab.kubelet(node),
-        ] {
-            declared.cgroup().id()?;
+        for daemon in ["etcd", "kubelet", "ssh", "kube-proxy", "containerd"] {
+            lab.daemon(node, daemon).cgroup().id()?;
         }
+        for pod in [
+            "apiserver",
+            "controller-manager",
+            "scheduler",
+            "cloud-controller-manager",
+            "konnectivity-server",
+            "konnectivity-agent",
+            "node-local-dns",
+        ] {
+            lab.static_pod(node, pod).cgroup().id()?;
+        }
+        lab.session(node).cgroup().id()?;
         let running = place
             .command_of(&tools::enforcer()?)?
             .args(["run", "--node", node, "-p"])
@@ -165,6 +189,14 @@ impl Agent {
             thread::sleep(Duration::from_millis(20));
         }
         Ok(agent)
+    }
+
+    /// Agents on all nodes.
+    pub fn on_all(lab: &Lab, policy: &PolicyText) -> Result<Vec<Self>> {
+        let nodes = lab.topology().nodes.iter();
+        nodes
+            .map(|node| Self::start(lab, node.name, policy))
+            .collect()
     }
 
     /// Agents on both nodes.

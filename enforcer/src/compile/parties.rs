@@ -278,13 +278,13 @@ impl Cluster<'_> {
             .copied();
         if loopback {
             occupants.extend(self.located_here());
-            senders.extend(self.host_network());
+            senders.extend(self.on_any_node());
             node = self.here;
         }
         for index in &declared.nodes {
             let there = &self.policy.nodes[*index];
             occupants.extend(indices(&self.policy.components, |c| c.runs_on(there)));
-            senders.extend(self.host_network());
+            senders.extend(self.on_any_node());
         }
         if !loopback && self.is_outside(declared) {
             occupants.extend(indices(&self.policy.components, Component::is_elsewhere));
@@ -324,10 +324,11 @@ impl Cluster<'_> {
             && !components.iter().any(has_ports)
     }
 
-    /// Pods in the host's network namespace are at a node's addresses, too.
-    fn host_network(&self) -> Set {
+    /// What is known by its cgroup and by no role may be on any node, and sends from its addresses:
+    /// pods in the host's network namespace among them.
+    fn on_any_node(&self) -> Set {
         indices(&self.policy.components, |c| {
-            c.in_pod_networks && !c.cgroups.is_empty()
+            c.runs_on.is_empty() && !c.cgroups.is_empty()
         })
     }
 
