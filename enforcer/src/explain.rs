@@ -13,9 +13,11 @@ use enforcer_common::{
 use serde::Serialize;
 
 use crate::{
+    advice::{Advice, Denied, advise},
     compile::{Compiled, Simulator},
     policy::{
         cases::{Attempt, Case, Expect, PathCases, Sender, Target, What},
+        catalogue::Catalogue,
         model::{Node, Path, Policy},
     },
 };
@@ -50,6 +52,12 @@ pub struct Explanation {
     pub sender: Vec<String>,
     /// Paths that lead to the same endpoints, as `NAME from COMPONENTS`.
     pub paths_there: Vec<String>,
+    /// What a person should know who is denied there.
+    #[serde(skip_serializing_if = "String::is_empty")]
+    pub denial: String,
+    /// Documented paths that would allow it.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub advice: Vec<Advice>,
     /// Where the question is another one than it seems.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub note: Option<&'static str>,
@@ -84,8 +92,29 @@ pub fn explain(
     let target = match attempt {
         Attempt::Send(target) | Attempt::Bind(target) => target,
     };
-    let endpoints = endpoints(&tables, compiled, target);
+    let meant = meant(&tables, target);
+    let name = |names: &[Vec<String>]| {
+        let found = meant.and_then(|(target, _)| names.get(usize::from(target)));
+        found.cloned().unwrap_or_default()
+    };
+    let endpoints = name(&compiled.target_names);
     let mut explanation = describe(policy, compiled, verdict, hook, sender, endpoints);
+    if let Some((target, number)) = meant
+        && !explanation.is_allowed()
+        && hook != Hook::Bind
+    {
+        let denial = compiled.target_denials.get(usize::from(target));
+        explanation.denial = denial.cloned().unwrap_or_default();
+        explanation.advice = advise(
+            policy,
+            Catalogue::builtin(),
+            &Denied {
+                senders: &explanation.sender,
+                endpoints: &name(&compiled.target_endpoints),
+                number,
+            },
+        );
+    }
     explanation.note = note(policy, node, from, target.address);
     Ok(explanation)
 }
@@ -291,21 +320,21 @@ fn ports(what: What) -> Ports {
     }
 }
 
-/// The declared endpoints at a target.
-fn endpoints(tables: &Simulator<'_>, compiled: &Compiled, to: Target) -> Vec<String> {
-    let ports = ports(to.what);
+/// The number of the target that is meant, and the port, type or protocol there.
+fn meant(tables: &Simulator<'_>, to: Target) -> Option<(u16, (Space, u16))> {
+    let Ports {
+        space, destination, ..
+    } = ports(to.what);
     let ip = Ip::from(to.address);
     let ip = if ip.is_unspecified() {
         ip.this_host()
     } else {
         ip
     };
-    tables
-        .class(ports.space, ports.destination)
-        .and_then(|class| tables.target(&compiled.settings, tables.place(&ip).party, class))
-        .and_then(|target| compiled.target_names.get(usize::from(target)))
-        .cloned()
-        .unwrap_or_default()
+    let settings = &tables.compiled().settings;
+    let class = tables.class(space, destination)?;
+    let target = tables.target(settings, tables.place(&ip).party, class)?;
+    Some((target, (space, destination)))
 }
 
 fn describe(
@@ -326,6 +355,8 @@ fn describe(
         because: String::new(),
         document: String::new(),
         symptom: String::new(),
+        denial: String::new(),
+        advice: Vec::new(),
         note: None,
         node: compiled.node.clone(),
         hook: hook.name(),

@@ -4,6 +4,7 @@
 //! Data flows one way: [`policy`] (YAML to a valid policy) → [`compile`] (tables) → [`kernel`]
 //! (programs and maps) → [`agent`] (the running whole) → [`cli`] (people).
 
+pub mod advice;
 pub mod agent;
 pub mod cli;
 pub mod compile;

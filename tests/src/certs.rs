@@ -44,7 +44,7 @@ impl Certs {
         let cluster = plan::Topology::CLUSTER;
         let with = |parties: &[Party], more: &[Party]| [parties, more].concat();
         let members = with(cluster.control_plane, &[LOOPBACK]);
-        let shared = [LOOPBACK, plan::SERVICE, plan::LB, plan::VIP];
+        let shared = [LOOPBACK, plan::SERVICE, plan::LB, plan::VIP, plan::INFRA];
         let servers = with(cluster.nodes, &shared);
         let webhook = [plan::WEBHOOK.party, plan::WEBHOOK_SERVICE];
         Ok(Self {

@@ -19,12 +19,15 @@ use super::{
     start::Ready,
 };
 use crate::{
+    advice::{Advice, Denied, advise},
     compile::{Compiled, Simulator},
     kernel::{CgroupPaths, Kernel},
+    policy::{Policy, catalogue::Catalogue},
 };
 
 /// What turns records into events: names of everything. Made for a batch of records.
 pub struct Teller<'a> {
+    policy: &'a Policy,
     compiled: &'a Compiled,
     simulator: Simulator<'a>,
     kernel: &'a Kernel,
@@ -35,9 +38,12 @@ pub struct Teller<'a> {
 impl<'a> Teller<'a> {
     /// By the policy in force.
     pub fn new(ready: &'a Ready, kernel: &'a Kernel, paths: &'a mut CgroupPaths) -> Self {
-        let compiled = &ready.compiled;
+        let Ready {
+            policy, compiled, ..
+        } = ready;
         let simulator = Simulator::new(compiled);
         Self {
+            policy,
             compiled,
             simulator,
             kernel,
@@ -51,6 +57,8 @@ impl<'a> Teller<'a> {
         let space = Space::from_code(key.space);
         let reason = Reason::from_code(key.reason).unwrap_or(Reason::NoPolicy);
         let subject = self.subject(key);
+        let senders = self.senders(key, &subject);
+        let target = self.target(key, space);
         let known = |ip: Ip| (ip != Ip::UNSPECIFIED).then(|| IpAddr::from(ip).to_string());
         let comm = String::from_utf8_lossy(&value.comm);
         let comm = comm.trim_end_matches('\0');
@@ -63,13 +71,21 @@ impl<'a> Teller<'a> {
             verdict,
             reason: reason.name().to_owned(),
             sentence: reason.sentence().to_owned(),
-            endpoint: self.endpoint(key, space),
+            endpoint: target
+                .and_then(|target| self.compiled.target_names.get(target))
+                .map(|names| names.join(", "))
+                .unwrap_or_default(),
+            denial: target
+                .and_then(|target| self.compiled.target_denials.get(target))
+                .cloned()
+                .unwrap_or_default(),
+            advice: self.advice(key, space, target, &senders),
             hook: Hook::from_code(key.hook)
                 .map_or("unknown", Hook::name)
                 .to_owned(),
             source: known(key.src),
             source_port: (value.source_port != 0).then_some(value.source_port),
-            source_components: self.senders(key, &subject),
+            source_components: senders,
             // With a port, `::` is a destination like any other: this host.
             destination: space
                 .map(|_| IpAddr::from(key.dst).to_string())
@@ -124,21 +140,42 @@ impl<'a> Teller<'a> {
             .unwrap_or_default()
     }
 
-    fn endpoint(&self, key: &RecordKey, space: Option<Space>) -> String {
-        let Some(space) = space else {
-            return String::new();
-        };
+    /// The number of the target that was meant.
+    fn target(&self, key: &RecordKey, space: Option<Space>) -> Option<usize> {
         let dst = if key.dst.is_unspecified() {
             key.dst.this_host()
         } else {
             key.dst
         };
         let place = self.simulator.place(&dst);
+        let class = self.simulator.class(space?, key.port)?;
         let settings = &self.compiled.settings;
-        let class = self.simulator.class(space, key.port);
-        let target = class.and_then(|class| self.simulator.target(settings, place.party, class));
-        let names = target.and_then(|target| self.compiled.target_names.get(usize::from(target)));
-        names.map(|names| names.join(", ")).unwrap_or_default()
+        let target = self.simulator.target(settings, place.party, class)?;
+        Some(target.into())
+    }
+
+    /// What would allow it. Whoever has to be told how to open a port of another has no business there,
+    /// so binds get none.
+    fn advice(
+        &self,
+        key: &RecordKey,
+        space: Option<Space>,
+        target: Option<usize>,
+        senders: &[String],
+    ) -> Vec<Advice> {
+        let (Some(space), Some(target)) = (space, target) else {
+            return Vec::new();
+        };
+        if Hook::from_code(key.hook) == Some(Hook::Bind) || key.reply != 0 {
+            return Vec::new();
+        }
+        let endpoints = self.compiled.target_endpoints.get(target);
+        let denied = Denied {
+            senders,
+            endpoints: endpoints.map_or(&[], Vec::as_slice),
+            number: (space, key.port),
+        };
+        advise(self.policy, Catalogue::builtin(), &denied)
     }
 
     fn time(&self, boot_ns: u64) -> String {

@@ -4,7 +4,7 @@ use std::fmt;
 
 use serde::{Deserialize, Serialize};
 
-use crate::kernel::Attachment;
+use crate::{advice::Advice, kernel::Attachment};
 
 /// What is in force, and what came of it.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -119,6 +119,12 @@ pub struct Event {
     pub sentence: String,
     /// The declared endpoints at the destination (`etcd:client`); empty if there are none.
     pub endpoint: String,
+    /// What a person should know who is denied there; empty where there is nothing.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    pub denial: String,
+    /// Documented paths that would allow it.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub advice: Vec<Advice>,
     /// Where it was decided.
     pub hook: String,
     /// Who opened, or would have; not known when a call is refused.
@@ -242,12 +248,18 @@ impl fmt::Display for Event {
         if !self.endpoint.is_empty() {
             write!(f, " ({})", self.endpoint)?;
         }
-        write!(f, ": {} [{}, {}]", self.sentence, self.reason, self.hook)?;
-        if self.count > 1 {
-            write!(f, " × {}", self.count)
-        } else {
-            Ok(())
+        write!(f, ": {}", self.sentence)?;
+        if !self.denial.is_empty() {
+            write!(f, "; {}", self.denial)?;
         }
+        write!(f, " [{}, {}]", self.reason, self.hook)?;
+        if self.count > 1 {
+            write!(f, " × {}", self.count)?;
+        }
+        for advice in &self.advice {
+            write!(f, "\n    hint: {}", advice.sentence())?;
+        }
+        Ok(())
     }
 }
 
@@ -261,6 +273,8 @@ pub(super) mod tests {
             reason: "NoPath".to_owned(),
             sentence: "no path from this sender to this endpoint".to_owned(),
             endpoint: "etcd:client".to_owned(),
+            denial: String::new(),
+            advice: Vec::new(),
             hook: "cgroup/connect".to_owned(),
             source: None,
             source_port: None,
@@ -302,13 +316,20 @@ pub(super) mod tests {
             source: Some("fd00::9".to_owned()),
             destination: Some("fd00::1".to_owned()),
             endpoint: String::new(),
+            denial: "not for you".to_owned(),
+            advice: vec![Advice {
+                path: "dns".to_owned(),
+                symptom: "names do not resolve".to_owned(),
+                remedy: "It is off: `enable: [dns]`.".to_owned(),
+            }],
             count: 3,
             ..event()
         };
         assert_eq!(
             second.to_string(),
             "would drop fd00::9, interface eth0 → [fd00::1]:2379/tcp: no path from this sender to this \
-             endpoint [NoPath, cgroup/connect] × 3"
+             endpoint; not for you [NoPath, cgroup/connect] × 3\n    hint: path dns would allow it; without \
+             it names do not resolve. It is off: `enable: [dns]`."
         );
     }
 

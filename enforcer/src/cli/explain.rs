@@ -127,6 +127,12 @@ fn tell(explanation: &Explanation, from: &str, to: &str) -> Outcome {
             explanation.paths_there.join("; ")
         ))?;
     }
+    if !explanation.denial.is_empty() {
+        say(&format!("  there     {}", explanation.denial))?;
+    }
+    for advice in &explanation.advice {
+        say(&format!("  hint      {}", advice.sentence()))?;
+    }
     if let Some(note) = explanation.note {
         say(&format!("  note      {note}"))?;
     }

@@ -117,6 +117,10 @@ pub struct Compiled {
     pub party_names: Vec<Vec<String>>,
     /// `component:port` of the endpoints that are meant by each target; empty for target 0.
     pub target_names: Vec<Vec<String>>,
+    /// All endpoints of each target that a path could lead to, the wide ones included.
+    pub target_endpoints: Vec<Vec<String>>,
+    /// What a person should know who was denied from each target; empty where there is nothing.
+    pub target_denials: Vec<String>,
     /// Path numbers in force and their names.
     pub paths: BTreeMap<u16, String>,
 }

@@ -88,6 +88,14 @@ pub fn fill(
             .collect()
     };
     let target_names = meant.iter().map(|m| filler.names(m));
+    let target_endpoints = meant.iter().map(|m| {
+        let reached = m
+            .endpoints
+            .iter()
+            .filter(|e| filler.is_reached(**e, m.target));
+        reached.map(|e| filler.endpoint_name(*e)).collect()
+    });
+    let target_denials = meant.iter().map(|m| filler.denial(m));
     Ok(Compiled {
         node: node.name.clone(),
         settings: Settings {
@@ -111,6 +119,8 @@ pub fn fill(
         cgroups: parties.cgroups.clone(),
         party_names: infos.iter().map(names).collect(),
         target_names: target_names.collect(),
+        target_endpoints: target_endpoints.collect(),
+        target_denials: target_denials.collect(),
         paths: filler
             .routes
             .iter()
@@ -247,18 +257,29 @@ impl<'a> Filler<'a> {
     /// What a target is called. Wide ports are named where nothing narrower is there.
     fn names(&self, meant: &Meant<'_>) -> Vec<String> {
         let width = |e: &Endpoint| width(self.port(*e));
-        let reached = |e: &&Endpoint| meant.target.loopback || !self.port(**e).loopback_only;
-        let candidates: Vec<&Endpoint> = if meant.guarded {
-            meant.endpoints.iter().collect()
-        } else {
-            meant.endpoints.iter().filter(reached).collect()
-        };
+        let candidates: Vec<&Endpoint> = meant
+            .endpoints
+            .iter()
+            .filter(|e| meant.guarded || self.is_reached(**e, meant.target))
+            .collect();
         let narrowest = candidates.iter().map(|e| width(e)).min();
         candidates
             .iter()
             .filter(|e| Some(width(e)) == narrowest)
             .map(|e| self.endpoint_name(**e))
             .collect()
+    }
+
+    /// What is loopback only is nowhere else.
+    fn is_reached(&self, endpoint: Endpoint, target: &Target) -> bool {
+        target.loopback || !self.port(endpoint).loopback_only
+    }
+
+    /// What is to be said to whoever is denied there.
+    fn denial(&self, meant: &Meant<'_>) -> String {
+        let texts = meant.endpoints.iter().map(|e| &self.port(*e).denial);
+        let said = texts.filter(|text| meant.guarded && !text.is_empty());
+        said.cloned().next().unwrap_or_default()
     }
 
     /// Of several endpoints at one port, guarded ones are meant, and of those the narrowest: a path to

@@ -29,6 +29,12 @@ pub enum OtherTraffic {
 pub struct Policy {
     /// `metadata.name` of the `PathPolicy`.
     pub name: String,
+    /// The profile that was chosen, if one was.
+    pub profile: Option<String>,
+    /// Options of the profile that were chosen.
+    pub options: Vec<String>,
+    /// Documented paths that were left out by name.
+    pub disabled: Vec<String>,
     /// What happens to a denied connection, unless its path says otherwise.
     pub mode: Mode,
     /// What happens outside the declared endpoints.

@@ -49,8 +49,13 @@ pub(crate) fn policy(
     if !report.is_clean() {
         return None;
     }
+    let written = &path_policy.spec.value;
+    let texts = |list: &[Spanned<String>]| list.iter().map(|text| text.value.clone()).collect();
     let mut policy = Policy {
         name: path_policy.name,
+        profile: written.profile.as_ref().map(|text| text.value.clone()),
+        options: texts(&written.options),
+        disabled: texts(&written.disable),
         mode: chosen.mode?,
         other_traffic: chosen.other_traffic?,
         nodes: placed.nodes,
