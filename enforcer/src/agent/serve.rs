@@ -339,6 +339,10 @@ impl Agent {
     /// Declared, and of no effect at present.
     pub(super) fn notes(&self) -> Vec<String> {
         let mut notes = self.ready.policy.notes.clone();
+        notes.extend(policy::notes_for_node(
+            &self.ready.policy,
+            &self.ready.compiled.node,
+        ));
         notes.extend(self.ready.selectors.notes(&self.links));
         for rule in &self.ready.compiled.cgroups {
             if cgroups::expand(&self.cgroup_root, &rule.pattern).is_empty() {

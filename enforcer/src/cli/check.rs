@@ -51,16 +51,19 @@ struct NodeReport {
     port_classes: u32,
     /// Distinct sets of endpoints.
     targets: u32,
+    /// What has no meaning there.
+    notes: Vec<String>,
 }
 
 impl NodeReport {
-    fn of(compiled: &Compiled) -> Self {
+    fn of(policy: &Policy, compiled: &Compiled) -> Self {
         Self {
             node: compiled.node.clone(),
             prefixes: compiled.prefixes.len(),
             parties: compiled.settings.parties,
             port_classes: compiled.settings.classes,
             targets: compiled.settings.targets,
+            notes: policy::notes_for_node(policy, &compiled.node),
         }
     }
 }
@@ -77,7 +80,10 @@ pub fn run(arguments: &Arguments, format: Format) -> Outcome {
         .collect::<Result<Vec<_>, _>>()
         .context("the policy is valid but can not be compiled")?;
     let results = run_all_cases(&policy, &arguments.cases)?;
-    let nodes: Vec<NodeReport> = compiled.iter().map(NodeReport::of).collect();
+    let nodes: Vec<NodeReport> = compiled
+        .iter()
+        .map(|c| NodeReport::of(&policy, c))
+        .collect();
     if format == Format::Json {
         let policy = render::summary(&policy);
         say_json(&Report {
@@ -117,11 +123,15 @@ fn tell(policy: &Policy, nodes: &[NodeReport], results: &[CaseResult]) -> Outcom
             parties,
             port_classes,
             targets,
+            notes,
         } = node;
         say(&format!(
             "{node}: {prefixes} prefixes, {parties} sets of components, {port_classes} classes of \
              ports, {targets} sets of endpoints"
         ))?;
+        for note in notes {
+            say(&format!("  - {note}"))?;
+        }
     }
     for result in results {
         let CaseResult {

@@ -5,7 +5,7 @@ use std::net::IpAddr;
 use super::{EVERYTHING, SMALL, good};
 use crate::policy::catalogue::Catalogue;
 use crate::policy::model::{Locality, Mode, OtherTraffic, PortMatch};
-use crate::policy::render;
+use crate::policy::{notes_for_node, render};
 
 #[test]
 fn every_feature_is_understood() {
@@ -232,6 +232,26 @@ fn notes_tell_what_is_inert() {
             "there is no way back in",
         ),
         (
+            "otherTraffic: Allow",
+            "otherTraffic: Drop",
+            "`registry` are anywhere outside of the cluster",
+        ),
+        (
+            "otherTraffic: Allow",
+            "otherTraffic: Drop",
+            "no `serviceNetworks`: pods reach no service",
+        ),
+        (
+            "",
+            "",
+            "no node has `podNetworks` of its own: `kubelet-probes` leads",
+        ),
+        (
+            "    apiserver:secure: ['10.96.0.1:443']",
+            "    backup:agent: ['10.96.0.1:443']",
+            "service `backup:agent` has a virtual address, and no path leads",
+        ),
+        (
             "    backup:",
             "    kubelets: { cgroups: [/k] }\n    backup:",
             "the catalogue has `kubelet`",
@@ -254,6 +274,33 @@ fn notes_tell_what_is_inert() {
         "    admin: { addresses: [192.0.2.1] }\n    backup:",
     );
     assert!(!placed.contains("`admin`"), "{placed}");
+}
+
+#[test]
+fn a_node_is_told_what_does_not_concern_it() {
+    let policy = good(SMALL);
+    let notes = notes_for_node(&policy, "w1").join("\n");
+    for path in ["apiserver-to-etcd", "scheduler-serving", "backup-to-etcd"] {
+        assert!(notes.contains(path), "no {path} in {notes}");
+    }
+    for path in [
+        "kubelet-probes",
+        "apiserver-to-kubelet",
+        "pod-to-apiserver",
+        "dns",
+        "arp",
+    ] {
+        assert!(!notes.contains(&format!(" {path},")), "{path} in {notes}");
+    }
+    let control = notes_for_node(&policy, "cp1").join("\n");
+    assert!(!control.contains("apiserver-to-etcd"), "{control}");
+    let idle = good(&SMALL.replace("roles: [worker]", "roles: []"));
+    assert!(
+        notes_for_node(&idle, "w1")
+            .join("\n")
+            .contains("has no roles")
+    );
+    assert!(notes_for_node(&policy, "w9").is_empty());
 }
 
 #[test]

@@ -4,7 +4,7 @@ use std::collections::{HashMap, HashSet};
 
 use crate::policy::catalogue::Catalogue;
 use crate::policy::error::{list, nearest};
-use crate::policy::model::{Component, Locality, OtherTraffic, Path, Policy, PortMatch};
+use crate::policy::model::{Component, Locality, Node, OtherTraffic, Path, Policy, PortMatch};
 
 /// The notes to a policy. `declared`: the components that its inventory mentions.
 pub(crate) fn of(policy: &Policy, declared: &[String], catalogue: &Catalogue) -> Vec<String> {
@@ -13,10 +13,146 @@ pub(crate) fn of(policy: &Policy, declared: &[String], catalogue: &Catalogue) ->
     inert_components(policy, &places, &mut notes);
     declared_components(policy, declared, catalogue, &mut notes);
     processes_without_cgroup(policy, &mut notes);
+    unused_services(policy, &mut notes);
+    unknown_places_of_pods(policy, &mut notes);
     if policy.other_traffic == OtherTraffic::Drop {
         way_back_in(policy, &places, &mut notes);
+        anywhere_outside(policy, &mut notes);
+        if !policy.pod_networks.is_empty() && policy.service_networks.is_empty() {
+            notes.push(
+                "otherTraffic: Drop, and no `serviceNetworks`: pods reach no service but those under `services`"
+                    .to_owned(),
+            );
+        }
     }
     notes
+}
+
+/// What has no meaning on one node: a policy is for all of them, and nobody should wait for a path
+/// that can not be used here.
+pub fn for_node(policy: &Policy, node: &str) -> Vec<String> {
+    let Some(node) = policy.node(node) else {
+        return Vec::new();
+    };
+    let by_name: HashMap<&str, &Component> = policy
+        .components
+        .iter()
+        .map(|component| (component.name.as_str(), component))
+        .collect();
+    let is_here = |name: &str| {
+        let component = by_name.get(name);
+        component.is_some_and(|component| may_be_here(component, node))
+    };
+    let concerns = |path: &Path| {
+        let from = path.from.iter().any(|from| is_here(from));
+        let to = is_here(&path.to_component);
+        match path.locality {
+            Locality::Any => from || to,
+            Locality::SameNode => from && to,
+        }
+    };
+    let elsewhere: Vec<&str> = policy
+        .paths
+        .iter()
+        .filter(|path| !concerns(path))
+        .map(|path| path.name.as_str())
+        .collect();
+    let mut notes = Vec::new();
+    if !elsewhere.is_empty() {
+        notes.push(format!(
+            "{} of {} paths do not concern this node: {}",
+            elsewhere.len(),
+            policy.paths.len(),
+            elsewhere.join(", ")
+        ));
+    }
+    if node.roles.is_empty() {
+        notes.push(format!(
+            "node `{}` has no roles, so it runs what every node runs and nothing else",
+            node.name
+        ));
+    }
+    notes
+}
+
+/// On this node, by its roles, as a process, as a pod, or in the way of its packets.
+fn may_be_here(component: &Component, node: &Node) -> bool {
+    component.runs_on(node)
+        || component.in_pod_networks
+        || component.is_everyone()
+        || (component.runs_on.is_empty() && !component.cgroups.is_empty())
+        || node
+            .addresses
+            .iter()
+            .any(|own| component.addresses.iter().any(|net| net.contains(own)))
+        || node
+            .pod_networks
+            .iter()
+            .any(|pods| component.addresses.iter().any(|net| pods.contains(net)))
+}
+
+/// A virtual address that leads to a port which no path leads to.
+fn unused_services(policy: &Policy, notes: &mut Vec<String>) {
+    let mut seen = HashSet::new();
+    for service in &policy.services {
+        let leads =
+            |path: &Path| path.to_component == service.component && path.to_port == service.port;
+        let end = format!("{}:{}", service.component, service.port);
+        if !policy.paths.iter().any(leads) && seen.insert(end.clone()) {
+            notes.push(format!(
+                "service `{end}` has a virtual address, and no path leads to that port"
+            ));
+        }
+    }
+}
+
+/// "The same node's pods" needs to know which pods those are.
+fn unknown_places_of_pods(policy: &Policy, notes: &mut Vec<String>) {
+    let pods: HashSet<&str> = policy
+        .components
+        .iter()
+        .filter(|component| component.in_pod_networks)
+        .map(|component| component.name.as_str())
+        .collect();
+    let local: Vec<&str> = policy
+        .paths
+        .iter()
+        .filter(|path| {
+            path.locality == Locality::SameNode && pods.contains(path.to_component.as_str())
+        })
+        .map(|path| path.name.as_str())
+        .collect();
+    let unknown = policy.nodes.iter().all(|node| node.pod_networks.is_empty());
+    if unknown && !local.is_empty() && !policy.pod_networks.is_empty() {
+        notes.push(format!(
+            "no node has `podNetworks` of its own: {} {} to pods of other nodes, too",
+            list(&local),
+            if local.len() == 1 { "leads" } else { "lead" }
+        ));
+    }
+}
+
+/// Everything that could be narrowed, in one sentence.
+fn anywhere_outside(policy: &Policy, notes: &mut Vec<String>) {
+    let wide: Vec<&str> = policy
+        .components
+        .iter()
+        .filter(|component| component.is_elsewhere() && component.name != "outside")
+        .filter(|component| {
+            policy
+                .paths
+                .iter()
+                .any(|path| path.to_component == component.name)
+        })
+        .map(|component| component.name.as_str())
+        .collect();
+    if !wide.is_empty() {
+        notes.push(format!(
+            "{} {} anywhere outside of the cluster: `addresses` in the Inventory would narrow the paths there",
+            list(&wide),
+            if wide.len() == 1 { "is" } else { "are" }
+        ));
+    }
 }
 
 /// Which components can be recognised as senders, and which can be found as receivers.
