@@ -442,6 +442,11 @@ impl Lab {
         tear_down.remove()
     }
 
+    /// A place on a host, in any cgroup.
+    pub fn place_in(&self, host: &str, cgroup: &str) -> Result<Place> {
+        self.host(host).cgroup(cgroup)
+    }
+
     fn place(&self, host: &str, cgroup: &str) -> Place {
         let place = self.host(host).cgroup(cgroup);
         place.unwrap_or_else(|error| panic!("no place in {cgroup} on {host}: {error:#}"))

@@ -142,6 +142,15 @@ impl Agent {
     pub fn start_with(lab: &Lab, node: &str, policy: &PolicyText, more: &[&str]) -> Result<Self> {
         let file = lab.directory().join(format!("{node}.yaml"));
         fs::write(&file, policy.yaml(lab)).context("failed to write the policy")?;
+        Self::launch(lab, node, file, more)
+    }
+
+    /// The same with a policy that is there.
+    pub fn start_on_file(lab: &Lab, node: &str, file: &Path) -> Result<Self> {
+        Self::launch(lab, node, file.to_owned(), &[])
+    }
+
+    fn launch(lab: &Lab, node: &str, file: PathBuf, more: &[&str]) -> Result<Self> {
         let place = lab.daemon(node, "enforcer");
         // On a node these are there before the agent is; in the lab they come with their first use,
         // and what the agent learns late it denies meanwhile.

@@ -11,6 +11,7 @@ mod report;
 mod serve;
 mod start;
 mod status;
+mod watch;
 
 use std::path::{Path, PathBuf};
 

@@ -28,6 +28,9 @@ pub struct Status {
     pub pid: u32,
     /// What is attached where.
     pub attachments: Vec<Attachment>,
+    /// Declared cgroups that exist.
+    #[serde(default)]
+    pub cgroups: u64,
     /// Declared, and of no effect at present.
     pub notes: Vec<String>,
     /// Packets by path.

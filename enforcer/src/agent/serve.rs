@@ -19,6 +19,7 @@ use super::{
     control::{Ask, Control, Farewell},
     events::Teller,
     start::{self, Lock, Ready},
+    watch::{self, Watch},
 };
 use crate::{
     compile::PathNumbers,
@@ -49,6 +50,8 @@ pub struct Agent {
 struct Inbox {
     wakes: Wakes,
     links: LinkEvents,
+    cgroups: Watch,
+    files: Watch,
     log: Option<KernelLog>,
     asks: mpsc::Receiver<Ask>,
     tick: Interval,
@@ -61,14 +64,17 @@ struct Inbox {
 enum Turn {
     Denied(Vec<RecordKey>),
     Links,
+    Cgroups,
+    Files,
     Tick,
     Reload,
     Ask(Ask),
     Stop,
 }
 
-/// How often what nobody announces is looked after: cgroups, the policy's files, room for records.
-const TICK: Duration = Duration::from_secs(1);
+/// How often what nobody announces is looked after: room for records, and cgroups and files that could
+/// not be watched or whose news were lost.
+const TICK: Duration = Duration::from_secs(5);
 /// Records are removed when there are more than this, until there are at most [`RECORDS_KEPT`].
 const RECORDS_FULL: usize = limits::MAX_RECORDS as usize / 4 * 3;
 const RECORDS_KEPT: usize = limits::MAX_RECORDS as usize / 2;
@@ -120,6 +126,8 @@ async fn begin(
     let mut inbox = Inbox {
         wakes: kernel.wakes()?,
         links,
+        cgroups: Watch::for_directories().map_err(AgentError::system("watch cgroups"))?,
+        files: Watch::for_files().map_err(AgentError::system("watch the policy's files"))?,
         log: None,
         asks,
         tick: interval(TICK),
@@ -138,7 +146,7 @@ async fn begin(
     }
     kernel.attach_interfaces(&ready.selectors.roles(&there), options.tc_mode)?;
     kernel.attach_cgroup(&cgroup_root)?;
-    let agent = Agent {
+    let mut agent = Agent {
         paths: CgroupPaths::new(&cgroup_root),
         cgroups: pairs(&known).into_iter().collect(),
         options,
@@ -152,6 +160,8 @@ async fn begin(
         links: there,
         news: broadcast::channel(1024).0,
     };
+    agent.learn_cgroups(&mut inbox.cgroups);
+    inbox.files.only(watch::of_files(&agent.options.inputs));
     Ok((agent, inbox))
 }
 
@@ -160,6 +170,8 @@ impl Inbox {
         let turn = tokio::select! {
             keys = self.wakes.next() => Turn::Denied(keys?),
             () = self.links.changed() => Turn::Links,
+            () = self.cgroups.changed() => Turn::Cgroups,
+            () = self.files.changed() => Turn::Files,
             _ = self.tick.tick() => Turn::Tick,
             _ = self.hangup.recv() => Turn::Reload,
             _ = self.interrupt.recv() => Turn::Stop,
@@ -177,15 +189,17 @@ impl Agent {
             match inbox.next().await? {
                 Turn::Denied(keys) => self.tell(&keys),
                 Turn::Links => self.look_at_links(&inbox.links).await,
+                Turn::Cgroups => self.learn_cgroups(&mut inbox.cgroups),
+                Turn::Files => self.reload(false, inbox),
                 Turn::Tick => {
                     if let Some(log) = &mut inbox.log {
                         log.flush();
                     }
-                    self.learn_cgroups();
+                    self.learn_cgroups(&mut inbox.cgroups);
                     self.make_room();
-                    self.reload(false).await;
+                    self.reload(false, inbox);
                 }
-                Turn::Reload => self.reload(true).await,
+                Turn::Reload => self.reload(true, inbox),
                 Turn::Stop => return Ok(None),
                 Turn::Ask(Ask::Detach(farewell)) => return Ok(Some(farewell)),
                 Turn::Ask(ask) => self.answer(ask),
@@ -252,15 +266,31 @@ impl Agent {
         }
     }
 
-    /// A declared cgroup may come at any time, with a new id each time.
-    fn learn_cgroups(&mut self) {
+    /// A declared cgroup may come at any time, with a new id each time, and go.
+    fn learn_cgroups(&mut self, watch: &mut Watch) {
         self.paths.retry();
-        for known in cgroups::resolve(&self.cgroup_root, &self.ready.compiled.cgroups) {
-            if self.cgroups.get(&known.id) == Some(&known.party) {
+        let rules = &self.ready.compiled.cgroups;
+        // What came before its parent was under watch is found by looking again.
+        while watch.only(watch::of_cgroups(&self.cgroup_root, rules)) {}
+        let known = cgroups::resolve(&self.cgroup_root, rules);
+        for cgroup in &known {
+            if self.cgroups.get(&cgroup.id) == Some(&cgroup.party) {
                 continue;
             }
-            match self.kernel.learn_cgroup(known.id, known.party) {
-                Ok(()) => drop(self.cgroups.insert(known.id, known.party)),
+            match self.kernel.learn_cgroup(cgroup.id, cgroup.party) {
+                Ok(()) => drop(self.cgroups.insert(cgroup.id, cgroup.party)),
+                Err(error) => self.fail(error.to_string()),
+            }
+        }
+        let gone: Vec<u64> = self
+            .cgroups
+            .keys()
+            .filter(|id| !known.iter().any(|cgroup| cgroup.id == **id))
+            .copied()
+            .collect();
+        for id in gone {
+            match self.kernel.forget_cgroup(id) {
+                Ok(()) => drop(self.cgroups.remove(&id)),
                 Err(error) => self.fail(error.to_string()),
             }
         }
@@ -288,15 +318,19 @@ impl Agent {
     }
 
     /// Puts the policy in force if its files changed. One that is broken is told once.
-    async fn reload(&mut self, asked: bool) {
+    fn reload(&mut self, asked: bool, inbox: &mut Inbox) {
+        inbox.files.only(watch::of_files(&self.options.inputs));
         match self.changed_policy() {
             Ok(None) if asked => say("the policy is unchanged"),
             Ok(None) => self.last_error = None,
             Ok(Some(ready)) => match self.replace(ready) {
-                Ok(()) => say(&format!(
-                    "policy `{}` is in force, generation {}",
-                    self.ready.policy.name, self.generation
-                )),
+                Ok(()) => {
+                    self.learn_cgroups(&mut inbox.cgroups);
+                    say(&format!(
+                        "policy `{}` is in force, generation {}",
+                        self.ready.policy.name, self.generation
+                    ));
+                }
                 Err(error) => self.fail(error.to_string()),
             },
             Err(error) => self.fail(error.to_string()),
@@ -334,6 +368,11 @@ impl Agent {
             say(&format!("{error}\nwhat was in force stays in force"));
             self.last_error = Some(error);
         }
+    }
+
+    /// How many declared cgroups the kernel knows.
+    pub(super) fn known_cgroups(&self) -> u64 {
+        self.cgroups.len() as u64
     }
 
     /// Declared, and of no effect at present.

@@ -45,6 +45,7 @@ impl Agent {
             since: rfc3339(self.since),
             pid: std::process::id(),
             attachments: self.kernel.attachments(),
+            cgroups: self.known_cgroups(),
             notes: self.notes(),
             paths: paths.collect(),
             reasons: reasons.collect(),

@@ -417,12 +417,11 @@ fn whereabouts(component: &Component) -> String {
     } else {
         let addresses = component.addresses.iter().map(|net| {
             let alone = net.prefix_len() == net.max_prefix_len();
-            let text = if alone {
+            if alone {
                 net.addr().to_string()
             } else {
                 net.to_string()
-            };
-            text
+            }
         });
         addresses.collect::<Vec<_>>().join(", ")
     }

@@ -278,8 +278,8 @@ impl<'a> Filler<'a> {
     /// What is to be said to whoever is denied there.
     fn denial(&self, meant: &Meant<'_>) -> String {
         let texts = meant.endpoints.iter().map(|e| &self.port(*e).denial);
-        let said = texts.filter(|text| meant.guarded && !text.is_empty());
-        said.cloned().next().unwrap_or_default()
+        let mut said = texts.filter(|text| meant.guarded && !text.is_empty());
+        said.next().cloned().unwrap_or_default()
     }
 
     /// Of several endpoints at one port, guarded ones are meant, and of those the narrowest: a path to

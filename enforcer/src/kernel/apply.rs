@@ -1,8 +1,10 @@
 //! A compiled policy into the maps, all at once.
 
+use std::io;
+
 use aya::{
     Ebpf,
-    maps::{Array, ArrayOfMaps, HashMap, LpmTrie, lpm_trie::Key},
+    maps::{Array, ArrayOfMaps, HashMap, LpmTrie, MapError, lpm_trie::Key},
 };
 use enforcer_common::{
     limits,
@@ -136,6 +138,26 @@ impl Kernel {
         };
         live.insert(id, u32::from(party), 0)
             .map_err(KernelError::map("add a cgroup"))
+    }
+
+    /// Forgets a cgroup of the policy in force that is gone: its id may come back as another one's.
+    ///
+    /// # Errors
+    ///
+    /// The kernel does not take it out.
+    pub fn forget_cgroup(&mut self, id: u64) -> Result<(), KernelError> {
+        let Some(live) = &mut self.slots.live else {
+            return Ok(());
+        };
+        match live.remove(&id) {
+            Ok(()) | Err(MapError::KeyNotFound) => Ok(()),
+            Err(MapError::SyscallError(error))
+                if error.io_error.kind() == io::ErrorKind::NotFound =>
+            {
+                Ok(())
+            }
+            Err(error) => Err(KernelError::map("take out a cgroup")(error)),
+        }
     }
 }
 
