@@ -63,7 +63,7 @@ pub fn advise(policy: &Policy, catalogue: &Catalogue, denied: &Denied<'_>) -> Ve
         if let Some(remedy) = remedy {
             // What the policy's own words took out comes before what nobody asked for.
             found.push((
-                width(port),
+                port.width(),
                 !was_there(policy, catalogue, path),
                 path,
                 remedy,
@@ -171,20 +171,6 @@ fn covers(port: &Port, (space, number): (Space, u16)) -> bool {
         (PortMatch::Arp, Space::Arp) => true,
         _ => false,
     })
-}
-
-/// A path to a thousand ports says less than one to a single port.
-fn width(port: &Port) -> u32 {
-    port.matches
-        .iter()
-        .map(|found| match found {
-            PortMatch::Tcp(first, last) | PortMatch::Udp(first, last) => {
-                u32::from(last - first) + 1
-            }
-            PortMatch::Any => 1 << 20,
-            _ => 1,
-        })
-        .fold(0, u32::saturating_add)
 }
 
 #[cfg(test)]

@@ -61,6 +61,9 @@ impl fmt::Display for Ran {
     }
 }
 
+/// How long the rest of an ended process's output may take on a busy machine.
+const DRAIN: Duration = Duration::from_secs(3);
+
 /// A process that runs; dropping it kills it.
 #[derive(Debug)]
 pub struct Running {
@@ -151,10 +154,8 @@ impl Running {
         }
         let took = self.started.elapsed();
         // A child that it left behind may keep the pipe open: then we have what there is.
-        self.output.wait_for(
-            |text| (text.open == 0).then_some(()),
-            Duration::from_millis(300),
-        );
+        self.output
+            .wait_for(|text| (text.open == 0).then_some(()), DRAIN);
         Ok(Ran {
             status,
             stdout: self.stdout(),

@@ -353,6 +353,14 @@ fn what_is_commonly_missed_is_there_and_breaks_what_it_says() -> Result<()> {
         let udp = node.dns(long(false))? == Outcome::Truncated;
         Ok(udp && node.dns(long(true))? == Outcome::Answered)
     })?;
+    breaks_without(&lab, &agents, "node-local-dns-upstream", || {
+        let server = DNS_SERVICE.at(port::DNS);
+        let tcp = Dns {
+            tcp: true,
+            ..Dns::name(server, cluster::KNOWN_NAME)
+        };
+        Ok(lab.static_pod("w2", "node-local-dns").dns(tcp)? == Outcome::Answered)
+    })?;
     let asked = AtomicU32::new(0);
     breaks_without(&lab, &agents, "dns-upstream", || {
         let name = format!("n{}.outside.lab", asked.fetch_add(1, Ordering::Relaxed));
@@ -475,6 +483,42 @@ fn neighbours_are_found_again() -> Result<()> {
         Ok(admin.ping(W1.v6.into())?.worked())
     })?;
     drop(agents);
+    lab.close()
+}
+
+#[test]
+fn a_pod_that_takes_the_address_of_another_is_just_a_pod() -> Result<()> {
+    let lab = builder().build()?;
+    let policy = PolicyText {
+        options: vec!["monitoring"],
+        ..drop_policy()
+    };
+    let [monitor, thief] = ["monitor", "pod-b"].map(|name| lab.pod(name).clone());
+    let to = W1.at(port::KUBELET);
+    let forged = Forged {
+        source: monitor.party().at(40_000),
+        destination: to,
+        content: Content::SYN,
+    };
+    let counted = Arrivals::like(&lab.login("w1"), &forged)?;
+    thief.forge(&forged)?;
+    thread::sleep(Duration::from_millis(100));
+    ensure!(
+        counted.so_far()? > 0,
+        "without a policy the forged packet does not arrive"
+    );
+    let agent = Agent::start(&lab, "w1", &policy)?;
+    ensure!(page(&monitor, to)?, "monitoring does not reach the kubelet");
+    ensure!(page(&monitor, W1.at6(port::KUBELET))?, "nor over IPv6");
+    let before = counted.so_far()?;
+    thief.forge(&forged)?;
+    let source = monitor.party().v4.to_string();
+    let event = agent.event(|event| event.source.as_deref() == Some(&source))?;
+    ensure!(
+        event.reason == "NoPath" && event.subject.name == "cali-pod-b",
+        "{event:?}"
+    );
+    ensure!(counted.so_far()? == before, "the forged packet arrives");
     lab.close()
 }
 

@@ -510,7 +510,7 @@ fn processes_are_in_their_cgroup_and_namespace() -> Result<()> {
         .split_whitespace()
         .filter(|word| !word.ends_with(".debug"))
         .collect();
-    let wanted = "/run: /sys/class/net: cali-pod-a eth0 lo /sys/fs/bpf:";
+    let wanted = "/run: /sys/class/net: cali-pod-a eth0 lo nodelocaldns /sys/fs/bpf:";
     ensure!(own.join(" ") == wanted, "{listing}");
     // And what one process leaves there, the next one finds.
     place

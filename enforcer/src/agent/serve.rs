@@ -44,6 +44,7 @@ pub struct Agent {
     paths: CgroupPaths,
     links: Vec<Link>,
     news: broadcast::Sender<Event>,
+    ticks: u32,
 }
 
 /// What the agent waits for.
@@ -72,9 +73,11 @@ enum Turn {
     Stop,
 }
 
-/// How often what nobody announces is looked after: room for records, and cgroups and files that could
-/// not be watched or whose news were lost.
-const TICK: Duration = Duration::from_secs(5);
+/// How often what nobody announces is looked after: room for records, the kernel's log.
+const TICK: Duration = Duration::from_secs(1);
+/// In how many ticks cgroups and files are looked at, whose news may have been lost, or which could not
+/// be watched.
+const LOOK: u32 = 5;
 /// Records are removed when there are more than this, until there are at most [`RECORDS_KEPT`].
 const RECORDS_FULL: usize = limits::MAX_RECORDS as usize / 4 * 3;
 const RECORDS_KEPT: usize = limits::MAX_RECORDS as usize / 2;
@@ -159,6 +162,7 @@ async fn begin(
         cgroup_root,
         links: there,
         news: broadcast::channel(1024).0,
+        ticks: 0,
     };
     agent.learn_cgroups(&mut inbox.cgroups);
     inbox.files.only(watch::of_files(&agent.options.inputs));
@@ -195,9 +199,12 @@ impl Agent {
                     if let Some(log) = &mut inbox.log {
                         log.flush();
                     }
-                    self.learn_cgroups(&mut inbox.cgroups);
                     self.make_room();
-                    self.reload(false, inbox);
+                    self.ticks = self.ticks.wrapping_add(1);
+                    if self.ticks.is_multiple_of(LOOK) {
+                        self.learn_cgroups(&mut inbox.cgroups);
+                        self.reload(false, inbox);
+                    }
                 }
                 Turn::Reload => self.reload(true, inbox),
                 Turn::Stop => return Ok(None),

@@ -256,7 +256,7 @@ impl<'a> Filler<'a> {
 
     /// What a target is called. Wide ports are named where nothing narrower is there.
     fn names(&self, meant: &Meant<'_>) -> Vec<String> {
-        let width = |e: &Endpoint| width(self.port(*e));
+        let width = |e: &Endpoint| self.port(*e).width();
         let candidates: Vec<&Endpoint> = meant
             .endpoints
             .iter()
@@ -289,8 +289,8 @@ impl<'a> Filler<'a> {
         let guarded = endpoints.iter().any(|e| self.component(*e).guard);
         if guarded {
             endpoints.retain(|e| self.component(*e).guard);
-            let narrowest = endpoints.iter().map(|e| width(self.port(*e))).min();
-            endpoints.retain(|e| Some(width(self.port(*e))) == narrowest);
+            let narrowest = endpoints.iter().map(|e| self.port(*e).width()).min();
+            endpoints.retain(|e| Some(self.port(*e).width()) == narrowest);
         }
         let mut routes: Vec<&Route<'_>> = endpoints
             .iter()
@@ -298,7 +298,7 @@ impl<'a> Filler<'a> {
             .flatten()
             .map(|r| &self.routes[*r])
             .collect();
-        routes.sort_by_key(|r| (width(self.port(r.to)), r.number));
+        routes.sort_by_key(|r| (self.port(r.to).width(), r.number));
         Meant {
             target,
             endpoints,
@@ -450,15 +450,4 @@ fn is_local_enough(route: &Route<'_>, sender: &PartyInfo, target: &Target) -> bo
         (Locality::SameNode, Some(from), Some(to)) => from == to,
         (Locality::SameNode, ..) => !target.is_virtual,
     }
-}
-
-/// How much a port takes in: a thousand ports, or one.
-fn width(port: &Port) -> u32 {
-    let width = |m: &PortMatch| match m {
-        PortMatch::Tcp(first, last) | PortMatch::Udp(first, last) => u32::from(last - first) + 1,
-        PortMatch::Icmp(first, last) | PortMatch::Icmp6(first, last) => u32::from(last - first) + 1,
-        PortMatch::Protocol(_) | PortMatch::Arp => 1,
-        PortMatch::Any => 1 << 20,
-    };
-    port.matches.iter().map(width).fold(0, u32::saturating_add)
 }

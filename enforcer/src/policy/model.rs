@@ -203,6 +203,24 @@ impl Policy {
     }
 }
 
+impl Port {
+    /// How much it takes in: a thousand ports, or one.
+    pub fn width(&self) -> u32 {
+        let width = |found: &PortMatch| match found {
+            PortMatch::Tcp(first, last) | PortMatch::Udp(first, last) => {
+                u32::from(last - first) + 1
+            }
+            PortMatch::Icmp(first, last) | PortMatch::Icmp6(first, last) => {
+                u32::from(last - first) + 1
+            }
+            PortMatch::Protocol(_) | PortMatch::Arp => 1,
+            // More than all ports of both protocols.
+            PortMatch::Any => 1 << 20,
+        };
+        self.matches.iter().map(width).fold(0, u32::saturating_add)
+    }
+}
+
 impl Component {
     /// The port of that name.
     pub fn port(&self, name: &str) -> Option<&Port> {

@@ -1,0 +1,283 @@
+//! The catalogue, or what of it a name means, for programs.
+
+use serde::Serialize;
+
+use super::{Item, has, is_about};
+use crate::policy::{
+    catalogue::{Catalogue, Profile, ProfileOption},
+    model::{Component, Locality, Path},
+};
+
+/// What the catalogue says of a path beyond the path itself.
+#[derive(Serialize)]
+#[serde(rename_all = "camelCase")]
+pub(super) struct PathListing<'a> {
+    pub(super) name: &'a str,
+    pub(super) from: &'a [String],
+    pub(super) to: String,
+    pub(super) ports: Vec<String>,
+    pub(super) locks: Vec<&'static str>,
+    /// Profiles that have it from the start.
+    pub(super) profiles: Vec<&'a str>,
+    /// Options that turn it on.
+    pub(super) enabled_by: Vec<&'a str>,
+    /// Options that turn it off.
+    pub(super) disabled_by: Vec<&'a str>,
+    pub(super) because: &'a str,
+    pub(super) document: &'a str,
+    pub(super) symptom: &'a str,
+    #[serde(skip_serializing_if = "str::is_empty")]
+    pub(super) since: &'a str,
+    #[serde(skip_serializing_if = "str::is_empty")]
+    pub(super) until: &'a str,
+}
+
+impl<'a> PathListing<'a> {
+    pub(super) fn of(catalogue: &'a Catalogue, path: &'a Path) -> Self {
+        let port = catalogue
+            .components()
+            .iter()
+            .find(|component| component.name == path.to_component)
+            .and_then(|component| component.port(&path.to_port));
+        let mut locks = Vec::new();
+        if path.loopback || port.is_some_and(|port| port.loopback_only) {
+            locks.push("loopback");
+        } else if path.locality == Locality::SameNode {
+            locks.push("same node");
+        }
+        let with = |names: fn(&ProfileOption) -> &Vec<String>| {
+            let options = catalogue.options().iter();
+            options
+                .filter(|option| names(option).contains(&path.name))
+                .map(|option| option.name.as_str())
+                .collect()
+        };
+        let profiles = catalogue.profiles().iter();
+        Self {
+            name: &path.name,
+            from: &path.from,
+            to: format!("{}:{}", path.to_component, path.to_port),
+            ports: port
+                .map(|port| port.matches.iter().map(ToString::to_string).collect())
+                .unwrap_or_default(),
+            locks,
+            profiles: profiles
+                .filter(|profile| profile.paths.contains(&path.name))
+                .map(|profile| profile.name.as_str())
+                .collect(),
+            enabled_by: with(|option| &option.enable),
+            disabled_by: with(|option| &option.disable),
+            because: &path.because,
+            document: &path.document,
+            symptom: &path.symptom,
+            since: &path.since,
+            until: &path.until,
+        }
+    }
+
+    /// When it is on, in a few words.
+    pub(super) fn default(&self, catalogue: &Catalogue) -> String {
+        let mut parts = Vec::new();
+        if self.profiles.len() == catalogue.profiles().len() {
+            parts.push("on".to_owned());
+        } else if !self.profiles.is_empty() {
+            parts.push(format!("on in {}", self.profiles.join(", ")));
+        }
+        if !self.enabled_by.is_empty() {
+            parts.push(format!("option {}", self.enabled_by.join(", ")));
+        }
+        if parts.is_empty() {
+            parts.push("off".to_owned());
+        }
+        if !self.disabled_by.is_empty() {
+            parts.push(format!("not with {}", self.disabled_by.join(", ")));
+        }
+        parts.join("; ")
+    }
+}
+
+#[derive(Serialize)]
+#[serde(rename_all = "camelCase")]
+struct Named<'a> {
+    name: &'a str,
+    description: &'a str,
+    #[serde(skip_serializing_if = "<[_]>::is_empty")]
+    paths: &'a [String],
+}
+
+#[derive(Serialize)]
+#[serde(rename_all = "camelCase")]
+struct OptionListing<'a> {
+    name: &'a str,
+    description: &'a str,
+    profiles: Vec<&'a str>,
+    enable: &'a [String],
+    disable: &'a [String],
+    guard: &'a [String],
+    requires: &'a [String],
+}
+
+#[derive(Serialize)]
+#[serde(rename_all = "camelCase")]
+struct ProfileListing<'a> {
+    name: &'a str,
+    description: &'a str,
+    groups: &'a [String],
+    paths: &'a [String],
+    options: Vec<&'a str>,
+    requires: &'a [String],
+}
+
+#[derive(Serialize)]
+#[serde(rename_all = "camelCase")]
+struct PortListing<'a> {
+    name: &'a str,
+    matches: Vec<String>,
+    loopback_only: bool,
+    #[serde(skip_serializing_if = "str::is_empty")]
+    denial: &'a str,
+}
+
+#[derive(Serialize)]
+#[serde(rename_all = "camelCase")]
+struct ComponentListing<'a> {
+    name: &'a str,
+    description: &'a str,
+    r#where: String,
+    guard: bool,
+    ports: Vec<PortListing<'a>>,
+}
+
+/// The catalogue, or what of it a name means, for programs.
+#[derive(Serialize)]
+#[serde(rename_all = "camelCase")]
+pub(super) struct Listing<'a> {
+    paths: Vec<PathListing<'a>>,
+    profiles: Vec<ProfileListing<'a>>,
+    options: Vec<OptionListing<'a>>,
+    groups: Vec<Named<'a>>,
+    components: Vec<ComponentListing<'a>>,
+    roles: Vec<Named<'a>>,
+}
+
+pub(super) fn listing<'a>(catalogue: &'a Catalogue, items: &[Item<'a>]) -> Listing<'a> {
+    let all = items.is_empty();
+    let wanted = |is: &dyn Fn(&Item<'a>) -> bool| all || items.iter().any(is);
+    Listing {
+        paths: catalogue
+            .paths()
+            .iter()
+            .filter(|p| wanted(&|i| has(catalogue, *i, p)))
+            .map(|path| PathListing::of(catalogue, path))
+            .collect(),
+        profiles: catalogue
+            .profiles()
+            .iter()
+            .filter(|p| wanted(&|i| matches!(i, Item::Profile(own) if own.name == p.name)))
+            .map(|profile| ProfileListing {
+                name: &profile.name,
+                description: &profile.description,
+                groups: &profile.groups,
+                paths: &profile.paths,
+                options: option_names(profile),
+                requires: &profile.requires,
+            })
+            .collect(),
+        options: catalogue
+            .options()
+            .iter()
+            .filter(|o| wanted(&|i| matches!(i, Item::Option(own) if own.name == o.name)))
+            .map(|option| OptionListing {
+                name: &option.name,
+                description: &option.description,
+                profiles: profiles_with(catalogue, option),
+                enable: &option.enable,
+                disable: &option.disable,
+                guard: &option.guard,
+                requires: &option.requires,
+            })
+            .collect(),
+        groups: catalogue
+            .groups()
+            .iter()
+            .filter(|g| wanted(&|i| matches!(i, Item::Group(own) if own.name == g.name)))
+            .map(|group| Named {
+                name: &group.name,
+                description: &group.description,
+                paths: &group.paths,
+            })
+            .collect(),
+        components: catalogue
+            .components()
+            .iter()
+            .filter(|c| wanted(&|i| is_about(*i, c)))
+            .map(component_listing)
+            .collect(),
+        roles: catalogue
+            .roles()
+            .iter()
+            .filter(|r| wanted(&|i| matches!(i, Item::Role(own) if own.name == r.name)))
+            .map(|role| Named {
+                name: &role.name,
+                description: &role.description,
+                paths: &[],
+            })
+            .collect(),
+    }
+}
+
+fn component_listing(component: &Component) -> ComponentListing<'_> {
+    ComponentListing {
+        name: &component.name,
+        description: &component.description,
+        r#where: whereabouts(component),
+        guard: component.guard,
+        ports: component
+            .ports
+            .iter()
+            .map(|port| PortListing {
+                name: &port.name,
+                matches: port.matches.iter().map(ToString::to_string).collect(),
+                loopback_only: port.loopback_only,
+                denial: &port.denial,
+            })
+            .collect(),
+    }
+}
+
+pub(super) fn option_names(profile: &Profile) -> Vec<&str> {
+    profile.options.iter().map(|o| o.name.as_str()).collect()
+}
+
+pub(super) fn profiles_with<'a>(catalogue: &'a Catalogue, option: &ProfileOption) -> Vec<&'a str> {
+    let profiles = catalogue.profiles().iter();
+    profiles
+        .filter(|profile| profile.options.iter().any(|o| o.name == option.name))
+        .map(|profile| profile.name.as_str())
+        .collect()
+}
+
+/// Where a component is before an Inventory says so.
+pub(super) fn whereabouts(component: &Component) -> String {
+    if component.runs_on.iter().any(|role| role == "*") {
+        "every node".to_owned()
+    } else if !component.runs_on.is_empty() {
+        format!("nodes of role {}", component.runs_on.join(", "))
+    } else if component.in_pod_networks {
+        "the pod networks".to_owned()
+    } else if component.is_elsewhere() {
+        "anywhere outside of the cluster, until the Inventory says where".to_owned()
+    } else if component.addresses.is_empty() {
+        "where the Inventory says".to_owned()
+    } else {
+        let addresses = component.addresses.iter().map(|net| {
+            let alone = net.prefix_len() == net.max_prefix_len();
+            if alone {
+                net.addr().to_string()
+            } else {
+                net.to_string()
+            }
+        });
+        addresses.collect::<Vec<_>>().join(", ")
+    }
+}
