@@ -1,0 +1,235 @@
+//! The compiled tables and the decision against an evaluator that was written for nothing but to be right:
+//! random policies, random packets, and not one difference. The kernel's verdicts are held against the
+//! same tables in `cases`.
+//!
+//! `ENFORCER_TEST_SEED` repeats a run; `ENFORCER_ORACLE_PACKETS` makes it longer.
+
+mod plainly;
+mod random;
+
+use std::collections::BTreeMap;
+use std::net::{IpAddr, SocketAddr};
+
+use anyhow::{Context, Result, bail, ensure};
+use enforcer::compile::{Compiled, PathNumbers, Simulator, compile};
+use enforcer::policy::{Policy, SourceText, from_texts};
+use enforcer_common::decide;
+use enforcer_common::packet::{Packet, Phase, Ports, Space};
+use enforcer_common::parse::{Start, parse};
+use enforcer_common::tables::Role;
+use enforcer_common::verdict::{Outcome, Verdict};
+use enforcer_tests::packet::{Content, Forged};
+use plainly::{Entry, Kind, Oracle, Said};
+use random::{CGROUPS, Random};
+
+/// Packets in all, unless more are asked for.
+const PACKETS: usize = 100_000;
+/// Packets for each policy.
+const EACH: usize = 250;
+
+/// One question.
+#[derive(Debug, Clone, Copy)]
+enum Question {
+    Arrives(Entry, IpAddr, IpAddr, Kind),
+    Sends(&'static str, bool, IpAddr, IpAddr, Kind),
+}
+
+#[test]
+fn tables_say_what_the_policy_means() -> Result<()> {
+    let seed = match std::env::var("ENFORCER_TEST_SEED") {
+        Ok(seed) => seed.parse().context("ENFORCER_TEST_SEED is no number")?,
+        Err(_) => std::time::UNIX_EPOCH.elapsed()?.as_nanos() as u64,
+    };
+    let wanted = match std::env::var("ENFORCER_ORACLE_PACKETS") {
+        Ok(number) => number
+            .parse()
+            .context("ENFORCER_ORACLE_PACKETS is no number")?,
+        Err(_) => PACKETS,
+    };
+    println!("ENFORCER_TEST_SEED={seed}");
+    let mut random = Random::new(seed);
+    let (mut packets, mut policies, mut invalid) = (0, 0, 0);
+    let mut outcomes: BTreeMap<String, usize> = BTreeMap::new();
+    while packets < wanted {
+        let text = random::policy(&mut random);
+        let source = SourceText {
+            name: "random.yaml".to_owned(),
+            text: text.clone(),
+        };
+        let Ok(policy) = from_texts(&[source]) else {
+            invalid += 1;
+            ensure!(
+                invalid < 1000 + 20 * policies,
+                "hardly any policy is valid:\n{text}"
+            );
+            continue;
+        };
+        policies += 1;
+        let node = &policy.nodes[random.below(policy.nodes.len())];
+        let compiled = compile(&policy, &node.name, None, &mut PathNumbers::default())?;
+        let oracle = Oracle {
+            policy: &policy,
+            node,
+        };
+        for _ in 0..EACH {
+            let question = ask(&mut random);
+            let expected = answer(&oracle, question);
+            let found = judge(&compiled, question)?;
+            packets += 1;
+            *outcomes.entry(format!("{expected:?}")).or_default() += 1;
+            if found != expected {
+                let (line, smaller) = shrink(&text, question);
+                bail!(
+                    "seed {seed}, policy {policies}: on {} {line:?}: the policy means {expected:?}, the tables say {found:?}\n{smaller}",
+                    node.name
+                );
+            }
+        }
+    }
+    let denials = outcomes
+        .keys()
+        .filter(|key| key.starts_with("Denied"))
+        .count();
+    println!(
+        "{packets} packets over {policies} policies ({invalid} were invalid), {} outcomes, no difference",
+        outcomes.len()
+    );
+    // A test that meets a few outcomes proves little.
+    ensure!(denials >= 9 && outcomes.len() > 60, "{outcomes:?}");
+    Ok(())
+}
+
+fn ask(random: &mut Random) -> Question {
+    let (src, dst) = random::addresses(random);
+    let kind = random::kind(random, src.is_ipv4());
+    match random.below(5) {
+        0 => Question::Arrives(Entry::Uplink, src, dst, kind),
+        1 => Question::Arrives(Entry::Pod(true), src, dst, kind),
+        2 => Question::Arrives(Entry::Pod(false), src, dst, kind),
+        _ => {
+            let cgroup = *random.pick(&[
+                CGROUPS[0],
+                CGROUPS[1],
+                "/kubepods.slice/x/y",
+                CGROUPS[3],
+                CGROUPS[4],
+                "/c",
+                "/",
+            ]);
+            Question::Sends(cgroup, random.chance(2), src, dst, kind)
+        }
+    }
+}
+
+fn answer(oracle: &Oracle<'_>, question: Question) -> Said {
+    match question {
+        Question::Arrives(entry, src, dst, kind) => oracle.arrives(entry, src, dst, kind),
+        Question::Sends(cgroup, on_lo, src, dst, kind) => {
+            oracle.sends(cgroup, on_lo, src, dst, kind)
+        }
+    }
+}
+
+fn judge(compiled: &Compiled, question: Question) -> Result<Said> {
+    let tables = Simulator::new(compiled);
+    let verdict = match question {
+        Question::Arrives(entry, src, dst, kind) => {
+            let packet = packet(src, dst, kind)?;
+            let (role, home) = match entry {
+                Entry::Uplink => (Role::Uplink, false),
+                Entry::Pod(home) => (Role::Pod, home),
+            };
+            decide::arrived_on_wire(&tables, role, &packet, |_| home)
+        }
+        Question::Sends(cgroup, on_lo, src, dst, kind) => {
+            let packet = packet(src, dst, kind)?;
+            let party = tables.party_of_cgroup(cgroup);
+            decide::sent_by_process(&tables, party, on_lo, &packet)
+        }
+    };
+    said(compiled, verdict)
+}
+
+fn said(compiled: &Compiled, verdict: Verdict) -> Result<Said> {
+    Ok(match verdict.outcome() {
+        Outcome::Path(number, _) => {
+            let name = compiled
+                .paths
+                .get(&number)
+                .context("a path without a name")?;
+            Said::Path(name.clone())
+        }
+        Outcome::Other | Outcome::LaterFragment => Said::Other,
+        Outcome::Denied(denial) => Said::Denied(denial.reason.name()),
+    })
+}
+
+/// The packet as bytes, and those read again, wherever bytes can be made of it.
+fn packet(src: IpAddr, dst: IpAddr, kind: Kind) -> Result<Packet> {
+    let (content, from, to) = match kind {
+        Kind::Syn(from, to) => (Content::SYN, from, to),
+        Kind::Segment(from, to) => {
+            let (flags, payload) = (0x10, vec![0; 8]);
+            (Content::Tcp { flags, payload }, from, to)
+        }
+        Kind::Udp(from, to) => (Content::udp("random"), from, to),
+        Kind::Message(number) => (Content::Message(number), 0, 0),
+        Kind::EchoReply => (Content::Message(if src.is_ipv4() { 0 } else { 129 }), 0, 0),
+        Kind::Protocol(number) => (Content::Protocol(number), 0, 0),
+        Kind::LaterFragment => return Ok(Packet::between(src.into(), dst.into())),
+        Kind::Arp => {
+            let ports = Ports {
+                phase: Phase::Following,
+                space: Space::Arp,
+                source: 0,
+                destination: 0,
+            };
+            return Ok(Packet::flow(src.into(), dst.into(), ports));
+        }
+    };
+    let forged = Forged {
+        source: SocketAddr::new(src, from),
+        destination: SocketAddr::new(dst, to),
+        content,
+    };
+    let bytes = forged.packet()?;
+    parse(&bytes[..], Start::Ip)
+        .map_err(|reason| anyhow::anyhow!("{forged:?} is {}", reason.name()))
+}
+
+/// Leaves out lines of the policy as long as the difference stays: what is left is the case to keep.
+fn shrink(text: &str, question: Question) -> (Question, String) {
+    let mut lines: Vec<&str> = text.lines().collect();
+    let differs = |lines: &[&str]| -> bool {
+        let text = lines.join("\n") + "\n";
+        let source = SourceText {
+            name: "smaller.yaml".to_owned(),
+            text,
+        };
+        let Ok(policy) = from_texts(&[source]) else {
+            return false;
+        };
+        policy
+            .nodes
+            .iter()
+            .any(|node| difference(&policy, node, question))
+    };
+    let mut at = lines.len();
+    while at > 0 {
+        at -= 1;
+        let mut fewer = lines.clone();
+        fewer.remove(at);
+        if differs(&fewer) {
+            lines = fewer;
+        }
+    }
+    (question, lines.join("\n"))
+}
+
+fn difference(policy: &Policy, node: &enforcer::policy::model::Node, question: Question) -> bool {
+    let Ok(compiled) = compile(policy, &node.name, None, &mut PathNumbers::default()) else {
+        return false;
+    };
+    let oracle = Oracle { policy, node };
+    judge(&compiled, question).is_ok_and(|found| found != answer(&oracle, question))
+}

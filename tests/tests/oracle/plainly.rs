@@ -1,0 +1,447 @@
+//! What a policy means, said as plainly as possible: from the documents of the project, over the policy as
+//! it was read. No tables, no classes, no numbers. Slow, and meant to be obviously right.
+
+use std::collections::BTreeSet;
+use std::net::IpAddr;
+
+use enforcer::policy::model::{
+    Component, Locality, Node, OtherTraffic, Path, Policy, Port, PortMatch, Service,
+};
+use enforcer_common::packet::Space;
+
+/// What becomes of a packet or a call.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Said {
+    Path(String),
+    Other,
+    Denied(&'static str),
+}
+
+/// The same, with what counts when two sayings meet: whether a guarded port is meant.
+#[derive(Debug, Clone)]
+struct Opinion {
+    said: Said,
+    guarded: bool,
+}
+
+/// What a packet is, as its sender would describe it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Kind {
+    /// SYN and no ACK.
+    Syn(u16, u16),
+    /// Any other TCP segment.
+    Segment(u16, u16),
+    Udp(u16, u16),
+    /// An ICMP or ICMPv6 message that is no error and no echo reply.
+    Message(u8),
+    EchoReply,
+    /// Another protocol.
+    Protocol(u8),
+    Arp,
+    /// Any fragment but the first.
+    LaterFragment,
+}
+
+/// From where the packet comes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Entry {
+    Uplink,
+    /// `true`: by the interface by which its source address is reached.
+    Pod(bool),
+}
+
+/// Who somebody is, when he sends.
+#[derive(Debug, Clone)]
+struct Sender<'a> {
+    is: BTreeSet<&'a str>,
+    node: Option<&'a str>,
+    process: bool,
+    /// Known by the address alone.
+    by_address: bool,
+}
+
+/// What there is at an address.
+#[derive(Debug, Clone)]
+struct Spot<'a> {
+    sender: Sender<'a>,
+    residents: BTreeSet<&'a str>,
+    services: Vec<&'a Service>,
+    loopback: bool,
+    node: Option<&'a str>,
+    /// A service's: nobody knows on which node it ends.
+    is_virtual: bool,
+    own: bool,
+    other_node: bool,
+    pod: bool,
+    /// Somebody among the pods is declared by this address.
+    named: bool,
+}
+
+pub struct Oracle<'a> {
+    pub policy: &'a Policy,
+    pub node: &'a Node,
+}
+
+impl<'a> Oracle<'a> {
+    /// A packet that enters by an interface.
+    pub fn arrives(&self, entry: Entry, src: IpAddr, dst: IpAddr, kind: Kind) -> Said {
+        if src.is_loopback() || dst.is_loopback() {
+            return Said::Denied("LoopbackOffLo");
+        }
+        let (from, to) = (self.spot(src), self.spot(dst));
+        let link_local = match src {
+            IpAddr::V4(v4) => v4.is_link_local(),
+            IpAddr::V6(v6) => v6.is_unicast_link_local(),
+        };
+        let forged = match entry {
+            Entry::Uplink => from.own,
+            Entry::Pod(_) if from.own || from.other_node => true,
+            Entry::Pod(_) => !from.pod && !link_local && !src.is_unspecified(),
+        };
+        if forged {
+            return Said::Denied("ForgedSource");
+        }
+        let sender = match entry {
+            Entry::Uplink => from.sender.clone(),
+            Entry::Pod(true) if from.pod && from.named => from.sender.clone(),
+            Entry::Pod(_) => self.pods(),
+        };
+        self.decide(&sender, &to.sender.clone(), &from, &to, src, kind)
+    }
+
+    /// A packet that a process of this node sends.
+    pub fn sends(&self, cgroup: &str, on_lo: bool, src: IpAddr, dst: IpAddr, kind: Kind) -> Said {
+        if !on_lo && (src.is_loopback() || dst.is_loopback()) {
+            return Said::Denied("LoopbackOffLo");
+        }
+        let (from, to) = (self.spot(src), self.spot(dst));
+        if from.other_node {
+            return Said::Denied("ForgedSource");
+        }
+        let receiver = if on_lo {
+            self.anybody_here()
+        } else {
+            to.sender.clone()
+        };
+        self.decide(&self.process(cgroup), &receiver, &from, &to, src, kind)
+    }
+
+    fn decide(
+        &self,
+        sender: &Sender<'a>,
+        receiver: &Sender<'a>,
+        from: &Spot<'a>,
+        to: &Spot<'a>,
+        src: IpAddr,
+        kind: Kind,
+    ) -> Said {
+        let icmp = if src.is_ipv4() {
+            Space::Icmp
+        } else {
+            Space::Icmp6
+        };
+        let request = if src.is_ipv4() { 8 } else { 128 };
+        let forward = |space, number| self.toward(sender, to, space, number);
+        let back = |space, number| self.toward(receiver, from, space, number);
+        match kind {
+            Kind::Syn(_, port) => forward(Space::Tcp, port).said,
+            Kind::Segment(own, port) => either(forward(Space::Tcp, port), back(Space::Tcp, own)),
+            // Nothing was sent before that this could answer.
+            Kind::Udp(_, port) => forward(Space::Udp, port).said,
+            Kind::Message(number) => forward(icmp, number.into()).said,
+            Kind::EchoReply => back(icmp, request).said,
+            Kind::Protocol(number) => either(
+                forward(Space::Protocol, number.into()),
+                back(Space::Protocol, number.into()),
+            ),
+            Kind::Arp => either(forward(Space::Arp, 0), back(Space::Arp, 0)),
+            Kind::LaterFragment => {
+                // Who is known by a cgroup or an interface has no ports by that.
+                let there = receiver.by_address && self.knows(sender, to);
+                let here = sender.by_address && self.knows(receiver, from);
+                if self.policy.other_traffic == OtherTraffic::Allow || there || here {
+                    Said::Other
+                } else {
+                    Said::Denied("FragmentWithoutPath")
+                }
+            }
+        }
+    }
+
+    /// Whether any path leads from a sender to what is at an address.
+    fn knows(&self, sender: &Sender<'a>, to: &Spot<'a>) -> bool {
+        self.policy.paths.iter().any(|path| {
+            let leads = to.residents.contains(path.to_component.as_str())
+                || to
+                    .services
+                    .iter()
+                    .any(|s| s.component == path.to_component && s.port == path.to_port);
+            leads && is_from(path, sender)
+        })
+    }
+
+    /// What is said of somebody who wants to reach a port at an address.
+    fn toward(&self, sender: &Sender<'a>, to: &Spot<'a>, space: Space, number: u16) -> Opinion {
+        let mut ends: Vec<(&Component, &Port)> = Vec::new();
+        for component in &self.policy.components {
+            for port in &component.ports {
+                let here = to.residents.contains(component.name.as_str())
+                    && port.matches.iter().any(|m| covers(*m, space, number));
+                let behind = to.services.iter().any(|s| {
+                    s.component == component.name
+                        && s.port == port.name
+                        && covers(s.at, space, number)
+                });
+                if here || behind {
+                    ends.push((component, port));
+                }
+            }
+        }
+        let guarded = ends.iter().any(|(component, _)| component.guard);
+        if guarded {
+            ends.retain(|(component, _)| component.guard);
+            let narrowest = ends.iter().map(|(_, port)| port.width()).min();
+            ends.retain(|(_, port)| Some(port.width()) == narrowest);
+        }
+        let mut paths: Vec<(&Path, &Port)> = Vec::new();
+        for path in &self.policy.paths {
+            let end = ends
+                .iter()
+                .find(|(c, p)| c.name == path.to_component && p.name == path.to_port);
+            paths.extend(end.map(|(_, port)| (path, *port)));
+        }
+        // The narrowest first; in the order of the policy where that is the same.
+        paths.sort_by_key(|(_, port)| port.width());
+        let reaches =
+            |path: &Path, port: &Port| to.loopback || !(path.loopback || port.loopback_only);
+        let near = |path: &Path| match (path.locality, sender.node, to.node) {
+            (Locality::Any, ..) => true,
+            (Locality::SameNode, Some(a), Some(b)) => a == b,
+            (Locality::SameNode, ..) => !to.is_virtual,
+        };
+        let allows = paths
+            .iter()
+            .find(|(path, port)| is_from(path, sender) && reaches(path, port) && near(path));
+        if let Some((path, _)) = allows {
+            let said = Said::Path(path.name.clone());
+            return Opinion { said, guarded };
+        }
+        let mine = |(path, port): &(&Path, &Port)| is_from(path, sender) && reaches(path, port);
+        if !guarded {
+            let said = match self.policy.other_traffic {
+                OtherTraffic::Allow => Said::Other,
+                OtherTraffic::Drop if paths.iter().any(mine) => Said::Denied("OtherNode"),
+                OtherTraffic::Drop => Said::Denied("OtherTraffic"),
+            };
+            return Opinion { said, guarded };
+        }
+        let for_process_here = |(path, port): &(&Path, &Port)| {
+            let known = |name: &String| {
+                let component = self.policy.component(name);
+                component.is_some_and(|c| c.runs_on(self.node) && !c.cgroups.is_empty())
+            };
+            reaches(path, port) && path.from.iter().any(known)
+        };
+        let reason = if !to.loopback && ends.iter().all(|(_, port)| port.loopback_only) {
+            "LoopbackOnly"
+        } else if paths.is_empty() {
+            "ClosedPort"
+        } else if paths.iter().any(mine) {
+            "OtherNode"
+        } else if sender.process && paths.iter().any(for_process_here) {
+            "WrongProcess"
+        } else {
+            "NoPath"
+        };
+        Opinion {
+            said: Said::Denied(reason),
+            guarded,
+        }
+    }
+
+    fn spot(&self, at: IpAddr) -> Spot<'a> {
+        let policy = self.policy;
+        let node = policy
+            .nodes
+            .iter()
+            .find(|node| node.addresses.contains(&at));
+        let home = policy
+            .nodes
+            .iter()
+            .find(|node| node.pod_networks.iter().any(|net| net.contains(&at)));
+        let pod = home.is_some() || policy.pod_networks.iter().any(|net| net.contains(&at));
+        let service_network = policy.service_networks.iter().any(|net| net.contains(&at));
+        let services: Vec<&Service> = policy.services.iter().filter(|s| s.address == at).collect();
+        let loopback = at.is_loopback();
+        let declared = |c: &Component| c.addresses.iter().any(|net| net.contains(&at));
+        let named = policy
+            .components
+            .iter()
+            .any(|c| declared(c) && !c.is_everyone());
+        let is_outside = !loopback
+            && node.is_none()
+            && !pod
+            && !service_network
+            && services.is_empty()
+            && !policy
+                .components
+                .iter()
+                .any(|c| declared(c) && !c.is_everyone() && !c.ports.is_empty());
+        let mut residents = BTreeSet::new();
+        let mut senders = BTreeSet::new();
+        for component in &policy.components {
+            let lives = declared(component)
+                || (pod && component.in_pod_networks)
+                || (loopback && self.is_here(component))
+                || node.is_some_and(|node| component.runs_on(node))
+                || (is_outside && component.is_elsewhere());
+            let anywhere = component.runs_on.is_empty() && !component.cgroups.is_empty();
+            if lives {
+                residents.insert(component.name.as_str());
+            }
+            if lives || ((loopback || node.is_some()) && anywhere) {
+                senders.insert(component.name.as_str());
+            }
+            if service_network && component.in_pod_networks {
+                residents.insert(component.name.as_str());
+            }
+        }
+        let place = if loopback {
+            Some(self.node.name.as_str())
+        } else {
+            node.or(home).map(|node| node.name.as_str())
+        };
+        Spot {
+            sender: Sender {
+                is: self.with_wholes(senders),
+                node: place,
+                process: false,
+                by_address: true,
+            },
+            residents,
+            is_virtual: service_network || !services.is_empty(),
+            services,
+            loopback,
+            node: place,
+            own: node.is_some_and(|node| node.name == self.node.name),
+            other_node: node.is_some_and(|node| node.name != self.node.name),
+            pod,
+            named,
+        }
+    }
+
+    fn is_here(&self, component: &Component) -> bool {
+        let own = |at: &IpAddr| component.addresses.iter().any(|net| net.contains(at));
+        component.runs_on(self.node) || self.node.addresses.iter().any(own)
+    }
+
+    fn pods(&self) -> Sender<'a> {
+        let pods = self.named(|c| c.in_pod_networks);
+        Sender {
+            is: self.with_wholes(pods),
+            node: Some(&self.node.name),
+            process: false,
+            by_address: false,
+        }
+    }
+
+    fn anybody_here(&self) -> Sender<'a> {
+        let may = |c: &Component| {
+            self.is_here(c)
+                || (!c.cgroups.is_empty() && (c.runs_on.is_empty() || c.runs_on(self.node)))
+        };
+        Sender {
+            is: self.with_wholes(self.named(may)),
+            node: Some(&self.node.name),
+            process: false,
+            by_address: false,
+        }
+    }
+
+    /// A process in a cgroup: what declares the deepest one above it; without, whatever is here and
+    /// declares none.
+    fn process(&self, cgroup: &str) -> Sender<'a> {
+        let may = |c: &Component| c.runs_on.is_empty() || c.runs_on(self.node);
+        let mut above: Vec<&str> = cgroup.split('/').filter(|s| !s.is_empty()).collect();
+        let is = loop {
+            let path = format!("/{}", above.join("/"));
+            let found = self.named(|c| may(c) && c.cgroups.contains(&path));
+            if !found.is_empty() {
+                break found;
+            }
+            if above.pop().is_none() {
+                break self.named(|c| self.is_here(c) && c.cgroups.is_empty());
+            }
+        };
+        Sender {
+            is: self.with_wholes(is),
+            node: Some(&self.node.name),
+            process: true,
+            by_address: false,
+        }
+    }
+
+    fn named(&self, wanted: impl Fn(&Component) -> bool) -> BTreeSet<&'a str> {
+        let components = self.policy.components.iter();
+        components
+            .filter(|c| wanted(c))
+            .map(|c| c.name.as_str())
+            .collect()
+    }
+
+    /// Everybody is also what he is part of, and everyone.
+    fn with_wholes(&self, mut names: BTreeSet<&'a str>) -> BTreeSet<&'a str> {
+        names.extend(self.named(Component::is_everyone));
+        loop {
+            let wholes: Vec<&str> = self
+                .policy
+                .components
+                .iter()
+                .filter(|c| names.contains(c.name.as_str()))
+                .flat_map(|c| c.part_of.iter().map(String::as_str))
+                .collect();
+            let before = names.len();
+            names.extend(wholes);
+            if names.len() == before {
+                return names;
+            }
+        }
+    }
+}
+
+fn is_from(path: &Path, sender: &Sender<'_>) -> bool {
+    path.from
+        .iter()
+        .any(|from| sender.is.contains(from.as_str()))
+}
+
+/// A segment may belong to a connection of either direction; what is said of a guarded port counts first.
+fn either(forward: Opinion, back: Opinion) -> Said {
+    let is_path = |opinion: &Opinion| matches!(opinion.said, Said::Path(_));
+    let is_denied = |opinion: &Opinion| matches!(opinion.said, Said::Denied(_));
+    for wanted in [
+        &(|o: &Opinion| o.guarded && is_path(o)) as &dyn Fn(&Opinion) -> bool,
+        &|o: &Opinion| o.guarded && is_denied(o),
+        &|o: &Opinion| is_path(o),
+    ] {
+        if let Some(first) = [&forward, &back].into_iter().find(|o| wanted(o)) {
+            return first.said.clone();
+        }
+    }
+    forward.said
+}
+
+fn covers(found: PortMatch, space: Space, number: u16) -> bool {
+    match (found, space) {
+        (PortMatch::Any, _) | (PortMatch::Arp, Space::Arp) => true,
+        (PortMatch::Tcp(first, last), Space::Tcp) | (PortMatch::Udp(first, last), Space::Udp) => {
+            (first..=last).contains(&number)
+        }
+        (PortMatch::Icmp(first, last), Space::Icmp)
+        | (PortMatch::Icmp6(first, last), Space::Icmp6) => {
+            (u16::from(first)..=u16::from(last)).contains(&number)
+        }
+        (PortMatch::Protocol(known), Space::Protocol) => u16::from(known) == number,
+        _ => false,
+    }
+}
