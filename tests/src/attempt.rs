@@ -10,7 +10,7 @@ use crate::packet::{Forged, to_hex};
 use crate::place::{Action, Place};
 use crate::probe::{
     Bind, Connect, Dns, Frame, Heard, Hold, Inject, Outcome, Ping, Probe, READY, Raw, Report,
-    Serve, Sniff, TunnelAgent, TunnelServer, Udp,
+    Serve, Sniff, TIMEOUT_MS, Transfer, TunnelAgent, TunnelServer, Udp,
 };
 use crate::process::{Ran, Running};
 use crate::tools::Tool;
@@ -42,6 +42,16 @@ impl Place {
             send: Some(text.to_owned()),
             ..Connect::to(to)
         })
+    }
+
+    /// Sends so many bytes to an echo server and takes them back; `count` says how many came.
+    pub fn transfer(&self, to: SocketAddr, bytes: usize) -> Result<Report> {
+        let timeout_ms = TIMEOUT_MS;
+        self.probe(&Probe::Transfer(Transfer {
+            to,
+            bytes,
+            timeout_ms,
+        }))
     }
 
     /// Sends a datagram from an unconnected socket and waits for the answer.

@@ -11,12 +11,12 @@ use crate::attempt::Server;
 use crate::lab::Lab;
 use crate::place::Place;
 use crate::plan::{
-    self, DNS_SERVICE, INFRA, LB, LOOPBACK, METADATA, NODE_LOCAL_DNS, OUT, Party, port,
+    self, DNS_SERVICE, INFRA, LB, LOOPBACK, METADATA, NODE_LOCAL_DNS, OUT, Party, W1, W2, port,
 };
 use crate::probe::{Serve, TunnelAgent, TunnelServer};
 use crate::process::Running;
 use crate::servers::{Nginx, wait_for_listener};
-use crate::tools;
+use crate::{ssh, tools};
 
 /// A name of the cluster that the DNS server itself knows, with [`plan::POD_A`]'s addresses.
 pub const KNOWN_NAME: &str = "known.cluster.lab";
@@ -41,6 +41,7 @@ pub fn start(lab: &Lab) -> Result<Started> {
     for node in lab.topology().control_plane {
         start_control_plane(lab, node, &mut started)?;
     }
+    ssh::prepare(lab).context("failed to prepare SSH")?;
     for node in lab.topology().nodes {
         start_node(lab, node, &mut started)?;
     }
@@ -114,35 +115,8 @@ fn start_node(lab: &Lab, node: &Party, started: &mut Started) -> Result<()> {
             .listening
             .push(lab.daemon(node.name, name).serve(serve)?);
     }
-    started.running.push(start_ssh(lab, node)?);
+    started.running.push(ssh::start(lab, node)?);
     Ok(())
-}
-
-/// dropbear, whose host key lies with the lab: nothing of this machine's own SSH is touched.
-fn start_ssh(lab: &Lab, node: &Party) -> Result<Running> {
-    let place = lab.daemon(node.name, "ssh");
-    let key = lab.directory().join(format!("{}-ssh.key", node.name));
-    place
-        .run(
-            "dropbearkey",
-            [
-                "-t".as_ref(),
-                "ed25519".as_ref(),
-                "-f".as_ref(),
-                key.as_os_str(),
-            ],
-        )?
-        .checked()?;
-    let mut running = place
-        .command("dropbear")?
-        .args(["-F", "-E", "-s", "-P", ""])
-        .arg("-r")
-        .arg(&key)
-        .args(["-p", &format!("0.0.0.0:{}", port::SSH)])
-        .args(["-p", &format!("[::]:{}", port::SSH)])
-        .spawn()?;
-    wait_for_listener(&mut running, &place, node.at(port::SSH))?;
-    Ok(running)
 }
 
 /// The cluster's DNS, what it asks, and the caches that ask it.
@@ -204,8 +178,8 @@ fn dnsmasq(place: &Place, at: &[SocketAddr], more: &[String]) -> Result<Running>
 
 fn start_pods(lab: &Lab, started: &mut Started) -> Result<()> {
     let place = lab.pod(plan::WEBHOOK.party.name);
-    let listen =
-        [port::WEBHOOK, port::AGGREGATED].map(|port| format!("[::]:{port} ssl ipv6only=off"));
+    let listen = [port::WEBHOOK, port::SERVICE, port::AGGREGATED]
+        .map(|port| format!("[::]:{port} ssl ipv6only=off"));
     let server = Nginx {
         says: "webhook",
         listen: listen.to_vec(),
@@ -307,8 +281,38 @@ pub fn start_tunnel(
     agent: &Place,
     target: SocketAddr,
 ) -> Result<[Server; 2]> {
+    let server = start_tunnel_server(lab, node)?;
+    let agent = agent.tunnel_agent(TunnelAgent {
+        server: node.at(port::KONNECTIVITY_AGENTS),
+        target,
+    })?;
+    Ok([server, agent])
+}
+
+/// Konnectivity as a cluster has it: a server on each control-plane node, and agents that dial out to
+/// all of them, in the node's own network on `w1` and in a pod on `w2`. Behind each is the kubelet of
+/// its node.
+pub fn start_konnectivity(lab: &Lab) -> Result<Vec<Server>> {
+    let agents = [
+        (lab.static_pod(W1.name, "konnectivity-agent"), W1),
+        (lab.pod(plan::AGENT.party.name).clone(), W2),
+    ];
+    let mut started = Vec::new();
+    for node in lab.topology().control_plane {
+        started.push(start_tunnel_server(lab, node)?);
+        for (agent, home) in &agents {
+            started.push(agent.tunnel_agent(TunnelAgent {
+                server: node.at(port::KONNECTIVITY_AGENTS),
+                target: home.at(port::KUBELET),
+            })?);
+        }
+    }
+    Ok(started)
+}
+
+fn start_tunnel_server(lab: &Lab, node: &Party) -> Result<Server> {
     let place = lab.static_pod(node.name, "konnectivity-server");
-    let server = place.tunnel_server(TunnelServer {
+    place.tunnel_server(TunnelServer {
         frontend: vec![LOOPBACK.at(port::KONNECTIVITY)],
         agents: vec![node.at(port::KONNECTIVITY_AGENTS)],
         health: [
@@ -316,10 +320,5 @@ pub fn start_tunnel(
             LOOPBACK.at(port::KONNECTIVITY_ADMIN),
         ]
         .to_vec(),
-    })?;
-    let agent = agent.tunnel_agent(TunnelAgent {
-        server: node.at(port::KONNECTIVITY_AGENTS),
-        target,
-    })?;
-    Ok([server, agent])
+    })
 }

@@ -44,5 +44,6 @@ pub mod process;
 pub mod product;
 pub mod scenario;
 pub mod servers;
+pub mod ssh;
 pub mod sweep;
 pub mod tools;

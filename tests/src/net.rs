@@ -157,9 +157,14 @@ fn connect_tunnel(node: &Party, id: &LabId, topology: &Topology) -> Result<()> {
 }
 
 /// Lets a pod's interface, on both ends, take only packets of this size: whoever sends larger ones
-/// has to be told so by the pod's host.
+/// has to be told so by the pod's host. The pod goes on to offer segments that fill an Ethernet
+/// frame; otherwise nobody would send larger ones over TCP.
 pub fn shrink(id: &LabId, pod: &PodPlan, mtu: u32) -> Result<()> {
-    let batch = format!("link set eth0 mtu {mtu}\n");
+    let batch = format!(
+        "link set eth0 mtu {mtu}\n\
+         route change default via {POD_GATEWAY_V4} dev eth0 advmss 1460\n\
+         route change ::/0 via {POD_GATEWAY_V6} dev eth0 advmss 1440\n"
+    );
     ip(Some(&id.namespace(pod.party.name)), &batch)?;
     let batch = format!("link set {} mtu {mtu}\n", pod.host_interface());
     ip(Some(&id.namespace(pod.host)), &batch)

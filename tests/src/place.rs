@@ -1,7 +1,7 @@
 //! A place where a process can be: a network namespace together with a cgroup. Everything that a test
 //! does in the lab, it does from a place.
 
-use std::ffi::{CString, OsStr};
+use std::ffi::{CString, OsStr, OsString};
 use std::fs::File;
 use std::io;
 use std::net::{IpAddr, SocketAddr};
@@ -120,11 +120,7 @@ impl Place {
     pub fn command_of(&self, tool: &Tool) -> Result<Action> {
         let mut command = Command::new(&tool.path);
         command.stdin(Stdio::null());
-        if !tool.libraries.is_empty() {
-            let libraries = std::env::join_paths(&tool.libraries)
-                .context("a library directory's name holds a colon")?;
-            command.env("LD_LIBRARY_PATH", libraries);
-        }
+        command.envs(libraries_of(tool)?);
         self.enter_before_exec(&mut command)?;
         Ok(Action {
             what: format!("{} in {}", tool.path.display(), self.party.name),
@@ -286,6 +282,12 @@ impl Action {
         self
     }
 
+    /// Lets what it starts find the libraries of a tool.
+    pub fn with_libraries_of(mut self, tool: &Tool) -> Result<Self> {
+        self.command.envs(libraries_of(tool)?);
+        Ok(self)
+    }
+
     /// Gives it a file to read from standard input.
     pub fn input(mut self, file: File) -> Self {
         self.command.stdin(file);
@@ -351,6 +353,16 @@ impl Entry {
             Err(io::ErrorKind::BrokenPipe.into())
         }
     }
+}
+
+/// The variable that leads a tool to its libraries; none if it finds them by itself.
+fn libraries_of(tool: &Tool) -> Result<Option<(&'static str, OsString)>> {
+    if tool.libraries.is_empty() {
+        return Ok(None);
+    }
+    let libraries = std::env::join_paths(&tool.libraries)
+        .context("a library directory's name holds a colon")?;
+    Ok(Some(("LD_LIBRARY_PATH", libraries)))
 }
 
 fn c_path(path: &Path) -> Result<CString> {

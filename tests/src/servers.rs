@@ -271,6 +271,18 @@ pub fn worker_web(place: &Place) -> Result<Server> {
     })
 }
 
+/// Fails unless a URL has exactly this page.
+pub fn expect_page(place: &Place, url: &str, text: &str) -> Result<()> {
+    let page = place
+        .curl(url, None)?
+        .checked()
+        .with_context(|| format!("{} gets no page from {url}", place.party().name))?;
+    if page.stdout != text {
+        bail!("{url} says {:?}, not {text:?}", page.stdout);
+    }
+    Ok(())
+}
+
 /// Fails unless somebody answers, with the name that is expected.
 pub fn expect_answer(place: &Place, to: SocketAddr, name: &str) -> Result<()> {
     let report = place.ask(to, "who is there?")?;

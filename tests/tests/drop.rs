@@ -212,9 +212,22 @@ fn large_transfers_find_the_narrow_way() -> Result<()> {
     let agents = Agent::on_all(&lab, &drop_policy())?;
     lab.shrink(&POD_B, 1300)?;
     for at in pod.party().both(port::WEBHOOK) {
+        let told = Forged {
+            source: SocketAddr::new(W1.like(at.ip()), 0),
+            destination: SocketAddr::new(CP1.like(at.ip()), 0),
+            content: Content::Message(3),
+        };
+        let told = Arrivals::like(&lab.login("cp1"), &told)?;
         // The interface is wider than the way: without ICMP it would hang.
-        let answer = lab.apiserver().ask(at, &"x".repeat(20_000))?;
-        ensure!(answer.outcome == Outcome::Answered, "{at}: {answer:?}");
+        let transfer = lab.apiserver().transfer(at, 200_000)?;
+        ensure!(
+            transfer.outcome == Outcome::Answered && transfer.count == 200_000,
+            "{at}: {transfer:?}"
+        );
+        ensure!(
+            told.so_far()? > 0,
+            "{at}: nobody had to be told how narrow it is"
+        );
     }
     // The errors that told it were judged by what they quote.
     let (forward, reply) = agents[0].path_packets("apiserver-to-webhook")?;

@@ -11,10 +11,10 @@ use enforcer_tests::packet::{Content, Forged};
 use enforcer_tests::plan::{
     CP1, LOOPBACK, NODE_LOCAL_DNS, OUT, POD_A, POD_B, Party, SERVICE, W1, port,
 };
-use enforcer_tests::probe::{Connect, Dns, Hold, Serve, Sniff, Udp};
-use enforcer_tests::servers::expect_answer;
+use enforcer_tests::probe::{Connect, Hold, Serve, Sniff, Udp};
+use enforcer_tests::servers::{expect_answer, expect_page};
 use enforcer_tests::sweep::{LabId, sweep, traces};
-use enforcer_tests::{Lab, Outcome, Place, cluster, plan, tools};
+use enforcer_tests::{Lab, Outcome, Place, net, tools};
 
 const SOON: Duration = Duration::from_millis(700);
 
@@ -29,19 +29,6 @@ fn expect(place: &Place, to: SocketAddr, wanted: Outcome) -> Result<()> {
         outcome == wanted,
         "{} to {to}: {outcome:?}, not {wanted:?}",
         place.party().name
-    );
-    Ok(())
-}
-
-fn expect_page(place: &Place, url: &str, text: &str) -> Result<()> {
-    let page = place
-        .curl(url, None)?
-        .checked()
-        .with_context(|| format!("{url} has no page"))?;
-    ensure!(
-        page.stdout == text,
-        "{url} says {:?}, not {text:?}",
-        page.stdout
     );
     Ok(())
 }
@@ -637,131 +624,35 @@ fn the_inventory_names_this_lab() -> Result<()> {
     Ok(())
 }
 
-/// Pages, names and tunnels of a whole cluster; each works before anybody denies it.
-fn a_cluster_works(lab: &Lab) -> Result<()> {
-    let client = lab.certs().apiserver_etcd_client();
-    for member in lab.topology().control_plane {
-        let put = [String::from("put"), member.name.to_owned(), "1".to_owned()];
-        lab.apiserver()
-            .etcdctl(member.at(port::ETCD_CLIENT), Some(client), put)?
-            .checked()?;
-    }
-    let pod = lab.pod("pod-c");
-    for url in [
-        format!("https://{}/", SERVICE.at(port::SERVICE)),
-        format!("https://{}/", plan::LB.at(port::APISERVER)),
-        format!("https://{}/", plan::CP3.at6(port::APISERVER)),
-    ] {
-        expect_page(pod, &url, "apiserver")?;
-    }
-    let webhook = format!("https://{}/", plan::WEBHOOK_SERVICE.at(port::SERVICE));
-    expect_page(&lab.apiserver(), &webhook, "webhook")?;
-    let cache = SocketAddr::new(NODE_LOCAL_DNS.into(), port::DNS);
-    for server in [
-        plan::DNS_SERVICE.at(port::DNS),
-        plan::DNS_SERVICE.at6(port::DNS),
-        cache,
-    ] {
-        for (name, tcp, outcome) in [
-            (cluster::KNOWN_NAME, false, Outcome::Answered),
-            (cluster::OUTSIDE_NAME, false, Outcome::Answered),
-            (cluster::KNOWN_NAME, true, Outcome::Answered),
-        ] {
-            let asked = pod.dns(Dns {
-                tcp,
-                ..Dns::name(server, name)
-            })?;
-            ensure!(asked == outcome, "{name} at {server}, tcp {tcp}: {asked}");
-        }
-    }
-    let long = Dns {
-        text: true,
-        ..Dns::name(plan::DNS_SERVICE.at(port::DNS), cluster::LONG_NAME)
-    };
-    ensure!(pod.dns(long.clone())? == Outcome::Truncated);
-    ensure!(pod.dns(Dns { tcp: true, ..long })? == Outcome::Answered);
-    for to in [plan::CP2.at(port::SSH), plan::W2.at6(port::SSH)] {
-        expect(&lab.login("admin"), to, Outcome::Connected)?;
-    }
-    let node_port = Connect {
-        send: Some("x".to_owned()),
-        ..Connect::to(plan::CP1.at(port::NODE_PORT))
-    };
-    ensure!(lab.neighbour().connect_with(node_port)?.answer.as_deref() == Some("pod-b"));
-    ensure!(lab.neighbour().udp(plan::W2.at(port::NODE_PORT))? == Outcome::Answered);
-    let agent = lab.static_pod("w1", "konnectivity-agent");
-    let ends = cluster::start_tunnel(lab, &CP1, &agent, W1.at(port::KUBELET))?;
-    let url = format!("https://{}/", LOOPBACK.at(port::KONNECTIVITY));
-    expect_page(&lab.apiserver(), &url, "kubelet")?;
-    drop(ends);
-    Ok(())
-}
-
 #[test]
-fn a_cluster_and_its_etcd_work_and_a_member_may_go_and_come_back() -> Result<()> {
-    let started = Instant::now();
-    let mut lab = Lab::builder().full().cluster().services().build()?;
-    println!("a cluster took {:?}", started.elapsed());
-    a_cluster_works(&lab)?;
-    lab.stop_etcd("cp2")?;
-    let client = lab.certs().apiserver_etcd_client().clone();
-    let put = |key: &'static str| {
-        let at = CP1.at(port::ETCD_CLIENT);
-        lab.apiserver()
-            .etcdctl(at, Some(&client), ["put", key, "1"])
-    };
-    let deadline = Instant::now() + Duration::from_secs(10);
-    while !put("two-are-enough")?.ok() {
-        ensure!(
-            Instant::now() < deadline,
-            "two members of three take nothing"
-        );
-    }
-    lab.start_etcd("cp2")?;
-    let at = plan::CP2.at(port::ETCD_CLIENT);
-    let got = lab
-        .apiserver()
-        .etcdctl(at, Some(&client), ["get", "two-are-enough"])?;
-    ensure!(got.checked()?.stdout.contains("two-are-enough"));
-    lab.close()
-}
-
-#[test]
-fn pods_talk_through_the_tunnel() -> Result<()> {
-    let lab = Lab::builder().vxlan().build()?;
-    let [a, c] = ["pod-a", "pod-c"].map(|name| lab.pod(name).clone());
-    let server = c.serve(Serve {
-        tcp: c.party().both(port::ECHO).to_vec(),
-        ..Serve::default()
-    })?;
-    let sniffer = lab.login("w2").sniff(Sniff {
-        interface: "eth0".to_owned(),
-        port: Some(4789),
-        ..Sniff::default()
-    })?;
-    for to in both(c.party(), port::ECHO) {
-        expect(&a, to, Outcome::Connected)?;
-        expect(&lab.login("cp1"), to, Outcome::Connected)?;
-    }
-    ensure!(!sniffer.frames().is_empty(), "no packet was in a tunnel");
-    drop(server);
-    lab.close()
-}
-
-#[test]
-fn a_narrow_way_into_a_pod_is_found() -> Result<()> {
+fn a_narrow_way_into_a_pod_is_found_by_what_its_host_tells() -> Result<()> {
     let lab = Lab::builder().build()?;
     let pod = lab.pod("pod-b");
-    let server = pod.serve(Serve {
+    let _server = pod.serve(Serve {
         tcp: pod.party().both(port::ECHO).to_vec(),
         ..Serve::default()
     })?;
     lab.shrink(&POD_B, 1300)?;
+    let (host, much) = (lab.login("cp1"), 300_000);
+    let home = lab.host("w1").namespace().name().to_owned();
+    net::nft(
+        &home,
+        "table inet silent { chain out { type filter hook output priority 0;
+           icmp type destination-unreachable drop
+           icmpv6 type packet-too-big drop
+         }\n}\n",
+    )?;
     for to in both(pod.party(), port::ECHO) {
-        let large = "x".repeat(20_000);
-        let answer = lab.login("cp1").ask(to, &large)?;
-        ensure!(answer.outcome == Outcome::Answered, "{to}: {answer:?}");
+        let stuck = host.transfer(to, much)?;
+        ensure!(stuck.outcome == Outcome::Timeout, "{to}: {stuck:?}");
     }
-    ensure!(server.heard().len() > 2);
+    net::nft(&home, "delete table inet silent\n")?;
+    for to in both(pod.party(), port::ECHO) {
+        let all = host.transfer(to, much)?;
+        ensure!(all.outcome == Outcome::Answered, "{to}: {all:?}");
+        ensure!(all.count == much as u64, "{to}: {all:?}");
+        let way = host.run("ip", ["route", "get", &to.ip().to_string()])?;
+        ensure!(way.checked()?.stdout.contains("mtu 1300"), "{to}");
+    }
     lab.close()
 }

@@ -6,7 +6,7 @@ use std::time::Instant;
 
 use anyhow::{Context, Result};
 use clap::Parser;
-use enforcer_tests::{Lab, Place};
+use enforcer_tests::{Lab, Place, plan::OUT};
 use nix::sys::signal::{SigSet, Signal};
 
 /// Builds a small cluster on this machine and keeps it until Ctrl-C
@@ -113,15 +113,26 @@ fn describe(lab: &Lab, started: Instant) -> Result<()> {
     Ok(())
 }
 
-fn places(lab: &Lab) -> Vec<(&'static str, Place)> {
-    vec![
-        ("the apiserver on cp1", lab.apiserver()),
-        ("the controller-manager on cp1", lab.controller_manager()),
-        ("somebody who logged in on cp1", lab.login("cp1")),
-        ("a hostNetwork pod on cp1", lab.hostnet("cp1")),
-        ("a pod on cp1", lab.pod("pod-a").clone()),
-        ("somebody who logged in on w1", lab.login("w1")),
-        ("a pod on w1", lab.pod("pod-b").clone()),
-        ("the outside neighbour", lab.neighbour()),
-    ]
+fn places(lab: &Lab) -> Vec<(String, Place)> {
+    let topology = lab.topology();
+    let mut places = Vec::new();
+    for node in topology.control_plane.iter().map(|node| node.name) {
+        for name in ["apiserver", "controller-manager"] {
+            let place = lab.static_pod(node, name);
+            places.push((format!("the {name} on {node}"), place));
+        }
+    }
+    for node in topology.nodes.iter().map(|node| node.name) {
+        places.push((format!("a hostNetwork pod on {node}"), lab.hostnet(node)));
+    }
+    for host in topology.hosts.iter().filter(|host| **host != OUT) {
+        let who = format!("somebody who logged in on {}", host.name);
+        places.push((who, lab.login(host.name)));
+    }
+    for pod in topology.pods {
+        let (name, host) = (pod.party.name, pod.host);
+        places.push((format!("pod {name} on {host}"), lab.pod(name).clone()));
+    }
+    places.push(("the outside neighbour".to_owned(), lab.neighbour()));
+    places
 }

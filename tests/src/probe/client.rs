@@ -1,7 +1,7 @@
 //! Those who open connections and send datagrams.
 
 use std::io::{Read, Write};
-use std::net::{SocketAddr, TcpStream, UdpSocket};
+use std::net::{Shutdown, SocketAddr, TcpStream, UdpSocket};
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::thread;
 use std::time::Instant;
@@ -10,7 +10,7 @@ use nix::errno::Errno;
 use nix::libc;
 use nix::sys::socket::{MsgFlags, SockType, SockaddrStorage, bind, connect as connect_to, sendto};
 
-use super::{Connect, Failure, Hold, Outcome, Report, Udp, milliseconds, socket, tell};
+use super::{Connect, Failure, Hold, Outcome, Report, Transfer, Udp, milliseconds, socket, tell};
 
 pub(super) fn connect(what: &Connect) -> Report {
     let started = Instant::now();
@@ -28,6 +28,44 @@ pub(super) fn connect(what: &Connect) -> Report {
         },
     };
     timed(Report { local, ..report }, started)
+}
+
+pub(super) fn transfer(what: &Transfer) -> Report {
+    let started = Instant::now();
+    let connect = Connect {
+        timeout_ms: what.timeout_ms,
+        ..Connect::to(what.to)
+    };
+    let stream = match open_stream(&connect) {
+        Ok(stream) => stream,
+        Err((errno, step)) => return timed(Report::of_errno(errno, step), started),
+    };
+    let local = stream.local_addr().ok();
+    let report = thread::scope(|scope| {
+        // At the same time: an echo server that nobody reads from takes no more.
+        scope.spawn(|| (&stream).write_all(&vec![b'x'; what.bytes]));
+        let report = take_back(&stream, what.bytes);
+        // A sender that is stuck has nobody to send to any more.
+        let _ = stream.shutdown(Shutdown::Both);
+        report
+    });
+    timed(Report { local, ..report }, started)
+}
+
+fn take_back(mut stream: &TcpStream, bytes: usize) -> Report {
+    let (mut buffer, mut came) = (vec![0; 65536], 0);
+    let report = loop {
+        match stream.read(&mut buffer) {
+            Ok(0) => break Report::new(Outcome::Closed, "receive"),
+            Ok(length) => came += length,
+            Err(error) => break Report::of_error(&error, "receive"),
+        }
+        if came >= bytes {
+            break Report::new(Outcome::Answered, "receive");
+        }
+    };
+    let count = u64::try_from(came).unwrap_or(u64::MAX);
+    Report { count, ..report }
 }
 
 pub(super) fn hold(what: &Hold) -> Report {

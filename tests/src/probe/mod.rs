@@ -21,7 +21,8 @@ mod tunnel;
 
 pub use listen::Heard;
 pub use options::{
-    Bind, Connect, Dns, Hold, Inject, Ping, Raw, Serve, Sniff, TunnelAgent, TunnelServer, Udp,
+    Bind, Connect, Dns, Hold, Inject, Ping, Raw, Serve, Sniff, Transfer, TunnelAgent, TunnelServer,
+    Udp,
 };
 pub use sniff::Frame;
 
@@ -38,6 +39,8 @@ pub const READY: &str = "ready";
 pub enum Probe {
     /// Opens a TCP connection, and sends and receives something if asked to
     Connect(Connect),
+    /// Sends much over a TCP connection to an echo server, and takes all of it back
+    Transfer(Transfer),
     /// Keeps a TCP connection open and sends something over it again and again
     Hold(Hold),
     /// Sends UDP datagrams and waits for the answer to the last
@@ -199,6 +202,7 @@ impl Probe {
     pub fn perform(&self) -> Report {
         match self {
             Self::Connect(what) => client::connect(what),
+            Self::Transfer(what) => client::transfer(what),
             Self::Hold(what) => client::hold(what),
             Self::Udp(what) => client::udp(what),
             Self::Bind(what) => listen::bind(what),
@@ -278,6 +282,11 @@ mod tests {
                 fast_open: true,
                 mapped: true,
                 ..Connect::to(to)
+            }),
+            Probe::Transfer(Transfer {
+                to,
+                bytes: 7,
+                timeout_ms: 5,
             }),
             Probe::Hold(Hold::http(to)),
             Probe::Udp(Udp {

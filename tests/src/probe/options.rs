@@ -45,6 +45,20 @@ impl Connect {
     }
 }
 
+/// `lab-probe transfer`: reports how many bytes came back.
+#[derive(Debug, Clone, Args, Serialize)]
+pub struct Transfer {
+    /// An echo server
+    #[arg(long)]
+    pub to: SocketAddr,
+    /// How many bytes to send, and to wait for
+    #[arg(long)]
+    pub bytes: usize,
+    /// How long it may stand still
+    #[arg(long, default_value_t = TIMEOUT_MS)]
+    pub timeout_ms: u64,
+}
+
 /// `lab-probe hold`: prints a line for each answer, and a report when there is none any more.
 #[derive(Debug, Clone, Args, Serialize)]
 pub struct Hold {

@@ -62,10 +62,20 @@ fn pair(client: TcpStream, waiting: &Mutex<mpsc::Receiver<TcpStream>>) {
             .unwrap_or_else(PoisonError::into_inner)
             .recv_timeout(PATIENCE);
         let Ok(mut agent) = next else { return };
-        if agent.write_all(&[GO]).is_ok() {
+        if is_there(&agent) && agent.write_all(&[GO]).is_ok() {
             return join(client, agent);
         }
     }
+}
+
+/// An agent that has gone has closed its connection; one that waits says nothing.
+fn is_there(agent: &TcpStream) -> bool {
+    let mut word = [0];
+    let peeked = agent
+        .set_nonblocking(true)
+        .and_then(|()| agent.peek(&mut word));
+    let waits = peeked.is_err_and(|error| error.kind() == io::ErrorKind::WouldBlock);
+    waits && agent.set_nonblocking(false).is_ok()
 }
 
 pub(super) fn agent(what: &TunnelAgent) -> Report {

@@ -13,13 +13,14 @@ use super::{apt, lab_tools};
 use crate::{bpf_toolchain::tools_path, shell};
 
 /// Where each program is in the tree, as in Debian.
-const PROGRAMS: [&str; 6] = [
+const PROGRAMS: [&str; 7] = [
     "usr/bin/etcd",
     "usr/bin/etcdctl",
     "usr/sbin/nginx",
     "usr/sbin/dnsmasq",
     "usr/sbin/dropbear",
     "usr/bin/dropbearkey",
+    "usr/bin/dbclient",
 ];
 /// nginx's load balancer at layer 4, which nginx looks for where it was built to.
 const MODULE: &str = "usr/lib/nginx/modules/ngx_stream_module.so";
@@ -86,11 +87,14 @@ fn unpack() -> Result<()> {
     }
     // Of no more use; what can not be removed does no harm.
     let _ = fs::remove_dir_all(&debs);
-    let tree = lab_tools();
+    let (tree, old) = (lab_tools(), tools_path(shell::workspace()).join("lab.old"));
+    recreate(&old)?;
     if tree.exists() {
-        fs::remove_dir_all(&tree).context("failed to remove the old tree")?;
+        // Out of the way in one step: a lab that is running may start another server any moment.
+        fs::rename(&tree, &old).context("failed to move the old tree away")?;
     }
-    fs::rename(&fresh, &tree).context("failed to put the new tree in place")
+    fs::rename(&fresh, &tree).context("failed to put the new tree in place")?;
+    fs::remove_dir_all(&old).context("failed to remove the old tree")
 }
 
 fn download(to: &Path) -> Result<()> {
