@@ -13,6 +13,8 @@ use crate::{
     policy::{self, cases, model::Policy, render},
 };
 
+/// Read a policy, say what was understood, and run its cases
+///
 /// Reads a policy and says what was understood. Nothing is loaded, and no privilege is needed.
 ///
 /// Every error names file, line and column and says what to write instead. With --cases, the

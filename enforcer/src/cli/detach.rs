@@ -5,6 +5,8 @@ use clap::Args;
 use super::{AgentArguments, Format, Outcome, say, say_json};
 use crate::agent::client;
 
+/// End the agent and take everything off the node that it attached
+///
 /// Ends the agent of this node and takes off all that it attached, and nothing else. Comes back when
 /// that is done.
 ///

@@ -7,6 +7,8 @@ use clap::Args;
 use super::{AgentArguments, Format, Outcome, say, say_json_line};
 use crate::agent::{EventVerdict, client};
 
+/// List what was denied, and why
+///
 /// Lists what was denied on this node, and why: one line for each distinct sender, destination, port,
 /// reason and hook, with how often it happened.
 ///

@@ -18,6 +18,8 @@ use crate::{
     },
 };
 
+/// Say what would happen to a connection, and why
+///
 /// Says what would happen to a connection, by which path or for which reason, with the very function
 /// that the kernel programs run.
 ///

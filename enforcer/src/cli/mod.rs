@@ -64,19 +64,12 @@ enum Style {
 
 #[derive(Debug, Subcommand)]
 enum Command {
-    /// Read a policy, say what was understood, and run its cases
     Check(check::Arguments),
-    /// Put a policy in force on this node, and tell what it denies
     Run(run::Arguments),
-    /// Say what is in force here, and what came of it
     Status(status::Arguments),
-    /// List what was denied, and why
     Events(events::Arguments),
-    /// Say what would happen to a connection, and why
     Explain(explain::Arguments),
-    /// List and explain the documented paths that are built in
     Catalog(catalog::Arguments),
-    /// End the agent and take everything off the node that it attached
     Detach(detach::Arguments),
     /// Print the JSON Schema of policies, for editors
     Schema,
@@ -241,5 +234,16 @@ mod tests {
     #[test]
     fn the_definition_of_the_command_line_holds() {
         Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn every_command_shows_an_example() {
+        let mut cli = Cli::command();
+        cli.build();
+        let commands = cli.get_subcommands_mut();
+        for command in commands.filter(|c| !["help", "schema"].contains(&c.get_name())) {
+            let help = command.render_long_help().to_string();
+            assert!(help.contains("Example"), "{help}");
+        }
     }
 }

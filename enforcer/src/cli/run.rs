@@ -1,12 +1,18 @@
 //! `enforcer run`.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
+use anyhow::anyhow;
 use clap::{Args, ValueEnum};
 
-use super::{AgentArguments, Format, Outcome, PolicyArguments};
-use crate::agent::{self, AgentOptions, Output, TcMode};
+use super::{AgentArguments, Failure, Format, Outcome, PolicyArguments};
+use crate::{
+    agent::{self, AgentOptions, Output, TcMode},
+    policy::load::STANDARD_INPUT,
+};
 
+/// Put a policy in force on this node, and tell what it denies
+///
 /// Puts a policy in force on this node and stays in the foreground. Each new denial is told once,
 /// with its reason; its repeats are counted.
 ///
@@ -69,6 +75,15 @@ pub fn run(arguments: Arguments, format: Format) -> Outcome {
         env_logger::Builder::new()
             .filter_module("enforcer", log::LevelFilter::Debug)
             .init();
+    }
+    if policy
+        .policy
+        .iter()
+        .any(|file| file == Path::new(STANDARD_INPUT))
+    {
+        return Err(Failure::Cannot(anyhow!(
+            "a policy in force is read again when it changes, and standard input can not be: give a file"
+        )));
     }
     let given = |patterns: Vec<String>| (!patterns.is_empty()).then_some(patterns);
     agent::run(AgentOptions {

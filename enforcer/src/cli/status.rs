@@ -5,6 +5,8 @@ use clap::Args;
 use super::{AgentArguments, Format, Outcome, say, say_json};
 use crate::agent::{Status, client};
 
+/// Say what is in force here, and what came of it
+///
 /// Says what is in force on this node: mode, policy, attachments, what has no effect, and how many
 /// packets each path and each reason saw.
 ///

@@ -17,6 +17,8 @@ use crate::policy::{
     written,
 };
 
+/// List and explain the documented paths that are built in
+///
 /// Lists and explains the documented component paths that are built in.
 ///
 /// Without a name: all paths, profiles, options, groups, components and roles. With one: everything
