@@ -5,6 +5,7 @@ mod bpf_toolchain;
 mod build;
 mod demo;
 mod lab;
+mod mutants;
 mod setup;
 mod shell;
 mod test;
@@ -27,6 +28,8 @@ enum Cli {
     Demo(demo::Args),
     /// Runs every check there is; the lab tests as root.
     Test(test::Args),
+    /// Breaks the meaning of the product in small ways, and sees whether the tests notice (minutes).
+    Mutants,
 }
 
 fn main() -> ExitCode {
@@ -36,6 +39,7 @@ fn main() -> ExitCode {
         Cli::Lab(args) => lab::run(&args),
         Cli::Demo(args) => demo::run(&args),
         Cli::Test(args) => test::run(&args),
+        Cli::Mutants => mutants::run(),
     };
     outcome.unwrap_or_else(|error| {
         eprintln!("error: {error:#}");

@@ -1,0 +1,140 @@
+//! `cargo xtask mutants`: breaks the meaning of the product in small ways, one at a time and in a copy,
+//! and sees whether the tests notice. A change that nobody notices is a test that is missing.
+
+use std::{
+    fs,
+    path::{Path, PathBuf},
+    process::{Command, ExitCode},
+};
+
+use anyhow::{Context as _, Result, bail, ensure};
+
+use crate::{bpf_toolchain::tools_path, setup, shell};
+
+/// A small change: in which file, what stands there, and what instead.
+struct Mutant {
+    what: &'static str,
+    file: &'static str,
+    from: &'static str,
+    to: &'static str,
+}
+
+const DECIDE: &str = "enforcer-common/src/decide.rs";
+const VERDICTS: &str = "enforcer/src/compile/verdicts.rs";
+const PARTIES: &str = "enforcer/src/compile/parties.rs";
+
+#[rustfmt::skip]
+const MUTANTS: [Mutant; 16] = [
+    Mutant { what: "a neighbour may use this node's address", file: DECIDE, from: "Role::Uplink => src.is(Place::OWN),", to: "Role::Uplink => false," },
+    Mutant { what: "a pod may use a node's address", file: DECIDE, from: "Role::Pod if src.is(Place::OWN | Place::OTHER_NODE) => true,", to: "Role::Pod if src.is(Place::OWN) => true," },
+    Mutant { what: "loopback addresses come over the wire", file: DECIDE, from: "    if packet.src.is_loopback() || packet.dst.is_loopback() {\n        return denied(settings, Reason::LoopbackOffLo);\n    }\n    let src = tables.place(&packet.src);\n    if is_forged", to: "    let src = tables.place(&packet.src);\n    if is_forged" },
+    Mutant { what: "a stolen pod address counts", file: DECIDE, from: "src.is(Place::NAMED) && is_at_home(src.party)", to: "src.is(Place::NAMED)" },
+    Mutant { what: "a SYN may match a path backwards", file: DECIDE, from: "Phase::Opening => forward(),", to: "Phase::Opening => either(forward(), back())," },
+    Mutant { what: "a segment must match a path forwards", file: DECIDE, from: "Phase::Following => either(forward(), back()),", to: "Phase::Following => forward()," },
+    Mutant { what: "an echo reply is a request", file: DECIDE, from: "Phase::Answer => back(),", to: "Phase::Answer => forward()," },
+    Mutant { what: "a wide path makes anything a reply", file: DECIDE, from: "    if forward.is_guarded_denial() || back.is_guarded_denial() {", to: "    if forward.is_guarded_denial() && back.is_guarded_denial() {" },
+    Mutant { what: "later fragments always pass", file: DECIDE, from: "if tables.related(settings, from, to) || tables.related(settings, to, from) {", to: "if true || tables.related(settings, from, to) || tables.related(settings, to, from) {" },
+    Mutant { what: "a process may use another node's address", file: DECIDE, from: "    if src.is(Place::OTHER_NODE) {\n        return denied(settings, Reason::ForgedSource);\n    }\n", to: "" },
+    Mutant { what: "a wildcard is no address of this node", file: DECIDE, from: "        settings.own as Party\n    } else if place", to: "        place.party\n    } else if place" },
+    Mutant { what: "a wide path opens guarded ports", file: VERDICTS, from: "            endpoints.retain(|e| self.component(*e).guard);\n", to: "" },
+    Mutant { what: "loopback only is for everybody", file: VERDICTS, from: "        target.loopback || !(route.path.loopback || self.port(route.to).loopback_only)", to: "        let _ = (route, target);\n        true" },
+    Mutant { what: "a service may be on the same node", file: VERDICTS, from: "(Locality::SameNode, ..) => !target.is_virtual,", to: "(Locality::SameNode, ..) => true," },
+    Mutant { what: "outside is everywhere", file: PARTIES, from: "        if !loopback && self.is_outside(declared) {", to: "        if !loopback {" },
+    Mutant { what: "nobody counts as what he is part of", file: PARTIES, from: "            if all.insert(index) {", to: "            if all.insert(index) && index > components.len() {" },
+];
+
+/// Breaks, tests and tells. Fails if a change goes unnoticed.
+pub fn run() -> Result<ExitCode> {
+    setup::ensure(&[setup::Part::Toolchain])?;
+    let tree = shell::target_dir().join("mutants").join("tree");
+    copy_tree(&tree)?;
+    ensure!(
+        is_noticed(&tree)?.is_none(),
+        "the tests fail on the unchanged tree"
+    );
+    let mut missed = 0;
+    for mutant in &MUTANTS {
+        let file = tree.join(mutant.file);
+        let text = fs::read_to_string(&file)
+            .with_context(|| format!("failed to read {}", file.display()))?;
+        if !text.contains(mutant.from) {
+            bail!(
+                "`{}` is not in {} any more: change the mutant `{}` with it",
+                mutant.from,
+                mutant.file,
+                mutant.what
+            );
+        }
+        fs::write(&file, text.replacen(mutant.from, mutant.to, 1))
+            .with_context(|| format!("failed to write {}", file.display()))?;
+        let noticed = is_noticed(&tree)?;
+        fs::write(&file, text).with_context(|| format!("failed to write {}", file.display()))?;
+        match noticed {
+            Some(by) => println!("mutant: {} … noticed by {by}", mutant.what),
+            None => {
+                missed += 1;
+                println!("mutant: {} … MISSED", mutant.what);
+            }
+        }
+    }
+    println!("{} mutants, {missed} missed", MUTANTS.len());
+    Ok(if missed == 0 {
+        ExitCode::SUCCESS
+    } else {
+        ExitCode::FAILURE
+    })
+}
+
+/// What git knows of, as it is now, with the tools of this clone.
+fn copy_tree(tree: &Path) -> Result<()> {
+    let mut list = Command::new("git");
+    list.current_dir(shell::workspace()).args(["ls-files"]);
+    let listed = shell::output_of(&mut list).context("git does not list this clone's files")?;
+    if tree.exists() {
+        fs::remove_dir_all(tree).with_context(|| format!("failed to remove {}", tree.display()))?;
+    }
+    for name in listed.lines() {
+        let (from, to) = (shell::workspace().join(name), tree.join(name));
+        let parent = to.parent().map(PathBuf::from).unwrap_or_default();
+        fs::create_dir_all(&parent)
+            .and_then(|()| fs::copy(&from, &to))
+            .with_context(|| format!("failed to copy {name}"))?;
+    }
+    let tools = tools_path(tree);
+    tools
+        .parent()
+        .map_or(Ok(()), fs::create_dir_all)
+        .and_then(|()| std::os::unix::fs::symlink(tools_path(shell::workspace()), &tools))
+        .context("failed to link the tools")
+}
+
+/// The first of the fast tests that fails, if one does.
+fn is_noticed(tree: &Path) -> Result<Option<&'static str>> {
+    let log = shell::log_path("mutants")?;
+    for (name, arguments) in [
+        (
+            "the shipped policies' cases",
+            &["test", "-p", "enforcer", "--lib", "explain"][..],
+        ),
+        (
+            "the oracle",
+            &["test", "-p", "enforcer-tests", "--test", "oracle"][..],
+        ),
+    ] {
+        let mut cargo = shell::cargo();
+        cargo.current_dir(tree).args(arguments).env(
+            "CARGO_TARGET_DIR",
+            shell::target_dir().join("mutants").join("target"),
+        );
+        if !shell::run_logged(&mut cargo, &log)? {
+            let said = fs::read_to_string(&log).unwrap_or_default();
+            ensure!(
+                said.contains("test result: FAILED"),
+                "a mutant does not build:\n{}",
+                shell::tail(&log)
+            );
+            return Ok(Some(name));
+        }
+    }
+    Ok(None)
+}
