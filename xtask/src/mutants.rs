@@ -24,7 +24,7 @@ const VERDICTS: &str = "enforcer/src/compile/verdicts.rs";
 const PARTIES: &str = "enforcer/src/compile/parties.rs";
 
 #[rustfmt::skip]
-const MUTANTS: [Mutant; 16] = [
+const MUTANTS: [Mutant; 17] = [
     Mutant { what: "a neighbour may use this node's address", file: DECIDE, from: "Role::Uplink => src.is(Place::OWN),", to: "Role::Uplink => false," },
     Mutant { what: "a pod may use a node's address", file: DECIDE, from: "Role::Pod if src.is(Place::OWN | Place::OTHER_NODE) => true,", to: "Role::Pod if src.is(Place::OWN) => true," },
     Mutant { what: "loopback addresses come over the wire", file: DECIDE, from: "    if packet.src.is_loopback() || packet.dst.is_loopback() {\n        return denied(settings, Reason::LoopbackOffLo);\n    }\n    let src = tables.place(&packet.src);\n    if is_forged", to: "    let src = tables.place(&packet.src);\n    if is_forged" },
@@ -39,6 +39,7 @@ const MUTANTS: [Mutant; 16] = [
     Mutant { what: "a wide path opens guarded ports", file: VERDICTS, from: "            endpoints.retain(|e| self.component(*e).guard);\n", to: "" },
     Mutant { what: "loopback only is for everybody", file: VERDICTS, from: "        target.loopback || !(route.path.loopback || self.port(route.to).loopback_only)", to: "        let _ = (route, target);\n        true" },
     Mutant { what: "a service may be on the same node", file: VERDICTS, from: "(Locality::SameNode, ..) => !target.is_virtual,", to: "(Locality::SameNode, ..) => true," },
+    Mutant { what: "anybody may take a component's port", file: VERDICTS, from: "            } else if foreign {", to: "            } else if foreign && by.process && !by.process {" },
     Mutant { what: "outside is everywhere", file: PARTIES, from: "        if !loopback && self.is_outside(declared) {", to: "        if !loopback {" },
     Mutant { what: "nobody counts as what he is part of", file: PARTIES, from: "            if all.insert(index) {", to: "            if all.insert(index) && index > components.len() {" },
 ];

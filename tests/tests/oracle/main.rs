@@ -32,6 +32,8 @@ const EACH: usize = 250;
 enum Question {
     Arrives(Entry, IpAddr, IpAddr, Kind),
     Sends(&'static str, bool, IpAddr, IpAddr, Kind),
+    Connects(&'static str, IpAddr, Space, u16),
+    Binds(&'static str, IpAddr, Space, u16),
 }
 
 #[test]
@@ -102,23 +104,34 @@ fn tables_say_what_the_policy_means() -> Result<()> {
 fn ask(random: &mut Random) -> Question {
     let (src, dst) = random::addresses(random);
     let kind = random::kind(random, src.is_ipv4());
-    match random.below(5) {
+    match random.below(8) {
+        5 | 6 => {
+            let at = match random.below(6) {
+                0 => IpAddr::from([0; 4]),
+                1 => IpAddr::from([0; 16]),
+                _ => dst,
+            };
+            let space = *random.pick(&[Space::Tcp, Space::Tcp, Space::Udp]);
+            let (cgroup, number) = (cgroup(random), random::port(random));
+            match random.chance(2) {
+                true => Question::Connects(cgroup, at, space, number),
+                false => Question::Binds(cgroup, at, space, number),
+            }
+        }
         0 => Question::Arrives(Entry::Uplink, src, dst, kind),
         1 => Question::Arrives(Entry::Pod(true), src, dst, kind),
         2 => Question::Arrives(Entry::Pod(false), src, dst, kind),
         _ => {
-            let cgroup = *random.pick(&[
-                CGROUPS[0],
-                CGROUPS[1],
-                "/kubepods.slice/x/y",
-                CGROUPS[3],
-                CGROUPS[4],
-                "/c",
-                "/",
-            ]);
+            let cgroup = cgroup(random);
             Question::Sends(cgroup, random.chance(2), src, dst, kind)
         }
     }
+}
+
+fn cgroup(random: &mut Random) -> &'static str {
+    let more = ["/kubepods.slice/x/y", "/c", "/"];
+    let all: Vec<&'static str> = CGROUPS.iter().chain(&more).copied().collect();
+    all[random.below(all.len())]
 }
 
 fn answer(oracle: &Oracle<'_>, question: Question) -> Said {
@@ -127,6 +140,8 @@ fn answer(oracle: &Oracle<'_>, question: Question) -> Said {
         Question::Sends(cgroup, on_lo, src, dst, kind) => {
             oracle.sends(cgroup, on_lo, src, dst, kind)
         }
+        Question::Connects(cgroup, at, space, number) => oracle.connects(cgroup, at, space, number),
+        Question::Binds(cgroup, at, space, number) => oracle.binds(cgroup, at, space, number),
     }
 }
 
@@ -145,6 +160,14 @@ fn judge(compiled: &Compiled, question: Question) -> Result<Said> {
             let packet = packet(src, dst, kind)?;
             let party = tables.party_of_cgroup(cgroup);
             decide::sent_by_process(&tables, party, on_lo, &packet)
+        }
+        Question::Connects(cgroup, at, space, number) => {
+            let party = tables.party_of_cgroup(cgroup);
+            decide::connecting(&tables, party, &at.into(), space, number)
+        }
+        Question::Binds(cgroup, at, space, number) => {
+            let party = tables.party_of_cgroup(cgroup);
+            decide::binding(&tables, party, &at.into(), space, number)
         }
     };
     said(compiled, verdict)

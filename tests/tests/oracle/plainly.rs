@@ -2,7 +2,7 @@
 //! it was read. No tables, no classes, no numbers. Slow, and meant to be obviously right.
 
 use std::collections::BTreeSet;
-use std::net::IpAddr;
+use std::net::{IpAddr, Ipv6Addr};
 
 use enforcer::policy::model::{
     Component, Locality, Node, OtherTraffic, Path, Policy, Port, PortMatch, Service,
@@ -126,6 +126,48 @@ impl<'a> Oracle<'a> {
         self.decide(&self.process(cgroup), &receiver, &from, &to, src, kind)
     }
 
+    /// A process asks to connect, or to send a datagram. The unspecified address is this host.
+    pub fn connects(&self, cgroup: &str, to: IpAddr, space: Space, number: u16) -> Said {
+        let to = match to {
+            IpAddr::V4(v4) if v4.is_unspecified() => IpAddr::from([127, 0, 0, 1]),
+            IpAddr::V6(v6) if v6.is_unspecified() => IpAddr::V6(Ipv6Addr::LOCALHOST),
+            to => to,
+        };
+        self.toward(&self.process(cgroup), &self.spot(to), space, number)
+            .said
+    }
+
+    /// A process asks to bind. A wildcard is every address of this node, so also those that are no
+    /// loopback address; what is no address of this node is nobody's business.
+    pub fn binds(&self, cgroup: &str, at: IpAddr, space: Space, number: u16) -> Said {
+        let own = self.node.addresses.iter().min();
+        let at = match own {
+            Some(own) if at.is_unspecified() => *own,
+            _ => at,
+        };
+        let spot = self.spot(at);
+        if !spot.own && !at.is_loopback() {
+            return Said::Other;
+        }
+        let by = self.process(cgroup);
+        let mut refused = None;
+        for (component, port) in self.ends(&spot, space, number) {
+            if !component.guard || port.matches.contains(&PortMatch::Any) {
+                continue;
+            }
+            let is_foreign =
+                !component.cgroups.is_empty() && !by.is.contains(component.name.as_str());
+            if port.loopback_only && !spot.loopback {
+                refused.get_or_insert(Said::Denied("BindNotLoopback"));
+            } else if is_foreign {
+                refused.get_or_insert(Said::Denied("BindForeignPort"));
+            } else {
+                return Said::Other;
+            }
+        }
+        refused.unwrap_or(Said::Other)
+    }
+
     fn decide(
         &self,
         sender: &Sender<'a>,
@@ -180,9 +222,9 @@ impl<'a> Oracle<'a> {
         })
     }
 
-    /// What is said of somebody who wants to reach a port at an address.
-    fn toward(&self, sender: &Sender<'a>, to: &Spot<'a>, space: Space, number: u16) -> Opinion {
-        let mut ends: Vec<(&Component, &Port)> = Vec::new();
+    /// The ports that are meant by a number at an address.
+    fn ends(&self, to: &Spot<'a>, space: Space, number: u16) -> Vec<(&'a Component, &'a Port)> {
+        let mut ends = Vec::new();
         for component in &self.policy.components {
             for port in &component.ports {
                 let here = to.residents.contains(component.name.as_str())
@@ -197,6 +239,12 @@ impl<'a> Oracle<'a> {
                 }
             }
         }
+        ends
+    }
+
+    /// What is said of somebody who wants to reach a port at an address.
+    fn toward(&self, sender: &Sender<'a>, to: &Spot<'a>, space: Space, number: u16) -> Opinion {
+        let mut ends = self.ends(to, space, number);
         let guarded = ends.iter().any(|(component, _)| component.guard);
         if guarded {
             ends.retain(|(component, _)| component.guard);

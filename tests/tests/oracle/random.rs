@@ -303,13 +303,17 @@ pub fn addresses(random: &mut Random) -> (IpAddr, IpAddr) {
     }
 }
 
-/// What a packet is. ARP is for IPv4 alone.
-pub fn kind(random: &mut Random, is_v4: bool) -> Kind {
-    let mut port = || match random.below(3) {
+/// A port, most often one that means something.
+pub fn port(random: &mut Random) -> u16 {
+    match random.below(3) {
         0 => random.below(65_536) as u16,
         _ => *random.pick(&PORTS),
-    };
-    let (a, b) = (port(), port());
+    }
+}
+
+/// What a packet is. ARP is for IPv4 alone.
+pub fn kind(random: &mut Random, is_v4: bool) -> Kind {
+    let (a, b) = (port(random), port(random));
     match random.below(12) {
         0..=3 => Kind::Syn(a, b),
         4..=6 => Kind::Segment(a, b),
