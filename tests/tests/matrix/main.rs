@@ -15,7 +15,7 @@ use std::thread;
 use anyhow::{Context, Result, anyhow, bail, ensure};
 use enforcer::policy::catalogue::Catalogue;
 use enforcer::policy::{SourceText, from_texts};
-use enforcer_tests::plan::{CP1, CP2, CP3, Party, W1, port};
+use enforcer_tests::plan::{CP1, CP2, CP3, Party, W1, W2, port};
 use enforcer_tests::product::{Agent, Event, PolicyText};
 use enforcer_tests::{Lab, cluster};
 use rows::{Row, What, Who};
@@ -198,24 +198,28 @@ fn every_path_of_a_stacked_control_plane() -> Result<()> {
     let lab = lab()?;
     lab.claim(&CP1, &enforcer_tests::plan::VIP)?;
     let all = rows::rows(CP2, CP3);
-    for_each(&all, |row| works_without(&lab, row))?;
+    let pod = lab.pod("agent").clone();
+    let own = lab.static_pod("w1", "konnectivity-agent");
+    let _tunnels = [
+        cluster::start_tunnel(&lab, &CP1, &own, W1.at(port::KUBELET))?,
+        cluster::start_tunnel(&lab, &CP2, &pod, W2.at(port::KUBELET))?,
+    ];
+    let others = [
+        rows::konnectivity(),
+        rows::ssh_tunnels(),
+        rows::narrow(),
+        rows::wide(),
+    ];
+    for_each(&[all.clone(), others.concat()].concat(), |row| {
+        works_without(&lab, row)
+    })?;
     let base = policy("control-plane-stacked-etcd", &ADDED);
     let agents = Agent::on_all(&lab, &base)?;
     let shown = round(&lab, &agents, &base, all)?;
     all_were_there(&lab, &base, &shown)?;
 
     let konnectivity = policy("control-plane-stacked-etcd", &["konnectivity"]);
-    let pod = lab.pod("agent").clone();
     replace(&lab, &agents, &konnectivity)?;
-    let _tunnels = [
-        cluster::start_tunnel(
-            &lab,
-            &CP1,
-            &lab.static_pod("w1", "konnectivity-agent"),
-            W1.at(port::KUBELET),
-        )?,
-        cluster::start_tunnel(&lab, &CP2, &pod, enforcer_tests::plan::W2.at(port::KUBELET))?,
-    ];
     round(&lab, &agents, &konnectivity, rows::konnectivity())?;
     for node in [CP1, CP2] {
         let url = format!(
@@ -286,7 +290,6 @@ fn every_path_of_a_single_control_plane() -> Result<()> {
         inventory: Some(inventory.without("load-balancer").yaml()),
         ..policy("control-plane-single", &options)
     };
-    let agents = start_on(&lab, &["cp1", "w1", "w2"], &policy)?;
     let mut all = rows::rows(CP1, CP1);
     all.retain(|row| row.path != "kube-proxy-health");
     let health = (
@@ -299,6 +302,8 @@ fn every_path_of_a_single_control_plane() -> Result<()> {
         forbidden: (Who::Host(enforcer_tests::plan::OUT), health.1),
         reason: "OtherTraffic",
     });
+    for_each(&all, |row| works_without(&lab, row))?;
+    let agents = start_on(&lab, &["cp1", "w1", "w2"], &policy)?;
     let shown = round(&lab, &agents, &policy, all)?;
     all_were_there(&lab, &policy, &shown)?;
     // The peer port, which one member needs not, is closed even to itself.
@@ -326,6 +331,7 @@ fn every_path_of_an_external_etcd_and_its_control_plane() -> Result<()> {
     };
     let control_plane = with("control-plane-external-etcd", &ADDED);
     let etcd = with("etcd", &["monitoring"]);
+    for_each(&on_etcd_node(), |row| works_without(&lab, row))?;
     let agents = start_on(&lab, &["cp1", "w1", "w2"], &control_plane)?;
     let members = start_on(&lab, &["cp2", "cp3"], &etcd)?;
     let all = rows::rows(CP2, CP3);
@@ -382,7 +388,6 @@ fn on_etcd_node() -> Vec<Row> {
 fn every_path_of_a_worker() -> Result<()> {
     let lab = lab()?;
     let policy = policy("worker", &["load-balancer", "node-local-dns", "monitoring"]);
-    let agents = start_on(&lab, &["w1", "w2"], &policy)?;
     let mut all = rows::rows(CP1, CP1);
     let swap = |all: &mut Vec<Row>, row: Row| {
         all.retain(|known| known.path != row.path);
@@ -466,6 +471,8 @@ fn every_path_of_a_worker() -> Result<()> {
     all.retain(|row| {
         !["monitoring-to-apiserver", "load-balancer-to-apiserver"].contains(&row.path)
     });
+    for_each(&all, |row| works_without(&lab, row))?;
+    let agents = start_on(&lab, &["w1", "w2"], &policy)?;
     let mut shown = round(&lab, &agents, &policy, all)?;
     let elsewhere = [
         "monitoring-to-apiserver",

@@ -183,7 +183,7 @@ pub fn narrow() -> Vec<Row> {
     let api = Static("cp1", "apiserver");
     vec![
         row("kubelet-bootstrap", (Host(OUT), tcp(CP1, port::APISERVER)), (Host(OUT), tcp(CP1, port::KUBELET)), "NoPath"),
-        row("kubelet-bootstrap-load-balancer", (Host(OUT), tcp(VIP, port::APISERVER)), (Host(OUT), tcp(VIP, port::ECHO)), "OtherTraffic"),
+        row("kubelet-bootstrap-load-balancer", (Host(OUT), tcp(VIP, port::APISERVER)), (Host(OUT), tcp(VIP, port::KUBELET)), "OtherTraffic"),
         row("node-join", (Host(OUT), tcp(CP1, port::JOIN)), (Pod(POD_A), tcp(CP1, port::JOIN)), "OtherTraffic"),
         row("apiserver-to-etcd-plain", (api, tcp(LOOPBACK, port::HTTP)), (Hostnet("cp1"), tcp(LOOPBACK, port::HTTP)), "WrongProcess"),
         row("etcd-to-apiserver", (Daemon("cp1", "etcd"), tcp(CP1, port::APISERVER)), (Daemon("cp1", "etcd"), tcp(CP1, port::KUBELET)), "WrongProcess"),
