@@ -126,7 +126,14 @@ pub fn delivered<T: Tables>(
         }
         sender_on_wire(settings, role, src)
     };
-    let dst = tables.place(&packet.dst).party;
+    let dst = tables.place(&packet.dst);
+    // A socket of this node receives it, so it is an address of this node, though nobody declared it
+    // (a bridge's, a second one): what listens on every address is reached there, too.
+    let dst = if dst.is(Place::NOBODYS) && !packet.dst.is_loopback() {
+        settings.own as Party
+    } else {
+        dst.party
+    };
     let ends = Ends {
         from,
         to: receiver,

@@ -37,6 +37,9 @@ impl Place {
     pub const OTHER_NODE: u16 = 2;
     /// An address of a pod network.
     pub const POD: u16 = 4;
+    /// An address that nothing in the inventory has. Where a socket of this node receives there, it is
+    /// one of this node's all the same.
+    pub const NOBODYS: u16 = 16;
     /// With [`Self::POD`]: a pod that is more than a pod, by its address (DNS, an agent).
     pub const NAMED: u16 = 8;
 

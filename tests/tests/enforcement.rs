@@ -13,7 +13,7 @@ use enforcer_tests::plan::{CP1, LOOPBACK, NODE_LOCAL_DNS, OUT, POD_A, POD_B, W1,
 use enforcer_tests::probe::{Connect, Hold, Serve};
 use enforcer_tests::product::{Agent, PolicyText};
 use enforcer_tests::servers::expect_answer;
-use enforcer_tests::{Lab, Outcome, Place, net};
+use enforcer_tests::{Lab, Outcome, Place, net, plan};
 
 const SOON: Duration = Duration::from_secs(3);
 
@@ -754,6 +754,41 @@ fn bad_input_changes_nothing() -> Result<()> {
     ensure!(
         outcome == Outcome::Connected,
         "a failed start left something: {outcome}"
+    );
+    Ok(())
+}
+
+#[test]
+fn an_address_of_the_node_that_nobody_declared_is_guarded_like_the_others() -> Result<()> {
+    let lab = Lab::builder().full().build()?;
+    // A bridge's, or a second one: the inventory knows nothing of it.
+    lab.claim(&CP1, &plan::VIP)?;
+    let pod = lab.pod("pod-a");
+    for at in plan::VIP.both(port::KUBELET) {
+        ensure!(
+            pod.connect(at)?.worked(),
+            "without a policy nobody listens at {at}"
+        );
+    }
+    let agents = Agent::on_both(&lab, &PolicyText::default())?;
+    for at in plan::VIP.both(port::KUBELET) {
+        let outcome = pod.connect(at)?;
+        ensure!(
+            !outcome.worked(),
+            "a pod reaches the kubelet by {at}: {outcome}"
+        );
+        let destination = at.ip().to_string();
+        let event = agents[0].event(|event| event.destination.as_ref() == Some(&destination))?;
+        ensure!(
+            event.reason == "NoPath" && event.endpoint.as_deref() == Some("kubelet:api"),
+            "{event:?}"
+        );
+    }
+    // What is no guarded port is nobody's business there.
+    ensure!(
+        lab.apiserver()
+            .connect(plan::VIP.at(port::APISERVER))?
+            .worked()
     );
     Ok(())
 }

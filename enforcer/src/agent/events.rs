@@ -9,7 +9,7 @@ use enforcer_common::{
     addr::Ip,
     packet::Space,
     record::{Hook, RecordKey, RecordValue, subject},
-    tables::{NOBODY, Party, Role, Tables as _},
+    tables::{NOBODY, Party, Place, Role, Tables as _},
     verdict::Reason,
 };
 use nix::time::{ClockId, clock_gettime};
@@ -150,7 +150,14 @@ impl<'a> Teller<'a> {
         let place = self.simulator.place(&dst);
         let class = self.simulator.class(space?, key.port)?;
         let settings = &self.compiled.settings;
-        let target = self.simulator.target(settings, place.party, class)?;
+        // A socket received it, so the address is this node's, though nobody declared it.
+        let received = Hook::from_code(key.hook) == Some(Hook::CgroupIngress);
+        let party = if received && place.is(Place::NOBODYS) {
+            settings.own as Party
+        } else {
+            place.party
+        };
+        let target = self.simulator.target(settings, party, class)?;
         Some(target.into())
     }
 
