@@ -15,7 +15,7 @@ use crate::{
     addr::Ip,
     packet::{Packet, Phase, Ports, Shape, Space},
     tables::{FlowKey, NOBODY, Party, Place, Role, Settings, Tables},
-    verdict::{Reason, Verdict},
+    verdict::{Direction, Reason, Verdict},
 };
 
 /// The two ends of a packet.
@@ -234,6 +234,29 @@ pub fn binding<T: Tables>(tables: &T, by: Party, addr: &Ip, space: Space, number
     entry.unwrap_or_else(|| denied(settings, Reason::NoPolicy))
 }
 
+/// The verdict for what breaks the lock of a path that asks for TLS, see [`crate::tls`]. `allowed` is
+/// what the path itself says.
+pub fn not_tls<T: Tables>(tables: &T, allowed: Verdict, reason: Reason) -> Verdict {
+    let Some(settings) = tables.settings() else {
+        return Verdict::HOLE;
+    };
+    let dry_run = settings.dry_run | settings.tls_dry_run != 0;
+    let denied = Verdict::denied(reason, dry_run, true);
+    match allowed.direction() {
+        Direction::Forward => denied,
+        Direction::Reply => denied.back(),
+    }
+}
+
+/// The flow that a packet belongs to, as its connection was opened.
+pub fn flow_of(packet: &Packet, direction: Direction) -> FlowKey {
+    let there = flow(packet);
+    match direction {
+        Direction::Forward => there,
+        Direction::Reply => there.back(),
+    }
+}
+
 /// The verdict for what could not be read.
 pub fn unreadable<T: Tables>(tables: &T, reason: Reason) -> Verdict {
     match (tables.settings(), reason) {
@@ -326,12 +349,7 @@ fn decide_datagram<T: Tables>(
         tables.remember(flow);
         return forward;
     }
-    let opened = FlowKey {
-        src: flow.dst,
-        dst: flow.src,
-        source: flow.destination,
-        destination: flow.source,
-    };
+    let opened = flow.back();
     // The memory says that it is a reply; whether replies may still pass is for the policy to say.
     if tables.remembers(&opened) {
         let reply = back();

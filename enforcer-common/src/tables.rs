@@ -57,6 +57,8 @@ pub struct Settings {
     pub generation: u32,
     /// 1 in dry-run.
     pub dry_run: u32,
+    /// 1 where plaintext on a path that asks for TLS is told and not dropped.
+    pub tls_dry_run: u32,
     /// Number of port classes: the row length of the table of targets.
     pub classes: u32,
     /// Number of targets: the row length of the table of entries.
@@ -122,7 +124,7 @@ impl Role {
     }
 }
 
-/// Both ends of a UDP flow, as its first packet went.
+/// Both ends of a flow, as its first packet went.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, FromBytes, IntoBytes, Immutable, KnownLayout)]
 #[repr(C)]
 pub struct FlowKey {
@@ -136,7 +138,20 @@ pub struct FlowKey {
     pub destination: u16,
 }
 
-const _: () = assert!(size_of::<FlowKey>() == 36 && size_of::<Settings>() == 40);
+impl FlowKey {
+    /// The same flow as seen from its other end.
+    #[must_use]
+    pub const fn back(&self) -> Self {
+        Self {
+            src: self.dst,
+            dst: self.src,
+            source: self.destination,
+            destination: self.source,
+        }
+    }
+}
+
+const _: () = assert!(size_of::<FlowKey>() == 36 && size_of::<Settings>() == 44);
 
 /// One generation of a compiled policy.
 pub trait Tables {

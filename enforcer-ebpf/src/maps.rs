@@ -17,6 +17,7 @@ use enforcer_common::{
     packet::Space,
     record::{RecordKey, RecordValue},
     tables::{CLASSES_PER_BLOCK, FlowKey, Party, Place, Settings, Tables, class_block},
+    tls::Stream,
     verdict::{Verdict, counter},
 };
 
@@ -47,6 +48,12 @@ static CGROUPS: ArrayOfMaps<HashMap<u64, u32, 1, { BPF_F_NO_PREALLOC as usize }>
 pub static INTERFACES: HashMap<u32, u32, { limits::MAX_INTERFACES as usize }> = HashMap::new();
 #[btf_map]
 static UDP_FLOWS: LruHashMap<FlowKey, u32, { limits::MAX_UDP_FLOWS as usize }> = LruHashMap::new();
+#[btf_map]
+static TLS_STREAMS: LruHashMap<FlowKey, Stream, { limits::MAX_TLS_STREAMS as usize }> =
+    LruHashMap::new();
+#[btf_map]
+static TLS_ACCEPTED: LruHashMap<FlowKey, u32, { limits::MAX_TLS_ACCEPTED as usize }> =
+    LruHashMap::new();
 #[btf_map]
 pub static COUNTERS: PerCpuArray<u64, { counter::COUNT as usize }> = PerCpuArray::new();
 #[btf_map]
@@ -134,4 +141,27 @@ impl Tables for Generation {
             let _ = UDP_FLOWS.insert(flow, 1u32, 0);
         }
     }
+}
+
+/// Where a forwarded connection stands whose path asks for TLS.
+pub fn tls_stream(flow: &FlowKey) -> Option<*mut Stream> {
+    TLS_STREAMS.get_ptr_mut(flow)
+}
+
+/// Begins to remember one. What finds no room is not looked at on its way: whether it is TLS is then
+/// for the node to say whose socket receives it.
+pub fn follow_tls_stream(flow: &FlowKey, stream: &Stream) {
+    let _ = TLS_STREAMS.insert(flow, stream, 0);
+}
+
+/// Where the client's stream begins, by the answer of a socket of this node.
+pub fn tls_accepted(flow: &FlowKey) -> Option<u32> {
+    // SAFETY: copied at once; an element that is reused meanwhile gives another beginning, and what
+    // does not fit that one is denied.
+    TLS_ACCEPTED.get_ptr(flow).map(|first| unsafe { *first })
+}
+
+/// Remembers that. If there is no room, a client whose first packet after the SYN is lost tries again.
+pub fn accept_tls(flow: &FlowKey, first: u32) {
+    let _ = TLS_ACCEPTED.insert(flow, first, 0);
 }
