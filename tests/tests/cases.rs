@@ -48,6 +48,15 @@ fn main() -> ExitCode {
 }
 
 fn run() -> Result<(usize, usize)> {
+    // For the table of kernels.
+    let kernel = Kernel::load(false)?;
+    for feature in kernel.features() {
+        println!("feature: {feature}");
+    }
+    for (program, instructions) in kernel.verified_instructions() {
+        println!("verifier: {program} {instructions}");
+    }
+    drop(kernel);
     let (mut passed, mut failed) = (0, 0);
     for policy_file in policies()? {
         let (drop, file) = policy_file;
@@ -86,7 +95,7 @@ fn run() -> Result<(usize, usize)> {
     Ok((passed, failed))
 }
 
-/// How many random packets; each is judged twice.
+/// How many random packets, unless the environment says otherwise (an emulated machine is slow).
 const RANDOM_PACKETS: usize = 6000;
 
 /// A pod that is more than a pod, and lives behind the interface; and one that lives elsewhere.
@@ -115,7 +124,13 @@ fn random_packets_agree(drop: bool) -> Result<()> {
     let tables = Simulator::new(&compiled);
     let mut random = Random::new()?;
     let mut outcomes = std::collections::BTreeMap::new();
-    for round in 0..RANDOM_PACKETS {
+    let packets = match std::env::var("ENFORCER_CASES_PACKETS") {
+        Ok(number) => number
+            .parse()
+            .context("ENFORCER_CASES_PACKETS is no number")?,
+        Err(_) => RANDOM_PACKETS,
+    };
+    for round in 0..packets {
         let frame = random.frame();
         let (role, interface) = if random.below(2) == 0 {
             (Role::Pod, bench.pod)
@@ -144,7 +159,7 @@ fn random_packets_agree(drop: bool) -> Result<()> {
     // A test that meets a single outcome proves nothing.
     ensure!(outcomes.len() >= 12, "only {outcomes:?}");
     println!(
-        "{RANDOM_PACKETS} random packets, no difference, {} outcomes",
+        "{packets} random packets, no difference, {} outcomes",
         outcomes.len()
     );
     Ok(())

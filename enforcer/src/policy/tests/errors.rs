@@ -220,7 +220,7 @@ const SHAPE: &[Row] = &[
     ("  podNetworks:", "  »podNetwork:", "unknown field … did you mean `podNetworks`?"),
     ("roles: [worker]", "»role: [worker]", "unknown field … `roles`"),
     ("  mode: DryRun", "  »Mode: DryRun", "unknown field … `mode`"),
-    ("      because:", "      »tls: Required\n      because:", "unknown field … `tls` … known: "),
+    ("      because:", "      »tsl: Required\n      because:", "unknown field … `tsl` … known: "),
     ("      because:", "      »becuase:", "did you mean `because`?"),
     ("pods: { cgroups", "pods: { »cgroup", "did you mean `cgroups`?"),
     ("{ agent: 9000/tcp }", "{ agent: { »mach: 9000/tcp } }", "did you mean `match`?"),
