@@ -24,13 +24,16 @@ use enforcer_common::{
 /// `BPF_F_INNER_MAP` (kernel 5.10): inner arrays may differ in size.
 const INNER: usize = 4096;
 const SLOTS: usize = 2;
+/// The values of inner maps are words and no structs: before 6.2 a kernel takes a map for another kind
+/// than its pattern if the pattern's value is a struct and the map came without type information.
+type SettingsWords = [u32; size_of::<Settings>() / 4];
 
 #[btf_map]
 static ACTIVE: Array<u32, 1> = Array::new();
 #[btf_map]
-static SETTINGS: ArrayOfMaps<Array<Settings, 1>, SLOTS> = ArrayOfMaps::new();
+static SETTINGS: ArrayOfMaps<Array<SettingsWords, 1>, SLOTS> = ArrayOfMaps::new();
 #[btf_map]
-static PLACES: ArrayOfMaps<LpmTrie<Ip, Place, 1>, SLOTS> = ArrayOfMaps::new();
+static PLACES: ArrayOfMaps<LpmTrie<Ip, u32, 1>, SLOTS> = ArrayOfMaps::new();
 #[btf_map]
 static CLASSES: ArrayOfMaps<Array<[u16; CLASSES_PER_BLOCK], 1, INNER>, SLOTS> = ArrayOfMaps::new();
 #[btf_map]
@@ -90,14 +93,15 @@ impl Generation {
 
 impl Tables for Generation {
     fn settings(&self) -> Option<&Settings> {
-        SETTINGS.get_value(self.slot, &0)
+        let words: &SettingsWords = SETTINGS.get_value(self.slot, &0)?;
+        Some(zerocopy::transmute_ref!(words))
     }
 
     fn place(&self, addr: &Ip) -> Place {
         let found = PLACES
             .get(self.slot)
             .and_then(|places| places.get(&Key::new(128, *addr)));
-        found.copied().unwrap_or(Place::UNKNOWN)
+        found.map_or(Place::UNKNOWN, |word| zerocopy::transmute!(*word))
     }
 
     fn class(&self, space: Space, number: u16) -> Option<u16> {

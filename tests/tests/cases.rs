@@ -434,7 +434,7 @@ impl Bench {
     }
 
     fn run(&mut self, case: &Case) -> Result<()> {
-        let paths = usize::from(u16::MAX);
+        let paths = self.compiled.paths.len();
         let before = self.kernel.counters(paths)?;
         let passed = self.attempt(case)?;
         let after = self.kernel.counters(paths)?;
