@@ -126,14 +126,13 @@ pub fn delivered<T: Tables>(
         }
         sender_on_wire(settings, role, src)
     };
-    let dst = tables.place(&packet.dst);
-    // A socket of this node receives it, so it is an address of this node, though nobody declared it
-    // (a bridge's, a second one): what listens on every address is reached there, too.
-    let dst = if dst.is(Place::NOBODYS) && !packet.dst.is_loopback() {
-        settings.own as Party
-    } else {
-        dst.party
-    };
+    let dst = received_at(
+        tables,
+        settings,
+        &packet.dst,
+        packet.ports.space,
+        packet.ports.destination,
+    );
     let ends = Ends {
         from,
         to: receiver,
@@ -145,6 +144,32 @@ pub fn delivered<T: Tables>(
         only_guarded(verdict)
     } else {
         verdict
+    }
+}
+
+/// Who is at an address that a socket of this node receives at. So it is an address of this node,
+/// though nobody declared it (a second one), or though it is declared as something else's (the bridge's
+/// among the pods, a shared one, the one of a DNS cache): what listens on every address is reached there,
+/// too. Only a port that is declared there, and not just as one of all, is that of whoever declares it.
+pub fn received_at<T: Tables>(
+    tables: &T,
+    settings: &Settings,
+    dst: &Ip,
+    space: Space,
+    number: u16,
+) -> Party {
+    let place = tables.place(dst);
+    if place.is(Place::OWN) || dst.is_loopback() {
+        return place.party;
+    }
+    let declared = !place.is(Place::POD)
+        && tables
+            .class(space, number)
+            .is_some_and(|class| tables.declares(settings, place.party, class));
+    if declared {
+        place.party
+    } else {
+        settings.own as Party
     }
 }
 

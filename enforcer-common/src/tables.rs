@@ -37,9 +37,6 @@ impl Place {
     pub const OTHER_NODE: u16 = 2;
     /// An address of a pod network.
     pub const POD: u16 = 4;
-    /// An address that nothing in the inventory has. Where a socket of this node receives there, it is
-    /// one of this node's all the same.
-    pub const NOBODYS: u16 = 16;
     /// With [`Self::POD`]: a pod that is more than a pod, by its address (DNS, an agent).
     pub const NAMED: u16 = 8;
 
@@ -94,6 +91,9 @@ pub const fn class_block(space: Space, number: u16) -> u32 {
         Space::Arp => 515,
     }
 }
+
+/// In the table of targets, beside the target: the port is declared there, by more than "every port".
+pub const DECLARED_PORT: u32 = 1 << 16;
 
 /// What an interface is for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -163,6 +163,8 @@ pub trait Tables {
     fn class(&self, space: Space, number: u16) -> Option<u16>;
     /// The set of endpoints that a class of port means at the address of a party.
     fn target(&self, settings: &Settings, at: Party, class: u16) -> Option<u16>;
+    /// Whether a port of that class is declared at the address of a party, by more than "every port".
+    fn declares(&self, settings: &Settings, at: Party, class: u16) -> bool;
     /// The verdict for packets of a party to a target.
     fn entry(&self, settings: &Settings, from: Party, target: u16) -> Option<Verdict>;
     /// The verdict for a process of a party that binds a target.

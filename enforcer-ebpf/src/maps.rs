@@ -16,7 +16,9 @@ use enforcer_common::{
     limits,
     packet::Space,
     record::{RecordKey, RecordValue},
-    tables::{CLASSES_PER_BLOCK, FlowKey, Party, Place, Settings, Tables, class_block},
+    tables::{
+        CLASSES_PER_BLOCK, DECLARED_PORT, FlowKey, Party, Place, Settings, Tables, class_block,
+    },
     tls::Stream,
     verdict::{Verdict, counter},
 };
@@ -114,6 +116,13 @@ impl Tables for Generation {
         TARGETS
             .get_value(self.slot, &index)
             .map(|target| *target as u16)
+    }
+
+    fn declares(&self, settings: &Settings, at: Party, class: u16) -> bool {
+        let index = u32::from(at) * settings.classes + u32::from(class);
+        TARGETS
+            .get_value(self.slot, &index)
+            .is_some_and(|word| *word & DECLARED_PORT != 0)
     }
 
     fn entry(&self, settings: &Settings, from: Party, target: u16) -> Option<Verdict> {

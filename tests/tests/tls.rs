@@ -469,10 +469,10 @@ fn real_programs_speak_tls_and_others_are_cut_off() -> Result<()> {
         ensure!(ran.stdout.is_empty() && !ran.ok(), "plain HTTP: {ran}");
     }
     let client = lab.apiserver();
-    for (version, port) in [
-        ("-tls1_2", port::APISERVER),
-        ("-tls1_2", port::ETCD_CLIENT),
-        ("-tls1_3", port::ETCD_CLIENT),
+    for (client, version, port) in [
+        (&kubelet, "-tls1_2", port::APISERVER),
+        (&client, "-tls1_2", port::ETCD_CLIENT),
+        (&client, "-tls1_3", port::ETCD_CLIENT),
     ] {
         let at = CP1.at(port);
         let line = format!("echo | openssl s_client {version} -connect {at} 2>&1");

@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, HashMap};
 
 use enforcer_common::{
     limits,
-    tables::Settings,
+    tables::{DECLARED_PORT, Settings},
     verdict::{Reason, Verdict},
 };
 
@@ -146,11 +146,19 @@ fn targets(
     for info in infos {
         for class in classes {
             let target = target(policy, info, class);
+            let declared = target.endpoints.iter().any(|(c, p)| {
+                let component = &policy.components[*c];
+                !component.is_elsewhere() && !component.ports[*p].matches.contains(&PortMatch::Any)
+            });
             let number = *numbers.entry(target).or_insert_with_key(|target| {
                 targets.push(target.clone());
                 targets.len() as u32 - 1
             });
-            table.push(number);
+            table.push(if declared {
+                number | DECLARED_PORT
+            } else {
+                number
+            });
         }
         if targets.len() > limits::MAX_TARGETS as usize {
             let (what, max) = ("distinct sets of endpoints", limits::MAX_TARGETS);
