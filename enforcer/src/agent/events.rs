@@ -172,7 +172,12 @@ impl<'a> Teller<'a> {
         let (Some(space), Some(target)) = (space, target) else {
             return Vec::new();
         };
-        if Hook::from_code(key.hook) == Some(Hook::Bind) || key.reply != 0 {
+        // Where TLS is asked for, the path is there already.
+        let lock = [Reason::NotTls, Reason::FastOpenThrough].map(Reason::code);
+        if Hook::from_code(key.hook) == Some(Hook::Bind)
+            || key.reply != 0
+            || lock.contains(&key.reason)
+        {
             return Vec::new();
         }
         let endpoints = self.compiled.target_endpoints.get(target);

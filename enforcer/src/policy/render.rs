@@ -194,12 +194,10 @@ pub fn describe(policy: &Policy) -> String {
         summary.other_traffic,
         other_traffic_in_words(policy.other_traffic)
     );
-    if policy.tls_lock != policy.mode && policy.paths.iter().any(|path| path.tls) {
+    if policy.tls_lock == Mode::DryRun && policy.mode == Mode::Enforce {
         let _ = writeln!(
             text,
-            "  TLS lock {}: {}",
-            summary.tls_lock,
-            tls_lock_in_words(policy.tls_lock, policy.mode)
+            "  TLS lock DryRun: plaintext on a path that asks for TLS is told and not dropped"
         );
     }
     if !summary.pod_networks.is_empty() {
@@ -236,15 +234,6 @@ fn mode_in_words(mode: Mode) -> &'static str {
     match mode {
         Mode::DryRun => "what would be denied is told, and nothing is dropped",
         Mode::Enforce => "what is denied is dropped",
-    }
-}
-
-fn tls_lock_in_words(lock: Mode, mode: Mode) -> &'static str {
-    match (lock, mode) {
-        (Mode::DryRun, Mode::Enforce) => {
-            "plaintext on a path that asks for TLS is told and not dropped"
-        }
-        _ => "nothing is dropped, as the policy is in dry-run as a whole",
     }
 }
 

@@ -41,6 +41,16 @@ pub struct Programs {
     tests: Vec<(String, PathBuf)>,
 }
 
+impl Programs {
+    /// A test binary by the name of its target.
+    pub fn test(&self, name: &str) -> Result<&Path> {
+        let found = self.tests.iter().find(|(known, _)| known == name);
+        found
+            .map(|(_, path)| path.as_path())
+            .with_context(|| format!("there is no test `{name}`"))
+    }
+}
+
 /// Builds them, as the tests of this machine are built.
 pub fn build_programs() -> Result<Programs> {
     shell::run_in_sight(build::release().arg("--quiet"))?;
@@ -132,15 +142,26 @@ struct Step {
 }
 
 /// What fits into minutes; `--all` runs these binaries without filters.
-const STEPS: [Step; 2] = [
+const STEPS: [Step; 3] = [
     Step {
         test: "cases",
         filters: &[],
         seconds: 300,
     },
     Step {
+        test: "tls",
+        filters: &["dry_run", "not_looked_at_again", "speaks_first"],
+        seconds: 300,
+    },
+    Step {
         test: "enforcement",
-        filters: &["an_injected_frame_is_known_by_its_cgroup"],
+        filters: &[
+            "an_injected_frame_is_known_by_its_cgroup",
+            "translation_opens_no_way_around",
+            "ports_can_not_be_taken_by_others",
+            "a_path_that_goes_takes_its_connections_along",
+            "a_forged_source_reaches_nothing",
+        ],
         seconds: 300,
     },
 ];

@@ -17,7 +17,7 @@ use std::{
 
 use anyhow::{Context as _, Result, bail};
 
-use crate::{setup, shell};
+use crate::{lab, setup, shell};
 use outcome::Outcome;
 
 /// The series that are tried, oldest first. The README's supported kernels are these, and the one that
@@ -33,6 +33,9 @@ pub struct Args {
     /// Runs all end-to-end tests of the small lab in each machine (half an hour).
     #[arg(long)]
     all: bool,
+    /// Writes docs/kernels.md anew, with this machine's own kernel beside the others (as root).
+    #[arg(long, conflicts_with_all = ["only", "all"])]
+    write: bool,
 }
 
 /// Tries all of them and prints a table. Fails if one failed.
@@ -43,6 +46,13 @@ pub fn run(args: &Args) -> Result<ExitCode> {
     let outcomes = try_all(&series, args.all)?;
     for outcome in &outcomes {
         print!("{outcome}");
+    }
+    if args.write && outcomes.iter().all(Outcome::is_good) {
+        let document = shell::workspace().join("docs/kernels.md");
+        let text = outcome::document(&outcomes, &here()?);
+        fs::write(&document, text)
+            .with_context(|| format!("failed to write {}", document.display()))?;
+        println!("\nwritten: {}", document.display());
     }
     Ok(if outcomes.iter().all(Outcome::is_good) {
         ExitCode::SUCCESS
@@ -79,6 +89,28 @@ fn try_all(series: &[&str], all: bool) -> Result<Vec<Outcome>> {
         machines.push(Machine::start(series, &kernel, &programs, all)?);
     }
     machines.into_iter().map(Machine::wait).collect()
+}
+
+/// What this machine's own kernel makes of the programs.
+fn here() -> Result<Outcome> {
+    let programs = image::build_programs()?;
+    let mut cases = Command::new(programs.test("cases")?);
+    lab::environment(&mut cases);
+    let began = Instant::now();
+    let log = shell::log_path("kernel-here")?;
+    let good = shell::run_logged(&mut cases, &log)?;
+    if !good {
+        bail!("the cases fail on this kernel: {}", shell::tail(&log));
+    }
+    let text = fs::read(&log).context("failed to read a log")?;
+    let release = fs::read_to_string("/proc/sys/kernel/osrelease").unwrap_or_default();
+    let series: Vec<&str> = release.trim().split('.').take(2).collect();
+    Ok(Outcome::read(
+        series.join("."),
+        &String::from_utf8_lossy(&text),
+        log,
+        began.elapsed(),
+    ))
 }
 
 /// A machine that runs.

@@ -98,6 +98,46 @@ impl fmt::Display for Outcome {
     }
 }
 
+/// The document that `--write` leaves: what was tried where, and how near each program is to the
+/// verifier's limit.
+pub fn document(tried: &[Outcome], here: &Outcome) -> String {
+    let all: Vec<&Outcome> = tried.iter().chain([here]).collect();
+    let row = |first: &str, cell: &dyn Fn(&Outcome) -> String| {
+        let cells: Vec<String> = all.iter().map(|outcome| cell(outcome)).collect();
+        format!("| {first} | {} |\n", cells.join(" | "))
+    };
+    let mut text = String::from(
+        "# Kernels\n\nMade by `cargo xtask kernels --write`; the tests run the same machines, without the last column, which is the \
+         kernel\nthat all other tests run on. The machines are emulated and take Debian's newest cloud kernel of the series.\n\n",
+    );
+    text += &row("kernel", &|outcome| outcome.release.clone());
+    text += &row("---", &|_| "---".to_owned());
+    for name in ["cases", "tls", "enforcement"] {
+        text += &row(&format!("test `{name}`"), &|outcome| {
+            let step = outcome.steps.iter().find(|(step, _)| step == name);
+            step.map_or("passed", |(_, how)| how.rsplit(' ').next().unwrap_or(how))
+                .to_owned()
+        });
+    }
+    text += &row("namespace of packets at sockets", &|outcome| {
+        let stamp = outcome
+            .features
+            .iter()
+            .any(|feature| feature.contains("stamp"));
+        if stamp { "by stamp" } else { "from the kernel" }.to_owned()
+    });
+    text += "\nInstructions that the verifier went through; its limit is 1,000,000.\n\n";
+    text += &row("program", &|outcome| outcome.release.clone());
+    text += &row("---", &|_| "---:".to_owned());
+    for (name, _) in &here.programs {
+        text += &row(&format!("`{name}`"), &|outcome| {
+            let found = outcome.programs.iter().find(|(known, _)| known == name);
+            found.map_or(String::new(), |(_, count)| count.to_string())
+        });
+    }
+    text
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
