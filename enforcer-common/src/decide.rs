@@ -107,6 +107,8 @@ pub fn sent_by_process<T: Tables>(
 
 /// A packet that is handed to a socket of this node, after all address translation and reassembly.
 /// `judged` says that it was judged where it came in.
+// On its own stack frame: the kernel allows 512 bytes for a chain of calls, in steps of 32.
+#[inline(never)]
 pub fn delivered<T: Tables>(
     tables: &T,
     role: Role,

@@ -9,7 +9,7 @@ pub trait PacketBytes {
 
     /// The same number. The kernel's verifier is made to forget what it knows of it: otherwise it
     /// follows every way to it by itself, and their number doubles with each header.
-    fn opaque(number: usize) -> usize {
+    fn opaque(&self, number: usize) -> usize {
         number
     }
 }

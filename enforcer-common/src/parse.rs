@@ -104,10 +104,15 @@ pub fn parse_into<B: PacketBytes + ?Sized>(
     start: Start,
     packet: &mut Packet,
 ) -> Result<(), Reason> {
-    match start {
-        Start::Ethernet => parse_ethernet(bytes, packet),
-        Start::Ip => parse_ip(bytes, 0, packet),
-    }
+    let offset = match start {
+        Start::Ip => 0,
+        Start::Ethernet => match read_ethernet(bytes)? {
+            (ETH_IPV4 | ETH_IPV6, offset) => offset,
+            (ETH_ARP, offset) => return parse_arp(bytes, offset, packet),
+            _ => return Err(Reason::UnknownProtocol),
+        },
+    };
+    parse_ip(bytes, offset, packet)
 }
 
 /// Reads a packet.
@@ -120,8 +125,9 @@ pub fn parse<B: PacketBytes + ?Sized>(bytes: &B, start: Start) -> Result<Packet,
     parse_into(bytes, start, &mut packet).map(|()| packet)
 }
 
+/// The kind of what a frame carries, and where that begins.
 #[inline(always)]
-fn parse_ethernet<B: PacketBytes + ?Sized>(bytes: &B, packet: &mut Packet) -> Result<(), Reason> {
+fn read_ethernet<B: PacketBytes + ?Sized>(bytes: &B) -> Result<(u16, usize), Reason> {
     let mut offset = 12;
     let mut kind = ethertype(bytes, offset)?;
     // Two tags at most: 802.1ad allows one in one.
@@ -131,11 +137,7 @@ fn parse_ethernet<B: PacketBytes + ?Sized>(bytes: &B, packet: &mut Packet) -> Re
             kind = ethertype(bytes, offset)?;
         }
     }
-    match kind {
-        ETH_IPV4 | ETH_IPV6 => parse_ip(bytes, offset + 2, packet),
-        ETH_ARP => parse_arp(bytes, offset + 2, packet),
-        _ => Err(Reason::UnknownProtocol),
-    }
+    Ok((kind, offset + 2))
 }
 
 #[inline(always)]
@@ -177,6 +179,7 @@ fn parse_arp<B: PacketBytes + ?Sized>(
     Ok(())
 }
 
+#[inline(always)]
 fn parse_ip<B: PacketBytes + ?Sized>(
     bytes: &B,
     offset: usize,
@@ -230,8 +233,8 @@ fn read_network<B: PacketBytes + ?Sized>(
         6 => read_ipv6(bytes, network, src, dst)?,
         _ => return Err(Reason::BadHeader),
     }
-    network.offset = B::opaque(network.offset);
-    network.end = B::opaque(network.end);
+    network.offset = bytes.opaque(network.offset);
+    network.end = bytes.opaque(network.end);
     Ok(())
 }
 
@@ -331,7 +334,7 @@ fn skip_extension<B: PacketBytes + ?Sized>(bytes: &B, network: &mut Network) -> 
         _ => (usize::from(len) + 1) * 8,
     };
     network.protocol = next;
-    network.offset = B::opaque(network.offset + size);
+    network.offset = bytes.opaque(network.offset + size);
     if network.offset > network.end {
         Err(network.too_short())
     } else {

@@ -1,6 +1,6 @@
 //! What is read from an skb, beyond its packet.
 
-use core::mem::MaybeUninit;
+use core::{hint::black_box, mem::MaybeUninit};
 
 use aya_ebpf::{
     EbpfContext,
@@ -153,13 +153,6 @@ impl Skb {
     }
 }
 
-/// Of what a global function returns the verifier knows nothing.
-#[unsafe(no_mangle)]
-#[inline(never)]
-pub extern "C" fn enforcer_opaque(number: u64) -> u64 {
-    core::hint::black_box(number)
-}
-
 /// [`parse_into`] as a global function, which the verifier goes through once and by itself: what it
 /// has learnt of a packet's many shapes does not multiply with what the caller does about them.
 ///
@@ -214,7 +207,10 @@ impl PacketBytes for Skb {
         Some(unsafe { bytes.assume_init() })
     }
 
-    fn opaque(number: usize) -> usize {
-        enforcer_opaque(number as u64) as usize
+    /// There and back with a number that the verifier does not know.
+    fn opaque(&self, number: usize) -> usize {
+        // SAFETY: the context is valid while the program runs.
+        let unknown = unsafe { (*self.0).len } as usize;
+        black_box(number ^ black_box(unknown)) ^ unknown
     }
 }

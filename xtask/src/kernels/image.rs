@@ -31,7 +31,7 @@ const MODULES: [&str; 12] = [
     "nft_redir",
 ];
 /// Programs of this machine that the tests run.
-const TOOLS: [&str; 4] = ["ip", "nft", "sh", "openssl"];
+const TOOLS: [&str; 5] = ["ip", "nft", "sh", "openssl", "curl"];
 
 /// What has been built to be run in machines.
 pub struct Programs {
@@ -125,7 +125,11 @@ pub fn make(series: &str, kernel: &Kernel, programs: &Programs, all: bool) -> Re
         Path::new("plan.json"),
         plan(&modules, all).to_string().as_bytes(),
     )?;
-    stage.write(Path::new("etc/passwd"), b"root:x:0:0:root:/root:/bin/sh\n")?;
+    stage.write(
+        Path::new("etc/passwd"),
+        b"root:x:0:0:root:/root:/bin/sh\nnobody:x:65534:65534:nobody:/:/bin/sh\n",
+    )?;
+    stage.write(Path::new("etc/group"), b"root:x:0:\nnogroup:x:65534:\n")?;
     stage.link("usr/bin", "bin")?;
     stage.link("usr/bin", "sbin")?;
     let archive = root.join("initramfs");
