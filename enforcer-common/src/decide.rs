@@ -15,7 +15,7 @@ use crate::{
     addr::Ip,
     packet::{Packet, Phase, Ports, Shape, Space},
     tables::{FlowKey, NOBODY, Party, Place, Role, Settings, Tables},
-    verdict::{Reason, Verdict},
+    verdict::{Direction, Reason, Verdict},
 };
 
 /// The two ends of a packet.
@@ -126,14 +126,13 @@ pub fn delivered<T: Tables>(
         }
         sender_on_wire(settings, role, src)
     };
-    let dst = tables.place(&packet.dst);
-    // A socket of this node receives it, so it is an address of this node, though nobody declared it
-    // (a bridge's, a second one): what listens on every address is reached there, too.
-    let dst = if dst.is(Place::NOBODYS) && !packet.dst.is_loopback() {
-        settings.own as Party
-    } else {
-        dst.party
-    };
+    let dst = received_at(
+        tables,
+        settings,
+        &packet.dst,
+        packet.ports.space,
+        packet.ports.destination,
+    );
     let ends = Ends {
         from,
         to: receiver,
@@ -145,6 +144,32 @@ pub fn delivered<T: Tables>(
         only_guarded(verdict)
     } else {
         verdict
+    }
+}
+
+/// Who is at an address that a socket of this node receives at. So it is an address of this node,
+/// though nobody declared it (a second one), or though it is declared as something else's (the bridge's
+/// among the pods, a shared one, the one of a DNS cache): what listens on every address is reached there,
+/// too. Only a port that is declared there, and not just as one of all, is that of whoever declares it.
+pub fn received_at<T: Tables>(
+    tables: &T,
+    settings: &Settings,
+    dst: &Ip,
+    space: Space,
+    number: u16,
+) -> Party {
+    let place = tables.place(dst);
+    if place.is(Place::OWN) || dst.is_loopback() {
+        return place.party;
+    }
+    let declared = !place.is(Place::POD)
+        && tables
+            .class(space, number)
+            .is_some_and(|class| tables.declares(settings, place.party, class));
+    if declared {
+        place.party
+    } else {
+        settings.own as Party
     }
 }
 
@@ -232,6 +257,29 @@ pub fn binding<T: Tables>(tables: &T, by: Party, addr: &Ip, space: Space, number
         .and_then(|class| tables.target(settings, at, class))
         .and_then(|target| tables.bind_entry(settings, by, target));
     entry.unwrap_or_else(|| denied(settings, Reason::NoPolicy))
+}
+
+/// The verdict for what breaks the lock of a path that asks for TLS, see [`crate::tls`]. `allowed` is
+/// what the path itself says.
+pub fn not_tls<T: Tables>(tables: &T, allowed: Verdict, reason: Reason) -> Verdict {
+    let Some(settings) = tables.settings() else {
+        return Verdict::HOLE;
+    };
+    let dry_run = settings.dry_run | settings.tls_dry_run != 0;
+    let denied = Verdict::denied(reason, dry_run, true);
+    match allowed.direction() {
+        Direction::Forward => denied,
+        Direction::Reply => denied.back(),
+    }
+}
+
+/// The flow that a packet belongs to, as its connection was opened.
+pub fn flow_of(packet: &Packet, direction: Direction) -> FlowKey {
+    let there = flow(packet);
+    match direction {
+        Direction::Forward => there,
+        Direction::Reply => there.back(),
+    }
 }
 
 /// The verdict for what could not be read.
@@ -326,12 +374,7 @@ fn decide_datagram<T: Tables>(
         tables.remember(flow);
         return forward;
     }
-    let opened = FlowKey {
-        src: flow.dst,
-        dst: flow.src,
-        source: flow.destination,
-        destination: flow.source,
-    };
+    let opened = flow.back();
     // The memory says that it is a reply; whether replies may still pass is for the policy to say.
     if tables.remembers(&opened) {
         let reply = back();

@@ -3,7 +3,7 @@
 //!
 //! In reading order: [`addr`] (one form for IPv4 and IPv6), [`packet`] and [`parse`] (bytes to
 //! [`packet::Packet`]), [`tables`] (what a compiled policy looks like to the decision),
-//! [`decide`] (the meaning of the product), [`verdict`] (what comes out), [`record`] (what is kept
+//! [`decide`] (the meaning of the product), [`tls`] (the lock that some paths have), [`verdict`] (what comes out), [`record`] (what is kept
 //! of denials), [`limits`].
 //!
 //! No I/O, no allocation, no `unsafe`, and no `cfg` on the target in [`parse`] and [`decide`]: what
@@ -20,4 +20,5 @@ pub mod packet;
 pub mod parse;
 pub mod record;
 pub mod tables;
+pub mod tls;
 pub mod verdict;

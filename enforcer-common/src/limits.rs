@@ -19,6 +19,10 @@ pub const MAX_CGROUPS: u32 = 16_384;
 pub const MAX_INTERFACES: u32 = 8192;
 /// UDP flows that are remembered for their replies (least recently used go first).
 pub const MAX_UDP_FLOWS: u32 = 65_536;
+/// Forwarded connections on paths that ask for TLS that are remembered (least recently used go first).
+pub const MAX_TLS_STREAMS: u32 = 65_536;
+/// Connections on such paths that sockets of this node have accepted of late, likewise.
+pub const MAX_TLS_ACCEPTED: u32 = 16_384;
 /// Denial records; what does not fit is counted.
 pub const MAX_RECORDS: u32 = 16_384;
 /// Levels of cgroups that are searched for a declared one, deepest first.

@@ -6,6 +6,12 @@ use crate::addr::Ip;
 pub trait PacketBytes {
     /// `N` bytes from `offset`, or nothing if the packet ends before.
     fn load<const N: usize>(&self, offset: usize) -> Option<[u8; N]>;
+
+    /// The same number. The kernel's verifier is made to forget what it knows of it: otherwise it
+    /// follows every way to it by itself, and their number doubles with each header.
+    fn opaque(number: usize) -> usize {
+        number
+    }
 }
 
 impl PacketBytes for [u8] {
@@ -96,6 +102,66 @@ pub struct Ports {
     pub destination: u16,
 }
 
+/// What a TCP header says beyond its ports: of use where a path asks for TLS.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+#[repr(C)]
+pub struct Segment {
+    /// Sequence number, in host byte order.
+    pub seq: u32,
+    /// Acknowledgement number, in host byte order.
+    pub ack: u32,
+    /// Where the payload begins, counted from the packet's first byte.
+    pub from: u32,
+    /// Where it ends; [`u32::MAX`] where that is not said or the rest is in later fragments.
+    pub end: u32,
+    /// The flags, as byte 13 of the header has them.
+    pub flags: u32,
+}
+
+impl Segment {
+    /// No TCP header.
+    pub const NONE: Self = Self {
+        seq: 0,
+        ack: 0,
+        from: 0,
+        end: 0,
+        flags: 0,
+    };
+
+    const SYN: u32 = 0x02;
+    const ACK: u32 = 0x10;
+
+    /// Bytes of payload.
+    pub const fn len(&self) -> u32 {
+        self.end.saturating_sub(self.from)
+    }
+
+    /// Whether it carries no payload.
+    pub const fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+
+    /// Whether it opens a connection.
+    pub const fn is_syn(&self) -> bool {
+        self.flags & (Self::SYN | Self::ACK) == Self::SYN
+    }
+
+    /// Whether it accepts a connection.
+    pub const fn is_syn_ack(&self) -> bool {
+        self.flags & (Self::SYN | Self::ACK) == Self::SYN | Self::ACK
+    }
+
+    /// Whether its acknowledgement number means something.
+    pub const fn acknowledges(&self) -> bool {
+        self.flags & Self::ACK != 0
+    }
+
+    /// Sequence number of the first byte of payload: a SYN counts for one.
+    pub const fn start(&self) -> u32 {
+        self.seq.wrapping_add((self.flags & Self::SYN) / Self::SYN)
+    }
+}
+
 /// What kind of thing a packet is, as far as it decides.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 #[repr(u8)]
@@ -123,6 +189,8 @@ pub struct Packet {
     pub icmp_error: u8,
     /// Numbers of the packet, or of the quoted one. [`Ports::NONE`] for later fragments.
     pub ports: Ports,
+    /// Of a TCP packet that is no quoted one; else [`Segment::NONE`].
+    pub segment: Segment,
     /// Source address (ARP: the sender's protocol address).
     pub src: Ip,
     /// Destination address (ARP: the target's protocol address).
@@ -150,6 +218,7 @@ impl Packet {
             shape: Shape::LaterFragment,
             icmp_error: 0,
             ports: Ports::NONE,
+            segment: Segment::NONE,
             src,
             dst,
             quoted_src: Ip::UNSPECIFIED,

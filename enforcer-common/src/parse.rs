@@ -11,7 +11,7 @@
 use crate::{
     addr::Ip,
     limits::MAX_EXTENSION_HEADERS,
-    packet::{Packet, PacketBytes, Phase, Ports, Shape, Space},
+    packet::{Packet, PacketBytes, Phase, Ports, Segment, Shape, Space},
     verdict::Reason,
 };
 
@@ -194,7 +194,7 @@ fn parse_ip<B: PacketBytes + ?Sized>(
     packet.icmp_error = icmp_error(bytes, &network)?;
     if packet.icmp_error == 0 {
         packet.shape = Shape::Flow;
-        return read_ports(bytes, &network, &mut packet.ports);
+        return read_ports(bytes, &network, packet);
     }
     let mut quoted = Network::at(network.offset + 8, Scope::Quote);
     let same_family = read_network(
@@ -212,7 +212,7 @@ fn parse_ip<B: PacketBytes + ?Sized>(
         return Ok(());
     }
     packet.shape = Shape::IcmpError;
-    read_ports(bytes, &quoted, &mut packet.ports).map_err(|_| Reason::IcmpBadQuote)
+    read_ports(bytes, &quoted, packet).map_err(|_| Reason::IcmpBadQuote)
 }
 
 /// Reads the network headers, up to what they carry.
@@ -226,10 +226,13 @@ fn read_network<B: PacketBytes + ?Sized>(
         .load::<1>(network.offset)
         .ok_or(Reason::TruncatedHeader)?;
     match first >> 4 {
-        4 => read_ipv4(bytes, network, src, dst),
-        6 => read_ipv6(bytes, network, src, dst),
-        _ => Err(Reason::BadHeader),
+        4 => read_ipv4(bytes, network, src, dst)?,
+        6 => read_ipv6(bytes, network, src, dst)?,
+        _ => return Err(Reason::BadHeader),
     }
+    network.offset = B::opaque(network.offset);
+    network.end = B::opaque(network.end);
+    Ok(())
 }
 
 #[inline(always)]
@@ -328,7 +331,7 @@ fn skip_extension<B: PacketBytes + ?Sized>(bytes: &B, network: &mut Network) -> 
         _ => (usize::from(len) + 1) * 8,
     };
     network.protocol = next;
-    network.offset += size;
+    network.offset = B::opaque(network.offset + size);
     if network.offset > network.end {
         Err(network.too_short())
     } else {
@@ -355,8 +358,9 @@ fn icmp_error<B: PacketBytes + ?Sized>(bytes: &B, network: &Network) -> Result<u
 fn read_ports<B: PacketBytes + ?Sized>(
     bytes: &B,
     network: &Network,
-    ports: &mut Ports,
+    packet: &mut Packet,
 ) -> Result<(), Reason> {
+    let ports = &mut packet.ports;
     // Of a quoted packet only 8 bytes of the transport header are sure to be there: no flags.
     let whole = matches!(network.scope, Scope::Whole);
     match network.protocol {
@@ -369,6 +373,7 @@ fn read_ports<B: PacketBytes + ?Sized>(
                 Phase::Following
             };
             numbers(ports, Space::Tcp, [h[0], h[1], h[2], h[3]]);
+            packet.segment = segment(&h, network);
         }
         UDP if whole => {
             let h = load_within::<B, 8>(bytes, network)?;
@@ -407,6 +412,20 @@ fn read_ports<B: PacketBytes + ?Sized>(
         }
     }
     Ok(())
+}
+
+/// What follows a TCP header's ports. A header that is longer than its packet leaves no payload.
+#[inline(always)]
+fn segment(h: &[u8; 20], network: &Network) -> Segment {
+    let known = !network.first_fragment && network.end < u32::MAX as usize;
+    Segment {
+        seq: u32::from_be_bytes([h[4], h[5], h[6], h[7]]),
+        ack: u32::from_be_bytes([h[8], h[9], h[10], h[11]]),
+        // Packets have less than 4 GiB.
+        from: (network.offset + usize::from(h[12] >> 4) * 4) as u32,
+        end: if known { network.end as u32 } else { u32::MAX },
+        flags: u32::from(h[13]),
+    }
 }
 
 fn numbers(ports: &mut Ports, space: Space, [a, b, c, d]: [u8; 4]) {

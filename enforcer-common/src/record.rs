@@ -147,6 +147,11 @@ pub struct SocketState {
     pub local_addr: [u32; 4],
     /// Remote address, likewise.
     pub remote_addr: [u32; 4],
+    /// 1 where the connection began with something else than the TLS that its path asks for: no more
+    /// of it passes. For the same ends.
+    pub cut: u32,
+    /// Always zero.
+    pub padding: u32,
 }
 
 impl SocketState {

@@ -37,9 +37,6 @@ impl Place {
     pub const OTHER_NODE: u16 = 2;
     /// An address of a pod network.
     pub const POD: u16 = 4;
-    /// An address that nothing in the inventory has. Where a socket of this node receives there, it is
-    /// one of this node's all the same.
-    pub const NOBODYS: u16 = 16;
     /// With [`Self::POD`]: a pod that is more than a pod, by its address (DNS, an agent).
     pub const NAMED: u16 = 8;
 
@@ -57,6 +54,8 @@ pub struct Settings {
     pub generation: u32,
     /// 1 in dry-run.
     pub dry_run: u32,
+    /// 1 where plaintext on a path that asks for TLS is told and not dropped.
+    pub tls_dry_run: u32,
     /// Number of port classes: the row length of the table of targets.
     pub classes: u32,
     /// Number of targets: the row length of the table of entries.
@@ -93,6 +92,9 @@ pub const fn class_block(space: Space, number: u16) -> u32 {
     }
 }
 
+/// In the table of targets, beside the target: the port is declared there, by more than "every port".
+pub const DECLARED_PORT: u32 = 1 << 16;
+
 /// What an interface is for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 #[repr(u32)]
@@ -122,7 +124,7 @@ impl Role {
     }
 }
 
-/// Both ends of a UDP flow, as its first packet went.
+/// Both ends of a flow, as its first packet went.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, FromBytes, IntoBytes, Immutable, KnownLayout)]
 #[repr(C)]
 pub struct FlowKey {
@@ -136,7 +138,20 @@ pub struct FlowKey {
     pub destination: u16,
 }
 
-const _: () = assert!(size_of::<FlowKey>() == 36 && size_of::<Settings>() == 40);
+impl FlowKey {
+    /// The same flow as seen from its other end.
+    #[must_use]
+    pub const fn back(&self) -> Self {
+        Self {
+            src: self.dst,
+            dst: self.src,
+            source: self.destination,
+            destination: self.source,
+        }
+    }
+}
+
+const _: () = assert!(size_of::<FlowKey>() == 36 && size_of::<Settings>() == 44);
 
 /// One generation of a compiled policy.
 pub trait Tables {
@@ -148,6 +163,8 @@ pub trait Tables {
     fn class(&self, space: Space, number: u16) -> Option<u16>;
     /// The set of endpoints that a class of port means at the address of a party.
     fn target(&self, settings: &Settings, at: Party, class: u16) -> Option<u16>;
+    /// Whether a port of that class is declared at the address of a party, by more than "every port".
+    fn declares(&self, settings: &Settings, at: Party, class: u16) -> bool;
     /// The verdict for packets of a party to a target.
     fn entry(&self, settings: &Settings, from: Party, target: u16) -> Option<Verdict>;
     /// The verdict for a process of a party that binds a target.

@@ -46,11 +46,15 @@ pub enum Reason {
     OtherNode = 18,
     /// A declared endpoint to which no path leads: closed to everybody.
     ClosedPort = 19,
+    /// The path asks for TLS, and the connection does not begin with a ClientHello.
+    NotTls = 20,
+    /// Data with the SYN on a path that asks for TLS and leads through this node: it can not be followed.
+    FastOpenThrough = 21,
 }
 
 impl Reason {
     /// All of them, in the order of their numbers.
-    pub const ALL: [Self; 19] = [
+    pub const ALL: [Self; 21] = [
         Self::NoPolicy,
         Self::NoPath,
         Self::LoopbackOnly,
@@ -70,6 +74,8 @@ impl Reason {
         Self::BindForeignPort,
         Self::OtherNode,
         Self::ClosedPort,
+        Self::NotTls,
+        Self::FastOpenThrough,
     ];
 
     /// The reason with that number.
@@ -107,6 +113,8 @@ impl Reason {
             Self::BindForeignPort => "BindForeignPort",
             Self::OtherNode => "OtherNode",
             Self::ClosedPort => "ClosedPort",
+            Self::NotTls => "NotTls",
+            Self::FastOpenThrough => "FastOpenThrough",
         }
     }
 
@@ -132,6 +140,10 @@ impl Reason {
             Self::BindForeignPort => "this port belongs to another component",
             Self::OtherNode => "the path is for the same node only",
             Self::ClosedPort => "closed to everybody: no path leads there",
+            Self::NotTls => "the path asks for TLS, and this does not begin with a ClientHello",
+            Self::FastOpenThrough => {
+                "data with the SYN through this node, on a path that asks for TLS; TCP tries again without"
+            }
         }
     }
 }
@@ -146,7 +158,7 @@ pub enum Direction {
 }
 
 /// What is to happen, and by what, in a word: bits 31 and 30 say what kind, bit 29 dry-run, bit 28
-/// guarded, bit 27 reply, bit 26 later fragment, bits 15 to 0 the path or the reason. Zero is a hole
+/// guarded, bit 27 reply, bit 26 later fragment, bit 25 a path that asks for TLS, bits 15 to 0 the path or the reason. Zero is a hole
 /// in a table and denies.
 ///
 /// A word and no enum, because it is what stands in the tables, and because a BPF function that
@@ -191,6 +203,7 @@ impl Verdict {
     const GUARDED: u32 = 1 << 28;
     const REPLY: u32 = 1 << 27;
     const FRAGMENT: u32 = 1 << 26;
+    const LOCKED: u32 = 1 << 25;
 
     /// No policy, or a hole in a table: closed, also in dry-run.
     pub const HOLE: Self = Self(0);
@@ -207,6 +220,11 @@ impl Verdict {
     /// The same, leading to a guarded endpoint: no accident of a wide path.
     pub const fn to_guarded(self) -> Self {
         Self(self.0 | Self::GUARDED)
+    }
+
+    /// The same on a path that asks for TLS.
+    pub const fn with_tls(self) -> Self {
+        Self(self.0 | Self::LOCKED)
     }
 
     /// Denied.
@@ -241,6 +259,20 @@ impl Verdict {
         self.is_path() && self.0 & Self::GUARDED != 0
     }
 
+    /// Whether a path allows it that asks for TLS.
+    pub const fn is_tls_path(self) -> bool {
+        self.is_path() && self.0 & Self::LOCKED != 0
+    }
+
+    /// Which way a packet with this verdict goes along its path.
+    pub const fn direction(self) -> Direction {
+        if self.0 & Self::REPLY != 0 {
+            Direction::Reply
+        } else {
+            Direction::Forward
+        }
+    }
+
     /// Whether it is denied, in dry-run or not.
     pub const fn is_denied(self) -> bool {
         !self.is_path() && self.0 & Self::KIND != Self::PASS
@@ -253,11 +285,7 @@ impl Verdict {
 
     /// Takes it apart. A hole or an unknown reason is [`Reason::NoPolicy`].
     pub const fn outcome(self) -> Outcome {
-        let direction = if self.0 & Self::REPLY != 0 {
-            Direction::Reply
-        } else {
-            Direction::Forward
-        };
+        let direction = self.direction();
         match self.0 & Self::KIND {
             Self::PATH => Outcome::Path(self.0 as u16, direction),
             Self::PASS if self.0 & Self::FRAGMENT != 0 => Outcome::LaterFragment,
@@ -351,7 +379,7 @@ mod tests {
             assert!(u32::from(reason.code()) < counter::WOULD_DROP);
         }
         assert_eq!(Reason::from_code(0), None);
-        assert_eq!(Reason::from_code(20), None);
+        assert_eq!(Reason::from_code(22), None);
         let names: HashSet<_> = Reason::ALL.iter().map(|r| r.name()).collect();
         assert_eq!(names.len(), Reason::ALL.len());
     }

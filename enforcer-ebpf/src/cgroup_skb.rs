@@ -1,16 +1,19 @@
 //! The `cgroup_skb` hooks: what local sockets send and receive.
 
+use core::ptr;
+
 use aya_ebpf::{bindings::bpf_sock, programs::SkBuffContext};
 use enforcer_common::{
     decide,
     packet::Packet,
-    parse::{Start, parse_into},
+    parse::Start,
     record::{Hook, SocketState},
     tables::{NOBODY, Party, Role, Settings, Tables as _},
     verdict::{Verdict, counter},
 };
 
 use crate::{
+    lock::{self, Lock},
     maps::{Generation, INTERFACES},
     report::{Report, Subject, count},
     skb::Skb,
@@ -36,44 +39,55 @@ const TCP_CLOSING: u32 = 11;
 pub fn egress(ctx: &SkBuffContext) -> i32 {
     let skb = Skb::of(ctx);
     let sk = skb.full_socket();
-    let state = sk.and_then(socket::state);
-    if !socket::skb_is_host(skb, state.as_deref()) {
+    let state = socket::state(sk);
+    if !socket::skb_is_host(skb, state) {
         return PASS;
     }
     let generation = Generation::active();
     let Some(settings) = generation.settings() else {
         return DROP;
     };
-    let ends = sk.and_then(Ends::of);
-    if let (Some(ends), Some(state)) = (&ends, state.as_deref())
-        && ends.are_those_of(state)
-        && let Some(kept) = SocketState::counter(state.egress, settings.generation)
+    let connected = Connected::of(sk, state);
+    if connected.is_same()
+        // SAFETY: what is kept lives as long as its socket.
+        && let Some(kept) =
+            SocketState::counter(unsafe { (*state).egress }, settings.generation)
     {
         count(kept);
         count(counter::KEPT_VERDICTS);
         return PASS;
     }
     let mut packet = Packet::EMPTY;
-    let read = parse_into(&skb, Start::Ip, &mut packet);
+    let read = skb.parse_into(Start::Ip, &mut packet);
     let on_lo = matches!(role(skb.ifindex()), (Role::Loopback, _));
-    let verdict = match read {
+    let allowed = match read {
         Ok(()) => {
             let sender = sender(skb, sk, generation, settings, packet.opens());
             decide::sent_by_process(&generation, sender, on_lo, &packet)
         }
         Err(reason) => decide::unreadable(&generation, reason),
     };
+    let lock = if lock::is_asked(allowed, &packet) {
+        lock::sent(skb, sk, &packet, allowed, connected.is_cut())
+    } else {
+        Lock::Open
+    };
+    let verdict = lock.verdict(&generation, allowed);
     let report = Report {
         hook: Hook::CgroupEgress,
         subject: Subject::Cgroup(skb.cgroup()),
         ifindex: skb.ifindex(),
-        state: state.as_deref(),
+        state,
     };
     report.packet(&generation, verdict, read.is_ok().then_some(&packet));
-    if let (Some(ends), Some(state)) = (ends, state)
-        && !verdict.is_denied()
-    {
-        ends.put(state).egress = SocketState::kept(settings.generation, counter::of(verdict));
+    if connected.is_one() {
+        if lock == Lock::Broken && !verdict.passes() {
+            connected.cut();
+        } else if lock == Lock::Open && !verdict.is_denied() {
+            let kept = SocketState::kept(settings.generation, counter::of(verdict));
+            // SAFETY: what is kept lives as long as its socket.
+            unsafe { (*connected.renewed()).egress = kept };
+        }
     }
     action(verdict)
 }
@@ -82,8 +96,8 @@ pub fn egress(ctx: &SkBuffContext) -> i32 {
 pub fn ingress(ctx: &SkBuffContext) -> i32 {
     let skb = Skb::of(ctx);
     let sk = skb.full_socket();
-    let state = sk.and_then(socket::state);
-    if !socket::skb_is_host(skb, state.as_deref()) {
+    let state = socket::state(sk);
+    if !socket::skb_is_host(skb, state) {
         return PASS;
     }
     let generation = Generation::active();
@@ -95,10 +109,11 @@ pub fn ingress(ctx: &SkBuffContext) -> i32 {
         // A pod whose address is its own: that tells who it is.
         role = Role::Uplink;
     }
-    let ends = sk.and_then(Ends::of);
-    if let (Some(ends), Some(state)) = (&ends, state.as_deref())
-        && ends.are_those_of(state)
-        && let Some(kept) = SocketState::counter(state.ingress, settings.generation)
+    let connected = Connected::of(sk, state);
+    if connected.is_same()
+        // SAFETY: what is kept lives as long as its socket.
+        && let Some(kept) =
+            SocketState::counter(unsafe { (*state).ingress }, settings.generation)
     {
         if !judged {
             count(kept);
@@ -106,35 +121,35 @@ pub fn ingress(ctx: &SkBuffContext) -> i32 {
         return PASS;
     }
     let mut packet = Packet::EMPTY;
-    let read = parse_into(&skb, Start::Ip, &mut packet);
+    let read = skb.parse_into(Start::Ip, &mut packet);
     let receiver = skb.party(generation, settings);
-    let verdict = match read {
+    let allowed = match read {
         Ok(()) => decide::delivered(&generation, role, judged, receiver, &packet),
         Err(reason) => decide::unreadable(&generation, reason),
     };
-    if is_told_elsewhere(skb, role, judged, verdict) {
-        return action(verdict);
-    }
-    let report = Report {
-        hook: Hook::CgroupIngress,
-        subject: Subject::Interface(skb.ifindex()),
-        ifindex: skb.ifindex(),
-        state: None,
+    let lock = if lock::is_asked(allowed, &packet) {
+        lock::received(skb, sk, &packet, allowed, connected.is_cut())
+    } else {
+        Lock::Open
     };
-    report.packet(&generation, verdict, read.is_ok().then_some(&packet));
-    action_and_keep(verdict, ends, state, settings)
-}
-
-fn action_and_keep(
-    verdict: Verdict,
-    ends: Option<Ends>,
-    state: Option<&'static mut SocketState>,
-    settings: &Settings,
-) -> i32 {
-    if let (Some(ends), Some(state)) = (ends, state)
-        && !verdict.is_denied()
-    {
-        ends.put(state).ingress = SocketState::kept(settings.generation, counter::of(verdict));
+    let verdict = lock.verdict(&generation, allowed);
+    if !is_told_elsewhere(skb, role, judged, verdict) {
+        let report = Report {
+            hook: Hook::CgroupIngress,
+            subject: Subject::Interface(skb.ifindex()),
+            ifindex: skb.ifindex(),
+            state: ptr::null_mut(),
+        };
+        report.packet(&generation, verdict, read.is_ok().then_some(&packet));
+    }
+    if connected.is_one() {
+        if lock == Lock::Broken && !verdict.passes() {
+            connected.cut();
+        } else if lock == Lock::Open && !verdict.is_denied() {
+            let kept = SocketState::kept(settings.generation, counter::of(verdict));
+            // SAFETY: what is kept lives as long as its socket.
+            unsafe { (*connected.renewed()).ingress = kept };
+        }
     }
     action(verdict)
 }
@@ -152,7 +167,7 @@ fn is_told_elsewhere(skb: Skb, role: Role, judged: bool, verdict: Verdict) -> bo
 /// opens nothing. A process's own raw socket is known by its cgroup.
 fn sender(
     skb: Skb,
-    sk: Option<*mut bpf_sock>,
+    sk: *mut bpf_sock,
     generation: Generation,
     settings: &Settings,
     opens: bool,
@@ -161,13 +176,14 @@ fn sender(
     if u32::from(party) != settings.undeclared_process || opens {
         return party;
     }
-    match sk {
-        // SAFETY: a full socket, whose plain fields the verifier lets programs read.
-        Some(sk) if unsafe { (*sk).type_ == SOCK_RAW && (*sk).protocol == IPPROTO_TCP } => {
-            settings.local as Party
-        }
-        Some(_) => party,
-        None => NOBODY,
+    if sk.is_null() {
+        return NOBODY;
+    }
+    // SAFETY: a full socket, whose plain fields the verifier lets programs read.
+    if unsafe { (*sk).type_ == SOCK_RAW && (*sk).protocol == IPPROTO_TCP } {
+        settings.local as Party
+    } else {
+        party
     }
 }
 
@@ -183,65 +199,102 @@ fn action(verdict: Verdict) -> i32 {
     if verdict.passes() { PASS } else { DROP }
 }
 
-/// Both ends of a connected TCP socket. A verdict is kept for those only: a listener and an
+/// A connected TCP socket, and what is kept on it; null for any other. A verdict is kept for those only: a listener and an
 /// unconnected UDP socket have many peers, and what is in TIME_WAIT or half open is no full socket.
-struct Ends {
-    local_port: u32,
-    remote_port: u32,
-    local_addr: [u32; 4],
-    remote_addr: [u32; 4],
+///
+/// Nothing is copied from the socket before it has to be: the stack of a program is small.
+#[derive(Clone, Copy)]
+struct Connected {
+    sk: *mut bpf_sock,
+    state: *mut SocketState,
 }
 
-impl Ends {
-    fn of(sk: *mut bpf_sock) -> Option<Self> {
-        // SAFETY: a full socket, whose plain fields the verifier lets programs read, one by one.
+impl Connected {
+    fn of(sk: *mut bpf_sock, state: *mut SocketState) -> Self {
+        let none = Self {
+            sk,
+            state: ptr::null_mut(),
+        };
+        if sk.is_null() {
+            return none;
+        }
+        // SAFETY: a full socket, whose plain fields the verifier lets programs read.
         unsafe {
             if (*sk).protocol != IPPROTO_TCP || (*sk).type_ != SOCK_STREAM {
-                return None;
+                return none;
             }
             match (*sk).state {
                 TCP_ESTABLISHED | TCP_FIN_WAIT1 | TCP_FIN_WAIT2 | TCP_CLOSE_WAIT | TCP_LAST_ACK
-                | TCP_CLOSING => {}
-                _ => return None,
+                | TCP_CLOSING => Self { sk, state },
+                _ => none,
             }
-            Some(Self {
-                local_port: (*sk).src_port,
-                remote_port: u32::from((*sk).dst_port),
-                // For a socket of the other family the words hold something else, but always the
-                // same for the same ends: good enough to compare, and never used for more.
-                local_addr: [
-                    (*sk).src_ip4,
-                    (*sk).src_ip6[1],
-                    (*sk).src_ip6[2],
-                    (*sk).src_ip6[3],
-                ],
-                remote_addr: [
-                    (*sk).dst_ip4,
-                    (*sk).dst_ip6[1],
-                    (*sk).dst_ip6[2],
-                    (*sk).dst_ip6[3],
-                ],
-            })
         }
     }
 
-    fn are_those_of(&self, state: &SocketState) -> bool {
-        state.local_port == self.local_port
-            && state.remote_port == self.remote_port
-            && state.local_addr == self.local_addr
-            && state.remote_addr == self.remote_addr
+    /// Whether it is one: then neither pointer is null.
+    fn is_one(self) -> bool {
+        !self.sk.is_null() && !self.state.is_null()
     }
 
-    /// Makes the state one for these ends.
-    fn put(self, state: &'static mut SocketState) -> &'static mut SocketState {
-        if !self.are_those_of(state) {
-            state.egress = 0;
-            state.ingress = 0;
-            state.local_port = self.local_port;
-            state.remote_port = self.remote_port;
-            state.local_addr = self.local_addr;
-            state.remote_addr = self.remote_addr;
+    /// Whether what is kept is about the two ends that the socket has now.
+    ///
+    /// Of a socket of the other family the words hold something else, but always the same for the
+    /// same ends: good enough to compare, and never used for more.
+    #[inline(always)]
+    fn is_same(self) -> bool {
+        let Self { sk, state } = self;
+        if !self.is_one() {
+            return false;
+        }
+        // SAFETY: as above, one field after the other; the state lives as long as its socket.
+        unsafe {
+            (*state).local_port == (*sk).src_port
+                && (*state).remote_port == u32::from((*sk).dst_port)
+                && (*state).local_addr[0] == (*sk).src_ip4
+                && (*state).local_addr[1] == (*sk).src_ip6[1]
+                && (*state).local_addr[2] == (*sk).src_ip6[2]
+                && (*state).local_addr[3] == (*sk).src_ip6[3]
+                && (*state).remote_addr[0] == (*sk).dst_ip4
+                && (*state).remote_addr[1] == (*sk).dst_ip6[1]
+                && (*state).remote_addr[2] == (*sk).dst_ip6[2]
+                && (*state).remote_addr[3] == (*sk).dst_ip6[3]
+        }
+    }
+
+    /// What is kept, made one for these ends.
+    #[inline(always)]
+    fn renewed(self) -> *mut SocketState {
+        let Self { sk, state } = self;
+        if !self.is_same() {
+            // SAFETY: as above.
+            unsafe {
+                (*state).egress = 0;
+                (*state).ingress = 0;
+                (*state).cut = 0;
+                (*state).local_port = (*sk).src_port;
+                (*state).remote_port = u32::from((*sk).dst_port);
+                (*state).local_addr[0] = (*sk).src_ip4;
+                (*state).local_addr[1] = (*sk).src_ip6[1];
+                (*state).local_addr[2] = (*sk).src_ip6[2];
+                (*state).local_addr[3] = (*sk).src_ip6[3];
+                (*state).remote_addr[0] = (*sk).dst_ip4;
+                (*state).remote_addr[1] = (*sk).dst_ip6[1];
+                (*state).remote_addr[2] = (*sk).dst_ip6[2];
+                (*state).remote_addr[3] = (*sk).dst_ip6[3];
+            }
         }
         state
+    }
+
+    /// Whether the connection has broken its lock.
+    fn is_cut(self) -> bool {
+        // SAFETY: as above.
+        self.is_same() && unsafe { (*self.state).cut != 0 }
+    }
+
+    /// Cuts it off.
+    fn cut(self) {
+        // SAFETY: as above.
+        unsafe { (*self.renewed()).cut = 1 };
     }
 }

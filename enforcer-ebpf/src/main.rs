@@ -11,6 +11,7 @@
 )]
 
 mod cgroup_skb;
+mod lock;
 mod log;
 mod maps;
 mod report;

@@ -16,20 +16,26 @@ use enforcer_common::{
     limits,
     packet::Space,
     record::{RecordKey, RecordValue},
-    tables::{CLASSES_PER_BLOCK, FlowKey, Party, Place, Settings, Tables, class_block},
+    tables::{
+        CLASSES_PER_BLOCK, DECLARED_PORT, FlowKey, Party, Place, Settings, Tables, class_block,
+    },
+    tls::Stream,
     verdict::{Verdict, counter},
 };
 
 /// `BPF_F_INNER_MAP` (kernel 5.10): inner arrays may differ in size.
 const INNER: usize = 4096;
 const SLOTS: usize = 2;
+/// The values of inner maps are words and no structs: before 6.2 a kernel takes a map for another kind
+/// than its pattern if the pattern's value is a struct and the map came without type information.
+type SettingsWords = [u32; size_of::<Settings>() / 4];
 
 #[btf_map]
 static ACTIVE: Array<u32, 1> = Array::new();
 #[btf_map]
-static SETTINGS: ArrayOfMaps<Array<Settings, 1>, SLOTS> = ArrayOfMaps::new();
+static SETTINGS: ArrayOfMaps<Array<SettingsWords, 1>, SLOTS> = ArrayOfMaps::new();
 #[btf_map]
-static PLACES: ArrayOfMaps<LpmTrie<Ip, Place, 1>, SLOTS> = ArrayOfMaps::new();
+static PLACES: ArrayOfMaps<LpmTrie<Ip, u32, 1>, SLOTS> = ArrayOfMaps::new();
 #[btf_map]
 static CLASSES: ArrayOfMaps<Array<[u16; CLASSES_PER_BLOCK], 1, INNER>, SLOTS> = ArrayOfMaps::new();
 #[btf_map]
@@ -47,6 +53,12 @@ static CGROUPS: ArrayOfMaps<HashMap<u64, u32, 1, { BPF_F_NO_PREALLOC as usize }>
 pub static INTERFACES: HashMap<u32, u32, { limits::MAX_INTERFACES as usize }> = HashMap::new();
 #[btf_map]
 static UDP_FLOWS: LruHashMap<FlowKey, u32, { limits::MAX_UDP_FLOWS as usize }> = LruHashMap::new();
+#[btf_map]
+static TLS_STREAMS: LruHashMap<FlowKey, Stream, { limits::MAX_TLS_STREAMS as usize }> =
+    LruHashMap::new();
+#[btf_map]
+static TLS_ACCEPTED: LruHashMap<FlowKey, u32, { limits::MAX_TLS_ACCEPTED as usize }> =
+    LruHashMap::new();
 #[btf_map]
 pub static COUNTERS: PerCpuArray<u64, { counter::COUNT as usize }> = PerCpuArray::new();
 #[btf_map]
@@ -83,14 +95,15 @@ impl Generation {
 
 impl Tables for Generation {
     fn settings(&self) -> Option<&Settings> {
-        SETTINGS.get_value(self.slot, &0)
+        let words: &SettingsWords = SETTINGS.get_value(self.slot, &0)?;
+        Some(zerocopy::transmute_ref!(words))
     }
 
     fn place(&self, addr: &Ip) -> Place {
         let found = PLACES
             .get(self.slot)
             .and_then(|places| places.get(&Key::new(128, *addr)));
-        found.copied().unwrap_or(Place::UNKNOWN)
+        found.map_or(Place::UNKNOWN, |word| zerocopy::transmute!(*word))
     }
 
     fn class(&self, space: Space, number: u16) -> Option<u16> {
@@ -103,6 +116,13 @@ impl Tables for Generation {
         TARGETS
             .get_value(self.slot, &index)
             .map(|target| *target as u16)
+    }
+
+    fn declares(&self, settings: &Settings, at: Party, class: u16) -> bool {
+        let index = u32::from(at) * settings.classes + u32::from(class);
+        TARGETS
+            .get_value(self.slot, &index)
+            .is_some_and(|word| *word & DECLARED_PORT != 0)
     }
 
     fn entry(&self, settings: &Settings, from: Party, target: u16) -> Option<Verdict> {
@@ -134,4 +154,27 @@ impl Tables for Generation {
             let _ = UDP_FLOWS.insert(flow, 1u32, 0);
         }
     }
+}
+
+/// Where a forwarded connection stands whose path asks for TLS.
+pub fn tls_stream(flow: &FlowKey) -> Option<*mut Stream> {
+    TLS_STREAMS.get_ptr_mut(flow)
+}
+
+/// Begins to remember one. What finds no room is not looked at on its way: whether it is TLS is then
+/// for the node to say whose socket receives it.
+pub fn follow_tls_stream(flow: &FlowKey, stream: &Stream) {
+    let _ = TLS_STREAMS.insert(flow, stream, 0);
+}
+
+/// Where the client's stream begins, by the answer of a socket of this node.
+pub fn tls_accepted(flow: &FlowKey) -> Option<u32> {
+    // SAFETY: copied at once; an element that is reused meanwhile gives another beginning, and what
+    // does not fit that one is denied.
+    TLS_ACCEPTED.get_ptr(flow).map(|first| unsafe { *first })
+}
+
+/// Remembers that. If there is no room, a client whose first packet after the SYN is lost tries again.
+pub fn accept_tls(flow: &FlowKey, first: u32) {
+    let _ = TLS_ACCEPTED.insert(flow, first, 0);
 }

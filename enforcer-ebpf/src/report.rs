@@ -23,18 +23,18 @@ pub enum Subject {
 }
 
 /// Where a verdict was made, and about whom.
-pub struct Report<'a> {
+pub struct Report {
     /// The hook.
     pub hook: Hook,
     /// The sender.
     pub subject: Subject,
     /// The interface, 0 for none.
     pub ifindex: u32,
-    /// The sender's socket, where it is known.
-    pub state: Option<&'a SocketState>,
+    /// What is kept on the sender's socket; null where that is not known.
+    pub state: *mut SocketState,
 }
 
-impl Report<'_> {
+impl Report {
     /// Counts a verdict on a packet, and keeps a record if it is a denial. In dry-run a denied reply
     /// is counted only: its connection was told when it opened.
     #[inline(never)]
@@ -125,25 +125,43 @@ impl Report<'_> {
         // SAFETY: the helper takes nothing and reads a clock.
         let now = unsafe { bpf_ktime_get_boot_ns() };
         if !is_counted(key, now) {
-            let value = RecordValue {
-                count: 1,
-                first_ns: now,
-                last_ns: now,
-                pid: self.state.map_or(0, |state| state.pid),
-                ifindex: self.ifindex,
-                comm: self.state.map_or([0; 16], |state| state.comm),
-                generation: generation
-                    .settings()
-                    .map_or(0, |settings| settings.generation),
-                source_port,
-                padding: 0,
-            };
-            begin(key, &value);
+            let generation = generation
+                .settings()
+                .map_or(0, |settings| settings.generation);
+            self.begin(key, now, generation, source_port);
+        }
+    }
+
+    /// Makes a record. Two CPUs may come at once: the second then counts.
+    #[inline(never)]
+    fn begin(&self, key: &RecordKey, now: u64, generation: u32, source_port: u16) {
+        let mut value = RecordValue {
+            count: 1,
+            first_ns: now,
+            last_ns: now,
+            pid: 0,
+            ifindex: self.ifindex,
+            comm: [0; 16],
+            generation,
+            source_port,
+            padding: 0,
+        };
+        if !self.state.is_null() {
+            // SAFETY: what is kept on a socket lives as long as that.
+            unsafe { (value.pid, value.comm) = ((*self.state).pid, (*self.state).comm) };
+        }
+        if RECORDS.insert(key, value, BPF_NOEXIST.into()).is_ok() {
+            if WAKES.output_untyped::<RecordKey>(key, 0).is_err() {
+                count(counter::WAKES_LOST);
+            }
+        } else if !is_counted(key, now) {
+            count(counter::RECORDS_LOST);
         }
     }
 }
 
 /// Counts one more of a key that has a record.
+#[inline(always)]
 fn is_counted(key: &RecordKey, now: u64) -> bool {
     let Some(value) = RECORDS.get_ptr_mut(key) else {
         return false;
@@ -158,19 +176,8 @@ fn is_counted(key: &RecordKey, now: u64) -> bool {
     true
 }
 
-/// Makes a record. Two CPUs may come at once: the second then counts.
-#[inline(never)]
-fn begin(key: &RecordKey, value: &RecordValue) {
-    if RECORDS.insert(key, value, BPF_NOEXIST.into()).is_ok() {
-        if WAKES.output_untyped::<RecordKey>(key, 0).is_err() {
-            count(counter::WAKES_LOST);
-        }
-    } else if !is_counted(key, value.last_ns) {
-        count(counter::RECORDS_LOST);
-    }
-}
-
 /// Adds one to a counter of this CPU.
+#[inline(always)]
 pub fn count(index: u32) {
     if let Some(counter) = COUNTERS.get_ptr_mut(index) {
         // SAFETY: an element of this CPU's own array.

@@ -16,8 +16,10 @@ use aya_ebpf::{
 use enforcer_common::{
     addr::Ip,
     limits::CGROUP_LEVELS,
-    packet::PacketBytes,
+    packet::{Packet, PacketBytes},
+    parse::{Start, parse_into},
     tables::{Party, Settings},
+    verdict::Reason,
 };
 
 use crate::maps::Generation;
@@ -66,9 +68,20 @@ impl Skb {
         unsafe { (*self.0).tc_index = note }
     }
 
+    /// Reads the packet.
+    pub fn parse_into(self, start: Start, packet: &mut Packet) -> Result<(), Reason> {
+        let start = u32::from(matches!(start, Start::Ethernet));
+        let code = enforcer_read(self.0, start, packet);
+        if code == 0 {
+            return Ok(());
+        }
+        Err(Reason::from_code(code as u8).unwrap_or(Reason::NoPolicy))
+    }
+
     /// Whether this node would send to `source` by the interface that this packet came in by: then
     /// nobody else's pod sends it. TC only. A bridge's ports have no routes of their own, so behind
     /// one nobody is told from the others.
+    #[inline(never)]
     pub fn is_route_back(self, source: &Ip, destination: &Ip) -> bool {
         // SAFETY: all zeroes are a request like any other.
         let mut request: bpf_fib_lookup = unsafe { MaybeUninit::zeroed().assume_init() };
@@ -100,16 +113,17 @@ impl Skb {
         found && request.ifindex == self.ifindex()
     }
 
-    /// The socket it belongs to, if it has one that is more than a request or in TIME_WAIT.
-    pub fn full_socket(self) -> Option<*mut bpf_sock> {
+    /// The socket it belongs to, if it has one that is more than a request or in TIME_WAIT; else null.
+    /// No `Option` around a pointer: where there is none, its other half is unset, and the verifier
+    /// refuses to move that about.
+    pub fn full_socket(self) -> *mut bpf_sock {
         // SAFETY: as above; the helper takes the pointer after the check for null.
         let sk = unsafe { (*self.0).__bindgen_anon_2.sk };
         if sk.is_null() {
-            return None;
+            return sk;
         }
         // SAFETY: `sk` is not null, which is all that the helper asks.
-        let full = unsafe { bpf_sk_fullsock(sk) };
-        if full.is_null() { None } else { Some(full) }
+        unsafe { bpf_sk_fullsock(sk) }
     }
 
     /// The cgroup of its socket; 0 without.
@@ -136,6 +150,36 @@ impl Skb {
             }
         }
         settings.undeclared_process as Party
+    }
+}
+
+/// Of what a global function returns the verifier knows nothing.
+#[unsafe(no_mangle)]
+#[inline(never)]
+pub extern "C" fn enforcer_opaque(number: u64) -> u64 {
+    core::hint::black_box(number)
+}
+
+/// [`parse_into`] as a global function, which the verifier goes through once and by itself: what it
+/// has learnt of a packet's many shapes does not multiply with what the caller does about them.
+///
+/// Answers 0, or the number of the reason why the packet can not be read. `start` is 1 for a packet
+/// with an Ethernet header, else 0.
+#[unsafe(no_mangle)]
+#[inline(never)]
+pub extern "C" fn enforcer_read(skb: *mut __sk_buff, start: u32, packet: *mut Packet) -> u32 {
+    // SAFETY: null or a whole packet, as the verifier has made sure of every caller.
+    let Some(packet) = (unsafe { packet.as_mut() }) else {
+        return u32::from(Reason::NoPolicy.code());
+    };
+    let start = if start != 0 {
+        Start::Ethernet
+    } else {
+        Start::Ip
+    };
+    match parse_into(&Skb(skb), start, packet) {
+        Ok(()) => 0,
+        Err(reason) => u32::from(reason.code()),
     }
 }
 
@@ -168,5 +212,9 @@ impl PacketBytes for Skb {
         }
         // SAFETY: filled, see above.
         Some(unsafe { bytes.assume_init() })
+    }
+
+    fn opaque(number: usize) -> usize {
+        enforcer_opaque(number as u64) as usize
     }
 }

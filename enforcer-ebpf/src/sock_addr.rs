@@ -142,7 +142,7 @@ impl Call {
             hook: self.hook,
             subject,
             ifindex: 0,
-            state: state.as_deref(),
+            state,
         };
         report.call(generation, verdict, self.addr, (self.space, self.port));
         if verdict.passes() { PASS } else { REFUSE }

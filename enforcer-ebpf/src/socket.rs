@@ -48,23 +48,31 @@ static SOCKETS: InheritedStorage = InheritedStorage {
     map_flags: ptr::null(),
 };
 
-/// What is kept on a socket; made if there is nothing yet. The kernel zeroes what it makes.
-pub fn state(sk: *mut bpf_sock) -> Option<&'static mut SocketState> {
+/// What is kept on a socket; made if there is nothing yet. The kernel zeroes what it makes. Null
+/// without a socket, or without memory. It lives as long as the socket, which outlives the program's
+/// run. Two CPUs may write at once; every field is a word and each is checked against the others.
+pub fn state(sk: *mut bpf_sock) -> *mut SocketState {
+    if sk.is_null() {
+        return ptr::null_mut();
+    }
     let map = ptr::from_ref(&SOCKETS).cast_mut().cast();
     let create = BPF_SK_STORAGE_GET_F_CREATE.into();
     // SAFETY: `sk` is a full socket as the callers got it from the kernel; the verifier checks it.
-    let state = unsafe { bpf_sk_storage_get(map, sk.cast(), ptr::null_mut(), create) };
-    // SAFETY: null or a value that lives as long as the socket, which outlives the program's run.
-    // Two CPUs may write at once; every field is a word and each is checked against the others.
-    unsafe { state.cast::<SocketState>().as_mut() }
+    unsafe { bpf_sk_storage_get(map, sk.cast(), ptr::null_mut(), create) }.cast()
 }
 
 /// Notes who holds a socket. Only in hooks that run in the process's own context.
 pub fn stamp<C: EbpfContext>(ctx: &C, sk: *mut bpf_sock) {
-    let Some(state) = state(sk) else { return };
-    state.netns = netns_of(ctx);
-    state.pid = (bpf_get_current_pid_tgid() >> 32) as u32;
-    state.comm = bpf_get_current_comm().unwrap_or([0; 16]);
+    let state = state(sk);
+    if state.is_null() {
+        return;
+    }
+    // SAFETY: see `state`.
+    unsafe {
+        (*state).netns = netns_of(ctx);
+        (*state).pid = (bpf_get_current_pid_tgid() >> 32) as u32;
+        (*state).comm = bpf_get_current_comm().unwrap_or([0; 16]);
+    }
 }
 
 /// `sock_create`: a stamp, and nothing is ever refused.
@@ -80,12 +88,13 @@ pub fn is_host<C: EbpfContext>(ctx: &C) -> bool {
 
 /// The same for the socket of an skb. One whose namespace is not known counts as the host's: that
 /// is the strict side.
-pub fn skb_is_host(skb: Skb, state: Option<&SocketState>) -> bool {
+pub fn skb_is_host(skb: Skb, state: *mut SocketState) -> bool {
     // SAFETY: a plain read of a constant that the loader has set.
     if unsafe { ptr::read_volatile(&raw const SKB_NETNS) } != 0 {
         return cookie(skb.as_ptr().cast()) == host();
     }
-    state.is_none_or(|state| state.netns != netns::OTHER)
+    // SAFETY: see `state`.
+    state.is_null() || unsafe { (*state).netns } != netns::OTHER
 }
 
 fn netns_of<C: EbpfContext>(ctx: &C) -> u32 {

@@ -1,5 +1,7 @@
 //! The TC hooks.
 
+use core::ptr;
+
 use aya_ebpf::{
     bindings::{TC_ACT_SHOT, TC_ACT_UNSPEC},
     programs::TcContext,
@@ -7,13 +9,14 @@ use aya_ebpf::{
 use enforcer_common::{
     decide, limits,
     packet::Packet,
-    parse::{Start, parse_into},
+    parse::Start,
     record::Hook,
     tables::{NOBODY, Party, Role, Tables as _},
-    verdict::Verdict,
+    verdict::{Direction, Reason, Verdict},
 };
 
 use crate::{
+    lock::{self, Lock},
     maps::{Generation, INTERFACES},
     report::{Report, Subject},
     skb::Skb,
@@ -26,10 +29,12 @@ const AF_PACKET: u32 = 17;
 pub const TOLD: u32 = 1 << 15;
 /// In the note on a packet: its source address is the pod's own, and the low bits say who that is.
 pub const KNOWN: u32 = 1 << 14;
+/// In the note on a packet: it brings data with a SYN, and its path asks for TLS.
+const FAST_OPEN: u32 = 1 << 13;
 const PARTY: u32 = limits::MAX_PARTIES - 1;
 
 // The note has 16 bits.
-const _: () = assert!(limits::MAX_PARTIES.is_power_of_two() && PARTY < KNOWN);
+const _: () = assert!(limits::MAX_PARTIES.is_power_of_two() && PARTY < FAST_OPEN);
 
 /// The next program, or the stack, has its say: we never override somebody else's filter.
 const PASS: i32 = TC_ACT_UNSPEC;
@@ -41,7 +46,7 @@ pub fn ingress(ctx: &TcContext) -> i32 {
     let generation = Generation::active();
     let (role, start) = interface(skb.ifindex());
     let mut packet = Packet::EMPTY;
-    let read = parse_into(&skb, start, &mut packet);
+    let read = skb.parse_into(start, &mut packet);
     let mut note = 0;
     let verdict = match read {
         Ok(()) => decide::arrived_on_wire(&generation, role, &packet, |party| {
@@ -53,6 +58,19 @@ pub fn ingress(ctx: &TcContext) -> i32 {
         }),
         Err(reason) => decide::unreadable(&generation, reason),
     };
+    let verdict = if lock::is_asked(verdict, &packet) && is_forward(verdict) {
+        if packet.segment.is_syn() && !packet.segment.is_empty() {
+            note |= FAST_OPEN;
+        }
+        let lock = lock::entered(skb, &packet);
+        let with_lock = lock.verdict(&generation, verdict);
+        if lock == Lock::Broken && !with_lock.passes() {
+            lock::cut(&packet);
+        }
+        with_lock
+    } else {
+        verdict
+    };
     if verdict.is_denied() {
         note |= TOLD;
     }
@@ -62,7 +80,7 @@ pub fn ingress(ctx: &TcContext) -> i32 {
         hook: Hook::TcIngress,
         subject,
         ifindex: skb.ifindex(),
-        state: None,
+        state: ptr::null_mut(),
     }
     .packet(&generation, verdict, read.is_ok().then_some(&packet));
     action(verdict)
@@ -72,17 +90,19 @@ pub fn ingress(ctx: &TcContext) -> i32 {
 /// their judge in `cgroup_skb`.
 pub fn egress(ctx: &TcContext) -> i32 {
     let skb = Skb::of(ctx);
-    match skb.full_socket() {
-        Some(sk) => {
-            // SAFETY: a full socket, whose plain fields the verifier lets programs read.
-            if unsafe { (*sk).family } == AF_PACKET {
-                injected(skb)
-            } else {
-                PASS
-            }
-        }
-        None if skb.entered_by() != 0 => forwarded(skb),
-        None => PASS,
+    let sk = skb.full_socket();
+    if sk.is_null() {
+        return if skb.entered_by() == 0 {
+            PASS
+        } else {
+            forwarded(skb)
+        };
+    }
+    // SAFETY: a full socket, whose plain fields the verifier lets programs read.
+    if unsafe { (*sk).family } == AF_PACKET {
+        injected(skb)
+    } else {
+        PASS
     }
 }
 
@@ -90,7 +110,7 @@ fn injected(skb: Skb) -> i32 {
     let generation = Generation::active();
     let (role, start) = interface(skb.ifindex());
     let mut packet = Packet::EMPTY;
-    let read = parse_into(&skb, start, &mut packet);
+    let read = skb.parse_into(start, &mut packet);
     let sender = match generation.settings() {
         Some(settings) => skb.party(generation, settings),
         None => NOBODY,
@@ -101,12 +121,17 @@ fn injected(skb: Skb) -> i32 {
         }
         Err(reason) => decide::unreadable(&generation, reason),
     };
+    let verdict = if lock::is_asked(verdict, &packet) {
+        lock::injected(&packet.segment).verdict(&generation, verdict)
+    } else {
+        verdict
+    };
     let subject = Subject::Cgroup(skb.cgroup());
     Report {
         hook: Hook::TcEgress,
         subject,
         ifindex: skb.ifindex(),
-        state: None,
+        state: ptr::null_mut(),
     }
     .packet(&generation, verdict, read.is_ok().then_some(&packet));
     action(verdict)
@@ -121,12 +146,19 @@ fn forwarded(skb: Skb) -> i32 {
     let (_, start) = interface(skb.ifindex());
     // What can not be read was denied where it came in.
     let mut packet = Packet::EMPTY;
-    if parse_into(&skb, start, &mut packet).is_err() {
+    if skb.parse_into(start, &mut packet).is_err() {
         return PASS;
     }
     let note = skb.note();
     let known = (note & KNOWN != 0).then_some((note & PARTY) as Party);
     let verdict = decide::forwarded(&generation, entered, known, &packet);
+    let verdict = if note & FAST_OPEN != 0 && !verdict.is_denied() {
+        decide::not_tls(&generation, verdict, Reason::FastOpenThrough)
+    } else if lock::is_asked(verdict, &packet) && !is_forward(verdict) {
+        lock::returned(&packet).verdict(&generation, verdict)
+    } else {
+        verdict
+    };
     if !verdict.is_denied() || (verdict.passes() && note & TOLD != 0) {
         return PASS;
     }
@@ -135,7 +167,7 @@ fn forwarded(skb: Skb) -> i32 {
         hook: Hook::TcEgress,
         subject,
         ifindex: skb.ifindex(),
-        state: None,
+        state: ptr::null_mut(),
     }
     .packet(&generation, verdict, Some(&packet));
     action(verdict)
@@ -151,6 +183,11 @@ fn interface(ifindex: u32) -> (Role, Start) {
         Start::Ethernet
     };
     (Role::from_word(word), start)
+}
+
+/// Whether a packet goes along its path, and not back.
+fn is_forward(verdict: Verdict) -> bool {
+    matches!(verdict.direction(), Direction::Forward)
 }
 
 fn action(verdict: Verdict) -> i32 {

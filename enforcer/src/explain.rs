@@ -39,6 +39,9 @@ pub struct Explanation {
     /// The document that names the path.
     #[serde(skip_serializing_if = "String::is_empty")]
     pub document: String,
+    /// What the connection has to do besides: the locks of the path.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub locks: Vec<String>,
     /// What people see where that path is missing.
     #[serde(skip_serializing_if = "String::is_empty")]
     pub symptom: String,
@@ -354,6 +357,7 @@ fn describe(
         reason: None,
         because: String::new(),
         document: String::new(),
+        locks: Vec::new(),
         symptom: String::new(),
         denial: String::new(),
         advice: Vec::new(),
@@ -379,6 +383,10 @@ fn describe(
             explanation.path = compiled.paths.get(&number).cloned();
             explanation.because = path.map(|path| path.because.clone()).unwrap_or_default();
             explanation.document = path.map(|path| path.document.clone()).unwrap_or_default();
+            if verdict.is_tls_path() {
+                let lock = "TLS: it must begin with a ClientHello, or it is cut off (NotTls)";
+                explanation.locks.push(lock.to_owned());
+            }
             explanation.symptom = path.map(|path| path.symptom.clone()).unwrap_or_default();
         }
         Outcome::Other | Outcome::LaterFragment => {

@@ -148,6 +148,12 @@ fn tcp_header(from: u16, to: u16, flags: u8) -> TcpHeader {
     }
 }
 
+/// How a TLS client's first flight begins: a handshake record, a ClientHello in it. As text it is valid
+/// UTF-8, so that servers can tell it on.
+pub const CLIENT_HELLO: [u8; 16] = [
+    22, 3, 1, 2, 0, 1, 0, 1, 0x7c, 3, 3, b'h', b'e', b'l', b'l', b'o',
+];
+
 /// Bytes as lab-probe takes them on its command line.
 pub fn to_hex(bytes: &[u8]) -> String {
     bytes.iter().map(|byte| format!("{byte:02x}")).collect()

@@ -228,6 +228,7 @@ pub fn echo(place: &Place) -> Result<Server> {
         tcp: own.clone(),
         udp: own,
         say: None,
+        ..Serve::default()
     })
 }
 
@@ -248,6 +249,7 @@ pub fn pod_servers(place: &Place) -> Result<Server> {
         tcp,
         udp: own.to_vec(),
         say: Some(pod.name.to_owned()),
+        ..Serve::default()
     })
 }
 
@@ -258,6 +260,7 @@ pub fn node_local_dns(place: &Place) -> Result<Server> {
         tcp: vec![at],
         udp: vec![],
         say: Some("node-local-dns".to_owned()),
+        ..Serve::default()
     })
 }
 
@@ -268,6 +271,7 @@ pub fn worker_web(place: &Place) -> Result<Server> {
         tcp: at,
         udp: vec![],
         say: Some("worker".to_owned()),
+        ..Serve::default()
     })
 }
 

@@ -2,14 +2,14 @@
 //! the same lab and by the same process, so that nothing but the product can be the reason.
 
 use std::fs;
-use std::net::SocketAddr;
+use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::thread;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
 use enforcer_tests::arrivals::Arrivals;
 use enforcer_tests::packet::{Content, Forged};
-use enforcer_tests::plan::{CP1, LOOPBACK, NODE_LOCAL_DNS, OUT, POD_A, POD_B, W1, port};
+use enforcer_tests::plan::{CP1, LOOPBACK, NODE_LOCAL_DNS, OUT, POD_A, POD_B, Party, W1, port};
 use enforcer_tests::probe::{Hold, Serve};
 use enforcer_tests::product::{Agent, PolicyText};
 use enforcer_tests::servers::expect_answer;
@@ -719,18 +719,45 @@ fn bad_input_changes_nothing() -> Result<()> {
 
 #[test]
 fn an_address_of_the_node_that_nobody_declared_is_guarded_like_the_others() -> Result<()> {
+    // A second one: the inventory knows nothing of it.
+    guarded_at_another_address(&plan::VIP, |_| PolicyText::default())
+}
+
+#[test]
+fn an_address_of_the_node_that_is_declared_as_another_is_guarded_too() -> Result<()> {
+    // Shared by the apiservers; its ports are the balancer's, and this is none of them.
+    guarded_at_another_address(&plan::VIP, |lab| {
+        let addresses = format!("addresses: [\"{}\", \"{}\"]", plan::VIP.v4, plan::VIP.v6);
+        let inventory = lab.inventory().with("load-balancer", &addresses);
+        PolicyText {
+            inventory: Some(inventory.yaml()),
+            ..PolicyText::default()
+        }
+    })?;
+    // The node's own among the pods: a bridge's.
+    guarded_at_another_address(&BRIDGE, |_| PolicyText::default())
+}
+
+/// What a bridge of cp1 would have.
+const BRIDGE: Party = Party {
+    name: "bridge",
+    v4: Ipv4Addr::new(10, 78, 1, 1),
+    v6: Ipv6Addr::new(0xfd78, 1, 0, 0, 0, 0, 0, 1),
+    mac: [0; 6],
+};
+
+fn guarded_at_another_address(party: &Party, policy: impl Fn(&Lab) -> PolicyText) -> Result<()> {
     let lab = Lab::builder().full().build()?;
-    // A bridge's, or a second one: the inventory knows nothing of it.
-    lab.claim(&CP1, &plan::VIP)?;
+    lab.claim(&CP1, party)?;
     let pod = lab.pod("pod-a");
-    for at in plan::VIP.both(port::KUBELET) {
+    for at in party.both(port::KUBELET) {
         ensure!(
             pod.connect(at)?.worked(),
             "without a policy nobody listens at {at}"
         );
     }
-    let agents = Agent::on_both(&lab, &PolicyText::default())?;
-    for at in plan::VIP.both(port::KUBELET) {
+    let agents = Agent::on_both(&lab, &policy(&lab))?;
+    for at in party.both(port::KUBELET) {
         let outcome = pod.connect(at)?;
         ensure!(
             !outcome.worked(),
@@ -744,10 +771,6 @@ fn an_address_of_the_node_that_nobody_declared_is_guarded_like_the_others() -> R
         );
     }
     // What is no guarded port is nobody's business there.
-    ensure!(
-        lab.apiserver()
-            .connect(plan::VIP.at(port::APISERVER))?
-            .worked()
-    );
+    ensure!(lab.apiserver().connect(party.at(port::APISERVER))?.worked());
     Ok(())
 }

@@ -4,6 +4,7 @@
 mod bpf_toolchain;
 mod build;
 mod demo;
+mod kernels;
 mod lab;
 mod mutants;
 mod setup;
@@ -28,6 +29,8 @@ enum Cli {
     Demo(demo::Args),
     /// Runs every check there is; the lab tests as root.
     Test(test::Args),
+    /// Tries the kernels that we claim, in emulated machines (minutes).
+    Kernels(kernels::Args),
     /// Breaks the meaning of the product in small ways, and sees whether the tests notice (minutes).
     Mutants,
 }
@@ -39,6 +42,7 @@ fn main() -> ExitCode {
         Cli::Lab(args) => lab::run(&args),
         Cli::Demo(args) => demo::run(&args),
         Cli::Test(args) => test::run(&args),
+        Cli::Kernels(args) => kernels::run(&args),
         Cli::Mutants => mutants::run(),
     };
     outcome.unwrap_or_else(|error| {

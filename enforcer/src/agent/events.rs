@@ -7,9 +7,10 @@ use std::{
 
 use enforcer_common::{
     addr::Ip,
+    decide,
     packet::Space,
     record::{Hook, RecordKey, RecordValue, subject},
-    tables::{NOBODY, Party, Place, Role, Tables as _},
+    tables::{NOBODY, Party, Role, Tables as _},
     verdict::Reason,
 };
 use nix::time::{ClockId, clock_gettime};
@@ -147,15 +148,13 @@ impl<'a> Teller<'a> {
         } else {
             key.dst
         };
-        let place = self.simulator.place(&dst);
-        let class = self.simulator.class(space?, key.port)?;
+        let space = space?;
+        let class = self.simulator.class(space, key.port)?;
         let settings = &self.compiled.settings;
-        // A socket received it, so the address is this node's, though nobody declared it.
-        let received = Hook::from_code(key.hook) == Some(Hook::CgroupIngress);
-        let party = if received && place.is(Place::NOBODYS) {
-            settings.own as Party
+        let party = if Hook::from_code(key.hook) == Some(Hook::CgroupIngress) {
+            decide::received_at(&self.simulator, settings, &dst, space, key.port)
         } else {
-            place.party
+            self.simulator.place(&dst).party
         };
         let target = self.simulator.target(settings, party, class)?;
         Some(target.into())
@@ -173,7 +172,12 @@ impl<'a> Teller<'a> {
         let (Some(space), Some(target)) = (space, target) else {
             return Vec::new();
         };
-        if Hook::from_code(key.hook) == Some(Hook::Bind) || key.reply != 0 {
+        // Where TLS is asked for, the path is there already.
+        let lock = [Reason::NotTls, Reason::FastOpenThrough].map(Reason::code);
+        if Hook::from_code(key.hook) == Some(Hook::Bind)
+            || key.reply != 0
+            || lock.contains(&key.reason)
+        {
             return Vec::new();
         }
         let endpoints = self.compiled.target_endpoints.get(target);

@@ -104,6 +104,9 @@ fn tell(explanation: &Explanation, from: &str, to: &str) -> Outcome {
     };
     say(&format!("{from} to {to}: {what}"))?;
     say(&format!("  because   {}", explanation.because))?;
+    for lock in &explanation.locks {
+        say(&format!("  lock      {lock}"))?;
+    }
     if !explanation.document.is_empty() {
         say(&format!("  document  {}", explanation.document))?;
     }

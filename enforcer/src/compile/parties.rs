@@ -183,9 +183,6 @@ impl Parties {
                 self.own = party;
             }
         }
-        if cluster.is_outside(declared) {
-            flags |= Place::NOBODYS;
-        }
         if declared.pods {
             flags |= Place::POD;
             if declared

@@ -8,7 +8,9 @@ use std::{
 use enforcer_common::{
     addr::Ip,
     packet::Space,
-    tables::{CLASSES_PER_BLOCK, FlowKey, Party, Place, Settings, Tables, class_block},
+    tables::{
+        CLASSES_PER_BLOCK, DECLARED_PORT, FlowKey, Party, Place, Settings, Tables, class_block,
+    },
     verdict::Verdict,
 };
 
@@ -103,6 +105,12 @@ impl Tables for Simulator<'_> {
             .targets
             .get(index as usize)
             .map(|target| *target as u16)
+    }
+
+    fn declares(&self, settings: &Settings, at: Party, class: u16) -> bool {
+        let index = u32::from(at) * settings.classes + u32::from(class);
+        let word = self.compiled.targets.get(index as usize);
+        word.is_some_and(|word| word & DECLARED_PORT != 0)
     }
 
     fn entry(&self, settings: &Settings, from: Party, target: u16) -> Option<Verdict> {

@@ -105,7 +105,7 @@ pub struct Compiled {
     /// Port classes, `CLASS_BLOCKS` blocks of `CLASSES_PER_BLOCK`, see
     /// [`enforcer_common::tables::class_block`].
     pub classes: Vec<u16>,
-    /// Targets, by party at the address and port class.
+    /// Targets, by party at the address and port class, some with [`enforcer_common::tables::DECLARED_PORT`].
     pub targets: Vec<u32>,
     /// Verdicts for packets and for binds, by party of the sender and target.
     pub entries: Vec<[Verdict; 2]>,

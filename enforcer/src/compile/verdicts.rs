@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, HashMap};
 
 use enforcer_common::{
     limits,
-    tables::Settings,
+    tables::{DECLARED_PORT, Settings},
     verdict::{Reason, Verdict},
 };
 
@@ -101,6 +101,7 @@ pub fn fill(
         settings: Settings {
             generation: 0,
             dry_run: u32::from(mode == Mode::DryRun),
+            tls_dry_run: u32::from(policy.tls_lock == Mode::DryRun),
             // All three are within their limits.
             classes: ports.classes.len() as u32,
             targets: targets.len() as u32,
@@ -145,11 +146,19 @@ fn targets(
     for info in infos {
         for class in classes {
             let target = target(policy, info, class);
+            let declared = target.endpoints.iter().any(|(c, p)| {
+                let component = &policy.components[*c];
+                !component.is_elsewhere() && !component.ports[*p].matches.contains(&PortMatch::Any)
+            });
             let number = *numbers.entry(target).or_insert_with_key(|target| {
                 targets.push(target.clone());
                 targets.len() as u32 - 1
             });
-            table.push(number);
+            table.push(if declared {
+                number | DECLARED_PORT
+            } else {
+                number
+            });
         }
         if targets.len() > limits::MAX_TARGETS as usize {
             let (what, max) = ("distinct sets of endpoints", limits::MAX_TARGETS);
@@ -308,12 +317,11 @@ impl<'a> Filler<'a> {
     }
 
     fn verdict(&self, sender: &PartyInfo, meant: &Meant<'_>) -> Verdict {
-        let target = meant.target;
-        let allowed = meant.routes.iter().find(|r| {
-            r.is_from(sender) && self.reaches(r, target) && is_local_enough(r, sender, target)
-        });
-        if let Some(route) = allowed {
-            let verdict = Verdict::path(route.number);
+        if let Some(route) = self.allowing(sender, meant) {
+            let mut verdict = Verdict::path(route.number);
+            if route.path.tls {
+                verdict = verdict.with_tls();
+            }
             return if meant.guarded {
                 verdict.to_guarded()
             } else {
@@ -328,6 +336,23 @@ impl<'a> Filler<'a> {
             .iter()
             .any(|e| *self.endpoint_modes.get(e).unwrap_or(&self.mode) == Mode::DryRun);
         Verdict::denied(self.reason(sender, meant), dry_run, true)
+    }
+
+    /// The path that lets a sender through: to the narrowest endpoint, and of several one that does
+    /// not ask for TLS, as a path is a permission and takes none away.
+    fn allowing<'m>(&self, sender: &PartyInfo, meant: &'m Meant<'_>) -> Option<&'m Route<'m>> {
+        let target = meant.target;
+        let mut allowed = meant.routes.iter().copied().filter(|r| {
+            r.is_from(sender) && self.reaches(r, target) && is_local_enough(r, sender, target)
+        });
+        let first = allowed.next()?;
+        let width = |r: &Route<'_>| self.port(r.to).width();
+        let mut as_narrow = allowed.take_while(|r| width(r) == width(first));
+        if first.path.tls {
+            as_narrow.find(|r| !r.path.tls).or(Some(first))
+        } else {
+            Some(first)
+        }
     }
 
     fn reason(&self, sender: &PartyInfo, meant: &Meant<'_>) -> Reason {

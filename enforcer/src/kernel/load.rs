@@ -83,6 +83,24 @@ impl Kernel {
         features
     }
 
+    /// How many instructions the verifier went through for each program: an account of how near it is
+    /// to the kernel's limit of a million. Empty where the kernel does not tell (before 5.16).
+    pub fn verified_instructions(&self) -> Vec<(String, u32)> {
+        let count = |program: &Program| {
+            program
+                .info()
+                .ok()
+                .and_then(|info| info.verified_instruction_count())
+        };
+        let mut counts: Vec<(String, u32)> = self
+            .bpf
+            .programs()
+            .filter_map(|(name, program)| Some((name.to_owned(), count(program)?)))
+            .collect();
+        counts.sort();
+        counts
+    }
+
     /// Prepares printing of the programs' own log, see [`KernelLog`].
     ///
     /// # Errors

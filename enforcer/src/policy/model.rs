@@ -39,6 +39,8 @@ pub struct Policy {
     pub mode: Mode,
     /// What happens outside the declared endpoints.
     pub other_traffic: OtherTraffic,
+    /// What happens to plaintext on a path that asks for TLS, unless `mode` is dry-run anyway.
+    pub tls_lock: Mode,
     /// The nodes of the cluster, in the order of the file.
     pub nodes: Vec<Node>,
     /// Networks that pods get their addresses from; a packet from a pod's interface with a source
@@ -174,6 +176,8 @@ pub struct Path {
     pub loopback: bool,
     /// Where the ends may be.
     pub locality: Locality,
+    /// What the client sends first must be a TLS ClientHello. The endpoint is TCP alone.
+    pub tls: bool,
     /// `DryRun`: a connection to this endpoint that no path allows is told and not dropped, whatever
     /// the policy's mode.
     pub mode: Option<Mode>,

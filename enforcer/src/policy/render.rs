@@ -20,6 +20,8 @@ pub struct Summary {
     pub mode: String,
     /// `Allow` or `Drop`.
     pub other_traffic: String,
+    /// What happens to plaintext on a path that asks for TLS: `DryRun` or `Enforce`.
+    pub tls_lock: String,
     /// The nodes.
     pub nodes: Vec<NodeSummary>,
     /// Networks of pods, CIDR.
@@ -119,6 +121,8 @@ pub struct PathSummary {
     pub loopback: bool,
     /// `Any` or `SameNode`.
     pub locality: String,
+    /// Its clients must begin with a TLS ClientHello.
+    pub tls: bool,
     /// The path's own mode.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub mode: Option<String>,
@@ -146,6 +150,7 @@ pub fn summary(policy: &Policy) -> Summary {
         digest: policy.digest.clone(),
         mode: policy.mode.to_string(),
         other_traffic: policy.other_traffic.to_string(),
+        tls_lock: policy.tls_lock.to_string(),
         nodes: policy
             .nodes
             .iter()
@@ -189,6 +194,12 @@ pub fn describe(policy: &Policy) -> String {
         summary.other_traffic,
         other_traffic_in_words(policy.other_traffic)
     );
+    if policy.tls_lock == Mode::DryRun && policy.mode == Mode::Enforce {
+        let _ = writeln!(
+            text,
+            "  TLS lock DryRun: plaintext on a path that asks for TLS is told and not dropped"
+        );
+    }
     if !summary.pod_networks.is_empty() {
         let _ = writeln!(
             text,
@@ -309,6 +320,7 @@ fn path_summary(policy: &Policy, path: &Path) -> PathSummary {
         to: format!("{}:{}", path.to_component, path.to_port),
         ports: port.map(|port| texts(&port.matches)).unwrap_or_default(),
         loopback: path.loopback,
+        tls: path.tls,
         locality: path.locality.to_string(),
         mode: path.mode.map(|mode| mode.to_string()),
         because: path.because.clone(),
@@ -440,6 +452,9 @@ fn locks(path: &PathSummary) -> String {
         locks.push("loopback".to_owned());
     } else if path.locality == Locality::SameNode.to_string() {
         locks.push("same node".to_owned());
+    }
+    if path.tls {
+        locks.push("TLS".to_owned());
     }
     locks.extend(path.mode.as_ref().map(|mode| format!("mode {mode}")));
     locks.join(", ")

@@ -325,6 +325,15 @@ pub(crate) fn locality(text: &str) -> Option<Locality> {
     }
 }
 
+/// `Required` (true) or `Optional`.
+pub(crate) fn tls(text: &str) -> Option<bool> {
+    match text {
+        "Required" => Some(true),
+        "Optional" => Some(false),
+        _ => None,
+    }
+}
+
 /// Decimal digits and nothing else: `+5` parses as a number elsewhere.
 pub(crate) fn is_number(text: &str) -> bool {
     !text.is_empty() && text.bytes().all(|b| b.is_ascii_digit())

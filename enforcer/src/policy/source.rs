@@ -180,6 +180,10 @@ pub(crate) struct PathPolicySpec {
     /// "drop all other connectivity".
     #[schemars(with = "String", extend("enum" = OTHER_TRAFFIC))]
     pub other_traffic: Option<Spanned<String>>,
+    /// What happens to plaintext on paths with `tls: Required`: `Enforce`, as is the default, drops it;
+    /// `DryRun` tells it.
+    #[schemars(with = "Option<String>", extend("enum" = MODES))]
+    pub tls_lock: Option<Spanned<String>>,
     /// Paths of your own, in addition to the profile's.
     #[serde(default)]
     pub paths: Vec<Spanned<PathSource>>,
@@ -194,6 +198,8 @@ pub(crate) const MODES: [&str; 2] = ["DryRun", "Enforce"];
 pub(crate) const OTHER_TRAFFIC: [&str; 2] = ["Allow", "Drop"];
 /// The values of `locality`.
 pub(crate) const LOCALITIES: [&str; 2] = ["Any", "SameNode"];
+/// The values of `tls`.
+pub(crate) const TLS: [&str; 2] = ["Optional", "Required"];
 
 /// From whom to which endpoint.
 #[derive(Debug, Deserialize, JsonSchema)]
@@ -215,6 +221,10 @@ pub(crate) struct PathSource {
     /// `SameNode`: both ends on one node. `Any` unless said otherwise.
     #[schemars(with = "Option<String>", extend("enum" = LOCALITIES))]
     pub locality: Option<Spanned<String>>,
+    /// `Required`: what the client sends first must be a TLS ClientHello; plaintext is dropped.
+    /// `Optional` unless said otherwise.
+    #[schemars(with = "Option<String>", extend("enum" = TLS))]
+    pub tls: Option<Spanned<String>>,
     /// `DryRun`: a connection to this endpoint that no path allows is told, and not dropped.
     #[schemars(with = "Option<String>", extend("enum" = MODES))]
     pub mode: Option<Spanned<String>>,

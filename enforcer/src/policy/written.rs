@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use serde::Serialize;
 
 use super::model::{Component, Locality, Mode, Path, Port};
-use super::source::API_VERSION;
+use super::source::{API_VERSION, TLS};
 
 /// A policy of these components and paths on an example cluster: an `Inventory` and a `PathPolicy`
 /// that a user can keep parts of. The addresses are those that documents may use (RFC 5737, RFC 3849).
@@ -180,6 +180,8 @@ struct WrittenPath<'a> {
     loopback: bool,
     #[serde(skip_serializing_if = "Option::is_none")]
     locality: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    tls: Option<&'static str>,
     because: &'a str,
     #[serde(skip_serializing_if = "str::is_empty")]
     document: &'a str,
@@ -200,6 +202,7 @@ impl<'a> WrittenPath<'a> {
             to: format!("{}:{}", path.to_component, path.to_port),
             loopback: path.loopback,
             locality: locality.then(|| path.locality.to_string()),
+            tls: path.tls.then_some(TLS[1]),
             because: &path.because,
             document: &path.document,
             symptom: &path.symptom,

@@ -13,6 +13,8 @@ use nix::sys::socket::{
     MsgFlags, SockType, SockaddrStorage, bind, connect as connect_to, sendto, setsockopt,
 };
 
+use crate::packet::{CLIENT_HELLO, from_hex};
+
 use super::{Connect, Failure, Hold, Outcome, Report, Transfer, Udp, milliseconds, socket, tell};
 
 pub(super) fn connect(what: &Connect) -> Report {
@@ -23,6 +25,7 @@ pub(super) fn connect(what: &Connect) -> Report {
     };
     let local = stream.local_addr().ok();
     let report = match &what.send {
+        None if !what.piece.is_empty() => send_pieces(&mut stream, what),
         None => Report::new(Outcome::Connected, "connect"),
         Some(_) if what.fast_open => receive(&mut stream),
         Some(text) => match stream.write_all(text.as_bytes()) {
@@ -31,6 +34,24 @@ pub(super) fn connect(what: &Connect) -> Report {
         },
     };
     timed(Report { local, ..report }, started)
+}
+
+/// The first piece is under way already where it went with the SYN.
+fn send_pieces(stream: &mut TcpStream, what: &Connect) -> Report {
+    // Each piece is a segment of its own.
+    if let Err(error) = stream.set_nodelay(true) {
+        return Report::of_error(&error, "nodelay");
+    }
+    for piece in what.piece.iter().skip(usize::from(what.fast_open)) {
+        let Ok(bytes) = from_hex(piece) else {
+            return Report::new(Outcome::Other, "hex");
+        };
+        if let Err(error) = stream.write_all(&bytes) {
+            return Report::of_error(&error, "send");
+        }
+        thread::sleep(milliseconds(what.pause_ms));
+    }
+    receive(stream)
 }
 
 pub(super) fn transfer(what: &Transfer) -> Report {
@@ -46,7 +67,12 @@ pub(super) fn transfer(what: &Transfer) -> Report {
     let local = stream.local_addr().ok();
     let report = thread::scope(|scope| {
         // At the same time: an echo server that nobody reads from takes no more.
-        scope.spawn(|| (&stream).write_all(&vec![b'x'; what.bytes]));
+        // The way may ask for TLS.
+        let mut bytes = vec![b'x'; what.bytes];
+        let hello = CLIENT_HELLO.len().min(bytes.len());
+        bytes[..hello].copy_from_slice(&CLIENT_HELLO[..hello]);
+        let stream = &stream;
+        scope.spawn(move || { stream }.write_all(&bytes));
         let report = take_back(&stream, what.bytes);
         // A sender that is stuck has nobody to send to any more.
         let _ = stream.shutdown(Shutdown::Both);
@@ -142,12 +168,16 @@ fn open_stream(what: &Connect) -> Result<TcpStream, Failure> {
         socket::disconnect(&socket).map_err(at("disconnect"))?;
     }
     let address = SockaddrStorage::from(to);
-    let connected = match &what.send {
-        Some(text) if what.fast_open => {
-            let flags = MsgFlags::from_bits_retain(libc::MSG_FASTOPEN);
-            sendto(socket.as_raw_fd(), text.as_bytes(), &address, flags).map(drop)
-        }
-        _ => connect_to(socket.as_raw_fd(), &address),
+    let first = match (&what.send, what.piece.first()) {
+        (Some(text), _) => text.as_bytes().to_vec(),
+        (None, Some(piece)) => from_hex(piece).unwrap_or_default(),
+        (None, None) => Vec::new(),
+    };
+    let connected = if what.fast_open && !first.is_empty() {
+        let flags = MsgFlags::from_bits_retain(libc::MSG_FASTOPEN);
+        sendto(socket.as_raw_fd(), &first, &address, flags).map(drop)
+    } else {
+        connect_to(socket.as_raw_fd(), &address)
     };
     connected.map_err(at("connect"))?;
     Ok(TcpStream::from(socket))

@@ -55,7 +55,7 @@ pub(super) fn serve(what: &Serve) -> Report {
     tell(READY);
     thread::scope(|scope| {
         for listener in &tcp {
-            scope.spawn(|| accept(listener, what.say.as_deref()));
+            scope.spawn(|| accept(listener, what));
         }
         for socket in &udp {
             scope.spawn(|| answer_datagrams(socket, what.say.as_deref()));
@@ -99,15 +99,15 @@ fn udp(at: SocketAddr) -> Result<UdpSocket, Errno> {
     Ok(socket::bound(at, SockType::Datagram, false)?.into())
 }
 
-fn accept(listener: &TcpListener, say: Option<&str>) {
+fn accept(listener: &TcpListener, what: &Serve) {
     thread::scope(|scope| {
         for stream in listener.incoming().flatten() {
-            scope.spawn(move || converse(stream, say));
+            scope.spawn(move || converse(stream, what));
         }
     });
 }
 
-fn converse(mut stream: TcpStream, say: Option<&str>) {
+fn converse(mut stream: TcpStream, what: &Serve) {
     let (Ok(from), Ok(at)) = (stream.peer_addr(), stream.local_addr()) else {
         return;
     };
@@ -116,6 +116,12 @@ fn converse(mut stream: TcpStream, say: Option<&str>) {
         at,
         data: None,
     });
+    let say = what.say.as_deref();
+    let greeting = what.greet.as_deref().unwrap_or_default();
+    if stream.write_all(greeting.as_bytes()).is_err() {
+        return;
+    }
+    let mut came = 0;
     let mut buffer = vec![0; 65536];
     while let Ok(length) = stream.read(&mut buffer) {
         let data = buffer.get(..length).unwrap_or_default();
@@ -127,7 +133,8 @@ fn converse(mut stream: TcpStream, say: Option<&str>) {
             at,
             data: Some(String::from_utf8_lossy(data).into_owned()),
         });
-        if stream.write_all(say.map_or(data, str::as_bytes)).is_err() {
+        came += length;
+        if came >= what.after && stream.write_all(say.map_or(data, str::as_bytes)).is_err() {
             return;
         }
     }

@@ -322,6 +322,8 @@ mod tests {
                 tcp: vec![to, to],
                 udp: vec![to],
                 say: Some(String::new()),
+                greet: Some("hi".into()),
+                after: 3,
             }),
             Probe::Sniff(Sniff {
                 interface: "lo".into(),

@@ -23,8 +23,15 @@ pub struct Connect {
     /// What to send; its answer is reported
     #[arg(long)]
     pub send: Option<String>,
-    /// Send it in the SYN (TCP Fast Open)
-    #[arg(long, requires = "send")]
+    /// What to send, in hexadecimal, each piece by itself; the answer to the first that is answered is
+    /// reported
+    #[arg(long, conflicts_with = "send")]
+    pub piece: Vec<String>,
+    /// How long to wait after each piece
+    #[arg(long, default_value_t = 0)]
+    pub pause_ms: u64,
+    /// Send the text, or the first piece, in the SYN (TCP Fast Open)
+    #[arg(long)]
     pub fast_open: bool,
     /// Speak multipath TCP
     #[arg(long)]
@@ -52,6 +59,8 @@ impl Connect {
             from: None,
             mapped: false,
             send: None,
+            piece: Vec::new(),
+            pause_ms: 0,
             fast_open: false,
             multipath: false,
             transparent: false,
@@ -255,6 +264,12 @@ pub struct Serve {
     /// Answer with this instead of what came
     #[arg(long)]
     pub say: Option<String>,
+    /// Say this first to whoever opens a connection
+    #[arg(long)]
+    pub greet: Option<String>,
+    /// Answer only when so many bytes have come over a connection
+    #[arg(long, default_value_t = 0)]
+    pub after: usize,
 }
 
 /// `lab-probe sniff`: prints [`READY`](super::READY), then a [`Frame`](super::Frame) per frame that matches.

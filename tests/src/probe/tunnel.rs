@@ -7,6 +7,8 @@ use std::sync::{Mutex, PoisonError, mpsc};
 use std::thread;
 use std::time::Duration;
 
+use crate::packet::CLIENT_HELLO;
+
 use super::{Outcome, READY, Report, TunnelAgent, TunnelServer, tell};
 
 /// What the server sends to an agent whose connection is taken.
@@ -34,8 +36,13 @@ pub(super) fn server(what: &TunnelServer) -> Report {
             let arrived = arrived.clone();
             scope.spawn(move || {
                 for agent in listener.incoming().flatten() {
-                    // The other end lives as long as this scope.
-                    let _ = arrived.send(agent);
+                    let arrived = arrived.clone();
+                    scope.spawn(move || {
+                        if greeted(&agent) {
+                            // The other end lives as long as this scope.
+                            let _ = arrived.send(agent);
+                        }
+                    });
                 }
             });
         }
@@ -52,6 +59,12 @@ pub(super) fn server(what: &TunnelServer) -> Report {
         }
     });
     Report::new(Outcome::Closed, "tunnel-server")
+}
+
+/// Whether an agent begins as konnectivity's do, which speak TLS: on its path nothing else passes.
+fn greeted(mut agent: &TcpStream) -> bool {
+    let mut hello = [0; CLIENT_HELLO.len()];
+    agent.read_exact(&mut hello).is_ok() && hello == CLIENT_HELLO
 }
 
 /// Joins a client with the next agent that is still there.
@@ -96,6 +109,7 @@ pub(super) fn agent(what: &TunnelAgent) -> Report {
 
 fn wait_once(what: &TunnelAgent) -> io::Result<()> {
     let mut server = TcpStream::connect_timeout(&what.server, PATIENCE)?;
+    server.write_all(&CLIENT_HELLO)?;
     let mut word = [0];
     server.read_exact(&mut word)?;
     let target = TcpStream::connect_timeout(&what.target, PATIENCE)?;

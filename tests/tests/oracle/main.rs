@@ -180,7 +180,11 @@ fn said(compiled: &Compiled, verdict: Verdict) -> Result<Said> {
                 .paths
                 .get(&number)
                 .context("a path without a name")?;
-            Said::Path(name.clone())
+            if verdict.is_tls_path() {
+                Said::TlsPath(name.clone())
+            } else {
+                Said::Path(name.clone())
+            }
         }
         Outcome::Other | Outcome::LaterFragment => Said::Other,
         Outcome::Denied(denial) => Said::Denied(denial.reason.name()),

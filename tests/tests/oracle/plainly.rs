@@ -13,6 +13,8 @@ use enforcer_common::packet::Space;
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Said {
     Path(String),
+    /// A path that asks for TLS.
+    TlsPath(String),
     Other,
     Denied(&'static str),
 }
@@ -267,11 +269,19 @@ impl<'a> Oracle<'a> {
             (Locality::SameNode, Some(a), Some(b)) => a == b,
             (Locality::SameNode, ..) => !to.is_virtual,
         };
-        let allows = paths
+        let mut allows: Vec<&(&Path, &Port)> = paths
             .iter()
-            .find(|(path, port)| is_from(path, sender) && reaches(path, port) && near(path));
-        if let Some((path, _)) = allows {
+            .filter(|(path, port)| is_from(path, sender) && reaches(path, port) && near(path))
+            .collect();
+        let narrowest = allows.first().map(|(_, port)| port.width());
+        allows.retain(|(_, port)| Some(port.width()) == narrowest);
+        // A path is a permission: where one asks for no TLS, none is asked for.
+        if let Some((path, _)) = allows.iter().find(|(path, _)| !path.tls) {
             let said = Said::Path(path.name.clone());
+            return Opinion { said, guarded };
+        }
+        if let Some((path, _)) = allows.first() {
+            let said = Said::TlsPath(path.name.clone());
             return Opinion { said, guarded };
         }
         let mine = |(path, port): &(&Path, &Port)| is_from(path, sender) && reaches(path, port);
@@ -465,7 +475,7 @@ fn is_from(path: &Path, sender: &Sender<'_>) -> bool {
 
 /// A segment may belong to a connection of either direction; what is said of a guarded port counts first.
 fn either(forward: Opinion, back: Opinion) -> Said {
-    let is_path = |opinion: &Opinion| matches!(opinion.said, Said::Path(_));
+    let is_path = |opinion: &Opinion| matches!(opinion.said, Said::Path(_) | Said::TlsPath(_));
     let is_denied = |opinion: &Opinion| matches!(opinion.said, Said::Denied(_));
     for wanted in [
         &(|o: &Opinion| o.guarded && is_path(o)) as &dyn Fn(&Opinion) -> bool,

@@ -282,9 +282,10 @@ fn paths(random: &mut Random, text: &mut String, names: &[&str], own: &[&str]) {
         let to = random.pick(&ends);
         let loopback = random.chance(8);
         let locality = random.pick(&["Any", "Any", "SameNode"]);
+        let tls = random.pick(&["Optional", "Optional", "Required"]);
         let _ = writeln!(
             text,
-            "    - {{ name: own-{number}, from: [{from}], to: \"{to}\", loopback: {loopback}, locality: {locality}, because: x }}"
+            "    - {{ name: own-{number}, from: [{from}], to: \"{to}\", loopback: {loopback}, locality: {locality}, tls: {tls}, because: x }}"
         );
     }
 }

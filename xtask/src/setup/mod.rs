@@ -2,7 +2,7 @@
 //! thing is there, installs it if not, and looks again. What can come from a package comes from
 //! apt; what is ours alone goes into the clone's `target/tools`.
 
-mod apt;
+pub mod apt;
 mod compiler;
 mod daemons;
 mod linker;

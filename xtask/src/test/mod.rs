@@ -11,7 +11,7 @@ use std::{
 
 use anyhow::Result;
 
-use crate::{bpf_toolchain::BpfToolchain, build, lab, setup, shell};
+use crate::{bpf_toolchain::BpfToolchain, build, kernels, lab, setup, shell};
 use report::Report;
 
 /// Options of `cargo xtask test`.
@@ -20,6 +20,9 @@ pub struct Args {
     /// Leaves out the tests in network namespaces, which need root.
     #[arg(long)]
     no_lab: bool,
+    /// Leaves out the other kernels, which run in emulated machines for minutes.
+    #[arg(long)]
+    no_kernels: bool,
     /// Runs the tests whose name contains this, and no other check.
     #[arg(long, value_name = "TEXT")]
     filter: Option<String>,
@@ -27,7 +30,11 @@ pub struct Args {
 
 /// Runs the checks. Fails if one failed, or if the lab should have run and could not.
 pub fn run(args: &Args) -> Result<ExitCode> {
-    let Args { no_lab, filter } = args;
+    let Args {
+        no_lab,
+        no_kernels,
+        filter,
+    } = args;
     let mut parts = vec![setup::Part::Toolchain, setup::Part::Clippy];
     if !no_lab {
         parts.push(setup::Part::Lab);
@@ -47,6 +54,9 @@ pub fn run(args: &Args) -> Result<ExitCode> {
             report.check("commands in the documents", readme::check);
         }
         lab_tests(&mut report, args);
+        if filter.is_none() {
+            other_kernels(&mut report, *no_lab || *no_kernels);
+        }
     }
     Ok(report.finish())
 }
@@ -129,6 +139,18 @@ fn lab_tests(report: &mut Report, args: &Args) {
             "network namespaces and kernel programs need root",
             &command,
         );
+    }
+}
+
+/// The kernels that we claim and this machine does not run.
+fn other_kernels(report: &mut Report, left_out: bool) {
+    const NAME: &str = "other kernels (6.1, 6.12)";
+    if left_out {
+        report.skip(NAME, "--no-kernels or --no-lab");
+    } else if let Some(obstacle) = kernels::obstacle() {
+        report.skip(NAME, &obstacle);
+    } else {
+        report.check(NAME, kernels::check);
     }
 }
 

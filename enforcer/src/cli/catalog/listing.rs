@@ -45,6 +45,9 @@ impl<'a> PathListing<'a> {
         } else if path.locality == Locality::SameNode {
             locks.push("same node");
         }
+        if path.tls {
+            locks.push("TLS");
+        }
         let with = |names: fn(&ProfileOption) -> &Vec<String>| {
             let options = catalogue.options().iter();
             options

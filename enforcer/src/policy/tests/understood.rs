@@ -361,3 +361,45 @@ fn the_summary_has_stable_names() {
         (&true.into(), &false.into())
     );
 }
+
+#[test]
+fn what_the_documents_call_https_asks_for_tls() {
+    let policy = good(SMALL);
+    assert_eq!(policy.tls_lock, Mode::Enforce);
+    let dry = SMALL.replace("  mode: DryRun", "  tlsLock: DryRun\n  mode: Enforce");
+    let policy = good(&dry);
+    assert_eq!(
+        (policy.tls_lock, policy.mode),
+        (Mode::DryRun, Mode::Enforce)
+    );
+    let backup = |policy: &crate::policy::Policy| {
+        let mut paths = policy.paths.iter();
+        paths
+            .find(|path| path.name == "backup-to-etcd")
+            .unwrap()
+            .tls
+    };
+    assert!(!backup(&policy), "own paths need not");
+    let asks = "      tls: Required\n      because:";
+    assert!(backup(&good(&SMALL.replace("      because:", asks))));
+
+    let catalogue = Catalogue::builtin();
+    // Some paths to a port that speaks TLS and some that do not ask for it: then none is asked for from
+    // whoever is on both.
+    for path in catalogue.paths() {
+        let others = catalogue.paths().iter().filter(|other| {
+            other.to_component == path.to_component && other.to_port == path.to_port
+        });
+        for other in others {
+            assert_eq!(path.tls, other.tls, "{} and {}", path.name, other.name);
+        }
+    }
+    for name in [
+        "apiserver-to-etcd",
+        "pod-to-apiserver",
+        "apiserver-to-webhook",
+    ] {
+        let path = catalogue.paths().iter().find(|path| path.name == name);
+        assert!(path.unwrap().tls, "{name}");
+    }
+}

@@ -58,6 +58,7 @@ pub(crate) fn policy(
         disabled: texts(&written.disable),
         mode: chosen.mode?,
         other_traffic: chosen.other_traffic?,
+        tls_lock: chosen.tls_lock,
         nodes: placed.nodes,
         pod_networks: placed.pod_networks,
         service_networks: placed.service_networks,

@@ -7,15 +7,16 @@ use super::components::{twice, unknown, unknown_port};
 use super::{Found, Scope, choice};
 use crate::policy::catalogue::{Catalogue, Profile, ProfileOption};
 use crate::policy::error::{Problem, list, quote};
-use crate::policy::model::{Component, Locality, Mode, OtherTraffic, Path};
+use crate::policy::model::{Component, Locality, Mode, OtherTraffic, Path, PortMatch};
 use crate::policy::scalar;
-use crate::policy::source::{LOCALITIES, MODES, OTHER_TRAFFIC, PathPolicySpec, PathSource};
+use crate::policy::source::{LOCALITIES, MODES, OTHER_TRAFFIC, PathPolicySpec, PathSource, TLS};
 use crate::policy::span::{Span, Spanned};
 
 /// A path policy that has been read.
 pub(crate) struct Chosen {
     pub mode: Option<Mode>,
     pub other_traffic: Option<OtherTraffic>,
+    pub tls_lock: Mode,
     pub paths: Vec<Path>,
     /// Components that the chosen options guard.
     pub guard: Vec<String>,
@@ -57,6 +58,11 @@ pub(crate) fn read(
         OTHER_TRAFFIC,
         scalar::other_traffic,
     );
+    let tls_lock = spec
+        .tls_lock
+        .as_ref()
+        .and_then(|text| choice(scope, "tlsLock", text, MODES, scalar::mode))
+        .unwrap_or(Mode::Enforce);
     let picked = Picked::of(scope, spec, catalogue);
     let mut paths = documented_paths(scope, spec, catalogue, &picked);
     let index = Index::of(components);
@@ -85,12 +91,14 @@ pub(crate) fn read(
     for path in &paths {
         let span = places.get(&path.name).copied().unwrap_or(found.spec_span);
         check_possible(scope, span, path, &index);
+        check_tls(scope, span, path, &index);
     }
     check_modes(scope, &paths, &places, found.spec_span);
     seal(&mut paths, &index);
     Chosen {
         mode,
         other_traffic,
+        tls_lock,
         paths,
         guard: picked.guard(),
         requires: picked.requires(spec),
@@ -130,6 +138,7 @@ pub(crate) fn read_path(
         to,
         loopback,
         locality,
+        tls,
         mode,
         because,
         symptom,
@@ -158,6 +167,10 @@ pub(crate) fn read_path(
         .as_ref()
         .and_then(|text| choice(scope, "locality", text, LOCALITIES, scalar::locality))
         .unwrap_or(Locality::Any);
+    let tls = tls
+        .as_ref()
+        .and_then(|text| choice(scope, "tls", text, TLS, scalar::tls))
+        .unwrap_or(false);
     let mode = mode
         .as_ref()
         .and_then(|text| choice(scope, "mode", text, MODES, scalar::mode));
@@ -170,6 +183,7 @@ pub(crate) fn read_path(
         to_port,
         loopback: *loopback,
         locality,
+        tls,
         mode,
         because: text(because),
         document: text(document),
@@ -577,6 +591,35 @@ fn check_possible(scope: &mut Scope<'_, '_>, span: Span, path: &Path, index: &In
             )
         });
     }
+}
+
+/// TLS is a matter of TCP alone.
+fn check_tls(scope: &mut Scope<'_, '_>, span: Span, path: &Path, index: &Index<'_>) {
+    let to = index.get(&path.to_component);
+    let Some(port) = to.and_then(|to| to.port(&path.to_port)) else {
+        return;
+    };
+    let other = port
+        .matches
+        .iter()
+        .find(|found| !matches!(found, PortMatch::Tcp(..)));
+    let (true, Some(other)) = (path.tls, other) else {
+        return;
+    };
+    scope.error(span, || {
+        Problem::new(
+            format!(
+                "path {} asks for TLS, and `{}:{}` is {other}, too",
+                quote(&path.name),
+                path.to_component,
+                path.to_port
+            ),
+            format!(
+                "lead it to a port of TCP alone: `{}: {{ ports: {{ https: 443/tcp }} }}` under `components` in the Inventory",
+                path.to_component
+            ),
+        )
+    });
 }
 
 /// A path's mode is about the endpoint, so the paths to one endpoint must agree.

@@ -1,0 +1,103 @@
+//! The lock `tls: Required`: what a client sends first must be a TLS ClientHello.
+//!
+//! Each of the first [`HELLO`] bytes of a stream is held against what may stand at its place, in
+//! whatever segment it comes: so it makes no difference whether the ClientHello is split, reordered,
+//! sent twice or sent with the SYN, and there is nothing to remember but where the stream begins. A
+//! segment that was let through and then lost (a wrong checksum, a short hop limit) earns nothing for
+//! those that follow. Once the server has the first bytes, nothing is looked at any more.
+//!
+//! What may stand there (RFC 8446, 5.1 and 4.1.2; RFC 5246, 6.2.1 and 7.4.1.2): a handshake record
+//! of version 1.0 to 1.2, as also TLS 1.3 has it, of at most 2^14 bytes, that begins with a ClientHello
+//! of less than 64 KiB, for version 1.0 or later. SSL 2 and 3 are not TLS. Which versions are good
+//! enough is for the server to say (`--tls-min-version`): a ClientHello only tells what its client
+//! would like best.
+
+use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
+
+use crate::packet::{PacketBytes, Segment};
+
+/// How many bytes of a stream are looked at: up to the version in the ClientHello.
+pub const HELLO: u32 = 11;
+
+/// A connection on its way through this node whose path asks for TLS.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, FromBytes, IntoBytes, Immutable, KnownLayout)]
+#[repr(C)]
+pub struct Stream {
+    /// Sequence number of the client's first byte, as its server acknowledged it.
+    pub first: u32,
+    /// One of [`stage`].
+    pub stage: u32,
+}
+
+/// How far a [`Stream`] is.
+pub mod stage {
+    /// The server has not acknowledged a ClientHello yet.
+    pub const OPEN: u32 = 1;
+    /// It has.
+    pub const HEARD: u32 = 2;
+    /// It was something else. No more of it passes.
+    pub const CUT: u32 = 3;
+}
+
+/// What an answer means for the lock.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+#[repr(u32)]
+pub enum Answer {
+    /// The server waits for the ClientHello, and says nothing.
+    Waits = 0,
+    /// The server has it.
+    Heard = 1,
+    /// The server speaks first, as no TLS server does.
+    Early = 2,
+}
+
+/// Whether a byte may stand at that place of a stream.
+pub const fn may_stand(place: u32, byte: u8) -> bool {
+    match place {
+        // Record: handshake, version, length.
+        0 => byte == 22,
+        1 => byte == 3,
+        2 => matches!(byte, 1..=3),
+        3 => byte <= 0x40,
+        // Handshake: ClientHello, length, version.
+        5 => byte == 1,
+        6 => byte == 0,
+        9 => byte == 3,
+        10 => matches!(byte, 1..=3),
+        _ => true,
+    }
+}
+
+/// Whether a segment of the client may pass, whose stream begins at `first`.
+#[inline(always)]
+pub fn may_follow<B: PacketBytes + ?Sized>(bytes: &B, segment: &Segment, first: u32) -> bool {
+    let len = segment.len();
+    // How much of the stream is before this segment; huge for what comes before the stream.
+    let before = segment.start().wrapping_sub(first);
+    for place in 0..HELLO {
+        let at = place.wrapping_sub(before);
+        if at < len {
+            let byte = bytes.load::<1>(segment.from.wrapping_add(at) as usize);
+            if !byte.is_some_and(|[byte]| may_stand(place, byte)) {
+                return false;
+            }
+        }
+    }
+    true
+}
+
+/// What a segment of the server means, for a client whose stream begins at `first`.
+pub const fn answer(segment: &Segment, first: u32) -> Answer {
+    // Far less than 2^31: by then the lock is open, or the connection gone.
+    let acknowledged = segment.ack.wrapping_sub(first) as i32;
+    if segment.acknowledges() && acknowledged >= HELLO as i32 {
+        Answer::Heard
+    } else if segment.is_empty() {
+        Answer::Waits
+    } else {
+        Answer::Early
+    }
+}
+
+#[cfg(test)]
+mod tests;

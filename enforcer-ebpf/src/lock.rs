@@ -1,0 +1,260 @@
+//! The lock `tls: Required`: on such a path, a connection whose client does not begin with a TLS
+//! ClientHello is denied. What may stand where is in [`enforcer_common::tls`]; here is where a stream
+//! begins, and whether it is under way already.
+//!
+//! A TCP socket of this node knows both by itself, so there is nothing to forget or to overflow. What is
+//! forwarded is followed in a bounded table by the interface that the client is behind: there the
+//! client's packets come in before, and the answers go out after, any address translation. The
+//! server's acceptance says where the stream begins, so a client that sends several SYNs gains nothing.
+//! Data with a SYN (Fast Open) would make that ambiguous: it does not go through this node, and TCP tries
+//! again without.
+//!
+//! Connections that are older than the programs are let be where they are forwarded; at a socket they
+//! are under way already.
+
+use core::ptr;
+
+use aya_ebpf::{
+    bindings::{bpf_sock, bpf_tcp_sock},
+    helpers::generated::bpf_tcp_sock as bpf_tcp_sock_helper,
+};
+use enforcer_common::{
+    decide,
+    packet::{Packet, Segment, Shape},
+    tables::FlowKey,
+    tls::{self, Answer, HELLO, Stream, stage},
+    verdict::{Direction, Reason, Verdict},
+};
+
+use crate::{
+    maps::{Generation, accept_tls, follow_tls_stream, tls_accepted, tls_stream},
+    skb::Skb,
+};
+
+// include/net/tcp_states.h
+const TCP_LISTEN: u32 = 10;
+
+/// What the lock says of a packet that its path allows.
+#[derive(Clone, Copy, PartialEq, Eq)]
+#[repr(u32)]
+pub enum Lock {
+    /// There is none, or it is open for good.
+    Open = 0,
+    /// It lets this one pass.
+    Holds = 1,
+    /// It is broken.
+    Broken = 2,
+}
+
+impl Lock {
+    const fn unless(fine: bool) -> Self {
+        if fine { Self::Holds } else { Self::Broken }
+    }
+
+    /// The verdict with the lock in mind.
+    pub fn verdict(self, generation: &Generation, allowed: Verdict) -> Verdict {
+        match self {
+            Self::Open | Self::Holds => allowed,
+            Self::Broken => decide::not_tls(generation, allowed, Reason::NotTls),
+        }
+    }
+}
+
+/// Whether a verdict is about a lock at all.
+pub fn is_asked(verdict: Verdict, packet: &Packet) -> bool {
+    verdict.is_tls_path() && matches!(packet.shape, Shape::Flow)
+}
+
+/// What a socket of this node sends. `cut`: it has broken the lock before.
+#[inline(never)]
+pub fn sent(skb: Skb, sk: *mut bpf_sock, packet: &Packet, verdict: Verdict, cut: bool) -> Lock {
+    let segment = &packet.segment;
+    let tcp = tcp_socket(sk);
+    if tcp.is_null() {
+        // The kernel's own answers carry no payload, and whoever crafts segments speaks no TLS.
+        return injected(segment);
+    }
+    match verdict.direction() {
+        Direction::Reply => {
+            if segment.is_syn_ack() {
+                accept_tls(&decide::flow_of(packet, Direction::Reply), segment.ack);
+            }
+            if has_received_hello(tcp) {
+                Lock::Open
+            } else {
+                Lock::unless(segment.is_empty())
+            }
+        }
+        Direction::Forward => {
+            if has_sent_hello(tcp) {
+                Lock::Open
+            } else if segment.is_empty() {
+                Lock::Holds
+            } else {
+                let first = if segment.is_syn() {
+                    segment.start()
+                } else {
+                    first_sent(tcp)
+                };
+                Lock::unless(!cut && tls::may_follow(&skb, segment, first))
+            }
+        }
+    }
+}
+
+/// What a socket of this node receives.
+#[inline(never)]
+pub fn received(skb: Skb, sk: *mut bpf_sock, packet: &Packet, verdict: Verdict, cut: bool) -> Lock {
+    let segment = &packet.segment;
+    let tcp = tcp_socket(sk);
+    if tcp.is_null() {
+        // A raw socket gets a copy.
+        return Lock::Holds;
+    }
+    match verdict.direction() {
+        Direction::Forward => {
+            if has_received_hello(tcp) {
+                return Lock::Open;
+            }
+            if segment.is_empty() {
+                return Lock::Holds;
+            }
+            // SAFETY: a full socket, whose plain fields the verifier lets programs read.
+            let listens = unsafe { (*sk).state == TCP_LISTEN };
+            let first = if segment.is_syn() {
+                segment.start()
+            } else if listens {
+                // The last packet of the handshake may bring the first bytes; who accepted it is no
+                // full socket yet.
+                match tls_accepted(&decide::flow_of(packet, Direction::Forward)) {
+                    Some(first) => first,
+                    None => return Lock::Broken,
+                }
+            } else {
+                first_received(tcp)
+            };
+            Lock::unless(!cut && tls::may_follow(&skb, segment, first))
+        }
+        Direction::Reply => {
+            if has_sent_hello(tcp) {
+                return Lock::Open;
+            }
+            match tls::answer(segment, first_sent(tcp)) {
+                Answer::Waits | Answer::Heard => Lock::Holds,
+                Answer::Early => Lock::Broken,
+            }
+        }
+    }
+}
+
+/// What a packet socket injects: no TCP, so no TLS.
+pub fn injected(segment: &Segment) -> Lock {
+    Lock::unless(segment.is_empty())
+}
+
+/// What comes in by an interface from a client behind it. Where a socket of this node is to receive
+/// it, that one decides.
+#[inline(never)]
+pub fn entered(skb: Skb, packet: &Packet) -> Lock {
+    let segment = &packet.segment;
+    if segment.is_empty() {
+        return Lock::Holds;
+    }
+    if segment.is_syn() {
+        return Lock::unless(tls::may_follow(&skb, segment, segment.start()));
+    }
+    let flow = decide::flow_of(packet, Direction::Forward);
+    let Some(Stream { first, stage }) = read(&flow) else {
+        return Lock::Holds;
+    };
+    match stage {
+        stage::OPEN => Lock::unless(tls::may_follow(&skb, segment, first)),
+        stage::CUT => Lock::Broken,
+        _ => Lock::Holds,
+    }
+}
+
+/// What goes out by an interface to a client behind it.
+#[inline(never)]
+pub fn returned(packet: &Packet) -> Lock {
+    let segment = &packet.segment;
+    let flow = decide::flow_of(packet, Direction::Reply);
+    if segment.is_syn_ack() {
+        let (first, stage) = (segment.ack, stage::OPEN);
+        follow_tls_stream(&flow, &Stream { first, stage });
+        return Lock::unless(segment.is_empty());
+    }
+    let Some(Stream { first, stage }) = read(&flow) else {
+        return Lock::Holds;
+    };
+    match stage {
+        stage::OPEN => match tls::answer(segment, first) {
+            Answer::Waits => Lock::Holds,
+            Answer::Early => Lock::Broken,
+            Answer::Heard => {
+                set_stage(&flow, stage::HEARD);
+                Lock::Holds
+            }
+        },
+        stage::CUT => Lock::unless(segment.is_empty()),
+        _ => Lock::Holds,
+    }
+}
+
+/// Cuts off a connection that comes in by an interface.
+#[inline(never)]
+pub fn cut(packet: &Packet) {
+    set_stage(&decide::flow_of(packet, Direction::Forward), stage::CUT);
+}
+
+fn read(flow: &FlowKey) -> Option<Stream> {
+    // SAFETY: a value of the map, which stays in place while the program runs; copied at once. Only its
+    // second word is ever changed.
+    tls_stream(flow).map(|stream| unsafe { *stream })
+}
+
+fn set_stage(flow: &FlowKey, stage: u32) {
+    if let Some(stream) = tls_stream(flow) {
+        // SAFETY: as above.
+        unsafe { (*stream).stage = stage };
+    }
+}
+
+/// The TCP side of a full socket; null if there is none.
+fn tcp_socket(sk: *mut bpf_sock) -> *mut bpf_tcp_sock {
+    if sk.is_null() {
+        return ptr::null_mut();
+    }
+    // SAFETY: a full socket, which is what the helper asks for.
+    unsafe { bpf_tcp_sock_helper(sk) }
+}
+
+/// Sequence number of the first byte that this socket received.
+fn first_received(tcp: *mut bpf_tcp_sock) -> u32 {
+    // SAFETY: not null, and plain fields.
+    unsafe { (*tcp).rcv_nxt.wrapping_sub((*tcp).bytes_received as u32) }
+}
+
+/// Whether the socket has the bytes that are looked at.
+fn has_received_hello(tcp: *mut bpf_tcp_sock) -> bool {
+    // SAFETY: as above.
+    unsafe { (*tcp).bytes_received >= u64::from(HELLO) }
+}
+
+/// Sequence number of the first byte that this socket, which opened the connection, sent. Its SYN
+/// is counted among what was acknowledged.
+fn first_sent(tcp: *mut bpf_tcp_sock) -> u32 {
+    // SAFETY: as above.
+    unsafe {
+        (*tcp)
+            .snd_una
+            .wrapping_sub((*tcp).bytes_acked as u32)
+            .wrapping_add(1)
+    }
+}
+
+/// Whether the peer has acknowledged the bytes that are looked at, and the SYN.
+fn has_sent_hello(tcp: *mut bpf_tcp_sock) -> bool {
+    // SAFETY: as above.
+    unsafe { (*tcp).bytes_acked > u64::from(HELLO) }
+}

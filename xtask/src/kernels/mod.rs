@@ -1,0 +1,200 @@
+//! `cargo xtask kernels`: the kernels that we claim, in virtual machines. In each, all programs are
+//! loaded, the shipped cases and random packets go through them, and connections are made in a lab.
+//!
+//! The machines are emulated (no KVM), so this is slow and needs nothing of its host but qemu.
+
+mod image;
+mod outcome;
+mod packages;
+
+use std::{
+    fs::{self, File},
+    path::{Path, PathBuf},
+    process::{Child, Command, ExitCode, Stdio},
+    thread,
+    time::{Duration, Instant},
+};
+
+use anyhow::{Context as _, Result, bail};
+
+use crate::{lab, setup, shell};
+use outcome::Outcome;
+
+/// The series that are tried, oldest first. The README's supported kernels are these, and the one that
+/// the tests run on.
+const SERIES: [&str; 2] = ["6.1", "6.12"];
+
+/// Options of `cargo xtask kernels`.
+#[derive(Debug, clap::Args)]
+pub struct Args {
+    /// Tries this series only (6.1, 6.12).
+    #[arg(long, value_name = "SERIES", value_parser = SERIES)]
+    only: Option<String>,
+    /// Runs all end-to-end tests of the small lab in each machine (half an hour).
+    #[arg(long)]
+    all: bool,
+    /// Writes docs/kernels.md anew, with this machine's own kernel beside the others (as root).
+    #[arg(long, conflicts_with_all = ["only", "all"])]
+    write: bool,
+}
+
+/// Tries all of them and prints a table. Fails if one failed.
+pub fn run(args: &Args) -> Result<ExitCode> {
+    setup::ensure(&[setup::Part::Toolchain, setup::Part::Lab])?;
+    let chosen = |series: &&str| args.only.as_deref().is_none_or(|only| only == *series);
+    let series: Vec<&str> = SERIES.into_iter().filter(chosen).collect();
+    let outcomes = try_all(&series, args.all)?;
+    for outcome in &outcomes {
+        print!("{outcome}");
+    }
+    if args.write && outcomes.iter().all(Outcome::is_good) {
+        let document = shell::workspace().join("docs/kernels.md");
+        let text = outcome::document(&outcomes, &here()?);
+        fs::write(&document, text)
+            .with_context(|| format!("failed to write {}", document.display()))?;
+        println!("\nwritten: {}", document.display());
+    }
+    Ok(if outcomes.iter().all(Outcome::is_good) {
+        ExitCode::SUCCESS
+    } else {
+        ExitCode::FAILURE
+    })
+}
+
+/// For `cargo xtask test`: what each kernel said, or what was wrong with one.
+pub fn check() -> Result<()> {
+    let outcomes = try_all(&SERIES, false)?;
+    let said: String = outcomes.iter().map(Outcome::to_string).collect();
+    if outcomes.iter().all(Outcome::is_good) {
+        return Ok(());
+    }
+    bail!("{said}")
+}
+
+/// Why machines can not be had here, if so.
+pub fn obstacle() -> Option<String> {
+    packages::obstacle()
+}
+
+/// Runs the machines beside each other: each has one processor.
+fn try_all(series: &[&str], all: bool) -> Result<Vec<Outcome>> {
+    if let Some(obstacle) = obstacle() {
+        bail!("{obstacle}");
+    }
+    packages::install_emulator()?;
+    let programs = image::build_programs()?;
+    let mut machines = Vec::new();
+    for series in series {
+        let kernel = packages::kernel(series)?;
+        machines.push(Machine::start(series, &kernel, &programs, all)?);
+    }
+    machines.into_iter().map(Machine::wait).collect()
+}
+
+/// What this machine's own kernel makes of the programs.
+fn here() -> Result<Outcome> {
+    let programs = image::build_programs()?;
+    let mut cases = Command::new(programs.test("cases")?);
+    lab::environment(&mut cases);
+    let began = Instant::now();
+    let log = shell::log_path("kernel-here")?;
+    let good = shell::run_logged(&mut cases, &log)?;
+    if !good {
+        bail!("the cases fail on this kernel: {}", shell::tail(&log));
+    }
+    let text = fs::read(&log).context("failed to read a log")?;
+    let release = fs::read_to_string("/proc/sys/kernel/osrelease").unwrap_or_default();
+    let series: Vec<&str> = release.trim().split('.').take(2).collect();
+    Ok(Outcome::read(
+        series.join("."),
+        &String::from_utf8_lossy(&text),
+        log,
+        began.elapsed(),
+    ))
+}
+
+/// A machine that runs.
+struct Machine {
+    release: String,
+    child: Child,
+    log: PathBuf,
+    began: Instant,
+    limit: Duration,
+}
+
+impl Machine {
+    fn start(
+        series: &str,
+        kernel: &packages::Kernel,
+        programs: &image::Programs,
+        all: bool,
+    ) -> Result<Self> {
+        let image = image::make(series, kernel, programs, all)?;
+        let log = shell::log_path(&format!("kernel-{series}"))?;
+        let output =
+            File::create(&log).with_context(|| format!("failed to create {}", log.display()))?;
+        let child = Command::new("qemu-system-x86_64")
+            // KVM inside of a virtual machine may hang; emulation is slow and always there.
+            .args(["-accel", "tcg", "-cpu", "max", "-smp", "1", "-m", "3072"])
+            .args(["-nographic", "-no-reboot", "-nic", "none", "-kernel"])
+            .arg(&kernel.image)
+            .arg("-initrd")
+            .arg(&image)
+            .args([
+                "-append",
+                "console=ttyS0 quiet panic=-1 random.trust_cpu=on",
+            ])
+            .stdin(Stdio::null())
+            .stdout(output.try_clone().context("failed to share the log")?)
+            .stderr(output)
+            .spawn()
+            .context("failed to start qemu-system-x86_64")?;
+        Ok(Self {
+            release: kernel.release.clone(),
+            child,
+            log,
+            began: Instant::now(),
+            limit: Duration::from_secs(if all { 3600 } else { 900 }),
+        })
+    }
+
+    fn wait(mut self) -> Result<Outcome> {
+        while self
+            .child
+            .try_wait()
+            .context("failed to wait for a machine")?
+            .is_none()
+        {
+            if self.began.elapsed() > self.limit {
+                // What is missing in its log tells how far it came.
+                self.child.kill().context("failed to end a machine")?;
+            }
+            thread::sleep(Duration::from_millis(100));
+        }
+        let text = fs::read(&self.log).context("failed to read a machine's log")?;
+        let text = String::from_utf8_lossy(&text);
+        let took = self.began.elapsed();
+        Ok(Outcome::read(
+            self.release.clone(),
+            &text,
+            self.log.clone(),
+            took,
+        ))
+    }
+}
+
+impl Drop for Machine {
+    /// Nothing is left running where another machine could not be started.
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+/// A file's name.
+fn name_of(path: &Path) -> String {
+    path.file_name()
+        .unwrap_or_default()
+        .to_string_lossy()
+        .into_owned()
+}
