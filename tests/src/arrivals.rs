@@ -1,4 +1,4 @@
-//! Counting what reaches a host's input: behind TC, before sockets and their cgroups.
+//! Counting what TC lets a host have: behind TC, before sockets and their cgroups.
 
 use std::net::{IpAddr, SocketAddr};
 
@@ -12,10 +12,11 @@ use crate::process::run_tool;
 
 const TABLE: &str = "lab-arrivals";
 
-/// A counter of packets with a certain source and destination, in nftables' input hook.
+/// A counter of certain packets, in one of nftables' hooks.
 #[derive(Debug)]
 pub struct Arrivals {
     place: Place,
+    family: &'static str,
     chain: String,
 }
 
@@ -30,11 +31,7 @@ impl Arrivals {
             to.ip(),
             to.port()
         );
-        net::nft(place.namespace().name(), &rules)?;
-        Ok(Self {
-            place: place.clone(),
-            chain,
-        })
+        Self::with(place, "inet", chain, &rules)
     }
 
     /// Starts to count packets like one, by addresses and protocol, before the host decides whether
@@ -57,9 +54,36 @@ impl Arrivals {
              flush chain inet {TABLE} {chain}
              add rule inet {TABLE} {chain} {family} saddr {from} {family} daddr {to} meta l4proto {protocol} counter\n"
         );
-        net::nft(place.namespace().name(), &rules)?;
+        Self::with(place, "inet", chain, &rules)
+    }
+
+    /// Starts to count what an expression of nftables matches, in the input hook: what a host takes
+    /// for its own, put together again if it came in fragments.
+    pub fn matching(place: &Place, name: &str, expression: &str) -> Result<Self> {
+        let chain = format!("input-{name}");
+        let rules = format!(
+            "table inet {TABLE} {{ chain {chain} {{ type filter hook input priority -300;
+               {expression} counter\n}}\n}}\n"
+        );
+        Self::with(place, "inet", chain, &rules)
+    }
+
+    /// The same, right behind TC on the way in by an interface: frames as they are, also those that the
+    /// kernel itself would throw away later.
+    pub fn on_device(place: &Place, device: &str, name: &str, expression: &str) -> Result<Self> {
+        let chain = format!("device-{name}");
+        let rules = format!(
+            "table netdev {TABLE} {{ chain {chain} {{ type filter hook ingress device \"{device}\" priority 0;
+               {expression} counter\n}}\n}}\n"
+        );
+        Self::with(place, "netdev", chain, &rules)
+    }
+
+    fn with(place: &Place, family: &'static str, chain: String, rules: &str) -> Result<Self> {
+        net::nft(place.namespace().name(), rules)?;
         Ok(Self {
             place: place.clone(),
+            family,
             chain,
         })
     }
@@ -67,7 +91,7 @@ impl Arrivals {
     /// How many packets arrived so far.
     pub fn so_far(&self) -> Result<u64> {
         let mut command = net::command("nft")?;
-        command.args(["-j", "list", "chain", "inet", TABLE, &self.chain]);
+        command.args(["-j", "list", "chain", self.family, TABLE, &self.chain]);
         let listing = self.place.namespace().within(|| run_tool(command, ""))??;
         let listing: Value = serde_json::from_str(&listing).context("nft wrote no JSON")?;
         find_counter(&listing).context("nft's listing holds no counter")

@@ -66,22 +66,21 @@ impl Place {
 
     /// Binds a TCP address and listens there for a moment.
     pub fn bind(&self, at: SocketAddr) -> Result<Outcome> {
-        let bind = Bind {
-            at,
-            udp: false,
-            reuse_port: false,
-        };
-        self.probe(&Probe::Bind(bind)).map(|report| report.outcome)
+        self.bind_with(Bind::at(at)).map(|report| report.outcome)
+    }
+
+    /// Binds an address in a special way.
+    pub fn bind_with(&self, bind: Bind) -> Result<Report> {
+        self.probe(&Probe::Bind(bind))
     }
 
     /// Binds a UDP address for a moment.
     pub fn bind_udp(&self, at: SocketAddr) -> Result<Outcome> {
         let bind = Bind {
-            at,
             udp: true,
-            reuse_port: false,
+            ..Bind::at(at)
         };
-        self.probe(&Probe::Bind(bind)).map(|report| report.outcome)
+        self.bind_with(bind).map(|report| report.outcome)
     }
 
     /// Asks a DNS server.
@@ -117,11 +116,12 @@ impl Place {
 
     /// Sends any frames by a packet socket.
     pub fn inject(&self, interface: &str, frames: &[Vec<u8>]) -> Result<Report> {
-        let frame = frames.iter().map(|frame| to_hex(frame)).collect();
-        self.probe(&Probe::Inject(Inject {
-            interface: interface.to_owned(),
-            frame,
-        }))
+        self.inject_with(Inject::frames(interface, frames))
+    }
+
+    /// Sends frames by a packet socket in a special way.
+    pub fn inject_with(&self, inject: Inject) -> Result<Report> {
+        self.probe(&Probe::Inject(inject))
     }
 
     /// Sends a forged packet by a raw IP socket: the kernel routes it, and local hooks see it.

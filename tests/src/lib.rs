@@ -31,6 +31,7 @@ pub mod attempt;
 pub mod certs;
 pub mod cgroup;
 pub mod cluster;
+pub mod craft;
 pub mod host;
 pub mod inventory;
 pub mod lab;

@@ -10,7 +10,7 @@ use anyhow::{Context, Result, ensure};
 use enforcer_tests::arrivals::Arrivals;
 use enforcer_tests::packet::{Content, Forged};
 use enforcer_tests::plan::{CP1, LOOPBACK, NODE_LOCAL_DNS, OUT, POD_A, POD_B, Party, W1, port};
-use enforcer_tests::probe::{Connect, Hold, Serve};
+use enforcer_tests::probe::{Hold, Serve};
 use enforcer_tests::product::{Agent, PolicyText};
 use enforcer_tests::servers::expect_answer;
 use enforcer_tests::{Lab, Outcome, Place, net, plan};
@@ -457,47 +457,6 @@ fn ports_can_not_be_taken_by_others() -> Result<()> {
     for (place, at) in &allowed {
         bound(place, *at).context("what is allowed")?;
     }
-    Ok(())
-}
-
-#[test]
-fn mapped_addresses_and_wildcard_destinations_mean_what_they_mean() -> Result<()> {
-    let lab = Lab::builder().apiserver().build()?;
-    let intruder = lab.hostnet("cp1");
-    let insecure = LOOPBACK.at(port::INSECURE);
-    let ways = [
-        Connect {
-            mapped: true,
-            ..Connect::to(insecure)
-        },
-        Connect::to("0.0.0.0:8080".parse()?),
-        Connect::to("[::]:8080".parse()?),
-        Connect::to("127.9.9.9:8080".parse()?),
-        Connect {
-            send: Some("GET / HTTP/1.0\r\n\r\n".to_owned()),
-            fast_open: true,
-            ..Connect::to(insecure)
-        },
-    ];
-    // nginx listens on 127.0.0.1 and ::1 alone, so 127.9.9.9 is refused rather than connected.
-    let reached = |outcome: Outcome| outcome.worked() || outcome == Outcome::Refused;
-    for way in &ways {
-        let outcome = intruder.connect_with(way.clone())?.outcome;
-        ensure!(reached(outcome), "twin: {way:?}: {outcome}");
-    }
-    let agent = Agent::start(&lab, "cp1", &PolicyText::default())?;
-    for way in &ways {
-        let outcome = intruder.connect_with(way.clone())?.outcome;
-        ensure!(
-            matches!(outcome, Outcome::Eperm | Outcome::Timeout),
-            "{way:?}: {outcome}"
-        );
-    }
-    let dropped = agent.denied("WrongProcess")?.0;
-    ensure!(
-        dropped >= ways.len() as u64,
-        "{dropped} denied as WrongProcess"
-    );
     Ok(())
 }
 

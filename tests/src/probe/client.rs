@@ -8,7 +8,10 @@ use std::time::Instant;
 
 use nix::errno::Errno;
 use nix::libc;
-use nix::sys::socket::{MsgFlags, SockType, SockaddrStorage, bind, connect as connect_to, sendto};
+use nix::sys::socket::sockopt::{BindToDevice, IpTransparent, ReuseAddr};
+use nix::sys::socket::{
+    MsgFlags, SockType, SockaddrStorage, bind, connect as connect_to, sendto, setsockopt,
+};
 
 use crate::packet::{CLIENT_HELLO, from_hex};
 
@@ -147,8 +150,23 @@ pub(super) fn udp(what: &Udp) -> Report {
 fn open_stream(what: &Connect) -> Result<TcpStream, Failure> {
     let at = |step: &'static str| move |errno| (errno, step);
     let to = socket::mapped(what.to, what.mapped);
-    let socket = socket::towards(to, SockType::Stream, what.timeout_ms).map_err(at("socket"))?;
+    let socket = if what.multipath {
+        socket::multipath(to, what.timeout_ms)
+    } else {
+        socket::towards(to, SockType::Stream, what.timeout_ms)
+    };
+    let socket = socket.map_err(at("socket"))?;
+    if let Some(device) = &what.device {
+        setsockopt(&socket, BindToDevice, &device.into()).map_err(at("device"))?;
+    }
+    // A port that an earlier connection still has in TIME_WAIT will do.
+    setsockopt(&socket, ReuseAddr, &what.from.is_some()).map_err(at("reuse"))?;
+    setsockopt(&socket, IpTransparent, &what.transparent).map_err(at("transparent"))?;
     bind_to(&socket, what.from, what.mapped).map_err(at("bind"))?;
+    if let Some(first) = what.first {
+        connect_to(socket.as_raw_fd(), &SockaddrStorage::from(first)).map_err(at("first"))?;
+        socket::disconnect(&socket).map_err(at("disconnect"))?;
+    }
     let address = SockaddrStorage::from(to);
     let first = match (&what.send, what.piece.first()) {
         (Some(text), _) => text.as_bytes().to_vec(),

@@ -29,7 +29,13 @@ pub(super) fn bind(what: &Bind) -> Report {
     } else {
         SockType::Stream
     };
-    let bound = match socket::bound(what.at, kind, what.reuse_port) {
+    let at = socket::mapped(what.at, what.mapped);
+    let bound = if what.multipath {
+        socket::multipath_bound(at)
+    } else {
+        socket::bound(at, kind, what.reuse_port)
+    };
+    let bound = match bound {
         Ok(bound) => bound,
         Err(errno) => return Report::of_errno(errno, "bind"),
     };

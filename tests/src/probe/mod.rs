@@ -281,6 +281,11 @@ mod tests {
                 send,
                 fast_open: true,
                 mapped: true,
+                multipath: true,
+                transparent: true,
+                from: Some(to),
+                device: Some("lo".to_owned()),
+                first: Some(to),
                 ..Connect::to(to)
             }),
             Probe::Transfer(Transfer {
@@ -295,17 +300,20 @@ mod tests {
                 ..Udp::to(to)
             }),
             Probe::Bind(Bind {
-                at: to,
                 udp: true,
                 reuse_port: true,
+                mapped: true,
+                multipath: true,
+                ..Bind::at(to)
             }),
             Probe::Ping(Ping {
                 to: to.ip(),
                 timeout_ms: 5,
             }),
             Probe::Inject(Inject {
-                interface: "lo".into(),
-                frame: vec!["00".into(), "01".into()],
+                cooked: true,
+                bypass: true,
+                ..Inject::frames("lo", &[vec![0], vec![1]])
             }),
             Probe::Raw(Raw {
                 packet: vec!["4500".into()],

@@ -6,6 +6,7 @@ use clap::Args;
 use serde::Serialize;
 
 use super::TIMEOUT_MS;
+use crate::packet::to_hex;
 
 /// `lab-probe connect`.
 #[derive(Debug, Clone, Args, Serialize)]
@@ -32,6 +33,18 @@ pub struct Connect {
     /// Send the text, or the first piece, in the SYN (TCP Fast Open)
     #[arg(long)]
     pub fast_open: bool,
+    /// Speak multipath TCP
+    #[arg(long)]
+    pub multipath: bool,
+    /// Take the address to bind though this host does not have it (IP_TRANSPARENT)
+    #[arg(long, requires = "from")]
+    pub transparent: bool,
+    /// Bind the socket to this interface (SO_BINDTODEVICE)
+    #[arg(long)]
+    pub device: Option<String>,
+    /// Connect to this address first, and then with the same socket to the other
+    #[arg(long)]
+    pub first: Option<SocketAddr>,
     /// How long each step may take
     #[arg(long, default_value_t = TIMEOUT_MS)]
     pub timeout_ms: u64,
@@ -49,6 +62,10 @@ impl Connect {
             piece: Vec::new(),
             pause_ms: 0,
             fast_open: false,
+            multipath: false,
+            transparent: false,
+            device: None,
+            first: None,
             timeout_ms,
         }
     }
@@ -166,6 +183,25 @@ pub struct Bind {
     /// Let two sockets have one port (SO_REUSEPORT)
     #[arg(long)]
     pub reuse_port: bool,
+    /// Use an IPv6 socket and the IPv4-mapped form of the address
+    #[arg(long)]
+    pub mapped: bool,
+    /// Speak multipath TCP
+    #[arg(long)]
+    pub multipath: bool,
+}
+
+impl Bind {
+    /// A plain TCP listener.
+    pub fn at(at: SocketAddr) -> Self {
+        Self {
+            at,
+            udp: false,
+            reuse_port: false,
+            mapped: false,
+            multipath: false,
+        }
+    }
 }
 
 /// `lab-probe ping`.
@@ -188,6 +224,24 @@ pub struct Inject {
     /// The frames in hexadecimal, from the hardware addresses on
     #[arg(long = "frame", required = true)]
     pub frame: Vec<String>,
+    /// Let the kernel write the hardware addresses (a packet socket of type SOCK_DGRAM)
+    #[arg(long)]
+    pub cooked: bool,
+    /// Go around the queueing discipline (PACKET_QDISC_BYPASS)
+    #[arg(long)]
+    pub bypass: bool,
+}
+
+impl Inject {
+    /// Frames by a packet socket as most have it.
+    pub fn frames(interface: &str, frames: &[Vec<u8>]) -> Self {
+        Self {
+            interface: interface.to_owned(),
+            frame: frames.iter().map(|frame| to_hex(frame)).collect(),
+            cooked: false,
+            bypass: false,
+        }
+    }
 }
 
 /// `lab-probe raw`.

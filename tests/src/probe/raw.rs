@@ -7,7 +7,7 @@ use std::time::Instant;
 use etherparse::{IcmpEchoHeader, Icmpv4Header, Icmpv4Type, Icmpv6Header, Icmpv6Type};
 use nix::errno::Errno;
 use nix::sys::socket::{
-    AddressFamily, MsgFlags, SockProtocol, SockType, SockaddrStorage, recv, sendto,
+    AddressFamily, LinkAddr, MsgFlags, SockProtocol, SockType, SockaddrStorage, recv, sendto,
 };
 
 use super::{Failure, Inject, Outcome, Ping, Raw, Report, TIMEOUT_MS, milliseconds, socket};
@@ -32,8 +32,17 @@ pub(super) fn ping(what: &Ping) -> Report {
 pub(super) fn inject(what: &Inject) -> Report {
     each(&what.frame, |frame| {
         let at = |step: &'static str| move |errno| (errno, step);
-        let address = socket::link_address(&what.interface).map_err(at("interface"))?;
-        let socket = packet_socket().map_err(at("socket"))?;
+        let (kind, frame, address) = if what.cooked {
+            let (address, rest) = cooked(&what.interface, frame).map_err(at("interface"))?;
+            (SockType::Datagram, rest, address)
+        } else {
+            let address = socket::link_address(&what.interface).map_err(at("interface"))?;
+            (SockType::Raw, frame, address)
+        };
+        let socket = packet_socket(kind).map_err(at("socket"))?;
+        if what.bypass {
+            socket::bypass_queue(&socket).map_err(at("bypass"))?;
+        }
         sendto(socket.as_raw_fd(), frame, &address, MsgFlags::empty())
             .map(drop)
             .map_err(at("send"))
@@ -123,9 +132,20 @@ fn echo(what: &Ping) -> Result<(), Failure> {
     Err((Errno::ETIMEDOUT, "receive"))
 }
 
-fn packet_socket() -> Result<OwnedFd, Errno> {
+/// Takes a frame apart, for the kernel to put it together again.
+fn cooked<'a>(interface: &str, frame: &'a [u8]) -> Result<(LinkAddr, &'a [u8]), Errno> {
+    let (header, rest) = frame.split_first_chunk::<14>().ok_or(Errno::EINVAL)?;
+    let [a, b, c, d, e, f, _, _, _, _, _, _, high, low] = *header;
+    let protocol = u16::from_be_bytes([high, low]);
+    Ok((
+        socket::destination(interface, protocol, [a, b, c, d, e, f])?,
+        rest,
+    ))
+}
+
+fn packet_socket(kind: SockType) -> Result<OwnedFd, Errno> {
     // Protocol 0: it sends only, and nothing queues up in it.
-    socket::open(AddressFamily::Packet, SockType::Raw, None, TIMEOUT_MS)
+    socket::open(AddressFamily::Packet, kind, None, TIMEOUT_MS)
 }
 
 fn raw_socket(to: SocketAddr, kind: SockProtocol, timeout_ms: u64) -> Result<OwnedFd, Errno> {

@@ -1,7 +1,7 @@
 //! Sockets with the options that the standard library does not offer.
 
 use std::net::{IpAddr, SocketAddr, SocketAddrV6};
-use std::os::fd::{AsRawFd, OwnedFd};
+use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
 
 use nix::errno::Errno;
 use nix::libc;
@@ -13,6 +13,17 @@ use nix::sys::socket::{
 use nix::sys::time::TimeVal;
 
 use super::milliseconds;
+
+/// Lets a packet socket's frames go around the queueing discipline, and around TC with it.
+pub(super) fn bypass_queue(socket: &OwnedFd) -> Result<(), Errno> {
+    let on: libc::c_int = 1;
+    let length = size_of_val(&on) as libc::socklen_t;
+    let (level, option) = (libc::SOL_PACKET, libc::PACKET_QDISC_BYPASS);
+    let value = (&raw const on).cast();
+    // SAFETY: the pointer is to a valid number of this length.
+    let set = unsafe { libc::setsockopt(socket.as_raw_fd(), level, option, value, length) };
+    Errno::result(set).map(drop)
+}
 
 /// A socket for talking to an address: its family follows from it.
 pub(super) fn towards(to: SocketAddr, kind: SockType, timeout_ms: u64) -> Result<OwnedFd, Errno> {
@@ -32,14 +43,54 @@ pub(super) fn open(
     timeout_ms: u64,
 ) -> Result<OwnedFd, Errno> {
     let socket = socket(family, kind, SockFlag::SOCK_CLOEXEC, protocol)?;
+    limit(&socket, timeout_ms)?;
+    Ok(socket)
+}
+
+/// A multipath TCP socket for talking to an address.
+pub(super) fn multipath(to: SocketAddr, timeout_ms: u64) -> Result<OwnedFd, Errno> {
+    let family = if to.is_ipv4() {
+        libc::AF_INET
+    } else {
+        libc::AF_INET6
+    };
+    let kind = libc::SOCK_STREAM | libc::SOCK_CLOEXEC;
+    // SAFETY: takes numbers only.
+    let socket = unsafe { libc::socket(family, kind, libc::IPPROTO_MPTCP) };
+    let socket = Errno::result(socket)?;
+    // SAFETY: just made, and nobody else has it.
+    let socket = unsafe { OwnedFd::from_raw_fd(socket) };
+    limit(&socket, timeout_ms)?;
+    Ok(socket)
+}
+
+/// The same, bound to an address.
+pub(super) fn multipath_bound(at: SocketAddr) -> Result<OwnedFd, Errno> {
+    let socket = multipath(at, 0)?;
+    setsockopt(&socket, ReuseAddr, &true)?;
+    bind(socket.as_raw_fd(), &SockaddrStorage::from(at))?;
+    Ok(socket)
+}
+
+/// Ends a connection and keeps the socket for another one.
+pub(super) fn disconnect(socket: &OwnedFd) -> Result<(), Errno> {
+    let nobody = libc::sockaddr {
+        sa_family: libc::AF_UNSPEC as libc::sa_family_t,
+        sa_data: [0; 14],
+    };
+    let length = size_of_val(&nobody) as libc::socklen_t;
+    // SAFETY: the pointer is to a valid sockaddr of this length.
+    Errno::result(unsafe { libc::connect(socket.as_raw_fd(), &raw const nobody, length) }).map(drop)
+}
+
+fn limit(socket: &OwnedFd, timeout_ms: u64) -> Result<(), Errno> {
     let limit = milliseconds(timeout_ms);
     let limit = TimeVal::new(
         i64::try_from(limit.as_secs()).unwrap_or(i64::MAX),
         libc::suseconds_t::from(limit.subsec_micros()),
     );
-    setsockopt(&socket, ReceiveTimeout, &limit)?;
-    setsockopt(&socket, SendTimeout, &limit)?;
-    Ok(socket)
+    setsockopt(socket, ReceiveTimeout, &limit)?;
+    setsockopt(socket, SendTimeout, &limit)
 }
 
 /// A socket bound to an address.
@@ -63,15 +114,21 @@ pub(super) fn mapped(address: SocketAddr, mapped: bool) -> SocketAddr {
 
 /// The address of an interface, for packet sockets.
 pub(super) fn link_address(interface: &str) -> Result<LinkAddr, Errno> {
+    destination(interface, libc::ETH_P_ALL as u16, [0; 6])
+}
+
+/// The same with a protocol and a hardware address, for a kernel that writes the link header.
+pub(super) fn destination(interface: &str, protocol: u16, hop: [u8; 6]) -> Result<LinkAddr, Errno> {
+    let [a, b, c, d, e, f] = hop;
     let index = nix::net::if_::if_nametoindex(interface)?;
     let address = libc::sockaddr_ll {
         sll_family: libc::AF_PACKET as u16,
-        sll_protocol: (libc::ETH_P_ALL as u16).to_be(),
+        sll_protocol: protocol.to_be(),
         sll_ifindex: i32::try_from(index).map_err(|_beyond| Errno::ENODEV)?,
         sll_hatype: 0,
         sll_pkttype: 0,
-        sll_halen: 0,
-        sll_addr: [0; 8],
+        sll_halen: 6,
+        sll_addr: [a, b, c, d, e, f, 0, 0],
     };
     let length = libc::socklen_t::try_from(size_of_val(&address)).ok();
     // SAFETY: the pointer is to a valid sockaddr_ll of this length, and `from_raw` copies it.

@@ -1,0 +1,82 @@
+//! Attacks that other tests hold.
+
+use std::fs;
+use std::path::Path;
+
+use anyhow::{Context, Result, ensure};
+
+use crate::attack::Attacker;
+
+use Attacker::{HostPod, Neighbour, OtherNode, Pod, User};
+
+/// An attack, and the test that holds it.
+pub struct Elsewhere {
+    pub id: &'static str,
+    pub who: Attacker,
+    pub what: &'static str,
+    pub hook: &'static str,
+    pub reason: &'static str,
+    /// The file without its ending, or the directory, in `tests/tests`, and the function.
+    pub test: (&'static str, &'static str),
+}
+
+impl Elsewhere {
+    /// The test exists, and nobody skips it.
+    pub fn is_tested(&self) -> Result<()> {
+        let (file, function) = self.test;
+        let tests = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests");
+        let (alone, main) = (
+            tests.join(format!("{file}.rs")),
+            tests.join(file).join("main.rs"),
+        );
+        let text = fs::read_to_string(&alone).or_else(|_| fs::read_to_string(&main));
+        let text = text.with_context(|| format!("there is no {file}"))?;
+        ensure!(
+            text.contains(&format!("#[test]\nfn {function}() ")),
+            "{file} has no test {function}"
+        );
+        Ok(())
+    }
+}
+
+const fn row(
+    id: &'static str,
+    who: Attacker,
+    what: &'static str,
+    (hook, reason): (&'static str, &'static str),
+    test: (&'static str, &'static str),
+) -> Elsewhere {
+    Elsewhere {
+        id,
+        who,
+        what,
+        hook,
+        reason,
+        test,
+    }
+}
+
+#[rustfmt::skip]
+pub fn rows() -> Vec<Elsewhere> {
+    let (tc, enforcement) = ("tc/ingress", "enforcement");
+    vec![
+        row("insecure-port", User, "connects to the apiserver's insecure port over loopback", ("cgroup/connect", "WrongProcess"), ("table", "the_table_holds_for_ipv4")),
+        row("take-a-port", HostPod, "binds a component's port, or a loopback port on every address", ("cgroup/bind", "BindForeignPort, BindNotLoopback"), (enforcement, "ports_can_not_be_taken_by_others")),
+        row("node-address", HostPod, "has the node's address and reaches for etcd, with a stolen certificate, too", ("cgroup/connect", "WrongProcess"), ("table", "the_table_holds_for_ipv6")),
+        row("packet-on-uplink", HostPod, "injects a frame on the uplink by a packet socket, or sends by a raw one", ("tc/egress, cgroup/egress", "NoPath"), (enforcement, "an_injected_frame_is_known_by_its_cgroup")),
+        row("older-connection", HostPod, "goes on with a connection that is older than the policy", ("cgroup/egress", "WrongProcess"), (enforcement, "connections_older_than_the_policy_go_on_if_it_allows_them")),
+        row("udp-ways", HostPod, "sends datagrams in every way to a port of the user's own inventory", ("cgroup/connect, cgroup/sendmsg", "WrongProcess"), (enforcement, "a_denied_udp_path_is_refused_in_every_way_of_sending_and_replies_pass")),
+        row("any-cgroup", HostPod, "starts while a static pod restarts, to be taken for it", ("cgroup/connect", "WrongProcess"), ("identity", "a_restarted_static_pod_is_itself_at_once")),
+        row("stolen-certificate", Pod, "reaches for etcd, with a stolen certificate", (tc, "NoPath"), ("table", "the_table_holds_for_ipv4")),
+        row("forged-node", Pod, "sends from the address of its node, of another node, or of anybody", (tc, "ForgedSource"), (enforcement, "a_forged_source_reaches_nothing")),
+        row("forged-pod", Pod, "sends from the address of another pod that may more", (tc, "NoPath"), ("drop", "a_pod_that_takes_the_address_of_another_is_just_a_pod")),
+        row("service", Pod, "goes by a service address behind which somebody has put etcd", ("cgroup/ingress, tc/egress", "NoPath"), (enforcement, "translation_opens_no_way_around")),
+        row("masqueraded", Pod, "hides behind its node's address on the way to another node", (tc, "NoPath"), (enforcement, "a_pod_behind_its_nodes_address_is_still_a_pod")),
+        row("undeclared-address", Pod, "reaches the kubelet by an address of the node that nobody declared", ("cgroup/ingress", "NoPath"), (enforcement, "an_address_of_the_node_that_nobody_declared_is_guarded_like_the_others")),
+        row("flood", Pod, "floods, to drown what it does in what it is told for", (tc, "NoPath"), (enforcement, "counts_are_exact_under_a_flood")),
+        row("forged-tunnel", Pod, "sends into the tunnel between nodes", (tc, "NoPath"), ("drop", "pods_talk_through_the_tunnel_and_nobody_else_does")),
+        row("loopback-from-wire", Neighbour, "sends to 127.0.0.1 over the wire, while `route_localnet` is set (CVE-2020-8558)", (tc, "LoopbackOffLo"), ("table", "the_table_holds_for_ipv4")),
+        row("vrrp", Neighbour, "speaks VRRP or IPIP to a node, under `otherTraffic: Drop`", (tc, "OtherTraffic, NoPath"), ("drop", "protocols_that_nobody_answers_arrive")),
+        row("unguarded-node", OtherNode, "is anybody's: its daemons, its pods with hostNetwork, its pods", (tc, "NoPath, LoopbackOnly"), (enforcement, "one_node_defends_itself")),
+    ]
+}

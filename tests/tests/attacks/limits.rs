@@ -1,0 +1,93 @@
+//! What is not defended, shown: each of these reaches its aim under the policy, too. If one of them
+//! stops to, it has become an attack that is held, and the documentation is to say so.
+
+use anyhow::Result;
+use enforcer_tests::craft::Crafted;
+use enforcer_tests::plan::{CP1, OUT, W1, port};
+use enforcer_tests::probe::Inject;
+
+use crate::attack::{Attacker, Attempt, Others};
+use crate::host::loopback;
+use crate::packets::{INPUT, WIRE, both, from_wire, too_narrow};
+use crate::stage::Stage;
+
+use Attacker::{HostPod, Neighbour};
+
+const SYN: u8 = 0x02;
+const ACK: u8 = 0x10;
+const FROM: u16 = 43_000;
+
+/// An attack that works.
+pub struct Limit {
+    pub id: &'static str,
+    pub who: Attacker,
+    pub what: &'static str,
+    /// What that gives him, and what helps.
+    pub therefore: &'static str,
+    pub others: Others,
+    pub attempt: fn(&Stage) -> Result<Attempt<'_>>,
+}
+
+const fn row(
+    id: &'static str,
+    who: Attacker,
+    what: &'static str,
+    therefore: &'static str,
+    others: Others,
+    attempt: fn(&Stage) -> Result<Attempt<'_>>,
+) -> Limit {
+    Limit {
+        id,
+        who,
+        what,
+        therefore,
+        others,
+        attempt,
+    }
+}
+
+#[rustfmt::skip]
+pub fn rows() -> Vec<Limit> {
+    use Others::{Allow, Drop};
+    vec![
+        row("another-nodes-address", Neighbour, "sends from another node's address", "peers from outside are known by their address: let etcd, the apiserver and the kubelets go on asking for certificates", Allow, |stage| {
+            from_wire(stage, INPUT, |mark| {
+                let to = port::APISERVER;
+                [(W1.at(FROM), CP1.at(to)), (W1.at6(FROM), CP1.at6(to))]
+                    .map(|(from, to)| Crafted::tcp(from, to, mark, SYN, b"")).to_vec()
+            })
+        }),
+        row("packet-bypass", HostPod, "sends by a packet socket with `PACKET_QDISC_BYPASS`: such frames pass no hook on the way out, and on lo the sender's cgroup is lost", "a way to a port on loopback for those who read the answers by a packet socket, too, and what this node's address may on the wire; take `CAP_NET_RAW` from pods with hostNetwork", Allow, |stage| {
+            stage.inject_with(&stage.lab.hostnet("cp1"), INPUT, |mark| {
+                let frames = loopback(mark).map(|packet| packet.frame([0; 6], [0; 6]));
+                Inject { bypass: true, ..Inject::frames("lo", &frames) }
+            })
+        }),
+        row("icmp-redirect-allowed", Neighbour, "redirects the node's packets to itself (ICMP), under `otherTraffic: Allow`", "nothing, as long as the kernel takes no redirects (`accept_redirects`), as a router does not; `otherTraffic: Drop` drops it", Allow, |stage| {
+            from_wire(stage, INPUT, |mark| {
+                let [about, _] = both(&CP1, FROM, port::ECHO);
+                vec![Crafted::icmp(OUT.v4.into(), CP1.v4.into(), mark, (5, 1), OUT.v4.octets(), &about.packet())]
+            })
+        }),
+        row("icmp-about-allowed", Neighbour, "reports an error about a connection that is allowed, whose ports it guessed", "smaller segments, or a connection that does not come about; the kernel checks sequence numbers", Allow, |stage| {
+            from_wire(stage, INPUT, |mark| {
+                let segment = Crafted::tcp(CP1.at(FROM), W1.at(port::KUBELET), 1, ACK, b"");
+                vec![too_narrow(mark, &segment, 100)]
+            })
+        }),
+        row("neighbour-discovery", Neighbour, "advertises itself as a router, or redirects, over IPv6", "an IPv6 router's place, if the kernel takes advertisements (`accept_ra`, `accept_redirects`): the path `neighbour-discovery` is from everybody; `disable` it where no IPv6 is used", Drop, |stage| {
+            from_wire(stage, INPUT, |mark| {
+                [134, 137].map(|kind| Crafted::icmp(OUT.v6.into(), CP1.v6.into(), mark, (kind, 0), [0; 4], &[0; 32])).to_vec()
+            })
+        }),
+        row("like-an-answer", Neighbour, "sends segments without SYN from a port that the node may reach there (443 of anybody outside)", "nothing but the kernel's reset: no connection is there, and none is opened; give `registry` addresses to narrow it", Drop, |stage| {
+            from_wire(stage, INPUT, |mark| vec![Crafted::tcp(OUT.at(port::SERVICE), CP1.at(FROM), mark, ACK, b"")])
+        }),
+        row("later-fragment", Neighbour, "sends a later fragment that belongs to nothing", "room in the queue of fragments: the first is judged, and without it nothing is put together", Drop, |stage| {
+            from_wire(stage, WIRE, |mark| {
+                let whole = Crafted::tcp(OUT.at(FROM), CP1.at(port::ETCD_CLIENT), mark, SYN, b"0123456789ab");
+                vec![whole.part(3, &whole.payload[24..], false)]
+            })
+        }),
+    ]
+}

@@ -1,0 +1,188 @@
+//! Every attack that a careful attacker tries, each twice: without a policy, where it reaches its aim,
+//! and with one, where it does not and is told for the reason that is expected. `docs/threat-model.md`
+//! has its table and its marks from this run.
+
+mod attack;
+mod document;
+mod elsewhere;
+mod host;
+mod limits;
+mod packets;
+mod sockets;
+mod stage;
+
+use std::collections::BTreeSet;
+use std::net::SocketAddr;
+use std::path::Path;
+use std::thread;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, bail, ensure};
+use enforcer_tests::product::{Agent, Event, PolicyText};
+
+use attack::{Attack, Attempt, Others};
+use stage::Stage;
+
+/// How long what arrives may take, and what is told.
+const SOON: Duration = Duration::from_secs(2);
+
+fn rows() -> Vec<Attack> {
+    [sockets::rows(), host::rows(), packets::rows()]
+        .into_iter()
+        .flatten()
+        .collect()
+}
+
+#[test]
+fn every_attack_is_stopped_and_told() -> Result<()> {
+    let stage = Stage::build()?;
+    let (rows, limits) = (rows(), limits::rows());
+    let mut failures = Vec::new();
+    let mut note = |id: &str, done: Result<()>| match done {
+        Ok(()) => true,
+        Err(error) => {
+            failures.push(format!("{id}: {error:#}"));
+            false
+        }
+    };
+    let started = Instant::now();
+    let reach = |row: &Attack| {
+        let attempt = (row.attempt)(&stage)?;
+        arrives(&attempt).context("without a policy")
+    };
+    let mut held: BTreeSet<&str> = rows
+        .iter()
+        .filter(|row| note(row.id, reach(row)))
+        .map(|row| row.id)
+        .collect();
+    let without = started.elapsed();
+    let agents = Agent::on_both(&stage.lab, &PolicyText::default())?;
+    for others in [Others::Allow, Others::Drop] {
+        if others == Others::Drop {
+            let policy = PolicyText {
+                other_traffic: "Drop",
+                ..PolicyText::default()
+            };
+            for agent in &agents {
+                agent.replace_policy(&stage.lab, &policy)?;
+            }
+        }
+        for row in rows.iter().filter(|row| row.others == others) {
+            if !note(row.id, is_stopped(&stage, &agents, row)) {
+                held.remove(row.id);
+            }
+        }
+        for limit in limits.iter().filter(|limit| limit.others == others) {
+            let attempt = (limit.attempt)(&stage);
+            let works = attempt.and_then(|attempt| arrives(&attempt));
+            note(limit.id, works.context("is said not to be defended"));
+        }
+    }
+    println!(
+        "{} attacks, {} held; {without:?} without a policy, {:?} in all",
+        rows.len(),
+        held.len(),
+        started.elapsed()
+    );
+    let documented = is_documented(&document::text(&rows, &held, &limits)?);
+    ensure!(failures.is_empty(), "{}", failures.join("\n"));
+    documented?;
+    drop(agents);
+    stage.lab.close()
+}
+
+/// All of it reaches its aim.
+fn arrives(attempt: &Attempt<'_>) -> Result<()> {
+    let deadline = Instant::now() + SOON;
+    loop {
+        let arrived = (attempt.arrived)()?;
+        if arrived == attempt.aimed {
+            return Ok(());
+        }
+        ensure!(
+            Instant::now() < deadline,
+            "{arrived} of {} arrive",
+            attempt.aimed
+        );
+        thread::sleep(Duration::from_millis(10));
+    }
+}
+
+fn is_stopped(stage: &Stage, agents: &[Agent], row: &Attack) -> Result<()> {
+    let agent = agents.iter().find(|agent| agent.node() == row.judge);
+    let agent = agent.with_context(|| format!("no agent on {}", row.judge))?;
+    let before = agent.events()?;
+    let attempt = (row.attempt)(stage)?;
+    let count = |events: &[Event]| -> u64 {
+        let about = events
+            .iter()
+            .filter(|event| is_about(row, attempt.told, event));
+        about.map(|event| event.count).sum()
+    };
+    let deadline = Instant::now() + SOON;
+    loop {
+        let events = agent.events()?;
+        let told = count(&events) - count(&before);
+        if told >= attempt.denials {
+            break;
+        }
+        if Instant::now() > deadline {
+            let new: Vec<String> = events
+                .iter()
+                .filter(|event| !before.iter().any(|old| same(old, event)))
+                .map(|event| format!("{event:?}"))
+                .collect();
+            bail!(
+                "told {told} of {} times, {} of {} arrive; new: {}",
+                attempt.denials,
+                (attempt.arrived)()?,
+                attempt.aimed,
+                new.join("\n  ")
+            );
+        }
+        thread::sleep(Duration::from_millis(10));
+    }
+    let arrived = (attempt.arrived)()?;
+    ensure!(arrived == 0, "{arrived} arrive");
+    Ok(())
+}
+
+fn same(a: &Event, b: &Event) -> bool {
+    format!("{a:?}") == format!("{b:?}")
+}
+
+fn is_about(row: &Attack, told: Option<SocketAddr>, event: &Event) -> bool {
+    let right = event.verdict == "dropped" && event.reason == row.reason && event.hook == row.hook;
+    let Some(told) = told else { return right };
+    // An unspecified address stands for several.
+    let ip = told.ip().is_unspecified() || event.destination == Some(told.ip().to_string());
+    let port = told.port() == 0 || event.port == Some(told.port());
+    right && ip && port
+}
+
+fn is_documented(text: &str) -> Result<()> {
+    let file = Path::new(env!("CARGO_MANIFEST_DIR")).join("../docs/threat-model.md");
+    if std::env::var_os("ENFORCER_WRITE_DOCS").is_some() {
+        return std::fs::write(&file, text).context("failed to write docs/threat-model.md");
+    }
+    let written = std::fs::read_to_string(&file).unwrap_or_default();
+    ensure!(
+        written == text,
+        "docs/threat-model.md is out of date: run this test with ENFORCER_WRITE_DOCS=1"
+    );
+    Ok(())
+}
+
+#[test]
+fn the_tests_that_hold_the_other_attacks_are_there() -> Result<()> {
+    let mut ids: BTreeSet<&str> = rows().iter().map(|row| row.id).collect();
+    ensure!(ids.len() == rows().len(), "two attacks have one name");
+    for limit in limits::rows() {
+        ensure!(ids.insert(limit.id), "two attacks are called {}", limit.id);
+    }
+    for row in elsewhere::rows() {
+        ensure!(ids.insert(row.id), "two attacks are called {}", row.id);
+        row.is_tested().with_context(|| row.id)?;
+    }
+    Ok(())
+}

@@ -1,0 +1,311 @@
+//! The lab that is attacked: victims that tell what they heard, everything open that an operator might
+//! leave open, and ways of counting what arrives.
+
+use std::net::{IpAddr, SocketAddr};
+use std::sync::atomic::{AtomicU16, Ordering};
+
+use anyhow::Result;
+use enforcer_tests::arrivals::Arrivals;
+use enforcer_tests::craft::Crafted;
+use enforcer_tests::plan::{CP1, POD_A, W1, port};
+use enforcer_tests::probe::{Connect, Inject, Serve, Udp};
+use enforcer_tests::{Lab, Place, Server, net};
+
+use crate::attack::Attempt;
+
+/// Where VXLAN packets go.
+pub const TUNNEL: u16 = 4789;
+/// Behind this port of cp1 an operator has put etcd, by address translation.
+pub const TRANSLATED: u16 = 9998;
+/// Behind this one, the insecure port on loopback.
+pub const TRANSLATED_LOOPBACK: u16 = 9997;
+/// A service address that leads to etcd.
+pub const DETOUR: &str = "10.96.0.99:80";
+/// The end of cp1's tunnel.
+pub const TUNNEL_MAC: [u8; 6] = [2, 0x99, 0, 0, 0, 1];
+/// The tunnel's number.
+pub const TUNNEL_ID: u8 = 99;
+
+/// Everything that somebody might leave open: packets to 127.0.0.1 and source routes are taken from
+/// the wire, data is taken with a SYN from whomever.
+const OPEN: [(&str, &str); 7] = [
+    ("ipv4/conf/all/route_localnet", "1"),
+    ("ipv4/conf/eth0/route_localnet", "1"),
+    ("ipv4/conf/all/accept_source_route", "1"),
+    ("ipv4/conf/eth0/accept_source_route", "1"),
+    ("ipv4/tcp_fastopen", "1543"),
+    ("ipv6/conf/all/seg6_enabled", "1"),
+    ("ipv6/conf/eth0/seg6_enabled", "1"),
+];
+
+/// Where an arrival is seen.
+#[derive(Debug, Clone, Copy)]
+pub enum At {
+    /// In a host's input, behind TC and the kernel's own checks.
+    Input(&'static str),
+    /// Behind TC on an interface: for what the kernel itself throws away later.
+    Device(&'static str, &'static str),
+}
+
+/// The lab, its victims and a number for each attempt.
+pub struct Stage {
+    pub lab: Lab,
+    pub etcd: Server,
+    pub insecure: Server,
+    pub kubelet: Server,
+    pub tunnel: Server,
+    _echo: Server,
+    marks: AtomicU16,
+}
+
+impl Stage {
+    pub fn build() -> Result<Self> {
+        let lab = Lab::builder().build()?;
+        for node in ["cp1", "w1"] {
+            lab.host(node).namespace().set_sysctls(&OPEN)?;
+        }
+        let pod = format!("ipv4/conf/{}/route_localnet", POD_A.host_interface());
+        let host = lab.host("cp1").namespace();
+        host.set_sysctls(&[(&pod, "1")])?;
+        lab.neighbour().namespace().set_sysctls(&OPEN[4..5])?;
+        translate(&lab)?;
+        dig_tunnel(&lab)?;
+        Ok(Self {
+            etcd: listen(&lab.etcd(), port::ETCD_CLIENT)?,
+            insecure: listen(&lab.apiserver(), port::INSECURE)?,
+            kubelet: listen(&lab.kubelet("cp1"), port::KUBELET)?,
+            _echo: listen(&lab.daemon("cp1", "echo"), port::ECHO)?,
+            tunnel: lab.daemon("w1", "overlay").serve(Serve {
+                udp: vec![everywhere(TUNNEL)],
+                ..Serve::default()
+            })?,
+            lab,
+            marks: AtomicU16::new(1000),
+        })
+    }
+
+    /// A number that no other attempt has.
+    pub fn fresh(&self) -> u16 {
+        self.marks.fetch_add(1, Ordering::Relaxed)
+    }
+
+    /// Injects frames by a packet socket, and counts the packets with their mark where they go.
+    pub fn inject(
+        &self,
+        from: &Place,
+        interface: &str,
+        at: At,
+        make: impl FnOnce(u16) -> Vec<Vec<u8>>,
+    ) -> Result<Attempt<'_>> {
+        let mark = self.fresh();
+        let frames = make(mark);
+        let count = frames.len() as u64;
+        let arrivals = self.marked(at, mark)?;
+        // Each alone, and whether the socket was told of it or not: what is dropped on the way out is
+        // an error there, and must not keep the next from being tried.
+        for frame in frames {
+            from.inject(interface, &[frame])?;
+        }
+        Ok(Attempt::new(count, None, move || total(&arrivals)))
+    }
+
+    /// Sends crafted packets on `eth0` to a hardware address, and counts those with their mark.
+    pub fn craft(
+        &self,
+        from: &Place,
+        hop: [u8; 6],
+        at: At,
+        make: impl FnOnce(u16) -> Vec<Crafted>,
+    ) -> Result<Attempt<'_>> {
+        self.inject(from, "eth0", at, |mark| {
+            let packets = make(mark);
+            let own = from.party().mac;
+            packets
+                .iter()
+                .map(|packet| packet.frame(own, hop))
+                .collect()
+        })
+    }
+
+    /// Sends crafted packets by a raw socket.
+    pub fn raw(
+        &self,
+        from: &Place,
+        at: At,
+        make: impl FnOnce(u16) -> Vec<Crafted>,
+    ) -> Result<Attempt<'_>> {
+        let mark = self.fresh();
+        let packets: Vec<Vec<u8>> = make(mark).iter().map(Crafted::packet).collect();
+        let arrivals = self.marked(at, mark)?;
+        // Each alone: the first that is refused must not keep the others from being tried.
+        for packet in &packets {
+            from.raw_bytes(std::slice::from_ref(packet))?;
+        }
+        Ok(Attempt::new(packets.len() as u64, None, move || {
+            total(&arrivals)
+        }))
+    }
+
+    /// Sends crafted packets by a packet socket in a special way.
+    pub fn inject_with(
+        &self,
+        from: &Place,
+        at: At,
+        make: impl FnOnce(u16) -> Inject,
+    ) -> Result<Attempt<'_>> {
+        let mark = self.fresh();
+        let all = make(mark);
+        let count = all.frame.len() as u64;
+        let arrivals = self.marked(at, mark)?;
+        for frame in &all.frame {
+            let frame = vec![frame.clone()];
+            from.inject_with(Inject {
+                frame,
+                ..all.clone()
+            })?;
+        }
+        Ok(Attempt::new(count, None, move || total(&arrivals)))
+    }
+
+    /// Counts by an expression of nftables instead of the mark.
+    pub fn counted(&self, at: At, expression: &str) -> Result<Arrivals> {
+        let name = self.fresh().to_string();
+        match at {
+            At::Input(host) => Arrivals::matching(&self.lab.login(host), &name, expression),
+            At::Device(host, device) => {
+                Arrivals::on_device(&self.lab.login(host), device, &name, expression)
+            }
+        }
+    }
+
+    fn marked(&self, at: At, mark: u16) -> Result<[Arrivals; 2]> {
+        Ok([
+            self.counted(at, &format!("ip id {mark}"))?,
+            self.counted(at, &format!("ip6 flowlabel {mark}"))?,
+        ])
+    }
+
+    /// A connection that says a word of its own, in a special way; arrived is what the victim heard.
+    pub fn say<'a>(
+        &'a self,
+        from: &Place,
+        victim: &'a Server,
+        connect: Connect,
+    ) -> Result<Attempt<'a>> {
+        let word = format!("word-{}", self.fresh());
+        let told = Some(connect.to);
+        let timeout_ms = 400;
+        from.connect_with(Connect {
+            send: Some(word.clone()),
+            timeout_ms,
+            ..connect
+        })?;
+        Ok(Attempt::new(1, told, move || Ok(heard(victim, &word))))
+    }
+
+    /// The same with a datagram.
+    pub fn send<'a>(&'a self, from: &Place, victim: &'a Server, udp: Udp) -> Result<Attempt<'a>> {
+        let word = format!("word-{}", self.fresh());
+        let told = Some(udp.to);
+        from.udp_with(Udp {
+            send: word.clone(),
+            no_answer: true,
+            ..udp
+        })?;
+        Ok(Attempt::new(1, told, move || Ok(heard(victim, &word))))
+    }
+
+    /// Frames that carry a word to a victim's socket.
+    pub fn whisper<'a>(
+        &'a self,
+        from: &Place,
+        victim: &'a Server,
+        make: impl FnOnce(&[u8]) -> Vec<Vec<u8>>,
+    ) -> Result<Attempt<'a>> {
+        let word = format!("word-{}", self.fresh());
+        let frames = make(word.as_bytes());
+        let count = frames.len() as u64;
+        from.inject("eth0", &frames)?;
+        Ok(Attempt::new(count, None, move || Ok(heard(victim, &word))))
+    }
+}
+
+impl Attempt<'_> {
+    /// With what is told to have been the destination.
+    pub fn told(self, ip: IpAddr, port: u16) -> Self {
+        Self {
+            told: Some(SocketAddr::new(ip, port)),
+            ..self
+        }
+    }
+
+    /// Fewer arrive than are sent: parts of a packet, say.
+    pub fn aimed(self, aimed: u64) -> Self {
+        Self { aimed, ..self }
+    }
+}
+
+fn total(arrivals: &[Arrivals]) -> Result<u64> {
+    arrivals.iter().map(Arrivals::so_far).sum()
+}
+
+fn heard(victim: &Server, word: &str) -> u64 {
+    let all = victim.heard();
+    let same = all
+        .iter()
+        .filter(|heard| heard.data.as_deref() == Some(word));
+    same.count() as u64
+}
+
+/// Every address of a host, of both families.
+fn everywhere(port: u16) -> SocketAddr {
+    SocketAddr::new(std::net::Ipv6Addr::UNSPECIFIED.into(), port)
+}
+
+fn listen(place: &Place, port: u16) -> Result<Server> {
+    place.serve(Serve {
+        tcp: vec![everywhere(port)],
+        ..Serve::default()
+    })
+}
+
+/// Ways through address translation to what nobody should reach.
+fn translate(lab: &Lab) -> Result<()> {
+    let (etcd, insecure) = (port::ETCD_CLIENT, port::INSECURE);
+    net::nft(
+        lab.host("cp1").namespace().name(),
+        &format!(
+            "table ip detour {{ chain pre {{ type nat hook prerouting priority -101;
+               tcp dport {TRANSLATED} redirect to :{etcd}
+               tcp dport {TRANSLATED_LOOPBACK} dnat to 127.0.0.1:{insecure}\n}}\n}}"
+        ),
+    )?;
+    net::nft(
+        lab.host("w1").namespace().name(),
+        &format!(
+            "table ip detour {{ chain own {{ type nat hook output priority -101;
+               ip daddr 10.96.0.99 tcp dport 80 dnat to {}\n}}\n}}",
+            CP1.at(etcd)
+        ),
+    )
+}
+
+/// A tunnel's end on cp1 that the inventory knows nothing of.
+fn dig_tunnel(lab: &Lab) -> Result<()> {
+    let mac = TUNNEL_MAC.map(|byte| format!("{byte:02x}")).join(":");
+    let host = lab.host("cp1").namespace();
+    net::ip(
+        Some(host.name()),
+        &format!(
+            "link add overlay address {mac} type vxlan id {TUNNEL_ID} dstport {TUNNEL} local {} dev eth0 nolearning\n\
+             link set overlay up\n",
+            CP1.v4
+        ),
+    )?;
+    host.set_sysctls(&[("ipv4/conf/overlay/rp_filter", "0")])
+}
+
+/// The hardware address under which a pod, or the segment, reaches cp1.
+pub const CP1_MAC: [u8; 6] = CP1.mac;
+/// And w1.
+pub const W1_MAC: [u8; 6] = W1.mac;
