@@ -139,8 +139,11 @@ And these, which no test can show or which need none:
   node's components may.
 - **A neighbour that takes another's address for good** (ARP, neighbour discovery): under `Allow` nothing looks at it but
   for this node's own addresses, and under `Drop` the paths `arp` and `neighbour-discovery` are from everybody.
-- **What stands in a connection** that is allowed, and what a component does for others: an apiserver that proxies, a socket
-  that its maker hands to another process (a socket keeps the cgroup of who made it).
+- **What stands in a connection** that is allowed, beyond the first bytes where TLS is asked for: two ends that agree on it
+  say what they like after a ClientHello. What is forwarded is followed in a table of 65,536 connections; what is older than
+  the agent, or fell out of it, is let be there, and looked at where a node's own socket receives it.
+- **What a component does for others**: an apiserver that proxies, a socket that its maker hands to another process (a socket
+  keeps the cgroup of who made it).
 - **Unix sockets**, the container runtime's among them: they are files, or abstract names of a network namespace, and no
   network.
 - **A raw TCP socket of a process in no declared cgroup.** The kernel's own resets come from such a one, and are no

@@ -60,6 +60,10 @@ const fn row(
 pub fn rows() -> Vec<Elsewhere> {
     let (tc, enforcement) = ("tc/ingress", "enforcement");
     vec![
+        row("plaintext", Pod, "speaks plaintext where the path asks for TLS, from the first byte or from a later one", ("tc/ingress, cgroup/ingress, cgroup/egress", "NotTls"), ("tls", "plaintext_gets_nowhere_on_any_way")),
+        row("plaintext-out-of-order", Pod, "the same in segments that are lost, sent again and out of order", ("tc/ingress, cgroup/ingress", "NotTls"), ("tls", "a_client_hello_passes_out_of_order_and_sent_again")),
+        row("plaintext-with-syn", Pod, "the same with the SYN (TCP Fast Open)", ("tc/ingress, tc/egress", "NotTls, FastOpenThrough"), ("tls", "data_with_the_syn_is_looked_at_too")),
+        row("plain-server", OtherNode, "answers before it was asked, as no TLS server does, where the path asks for TLS", ("cgroup/egress, tc/egress", "NotTls"), ("tls", "a_server_that_speaks_first_is_no_tls_server")),
         row("insecure-port", User, "connects to the apiserver's insecure port over loopback", ("cgroup/connect", "WrongProcess"), ("table", "the_table_holds_for_ipv4")),
         row("take-a-port", HostPod, "binds a component's port, or a loopback port on every address", ("cgroup/bind", "BindForeignPort, BindNotLoopback"), (enforcement, "ports_can_not_be_taken_by_others")),
         row("node-address", HostPod, "has the node's address and reaches for etcd, with a stolen certificate, too", ("cgroup/connect", "WrongProcess"), ("table", "the_table_holds_for_ipv6")),
