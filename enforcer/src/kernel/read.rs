@@ -84,6 +84,17 @@ impl Kernel {
         Ok(Counters(all))
     }
 
+    /// One counter by its index, see [`counter`].
+    ///
+    /// # Errors
+    ///
+    /// The map can not be read.
+    pub fn counter(&self, index: u32) -> Result<u64, KernelError> {
+        let values = self.readers.counters.get(&index, 0);
+        let values = values.map_err(KernelError::map("read a counter"))?;
+        Ok(values.iter().sum())
+    }
+
     /// All records of denials.
     ///
     /// # Errors

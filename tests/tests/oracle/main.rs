@@ -1,14 +1,16 @@
-//! The compiled tables and the decision against an evaluator that was written for nothing but to be right:
-//! random policies, random packets, and not one difference. The kernel's verdicts are held against the
-//! same tables in `cases`.
+//! The compiled tables, the decision and the loaded kernel programs against an evaluator that was written for
+//! nothing but to be right: random policies, random packets, and not one difference.
 //!
 //! `ENFORCER_TEST_SEED` repeats a run; `ENFORCER_ORACLE_PACKETS` makes it longer.
 
+mod bytes;
+mod kernel;
 mod plainly;
 mod random;
 
 use std::collections::BTreeMap;
 use std::net::{IpAddr, SocketAddr};
+use std::time::Instant;
 
 use anyhow::{Context, Result, bail, ensure};
 use enforcer::compile::{Compiled, PathNumbers, Simulator, compile};
@@ -19,6 +21,7 @@ use enforcer_common::parse::{Start, parse};
 use enforcer_common::tables::Role;
 use enforcer_common::verdict::{Outcome, Verdict};
 use enforcer_tests::packet::{Content, Forged};
+use kernel::{At, Judge};
 use plainly::{Entry, Kind, Oracle, Said};
 use random::{CGROUPS, Random};
 
@@ -50,7 +53,9 @@ fn tables_say_what_the_policy_means() -> Result<()> {
     };
     println!("ENFORCER_TEST_SEED={seed}");
     let mut random = Random::new(seed);
-    let (mut packets, mut policies, mut invalid) = (0, 0, 0);
+    let mut judge_in_kernel = Judge::new()?;
+    let began = Instant::now();
+    let (mut packets, mut policies, mut invalid, mut in_kernel) = (0, 0, 0, 0);
     let mut outcomes: BTreeMap<String, usize> = BTreeMap::new();
     while packets < wanted {
         let text = random::policy(&mut random);
@@ -73,11 +78,19 @@ fn tables_say_what_the_policy_means() -> Result<()> {
             policy: &policy,
             node,
         };
+        let here = cgroup(&mut random);
+        judge_in_kernel.apply(&compiled, here)?;
         for _ in 0..EACH {
-            let question = ask(&mut random);
+            let question = ask(&mut random, here);
             let expected = answer(&oracle, question);
-            let found = judge(&compiled, question)?;
+            let (found, tried) = judge(&compiled, question, here)?;
             packets += 1;
+            if let Some(Tried { at, frame, verdict }) = tried {
+                in_kernel += 1;
+                judge_in_kernel.agrees(at, &frame, verdict).with_context(|| {
+                    format!("seed {seed}, policy {policies}: on {}, in {here}, {question:?}\n{text}", node.name)
+                })?;
+            }
             *outcomes.entry(format!("{expected:?}")).or_default() += 1;
             if found != expected {
                 let (line, smaller) = shrink(&text, question);
@@ -93,17 +106,23 @@ fn tables_say_what_the_policy_means() -> Result<()> {
         .filter(|key| key.starts_with("Denied"))
         .count();
     println!(
-        "{packets} packets over {policies} policies ({invalid} were invalid), {} outcomes, no difference",
-        outcomes.len()
+        "{packets} packets and calls over {policies} policies ({invalid} were invalid), {in_kernel} of them through the \
+         kernel programs: {} outcomes, no difference, {} s",
+        outcomes.len(),
+        began.elapsed().as_secs()
     );
     // A test that meets a few outcomes proves little.
     ensure!(denials >= 9 && outcomes.len() > 60, "{outcomes:?}");
     Ok(())
 }
 
-fn ask(random: &mut Random) -> Question {
+fn ask(random: &mut Random, here: &'static str) -> Question {
     let (src, dst) = random::addresses(random);
-    let kind = random::kind(random, src.is_ipv4());
+    let kind = match random::kind(random, src.is_ipv4()) {
+        // The kernel remembers flows from one question to the next, and no port of these answers.
+        Kind::Udp(_, port) => Kind::Udp(49_152 + random.below(16_384) as u16, port),
+        kind => kind,
+    };
     match random.below(8) {
         5 | 6 => {
             let at = match random.below(6) {
@@ -122,15 +141,28 @@ fn ask(random: &mut Random) -> Question {
         1 => Question::Arrives(Entry::Pod(true), src, dst, kind),
         2 => Question::Arrives(Entry::Pod(false), src, dst, kind),
         _ => {
-            let cgroup = cgroup(random);
+            let cgroup = if random.chance(4) {
+                cgroup(random)
+            } else {
+                here
+            };
             Question::Sends(cgroup, random.chance(2), src, dst, kind)
         }
     }
 }
 
+/// cgroups that no policy declares.
+const MORE_CGROUPS: [&str; 3] = ["/kubepods.slice/x/y", "/c", "/"];
+
+/// What the kernel programs are to be tried on, and what is expected of them.
+struct Tried {
+    at: At,
+    frame: Vec<u8>,
+    verdict: Verdict,
+}
+
 fn cgroup(random: &mut Random) -> &'static str {
-    let more = ["/kubepods.slice/x/y", "/c", "/"];
-    let all: Vec<&'static str> = CGROUPS.iter().chain(&more).copied().collect();
+    let all: Vec<&'static str> = CGROUPS.iter().chain(&MORE_CGROUPS).copied().collect();
     all[random.below(all.len())]
 }
 
@@ -145,32 +177,53 @@ fn answer(oracle: &Oracle<'_>, question: Question) -> Said {
     }
 }
 
-fn judge(compiled: &Compiled, question: Question) -> Result<Said> {
+/// What the tables say, and what is to be tried in the kernel, where that can be.
+fn judge(compiled: &Compiled, question: Question, here: &str) -> Result<(Said, Option<Tried>)> {
     let tables = Simulator::new(compiled);
-    let verdict = match question {
+    let tried = |at, (packet, bytes): (&Packet, Option<Vec<u8>>), allowed| {
+        let frame = frame(bytes?, packet.src.is_v4());
+        // The link header has 14 bytes.
+        let verdict = kernel::with_lock(&tables, at, &frame[14..], packet, allowed);
+        Some(Tried { at, frame, verdict })
+    };
+    let (verdict, tried) = match question {
         Question::Arrives(entry, src, dst, kind) => {
-            let packet = packet(src, dst, kind)?;
+            let (packet, bytes) = packet(src, dst, kind)?;
             let (role, home) = match entry {
                 Entry::Uplink => (Role::Uplink, false),
                 Entry::Pod(home) => (Role::Pod, home),
             };
-            decide::arrived_on_wire(&tables, role, &packet, |_| home)
+            let verdict = decide::arrived_on_wire(&tables, role, &packet, |_| home);
+            (
+                verdict,
+                tried(At::Arrives(entry), (&packet, bytes), verdict),
+            )
         }
         Question::Sends(cgroup, on_lo, src, dst, kind) => {
-            let packet = packet(src, dst, kind)?;
+            let (packet, bytes) = packet(src, dst, kind)?;
             let party = tables.party_of_cgroup(cgroup);
-            decide::sent_by_process(&tables, party, on_lo, &packet)
+            let verdict = decide::sent_by_process(&tables, party, on_lo, &packet);
+            let bytes = bytes.filter(|_| cgroup == here);
+            (verdict, tried(At::Sent(on_lo), (&packet, bytes), verdict))
         }
         Question::Connects(cgroup, at, space, number) => {
             let party = tables.party_of_cgroup(cgroup);
-            decide::connecting(&tables, party, &at.into(), space, number)
+            let verdict = decide::connecting(&tables, party, &at.into(), space, number);
+            (verdict, None)
         }
         Question::Binds(cgroup, at, space, number) => {
             let party = tables.party_of_cgroup(cgroup);
-            decide::binding(&tables, party, &at.into(), space, number)
+            let verdict = decide::binding(&tables, party, &at.into(), space, number);
+            (verdict, None)
         }
     };
-    said(compiled, verdict)
+    Ok((said(compiled, verdict)?, tried))
+}
+
+/// A packet in an Ethernet frame.
+fn frame(packet: Vec<u8>, is_v4: bool) -> Vec<u8> {
+    let kind: [u8; 2] = if is_v4 { [0x08, 0x00] } else { [0x86, 0xdd] };
+    [&[4; 6][..], &[2; 6], &kind, &packet].concat()
 }
 
 fn said(compiled: &Compiled, verdict: Verdict) -> Result<Said> {
@@ -192,7 +245,7 @@ fn said(compiled: &Compiled, verdict: Verdict) -> Result<Said> {
 }
 
 /// The packet as bytes, and those read again, wherever bytes can be made of it.
-fn packet(src: IpAddr, dst: IpAddr, kind: Kind) -> Result<Packet> {
+fn packet(src: IpAddr, dst: IpAddr, kind: Kind) -> Result<(Packet, Option<Vec<u8>>)> {
     let (content, from, to) = match kind {
         Kind::Syn(from, to) => (Content::SYN, from, to),
         Kind::Segment(from, to) => {
@@ -203,7 +256,7 @@ fn packet(src: IpAddr, dst: IpAddr, kind: Kind) -> Result<Packet> {
         Kind::Message(number) => (Content::Message(number), 0, 0),
         Kind::EchoReply => (Content::Message(if src.is_ipv4() { 0 } else { 129 }), 0, 0),
         Kind::Protocol(number) => (Content::Protocol(number), 0, 0),
-        Kind::LaterFragment => return Ok(Packet::between(src.into(), dst.into())),
+        Kind::LaterFragment => return Ok((Packet::between(src.into(), dst.into()), None)),
         Kind::Arp => {
             let ports = Ports {
                 phase: Phase::Following,
@@ -211,7 +264,7 @@ fn packet(src: IpAddr, dst: IpAddr, kind: Kind) -> Result<Packet> {
                 source: 0,
                 destination: 0,
             };
-            return Ok(Packet::flow(src.into(), dst.into(), ports));
+            return Ok((Packet::flow(src.into(), dst.into(), ports), None));
         }
     };
     let forged = Forged {
@@ -220,8 +273,9 @@ fn packet(src: IpAddr, dst: IpAddr, kind: Kind) -> Result<Packet> {
         content,
     };
     let bytes = forged.packet()?;
-    parse(&bytes[..], Start::Ip)
-        .map_err(|reason| anyhow::anyhow!("{forged:?} is {}", reason.name()))
+    let packet = parse(&bytes[..], Start::Ip)
+        .map_err(|reason| anyhow::anyhow!("{forged:?} is {}", reason.name()))?;
+    Ok((packet, Some(bytes)))
 }
 
 /// Leaves out lines of the policy as long as the difference stays: what is left is the case to keep.
@@ -258,5 +312,5 @@ fn difference(policy: &Policy, node: &enforcer::policy::model::Node, question: Q
         return false;
     };
     let oracle = Oracle { policy, node };
-    judge(&compiled, question).is_ok_and(|found| found != answer(&oracle, question))
+    judge(&compiled, question, "").is_ok_and(|(found, _)| found != answer(&oracle, question))
 }

@@ -1,0 +1,207 @@
+//! The third judge: the loaded kernel programs, on the same packets (`BPF_PROG_TEST_RUN`).
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use anyhow::{Context, Result, ensure};
+use enforcer::compile::Compiled;
+use enforcer::kernel::{Kernel, Link, TcMode, cgroups, trial::Trial};
+use enforcer_common::packet::Packet;
+use enforcer_common::tables::Role;
+use enforcer_common::verdict::{Direction, Reason, Verdict, counter};
+use enforcer_common::{decide, tls};
+use nix::net::if_::if_nametoindex;
+use nix::sched::{CloneFlags, unshare};
+
+use crate::plainly::Entry;
+use crate::random::CGROUPS;
+
+/// A network namespace and a cgroup of this test's own, with the programs loaded.
+pub struct Judge {
+    kernel: Kernel,
+    root: Root,
+    generation: u32,
+    uplink: u32,
+    /// By this interface pods are reached.
+    home: u32,
+    /// By this one nobody is.
+    other: u32,
+    lo: u32,
+}
+
+/// Where a frame is.
+#[derive(Debug, Clone, Copy)]
+pub enum At {
+    Arrives(Entry),
+    /// Sent by the process itself; `true` over lo.
+    Sent(bool),
+}
+
+/// A cgroup that is left and removed in the end.
+struct Root(PathBuf);
+
+impl Drop for Root {
+    fn drop(&mut self) {
+        let parent = self.0.parent().unwrap_or(&self.0).join("cgroup.procs");
+        let _ = fs::write(parent, std::process::id().to_string());
+        remove_tree(&self.0);
+    }
+}
+
+/// Names of our cgroups begin with this and end with the owner's pid.
+const PREFIX: &str = "enforcer-oracle-";
+
+fn remove_tree(directory: &Path) {
+    for entry in fs::read_dir(directory).into_iter().flatten().flatten() {
+        if entry.file_type().is_ok_and(|kind| kind.is_dir()) {
+            remove_tree(&entry.path());
+        }
+    }
+    let _ = fs::remove_dir(directory);
+}
+
+/// Removes what runs that were killed have left.
+fn sweep(mount: &Path) {
+    for entry in fs::read_dir(mount).into_iter().flatten().flatten() {
+        let name = entry.file_name();
+        let owner = name.to_str().and_then(|name| name.strip_prefix(PREFIX));
+        if owner.is_some_and(|pid| !Path::new("/proc").join(pid).exists()) {
+            remove_tree(&entry.path());
+        }
+    }
+}
+
+impl Judge {
+    pub fn new() -> Result<Self> {
+        unshare(CloneFlags::CLONE_NEWNET).context("a network namespace needs root")?;
+        for line in [
+            "link set lo up",
+            "link add eth0 type veth peer name peer0",
+            "link add cali0 type veth peer name peer1",
+            "link add cali1 type veth peer name peer2",
+            "link set peer1 up",
+            "link set cali0 up",
+            "route add 10.244.0.0/16 dev cali0",
+            "route add fd01::/56 dev cali0",
+        ] {
+            ip(line)?;
+        }
+        // A node forwards for its pods.
+        fs::write("/proc/sys/net/ipv4/ip_forward", "1").context("failed to forward")?;
+        fs::write("/proc/sys/net/ipv6/conf/all/forwarding", "1").context("failed to forward")?;
+        let mount = cgroups::root("/")?;
+        sweep(&mount);
+        let root = Root(mount.join(format!("{PREFIX}{}", std::process::id())));
+        for cgroup in CGROUPS.iter().chain(&crate::MORE_CGROUPS) {
+            let directory = root.0.join(cgroup.trim_start_matches('/'));
+            fs::create_dir_all(&directory)
+                .with_context(|| format!("failed to make {}", directory.display()))?;
+        }
+        let mut kernel = Kernel::load(false)?;
+        let link = |name: &str, layer| -> Result<Link> {
+            Ok(Link {
+                index: if_nametoindex(name)?,
+                name: name.to_owned(),
+                layer,
+                controller: None,
+                controls_pods: false,
+            })
+        };
+        let links = [
+            (link("lo", nix::libc::ARPHRD_LOOPBACK)?, Role::Loopback),
+            (link("eth0", nix::libc::ARPHRD_ETHER)?, Role::Uplink),
+            (link("cali0", nix::libc::ARPHRD_ETHER)?, Role::Pod),
+            (link("cali1", nix::libc::ARPHRD_ETHER)?, Role::Pod),
+        ];
+        kernel.attach_interfaces(&links, TcMode::Auto)?;
+        let [lo, uplink, home, other] = links.map(|(link, _)| link.index);
+        Ok(Self {
+            kernel,
+            root,
+            generation: 0,
+            uplink,
+            home,
+            other,
+            lo,
+        })
+    }
+
+    /// Puts a policy in force and moves this process to a cgroup.
+    pub fn apply(&mut self, compiled: &Compiled, cgroup: &str) -> Result<()> {
+        let known = cgroups::resolve(&self.root.0, &compiled.cgroups);
+        let ids: Vec<_> = known.iter().map(|known| (known.id, known.party)).collect();
+        self.generation += 1;
+        self.kernel.apply(compiled, self.generation, &ids)?;
+        let directory = self.root.0.join(cgroup.trim_start_matches('/'));
+        fs::write(
+            directory.join("cgroup.procs"),
+            std::process::id().to_string(),
+        )
+        .with_context(|| format!("failed to move to {}", directory.display()))
+    }
+
+    /// The programs do to a frame what the verdict says, and count it as that.
+    pub fn agrees(&mut self, at: At, frame: &[u8], verdict: Verdict) -> Result<()> {
+        let (trial, interface) = match at {
+            At::Arrives(Entry::Uplink) => (Trial::Arrives, self.uplink),
+            At::Arrives(Entry::Pod(true)) => (Trial::Arrives, self.home),
+            At::Arrives(Entry::Pod(false)) => (Trial::Arrives, self.other),
+            At::Sent(true) => (Trial::Sent, self.lo),
+            At::Sent(false) => (Trial::Sent, self.uplink),
+        };
+        let index = counter::of(verdict);
+        let before = self.kernel.counter(index)?;
+        let passed = self.kernel.try_frame(trial, frame, interface)?;
+        let after = self.kernel.counter(index)?;
+        ensure!(
+            passed == verdict.passes() && after == before + 1,
+            "the kernel {} it, and counted {} of {verdict:?}",
+            if passed { "passes" } else { "drops" },
+            after - before
+        );
+        Ok(())
+    }
+}
+
+/// What is left of a verdict where the path asks for TLS. Nothing is under way in a trial: what comes in
+/// is looked at where it comes with a SYN, and the socket that sends in a trial speaks no TCP.
+pub fn with_lock<T: enforcer_common::tables::Tables>(
+    tables: &T,
+    at: At,
+    frame: &[u8],
+    packet: &Packet,
+    allowed: Verdict,
+) -> Verdict {
+    let segment = &packet.segment;
+    if !allowed.is_tls_path() || segment.is_empty() || packet.ports.space as u8 != 0 {
+        return allowed;
+    }
+    let forward = allowed.direction() == Direction::Forward;
+    let holds = match at {
+        At::Sent(_) => false,
+        At::Arrives(_) => {
+            !forward || !segment.is_syn() || tls::may_follow(frame, segment, segment.start())
+        }
+    };
+    if holds {
+        allowed
+    } else {
+        decide::not_tls(tables, allowed, Reason::NotTls)
+    }
+}
+
+fn ip(line: &str) -> Result<()> {
+    let family = if line.contains("::") { "-6" } else { "-4" };
+    let said = Command::new("ip")
+        .arg(family)
+        .args(line.split_whitespace())
+        .output()
+        .context("failed to run ip")?;
+    ensure!(
+        said.status.success(),
+        "ip {line}: {}",
+        String::from_utf8_lossy(&said.stderr)
+    );
+    Ok(())
+}
