@@ -288,6 +288,9 @@ pub fn flow_of(packet: &Packet, direction: Direction) -> FlowKey {
 pub fn unreadable<T: Tables>(tables: &T, reason: Reason) -> Verdict {
     match (tables.settings(), reason) {
         (None, _) => Verdict::HOLE,
+        (Some(settings), Reason::UnknownProtocol) if settings.other.is_denied() => {
+            settings.other.because(Reason::UnknownProtocol)
+        }
         (Some(settings), Reason::UnknownProtocol) => settings.other,
         (Some(settings), reason) => denied(settings, reason),
     }

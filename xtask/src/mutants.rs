@@ -20,11 +20,13 @@ struct Mutant {
 }
 
 const DECIDE: &str = "enforcer-common/src/decide.rs";
+const PARSE: &str = "enforcer-common/src/parse.rs";
+const TLS: &str = "enforcer-common/src/tls.rs";
 const VERDICTS: &str = "enforcer/src/compile/verdicts.rs";
 const PARTIES: &str = "enforcer/src/compile/parties.rs";
 
 #[rustfmt::skip]
-const MUTANTS: [Mutant; 17] = [
+const MUTANTS: [Mutant; 28] = [
     Mutant { what: "a neighbour may use this node's address", file: DECIDE, from: "Role::Uplink => src.is(Place::OWN),", to: "Role::Uplink => false," },
     Mutant { what: "a pod may use a node's address", file: DECIDE, from: "Role::Pod if src.is(Place::OWN | Place::OTHER_NODE) => true,", to: "Role::Pod if src.is(Place::OWN) => true," },
     Mutant { what: "loopback addresses come over the wire", file: DECIDE, from: "    if packet.src.is_loopback() || packet.dst.is_loopback() {\n        return denied(settings, Reason::LoopbackOffLo);\n    }\n    let src = tables.place(&packet.src);\n    if is_forged", to: "    let src = tables.place(&packet.src);\n    if is_forged" },
@@ -41,6 +43,17 @@ const MUTANTS: [Mutant; 17] = [
     Mutant { what: "a service may be on the same node", file: VERDICTS, from: "(Locality::SameNode, ..) => !target.is_virtual,", to: "(Locality::SameNode, ..) => true," },
     Mutant { what: "anybody may take a component's port", file: VERDICTS, from: "            } else if foreign {", to: "            } else if foreign && by.process && !by.process {" },
     Mutant { what: "outside is everywhere", file: PARTIES, from: "        if !loopback && self.is_outside(declared) {", to: "        if !loopback {" },
+    Mutant { what: "a TCP fragment may write over the flags", file: PARSE, from: "if network.protocol == TCP && network.fragment_offset == 1 {", to: "if network.protocol == TCP && network.fragment_offset == 9999 {" },
+    Mutant { what: "one extension header less is read", file: PARSE, from: "if position == MAX_EXTENSION_HEADERS ||", to: "if position == MAX_EXTENSION_HEADERS - 1 ||" },
+    Mutant { what: "an authentication header has the length of others", file: PARSE, from: "AUTHENTICATION => (usize::from(len) + 2) * 4,", to: "AUTHENTICATION => (usize::from(len) + 1) * 8," },
+    Mutant { what: "three VLAN tags are read", file: PARSE, from: "for _ in 0..2 {", to: "for _ in 0..3 {" },
+    Mutant { what: "a mapped address may be a destination", file: PARSE, from: "if src.is_v4() || dst.is_v4() {", to: "if src.is_v4() {" },
+    Mutant { what: "a source quench is no error", file: PARSE, from: "ICMP => matches!(kind, 3 | 4 | 11 | 12),", to: "ICMP => matches!(kind, 3 | 11 | 12)," },
+    Mutant { what: "ports may be in the padding", file: PARSE, from: "if network.offset + N > network.end {", to: "if network.offset > network.end {" },
+    Mutant { what: "SYN and ACK opens", file: PARSE, from: "h[13] & (TCP_SYN | TCP_ACK) == TCP_SYN;", to: "h[13] & TCP_SYN == TCP_SYN;" },
+    Mutant { what: "an error may quote what its receiver never sent", file: DECIDE, from: "packet.quoted_src != packet.dst =>", to: "packet.quoted_src == packet.quoted_dst =>" },
+    Mutant { what: "a lock counts though another path has none", file: VERDICTS, from: "as_narrow.find(|r| !r.path.tls).or(Some(first))", to: "as_narrow.find(|r| r.path.tls).or(Some(first))" },
+    Mutant { what: "a ServerHello opens a stream", file: TLS, from: "5 => byte == 1,", to: "5 => matches!(byte, 1 | 2)," },
     Mutant { what: "nobody counts as what he is part of", file: PARTIES, from: "            if all.insert(index) {", to: "            if all.insert(index) && index > components.len() {" },
 ];
 

@@ -73,7 +73,7 @@ pub(super) fn transfer(what: &Transfer) -> Report {
         bytes[..hello].copy_from_slice(&CLIENT_HELLO[..hello]);
         let stream = &stream;
         scope.spawn(move || { stream }.write_all(&bytes));
-        let report = take_back(&stream, what.bytes);
+        let report = take_back(stream, what.bytes);
         // A sender that is stuck has nobody to send to any more.
         let _ = stream.shutdown(Shutdown::Both);
         report

@@ -191,6 +191,22 @@ pub fn with_lock<T: enforcer_common::tables::Tables>(
     }
 }
 
+/// Whether the kernel tries a frame at all: it wants a whole IP header where the link header announces one.
+pub fn takes(frame: &[u8]) -> bool {
+    let least = match frame.get(12..14) {
+        Some([0x08, 0x00]) => 34,
+        Some([0x86, 0xdd]) => 54,
+        Some(_) => 15,
+        None => return false,
+    };
+    frame.len() >= least
+}
+
+/// Whether it is a packet right behind the link header, as sockets send them.
+pub fn is_plain_ip(frame: &[u8]) -> bool {
+    matches!(frame.get(12..14), Some([0x08, 0x00] | [0x86, 0xdd]))
+}
+
 fn ip(line: &str) -> Result<()> {
     let family = if line.contains("::") { "-6" } else { "-4" };
     let said = Command::new("ip")

@@ -1,7 +1,8 @@
 //! The compiled tables, the decision and the loaded kernel programs against an evaluator that was written for
 //! nothing but to be right: random policies, random packets, and not one difference.
 //!
-//! `ENFORCER_TEST_SEED` repeats a run; `ENFORCER_ORACLE_PACKETS` makes it longer.
+//! `ENFORCER_TEST_SEED` repeats a run; `ENFORCER_ORACLE_PACKETS` makes it longer, and
+//! `ENFORCER_ORACLE_EACH` asks more of each policy.
 
 mod bytes;
 mod kernel;
@@ -27,14 +28,18 @@ use random::{CGROUPS, Random};
 
 /// Packets in all, unless more are asked for.
 const PACKETS: usize = 100_000;
-/// Packets for each policy.
-const EACH: usize = 250;
+/// Packets for each policy, unless more are asked for.
+const EACH: usize = 500;
 
 /// One question.
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug, Clone)]
 enum Question {
     Arrives(Entry, IpAddr, IpAddr, Kind),
     Sends(&'static str, bool, IpAddr, IpAddr, Kind),
+    /// Bytes that come in by an interface.
+    Frame(Entry, Vec<u8>),
+    /// The same from a process.
+    SentFrame(&'static str, bool, Vec<u8>),
     Connects(&'static str, IpAddr, Space, u16),
     Binds(&'static str, IpAddr, Space, u16),
 }
@@ -45,12 +50,8 @@ fn tables_say_what_the_policy_means() -> Result<()> {
         Ok(seed) => seed.parse().context("ENFORCER_TEST_SEED is no number")?,
         Err(_) => std::time::UNIX_EPOCH.elapsed()?.as_nanos() as u64,
     };
-    let wanted = match std::env::var("ENFORCER_ORACLE_PACKETS") {
-        Ok(number) => number
-            .parse()
-            .context("ENFORCER_ORACLE_PACKETS is no number")?,
-        Err(_) => PACKETS,
-    };
+    let wanted = number_from("ENFORCER_ORACLE_PACKETS", PACKETS)?;
+    let each = number_from("ENFORCER_ORACLE_EACH", EACH)?;
     println!("ENFORCER_TEST_SEED={seed}");
     let mut random = Random::new(seed);
     let mut judge_in_kernel = Judge::new()?;
@@ -80,10 +81,10 @@ fn tables_say_what_the_policy_means() -> Result<()> {
         };
         let here = cgroup(&mut random);
         judge_in_kernel.apply(&compiled, here)?;
-        for _ in 0..EACH {
+        for _ in 0..each {
             let question = ask(&mut random, here);
-            let expected = answer(&oracle, question);
-            let (found, tried) = judge(&compiled, question, here)?;
+            let expected = answer(&oracle, &question);
+            let (found, tried) = judge(&compiled, &question, here)?;
             packets += 1;
             if let Some(Tried { at, frame, verdict }) = tried {
                 in_kernel += 1;
@@ -93,7 +94,7 @@ fn tables_say_what_the_policy_means() -> Result<()> {
             }
             *outcomes.entry(format!("{expected:?}")).or_default() += 1;
             if found != expected {
-                let (line, smaller) = shrink(&text, question);
+                let (line, smaller) = shrink(&text, &question);
                 bail!(
                     "seed {seed}, policy {policies}: on {} {line:?}: the policy means {expected:?}, the tables say {found:?}\n{smaller}",
                     node.name
@@ -116,6 +117,16 @@ fn tables_say_what_the_policy_means() -> Result<()> {
     Ok(())
 }
 
+/// A number from the environment, or another.
+fn number_from(variable: &str, otherwise: usize) -> Result<usize> {
+    match std::env::var(variable) {
+        Ok(number) => number
+            .parse()
+            .with_context(|| format!("{variable} is no number")),
+        Err(_) => Ok(otherwise),
+    }
+}
+
 fn ask(random: &mut Random, here: &'static str) -> Question {
     let (src, dst) = random::addresses(random);
     let kind = match random::kind(random, src.is_ipv4()) {
@@ -123,7 +134,12 @@ fn ask(random: &mut Random, here: &'static str) -> Question {
         Kind::Udp(_, port) => Kind::Udp(49_152 + random.below(16_384) as u16, port),
         kind => kind,
     };
-    match random.below(8) {
+    match random.below(14) {
+        8..=12 => {
+            let entry = *random.pick(&[Entry::Uplink, Entry::Pod(true), Entry::Pod(false)]);
+            Question::Frame(entry, bytes::frame(random))
+        }
+        13 => Question::SentFrame(here, random.chance(2), bytes::frame(random)),
         5 | 6 => {
             let at = match random.below(6) {
                 0 => IpAddr::from([0; 4]),
@@ -166,8 +182,12 @@ fn cgroup(random: &mut Random) -> &'static str {
     all[random.below(all.len())]
 }
 
-fn answer(oracle: &Oracle<'_>, question: Question) -> Said {
-    match question {
+fn answer(oracle: &Oracle<'_>, question: &Question) -> Said {
+    match *question {
+        Question::Frame(entry, ref frame) => oracle.frame_arrives(entry, &bytes::meaning(frame)),
+        Question::SentFrame(cgroup, on_lo, ref frame) => {
+            oracle.frame_is_sent(cgroup, on_lo, &bytes::meaning_of_packet(tail(frame)))
+        }
         Question::Arrives(entry, src, dst, kind) => oracle.arrives(entry, src, dst, kind),
         Question::Sends(cgroup, on_lo, src, dst, kind) => {
             oracle.sends(cgroup, on_lo, src, dst, kind)
@@ -178,7 +198,7 @@ fn answer(oracle: &Oracle<'_>, question: Question) -> Said {
 }
 
 /// What the tables say, and what is to be tried in the kernel, where that can be.
-fn judge(compiled: &Compiled, question: Question, here: &str) -> Result<(Said, Option<Tried>)> {
+fn judge(compiled: &Compiled, question: &Question, here: &str) -> Result<(Said, Option<Tried>)> {
     let tables = Simulator::new(compiled);
     let tried = |at, (packet, bytes): (&Packet, Option<Vec<u8>>), allowed| {
         let frame = frame(bytes?, packet.src.is_v4());
@@ -186,13 +206,63 @@ fn judge(compiled: &Compiled, question: Question, here: &str) -> Result<(Said, O
         let verdict = kernel::with_lock(&tables, at, &frame[14..], packet, allowed);
         Some(Tried { at, frame, verdict })
     };
-    let (verdict, tried) = match question {
+    let (verdict, tried) = match *question {
+        Question::Frame(entry, ref frame) => {
+            let (role, home) = role(entry);
+            let at = At::Arrives(entry);
+            let read = parse(&frame[..], Start::Ethernet);
+            let (verdict, locked) = match read {
+                Ok(packet) => {
+                    let verdict = decide::arrived_on_wire(&tables, role, &packet, |_| home);
+                    (
+                        verdict,
+                        kernel::with_lock(&tables, at, frame, &packet, verdict),
+                    )
+                }
+                Err(reason) => {
+                    let verdict = decide::unreadable(&tables, reason);
+                    (verdict, verdict)
+                }
+            };
+            (
+                verdict,
+                kernel::takes(frame).then(|| Tried {
+                    at,
+                    frame: frame.clone(),
+                    verdict: locked,
+                }),
+            )
+        }
+        Question::SentFrame(cgroup, on_lo, ref frame) => {
+            let at = At::Sent(on_lo);
+            let packet = tail(frame);
+            let (verdict, locked) = match parse(packet, Start::Ip) {
+                Ok(read) => {
+                    let party = tables.party_of_cgroup(cgroup);
+                    let verdict = decide::sent_by_process(&tables, party, on_lo, &read);
+                    (
+                        verdict,
+                        kernel::with_lock(&tables, at, packet, &read, verdict),
+                    )
+                }
+                Err(reason) => {
+                    let verdict = decide::unreadable(&tables, reason);
+                    (verdict, verdict)
+                }
+            };
+            let can = cgroup == here && kernel::takes(frame) && kernel::is_plain_ip(frame);
+            (
+                verdict,
+                can.then(|| Tried {
+                    at,
+                    frame: frame.clone(),
+                    verdict: locked,
+                }),
+            )
+        }
         Question::Arrives(entry, src, dst, kind) => {
             let (packet, bytes) = packet(src, dst, kind)?;
-            let (role, home) = match entry {
-                Entry::Uplink => (Role::Uplink, false),
-                Entry::Pod(home) => (Role::Pod, home),
-            };
+            let (role, home) = role(entry);
             let verdict = decide::arrived_on_wire(&tables, role, &packet, |_| home);
             (
                 verdict,
@@ -218,6 +288,18 @@ fn judge(compiled: &Compiled, question: Question, here: &str) -> Result<(Said, O
         }
     };
     Ok((said(compiled, verdict)?, tried))
+}
+
+fn role(entry: Entry) -> (Role, bool) {
+    match entry {
+        Entry::Uplink => (Role::Uplink, false),
+        Entry::Pod(home) => (Role::Pod, home),
+    }
+}
+
+/// A frame without its link header.
+fn tail(frame: &[u8]) -> &[u8] {
+    frame.get(14..).unwrap_or_default()
 }
 
 /// A packet in an Ethernet frame.
@@ -253,8 +335,8 @@ fn packet(src: IpAddr, dst: IpAddr, kind: Kind) -> Result<(Packet, Option<Vec<u8
             (Content::Tcp { flags, payload }, from, to)
         }
         Kind::Udp(from, to) => (Content::udp("random"), from, to),
-        Kind::Message(number) => (Content::Message(number), 0, 0),
-        Kind::EchoReply => (Content::Message(if src.is_ipv4() { 0 } else { 129 }), 0, 0),
+        Kind::Message(_, number) => (Content::Message(number), 0, 0),
+        Kind::EchoReply(_) => (Content::Message(if src.is_ipv4() { 0 } else { 129 }), 0, 0),
         Kind::Protocol(number) => (Content::Protocol(number), 0, 0),
         Kind::LaterFragment => return Ok((Packet::between(src.into(), dst.into()), None)),
         Kind::Arp => {
@@ -279,7 +361,7 @@ fn packet(src: IpAddr, dst: IpAddr, kind: Kind) -> Result<(Packet, Option<Vec<u8
 }
 
 /// Leaves out lines of the policy as long as the difference stays: what is left is the case to keep.
-fn shrink(text: &str, question: Question) -> (Question, String) {
+fn shrink<'q>(text: &str, question: &'q Question) -> (&'q Question, String) {
     let mut lines: Vec<&str> = text.lines().collect();
     let differs = |lines: &[&str]| -> bool {
         let text = lines.join("\n") + "\n";
@@ -307,7 +389,7 @@ fn shrink(text: &str, question: Question) -> (Question, String) {
     (question, lines.join("\n"))
 }
 
-fn difference(policy: &Policy, node: &enforcer::policy::model::Node, question: Question) -> bool {
+fn difference(policy: &Policy, node: &enforcer::policy::model::Node, question: &Question) -> bool {
     let Ok(compiled) = compile(policy, &node.name, None, &mut PathNumbers::default()) else {
         return false;
     };

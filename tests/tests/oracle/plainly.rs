@@ -9,6 +9,8 @@ use enforcer::policy::model::{
 };
 use enforcer_common::packet::Space;
 
+use crate::bytes::Meaning;
+
 /// What becomes of a packet or a call.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Said {
@@ -35,8 +37,8 @@ pub enum Kind {
     Segment(u16, u16),
     Udp(u16, u16),
     /// An ICMP or ICMPv6 message that is no error and no echo reply.
-    Message(u8),
-    EchoReply,
+    Message(Space, u8),
+    EchoReply(Space),
     /// Another protocol.
     Protocol(u8),
     Arp,
@@ -85,12 +87,97 @@ pub struct Oracle<'a> {
 }
 
 impl<'a> Oracle<'a> {
-    /// A packet that enters by an interface.
-    pub fn arrives(&self, entry: Entry, src: IpAddr, dst: IpAddr, kind: Kind) -> Said {
-        if src.is_loopback() || dst.is_loopback() {
-            return Said::Denied("LoopbackOffLo");
+    /// What a frame means that enters by an interface.
+    pub fn frame_arrives(&self, entry: Entry, meaning: &Meaning) -> Said {
+        match *meaning {
+            Meaning::Packet(src, dst, kind) => self.arrives(entry, src, dst, kind),
+            Meaning::Error { src, dst, about } => match self.may_come_from(entry, src, dst) {
+                Ok(()) => self.reports(dst, about),
+                Err(reason) => Said::Denied(reason),
+            },
+            Meaning::Unknown => self.unknown(),
+            Meaning::Broken(reason) => Said::Denied(reason),
+        }
+    }
+
+    /// What a frame means that a process of this node sends.
+    pub fn frame_is_sent(&self, cgroup: &str, on_lo: bool, meaning: &Meaning) -> Said {
+        match *meaning {
+            Meaning::Packet(src, dst, kind) => self.sends(cgroup, on_lo, src, dst, kind),
+            Meaning::Error { src, dst, about } => {
+                if !on_lo && (src.is_loopback() || dst.is_loopback()) {
+                    Said::Denied("LoopbackOffLo")
+                } else if self.spot(src).other_node {
+                    Said::Denied("ForgedSource")
+                } else {
+                    self.reports(dst, about)
+                }
+            }
+            Meaning::Unknown => self.unknown(),
+            Meaning::Broken(reason) => Said::Denied(reason),
+        }
+    }
+
+    fn unknown(&self) -> Said {
+        match self.policy.other_traffic {
+            OtherTraffic::Allow => Said::Other,
+            OtherTraffic::Drop => Said::Denied("UnknownProtocol"),
+        }
+    }
+
+    /// An ICMP error is what the packet is that it quotes, if its receiver has sent that.
+    fn reports(&self, to: IpAddr, (src, dst, kind): (IpAddr, IpAddr, Kind)) -> Said {
+        if src != to {
+            return Said::Denied("IcmpBadQuote");
         }
         let (from, to) = (self.spot(src), self.spot(dst));
+        let (space, there, back) = match kind {
+            Kind::Syn(own, other) | Kind::Segment(own, other) => (Space::Tcp, other, own),
+            Kind::Udp(own, other) => (Space::Udp, other, own),
+            Kind::Message(space, number) => (space, number.into(), 0),
+            Kind::EchoReply(space) => {
+                let reply = if space == Space::Icmp { 0 } else { 129 };
+                (space, reply, request_of(space))
+            }
+            Kind::Protocol(number) => (Space::Protocol, number.into(), number.into()),
+            Kind::Arp | Kind::LaterFragment => {
+                let known = self.knows(&from.sender, &to) || self.knows(&to.sender, &from);
+                return if self.policy.other_traffic == OtherTraffic::Allow || known {
+                    Said::Other
+                } else {
+                    Said::Denied("FragmentWithoutPath")
+                };
+            }
+        };
+        let opinion = weightier(
+            self.toward(&from.sender, &to, space, there),
+            self.toward(&to.sender, &from, space, back),
+        );
+        match opinion.said {
+            Said::Denied(_) if opinion.guarded => Said::Denied("IcmpQuotesDenied"),
+            said => said,
+        }
+    }
+
+    /// A packet that enters by an interface.
+    pub fn arrives(&self, entry: Entry, src: IpAddr, dst: IpAddr, kind: Kind) -> Said {
+        if let Err(reason) = self.may_come_from(entry, src, dst) {
+            return Said::Denied(reason);
+        }
+        let (from, to) = (self.spot(src), self.spot(dst));
+        let sender = match entry {
+            Entry::Uplink => from.sender.clone(),
+            Entry::Pod(true) if from.pod && from.named => from.sender.clone(),
+            Entry::Pod(_) => self.pods(),
+        };
+        self.decide(&sender, &to.sender.clone(), &from, &to, kind)
+    }
+
+    fn may_come_from(&self, entry: Entry, src: IpAddr, dst: IpAddr) -> Result<(), &'static str> {
+        if src.is_loopback() || dst.is_loopback() {
+            return Err("LoopbackOffLo");
+        }
+        let from = self.spot(src);
         let link_local = match src {
             IpAddr::V4(v4) => v4.is_link_local(),
             IpAddr::V6(v6) => v6.is_unicast_link_local(),
@@ -101,14 +188,9 @@ impl<'a> Oracle<'a> {
             Entry::Pod(_) => !from.pod && !link_local && !src.is_unspecified(),
         };
         if forged {
-            return Said::Denied("ForgedSource");
+            return Err("ForgedSource");
         }
-        let sender = match entry {
-            Entry::Uplink => from.sender.clone(),
-            Entry::Pod(true) if from.pod && from.named => from.sender.clone(),
-            Entry::Pod(_) => self.pods(),
-        };
-        self.decide(&sender, &to.sender.clone(), &from, &to, src, kind)
+        Ok(())
     }
 
     /// A packet that a process of this node sends.
@@ -125,7 +207,7 @@ impl<'a> Oracle<'a> {
         } else {
             to.sender.clone()
         };
-        self.decide(&self.process(cgroup), &receiver, &from, &to, src, kind)
+        self.decide(&self.process(cgroup), &receiver, &from, &to, kind)
     }
 
     /// A process asks to connect, or to send a datagram. The unspecified address is this host.
@@ -176,15 +258,8 @@ impl<'a> Oracle<'a> {
         receiver: &Sender<'a>,
         from: &Spot<'a>,
         to: &Spot<'a>,
-        src: IpAddr,
         kind: Kind,
     ) -> Said {
-        let icmp = if src.is_ipv4() {
-            Space::Icmp
-        } else {
-            Space::Icmp6
-        };
-        let request = if src.is_ipv4() { 8 } else { 128 };
         let forward = |space, number| self.toward(sender, to, space, number);
         let back = |space, number| self.toward(receiver, from, space, number);
         match kind {
@@ -192,8 +267,8 @@ impl<'a> Oracle<'a> {
             Kind::Segment(own, port) => either(forward(Space::Tcp, port), back(Space::Tcp, own)),
             // Nothing was sent before that this could answer.
             Kind::Udp(_, port) => forward(Space::Udp, port).said,
-            Kind::Message(number) => forward(icmp, number.into()).said,
-            Kind::EchoReply => back(icmp, request).said,
+            Kind::Message(space, number) => forward(space, number.into()).said,
+            Kind::EchoReply(space) => back(space, request_of(space)).said,
             Kind::Protocol(number) => either(
                 forward(Space::Protocol, number.into()),
                 back(Space::Protocol, number.into()),
@@ -475,6 +550,10 @@ fn is_from(path: &Path, sender: &Sender<'_>) -> bool {
 
 /// A segment may belong to a connection of either direction; what is said of a guarded port counts first.
 fn either(forward: Opinion, back: Opinion) -> Said {
+    weightier(forward, back).said
+}
+
+fn weightier(forward: Opinion, back: Opinion) -> Opinion {
     let is_path = |opinion: &Opinion| matches!(opinion.said, Said::Path(_) | Said::TlsPath(_));
     let is_denied = |opinion: &Opinion| matches!(opinion.said, Said::Denied(_));
     for wanted in [
@@ -483,10 +562,14 @@ fn either(forward: Opinion, back: Opinion) -> Said {
         &|o: &Opinion| is_path(o),
     ] {
         if let Some(first) = [&forward, &back].into_iter().find(|o| wanted(o)) {
-            return first.said.clone();
+            return first.clone();
         }
     }
-    forward.said
+    forward
+}
+
+fn request_of(space: Space) -> u16 {
+    if space == Space::Icmp { 8 } else { 128 }
 }
 
 fn covers(found: PortMatch, space: Space, number: u16) -> bool {

@@ -4,6 +4,7 @@ use std::fmt::Write as _;
 use std::net::IpAddr;
 
 use enforcer::policy::catalogue::Catalogue;
+use enforcer_common::packet::Space;
 
 use crate::plainly::Kind;
 
@@ -312,6 +313,10 @@ pub fn port(random: &mut Random) -> u16 {
     }
 }
 
+fn icmp(is_v4: bool) -> Space {
+    if is_v4 { Space::Icmp } else { Space::Icmp6 }
+}
+
 /// What a packet is. ARP is for IPv4 alone.
 pub fn kind(random: &mut Random, is_v4: bool) -> Kind {
     let (a, b) = (port(random), port(random));
@@ -326,10 +331,10 @@ pub fn kind(random: &mut Random, is_v4: bool) -> Kind {
             } else {
                 &[128, 130, 133, 135, 143, 139]
             };
-            Kind::Message(*random.pick(known))
+            Kind::Message(icmp(is_v4), *random.pick(known))
         }
         10 => match random.below(3) {
-            0 => Kind::EchoReply,
+            0 => Kind::EchoReply(icmp(is_v4)),
             1 if is_v4 => Kind::Arp,
             _ => Kind::LaterFragment,
         },

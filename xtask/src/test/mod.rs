@@ -23,6 +23,9 @@ pub struct Args {
     /// Leaves out the other kernels, which run in emulated machines for minutes.
     #[arg(long)]
     no_kernels: bool,
+    /// Runs the evaluator over ten million packets (a release build; half an hour), and no other check.
+    #[arg(long, conflicts_with_all = ["no_lab", "no_kernels", "filter"])]
+    long: bool,
     /// Runs the tests whose name contains this, and no other check.
     #[arg(long, value_name = "TEXT")]
     filter: Option<String>,
@@ -33,8 +36,12 @@ pub fn run(args: &Args) -> Result<ExitCode> {
     let Args {
         no_lab,
         no_kernels,
+        long,
         filter,
     } = args;
+    if *long {
+        return long_run();
+    }
     let mut parts = vec![setup::Part::Toolchain, setup::Part::Clippy];
     if !no_lab {
         parts.push(setup::Part::Lab);
@@ -59,6 +66,27 @@ pub fn run(args: &Args) -> Result<ExitCode> {
         }
     }
     Ok(report.finish())
+}
+
+/// Random policies and packets by the million, in sight: it tells its seed and its figures.
+fn long_run() -> Result<ExitCode> {
+    setup::ensure(&[setup::Part::Toolchain, setup::Part::Lab])?;
+    shell::run_in_sight(&mut build::release())?;
+    let mut command = shell::cargo();
+    command
+        .args(["test", "--release", "--package", "enforcer-tests"])
+        .args(["--test", "oracle", "--", "--nocapture"])
+        .env("ENFORCER_ORACLE_PACKETS", "10000000")
+        .env("ENFORCER_ORACLE_EACH", "5000");
+    lab::environment(&mut command);
+    if !shell::is_root() {
+        anyhow::bail!(
+            "kernel programs need root; cargo stays with the user:\n    {}=\"sudo -E\" {}",
+            runner_variable(),
+            shell::display(&command)
+        );
+    }
+    shell::exit_code_of(&mut command)
 }
 
 /// What needs no test to run: format, lints, documentation.
