@@ -131,6 +131,10 @@ fn is_noticed(tree: &Path) -> Result<Option<&'static str>> {
             &["test", "-p", "enforcer", "--lib", "explain"][..],
         ),
         (
+            "the reader's and the lock's own tests",
+            &["test", "-p", "enforcer-common"][..],
+        ),
+        (
             "the oracle",
             &["test", "-p", "enforcer-tests", "--test", "oracle"][..],
         ),
