@@ -4,14 +4,12 @@
 use anyhow::Result;
 use enforcer_tests::craft::Crafted;
 use enforcer_tests::plan::{CP1, OUT, W1, port};
-use enforcer_tests::probe::Inject;
 
 use crate::attack::{Attacker, Attempt, Others};
-use crate::host::loopback;
 use crate::packets::{INPUT, WIRE, both, from_wire, too_narrow};
 use crate::stage::Stage;
 
-use Attacker::{HostPod, Neighbour};
+use Attacker::Neighbour;
 
 const SYN: u8 = 0x02;
 const ACK: u8 = 0x10;
@@ -55,12 +53,6 @@ pub fn rows() -> Vec<Limit> {
                 let to = port::APISERVER;
                 [(W1.at(FROM), CP1.at(to)), (W1.at6(FROM), CP1.at6(to))]
                     .map(|(from, to)| Crafted::tcp(from, to, mark, SYN, b"")).to_vec()
-            })
-        }),
-        row("packet-bypass", HostPod, "sends by a packet socket with `PACKET_QDISC_BYPASS`: such frames pass no hook on the way out, and on lo the sender's cgroup is lost", "a way to a port on loopback for those who read the answers by a packet socket, too, and what this node's address may on the wire; take `CAP_NET_RAW` from pods with hostNetwork", Allow, |stage| {
-            stage.inject_with(&stage.lab.hostnet("cp1"), INPUT, |mark| {
-                let frames = loopback(mark).map(|packet| packet.frame([0; 6], [0; 6]));
-                Inject { bypass: true, ..Inject::frames("lo", &frames) }
             })
         }),
         row("icmp-redirect-allowed", Neighbour, "redirects the node's packets to itself (ICMP), under `otherTraffic: Allow`", "nothing, as long as the kernel takes no redirects (`accept_redirects`), as a router does not; `otherTraffic: Drop` drops it", Allow, |stage| {
