@@ -284,6 +284,14 @@ pub fn flow_of(packet: &Packet, direction: Direction) -> FlowKey {
     }
 }
 
+/// A socket asks for a way to send that no hook sees. Nobody may have it: what is sent so has no judge.
+pub fn going_around<T: Tables>(tables: &T) -> Verdict {
+    let Some(settings) = tables.settings() else {
+        return Verdict::HOLE;
+    };
+    denied(settings, Reason::AroundHooks)
+}
+
 /// The verdict for what could not be read.
 pub fn unreadable<T: Tables>(tables: &T, reason: Reason) -> Verdict {
     match (tables.settings(), reason) {

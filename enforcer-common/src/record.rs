@@ -22,11 +22,13 @@ pub enum Hook {
     Sendmsg = 6,
     /// `cgroup/bind4` and `bind6`.
     Bind = 7,
+    /// `cgroup/setsockopt`.
+    Setsockopt = 8,
 }
 
 impl Hook {
     /// All of them, in the order of their numbers.
-    pub const ALL: [Self; 7] = [
+    pub const ALL: [Self; 8] = [
         Self::TcIngress,
         Self::TcEgress,
         Self::CgroupEgress,
@@ -34,6 +36,7 @@ impl Hook {
         Self::Connect,
         Self::Sendmsg,
         Self::Bind,
+        Self::Setsockopt,
     ];
 
     /// The hook with that number.
@@ -54,6 +57,7 @@ impl Hook {
             Self::Connect => "cgroup/connect",
             Self::Sendmsg => "cgroup/sendmsg",
             Self::Bind => "cgroup/bind",
+            Self::Setsockopt => "cgroup/setsockopt",
         }
     }
 }

@@ -50,11 +50,13 @@ pub enum Reason {
     NotTls = 20,
     /// Data with the SYN on a path that asks for TLS and leads through this node: it can not be followed.
     FastOpenThrough = 21,
+    /// A socket asked for a way to send around every hook.
+    AroundHooks = 22,
 }
 
 impl Reason {
     /// All of them, in the order of their numbers.
-    pub const ALL: [Self; 21] = [
+    pub const ALL: [Self; 22] = [
         Self::NoPolicy,
         Self::NoPath,
         Self::LoopbackOnly,
@@ -76,6 +78,7 @@ impl Reason {
         Self::ClosedPort,
         Self::NotTls,
         Self::FastOpenThrough,
+        Self::AroundHooks,
     ];
 
     /// The reason with that number.
@@ -115,6 +118,7 @@ impl Reason {
             Self::ClosedPort => "ClosedPort",
             Self::NotTls => "NotTls",
             Self::FastOpenThrough => "FastOpenThrough",
+            Self::AroundHooks => "AroundHooks",
         }
     }
 
@@ -141,6 +145,7 @@ impl Reason {
             Self::OtherNode => "the path is for the same node only",
             Self::ClosedPort => "closed to everybody: no path leads there",
             Self::NotTls => "the path asks for TLS, and this does not begin with a ClientHello",
+            Self::AroundHooks => "it would send around every hook",
             Self::FastOpenThrough => {
                 "data with the SYN through this node, on a path that asks for TLS; TCP tries again without"
             }
@@ -379,7 +384,7 @@ mod tests {
             assert!(u32::from(reason.code()) < counter::WOULD_DROP);
         }
         assert_eq!(Reason::from_code(0), None);
-        assert_eq!(Reason::from_code(22), None);
+        assert_eq!(Reason::from_code(23), None);
         let names: HashSet<_> = Reason::ALL.iter().map(|r| r.name()).collect();
         assert_eq!(names.len(), Reason::ALL.len());
     }

@@ -18,11 +18,12 @@ mod report;
 mod skb;
 mod sock_addr;
 mod socket;
+mod sockopt;
 mod tc;
 
 use aya_ebpf::{
-    macros::{cgroup_skb, cgroup_sock, cgroup_sock_addr, classifier},
-    programs::{SkBuffContext, SockAddrContext, SockContext, TcContext},
+    macros::{cgroup_skb, cgroup_sock, cgroup_sock_addr, cgroup_sockopt, classifier},
+    programs::{SkBuffContext, SockAddrContext, SockContext, SockoptContext, TcContext},
 };
 use enforcer_common::record::Hook;
 
@@ -114,6 +115,12 @@ pub fn enforcer_bind6(ctx: SockAddrContext) -> i32 {
         "enforcer_bind6",
         sock_addr::binding(&ctx, sock_addr::ipv6(&ctx)),
     )
+}
+
+/// `setsockopt`: ways to send around all hooks above.
+#[cgroup_sockopt(setsockopt)]
+pub fn enforcer_setopt(ctx: SockoptContext) -> i32 {
+    log::returned(&ctx, "enforcer_setopt", sockopt::setting(&ctx))
 }
 
 /// Never reached: the verifier refuses a program that could come to an endless loop.

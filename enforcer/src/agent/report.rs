@@ -2,6 +2,7 @@
 
 use std::fmt;
 
+use enforcer_common::record::Hook;
 use serde::{Deserialize, Serialize};
 
 use crate::{advice::Advice, kernel::Attachment};
@@ -198,7 +199,13 @@ impl Event {
     /// The destination with port and protocol.
     pub fn target(&self) -> String {
         let Some(destination) = &self.destination else {
-            return "an unreadable packet".to_owned();
+            let asked = self.hook == Hook::Setsockopt.name();
+            let what = if asked {
+                "a packet socket"
+            } else {
+                "an unreadable packet"
+            };
+            return what.to_owned();
         };
         let protocol = &self.protocol;
         match self.port {

@@ -106,6 +106,7 @@ impl Kernel {
                 }
                 Program::CgroupSock(program) => program.attach(&directory, mode).map(drop),
                 Program::CgroupSockAddr(program) => program.attach(&directory, mode).map(drop),
+                Program::CgroupSockopt(program) => program.attach(&directory, mode).map(drop),
                 _ => Err(ProgramError::UnexpectedProgramType),
             };
             let place = root.display().to_string();

@@ -5,7 +5,10 @@ use std::{io, os::fd::AsRawFd as _, path::Path};
 use aya::{
     Btf, Ebpf, EbpfLoader, VerifierLogLevel,
     maps::{Map, MapData},
-    programs::{CgroupSkb, CgroupSock, CgroupSockAddr, Program, ProgramError, SchedClassifier},
+    programs::{
+        CgroupSkb, CgroupSock, CgroupSockAddr, CgroupSockopt, Program, ProgramError,
+        SchedClassifier,
+    },
 };
 
 use super::{KernelError, apply::Slots, attach::Attached, read::Readers};
@@ -24,7 +27,7 @@ pub struct Kernel {
 pub(super) const TC: [&str; 2] = ["enforcer_tc_in", "enforcer_tc_out"];
 /// The programs that are attached to the cgroup root, in the order of their attachment: sockets are
 /// stamped before anything judges by the stamp.
-pub(super) const CGROUP: [&str; 9] = [
+pub(super) const CGROUP: [&str; 10] = [
     "enforcer_sock",
     "enforcer_conn4",
     "enforcer_conn6",
@@ -32,6 +35,7 @@ pub(super) const CGROUP: [&str; 9] = [
     "enforcer_send6",
     "enforcer_bind4",
     "enforcer_bind6",
+    "enforcer_setopt",
     "enforcer_skb_out",
     "enforcer_skb_in",
 ];
@@ -144,6 +148,7 @@ fn load_program(program: &mut Program) -> Result<(), ProgramError> {
         Program::CgroupSkb(program) => CgroupSkb::load(program),
         Program::CgroupSock(program) => CgroupSock::load(program),
         Program::CgroupSockAddr(program) => CgroupSockAddr::load(program),
+        Program::CgroupSockopt(program) => CgroupSockopt::load(program),
         _ => Err(ProgramError::UnexpectedProgramType),
     }
 }

@@ -8,7 +8,7 @@ use std::time::Instant;
 
 use nix::errno::Errno;
 use nix::libc;
-use nix::sys::socket::sockopt::{BindToDevice, IpTransparent, ReuseAddr};
+use nix::sys::socket::sockopt::{BindToDevice, Broadcast, IpTransparent, ReuseAddr};
 use nix::sys::socket::{
     MsgFlags, SockType, SockaddrStorage, bind, connect as connect_to, sendto, setsockopt,
 };
@@ -196,6 +196,8 @@ fn send_datagrams(what: &Udp) -> Result<UdpSocket, Failure> {
     let at = |step: &'static str| move |errno| (errno, step);
     let to = socket::mapped(what.to, what.mapped);
     let socket = socket::towards(to, SockType::Datagram, what.timeout_ms).map_err(at("socket"))?;
+    // It takes no privilege.
+    setsockopt(&socket, Broadcast, &true).map_err(at("broadcast"))?;
     bind_to(&socket, what.from, what.mapped).map_err(at("bind"))?;
     let peer = what.but_connect.or(what.connected.then_some(what.to));
     if let Some(peer) = peer {

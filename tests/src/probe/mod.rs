@@ -63,6 +63,8 @@ pub enum Probe {
     TunnelServer(TunnelServer),
     /// Dials out to a tunnel server, and goes on to a target when it is told to
     TunnelAgent(TunnelAgent),
+    /// Asks for a ring to send by an AF_XDP socket
+    Ring,
     /// Builds a lab without servers, tells its id and keeps it until killed
     KeepLab,
 }
@@ -214,6 +216,7 @@ impl Probe {
             Self::Dns(what) => dns::ask(what),
             Self::TunnelServer(what) => tunnel::server(what),
             Self::TunnelAgent(what) => tunnel::agent(what),
+            Self::Ring => raw::ring(),
             Self::KeepLab => listen::keep_lab(),
         }
     }
@@ -343,6 +346,7 @@ mod tests {
                 server: to,
                 target: to,
             }),
+            Probe::Ring,
             Probe::KeepLab,
         ];
         for probe in probes {

@@ -65,6 +65,13 @@ pub(super) fn send(what: &Raw) -> Report {
     })
 }
 
+pub(super) fn ring() -> Report {
+    match socket::sending_ring() {
+        Ok(()) => Report::new(Outcome::Bound, "ring"),
+        Err(errno) => Report::of_errno(errno, "ring"),
+    }
+}
+
 /// Sends each packet and stops at the first that fails.
 fn each(packets: &[String], send: impl Fn(&[u8]) -> Result<(), Failure>) -> Report {
     for (packet, count) in packets.iter().zip(0..) {

@@ -16,10 +16,26 @@ use super::milliseconds;
 
 /// Lets a packet socket's frames go around the queueing discipline, and around TC with it.
 pub(super) fn bypass_queue(socket: &OwnedFd) -> Result<(), Errno> {
-    let on: libc::c_int = 1;
-    let length = size_of_val(&on) as libc::socklen_t;
-    let (level, option) = (libc::SOL_PACKET, libc::PACKET_QDISC_BYPASS);
-    let value = (&raw const on).cast();
+    set_number(socket, (libc::SOL_PACKET, libc::PACKET_QDISC_BYPASS), 1)
+}
+
+/// A ring of an `AF_XDP` socket, by which it could send to a driver's queue.
+pub(super) fn sending_ring() -> Result<(), Errno> {
+    // SAFETY: takes numbers only.
+    let socket = unsafe { libc::socket(libc::AF_XDP, libc::SOCK_RAW | libc::SOCK_CLOEXEC, 0) };
+    let socket = Errno::result(socket)?;
+    // SAFETY: just made, and nobody else has it.
+    let socket = unsafe { OwnedFd::from_raw_fd(socket) };
+    set_number(&socket, (libc::SOL_XDP, libc::XDP_TX_RING), 64)
+}
+
+fn set_number(
+    socket: &OwnedFd,
+    (level, option): (libc::c_int, libc::c_int),
+    value: libc::c_int,
+) -> Result<(), Errno> {
+    let length = size_of_val(&value) as libc::socklen_t;
+    let value = (&raw const value).cast();
     // SAFETY: the pointer is to a valid number of this length.
     let set = unsafe { libc::setsockopt(socket.as_raw_fd(), level, option, value, length) };
     Errno::result(set).map(drop)

@@ -77,6 +77,7 @@ pub fn rows() -> Vec<Elsewhere> {
         row("service", Pod, "goes by a service address behind which somebody has put etcd", ("cgroup/ingress, tc/egress", "NoPath"), (enforcement, "translation_opens_no_way_around")),
         row("masqueraded", Pod, "hides behind its node's address on the way to another node", (tc, "NoPath"), (enforcement, "a_pod_behind_its_nodes_address_is_still_a_pod")),
         row("undeclared-address", Pod, "reaches the kubelet by an address of the node that nobody declared", ("cgroup/ingress", "NoPath"), (enforcement, "an_address_of_the_node_that_nobody_declared_is_guarded_like_the_others")),
+        row("shared-address", Pod, "reaches the kubelet by an address of the node that is declared as somebody else's (node-local DNS, a load balancer)", ("cgroup/ingress", "NoPath"), (enforcement, "an_address_of_the_node_that_is_declared_as_another_is_guarded_too")),
         row("flood", Pod, "floods, to drown what it does in what it is told for", (tc, "NoPath"), (enforcement, "counts_are_exact_under_a_flood")),
         row("forged-tunnel", Pod, "sends into the tunnel between nodes", (tc, "NoPath"), ("drop", "pods_talk_through_the_tunnel_and_nobody_else_does")),
         row("loopback-from-wire", Neighbour, "sends to 127.0.0.1 over the wire, while `route_localnet` is set (CVE-2020-8558)", (tc, "LoopbackOffLo"), ("table", "the_table_holds_for_ipv4")),

@@ -2,9 +2,10 @@
 //! of `connect` and `sendmsg`, and with packet sockets those of all sockets.
 
 use anyhow::Result;
+use enforcer_tests::Outcome;
 use enforcer_tests::craft::{Crafted, tagged};
 use enforcer_tests::plan::{CP1, LOOPBACK, OUT, W1, port};
-use enforcer_tests::probe::Inject;
+use enforcer_tests::probe::{Inject, Probe};
 
 use crate::attack::{Attack, Attacker, Attempt, Others};
 use crate::stage::{At, CP1_MAC, Stage, W1_MAC};
@@ -14,7 +15,7 @@ const FROM: u16 = 41_000;
 const ETCD: u16 = port::ETCD_CLIENT;
 const INPUT: At = At::Input("cp1");
 
-pub fn loopback(mark: u16) -> [Crafted; 2] {
+fn loopback(mark: u16) -> [Crafted; 2] {
     let to = port::INSECURE;
     [
         Crafted::tcp(LOOPBACK.at(FROM), LOOPBACK.at(to), mark, SYN, b""),
@@ -54,6 +55,7 @@ fn told(attempt: Attempt<'_>, port: u16) -> Attempt<'_> {
 
 const INJECTED: &str = "tc/egress";
 const SENT: &str = "cgroup/egress";
+const ASKED: (&str, &str) = ("cgroup/setsockopt", "AroundHooks");
 
 #[rustfmt::skip]
 pub fn rows() -> Vec<Attack> {
@@ -86,6 +88,16 @@ pub fn rows() -> Vec<Attack> {
                 }).to_vec()
             })?;
             Ok(attempt.aimed(1).denied(2))
+        }),
+        row("packet-bypass", "asks that its packet socket's frames go around the queueing discipline (`PACKET_QDISC_BYPASS`), and with it around TC", "cp1", ASKED, |stage| {
+            stage.inject_with(&stage.lab.hostnet("cp1"), INPUT, |mark| {
+                let frames = loopback(mark).map(|packet| packet.frame([0; 6], [0; 6]));
+                Inject { bypass: true, ..Inject::frames("lo", &frames) }
+            })
+        }),
+        row("express-ring", "asks for a ring to send by an `AF_XDP` socket, which goes around TC", "cp1", ASKED, |stage| {
+            let outcome = stage.lab.hostnet("cp1").probe(&Probe::Ring)?.outcome;
+            Ok(Attempt::new(1, None, move || Ok(u64::from(outcome == Outcome::Bound))))
         }),
         row("raw-forged", "sends from another node's address by a raw socket", "cp1", (SENT, "ForgedSource"), |stage| {
             let attempt = stage.raw(&stage.lab.hostnet("cp1"), At::Input("out"), |mark| vec![Crafted::tcp(W1.at(FROM), OUT.at(port::ECHO), mark, SYN, b"")])?;

@@ -4,11 +4,11 @@
 use anyhow::Result;
 use enforcer_tests::craft::Crafted;
 use enforcer_tests::plan::{CP1, OUT, W1, port};
-use enforcer_tests::probe::Inject;
+use enforcer_tests::probe::{Connect, Udp};
 
 use crate::attack::{Attacker, Attempt, Others};
-use crate::host::loopback;
 use crate::packets::{INPUT, WIRE, both, from_wire, too_narrow};
+use crate::sockets::on_link;
 use crate::stage::Stage;
 
 use Attacker::{HostPod, Neighbour};
@@ -57,11 +57,15 @@ pub fn rows() -> Vec<Limit> {
                     .map(|(from, to)| Crafted::tcp(from, to, mark, SYN, b"")).to_vec()
             })
         }),
-        row("packet-bypass", HostPod, "sends by a packet socket with `PACKET_QDISC_BYPASS`: such frames pass no hook on the way out, and on lo the sender's cgroup is lost", "a way to a port on loopback for those who read the answers by a packet socket, too, and what this node's address may on the wire; take `CAP_NET_RAW` from pods with hostNetwork", Allow, |stage| {
-            stage.inject_with(&stage.lab.hostnet("cp1"), INPUT, |mark| {
-                let frames = loopback(mark).map(|packet| packet.frame([0; 6], [0; 6]));
-                Inject { bypass: true, ..Inject::frames("lo", &frames) }
-            })
+        row("broadcast-from-host", HostPod, "sends a datagram to all on the segment, to a guarded UDP port", "the other nodes take it for their peer's: what the node itself may do to the tunnels of others; `otherTraffic: Drop` drops it", Allow, |stage| {
+            stage.send(&stage.lab.hostnet("cp1"), &stage.tunnel, Udp::to("10.77.0.255:4789".parse()?))
+        }),
+        row("link-local-of-another-node", HostPod, "connects from its node's address to the link-local address of another node", "what its node's components may there, for its own agent does not know whose address that is; `otherTraffic: Drop` drops it", Allow, |stage| {
+            let lab = &stage.lab;
+            let to = on_link(lab, &lab.login("cp1"), ("w1", "eth0"))?;
+            let from = Some(CP1.at6(0));
+            let worked = lab.hostnet("cp1").connect_with(Connect { from, ..Connect::to(to) })?.outcome.worked();
+            Ok(Attempt::new(1, Some(to), move || Ok(u64::from(worked))))
         }),
         row("icmp-redirect-allowed", Neighbour, "redirects the node's packets to itself (ICMP), under `otherTraffic: Allow`", "nothing, as long as the kernel takes no redirects (`accept_redirects`), as a router does not; `otherTraffic: Drop` drops it", Allow, |stage| {
             from_wire(stage, INPUT, |mark| {

@@ -18,7 +18,9 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail, ensure};
+use enforcer_tests::probe::Probe;
 use enforcer_tests::product::{Agent, Event, PolicyText};
+use enforcer_tests::{Lab, Outcome, Place};
 
 use attack::{Attack, Attempt, Others};
 use stage::Stage;
@@ -171,6 +173,27 @@ fn is_documented(text: &str) -> Result<()> {
         "docs/threat-model.md is out of date: run this test with ENFORCER_WRITE_DOCS=1"
     );
     Ok(())
+}
+
+/// In dry-run a way around the hooks is granted and told; to a pod, which is judged where its packets
+/// come out of its own network, it is granted always.
+#[test]
+fn ways_around_the_hooks_are_granted_where_they_lead_to_no_harm() -> Result<()> {
+    let lab = Lab::builder().build()?;
+    let agent = Agent::start(&lab, "cp1", &PolicyText::dry_run())?;
+    let ring = |place: &Place| place.probe(&Probe::Ring).map(|report| report.outcome);
+    ensure!(ring(&lab.hostnet("cp1"))? == Outcome::Bound, "in dry-run");
+    let event = agent.event(|event| event.reason == "AroundHooks")?;
+    ensure!(
+        event.verdict == "wouldDrop"
+            && event.subject.name.ends_with("hostnet")
+            && event.comm.as_deref() == Some("lab-probe"),
+        "{event:?}"
+    );
+    agent.replace_policy(&lab, &PolicyText::default())?;
+    ensure!(ring(&lab.hostnet("cp1"))? == Outcome::Eperm, "enforced");
+    ensure!(ring(lab.pod("pod-a"))? == Outcome::Bound, "a pod");
+    lab.close()
 }
 
 #[test]

@@ -1,11 +1,11 @@
 //! Attacks with sockets: what a process can ask its own kernel for.
 
-use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::net::{IpAddr, Ipv4Addr, SocketAddr, SocketAddrV6};
 use std::thread;
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
-use enforcer_tests::plan::{CP1, LOOPBACK, OUT, W1, port};
+use enforcer_tests::plan::{CP1, LOOPBACK, OUT, POD_A, W1, port};
 use enforcer_tests::probe::{Bind, Connect, Udp};
 use enforcer_tests::{Lab, Outcome, Place, net};
 
@@ -450,11 +450,8 @@ fn around() -> Vec<Attack> {
             "connects to the node's link-local address on its own link",
             ("cgroup/ingress", "NoPath"),
             |stage| {
-                let to = on_link(
-                    &stage.lab,
-                    "pod-a",
-                    &enforcer_tests::plan::POD_A.host_interface(),
-                )?;
+                let interface = POD_A.host_interface();
+                let to = on_link(&stage.lab, stage.lab.pod("pod-a"), ("cp1", &interface))?;
                 stage.say(stage.lab.pod("pod-a"), &stage.kubelet, plain(to))
             },
         ),
@@ -464,7 +461,7 @@ fn around() -> Vec<Attack> {
             "connects to the node's link-local address on the segment",
             ("cgroup/ingress", "NoPath"),
             |stage| {
-                let to = on_link(&stage.lab, "out", "eth0")?;
+                let to = on_link(&stage.lab, &stage.lab.neighbour(), ("cp1", "eth0"))?;
                 stage.say(&stage.lab.neighbour(), &stage.kubelet, plain(to))
             },
         ),
@@ -478,35 +475,19 @@ fn around() -> Vec<Attack> {
     ]
 }
 
-/// The kubelet at cp1's link-local address of an interface, as somebody at its other end calls it.
-fn on_link(lab: &Lab, from: &str, interface: &str) -> Result<SocketAddr> {
-    let host = lab.host("cp1").namespace();
-    let listing = lab.login("cp1").run(
-        "ip",
-        [
-            "-6", "-o", "addr", "show", "dev", interface, "scope", "link",
-        ],
-    )?;
-    let listing = listing.checked()?.stdout;
+/// The kubelet at a node's link-local address of an interface, as somebody at its other end calls it.
+pub fn on_link(lab: &Lab, from: &Place, (node, interface): (&str, &str)) -> Result<SocketAddr> {
+    let asked = [
+        "-6", "-o", "addr", "show", "dev", interface, "scope", "link",
+    ];
+    let listing = lab.login(node).run("ip", asked)?.checked()?.stdout;
     let address = listing
         .split_whitespace()
         .find_map(|word| word.strip_suffix("/64"))
-        .with_context(|| {
-            format!(
-                "{interface} of {} has no link-local address: {listing}",
-                host.name()
-            )
-        })?;
-    let address = address.parse()?;
-    let from = if from == "out" {
-        lab.neighbour()
-    } else {
-        lab.pod(from).clone()
-    };
-    let index = from
-        .namespace()
-        .within(|| nix::net::if_::if_nametoindex("eth0"))??;
-    Ok(std::net::SocketAddrV6::new(address, port::KUBELET, 0, index).into())
+        .with_context(|| format!("{interface} of {node} has no link-local address: {listing}"))?;
+    let index = || nix::net::if_::if_nametoindex("eth0");
+    let index = from.namespace().within(index)??;
+    Ok(SocketAddrV6::new(address.parse()?, port::KUBELET, 0, index).into())
 }
 
 /// etcd's process opens from its peer port; its SYN is lost, and the neighbour's comes.

@@ -53,6 +53,7 @@ pub struct Stage {
     pub etcd: Server,
     pub insecure: Server,
     pub kubelet: Server,
+    _other_kubelet: Server,
     pub tunnel: Server,
     _echo: Server,
     marks: AtomicU16,
@@ -74,6 +75,7 @@ impl Stage {
             etcd: listen(&lab.etcd(), port::ETCD_CLIENT)?,
             insecure: listen(&lab.apiserver(), port::INSECURE)?,
             kubelet: listen(&lab.kubelet("cp1"), port::KUBELET)?,
+            _other_kubelet: listen(&lab.kubelet("w1"), port::KUBELET)?,
             _echo: listen(&lab.daemon("cp1", "echo"), port::ECHO)?,
             tunnel: lab.daemon("w1", "overlay").serve(Serve {
                 udp: vec![everywhere(TUNNEL)],

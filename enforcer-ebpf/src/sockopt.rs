@@ -1,0 +1,58 @@
+//! The hook on `setsockopt`: options that let a socket send where no other hook sees it.
+//!
+//! A packet socket with `PACKET_QDISC_BYPASS` hands its frames to the driver, and an `AF_XDP` socket
+//! puts them there itself; neither comes by TC egress, and on lo even the sender's cgroup is lost.
+
+use aya_ebpf::{helpers::generated::bpf_get_current_cgroup_id, programs::SockoptContext};
+use enforcer_common::{decide, record::Hook, tables::Tables as _};
+
+use crate::{
+    maps::Generation,
+    report::{Report, Subject},
+    socket,
+};
+
+const PASS: i32 = 1;
+const REFUSE: i32 = 0;
+
+// include/linux/socket.h, include/uapi/linux/if_packet.h, include/uapi/linux/if_xdp.h
+const SOL_PACKET: i32 = 263;
+const PACKET_QDISC_BYPASS: i32 = 20;
+const SOL_XDP: i32 = 283;
+const XDP_TX_RING: i32 = 3;
+
+/// Any option of any socket: all but two are nobody's business.
+pub fn setting(ctx: &SockoptContext) -> i32 {
+    // SAFETY: the context is valid while the program runs, and the verifier lets programs write this
+    // field. 0 leaves the value to the kernel as the caller gave it: one longer than a page, as
+    // iptables has it, would be refused otherwise before 6.4.
+    let (level, option) = unsafe {
+        (*ctx.sockopt).optlen = 0;
+        ((*ctx.sockopt).level, (*ctx.sockopt).optname)
+    };
+    let around = matches!(
+        (level, option),
+        (SOL_PACKET, PACKET_QDISC_BYPASS) | (SOL_XDP, XDP_TX_RING)
+    );
+    // What leaves a pod's own network namespace is judged where it comes out.
+    if !around || !socket::is_host(ctx) {
+        return PASS;
+    }
+    let generation = Generation::active();
+    if generation.settings().is_none() {
+        return REFUSE;
+    }
+    let verdict = decide::going_around(&generation);
+    // SAFETY: the context is valid while the program runs, and this hook has a full socket.
+    let sk = unsafe { (*ctx.sockopt).__bindgen_anon_1.sk };
+    socket::stamp(ctx, sk);
+    let report = Report {
+        hook: Hook::Setsockopt,
+        // SAFETY: the helper takes nothing.
+        subject: Subject::Cgroup(unsafe { bpf_get_current_cgroup_id() }),
+        ifindex: 0,
+        state: socket::state(sk),
+    };
+    report.packet(&generation, verdict, None);
+    if verdict.passes() { PASS } else { REFUSE }
+}
