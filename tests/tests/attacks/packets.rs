@@ -116,6 +116,11 @@ fn with_extensions(mark: u16, extensions: Vec<(u8, Vec<u8>)>) -> Crafted {
     }
 }
 
+/// A fragment that is all of its packet (RFC 6946).
+fn atomic(whole: Crafted) -> Crafted {
+    whole.part(0, &whole.payload, false)
+}
+
 /// An extension header of 8 bytes with nothing but padding in it, without its first byte.
 fn padding() -> Vec<u8> {
     vec![0, 1, 4, 0, 0, 0, 0]
@@ -160,12 +165,13 @@ fn headers() -> Vec<Attack> {
             })?;
             Ok(attempt.told(CP1.v6.into(), ETCD))
         }).judged_on_w1(),
-        row("extension-headers", Pod, "hides the ports behind IPv6 extension headers: hop-by-hop, routing, destination options, eight of them", NO_PATH, |stage| {
+        row("extension-headers", Pod, "hides the ports behind IPv6 extension headers: hop-by-hop, routing, destination options, eight of them, a fragment header of a whole packet", NO_PATH, |stage| {
             let attempt = from_pod(stage, INPUT, |mark| vec![
                 with_extensions(mark, vec![(protocol::HOP_BY_HOP, padding())]),
                 with_extensions(mark, vec![(protocol::ROUTING, vec![0, 4, 0, 0, 0, 0, 0])]),
                 with_extensions(mark, vec![(protocol::HOP_BY_HOP, padding()), (protocol::DESTINATION_OPTIONS, padding())]),
                 with_extensions(mark, vec![(protocol::DESTINATION_OPTIONS, padding()); 8]),
+                atomic(with_extensions(mark, Vec::new())),
             ])?;
             Ok(attempt.told(CP1.v6.into(), ETCD))
         }),
