@@ -133,8 +133,11 @@ And these, which no test can show or which need none:
   before the agent came stays taken.
 - **What is behind a bridge.** Pods are told from each other by their interface, and one with an address of its own by the
   route to it. Behind a bridge all pods of the node are one, and may take each other's addresses.
-- **Packet sockets on interfaces that nobody declared**: there is no hook on the way out. They take `CAP_NET_RAW` in the
-  node's network namespace. Declare the devices of tunnels as uplinks.
+- **Interfaces that nobody declared.** What comes in by one is judged at the socket that receives it, by its source address;
+  what is forwarded from there to another node is judged by that node alone, and packet sockets find no hook on the way
+  out. Declare the devices of tunnels as uplinks, and those of pods as pods'.
+- **Addresses of other nodes that nobody declared**: a process with this node's address may there what this node's components
+  may, as its own agent does not know whose address that is. `otherTraffic: Drop` drops it.
 - **Packet sockets with `PACKET_QDISC_BYPASS`, and `AF_XDP` sockets, that are older than the attachment**: asking for either is
   refused from then on, to every process of the node's network namespace; what was granted before stays.
 - **A hostNetwork pod on another node that runs no `enforcer`.** From here it has that node's address, and may what that

@@ -116,6 +116,11 @@ fn with_extensions(mark: u16, extensions: Vec<(u8, Vec<u8>)>) -> Crafted {
     }
 }
 
+/// A fragment that is all of its packet (RFC 6946).
+fn atomic(whole: Crafted) -> Crafted {
+    whole.part(0, &whole.payload, false)
+}
+
 /// An extension header of 8 bytes with nothing but padding in it, without its first byte.
 fn padding() -> Vec<u8> {
     vec![0, 1, 4, 0, 0, 0, 0]
@@ -160,12 +165,13 @@ fn headers() -> Vec<Attack> {
             })?;
             Ok(attempt.told(CP1.v6.into(), ETCD))
         }).judged_on_w1(),
-        row("extension-headers", Pod, "hides the ports behind IPv6 extension headers: hop-by-hop, routing, destination options, eight of them", NO_PATH, |stage| {
+        row("extension-headers", Pod, "hides the ports behind IPv6 extension headers: hop-by-hop, routing, destination options, eight of them, a fragment header of a whole packet", NO_PATH, |stage| {
             let attempt = from_pod(stage, INPUT, |mark| vec![
                 with_extensions(mark, vec![(protocol::HOP_BY_HOP, padding())]),
                 with_extensions(mark, vec![(protocol::ROUTING, vec![0, 4, 0, 0, 0, 0, 0])]),
                 with_extensions(mark, vec![(protocol::HOP_BY_HOP, padding()), (protocol::DESTINATION_OPTIONS, padding())]),
                 with_extensions(mark, vec![(protocol::DESTINATION_OPTIONS, padding()); 8]),
+                atomic(with_extensions(mark, Vec::new())),
             ])?;
             Ok(attempt.told(CP1.v6.into(), ETCD))
         }),
@@ -436,6 +442,14 @@ fn links() -> Vec<Attack> {
             let attempt = from_pod(stage, INPUT, |mark| vec![in_vxlan(POD_A.party.at(FROM), &syn_of_pod_b(mark))])?;
             Ok(attempt.told(CP1.v4.into(), TUNNEL))
         }),
+        row("vxlan-own", Attacker::OtherNode, "sends by the tunnel a packet from the node's own address", ("cgroup/ingress", "ForgedSource"), |stage| {
+            let node = stage.lab.login("w1");
+            let attempt = stage.whisper(&node, &stage.tunnel_here, |word| {
+                let inner = Crafted::udp(CP1.at6(FROM), CP1.at6(8472), 1, word);
+                vec![in_vxlan(W1.at(FROM), &inner).frame(W1_MAC, CP1_MAC)]
+            })?;
+            Ok(attempt.told(CP1.v6.into(), 8472))
+        }),
         row("vxlan-node", Attacker::OtherNode, "sends by the tunnel, which it may, a pod's packet to etcd", ("cgroup/ingress", "NoPath"), |stage| {
             let node = stage.lab.login("w1");
             let attempt = stage.whisper(&node, &stage.etcd, |word| {
@@ -500,7 +514,7 @@ fn errors() -> Vec<Attack> {
 
 #[rustfmt::skip]
 fn dropped() -> Vec<Attack> {
-    let other = (TC, "OtherTraffic");
+    let (other, unknown) = ((TC, "OtherTraffic"), (TC, "UnknownProtocol"));
     [
         row("icmp-redirect", Neighbour, "redirects the node's packets to itself (ICMP)", other, |stage| {
             let attempt = from_wire(stage, INPUT, |mark| {
@@ -519,13 +533,13 @@ fn dropped() -> Vec<Attack> {
             let attempt = from_wire(stage, INPUT, |mark| vec![Crafted::carrying(OUT.v4.into(), CP1.v4.into(), mark, 132, vec![0; 24])])?;
             Ok(attempt.told(CP1.v4.into(), 132))
         }),
-        row("no-ip", Neighbour, "speaks neither IP nor ARP (MPLS)", other, |stage| {
+        row("no-ip", Neighbour, "speaks neither IP nor ARP (MPLS)", unknown, |stage| {
             let arrivals = stage.counted(WIRE, "meta protocol 0x8847")?;
             let before = arrivals.so_far()?;
             stage.lab.neighbour().inject("eth0", &[ethernet(OUT.mac, CP1_MAC, 0x8847, &[0; 46])])?;
             Ok(Attempt::new(1, None, move || Ok(arrivals.so_far()? - before)))
         }),
-        row("vlan-many-dropped", Neighbour, "puts more VLAN tags before a packet than are read", other, |stage| {
+        row("vlan-many-dropped", Neighbour, "puts more VLAN tags before a packet than are read", unknown, |stage| {
             with_tags(stage, INPUT, &[(Q, 0); 4])
         }),
     ]

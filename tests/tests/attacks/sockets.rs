@@ -5,7 +5,7 @@ use std::thread;
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
-use enforcer_tests::plan::{CP1, LOOPBACK, OUT, POD_A, W1, port};
+use enforcer_tests::plan::{CP1, LOOPBACK, OUT, POD_A, VIP, W1, port};
 use enforcer_tests::probe::{Bind, Connect, Udp};
 use enforcer_tests::{Lab, Outcome, Place, net};
 
@@ -403,8 +403,45 @@ fn binding() -> Vec<Attack> {
     ]
 }
 
+/// The hostNetwork pod of cp1 opens a connection, which is all that it takes where it can say what is
+/// expected of it, as with a stolen certificate.
+fn opens(stage: &Stage, to: SocketAddr) -> Result<Attempt<'_>> {
+    let opened = stage.lab.hostnet("cp1").connect(to)?.worked();
+    Ok(Attempt::new(1, Some(to), move || Ok(u64::from(opened))))
+}
+
 fn around() -> Vec<Attack> {
     vec![
+        row(
+            "undeclared-address-host",
+            HostPod,
+            "connects over lo to an address of its own node that nobody declared",
+            ("cgroup/egress", "WrongProcess"),
+            |stage| {
+                let to = VIP.at(port::ETCD_CLIENT);
+                opens(stage, to)
+            },
+        ),
+        row(
+            "undeclared-address-host-v6",
+            HostPod,
+            "the same over IPv6",
+            ("cgroup/egress", "WrongProcess"),
+            |stage| {
+                let to = VIP.at6(port::ETCD_CLIENT);
+                opens(stage, to)
+            },
+        ),
+        row(
+            "link-local-host",
+            HostPod,
+            "connects over lo to the link-local address of its own node",
+            ("cgroup/egress", "WrongProcess"),
+            |stage| {
+                let to = on_link(&stage.lab, &stage.lab.login("cp1"), ("cp1", "eth0"))?;
+                opens(stage, to)
+            },
+        ),
         on_w1(row(
             "own-translation",
             HostPod,

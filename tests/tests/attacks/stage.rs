@@ -7,7 +7,7 @@ use std::sync::atomic::{AtomicU16, Ordering};
 use anyhow::Result;
 use enforcer_tests::arrivals::Arrivals;
 use enforcer_tests::craft::Crafted;
-use enforcer_tests::plan::{CP1, POD_A, W1, port};
+use enforcer_tests::plan::{CP1, POD_A, VIP, W1, port};
 use enforcer_tests::probe::{Connect, Inject, Serve, Udp};
 use enforcer_tests::{Lab, Place, Server, net};
 
@@ -55,6 +55,7 @@ pub struct Stage {
     pub kubelet: Server,
     _other_kubelet: Server,
     pub tunnel: Server,
+    pub tunnel_here: Server,
     _echo: Server,
     marks: AtomicU16,
 }
@@ -69,6 +70,8 @@ impl Stage {
         let host = lab.host("cp1").namespace();
         host.set_sysctls(&[(&pod, "1")])?;
         lab.neighbour().namespace().set_sysctls(&OPEN[4..5])?;
+        // An address that the inventory of this small lab knows nothing of.
+        lab.claim(&CP1, &VIP)?;
         translate(&lab)?;
         dig_tunnel(&lab)?;
         Ok(Self {
@@ -77,6 +80,10 @@ impl Stage {
             kubelet: listen(&lab.kubelet("cp1"), port::KUBELET)?,
             _other_kubelet: listen(&lab.kubelet("w1"), port::KUBELET)?,
             _echo: listen(&lab.daemon("cp1", "echo"), port::ECHO)?,
+            tunnel_here: lab.daemon("cp1", "overlay").serve(Serve {
+                udp: vec![everywhere(8472)],
+                ..Serve::default()
+            })?,
             tunnel: lab.daemon("w1", "overlay").serve(Serve {
                 udp: vec![everywhere(TUNNEL)],
                 ..Serve::default()
