@@ -89,16 +89,31 @@ pub fn sent_by_process<T: Tables>(
     if src.is(Place::OTHER_NODE) {
         return denied(settings, Reason::ForgedSource);
     }
-    let dst = tables.place(&packet.dst).party;
-    // Whose socket is at the other end of lo is not known here; `delivered` knows.
-    let to = if on_lo { settings.local as Party } else { dst };
+    let Ports {
+        space,
+        source,
+        destination,
+        ..
+    } = packet.ports;
+    // What goes out by lo comes in by it: both addresses are of this node, whatever they are declared
+    // as. Whose socket is at the other end is not known here; `delivered` knows.
+    let (to, src, dst) = if on_lo {
+        (
+            settings.local as Party,
+            received_at(tables, settings, &packet.src, space, source),
+            received_at(tables, settings, &packet.dst, space, destination),
+        )
+    } else {
+        let dst = tables.place(&packet.dst).party;
+        (dst, src.party, dst)
+    };
     decide(
         tables,
         settings,
         Ends {
             from: sender,
             to,
-            src: src.party,
+            src,
             dst,
         },
         packet,
@@ -125,6 +140,10 @@ pub fn delivered<T: Tables>(
     } else {
         if packet.src.is_loopback() || packet.dst.is_loopback() {
             return denied(settings, Reason::LoopbackOffLo);
+        }
+        // What this node sends to itself goes by lo, so this came from elsewhere, in a tunnel perhaps.
+        if src.is(Place::OWN) {
+            return denied(settings, Reason::ForgedSource);
         }
         sender_on_wire(settings, role, src)
     };

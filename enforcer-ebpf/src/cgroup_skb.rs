@@ -104,10 +104,15 @@ pub fn ingress(ctx: &SkBuffContext) -> i32 {
     let Some(settings) = generation.settings() else {
         return DROP;
     };
-    let (mut role, judged) = role(skb.ifindex());
-    if skb.note() & KNOWN != 0 && judged {
+    let (mut role, mut judged) = role(skb.ifindex());
+    // Read once: the address of a field of the context must not be kept for later.
+    let note = skb.note();
+    if note & KNOWN != 0 && judged {
         // A pod whose address is its own: that tells who it is.
         role = Role::Uplink;
+    } else if skb.is_looped_back() {
+        // A multicast or broadcast of this node itself, judged at its sender's socket as by lo.
+        (role, judged) = (Role::Loopback, true);
     }
     let connected = Connected::of(sk, state);
     if connected.is_same()
@@ -133,7 +138,7 @@ pub fn ingress(ctx: &SkBuffContext) -> i32 {
         Lock::Open
     };
     let verdict = lock.verdict(&generation, allowed);
-    if !is_told_elsewhere(skb, role, judged, verdict) {
+    if !is_told_elsewhere(note, role, judged, verdict) {
         let report = Report {
             hook: Hook::CgroupIngress,
             subject: Subject::Interface(skb.ifindex()),
@@ -155,11 +160,11 @@ pub fn ingress(ctx: &SkBuffContext) -> i32 {
 }
 
 /// What was judged where it came in, or at its sender's socket, has been counted there.
-fn is_told_elsewhere(skb: Skb, role: Role, judged: bool, verdict: Verdict) -> bool {
+fn is_told_elsewhere(note: u32, role: Role, judged: bool, verdict: Verdict) -> bool {
     if !verdict.is_denied() {
         return judged;
     }
-    verdict.passes() && (matches!(role, Role::Loopback) || skb.note() & TOLD != 0)
+    verdict.passes() && (matches!(role, Role::Loopback) || note & TOLD != 0)
 }
 
 /// The kernel answers for sockets that are no more (resets, TIME_WAIT) from a raw TCP socket of its

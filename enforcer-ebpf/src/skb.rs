@@ -27,6 +27,8 @@ use crate::maps::Generation;
 // include/linux/socket.h
 const AF_INET: u8 = 2;
 const AF_INET6: u8 = 10;
+// include/uapi/linux/if_packet.h
+const PACKET_LOOPBACK: u32 = 5;
 
 /// An skb as the TC and the `cgroup_skb` hooks see it.
 #[derive(Clone, Copy)]
@@ -53,6 +55,13 @@ impl Skb {
     pub fn entered_by(self) -> u32 {
         // SAFETY: as above.
         unsafe { (*self.0).ingress_ifindex }
+    }
+
+    /// Whether it is a copy for this node of what this node sends to many: then it has come by no link,
+    /// whatever interface it is said to be on (`dev_loopback_xmit` in net/core/dev.c).
+    pub fn is_looped_back(self) -> bool {
+        // SAFETY: as above.
+        unsafe { (*self.0).pkt_type == PACKET_LOOPBACK }
     }
 
     /// A word that travels with the packet as long as it stays in one network namespace, and that

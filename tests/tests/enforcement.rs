@@ -2,7 +2,7 @@
 //! the same lab and by the same process, so that nothing but the product can be the reason.
 
 use std::fs;
-use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr, SocketAddrV4};
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -10,7 +10,7 @@ use anyhow::{Context, Result, ensure};
 use enforcer_tests::arrivals::Arrivals;
 use enforcer_tests::packet::{Content, Forged};
 use enforcer_tests::plan::{CP1, LOOPBACK, NODE_LOCAL_DNS, OUT, POD_A, POD_B, Party, W1, port};
-use enforcer_tests::probe::{Hold, Serve};
+use enforcer_tests::probe::{Hold, Serve, Udp};
 use enforcer_tests::product::{Agent, PolicyText};
 use enforcer_tests::servers::expect_answer;
 use enforcer_tests::{Lab, Outcome, Place, net, plan};
@@ -161,6 +161,32 @@ fn bystanders_notice_nothing() -> Result<()> {
         let denials = agent.events()?;
         ensure!(denials.is_empty(), "{} denies {denials:#?}", agent.node());
     }
+    Ok(())
+}
+
+/// The kernel hands a copy of what a node sends to all to the node itself, as coming from the link.
+#[test]
+fn a_node_hears_its_own_broadcasts() -> Result<()> {
+    const ALL: SocketAddr = SocketAddr::V4(SocketAddrV4::new(Ipv4Addr::new(10, 77, 0, 255), 5353));
+    let lab = Lab::builder().build()?;
+    let agent = Agent::start(&lab, "cp1", &PolicyText::default())?;
+    let everywhere = SocketAddr::new(Ipv4Addr::UNSPECIFIED.into(), ALL.port());
+    let listener = lab.login("cp1").serve(Serve {
+        udp: vec![everywhere],
+        ..Serve::default()
+    })?;
+    lab.hostnet("cp1").udp_with(Udp {
+        send: "to all".to_owned(),
+        no_answer: true,
+        ..Udp::to(ALL)
+    })?;
+    ensure!(
+        listener.hears("to all", SOON),
+        "it heard {:?}",
+        listener.heard()
+    );
+    let denials = agent.events()?;
+    ensure!(denials.is_empty(), "it denies {denials:#?}");
     Ok(())
 }
 
@@ -770,7 +796,11 @@ fn guarded_at_another_address(party: &Party, policy: impl Fn(&Lab) -> PolicyText
             "{event:?}"
         );
     }
-    // What is no guarded port is nobody's business there.
-    ensure!(lab.apiserver().connect(party.at(port::APISERVER))?.worked());
+    // And who may do so at the others may do so there.
+    ensure!(
+        lab.kubelet("cp1")
+            .connect(party.at(port::APISERVER))?
+            .worked()
+    );
     Ok(())
 }

@@ -59,7 +59,7 @@ impl<'a> Teller<'a> {
         let reason = Reason::from_code(key.reason).unwrap_or(Reason::NoPolicy);
         let subject = self.subject(key);
         let senders = self.senders(key, &subject);
-        let target = self.target(key, space);
+        let target = self.target(key, space, value.ifindex);
         let known = |ip: Ip| (ip != Ip::UNSPECIFIED).then(|| IpAddr::from(ip).to_string());
         let comm = String::from_utf8_lossy(&value.comm);
         let comm = comm.trim_end_matches('\0');
@@ -142,7 +142,7 @@ impl<'a> Teller<'a> {
     }
 
     /// The number of the target that was meant.
-    fn target(&self, key: &RecordKey, space: Option<Space>) -> Option<usize> {
+    fn target(&self, key: &RecordKey, space: Option<Space>, ifindex: u32) -> Option<usize> {
         let dst = if key.dst.is_unspecified() {
             key.dst.this_host()
         } else {
@@ -151,7 +151,14 @@ impl<'a> Teller<'a> {
         let space = space?;
         let class = self.simulator.class(space, key.port)?;
         let settings = &self.compiled.settings;
-        let party = if Hook::from_code(key.hook) == Some(Hook::CgroupIngress) {
+        let is_received_here = match Hook::from_code(key.hook) {
+            Some(Hook::CgroupIngress) => true,
+            Some(Hook::CgroupEgress | Hook::TcEgress) => {
+                self.kernel.role(ifindex) == Role::Loopback
+            }
+            _ => false,
+        };
+        let party = if is_received_here {
             decide::received_at(&self.simulator, settings, &dst, space, key.port)
         } else {
             self.simulator.place(&dst).party

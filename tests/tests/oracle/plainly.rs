@@ -46,6 +46,24 @@ pub enum Kind {
     LaterFragment,
 }
 
+impl Kind {
+    /// What its numbers name, the sender's and the receiver's; nothing where it has none.
+    fn numbers(self) -> Option<(Space, u16, u16)> {
+        match self {
+            Kind::Syn(own, other) | Kind::Segment(own, other) => Some((Space::Tcp, own, other)),
+            Kind::Udp(own, other) => Some((Space::Udp, own, other)),
+            Kind::Message(space, number) => Some((space, 0, number.into())),
+            Kind::EchoReply(space) => {
+                let reply = if space == Space::Icmp { 0 } else { 129 };
+                Some((space, request_of(space), reply))
+            }
+            Kind::Protocol(number) => Some((Space::Protocol, number.into(), number.into())),
+            Kind::Arp => Some((Space::Arp, 0, 0)),
+            Kind::LaterFragment => None,
+        }
+    }
+}
+
 /// From where the packet comes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Entry {
@@ -131,23 +149,13 @@ impl<'a> Oracle<'a> {
             return Said::Denied("IcmpBadQuote");
         }
         let (from, to) = (self.spot(src), self.spot(dst));
-        let (space, there, back) = match kind {
-            Kind::Syn(own, other) | Kind::Segment(own, other) => (Space::Tcp, other, own),
-            Kind::Udp(own, other) => (Space::Udp, other, own),
-            Kind::Message(space, number) => (space, number.into(), 0),
-            Kind::EchoReply(space) => {
-                let reply = if space == Space::Icmp { 0 } else { 129 };
-                (space, reply, request_of(space))
-            }
-            Kind::Protocol(number) => (Space::Protocol, number.into(), number.into()),
-            Kind::Arp | Kind::LaterFragment => {
-                let known = self.knows(&from.sender, &to) || self.knows(&to.sender, &from);
-                return if self.policy.other_traffic == OtherTraffic::Allow || known {
-                    Said::Other
-                } else {
-                    Said::Denied("FragmentWithoutPath")
-                };
-            }
+        let Some((space, back, there)) = kind.numbers() else {
+            let known = self.knows(&from.sender, &to) || self.knows(&to.sender, &from);
+            return if self.policy.other_traffic == OtherTraffic::Allow || known {
+                Said::Other
+            } else {
+                Said::Denied("FragmentWithoutPath")
+            };
         };
         let opinion = weightier(
             self.toward(&from.sender, &to, space, there),
@@ -198,9 +206,13 @@ impl<'a> Oracle<'a> {
         if !on_lo && (src.is_loopback() || dst.is_loopback()) {
             return Said::Denied("LoopbackOffLo");
         }
-        let (from, to) = (self.spot(src), self.spot(dst));
+        let (mut from, mut to) = (self.spot(src), self.spot(dst));
         if from.other_node {
             return Said::Denied("ForgedSource");
+        }
+        if let (true, Some((space, own, other))) = (on_lo, kind.numbers()) {
+            from = self.spot_on_lo(from, space, own);
+            to = self.spot_on_lo(to, space, other);
         }
         let receiver = if on_lo {
             self.anybody_here()
@@ -208,6 +220,21 @@ impl<'a> Oracle<'a> {
             to.sender.clone()
         };
         self.decide(&self.process(cgroup), &receiver, &from, &to, kind)
+    }
+
+    /// What goes by lo goes from this node to itself, so both addresses are its own, though nobody may have
+    /// said so, or though they are said to be something else's. But who has declared this very port there
+    /// has it.
+    fn spot_on_lo(&self, spot: Spot<'a>, space: Space, number: u16) -> Spot<'a> {
+        let has_port = |(component, port): &(&Component, &Port)| {
+            !component.is_elsewhere() && !port.matches.contains(&PortMatch::Any)
+        };
+        let is_declared = !spot.pod && self.ends(&spot, space, number).iter().any(has_port);
+        if spot.own || spot.loopback || is_declared {
+            return spot;
+        }
+        let own = self.node.addresses.iter().min();
+        own.map_or(spot, |own| self.spot(*own))
     }
 
     /// A process asks to connect, or to send a datagram. The unspecified address is this host.
