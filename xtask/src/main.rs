@@ -1,11 +1,13 @@
-//! `cargo xtask`: set-up, build, lab, demo and test of this repository. Nothing else knows how
+//! `cargo xtask`: set-up, build, lab, demo, tests and fuzzing of this repository. Nothing else knows how
 //! these are done; CI calls `cargo xtask test` and has no logic of its own.
 
 mod bpf_toolchain;
 mod build;
 mod demo;
+mod fuzz;
 mod kernels;
 mod lab;
+mod miri;
 mod mutants;
 mod setup;
 mod shell;
@@ -33,6 +35,10 @@ enum Cli {
     Kernels(kernels::Args),
     /// Breaks the meaning of the product in small ways, and sees whether the tests notice (minutes).
     Mutants,
+    /// Fuzzes what reads other people's bytes, with libFuzzer (a minute for each target).
+    Fuzz(fuzz::Args),
+    /// Runs the tests of the shared crate under Miri, where Miri is installed.
+    Miri,
 }
 
 fn main() -> ExitCode {
@@ -44,6 +50,8 @@ fn main() -> ExitCode {
         Cli::Test(args) => test::run(&args),
         Cli::Kernels(args) => kernels::run(&args),
         Cli::Mutants => mutants::run(),
+        Cli::Fuzz(args) => fuzz::run(&args),
+        Cli::Miri => miri::run(),
     };
     outcome.unwrap_or_else(|error| {
         eprintln!("error: {error:#}");

@@ -11,7 +11,7 @@ use std::{
 
 use anyhow::Result;
 
-use crate::{bpf_toolchain::BpfToolchain, build, kernels, lab, setup, shell};
+use crate::{bpf_toolchain::BpfToolchain, build, kernels, lab, miri, setup, shell};
 use report::Report;
 
 /// Options of `cargo xtask test`.
@@ -56,6 +56,9 @@ pub fn run(args: &Args) -> Result<ExitCode> {
         "unit and documentation tests",
         &mut unit_tests(filter.as_deref()),
     );
+    if filter.is_none() {
+        under_miri(&mut report);
+    }
     if report.command("release build", &mut build::release()) {
         if filter.is_none() {
             report.check("commands in the documents", readme::check);
@@ -146,6 +149,17 @@ fn unit_tests(filter: Option<&str>) -> Command {
     command.args(["--exclude", "enforcer-ebpf", "--exclude", "enforcer-tests"]);
     command.args(filter);
     command
+}
+
+/// The shared crate's tests once more, where Miri is installed.
+fn under_miri(report: &mut Report) {
+    const NAME: &str = "shared crate under Miri";
+    match miri::obstacle() {
+        Some(obstacle) => report.skip(NAME, &obstacle),
+        None => {
+            report.command(NAME, &mut miri::command());
+        }
+    }
 }
 
 fn lab_tests(report: &mut Report, args: &Args) {

@@ -3,12 +3,11 @@
 mod cases;
 mod errors;
 mod files;
-mod mutation;
 mod understood;
 
 use super::{Policy, PolicyErrors, SourceText, from_texts};
 
-/// A policy that uses every feature of the language, for an editor's eye and as the seed of mutations.
+/// A policy that uses every feature of the language, for an editor's eye and as a seed for fuzzing.
 pub(super) const EVERYTHING: &str = include_str!("everything.yaml");
 
 /// A small valid policy; tests replace a line in it.

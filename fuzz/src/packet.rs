@@ -1,0 +1,78 @@
+//! The reader of packets, and the decision over what it read.
+
+use std::sync::LazyLock;
+
+use enforcer::{
+    compile::{Compiled, PathNumbers, Simulator, compile},
+    policy::{SourceText, from_texts},
+};
+use enforcer_common::{
+    decide,
+    parse::{Start, parse},
+    tables::{Party, Role, Tables as _},
+    tls::may_follow,
+    verdict::Verdict,
+};
+
+/// A policy of the repository, where everything is guarded and a good deal is allowed.
+static COMPILED: LazyLock<Compiled> = LazyLock::new(|| {
+    let text = include_str!("../../policies/control-plane-stacked-etcd.yaml");
+    let text = text.replace("mode: DryRun", "mode: Enforce");
+    let name = "control-plane-stacked-etcd.yaml".to_owned();
+    let policy = from_texts(&[SourceText { name, text }]).unwrap_or_else(|e| panic!("{e}"));
+    let node = &policy.nodes[0].name;
+    compile(&policy, node, None, &mut PathNumbers::default()).unwrap_or_else(|e| panic!("{e}"))
+});
+
+/// The first byte says where the rest is met; the rest is read and judged there.
+pub fn packet(bytes: &[u8]) {
+    let Some((&how, bytes)) = bytes.split_first() else {
+        return;
+    };
+    let start = if how & 1 == 0 {
+        Start::Ethernet
+    } else {
+        Start::Ip
+    };
+    let tables = Simulator::new(&COMPILED);
+    let packet = match parse(bytes, start) {
+        Ok(packet) => packet,
+        Err(reason) => {
+            assert!(!reason.name().is_empty());
+            return is_known(decide::unreadable(&tables, reason));
+        }
+    };
+    // Reading has no memory. A payload may lie outside of what was captured; that is no TLS then.
+    assert_eq!(parse(bytes, start), Ok(packet));
+    let (segment, first) = (&packet.segment, packet.segment.start());
+    let is_captured = segment.is_empty() || (segment.from as usize) < bytes.len();
+    assert!(
+        is_captured || !may_follow(bytes, segment, first),
+        "{segment:?}"
+    );
+    let role =
+        [Role::Uplink, Role::Pod, Role::Loopback, Role::Undeclared][usize::from(how >> 1 & 3)];
+    let flag = how & 8 != 0;
+    let party = Party::from(how >> 4) % COMPILED.party_names.len() as Party;
+    let verdicts = [
+        decide::arrived_on_wire(&tables, role, &packet, |_| flag),
+        decide::sent_by_process(&tables, party, flag, &packet),
+        decide::delivered(&tables, role, flag, party, &packet),
+        decide::forwarded(&tables, role, flag.then_some(party), &packet),
+    ];
+    for verdict in verdicts {
+        is_known(verdict);
+    }
+}
+
+/// A verdict of a policy names what the policy has.
+fn is_known(verdict: Verdict) {
+    let tables = Simulator::new(&COMPILED);
+    assert!(tables.settings().is_some());
+    assert_ne!(verdict, Verdict::HOLE);
+    assert_eq!(
+        verdict.is_denied(),
+        !verdict.passes(),
+        "the policy enforces"
+    );
+}
