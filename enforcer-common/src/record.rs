@@ -109,8 +109,10 @@ pub struct RecordValue {
     pub count: u64,
     /// Of the first, in nanoseconds of `CLOCK_BOOTTIME`.
     pub first_ns: u64,
-    /// Of the last, likewise.
+    /// Of the last, likewise; good to a tick of the kernel's clock.
     pub last_ns: u64,
+    /// The kernel's ticks (jiffies) at that time: only when they have moved on, a clock is read.
+    pub tick: u64,
     /// Process of the first, where the hook knows it; else 0.
     pub pid: u32,
     /// Interface of the first, where there is one; else 0.
@@ -125,7 +127,7 @@ pub struct RecordValue {
     pub padding: u16,
 }
 
-const _: () = assert!(size_of::<RecordKey>() == 48 && size_of::<RecordValue>() == 56);
+const _: () = assert!(size_of::<RecordKey>() == 48 && size_of::<RecordValue>() == 64);
 
 /// What is kept on a socket.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, FromBytes, IntoBytes, Immutable, KnownLayout)]

@@ -34,6 +34,11 @@ type SettingsWords = [u32; size_of::<Settings>() / 4];
 static ACTIVE: Array<u32, 1> = Array::new();
 #[btf_map]
 static SETTINGS: ArrayOfMaps<Array<SettingsWords, 1>, SLOTS> = ArrayOfMaps::new();
+/// Addresses that are declared one by one. A hash finds each at once, however many there are; a trie has
+/// a level for every bit in which they differ.
+#[btf_map]
+static HOSTS: ArrayOfMaps<HashMap<Ip, u32, 1>, SLOTS> = ArrayOfMaps::new();
+/// Prefixes of all other lengths.
 #[btf_map]
 static PLACES: ArrayOfMaps<LpmTrie<Ip, u32, 1>, SLOTS> = ArrayOfMaps::new();
 #[btf_map]
@@ -64,6 +69,9 @@ pub static COUNTERS: PerCpuArray<u64, { counter::COUNT as usize }> = PerCpuArray
 #[btf_map]
 pub static RECORDS: HashMap<RecordKey, RecordValue, { limits::MAX_RECORDS as usize }> =
     HashMap::new();
+/// The tick of the kernel's clock (jiffies) in which a record last found no room.
+#[btf_map]
+pub static RECORDS_FULL: PerCpuArray<u64, 1> = PerCpuArray::new();
 /// Keys of new records ([`RecordKey`]), to wake the agent. Declared without a type, as libbpf takes no
 /// ring buffer with one.
 #[btf_map]
@@ -100,6 +108,13 @@ impl Tables for Generation {
     }
 
     fn place(&self, addr: &Ip) -> Place {
+        // SAFETY: the value is copied at once, and a map in force does not change.
+        let host = HOSTS
+            .get(self.slot)
+            .and_then(|hosts| unsafe { hosts.get(addr) });
+        if let Some(word) = host {
+            return zerocopy::transmute!(*word);
+        }
         let found = PLACES
             .get(self.slot)
             .and_then(|places| places.get(&Key::new(128, *addr)));

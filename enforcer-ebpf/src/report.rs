@@ -2,7 +2,10 @@
 
 use core::arch::asm;
 
-use aya_ebpf::{bindings::BPF_NOEXIST, helpers::generated::bpf_ktime_get_boot_ns};
+use aya_ebpf::{
+    bindings::BPF_NOEXIST,
+    helpers::generated::{bpf_jiffies64, bpf_ktime_get_boot_ns},
+};
 use enforcer_common::{
     addr::Ip,
     packet::{Packet, Ports, Shape, Space},
@@ -11,7 +14,7 @@ use enforcer_common::{
     verdict::{Denial, Direction, Outcome, Verdict, counter},
 };
 
-use crate::maps::{COUNTERS, Generation, RECORDS, WAKES};
+use crate::maps::{COUNTERS, Generation, RECORDS, RECORDS_FULL, WAKES};
 
 /// Who is told to have sent it.
 #[derive(Clone, Copy)]
@@ -122,23 +125,28 @@ impl Report {
     }
 
     fn keep(&self, generation: &Generation, key: &RecordKey, source_port: u16) {
-        // SAFETY: the helper takes nothing and reads a clock.
-        let now = unsafe { bpf_ktime_get_boot_ns() };
-        if !is_counted(key, now) {
+        // SAFETY: the helper takes nothing and reads a counter.
+        let tick = unsafe { bpf_jiffies64() };
+        if !is_counted(key, tick) {
+            if is_full(tick) {
+                return count(counter::RECORDS_LOST);
+            }
             let generation = generation
                 .settings()
                 .map_or(0, |settings| settings.generation);
-            self.begin(key, now, generation, source_port);
+            self.begin(key, tick, generation, source_port);
         }
     }
 
     /// Makes a record. Two CPUs may come at once: the second then counts.
     #[inline(never)]
-    fn begin(&self, key: &RecordKey, now: u64, generation: u32, source_port: u16) {
+    fn begin(&self, key: &RecordKey, tick: u64, generation: u32, source_port: u16) {
+        let now = now();
         let mut value = RecordValue {
             count: 1,
             first_ns: now,
             last_ns: now,
+            tick,
             pid: 0,
             ifindex: self.ifindex,
             comm: [0; 16],
@@ -154,15 +162,34 @@ impl Report {
             if WAKES.output_untyped::<RecordKey>(key, 0).is_err() {
                 count(counter::WAKES_LOST);
             }
-        } else if !is_counted(key, now) {
+        } else if !is_counted(key, tick) {
             count(counter::RECORDS_LOST);
+            if let Some(full) = RECORDS_FULL.get_ptr_mut(0) {
+                // SAFETY: this CPU's own word.
+                unsafe { *full = tick };
+            }
         }
     }
 }
 
+/// Whether a record found no room on this CPU since the kernel's clock ticked. Under a flood from
+/// everywhere, looking for room each time would cost more than all the rest.
+#[inline(always)]
+fn is_full(tick: u64) -> bool {
+    // SAFETY: this CPU's own word.
+    RECORDS_FULL
+        .get_ptr(0)
+        .is_some_and(|full| tick == unsafe { *full })
+}
+
+fn now() -> u64 {
+    // SAFETY: the helper takes nothing and reads a clock.
+    unsafe { bpf_ktime_get_boot_ns() }
+}
+
 /// Counts one more of a key that has a record.
 #[inline(always)]
-fn is_counted(key: &RecordKey, now: u64) -> bool {
+fn is_counted(key: &RecordKey, tick: u64) -> bool {
     let Some(value) = RECORDS.get_ptr_mut(key) else {
         return false;
     };
@@ -171,7 +198,10 @@ fn is_counted(key: &RecordKey, now: u64) -> bool {
     // will do.
     unsafe {
         add_one(&raw mut (*value).count);
-        (*value).last_ns = now;
+        if (*value).tick != tick {
+            (*value).tick = tick;
+            (*value).last_ns = now();
+        }
     }
     true
 }

@@ -4,7 +4,7 @@ use std::{ffi::OsString, process::ExitCode};
 
 use anyhow::Result;
 
-use crate::lab;
+use crate::{lab, setup};
 
 /// Options of `cargo xtask demo`.
 #[derive(Debug, clap::Args)]
@@ -16,5 +16,5 @@ pub struct Args {
 
 /// Runs the demo, and ends with its exit code.
 pub fn run(args: &Args) -> Result<ExitCode> {
-    lab::run_binary("enforcer-demo", &args.args)
+    lab::run_binary("enforcer-demo", &setup::Part::FOR_LAB, &args.args)
 }

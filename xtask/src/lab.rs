@@ -20,21 +20,21 @@ pub struct Args {
 
 /// Opens the lab, and ends with its exit code.
 pub fn run(args: &Args) -> Result<ExitCode> {
-    run_binary("enforcer-lab", &args.args)
+    run_binary("enforcer-lab", &setup::Part::FOR_LAB, &args.args)
 }
 
-/// Builds the product and a binary of the lab crate, and runs that one as root. Without root all
+/// Builds the product and a binary that uses the lab, and runs that one as root. Without root all
 /// is built, so that what is left to run with sudo compiles nothing and owns no file in `target`.
-pub fn run_binary(name: &str, args: &[OsString]) -> Result<ExitCode> {
-    setup::ensure(&[setup::Part::Toolchain, setup::Part::Lab])?;
+pub fn run_binary(name: &str, parts: &[setup::Part], args: &[OsString]) -> Result<ExitCode> {
+    setup::ensure(parts)?;
     let mut build = build::release();
-    build.args([
-        "--package",
-        "enforcer",
-        "--package",
-        "enforcer-tests",
-        "--bins",
-    ]);
+    for package in ["enforcer", "enforcer-tests", "enforcer-bench"] {
+        // The benchmark only where it is that: the others need not wait for it.
+        if package != "enforcer-bench" || parts.contains(&setup::Part::Peers) {
+            build.args(["--package", package]);
+        }
+    }
+    build.arg("--bins");
     shell::run_in_sight(&mut build)?;
 
     let mut command = Command::new(build::binary(name));

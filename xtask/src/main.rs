@@ -1,6 +1,7 @@
 //! `cargo xtask`: set-up, build, lab, demo, tests and fuzzing of this repository. Nothing else knows how
 //! these are done; CI calls `cargo xtask test` and has no logic of its own.
 
+mod bench;
 mod bpf_toolchain;
 mod build;
 mod demo;
@@ -35,6 +36,8 @@ enum Cli {
     Kernels(kernels::Args),
     /// Breaks the meaning of the product in small ways, and sees whether the tests notice (minutes).
     Mutants,
+    /// Measures the product beside nftables, iptables and nothing (as root, minutes; `--quick` for two).
+    Bench(bench::Args),
     /// Fuzzes what reads other people's bytes, with libFuzzer (a minute for each target).
     Fuzz(fuzz::Args),
     /// Runs the tests of the shared crate under Miri, where Miri is installed.
@@ -50,6 +53,7 @@ fn main() -> ExitCode {
         Cli::Test(args) => test::run(&args),
         Cli::Kernels(args) => kernels::run(&args),
         Cli::Mutants => mutants::run(),
+        Cli::Bench(args) => bench::run(&args),
         Cli::Fuzz(args) => fuzz::run(&args),
         Cli::Miri => miri::run(),
     };

@@ -25,6 +25,7 @@ type Block = [u8; 2 * CLASSES_PER_BLOCK];
 type Cell = [u8; 8];
 type Words = Array<Owned, Word>;
 type Cgroups = HashMap<Owned, u64, u32>;
+type Hosts = HashMap<Owned, [u8; 16], [u8; 4]>;
 type Places = LpmTrie<Owned, [u8; 16], [u8; 4]>;
 
 /// The kernel takes inner arrays of different sizes if they are made with this flag (Linux 5.10).
@@ -35,6 +36,7 @@ const BPF_F_NO_PREALLOC: u32 = 1;
 pub(super) struct Slots {
     active: Words,
     settings: ArrayOfMaps<Owned, Array<Owned, Settings>>,
+    hosts: ArrayOfMaps<Owned, Hosts>,
     places: ArrayOfMaps<Owned, Places>,
     classes: ArrayOfMaps<Owned, Array<Owned, Block>>,
     targets: ArrayOfMaps<Owned, Words>,
@@ -47,6 +49,7 @@ pub(super) struct Slots {
 /// The inner maps of one generation, filled and not in use yet.
 struct Filled {
     settings: Array<Owned, Settings>,
+    hosts: Hosts,
     places: Places,
     classes: Array<Owned, Block>,
     targets: Words,
@@ -60,6 +63,7 @@ impl Slots {
         Ok(Self {
             active: take(bpf, "ACTIVE")?,
             settings: take(bpf, "SETTINGS")?,
+            hosts: take(bpf, "HOSTS")?,
             places: take(bpf, "PLACES")?,
             classes: take(bpf, "CLASSES")?,
             targets: take(bpf, "TARGETS")?,
@@ -92,6 +96,7 @@ impl Kernel {
             .settings
             .set(slot, &filled.settings, 0)
             .map_err(&failed)?;
+        slots.hosts.set(slot, &filled.hosts, 0).map_err(&failed)?;
         slots.places.set(slot, &filled.places, 0).map_err(&failed)?;
         slots
             .classes
@@ -197,9 +202,11 @@ impl Filled {
             map.insert(id, u32::from(*party), 0)
                 .map_err(KernelError::map("write the cgroups"))?;
         }
+        let (hosts, places) = places(compiled)?;
         Ok(Self {
             settings: settings_map,
-            places: places(compiled)?,
+            hosts,
+            places,
             classes: array(classes)?,
             targets: words(&compiled.targets)?,
             entries: array(compiled.entries.iter().map(cell))?,
@@ -209,17 +216,29 @@ impl Filled {
     }
 }
 
-fn places(compiled: &Compiled) -> Result<Places, KernelError> {
-    let size = fitting(compiled.prefixes.len());
-    let mut places = Places::create(size, BPF_F_NO_PREALLOC)
-        .map_err(KernelError::map("create the map of addresses"))?;
+/// Whole addresses, and prefixes.
+fn places(compiled: &Compiled) -> Result<(Hosts, Places), KernelError> {
+    const WHOLE: u32 = 128;
+    let made = KernelError::map("create the map of addresses");
+    let failed = KernelError::map("write the addresses");
+    let whole = compiled
+        .prefixes
+        .iter()
+        .filter(|entry| entry.length == WHOLE);
+    let count = whole.count();
+    let mut hosts = Hosts::create(fitting(count), 0).map_err(&made)?;
+    let mut places = Places::create(fitting(compiled.prefixes.len() - count), BPF_F_NO_PREALLOC)
+        .map_err(&made)?;
     for entry in &compiled.prefixes {
         let value: [u8; 4] = zerocopy::transmute!(entry.place);
-        places
-            .insert(&Key::new(entry.length, entry.network.0), value, 0)
-            .map_err(KernelError::map("write the addresses"))?;
+        if entry.length == WHOLE {
+            hosts.insert(entry.network.0, value, 0).map_err(&failed)?;
+        } else {
+            let key = Key::new(entry.length, entry.network.0);
+            places.insert(&key, value, 0).map_err(&failed)?;
+        }
     }
-    Ok(places)
+    Ok((hosts, places))
 }
 
 fn array<const N: usize>(

@@ -105,6 +105,20 @@ impl Kernel {
         counts
     }
 
+    /// How many instructions each program has, as the verifier left them. Empty where the kernel does not
+    /// tell.
+    pub fn instructions(&self) -> Vec<(String, u32)> {
+        // An instruction has eight bytes (include/uapi/linux/bpf.h).
+        let length = |program: &Program| Some(program.info().ok()?.size_translated()? / 8);
+        let mut lengths: Vec<(String, u32)> = self
+            .bpf
+            .programs()
+            .filter_map(|(name, program)| Some((name.to_owned(), length(program)?)))
+            .collect();
+        lengths.sort();
+        lengths
+    }
+
     /// Prepares printing of the programs' own log, see [`KernelLog`].
     ///
     /// # Errors

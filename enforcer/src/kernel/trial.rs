@@ -1,6 +1,8 @@
 //! A packet through a loaded program without sending it (`BPF_PROG_TEST_RUN`).
 
-use aya::programs::{Program, TestRun as _, TestRunOptions};
+use std::time::Duration;
+
+use aya::programs::{Program, TestRun as _, TestRunOptions, TestRunResult};
 
 use super::{Kernel, KernelError};
 
@@ -28,6 +30,36 @@ impl Kernel {
         frame: &[u8],
         interface: u32,
     ) -> Result<bool, KernelError> {
+        let returned = self.trial(trial, frame, interface, 1)?.return_value;
+        Ok(match trial {
+            // TC_ACT_SHOT is 2, everything else lets the next one decide.
+            Trial::Arrives => returned != 2,
+            Trial::Sent => returned & 1 == 1,
+        })
+    }
+
+    /// How long a program takes for a frame, on average over so many.
+    ///
+    /// # Errors
+    ///
+    /// As [`Kernel::try_frame`].
+    pub fn time_frame(
+        &mut self,
+        trial: Trial,
+        frame: &[u8],
+        interface: u32,
+        times: u32,
+    ) -> Result<Duration, KernelError> {
+        Ok(self.trial(trial, frame, interface, times)?.duration)
+    }
+
+    fn trial(
+        &mut self,
+        trial: Trial,
+        frame: &[u8],
+        interface: u32,
+        times: u32,
+    ) -> Result<TestRunResult, KernelError> {
         // `ifindex` in `struct __sk_buff` (include/uapi/linux/bpf.h); the rest must be zero.
         const IFINDEX: usize = 40;
         const LENGTH: usize = 192;
@@ -36,6 +68,7 @@ impl Kernel {
         let options = TestRunOptions {
             data_in: Some(frame),
             ctx_in: Some(&context),
+            repeat: times,
             ..TestRunOptions::new()
         };
         let name = match trial {
@@ -51,13 +84,6 @@ impl Kernel {
             Program::CgroupSkb(program) => program.test_run(options),
             _ => return Err(KernelError::Missing(name)),
         };
-        let returned = result
-            .map_err(|error| KernelError::program(name, error))?
-            .return_value;
-        Ok(match trial {
-            // TC_ACT_SHOT is 2, everything else lets the next one decide.
-            Trial::Arrives => returned != 2,
-            Trial::Sent => returned & 1 == 1,
-        })
+        result.map_err(|error| KernelError::program(name, error))
     }
 }

@@ -312,6 +312,11 @@ pub fn frame(random: &mut Random) -> Vec<u8> {
     if random.chance(3) {
         fragment(random, &mut packet);
     }
+    if src.is_ipv6() && random.chance(20) {
+        // An IPv4 address in the clothes of IPv6, at one end.
+        let at = *random.pick(&[8, 24]);
+        packet[at..at + 12].copy_from_slice(&[0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0xff, 0xff]);
+    }
     let kind: u16 = match packet.first().map(|first| first >> 4) {
         _ if random.chance(60) => *random.pick(&[0x0806, 0x88cc, 0x8847, 0x0800, 0x86dd]),
         Some(6) => 0x86dd,

@@ -23,11 +23,15 @@ pub enum Part {
     Clippy,
     /// The lab's servers and clients.
     Lab,
+    /// What the benchmark measures beside the product.
+    Peers,
 }
 
 impl Part {
     /// Everything.
-    pub const ALL: [Self; 3] = [Self::Toolchain, Self::Clippy, Self::Lab];
+    pub const ALL: [Self; 4] = [Self::Toolchain, Self::Clippy, Self::Lab, Self::Peers];
+    /// What the lab and everything in it needs.
+    pub const FOR_LAB: [Self; 2] = [Self::Toolchain, Self::Lab];
 }
 
 /// Installs what is missing of the parts. Goes on after a failure where it can, so that one run
@@ -48,6 +52,9 @@ pub fn ensure(parts: &[Part]) -> Result<()> {
     if parts.contains(&Part::Lab) {
         failures.extend(part_clients().err());
         failures.extend(part_daemons().err());
+    }
+    if parts.contains(&Part::Peers) {
+        failures.extend(part_peers().err());
     }
     if failures.is_empty() {
         return Ok(());
@@ -103,17 +110,28 @@ fn part_clients() -> Result<()> {
         ("curl", "curl"),
         ("openssl", "openssl"),
     ];
+    programs("the lab's clients", &CLIENTS)
+        .context("programs are missing (`cargo xtask lab`, `demo` and `test` need them)")
+}
+
+/// Neither of them changes a rule by being installed.
+fn part_peers() -> Result<()> {
+    const PEERS: [(&str, &str); 2] = [("iptables-legacy", "iptables"), ("ipset", "ipset")];
+    programs("the peers", &PEERS).context("programs are missing (`cargo xtask bench` needs them)")
+}
+
+/// Programs, and the packages that they come in.
+fn programs(name: &str, programs: &[(&str, &'static str)]) -> Result<()> {
     let missing = || {
-        CLIENTS
+        programs
             .iter()
             .filter(|(program, _)| shell::which(program).is_none())
     };
     step(
-        "the lab's clients",
+        name,
         || missing().next().is_none().then_some(()),
         || apt::install(&missing().map(|(_, package)| *package).collect::<Vec<_>>()),
     )
-    .context("programs are missing (`cargo xtask lab`, `demo` and `test` need them)")
 }
 
 fn part_daemons() -> Result<()> {

@@ -23,7 +23,7 @@ pub struct Args {
     /// Leaves out the other kernels, which run in emulated machines for minutes.
     #[arg(long)]
     no_kernels: bool,
-    /// Runs the evaluator over ten million packets (a release build; half an hour), and no other check.
+    /// Runs the evaluator over ten million packets (a release build, then five minutes), and no other check.
     #[arg(long, conflicts_with_all = ["no_lab", "no_kernels", "filter"])]
     long: bool,
     /// Runs the tests whose name contains this, and no other check.

@@ -1,0 +1,141 @@
+//! What connections cost: new ones, requests over one, and a stream; within the node and between two.
+
+use std::net::{Ipv4Addr, SocketAddr};
+use std::time::Duration;
+
+use anyhow::{Context as _, Result};
+use enforcer_tests::process::Running;
+use enforcer_tests::{Lab, Place};
+
+use crate::Effort;
+use crate::filter::{Empty, Filter, Site};
+use crate::load::{Outcome, Work};
+use crate::measure::Measures;
+use crate::policy::{Family, GUARDED, Scale};
+
+pub const GROUP: &str = "Connections";
+
+/// Where the two ends are.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Way {
+    Loopback,
+    BetweenNodes,
+}
+
+impl Way {
+    /// As the rows say it.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Loopback => "loopback",
+            Self::BetweenNodes => "between nodes",
+        }
+    }
+
+    const fn server(self) -> SocketAddr {
+        match self {
+            Self::Loopback => SocketAddr::new(std::net::IpAddr::V4(Ipv4Addr::LOCALHOST), GUARDED),
+            Self::BetweenNodes => Family::V4.guarded(),
+        }
+    }
+
+    fn client(self, lab: &Lab) -> Place {
+        match self {
+            Self::Loopback => lab.login("cp1"),
+            Self::BetweenNodes => lab.login("w1"),
+        }
+    }
+}
+
+/// All of them, in turn.
+pub fn connections(measures: &mut Measures, effort: &Effort) -> Result<()> {
+    let scale = Scale {
+        family: Family::V4,
+        addresses: 1000,
+        paths: 30,
+    };
+    let mut sites = Vec::new();
+    for filter in [
+        Filter::Nothing,
+        Filter::Enforcer,
+        Filter::NftInput,
+        Filter::Iptables,
+    ] {
+        let site = Site::build(filter, scale, Empty::LetsPass)?;
+        let servers = [Way::Loopback, Way::BetweenNodes].map(|way| server(&site.lab, way));
+        let [here, there] = servers;
+        sites.push((site, [here?, there?]));
+    }
+    for way in [Way::Loopback, Way::BetweenNodes] {
+        for work in [Work::Connections, Work::Requests, Work::Stream] {
+            for _ in 0..effort.rounds {
+                for (site, _servers) in &sites {
+                    let outcome = client(&site.lab, way, work, effort.load)
+                        .with_context(|| format!("{}, {}", site.filter.name(), way.name()))?;
+                    record(measures, way, work, site.filter, outcome);
+                }
+            }
+        }
+    }
+    Ok(())
+}
+
+/// The row of a rate.
+pub fn rate_row(way: Way, work: Work) -> String {
+    let what = match work {
+        Work::Connections => "new connections",
+        Work::Requests => "requests over one connection",
+        Work::Stream => "one stream",
+    };
+    format!("{what}, {}", way.name())
+}
+
+fn record(measures: &mut Measures, way: Way, work: Work, filter: Filter, outcome: Outcome) {
+    let row = rate_row(way, work);
+    let name = filter.name();
+    if work == Work::Stream {
+        measures.add(GROUP, &row, name, "MB/s", outcome.rate / 1e6);
+        return;
+    }
+    measures.add(GROUP, &row, name, "/s", outcome.rate);
+    measures.add(
+        GROUP,
+        &format!("{row}, median"),
+        name,
+        "µs",
+        outcome.median_us,
+    );
+    measures.add(
+        GROUP,
+        &format!("{row}, 99 of 100"),
+        name,
+        "µs",
+        outcome.p99_us,
+    );
+}
+
+fn server(lab: &Lab, way: Way) -> Result<Running> {
+    let place = lab.daemon("cp1", "bench");
+    let at = way.server().to_string();
+    let running = place
+        .command(std::env::current_exe()?)?
+        .args(["serve", &at])
+        .spawn()?;
+    running.wait_for_line(|line| line == "ready", Duration::from_secs(5))?;
+    Ok(running)
+}
+
+fn client(lab: &Lab, way: Way, work: Work, time: Duration) -> Result<Outcome> {
+    let work = match work {
+        Work::Connections => "connections",
+        Work::Requests => "requests",
+        Work::Stream => "stream",
+    };
+    let ran = way
+        .client(lab)
+        .command(std::env::current_exe()?)?
+        .args(["ask", &way.server().to_string(), work])
+        .args(["--ms", &time.as_millis().to_string()])
+        .run_within(time + Duration::from_secs(10))?
+        .checked()?;
+    serde_json::from_str(&ran.stdout).context("a client said no outcome")
+}

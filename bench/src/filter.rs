@@ -1,0 +1,172 @@
+//! What stands between the wire and a socket: nothing, the product, and its peers.
+
+use std::fs::{self, File};
+use std::os::fd::OwnedFd;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context as _, Result};
+use enforcer_tests::product::Agent;
+use enforcer_tests::{Lab, net, tools};
+use nix::net::if_::if_nametoindex;
+
+use crate::bpf::{Kind, Program};
+use crate::frames;
+use crate::policy::{Family, Scale};
+use crate::veth;
+
+/// A way to filter.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Filter {
+    Nothing,
+    /// A TC program that has one answer for everything: the floor of this hook.
+    EmptyTc,
+    Enforcer,
+    NftIngress,
+    NftInput,
+    IptablesSet,
+    Iptables,
+}
+
+impl Filter {
+    /// As the tables call it.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Nothing => "nothing",
+            Self::EmptyTc => "empty TC program",
+            Self::Enforcer => "enforcer",
+            Self::NftIngress => "nftables, ingress, no conntrack",
+            Self::NftInput => "nftables, conntrack",
+            Self::IptablesSet => "iptables, conntrack, ipset",
+            Self::Iptables => "iptables, conntrack, rules",
+        }
+    }
+}
+
+/// A filter in force on the node of a lab of its own.
+#[derive(Debug)]
+pub struct Site {
+    pub filter: Filter,
+    /// The product, where it is that.
+    pub agent: Option<Agent>,
+    /// How long it took to put the rules in force, programs' start included.
+    pub took: Duration,
+    _link: Option<OwnedFd>,
+    pub lab: Lab,
+}
+
+/// The answer of the empty program.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Empty {
+    Drops,
+    LetsPass,
+}
+
+impl Site {
+    /// Makes a lab and puts the filter in force there.
+    pub fn build(filter: Filter, scale: Scale, empty: Empty) -> Result<Self> {
+        let lab = Lab::builder().build()?;
+        let namespace = lab.host("cp1").namespace().name().to_owned();
+        receive_offload(&lab)?;
+        let (mut agent, mut link) = (None, None);
+        let mut took = Duration::ZERO;
+        let mut clocked = |work: &mut dyn FnMut() -> Result<()>| {
+            let began = Instant::now();
+            work()?;
+            took = began.elapsed();
+            anyhow::Ok(())
+        };
+        match filter {
+            Filter::Nothing => {}
+            Filter::EmptyTc => {
+                let answer = if empty == Empty::Drops { 2 } else { -1 };
+                let program = Program::load(Kind::TcIngress, &frames::answer(answer))?;
+                let attached = lab
+                    .host("cp1")
+                    .namespace()
+                    .within(|| program.attach(if_nametoindex("eth0")?))?;
+                link = Some(attached?);
+            }
+            Filter::Enforcer => {
+                let file = lab.directory().join("policy.yaml");
+                fs::write(&file, scale.yaml(&lab.id().lab_name()))
+                    .context("failed to write the policy")?;
+                clocked(&mut || {
+                    agent = Some(Agent::start_on_file(&lab, "cp1", &file)?);
+                    Ok(())
+                })?;
+            }
+            Filter::NftIngress => {
+                let rules = scale.nft_ingress();
+                clocked(&mut || net::nft(&namespace, &rules))?;
+            }
+            Filter::NftInput => {
+                let rules = scale.nft_input();
+                clocked(&mut || net::nft(&namespace, &rules))?;
+            }
+            Filter::IptablesSet => {
+                let (set, rules) = (scale.ipset(), scale.iptables_with_set());
+                clocked(&mut || {
+                    restore(&lab, "ipset", &["restore"], &set)?;
+                    restore(&lab, iptables(scale.family), &[], &rules)
+                })?;
+            }
+            Filter::Iptables => {
+                let rules = scale.iptables();
+                clocked(&mut || restore(&lab, iptables(scale.family), &[], &rules))?;
+            }
+        }
+        Ok(Self {
+            filter,
+            agent,
+            took,
+            _link: link,
+            lab,
+        })
+    }
+}
+
+/// The old interface of iptables is the faster one.
+fn iptables(family: Family) -> &'static str {
+    match family {
+        Family::V4 => "iptables-legacy-restore",
+        Family::V6 => "ip6tables-legacy-restore",
+    }
+}
+
+/// Whether all peers are on this machine; what is missing, if not.
+pub fn missing() -> Vec<&'static str> {
+    ["nft", "ipset", iptables(Family::V4), iptables(Family::V6)]
+        .into_iter()
+        .filter(|name| tools::find(name).is_err())
+        .collect()
+}
+
+/// Feeds rules to a peer's own program, on the node.
+fn restore(lab: &Lab, program: &str, args: &[&str], rules: &str) -> Result<()> {
+    let file = lab.directory().join(program);
+    fs::write(&file, rules).context("failed to write rules")?;
+    let input = File::open(&file).context("failed to open rules")?;
+    let place = lab.daemon("cp1", "bench");
+    let ran = place
+        .command(program)?
+        .args(args)
+        .input(input)
+        .run_within(Duration::from_secs(120))?;
+    ran.checked().map(drop)
+}
+
+/// A veth takes frames that are sent into it by BPF only where it has a queue of its own to receive
+/// them by, which comes with generic receive offload.
+fn receive_offload(lab: &Lab) -> Result<()> {
+    lab.host("cp1")
+        .namespace()
+        .within(|| veth::receive_offload("eth0"))??;
+    // Sources that nobody has a route to, and answers to nobody.
+    lab.host("cp1").namespace().set_sysctls(&[
+        ("ipv4/conf/all/rp_filter", "0"),
+        ("ipv4/conf/eth0/rp_filter", "0"),
+        ("ipv4/ip_local_port_range", "10000 65000"),
+        ("ipv4/icmp_ratelimit", "1000"),
+    ])?;
+    Ok(())
+}

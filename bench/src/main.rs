@@ -1,0 +1,165 @@
+//! `cargo xtask bench`: the product beside its peers in one run, in labs of network namespaces.
+
+mod bpf;
+mod chart;
+mod connections;
+mod filter;
+mod frames;
+mod life;
+mod load;
+mod measure;
+mod policy;
+mod receive;
+mod report;
+mod targets;
+mod veth;
+
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::process::ExitCode;
+use std::time::{Duration, Instant};
+
+use anyhow::{Result, bail};
+use clap::Parser;
+use enforcer_tests::sweep;
+
+use load::Work;
+use measure::Measures;
+
+/// How much is done.
+#[derive(Debug)]
+pub struct Effort {
+    /// How often each thing is measured, all of them in turn.
+    pub rounds: usize,
+    /// Frames of one measurement.
+    pub frames: u32,
+    /// Time of a load.
+    pub load: Duration,
+    /// Scales.
+    pub addresses: &'static [u32],
+    /// Scales.
+    pub paths: &'static [u16],
+}
+
+const FULL: Effort = Effort {
+    rounds: 7,
+    frames: 300_000,
+    load: Duration::from_millis(1000),
+    addresses: &[10, 1000, 100_000],
+    paths: &[1, 30, 1000],
+};
+
+const QUICK: Effort = Effort {
+    rounds: 3,
+    frames: 100_000,
+    load: Duration::from_millis(300),
+    addresses: &[10, 100_000],
+    paths: &[1, 1000],
+};
+
+/// Measures the product beside its peers.
+#[derive(Debug, Parser)]
+#[command(name = "cargo xtask bench", bin_name = "cargo xtask bench")]
+struct Cli {
+    /// Less of everything, in less than two minutes: for a look while something is changed.
+    #[arg(long)]
+    quick: bool,
+    /// Measures this part only.
+    #[arg(long, value_name = "PART")]
+    only: Option<Part>,
+    /// Writes the tables, the charts and the figures into this directory, and adds the run to the
+    /// history there.
+    #[arg(long, value_name = "DIRECTORY")]
+    write: Option<PathBuf>,
+    #[command(subcommand)]
+    end: Option<End>,
+}
+
+/// What is measured.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
+enum Part {
+    /// Packets that are dropped.
+    Denied,
+    /// Packets of open connections.
+    Accepted,
+    /// New connections, requests, a stream.
+    Connections,
+    /// Programs, policies, memory, processor, start.
+    Life,
+}
+
+/// The ends of a connection, which are processes of their own.
+#[derive(Debug, clap::Subcommand)]
+enum End {
+    /// Answers.
+    #[command(hide = true)]
+    Serve { at: SocketAddr },
+    /// Asks.
+    #[command(hide = true)]
+    Ask {
+        to: SocketAddr,
+        work: Work,
+        #[arg(long)]
+        ms: u64,
+    },
+}
+
+fn main() -> ExitCode {
+    match run(&Cli::parse()) {
+        Ok(code) => code,
+        Err(error) => {
+            eprintln!("error: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn run(cli: &Cli) -> Result<ExitCode> {
+    match cli.end {
+        Some(End::Serve { at }) => return load::serve(at).map(|()| ExitCode::SUCCESS),
+        Some(End::Ask { to, work, ms }) => {
+            let outcome = load::ask(to, work, Duration::from_millis(ms))?;
+            println!("{}", serde_json::to_string(&outcome)?);
+            return Ok(ExitCode::SUCCESS);
+        }
+        None => {}
+    }
+    let missing = filter::missing();
+    if !missing.is_empty() {
+        bail!(
+            "not on this machine: {}; run `cargo xtask setup`",
+            missing.join(", ")
+        );
+    }
+    sweep::sweep()?;
+    let effort = if cli.quick { &QUICK } else { &FULL };
+    let wanted = |part: Part| cli.only.is_none_or(|only| only == part);
+    let began = Instant::now();
+    let mut measures = Measures::default();
+    let step = |what: &str| eprintln!("bench: {what} ({} s so far)", began.elapsed().as_secs());
+    if wanted(Part::Denied) {
+        step("denied packets");
+        receive::denied(&mut measures, effort)?;
+        receive::denied_by_paths(&mut measures, effort)?;
+    }
+    if wanted(Part::Accepted) {
+        step("packets of open connections");
+        receive::accepted(&mut measures, effort)?;
+    }
+    if wanted(Part::Connections) {
+        step("connections");
+        connections::connections(&mut measures, effort)?;
+    }
+    if wanted(Part::Life) {
+        step("programs, policies, memory, start");
+        life::life(&mut measures, effort)?;
+    }
+    let machine = report::Machine::here(began.elapsed());
+    print!("{machine}\n{}", measures.tables());
+    let verdicts = targets::judge(&measures);
+    print!("{}", targets::table(&verdicts));
+    if let Some(directory) = &cli.write {
+        report::write(directory, &machine, &measures, &verdicts)?;
+    }
+    Ok(ExitCode::SUCCESS)
+}

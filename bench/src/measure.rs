@@ -1,0 +1,125 @@
+//! What was measured, and how it is told.
+
+use std::collections::BTreeMap;
+
+use comfy_table::{CellAlignment, Table, presets};
+use serde::{Deserialize, Serialize};
+
+/// One thing, measured several times.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct Measure {
+    /// Which table it belongs to.
+    pub group: String,
+    /// The row.
+    pub what: String,
+    /// The column: a filter, or what else is compared.
+    pub subject: String,
+    /// What the numbers are.
+    pub unit: String,
+    /// One for each round.
+    pub values: Vec<f64>,
+}
+
+impl Measure {
+    /// The one in the middle.
+    pub fn median(&self) -> f64 {
+        let mut sorted = self.values.clone();
+        sorted.sort_by(f64::total_cmp);
+        sorted.get(sorted.len() / 2).copied().unwrap_or(f64::NAN)
+    }
+}
+
+/// All of a run.
+#[derive(Debug, Default)]
+pub struct Measures(pub Vec<Measure>);
+
+impl Measures {
+    /// Adds a value to the measure of that name, which is made where there is none.
+    pub fn add(&mut self, group: &str, what: &str, subject: &str, unit: &str, value: f64) {
+        let same = |m: &&mut Measure| m.group == group && m.what == what && m.subject == subject;
+        if let Some(measure) = self.0.iter_mut().find(same) {
+            measure.values.push(value);
+            return;
+        }
+        self.0.push(Measure {
+            group: group.to_owned(),
+            what: what.to_owned(),
+            subject: subject.to_owned(),
+            unit: unit.to_owned(),
+            values: vec![value],
+        });
+    }
+
+    /// The median of one.
+    pub fn median(&self, group: &str, what: &str, subject: &str) -> Option<f64> {
+        let found = self
+            .0
+            .iter()
+            .find(|m| m.group == group && m.what == what && m.subject == subject);
+        found.map(Measure::median)
+    }
+
+    /// A table for each group: medians, and in brackets how many times the first column's.
+    pub fn tables(&self) -> String {
+        let mut groups: Vec<&str> = Vec::new();
+        for measure in &self.0 {
+            if !groups.contains(&measure.group.as_str()) {
+                groups.push(&measure.group);
+            }
+        }
+        groups.iter().map(|group| self.table(group)).collect()
+    }
+
+    fn table(&self, group: &str) -> String {
+        let of_group: Vec<&Measure> = self.0.iter().filter(|m| m.group == group).collect();
+        let (mut rows, mut columns): (Vec<&str>, Vec<&str>) = (Vec::new(), Vec::new());
+        let mut cells = BTreeMap::new();
+        for measure in &of_group {
+            if !rows.contains(&measure.what.as_str()) {
+                rows.push(&measure.what);
+            }
+            if !columns.contains(&measure.subject.as_str()) {
+                columns.push(&measure.subject);
+            }
+            cells.insert((measure.what.as_str(), measure.subject.as_str()), measure);
+        }
+        let mut table = Table::new();
+        table.load_style(presets::ASCII_MARKDOWN);
+        let head = std::iter::once("").chain(columns.iter().copied());
+        table.set_header(head.map(str::to_owned).collect::<Vec<_>>());
+        for row in rows {
+            let base = columns
+                .first()
+                .and_then(|column| cells.get(&(row, *column)));
+            let base = base.map(|measure| measure.median());
+            let mut line = vec![row.to_owned()];
+            for (number, column) in columns.iter().enumerate() {
+                let Some(measure) = cells.get(&(row, *column)) else {
+                    line.push(String::new());
+                    continue;
+                };
+                let median = measure.median();
+                let ratio = match base {
+                    Some(base) if number > 0 && base > 0.0 => format!(" ({:.2})", median / base),
+                    _ => String::new(),
+                };
+                line.push(format!("{} {}{ratio}", rounded(median), measure.unit));
+            }
+            table.add_row(line);
+        }
+        for column in table.column_iter_mut().skip(1) {
+            column.set_cell_alignment(CellAlignment::Right);
+        }
+        format!("\n### {group}\n\n{table}\n")
+    }
+}
+
+/// Three digits, or all before the point.
+pub fn rounded(value: f64) -> String {
+    let digits = match value.abs() {
+        small if small < 10.0 => 2,
+        small if small < 100.0 => 1,
+        _ => 0,
+    };
+    format!("{value:.digits$}")
+}

@@ -1,0 +1,202 @@
+//! What the product promises of its speed, and whether this run kept it.
+
+use comfy_table::{Table, presets};
+use serde::{Deserialize, Serialize};
+
+use crate::connections::{self, Way, rate_row};
+use crate::filter::Filter;
+use crate::life;
+use crate::load::Work;
+use crate::measure::{Measures, rounded};
+use crate::policy::Family;
+use crate::receive::{self, denied_row, paths_row};
+
+/// A promise and what was measured.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct Judged {
+    /// What is promised.
+    pub promise: String,
+    /// The bound.
+    pub bound: f64,
+    /// What it is.
+    pub measured: f64,
+    /// Whether it is kept.
+    pub kept: bool,
+}
+
+/// Which way a bound holds.
+#[derive(Clone, Copy)]
+enum Bound {
+    AtMost(f64),
+    AtLeast(f64),
+}
+use Bound::{AtLeast, AtMost};
+
+/// All promises of which the run has measured both sides.
+pub fn judge(measures: &Measures) -> Vec<Judged> {
+    let mut all = Vec::new();
+    let mut promise = |promise: &str, bound: Bound, measured: Option<f64>| {
+        let Some(measured) = measured.filter(|value| value.is_finite()) else {
+            return;
+        };
+        let (bound, kept) = match bound {
+            AtMost(bound) => (bound, measured <= bound),
+            AtLeast(bound) => (bound, measured >= bound),
+        };
+        all.push(Judged {
+            promise: promise.to_owned(),
+            bound,
+            measured,
+            kept,
+        });
+    };
+    let ours = Filter::Enforcer.name();
+    let denied = |addresses, random, filter: Filter| {
+        let row = denied_row(Family::V4, addresses, random);
+        measures.median(receive::DENIED, &row, filter.name())
+    };
+    let ratio = |a: Option<f64>, b: Option<f64>| Some(a? / b?);
+    let big = 100_000;
+    promise(
+        "denied, 100000 addresses: times the empty program, at most",
+        AtMost(1.15),
+        ratio(
+            denied(big, false, Filter::Enforcer),
+            denied(big, false, Filter::EmptyTc),
+        ),
+    );
+    promise(
+        "the same, random sources, at most",
+        AtMost(1.5),
+        ratio(
+            denied(big, true, Filter::Enforcer),
+            denied(big, true, Filter::EmptyTc),
+        ),
+    );
+    promise(
+        "the same: nftables with conntrack takes times as long, at least",
+        AtLeast(4.0),
+        ratio(
+            denied(big, true, Filter::NftInput),
+            denied(big, true, Filter::Enforcer),
+        ),
+    );
+    promise(
+        "the same: nftables at its best takes times as long, at least",
+        AtLeast(1.1),
+        ratio(
+            denied(big, true, Filter::NftIngress),
+            denied(big, true, Filter::Enforcer),
+        ),
+    );
+    let six = |random| measures.median(receive::DENIED, &denied_row(Family::V6, big, random), ours);
+    promise(
+        "IPv6: times IPv4, at most",
+        AtMost(1.25),
+        ratio(six(false), denied(big, false, Filter::Enforcer)),
+    );
+    promise(
+        "100000 addresses: times 10, at most",
+        AtMost(1.1),
+        ratio(
+            denied(big, false, Filter::Enforcer),
+            denied(10, false, Filter::Enforcer),
+        ),
+    );
+    let by_paths = |paths| measures.median(receive::PATHS, &paths_row(paths), ours);
+    promise(
+        "1000 paths: times one, at most",
+        AtMost(1.05),
+        ratio(by_paths(1000), by_paths(1)),
+    );
+    let accepted = |filter: Filter| measures.median(receive::ACCEPTED, "UDP, IPv4", filter.name());
+    let adds = |filter| Some(accepted(filter)? - accepted(Filter::Nothing)?);
+    promise(
+        "accepted: times what nftables with conntrack adds, at most",
+        AtMost(0.25),
+        ratio(adds(Filter::Enforcer), adds(Filter::NftInput)),
+    );
+    let rate = |way, work, filter: Filter| {
+        measures.median(connections::GROUP, &rate_row(way, work), filter.name())
+    };
+    for (way, work, text, bound) in [
+        (
+            Way::Loopback,
+            Work::Requests,
+            "requests on loopback: times those without, at least",
+            0.97,
+        ),
+        (
+            Way::Loopback,
+            Work::Connections,
+            "new connections on loopback: times those without, at least",
+            0.95,
+        ),
+        (
+            Way::BetweenNodes,
+            Work::Connections,
+            "new connections between nodes: times those without, at least",
+            0.95,
+        ),
+    ] {
+        let without = rate(way, work, Filter::Nothing);
+        promise(
+            text,
+            AtLeast(bound),
+            ratio(rate(way, work, Filter::Enforcer), without),
+        );
+    }
+    promise(
+        "new connections between nodes: times those with nftables and conntrack, at least",
+        AtLeast(1.0),
+        ratio(
+            rate(Way::BetweenNodes, Work::Connections, Filter::Enforcer),
+            rate(Way::BetweenNodes, Work::Connections, Filter::NftInput),
+        ),
+    );
+    let policy = |what: &str, subject: &str| {
+        measures.median(life::POLICY, &format!("{what}, 100000 addresses"), subject)
+    };
+    promise(
+        "100000 addresses from YAML to enforced: times `nft -f`, at most",
+        AtMost(0.5),
+        ratio(
+            policy("first policy", ours),
+            policy("first policy", Filter::NftInput.name()),
+        ),
+    );
+    let agent = |what: &str, subject: &str| measures.median(life::AGENT, what, subject);
+    promise(
+        "agent, 10 addresses: MiB resident, under",
+        AtMost(15.0),
+        agent("resident memory", "10 addresses"),
+    );
+    promise(
+        "agent, 100000 addresses: MiB resident, under",
+        AtMost(64.0),
+        agent("resident memory", "100000 addresses"),
+    );
+    promise(
+        "agent idle: % of a processor, at most",
+        AtMost(0.2),
+        agent("processor, idle for 5 s", "100000 addresses"),
+    );
+    all
+}
+
+/// For people.
+pub fn table(all: &[Judged]) -> String {
+    let mut table = Table::new();
+    table.load_style(presets::ASCII_MARKDOWN);
+    table.set_header(["promise", "bound", "measured", ""]);
+    for judged in all {
+        let kept = if judged.kept { "kept" } else { "MISSED" };
+        table.add_row([
+            judged.promise.clone(),
+            rounded(judged.bound),
+            rounded(judged.measured),
+            kept.to_owned(),
+        ]);
+    }
+    format!("\n### Promises\n\n{table}\n")
+}
