@@ -49,9 +49,11 @@ pub fn egress(ctx: &SkBuffContext) -> i32 {
     };
     let connected = Connected::of(sk, state);
     if connected.is_same()
-        // SAFETY: what is kept lives as long as its socket.
-        && let Some(kept) =
-            SocketState::counter(unsafe { (*state).egress }, settings.generation)
+        && let Some(kept) = SocketState::counter(
+            // SAFETY: what is kept lives as long as its socket.
+            unsafe { (*state).egress },
+            settings.generation,
+        )
     {
         count(kept);
         count(counter::KEPT_VERDICTS);
@@ -116,9 +118,11 @@ pub fn ingress(ctx: &SkBuffContext) -> i32 {
     }
     let connected = Connected::of(sk, state);
     if connected.is_same()
-        // SAFETY: what is kept lives as long as its socket.
-        && let Some(kept) =
-            SocketState::counter(unsafe { (*state).ingress }, settings.generation)
+        && let Some(kept) = SocketState::counter(
+            // SAFETY: what is kept lives as long as its socket.
+            unsafe { (*state).ingress },
+            settings.generation,
+        )
     {
         if !judged {
             count(kept);
