@@ -4,8 +4,6 @@ use core::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
 
-const MAPPED_PREFIX: [u8; 12] = [0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0xff, 0xff];
-
 /// An address in network byte order. IPv4 is held IPv4-mapped, so that a mapped address on an IPv6
 /// socket and the IPv4 packet it sends are one and the same here.
 #[derive(
@@ -22,7 +20,8 @@ const MAPPED_PREFIX: [u8; 12] = [0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0xff, 0xff];
     Immutable,
     KnownLayout,
 )]
-#[repr(transparent)]
+// Without an alignment, BPF code takes it apart byte by byte.
+#[repr(C, align(4))]
 pub struct Ip(pub [u8; 16]);
 
 impl Ip {
@@ -40,9 +39,16 @@ impl Ip {
         ])
     }
 
+    /// The same 16 bytes as words, in the byte order of this machine: for comparing and hashing.
+    pub const fn words(&self) -> [u32; 4] {
+        zerocopy::transmute!(*self)
+    }
+
     /// Whether this is an IPv4 address.
     pub fn is_v4(&self) -> bool {
-        self.0[..12] == MAPPED_PREFIX
+        const MAPPED: [u32; 4] = Ip::v4([0; 4]).words();
+        let [a, b, c, _] = self.words();
+        a == MAPPED[0] && b == MAPPED[1] && c == MAPPED[2]
     }
 
     /// 127.0.0.0/8 or ::1.

@@ -2,7 +2,7 @@
 //! packet gets its verdict, and the layout of everything that crosses the kernel border.
 //!
 //! In reading order: [`addr`] (one form for IPv4 and IPv6), [`packet`] and [`parse`] (bytes to
-//! [`packet::Packet`]), [`tables`] (what a compiled policy looks like to the decision),
+//! [`packet::Packet`]), [`tables`] and [`hosts`] (what a compiled policy looks like to the decision),
 //! [`decide`] (the meaning of the product), [`tls`] (the lock that some paths have), [`verdict`] (what comes out), [`record`] (what is kept
 //! of denials), [`limits`].
 //!
@@ -15,6 +15,7 @@
 
 pub mod addr;
 pub mod decide;
+pub mod hosts;
 pub mod limits;
 pub mod packet;
 pub mod parse;

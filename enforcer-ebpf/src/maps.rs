@@ -13,6 +13,7 @@ use aya_ebpf::{
 };
 use enforcer_common::{
     addr::Ip,
+    hosts::{self, Bucket},
     limits,
     packet::Space,
     record::{RecordKey, RecordValue},
@@ -29,18 +30,18 @@ const SLOTS: usize = 2;
 /// The values of inner maps are words and no structs: before 6.2 a kernel takes a map for another kind
 /// than its pattern if the pattern's value is a struct and the map came without type information.
 type SettingsWords = [u32; size_of::<Settings>() / 4];
+type BucketWords = [u32; size_of::<Bucket>() / 4];
 
 #[btf_map]
 static ACTIVE: Array<u32, 1> = Array::new();
 #[btf_map]
 static SETTINGS: ArrayOfMaps<Array<SettingsWords, 1>, SLOTS> = ArrayOfMaps::new();
-/// Addresses that are declared one by one. A hash finds each at once, however many there are; a trie has
-/// a level for every bit in which they differ.
+/// Addresses that are declared one by one, see [`enforcer_common::hosts`].
 #[btf_map]
-static HOSTS: ArrayOfMaps<HashMap<Ip, u32, 1>, SLOTS> = ArrayOfMaps::new();
+static HOSTS: ArrayOfMaps<Array<BucketWords, 1, INNER>, SLOTS> = ArrayOfMaps::new();
 /// Prefixes of all other lengths.
 #[btf_map]
-static PLACES: ArrayOfMaps<LpmTrie<Ip, u32, 1>, SLOTS> = ArrayOfMaps::new();
+static PLACES: ArrayOfMaps<LpmTrie<[u8; 16], u32, 1>, SLOTS> = ArrayOfMaps::new();
 #[btf_map]
 static CLASSES: ArrayOfMaps<Array<[u16; CLASSES_PER_BLOCK], 1, INNER>, SLOTS> = ArrayOfMaps::new();
 #[btf_map]
@@ -92,6 +93,21 @@ impl Generation {
         }
     }
 
+    /// What is at an address that the policy names by itself.
+    #[inline(always)]
+    fn host(self, words: &[u32; 4], buckets: u32) -> Option<Place> {
+        let first = hosts::first(words, buckets);
+        for further in 0..hosts::REACH {
+            let bucket: &BucketWords = HOSTS.get_value(self.slot, &(first + further))?;
+            let bucket: &Bucket = zerocopy::transmute_ref!(bucket);
+            let found = bucket.find(words);
+            if found.is_some() || bucket.more == 0 {
+                return found;
+            }
+        }
+        None
+    }
+
     /// The party of the processes in a declared cgroup.
     pub fn cgroup(self, id: u64) -> Option<Party> {
         let cgroups = CGROUPS.get(self.slot)?;
@@ -108,16 +124,20 @@ impl Tables for Generation {
     }
 
     fn place(&self, addr: &Ip) -> Place {
-        // SAFETY: the value is copied at once, and a map in force does not change.
-        let host = HOSTS
-            .get(self.slot)
-            .and_then(|hosts| unsafe { hosts.get(addr) });
-        if let Some(word) = host {
-            return zerocopy::transmute!(*word);
+        let Some(settings) = self.settings() else {
+            return Place::UNKNOWN;
+        };
+        if hosts::takes(addr)
+            && let Some(place) = self.host(&addr.words(), settings.host_buckets)
+        {
+            return place;
+        }
+        if settings.networks == 0 {
+            return Place::UNKNOWN;
         }
         let found = PLACES
             .get(self.slot)
-            .and_then(|places| places.get(&Key::new(128, *addr)));
+            .and_then(|places| places.get(&Key::new(128, addr.0)));
         found.map_or(Place::UNKNOWN, |word| zerocopy::transmute!(*word))
     }
 

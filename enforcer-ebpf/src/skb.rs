@@ -206,11 +206,27 @@ impl PacketBytes for Skb {
         if offset < DIRECT {
             // SAFETY: the context is valid while the program runs.
             let (data, end) = unsafe { ((*self.0).data as usize, (*self.0).data_end as usize) };
-            let at = data + offset;
-            let mut past = at;
-            // SAFETY: adds to a copy. Written out, because the compiler would compare something else
-            // that is the same, but which the verifier does not follow.
-            unsafe { asm!("{0} += {1}", inout(reg) past, const N, options(pure, nomem, nostack)) };
+            let (at, past): (usize, usize);
+            // SAFETY: sums of numbers, `at = data + offset` and `past = at + N`. Written out, because the
+            // compiler finds others that are the same but whose bounds the verifier does not follow; for
+            // it the offset, which is smaller, is made so once more.
+            unsafe {
+                asm!(
+                    "{past} = {offset}",
+                    "{past} &= {mask}",
+                    "{at} = {data}",
+                    "{at} += {past}",
+                    "{past} = {at}",
+                    "{past} += {length}",
+                    at = out(reg) at,
+                    past = out(reg) past,
+                    offset = in(reg) offset,
+                    data = in(reg) data,
+                    mask = const DIRECT - 1,
+                    length = const N,
+                    options(pure, nomem, nostack),
+                );
+            }
             if past <= end {
                 // SAFETY: within the head, as was just asked.
                 return Some(unsafe { *(at as *const [u8; N]) });

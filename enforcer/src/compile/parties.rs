@@ -56,7 +56,7 @@ pub struct Parties {
 }
 
 /// What is declared at one prefix, by itself or by a wider one.
-#[derive(Debug, Clone, Default)]
+#[derive(Debug, Clone, Default, PartialEq, Eq, Hash)]
 struct Declared {
     components: Set,
     services: Set,
@@ -76,6 +76,10 @@ impl Declared {
         self.pods |= wider.pods;
         self.service_network |= wider.service_network;
     }
+}
+
+fn is_loopback(net: &IpNet) -> bool {
+    LOOPBACK.iter().any(|lo| lo.contains(net))
 }
 
 /// What parties are made from.
@@ -142,6 +146,7 @@ impl Parties {
     fn add_prefixes(&mut self, cluster: &Cluster<'_>) -> Result<(), CompileError> {
         // Sorted by address and then length, so that a wider prefix comes before those within it.
         let mut enclosing: Vec<(IpNet, Declared)> = Vec::new();
+        let mut places: HashMap<(Declared, bool), Place> = HashMap::new();
         for (net, mut declared) in cluster.declared() {
             while enclosing
                 .last()
@@ -152,7 +157,16 @@ impl Parties {
             if let Some((_, wider)) = enclosing.last() {
                 declared.join(wider);
             }
-            let place = self.place(cluster, &net, &declared)?;
+            // Addresses come by the thousand, and in few ways.
+            let key = (declared.clone(), is_loopback(&net));
+            let place = match places.get(&key) {
+                Some(place) => *place,
+                None => {
+                    let place = self.place(cluster, &net, &declared)?;
+                    places.insert(key, place);
+                    place
+                }
+            };
             let (network, length) = mapped(&net);
             self.prefixes.push(PrefixEntry {
                 network,
@@ -264,7 +278,7 @@ impl Cluster<'_> {
     }
 
     fn at(&self, net: &IpNet, declared: &Declared) -> PartyInfo {
-        let loopback = LOOPBACK.iter().any(|lo| lo.contains(net));
+        let loopback = is_loopback(net);
         let pods = || indices(&self.policy.components, |c| c.in_pod_networks);
         let mut occupants = declared.components.clone();
         let mut senders = Set::new();

@@ -110,6 +110,8 @@ pub fn fill(
             local: parties.local.into(),
             own: parties.own.into(),
             pods: parties.pods.into(),
+            host_buckets: 0,
+            networks: 0,
             other: filler.other(false),
         },
         prefixes: parties.prefixes.clone(),

@@ -1,12 +1,13 @@
 //! A compiled policy into the maps, all at once.
 
-use std::io;
+use std::{io, thread};
 
 use aya::{
     Ebpf,
     maps::{Array, ArrayOfMaps, HashMap, LpmTrie, MapError, lpm_trie::Key},
 };
 use enforcer_common::{
+    hosts::Bucket,
     limits,
     tables::{CLASSES_PER_BLOCK, Party},
     verdict::Verdict,
@@ -14,10 +15,10 @@ use enforcer_common::{
 use zerocopy::IntoBytes as _;
 
 use super::{
-    Kernel, KernelError,
+    Kernel, KernelError, hosts,
     load::{Owned, take},
 };
-use crate::compile::Compiled;
+use crate::compile::{Compiled, PrefixEntry};
 
 type Word = [u8; 4];
 type Settings = [u8; size_of::<enforcer_common::tables::Settings>()];
@@ -25,7 +26,7 @@ type Block = [u8; 2 * CLASSES_PER_BLOCK];
 type Cell = [u8; 8];
 type Words = Array<Owned, Word>;
 type Cgroups = HashMap<Owned, u64, u32>;
-type Hosts = HashMap<Owned, [u8; 16], [u8; 4]>;
+type Hosts = Array<Owned, [u8; size_of::<Bucket>()]>;
 type Places = LpmTrie<Owned, [u8; 16], [u8; 4]>;
 
 /// The kernel takes inner arrays of different sizes if they are made with this flag (Linux 5.10).
@@ -73,6 +74,42 @@ impl Slots {
             live: None,
         })
     }
+
+    /// Puts a generation into a slot that is not in force. An update of a map in a map waits for all
+    /// programs that run; all of them at once wait as long as one.
+    fn fill(&mut self, slot: u32, filled: &Filled) -> Result<(), KernelError> {
+        let Self {
+            settings,
+            hosts,
+            places,
+            classes,
+            targets,
+            entries,
+            related,
+            cgroups,
+            active: _,
+            live: _,
+        } = self;
+        let outcomes = thread::scope(|scope| {
+            [
+                scope.spawn(|| settings.set(slot, &filled.settings, 0)),
+                scope.spawn(|| hosts.set(slot, &filled.hosts, 0)),
+                scope.spawn(|| places.set(slot, &filled.places, 0)),
+                scope.spawn(|| classes.set(slot, &filled.classes, 0)),
+                scope.spawn(|| targets.set(slot, &filled.targets, 0)),
+                scope.spawn(|| entries.set(slot, &filled.entries, 0)),
+                scope.spawn(|| related.set(slot, &filled.related, 0)),
+                scope.spawn(|| cgroups.set(slot, &filled.cgroups, 0)),
+            ]
+            .map(|update| update.join())
+        });
+        for outcome in outcomes {
+            outcome
+                .unwrap_or_else(|panic| std::panic::resume_unwind(panic))
+                .map_err(KernelError::map("put the new policy into its slot"))?;
+        }
+        Ok(())
+    }
 }
 
 impl Kernel {
@@ -91,33 +128,7 @@ impl Kernel {
         let filled = Filled::of(compiled, generation, cgroups)?;
         let slot = generation & 1;
         let slots = &mut self.slots;
-        let failed = KernelError::map("put the new policy into its slot");
-        slots
-            .settings
-            .set(slot, &filled.settings, 0)
-            .map_err(&failed)?;
-        slots.hosts.set(slot, &filled.hosts, 0).map_err(&failed)?;
-        slots.places.set(slot, &filled.places, 0).map_err(&failed)?;
-        slots
-            .classes
-            .set(slot, &filled.classes, 0)
-            .map_err(&failed)?;
-        slots
-            .targets
-            .set(slot, &filled.targets, 0)
-            .map_err(&failed)?;
-        slots
-            .entries
-            .set(slot, &filled.entries, 0)
-            .map_err(&failed)?;
-        slots
-            .related
-            .set(slot, &filled.related, 0)
-            .map_err(&failed)?;
-        slots
-            .cgroups
-            .set(slot, &filled.cgroups, 0)
-            .map_err(&failed)?;
+        slots.fill(slot, &filled)?;
         let word = slot.to_ne_bytes();
         slots
             .active
@@ -180,9 +191,12 @@ impl Filled {
             });
         }
         let made = KernelError::map("create a map for the new policy");
+        let (hosts, prefixes) = hosts::split(&compiled.prefixes);
         let mut settings_map = Array::create(1, 0).map_err(&made)?;
         let mut settings = compiled.settings;
         settings.generation = generation;
+        settings.host_buckets = hosts.first_buckets;
+        settings.networks = u32::from(!prefixes.is_empty());
         let bytes: Settings = zerocopy::transmute!(settings);
         settings_map
             .set(0, bytes, 0)
@@ -202,11 +216,15 @@ impl Filled {
             map.insert(id, u32::from(*party), 0)
                 .map_err(KernelError::map("write the cgroups"))?;
         }
-        let (hosts, places) = places(compiled)?;
         Ok(Self {
             settings: settings_map,
-            hosts,
-            places,
+            hosts: array(
+                hosts
+                    .buckets
+                    .iter()
+                    .map(|bucket| zerocopy::transmute!(*bucket)),
+            )?,
+            places: networks(prefixes.into_iter())?,
             classes: array(classes)?,
             targets: words(&compiled.targets)?,
             entries: array(compiled.entries.iter().map(cell))?,
@@ -216,29 +234,18 @@ impl Filled {
     }
 }
 
-/// Whole addresses, and prefixes.
-fn places(compiled: &Compiled) -> Result<(Hosts, Places), KernelError> {
-    const WHOLE: u32 = 128;
-    let made = KernelError::map("create the map of addresses");
-    let failed = KernelError::map("write the addresses");
-    let whole = compiled
-        .prefixes
-        .iter()
-        .filter(|entry| entry.length == WHOLE);
-    let count = whole.count();
-    let mut hosts = Hosts::create(fitting(count), 0).map_err(&made)?;
-    let mut places = Places::create(fitting(compiled.prefixes.len() - count), BPF_F_NO_PREALLOC)
-        .map_err(&made)?;
-    for entry in &compiled.prefixes {
+fn networks<'a>(
+    networks: impl ExactSizeIterator<Item = &'a PrefixEntry>,
+) -> Result<Places, KernelError> {
+    let mut places = Places::create(fitting(networks.len()), BPF_F_NO_PREALLOC)
+        .map_err(KernelError::map("create the map of networks"))?;
+    for entry in networks {
         let value: [u8; 4] = zerocopy::transmute!(entry.place);
-        if entry.length == WHOLE {
-            hosts.insert(entry.network.0, value, 0).map_err(&failed)?;
-        } else {
-            let key = Key::new(entry.length, entry.network.0);
-            places.insert(&key, value, 0).map_err(&failed)?;
-        }
+        places
+            .insert(&Key::new(entry.length, entry.network.0), value, 0)
+            .map_err(KernelError::map("write the networks"))?;
     }
-    Ok((hosts, places))
+    Ok(places)
 }
 
 fn array<const N: usize>(

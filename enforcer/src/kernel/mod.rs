@@ -5,6 +5,7 @@ pub mod apply;
 pub mod attach;
 pub mod cgroups;
 mod error;
+mod hosts;
 pub mod links;
 pub mod load;
 pub mod read;
