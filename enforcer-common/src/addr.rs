@@ -1,25 +1,15 @@
 //! One form for all addresses: IPv6, with IPv4 as `::ffff:a.b.c.d`.
 
-use core::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+use core::{
+    hash::{Hash, Hasher},
+    net::{IpAddr, Ipv4Addr, Ipv6Addr},
+};
 
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
 
 /// An address in network byte order. IPv4 is held IPv4-mapped, so that a mapped address on an IPv6
 /// socket and the IPv4 packet it sends are one and the same here.
-#[derive(
-    Debug,
-    Clone,
-    Copy,
-    PartialEq,
-    Eq,
-    Hash,
-    PartialOrd,
-    Ord,
-    FromBytes,
-    IntoBytes,
-    Immutable,
-    KnownLayout,
-)]
+#[derive(Debug, Clone, Copy, Eq, PartialOrd, Ord, FromBytes, IntoBytes, Immutable, KnownLayout)]
 // Without an alignment, BPF code takes it apart byte by byte.
 #[repr(C, align(4))]
 pub struct Ip(pub [u8; 16]);
@@ -34,9 +24,9 @@ impl Ip {
 
     /// From the four bytes of an IPv4 header.
     pub const fn v4(b: [u8; 4]) -> Self {
-        Self([
-            0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0xff, 0xff, b[0], b[1], b[2], b[3],
-        ])
+        const MARK: u32 = u32::from_ne_bytes([0, 0, 0xff, 0xff]);
+        let words = [0, 0, MARK, u32::from_ne_bytes(b)];
+        zerocopy::transmute!(words)
     }
 
     /// The same 16 bytes as words, in the byte order of this machine: for comparing and hashing.
@@ -77,6 +67,21 @@ impl Ip {
         } else {
             Self::LOOPBACK_V6
         }
+    }
+}
+
+// By words, as above.
+impl PartialEq for Ip {
+    fn eq(&self, other: &Self) -> bool {
+        let [a, b, c, d] = self.words();
+        let [e, f, g, h] = other.words();
+        d == h && c == g && b == f && a == e
+    }
+}
+
+impl Hash for Ip {
+    fn hash<H: Hasher>(&self, state: &mut H) {
+        self.words().hash(state);
     }
 }
 

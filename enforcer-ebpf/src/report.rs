@@ -50,36 +50,45 @@ impl Report {
         if reply && denial.dry_run {
             return;
         }
-        let mut key = self.key(denial);
+        let Some(packet) = packet else {
+            return self.keep(
+                generation,
+                &self.key(denial, Ip::UNSPECIFIED, Ip::UNSPECIFIED),
+                0,
+            );
+        };
+        let is_answer = reply && matches!(packet.shape, Shape::Flow);
+        // Who opened is told first.
+        let mut key = if is_answer {
+            self.key(denial, packet.dst, packet.src)
+        } else {
+            self.key(denial, packet.src, packet.dst)
+        };
         let mut source_port = 0;
-        if let Some(packet) = packet {
-            let Ports {
-                space,
-                source,
-                destination,
-                ..
-            } = packet.ports;
-            (key.src, key.dst) = (packet.src, packet.dst);
-            match packet.shape {
-                Shape::Flow if reply => {
-                    (key.src, key.dst) = (packet.dst, packet.src);
-                    (key.space, key.port) = (space as u8, source);
-                    source_port = destination;
-                }
-                Shape::Flow => {
-                    (key.space, key.port) = (space as u8, destination);
-                    source_port = source;
-                }
-                Shape::IcmpError | Shape::IcmpErrorLaterFragment => {
-                    let space = if packet.dst.is_v4() {
-                        Space::Icmp
-                    } else {
-                        Space::Icmp6
-                    };
-                    (key.space, key.port) = (space as u8, u16::from(packet.icmp_error));
-                }
-                Shape::LaterFragment => {}
+        let Ports {
+            space,
+            source,
+            destination,
+            ..
+        } = packet.ports;
+        match packet.shape {
+            Shape::Flow if is_answer => {
+                (key.space, key.port) = (space as u8, source);
+                source_port = destination;
             }
+            Shape::Flow => {
+                (key.space, key.port) = (space as u8, destination);
+                source_port = source;
+            }
+            Shape::IcmpError | Shape::IcmpErrorLaterFragment => {
+                let space = if packet.dst.is_v4() {
+                    Space::Icmp
+                } else {
+                    Space::Icmp6
+                };
+                (key.space, key.port) = (space as u8, u16::from(packet.icmp_error));
+            }
+            Shape::LaterFragment => {}
         }
         self.keep(generation, &key, source_port);
     }
@@ -97,23 +106,22 @@ impl Report {
             return;
         };
         let key = RecordKey {
-            dst,
             port,
             space: space as u8,
-            ..self.key(denial)
+            ..self.key(denial, Ip::UNSPECIFIED, dst)
         };
         self.keep(generation, &key, 0);
     }
 
-    fn key(&self, denial: Denial) -> RecordKey {
+    fn key(&self, denial: Denial, src: Ip, dst: Ip) -> RecordKey {
         let (subject_kind, subject) = match self.subject {
             Subject::Cgroup(id) => (subject::CGROUP, id),
             Subject::Interface(index) => (subject::INTERFACE, u64::from(index)),
         };
         RecordKey {
             subject,
-            src: Ip::UNSPECIFIED,
-            dst: Ip::UNSPECIFIED,
+            src,
+            dst,
             port: 0,
             space: NO_SPACE,
             hook: self.hook as u8,
