@@ -198,7 +198,7 @@ fn agents(measures: &mut Measures) -> Result<()> {
         let flood = frames::datagrams(CP1.mac, first, addresses, Family::V4.guarded());
         let (began, mut frames) = (Instant::now(), 0_u32);
         let flooded = busy(Duration::from_secs(3), &mut || {
-            receive::cost(&site, &flood, 100_000)?;
+            receive::send(&site, &flood, 100_000)?;
             frames += 100_000;
             Ok(())
         })?;
@@ -287,7 +287,7 @@ fn until_enforced(site: &Site, policy: &Path) -> Result<f64> {
     let socket = namespace.within(|| UdpSocket::bind(family.guarded()))??;
     socket.set_nonblocking(true)?;
     let mut buffer = [0; 64];
-    receive::cost(site, &generator, 1)?;
+    receive::send(site, &generator, 1)?;
     ensure!(
         socket.recv(&mut buffer).is_ok(),
         "nothing arrives without the agent"
@@ -298,7 +298,7 @@ fn until_enforced(site: &Site, policy: &Path) -> Result<f64> {
         let mut last = began.elapsed();
         // A quarter of a second without a packet is the end.
         while last + Duration::from_millis(250) > began.elapsed() || !agent.is_finished() {
-            receive::cost(site, &generator, 1)?;
+            receive::send(site, &generator, 1)?;
             while socket.recv(&mut buffer).is_ok() {
                 last = began.elapsed();
             }

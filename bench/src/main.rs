@@ -43,7 +43,7 @@ pub struct Effort {
 
 const FULL: Effort = Effort {
     rounds: 7,
-    frames: 300_000,
+    frames: 400_000,
     load: Duration::from_millis(1000),
     addresses: &[10, 1000, 100_000],
     paths: &[1, 30, 1000],
@@ -51,7 +51,7 @@ const FULL: Effort = Effort {
 
 const QUICK: Effort = Effort {
     rounds: 3,
-    frames: 100_000,
+    frames: 200_000,
     load: Duration::from_millis(300),
     addresses: &[10, 100_000],
     paths: &[1, 1000],
