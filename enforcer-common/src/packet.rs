@@ -7,6 +7,12 @@ pub trait PacketBytes {
     /// `N` bytes from `offset`, or nothing if the packet ends before.
     fn load<const N: usize>(&self, offset: usize) -> Option<[u8; N]>;
 
+    /// The same, for what every packet has near its beginning: worth the ways that the kernel's verifier
+    /// has to follow where bytes are read without a helper.
+    fn near<const N: usize>(&self, offset: usize) -> Option<[u8; N]> {
+        self.load(offset)
+    }
+
     /// The same number. The kernel's verifier is made to forget what it knows of it: otherwise it
     /// follows every way to it by itself, and their number doubles with each header.
     fn opaque(&self, number: usize) -> usize {

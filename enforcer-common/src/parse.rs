@@ -143,7 +143,7 @@ fn read_ethernet<B: PacketBytes + ?Sized>(bytes: &B) -> Result<(u16, usize), Rea
 #[inline(always)]
 fn ethertype<B: PacketBytes + ?Sized>(bytes: &B, offset: usize) -> Result<u16, Reason> {
     bytes
-        .load::<2>(offset)
+        .near::<2>(offset)
         .map(u16::from_be_bytes)
         .ok_or(Reason::TruncatedHeader)
 }
@@ -246,7 +246,7 @@ fn read_ipv4<B: PacketBytes + ?Sized>(
     dst: &mut Ip,
 ) -> Result<(), Reason> {
     let h = bytes
-        .load::<20>(network.offset)
+        .near::<20>(network.offset)
         .ok_or(Reason::TruncatedHeader)?;
     let header_len = usize::from(h[0] & 0x0f) * 4;
     let total_len = usize::from(u16::from_be_bytes([h[2], h[3]]));
@@ -273,14 +273,10 @@ fn read_ipv6<B: PacketBytes + ?Sized>(
     dst: &mut Ip,
 ) -> Result<(), Reason> {
     let h = bytes
-        .load::<8>(network.offset)
+        .near::<40>(network.offset)
         .ok_or(Reason::TruncatedHeader)?;
-    src.0 = bytes
-        .load::<16>(network.offset + 8)
-        .ok_or(Reason::TruncatedHeader)?;
-    dst.0 = bytes
-        .load::<16>(network.offset + 24)
-        .ok_or(Reason::TruncatedHeader)?;
+    src.0.copy_from_slice(&h[8..24]);
+    dst.0.copy_from_slice(&h[24..40]);
     // On the wire an IPv4-mapped address is nobody's (RFC 4942, 2.2), and here it would pass for the
     // IPv4 address in it.
     if src.is_v4() || dst.is_v4() {

@@ -4,6 +4,8 @@
 //! read once per packet, so that each packet is judged wholly by one policy. Userspace fills the
 //! other slot and then writes that one number.
 
+use core::ptr;
+
 use aya_ebpf::{
     bindings::BPF_F_NO_PREALLOC,
     btf_maps::{
@@ -82,30 +84,19 @@ pub static WAKES: RingBuf<(), 65_536> = RingBuf::new();
 #[derive(Clone, Copy)]
 pub struct Generation {
     slot: u32,
+    /// Looked up once; null where no policy is in force.
+    settings: *const SettingsWords,
 }
 
 impl Generation {
     /// The one in force now. All that is asked of it comes from the same policy.
     pub fn active() -> Self {
         // Slot 0 is empty until a policy is loaded, and an empty slot denies.
-        Self {
-            slot: ACTIVE.get(0).copied().unwrap_or(0),
-        }
-    }
-
-    /// What is at an address that the policy names by itself.
-    #[inline(always)]
-    fn host(self, words: &[u32; 4], buckets: u32) -> Option<Place> {
-        let first = hosts::first(words, buckets);
-        for further in 0..hosts::REACH {
-            let bucket: &BucketWords = HOSTS.get_value(self.slot, &(first + further))?;
-            let bucket: &Bucket = zerocopy::transmute_ref!(bucket);
-            let found = bucket.find(words);
-            if found.is_some() || bucket.more == 0 {
-                return found;
-            }
-        }
-        None
+        let slot = ACTIVE.get(0).copied().unwrap_or(0);
+        let settings = SETTINGS
+            .get_value(slot, &0)
+            .map_or(ptr::null(), ptr::from_ref);
+        Self { slot, settings }
     }
 
     /// The party of the processes in a declared cgroup.
@@ -119,7 +110,9 @@ impl Generation {
 
 impl Tables for Generation {
     fn settings(&self) -> Option<&Settings> {
-        let words: &SettingsWords = SETTINGS.get_value(self.slot, &0)?;
+        // SAFETY: null or a value of a map, which stays while the program runs, and which nobody writes as
+        // long as its slot is in force.
+        let words = unsafe { self.settings.as_ref() }?;
         Some(zerocopy::transmute_ref!(words))
     }
 
@@ -127,18 +120,12 @@ impl Tables for Generation {
         let Some(settings) = self.settings() else {
             return Place::UNKNOWN;
         };
-        if hosts::takes(addr)
-            && let Some(place) = self.host(&addr.words(), settings.host_buckets)
-        {
-            return place;
-        }
-        if settings.networks == 0 {
-            return Place::UNKNOWN;
-        }
-        let found = PLACES
-            .get(self.slot)
-            .and_then(|places| places.get(&Key::new(128, addr.0)));
-        found.map_or(Place::UNKNOWN, |word| zerocopy::transmute!(*word))
+        let &Settings {
+            host_buckets,
+            networks,
+            ..
+        } = settings;
+        zerocopy::transmute!(enforcer_place(addr, self.slot, host_buckets, networks))
     }
 
     fn class(&self, space: Space, number: u16) -> Option<u16> {
@@ -212,4 +199,43 @@ pub fn tls_accepted(flow: &FlowKey) -> Option<u32> {
 /// Remembers that. If there is no room, a client whose first packet after the SYN is lost tries again.
 pub fn accept_tls(flow: &FlowKey, first: u32) {
     let _ = TLS_ACCEPTED.insert(flow, first, 0);
+}
+
+/// What is at an address: the word of a [`Place`]. A global function, which the verifier goes through
+/// once and by itself.
+#[unsafe(no_mangle)]
+#[inline(never)]
+pub extern "C" fn enforcer_place(addr: *const Ip, slot: u32, buckets: u32, networks: u32) -> u32 {
+    let unknown = zerocopy::transmute!(Place::UNKNOWN);
+    // SAFETY: null or a whole address, as the verifier has made sure of every caller.
+    let Some(addr) = (unsafe { addr.as_ref() }) else {
+        return unknown;
+    };
+    if hosts::takes(addr)
+        && let Some(place) = host(slot, &addr.words(), buckets)
+    {
+        return zerocopy::transmute!(place);
+    }
+    if networks == 0 {
+        return unknown;
+    }
+    PLACES
+        .get(slot)
+        .and_then(|places| places.get(&Key::new(128, addr.0)))
+        .map_or(unknown, |word| *word)
+}
+
+/// What is at an address that the policy names by itself.
+#[inline(always)]
+fn host(slot: u32, words: &[u32; 4], buckets: u32) -> Option<Place> {
+    let first = hosts::first(words, buckets);
+    for further in 0..hosts::REACH {
+        let bucket: &BucketWords = HOSTS.get_value(slot, &(first + further))?;
+        let bucket: &Bucket = zerocopy::transmute_ref!(bucket);
+        let found = bucket.find(words);
+        if found.is_some() || bucket.more == 0 {
+            return found;
+        }
+    }
+    None
 }

@@ -200,8 +200,27 @@ fn words(ip: &Ip) -> [u32; 4] {
 }
 
 impl PacketBytes for Skb {
-    #[inline(always)]
     fn load<const N: usize>(&self, offset: usize) -> Option<[u8; N]> {
+        let mut bytes = MaybeUninit::<[u8; N]>::uninit();
+        // SAFETY: the buffer has N bytes; the helper fills all of them or fails. It reads what is in
+        // pages beyond the head, too.
+        let failed = unsafe {
+            bpf_skb_load_bytes(
+                self.0.cast(),
+                offset as u32,
+                bytes.as_mut_ptr().cast(),
+                N as u32,
+            )
+        };
+        if failed != 0 {
+            return None;
+        }
+        // SAFETY: filled, see above.
+        Some(unsafe { bytes.assume_init() })
+    }
+
+    #[inline(always)]
+    fn near<const N: usize>(&self, offset: usize) -> Option<[u8; N]> {
         // What is in the head is read where it is; the verifier follows no offset beyond this.
         if offset < DIRECT {
             // SAFETY: the context is valid while the program runs.
@@ -232,22 +251,7 @@ impl PacketBytes for Skb {
                 return Some(unsafe { *(at as *const [u8; N]) });
             }
         }
-        let mut bytes = MaybeUninit::<[u8; N]>::uninit();
-        // SAFETY: the buffer has N bytes; the helper fills all of them or fails. It reads what is in
-        // pages beyond the head, too.
-        let failed = unsafe {
-            bpf_skb_load_bytes(
-                self.0.cast(),
-                offset as u32,
-                bytes.as_mut_ptr().cast(),
-                N as u32,
-            )
-        };
-        if failed != 0 {
-            return None;
-        }
-        // SAFETY: filled, see above.
-        Some(unsafe { bytes.assume_init() })
+        self.load(offset)
     }
 
     /// There and back with a number that the verifier does not know.
