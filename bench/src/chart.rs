@@ -69,11 +69,15 @@ fn draw(
     title: &str,
     lines: &[(Filter, Vec<(f64, f64)>)],
 ) -> std::result::Result<(), Box<dyn std::error::Error>> {
-    let highest = lines
-        .iter()
-        .flat_map(|(_, points)| points)
-        .map(|(_, ns)| *ns);
-    let highest = highest.fold(0.0, f64::max);
+    let all = || {
+        lines
+            .iter()
+            .flat_map(|(_, points)| points)
+            .map(|(_, ns)| *ns)
+    };
+    let lowest = all().fold(f64::INFINITY, f64::min);
+    // The legend stands above the lines.
+    let (lowest, highest) = (lowest * 0.8, all().fold(0.0, f64::max) * 4.0);
     let area = SVGBackend::with_string(svg, SIZE).into_drawing_area();
     area.fill(&WHITE)?;
     let mut chart = ChartBuilder::on(&area)
@@ -81,15 +85,14 @@ fn draw(
         .margin(12)
         .x_label_area_size(36)
         .y_label_area_size(56)
-        .build_cartesian_2d(
-            (8.0..120_000.0).log_scale(),
-            (100.0..highest * 1.3).log_scale(),
-        )?;
+        .build_cartesian_2d((8.0..120_000.0).log_scale(), (lowest..highest).log_scale())?;
     chart
         .configure_mesh()
         .x_desc("addresses in the policy")
         .y_desc("nanoseconds")
         .label_style(FONT)
+        .x_label_formatter(&|addresses| format!("{addresses:.0}"))
+        .y_label_formatter(&|ns| format!("{ns:.0}"))
         .light_line_style(WHITE)
         .draw()?;
     for (number, (filter, points)) in lines.iter().enumerate() {

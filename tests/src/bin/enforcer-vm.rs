@@ -72,10 +72,11 @@ fn mounts() -> Result<()> {
         ("sysfs", "/sys"),
         ("devtmpfs", "/dev"),
         ("tmpfs", "/run"),
-        ("tmpfs", "/tmp"),
         ("cgroup2", "/sys/fs/cgroup"),
         ("bpf", "/sys/fs/bpf"),
     ];
+    // In memory as it is, and the clone that built this may be below it.
+    fs::create_dir_all("/tmp").context("failed to make /tmp")?;
     for (kind, directory) in rows {
         fs::create_dir_all(directory).with_context(|| format!("failed to make {directory}"))?;
         mount(
