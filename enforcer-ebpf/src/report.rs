@@ -184,10 +184,12 @@ impl Report {
 /// everywhere, looking for room each time would cost more than all the rest.
 #[inline(always)]
 fn is_full(tick: u64) -> bool {
+    let Some(full) = RECORDS_FULL.get_ptr(0) else {
+        return false;
+    };
     // SAFETY: this CPU's own word.
-    RECORDS_FULL
-        .get_ptr(0)
-        .is_some_and(|full| tick == unsafe { *full })
+    let full = unsafe { *full };
+    full == tick
 }
 
 fn now() -> u64 {
