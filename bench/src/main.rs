@@ -31,6 +31,9 @@ use measure::Measures;
 pub struct Effort {
     /// How often each thing is measured, all of them in turn.
     pub rounds: usize,
+    /// The same for received packets, of which one measurement is short: many short ones in turn see the same
+    /// machine, whatever else it does.
+    pub packet_rounds: usize,
     /// Frames of one measurement.
     pub frames: u32,
     /// Time of a load.
@@ -43,7 +46,8 @@ pub struct Effort {
 
 const FULL: Effort = Effort {
     rounds: 7,
-    frames: 400_000,
+    packet_rounds: 25,
+    frames: 20_000,
     load: Duration::from_millis(1000),
     addresses: &[10, 1000, 100_000],
     paths: &[1, 30, 1000],
@@ -51,7 +55,8 @@ const FULL: Effort = Effort {
 
 const QUICK: Effort = Effort {
     rounds: 3,
-    frames: 200_000,
+    packet_rounds: 9,
+    frames: 20_000,
     load: Duration::from_millis(300),
     addresses: &[10, 100_000],
     paths: &[1, 1000],

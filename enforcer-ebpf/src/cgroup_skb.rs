@@ -5,16 +5,18 @@ use core::ptr;
 use aya_ebpf::{bindings::bpf_sock, programs::SkBuffContext};
 use enforcer_common::{
     decide,
+    memo::Asker,
     packet::Packet,
     parse::Start,
     record::{Hook, SocketState},
-    tables::{NOBODY, Party, Role, Settings, Tables as _},
+    tables::{NOBODY, Party, Role, Tables as _},
     verdict::{Verdict, counter},
 };
 
 use crate::{
     lock::{self, Lock},
-    maps::{Generation, INTERFACES},
+    maps::{Active, INTERFACES},
+    memo::{self, Found},
     report::{Report, Subject, count},
     skb::Skb,
     socket,
@@ -43,16 +45,13 @@ pub fn egress(ctx: &SkBuffContext) -> i32 {
     if !socket::skb_is_host(skb, state) {
         return PASS;
     }
-    let generation = Generation::active();
-    let Some(settings) = generation.settings() else {
-        return DROP;
-    };
+    let active = Active::now();
     let connected = Connected::of(sk, state);
     if connected.is_same()
-        && let Some(kept) = SocketState::counter(
+        && let Some(kept) = SocketState::number(
             // SAFETY: what is kept lives as long as its socket.
             unsafe { (*state).egress },
-            settings.generation,
+            active.epoch(),
         )
     {
         count(kept);
@@ -61,37 +60,76 @@ pub fn egress(ctx: &SkBuffContext) -> i32 {
     }
     let mut packet = Packet::EMPTY;
     let read = skb.parse_into(Start::Ip, &mut packet);
-    let on_lo = matches!(role(skb.ifindex()), (Role::Loopback, _));
-    let allowed = match read {
-        Ok(()) => {
-            let sender = sender(skb, sk, generation, settings, packet.opens());
-            decide::sent_by_process(&generation, sender, on_lo, &packet)
-        }
-        Err(reason) => decide::unreadable(&generation, reason),
-    };
+    if let Err(reason) = read {
+        let verdict = decide::unreadable(&active.generation(), reason);
+        told_of_sender(skb, state, active, verdict, None);
+        return action(verdict);
+    }
+    let allowed = sent(skb, sk, state, active, &packet);
     let lock = if lock::is_asked(allowed, &packet) {
         lock::sent(skb, sk, &packet, allowed, connected.is_cut())
     } else {
         Lock::Open
     };
-    let verdict = lock.verdict(&generation, allowed);
-    let report = Report {
-        hook: Hook::CgroupEgress,
-        subject: Subject::Cgroup(skb.cgroup()),
-        ifindex: skb.ifindex(),
-        state,
-    };
-    report.packet(&generation, verdict, read.is_ok().then_some(&packet));
+    let verdict = lock.verdict(active, allowed);
+    told_of_sender(skb, state, active, verdict, Some(&packet));
     if connected.is_one() {
         if lock == Lock::Broken && !verdict.passes() {
             connected.cut();
         } else if lock == Lock::Open && !verdict.is_denied() {
-            let kept = SocketState::kept(settings.generation, counter::of(verdict));
-            // SAFETY: what is kept lives as long as its socket.
-            unsafe { (*connected.renewed()).egress = kept };
+            let kept = SocketState::kept(active.epoch(), counter::of(verdict));
+            connected.keep_sent(kept);
         }
     }
     action(verdict)
+}
+
+/// The verdict on what a socket sends and could be read.
+#[inline(always)]
+fn sent(
+    skb: Skb,
+    sk: *mut bpf_sock,
+    state: *mut SocketState,
+    active: Active,
+    packet: &Packet,
+) -> Verdict {
+    let on_lo = matches!(role(skb.ifindex()), (Role::Loopback, _));
+    // What opens nothing may be the kernel's own answer.
+    let kernel = if packet.opens() {
+        Kernel::No
+    } else {
+        Kernel::of(sk)
+    };
+    let party = party(skb, state, active);
+    let asker = Asker {
+        hook: Hook::CgroupEgress,
+        manner: u8::from(on_lo) | (kernel as u8) << 1,
+        who: party,
+    };
+    memo::verdict(asker, active, packet, || {
+        judge_sent(active, party, (on_lo, kernel), packet)
+    })
+    .verdict()
+}
+
+#[inline(never)]
+fn judge_sent(
+    active: Active,
+    party: u32,
+    (on_lo, kernel): (bool, Kernel),
+    packet: &Packet,
+) -> Found {
+    let generation = active.generation();
+    let Some(settings) = generation.settings() else {
+        return Found::new(&generation, Verdict::HOLE, 0);
+    };
+    let sender = match kernel {
+        Kernel::Raw if party == settings.undeclared_process => settings.local as Party,
+        Kernel::NoSocket if party == settings.undeclared_process => NOBODY,
+        Kernel::Raw | Kernel::NoSocket | Kernel::No => party as Party,
+    };
+    let verdict = decide::sent_by_process(&generation, sender, on_lo, packet);
+    Found::new(&generation, verdict, 0)
 }
 
 /// What a socket receives.
@@ -102,10 +140,7 @@ pub fn ingress(ctx: &SkBuffContext) -> i32 {
     if !socket::skb_is_host(skb, state) {
         return PASS;
     }
-    let generation = Generation::active();
-    let Some(settings) = generation.settings() else {
-        return DROP;
-    };
+    let active = Active::now();
     let (mut role, mut judged) = role(skb.ifindex());
     // Read once: the address of a field of the context must not be kept for later.
     let note = skb.note();
@@ -118,10 +153,10 @@ pub fn ingress(ctx: &SkBuffContext) -> i32 {
     }
     let connected = Connected::of(sk, state);
     if connected.is_same()
-        && let Some(kept) = SocketState::counter(
+        && let Some(kept) = SocketState::number(
             // SAFETY: what is kept lives as long as its socket.
             unsafe { (*state).ingress },
-            settings.generation,
+            active.epoch(),
         )
     {
         if !judged {
@@ -131,36 +166,111 @@ pub fn ingress(ctx: &SkBuffContext) -> i32 {
     }
     let mut packet = Packet::EMPTY;
     let read = skb.parse_into(Start::Ip, &mut packet);
-    let receiver = skb.party(generation, settings);
     let allowed = match read {
-        Ok(()) => decide::delivered(&generation, role, judged, receiver, &packet),
-        Err(reason) => decide::unreadable(&generation, reason),
+        Ok(()) => delivered(skb, state, active, (role, judged), &packet),
+        Err(reason) => decide::unreadable(&active.generation(), reason),
     };
     let lock = if lock::is_asked(allowed, &packet) {
         lock::received(skb, sk, &packet, allowed, connected.is_cut())
     } else {
         Lock::Open
     };
-    let verdict = lock.verdict(&generation, allowed);
+    let verdict = lock.verdict(active, allowed);
     if !is_told_elsewhere(note, role, judged, verdict) {
-        let report = Report {
-            hook: Hook::CgroupIngress,
-            subject: Subject::Interface(skb.ifindex()),
-            ifindex: skb.ifindex(),
-            state: ptr::null_mut(),
-        };
-        report.packet(&generation, verdict, read.is_ok().then_some(&packet));
+        told_at_receiver(skb, active, verdict, read.is_ok().then_some(&packet));
     }
     if connected.is_one() {
         if lock == Lock::Broken && !verdict.passes() {
             connected.cut();
         } else if lock == Lock::Open && !verdict.is_denied() {
-            let kept = SocketState::kept(settings.generation, counter::of(verdict));
-            // SAFETY: what is kept lives as long as its socket.
-            unsafe { (*connected.renewed()).ingress = kept };
+            let kept = SocketState::kept(active.epoch(), counter::of(verdict));
+            connected.keep_received(kept);
         }
     }
     action(verdict)
+}
+
+/// The verdict on what a socket receives and could be read.
+#[inline(always)]
+fn delivered(
+    skb: Skb,
+    state: *mut SocketState,
+    active: Active,
+    (role, judged): (Role, bool),
+    packet: &Packet,
+) -> Verdict {
+    let receiver = party(skb, state, active);
+    let asker = Asker {
+        hook: Hook::CgroupIngress,
+        manner: role as u8 | u8::from(judged) << 2,
+        who: receiver,
+    };
+    memo::verdict(asker, active, packet, || {
+        judge_delivered(active, (role, judged), receiver, packet)
+    })
+    .verdict()
+}
+
+#[inline(never)]
+fn judge_delivered(
+    active: Active,
+    (role, judged): (Role, bool),
+    receiver: u32,
+    packet: &Packet,
+) -> Found {
+    let generation = active.generation();
+    let verdict = decide::delivered(&generation, role, judged, receiver as Party, packet);
+    Found::new(&generation, verdict, 0)
+}
+
+/// The party of a socket, found out once for each epoch.
+#[inline(always)]
+fn party(skb: Skb, state: *mut SocketState, active: Active) -> u32 {
+    if !state.is_null() {
+        // SAFETY: what is kept lives as long as its socket.
+        let kept = unsafe { (*state).party };
+        if let Some(party) = SocketState::number(kept, active.epoch()) {
+            return party;
+        }
+    }
+    let party = u32::from(skb.party(active));
+    if !state.is_null() {
+        // SAFETY: as above. A socket never changes its cgroup.
+        unsafe { (*state).party = SocketState::kept(active.epoch(), party) };
+    }
+    party
+}
+
+/// Counts a verdict on what a socket sends, and keeps a record of a denial. On a stack frame of its own.
+#[inline(never)]
+fn told_of_sender(
+    skb: Skb,
+    state: *mut SocketState,
+    active: Active,
+    verdict: Verdict,
+    packet: Option<&Packet>,
+) {
+    Report {
+        active,
+        hook: Hook::CgroupEgress,
+        subject: Subject::Cgroup(skb.cgroup()),
+        ifindex: skb.ifindex(),
+        state,
+    }
+    .packet(verdict, packet);
+}
+
+/// Likewise of what a socket receives.
+#[inline(never)]
+fn told_at_receiver(skb: Skb, active: Active, verdict: Verdict, packet: Option<&Packet>) {
+    Report {
+        active,
+        hook: Hook::CgroupIngress,
+        subject: Subject::Interface(skb.ifindex()),
+        ifindex: skb.ifindex(),
+        state: ptr::null_mut(),
+    }
+    .packet(verdict, packet);
 }
 
 /// What was judged where it came in, or at its sender's socket, has been counted there.
@@ -174,25 +284,25 @@ fn is_told_elsewhere(note: u32, role: Role, judged: bool, verdict: Verdict) -> b
 /// The kernel answers for sockets that are no more (resets, TIME_WAIT) from a raw TCP socket of its
 /// own, which is nobody's process: such a segment has for its sender whoever is at its address. It
 /// opens nothing. A process's own raw socket is known by its cgroup.
-fn sender(
-    skb: Skb,
-    sk: *mut bpf_sock,
-    generation: Generation,
-    settings: &Settings,
-    opens: bool,
-) -> Party {
-    let party = skb.party(generation, settings);
-    if u32::from(party) != settings.undeclared_process || opens {
-        return party;
-    }
-    if sk.is_null() {
-        return NOBODY;
-    }
-    // SAFETY: a full socket, whose plain fields the verifier lets programs read.
-    if unsafe { (*sk).type_ == SOCK_RAW && (*sk).protocol == IPPROTO_TCP } {
-        settings.local as Party
-    } else {
-        party
+#[derive(Clone, Copy, PartialEq, Eq)]
+#[repr(u8)]
+enum Kernel {
+    No = 0,
+    Raw = 1,
+    NoSocket = 2,
+}
+
+impl Kernel {
+    fn of(sk: *mut bpf_sock) -> Self {
+        if sk.is_null() {
+            return Self::NoSocket;
+        }
+        // SAFETY: a full socket, whose plain fields the verifier lets programs read.
+        if unsafe { (*sk).type_ == SOCK_RAW && (*sk).protocol == IPPROTO_TCP } {
+            Self::Raw
+        } else {
+            Self::No
+        }
     }
 }
 
@@ -295,7 +405,22 @@ impl Connected {
         state
     }
 
+    /// Keeps a verdict for what the socket sends.
+    #[inline(never)]
+    fn keep_sent(self, kept: u64) {
+        // SAFETY: what is kept lives as long as its socket.
+        unsafe { (*self.renewed()).egress = kept };
+    }
+
+    /// Keeps a verdict for what the socket receives.
+    #[inline(never)]
+    fn keep_received(self, kept: u64) {
+        // SAFETY: as above.
+        unsafe { (*self.renewed()).ingress = kept };
+    }
+
     /// Whether the connection has broken its lock.
+    #[inline(never)]
     fn is_cut(self) -> bool {
         // SAFETY: as above.
         self.is_same() && unsafe { (*self.state).cut != 0 }

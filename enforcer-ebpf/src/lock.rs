@@ -27,7 +27,7 @@ use enforcer_common::{
 };
 
 use crate::{
-    maps::{Generation, accept_tls, follow_tls_stream, tls_accepted, tls_stream},
+    maps::{Active, accept_tls, follow_tls_stream, tls_accepted, tls_stream},
     skb::Skb,
 };
 
@@ -52,10 +52,10 @@ impl Lock {
     }
 
     /// The verdict with the lock in mind.
-    pub fn verdict(self, generation: &Generation, allowed: Verdict) -> Verdict {
+    pub fn verdict(self, active: Active, allowed: Verdict) -> Verdict {
         match self {
             Self::Open | Self::Holds => allowed,
-            Self::Broken => decide::not_tls(generation, allowed, Reason::NotTls),
+            Self::Broken => decide::not_tls(&active.generation(), allowed, Reason::NotTls),
         }
     }
 }

@@ -1,10 +1,10 @@
 //! The maps, and the view of one generation of a policy that the decision works on.
 //!
-//! A policy is a set of inner maps in one of two slots. [`ACTIVE`] says which slot is in force and is
-//! read once per packet, so that each packet is judged wholly by one policy. Userspace fills the
-//! other slot and then writes that one number.
+//! A policy is a set of inner maps in one of three slots. [`ACTIVE`] says which slot is in force
+//! ([`enforcer_common::tables::active`]) and is read once per packet, so that each packet is judged wholly by one policy. Userspace fills the
+//! next slot and then writes that one number.
 
-use core::ptr;
+use core::{cell::Cell, ptr};
 
 use aya_ebpf::{
     bindings::BPF_F_NO_PREALLOC,
@@ -17,10 +17,12 @@ use enforcer_common::{
     addr::Ip,
     hosts::{self, Bucket},
     limits,
+    memo::{self, Line},
     packet::Space,
     record::{RecordKey, RecordValue},
     tables::{
-        CLASSES_PER_BLOCK, DECLARED_PORT, FlowKey, Party, Place, Settings, Tables, class_block,
+        CLASSES_PER_BLOCK, DECLARED_PORT, FlowKey, NOBODY, Party, Place, Settings, Tables, active,
+        class_block,
     },
     tls::Stream,
     verdict::{Verdict, counter},
@@ -28,7 +30,7 @@ use enforcer_common::{
 
 /// `BPF_F_INNER_MAP` (kernel 5.10): inner arrays may differ in size.
 const INNER: usize = 4096;
-const SLOTS: usize = 2;
+const SLOTS: usize = active::SLOTS as usize;
 /// The values of inner maps are words and no structs: before 6.2 a kernel takes a map for another kind
 /// than its pattern if the pattern's value is a struct and the map came without type information.
 type SettingsWords = [u32; size_of::<Settings>() / 4];
@@ -75,32 +77,106 @@ pub static RECORDS: HashMap<RecordKey, RecordValue, { limits::MAX_RECORDS as usi
 /// The tick of the kernel's clock (jiffies) in which a record last found no room.
 #[btf_map]
 pub static RECORDS_FULL: PerCpuArray<u64, 1> = PerCpuArray::new();
+/// Verdicts of this moment, see [`enforcer_common::memo`].
+#[btf_map]
+pub static VERDICTS: PerCpuArray<Line, { memo::LINES as usize }> = PerCpuArray::new();
 /// Keys of new records ([`RecordKey`]), to wake the agent. Declared without a type, as libbpf takes no
 /// ring buffer with one.
 #[btf_map]
 pub static WAKES: RingBuf<(), 65_536> = RingBuf::new();
 
-/// One generation of the policy.
+/// Which policy is in force now. Read once for each packet: all that is asked comes from the same one.
+///
+/// A word ([`active::parts`]), as functions of BPF take five.
 #[derive(Clone, Copy)]
+pub struct Active(u32);
+
+impl Active {
+    /// The one in force.
+    #[inline(always)]
+    pub fn now() -> Self {
+        // Slot 0 is empty until a policy is loaded, and an empty slot denies.
+        Self(ACTIVE.get(0).copied().unwrap_or(0))
+    }
+
+    /// The same again, from its word.
+    #[inline(always)]
+    pub const fn of(word: u32) -> Self {
+        Self(word)
+    }
+
+    /// The word, for global functions, which take numbers.
+    #[inline(always)]
+    pub const fn word(self) -> u32 {
+        self.0
+    }
+
+    /// Changes with the policy, and with every declared cgroup that comes or goes: what was found out in
+    /// another epoch is found out anew.
+    #[inline(always)]
+    pub fn epoch(self) -> u32 {
+        active::parts(self.0).1
+    }
+
+    /// Its tables.
+    #[inline(always)]
+    pub fn generation(self) -> Generation {
+        let (slot, _) = active::parts(self.0);
+        let settings = SETTINGS
+            .get_value(slot, &0)
+            .map_or(ptr::null(), ptr::from_ref);
+        Generation {
+            slot,
+            settings,
+            memory_was_asked: Cell::new(false),
+        }
+    }
+}
+
+/// One generation of the policy.
 pub struct Generation {
     slot: u32,
     /// Looked up once; null where no policy is in force.
     settings: *const SettingsWords,
+    /// Whether a verdict depends on what else was sent.
+    memory_was_asked: Cell<bool>,
 }
 
 impl Generation {
-    /// The one in force now. All that is asked of it comes from the same policy.
-    pub fn active() -> Self {
-        // Slot 0 is empty until a policy is loaded, and an empty slot denies.
-        let slot = ACTIVE.get(0).copied().unwrap_or(0);
-        let settings = SETTINGS
-            .get_value(slot, &0)
-            .map_or(ptr::null(), ptr::from_ref);
-        Self { slot, settings }
+    /// Whether a verdict depends on what else was sent: another packet may change it at once.
+    pub fn memory_was_asked(&self) -> bool {
+        self.memory_was_asked.get()
+    }
+
+    /// The party of the deepest declared cgroup of a process or socket, that has `own` for its own cgroup and
+    /// another one at each level `above`: 0 from where there are none. If none is declared, that of processes
+    /// that nobody declared.
+    #[inline(always)]
+    pub fn deepest(&self, own: u64, above: impl Fn(u32) -> u64) -> Party {
+        let Some(settings) = self.settings() else {
+            return NOBODY;
+        };
+        if let Some(party) = self.cgroup(own) {
+            return party;
+        }
+        let mut deepest = settings.undeclared_process as Party;
+        // Down from the root, whose level is 0: a hierarchy is far less deep than it might be.
+        for level in 0..limits::CGROUP_LEVELS {
+            let id = above(level);
+            if id == 0 {
+                break;
+            }
+            if id != own
+                && let Some(party) = self.cgroup(id)
+            {
+                deepest = party;
+            }
+        }
+        deepest
     }
 
     /// The party of the processes in a declared cgroup.
-    pub fn cgroup(self, id: u64) -> Option<Party> {
+    fn cgroup(&self, id: u64) -> Option<Party> {
         let cgroups = CGROUPS.get(self.slot)?;
         // SAFETY: the value is copied at once; userspace only ever adds elements to a map in force,
         // so none is reused under the reader.
@@ -167,11 +243,12 @@ impl Tables for Generation {
     }
 
     fn remembers(&self, flow: &FlowKey) -> bool {
+        self.memory_was_asked.set(true);
         UDP_FLOWS.get_ptr(flow).is_some()
     }
 
     fn remember(&self, flow: &FlowKey) {
-        if !self.remembers(flow) {
+        if UDP_FLOWS.get_ptr(flow).is_none() {
             // If there is no room even after the oldest went, a reply is lost, and nothing more.
             let _ = UDP_FLOWS.insert(flow, 1u32, 0);
         }

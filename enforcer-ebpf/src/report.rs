@@ -1,6 +1,6 @@
 //! What is left of a verdict: a counter, and for a denial a record.
 
-use core::arch::asm;
+use core::{arch::asm, ptr};
 
 use aya_ebpf::{
     bindings::BPF_NOEXIST,
@@ -8,13 +8,15 @@ use aya_ebpf::{
 };
 use enforcer_common::{
     addr::Ip,
-    packet::{Packet, Ports, Shape, Space},
-    record::{Hook, NO_SPACE, RecordKey, RecordValue, SocketState, subject},
+    decide,
+    memo::Line,
+    packet::{Packet, Shape, Space},
+    record::{Hook, RecordKey, RecordValue, SocketState, Whose, subject},
     tables::Tables as _,
-    verdict::{Denial, Direction, Outcome, Verdict, counter},
+    verdict::{Direction, Outcome, Verdict, counter},
 };
 
-use crate::maps::{COUNTERS, Generation, RECORDS, RECORDS_FULL, WAKES};
+use crate::maps::{Active, COUNTERS, RECORDS, RECORDS_FULL, WAKES};
 
 /// Who is told to have sent it.
 #[derive(Clone, Copy)]
@@ -27,6 +29,8 @@ pub enum Subject {
 
 /// Where a verdict was made, and about whom.
 pub struct Report {
+    /// The policy that made it.
+    pub active: Active,
     /// The hook.
     pub hook: Hook,
     /// The sender.
@@ -37,70 +41,60 @@ pub struct Report {
     pub state: *mut SocketState,
 }
 
+/// What is new of a record.
+struct News {
+    /// How many more.
+    count: u32,
+    /// The source port of the first.
+    source_port: u16,
+}
+
 impl Report {
-    /// Counts a verdict on a packet, and keeps a record if it is a denial. In dry-run a denied reply
-    /// is counted only: its connection was told when it opened.
+    /// Counts a verdict on a packet, and keeps a record if it is a denial that is told.
     #[inline(never)]
-    pub fn packet(&self, generation: &Generation, verdict: Verdict, packet: Option<&Packet>) {
+    pub fn packet(&self, verdict: Verdict, packet: Option<&Packet>) {
         count(counter::of(verdict));
+        if !verdict.is_recorded() {
+            return;
+        }
         let Outcome::Denied(denial) = verdict.outcome() else {
             return;
         };
-        let reply = matches!(denial.direction, Direction::Reply);
-        if reply && denial.dry_run {
-            return;
-        }
+        let mut news = News {
+            count: 1,
+            source_port: 0,
+        };
+        let whose = self.whose();
         let Some(packet) = packet else {
-            return self.keep(
-                generation,
-                &self.key(denial, Ip::UNSPECIFIED, Ip::UNSPECIFIED),
-                0,
-            );
+            let nowhere = Ip::UNSPECIFIED;
+            return self.keep(&RecordKey::between(whose, denial, nowhere, nowhere), &news);
         };
-        let is_answer = reply && matches!(packet.shape, Shape::Flow);
-        // Who opened is told first.
-        let mut key = if is_answer {
-            self.key(denial, packet.dst, packet.src)
-        } else {
-            self.key(denial, packet.src, packet.dst)
-        };
-        let mut source_port = 0;
-        let Ports {
-            space,
-            source,
-            destination,
-            ..
-        } = packet.ports;
-        match packet.shape {
-            Shape::Flow if is_answer => {
-                (key.space, key.port) = (space as u8, source);
-                source_port = destination;
-            }
-            Shape::Flow => {
-                (key.space, key.port) = (space as u8, destination);
-                source_port = source;
-            }
-            Shape::IcmpError | Shape::IcmpErrorLaterFragment => {
-                let space = if packet.dst.is_v4() {
-                    Space::Icmp
-                } else {
-                    Space::Icmp6
-                };
-                (key.space, key.port) = (space as u8, u16::from(packet.icmp_error));
-            }
-            Shape::LaterFragment => {}
+        if matches!(packet.shape, Shape::Flow) {
+            let flow = decide::flow(packet);
+            news.source_port = match denial.direction {
+                Direction::Forward => flow.source,
+                Direction::Reply => flow.destination,
+            };
+            let space = packet.ports.space;
+            return self.keep(&RecordKey::of_flow(whose, denial, space, &flow), &news);
         }
-        self.keep(generation, &key, source_port);
+        let mut key = RecordKey::between(whose, denial, packet.src, packet.dst);
+        if matches!(
+            packet.shape,
+            Shape::IcmpError | Shape::IcmpErrorLaterFragment
+        ) {
+            let space = if packet.dst.is_v4() {
+                Space::Icmp
+            } else {
+                Space::Icmp6
+            };
+            (key.space, key.port) = (space as u8, u16::from(packet.icmp_error));
+        }
+        self.keep(&key, &news);
     }
 
     /// Counts a denied call, and keeps a record.
-    pub fn call(
-        &self,
-        generation: &Generation,
-        verdict: Verdict,
-        dst: Ip,
-        (space, port): (Space, u16),
-    ) {
+    pub fn call(&self, verdict: Verdict, dst: Ip, (space, port): (Space, u16)) {
         count(counter::of(verdict));
         let Outcome::Denied(denial) = verdict.outcome() else {
             return;
@@ -108,50 +102,49 @@ impl Report {
         let key = RecordKey {
             port,
             space: space as u8,
-            ..self.key(denial, Ip::UNSPECIFIED, dst)
+            ..RecordKey::between(self.whose(), denial, Ip::UNSPECIFIED, dst)
         };
-        self.keep(generation, &key, 0);
+        let news = News {
+            count: 1,
+            source_port: 0,
+        };
+        self.keep(&key, &news);
     }
 
-    fn key(&self, denial: Denial, src: Ip, dst: Ip) -> RecordKey {
-        let (subject_kind, subject) = match self.subject {
+    fn whose(&self) -> Whose {
+        let (kind, subject) = match self.subject {
             Subject::Cgroup(id) => (subject::CGROUP, id),
             Subject::Interface(index) => (subject::INTERFACE, u64::from(index)),
         };
-        RecordKey {
+        Whose {
+            hook: self.hook,
+            kind,
             subject,
-            src,
-            dst,
-            port: 0,
-            space: NO_SPACE,
-            hook: self.hook as u8,
-            reason: denial.reason.code(),
-            subject_kind,
-            dry_run: u8::from(denial.dry_run),
-            reply: u8::from(matches!(denial.direction, Direction::Reply)),
         }
     }
 
-    fn keep(&self, generation: &Generation, key: &RecordKey, source_port: u16) {
+    fn keep(&self, key: &RecordKey, news: &News) {
         // SAFETY: the helper takes nothing and reads a counter.
         let tick = unsafe { bpf_jiffies64() };
-        if !is_counted(key, tick) {
-            if is_full(tick) {
-                return count(counter::RECORDS_LOST);
-            }
-            let generation = generation
-                .settings()
-                .map_or(0, |settings| settings.generation);
-            self.begin(key, tick, generation, source_port);
+        if is_counted(key, news.count, tick) {
+            return;
         }
+        if is_full(tick) {
+            return add(counter::RECORDS_LOST, news.count.into());
+        }
+        self.begin(key, news, tick);
     }
 
     /// Makes a record. Two CPUs may come at once: the second then counts.
     #[inline(never)]
-    fn begin(&self, key: &RecordKey, tick: u64, generation: u32, source_port: u16) {
+    fn begin(&self, key: &RecordKey, news: &News, tick: u64) {
         let now = now();
+        let generation = self.active.generation();
+        let generation = generation
+            .settings()
+            .map_or(0, |settings| settings.generation);
         let mut value = RecordValue {
-            count: 1,
+            count: news.count.into(),
             first_ns: now,
             last_ns: now,
             tick,
@@ -159,7 +152,7 @@ impl Report {
             ifindex: self.ifindex,
             comm: [0; 16],
             generation,
-            source_port,
+            source_port: news.source_port,
             padding: 0,
         };
         if !self.state.is_null() {
@@ -170,14 +163,41 @@ impl Report {
             if WAKES.output_untyped::<RecordKey>(key, 0).is_err() {
                 count(counter::WAKES_LOST);
             }
-        } else if !is_counted(key, tick) {
-            count(counter::RECORDS_LOST);
+        } else if !is_counted(key, news.count, tick) {
+            add(counter::RECORDS_LOST, news.count.into());
             if let Some(full) = RECORDS_FULL.get_ptr_mut(0) {
                 // SAFETY: this CPU's own word.
                 unsafe { *full = tick };
             }
         }
     }
+}
+
+/// Adds what is pending in a line to its record.
+#[inline(never)]
+pub fn settle(line: &mut Line) {
+    let news = News {
+        count: line.pending,
+        source_port: 0,
+    };
+    line.pending = 0;
+    let Some(key) = line.record() else {
+        return;
+    };
+    if let Some(value) = RECORDS.get_ptr_mut(&key) {
+        // The times of the record are right: it was there when the line was written, in the same tick.
+        // SAFETY: as in `is_counted`.
+        return unsafe { add_to(&raw mut (*value).count, news.count.into()) };
+    }
+    // It found no room then, or was taken out since.
+    let report = Report {
+        active: Active::now(),
+        hook: Hook::TcIngress,
+        subject: Subject::Interface(line.who),
+        ifindex: line.who,
+        state: ptr::null_mut(),
+    };
+    report.keep(&key, &news);
 }
 
 /// Whether a record found no room on this CPU since the kernel's clock ticked. Under a flood from
@@ -197,9 +217,9 @@ fn now() -> u64 {
     unsafe { bpf_ktime_get_boot_ns() }
 }
 
-/// Counts one more of a key that has a record.
+/// Counts so many more of a key that has a record.
 #[inline(always)]
-fn is_counted(key: &RecordKey, tick: u64) -> bool {
+fn is_counted(key: &RecordKey, more: u32, tick: u64) -> bool {
     let Some(value) = RECORDS.get_ptr_mut(key) else {
         return false;
     };
@@ -207,7 +227,7 @@ fn is_counted(key: &RecordKey, tick: u64) -> bool {
     // delete it meanwhile, one count goes with it. Two CPUs may write the time of the last: either
     // will do.
     unsafe {
-        add_one(&raw mut (*value).count);
+        add_to(&raw mut (*value).count, more.into());
         if (*value).tick != tick {
             (*value).tick = tick;
             (*value).last_ns = now();
@@ -219,19 +239,24 @@ fn is_counted(key: &RecordKey, tick: u64) -> bool {
 /// Adds one to a counter of this CPU.
 #[inline(always)]
 pub fn count(index: u32) {
+    add(index, 1);
+}
+
+#[inline(always)]
+fn add(index: u32, more: u64) {
     if let Some(counter) = COUNTERS.get_ptr_mut(index) {
         // SAFETY: an element of this CPU's own array.
-        unsafe { add_one(counter) };
+        unsafe { add_to(counter, more) };
     }
 }
 
-/// Adds one, atomically: a hook in interrupt context may come between, on the same CPU too.
+/// Adds atomically: a hook in interrupt context may come between, on the same CPU too.
 ///
 /// # Safety
 ///
 /// `counter` points to a word of a map's value.
-unsafe fn add_one(counter: *mut u64) {
+unsafe fn add_to(counter: *mut u64, more: u64) {
     // SAFETY: one instruction on the caller's word. `core` has no `fetch_add` for BPF, because the
     // base instruction set has no compare and exchange; it does have this.
-    unsafe { asm!("lock *(u64 *)({0} + 0) += {1}", in(reg) counter, in(reg) 1u64) };
+    unsafe { asm!("lock *(u64 *)({0} + 0) += {1}", in(reg) counter, in(reg) more) };
 }

@@ -11,8 +11,11 @@ use enforcer_tests::probe::{Connect, Serve};
 use enforcer_tests::product::{Agent, PolicyText};
 use enforcer_tests::{Lab, Outcome, Place, net};
 
-/// How long an answer may take, in milliseconds: on one machine, those that come take less than one.
+/// How long to wait for an answer that must not come, in milliseconds: on one machine, those that come take
+/// less than one.
 const PATIENCE: u64 = 250;
+/// How long one may take that must come: the machine may have other work, and a lost segment takes its time.
+const LONG_PATIENCE: u64 = 5000;
 
 /// What is no TLS, though some of it begins like it.
 fn plaintexts() -> Vec<(&'static str, Vec<u8>)> {
@@ -37,11 +40,21 @@ fn plaintexts() -> Vec<(&'static str, Vec<u8>)> {
     ]
 }
 
+/// Says something that must be answered.
+fn ask(place: &Place, to: SocketAddr, pieces: &[&[u8]]) -> Result<Outcome> {
+    say_within(place, to, pieces, LONG_PATIENCE)
+}
+
+/// Says something that nobody must hear.
 fn say(place: &Place, to: SocketAddr, pieces: &[&[u8]]) -> Result<Outcome> {
+    say_within(place, to, pieces, PATIENCE)
+}
+
+fn say_within(place: &Place, to: SocketAddr, pieces: &[&[u8]], timeout_ms: u64) -> Result<Outcome> {
     let connect = Connect {
         piece: pieces.iter().map(|piece| to_hex(piece)).collect(),
         pause_ms: 2,
-        timeout_ms: PATIENCE,
+        timeout_ms,
         ..Connect::to(to)
     };
     Ok(place.connect_with(connect)?.outcome)
@@ -155,7 +168,7 @@ fn plaintext_gets_nowhere_on_any_way() -> Result<()> {
     for Way { name, from, to, .. } in &ways {
         for to in to {
             for (what, bytes) in plaintexts() {
-                let outcome = say(from, *to, &[&bytes])?;
+                let outcome = ask(from, *to, &[&bytes])?;
                 ensure!(
                     outcome == Outcome::Answered,
                     "twin: {name}, {what} to {to}: {outcome}"
@@ -190,7 +203,7 @@ fn try_way(agent: &Agent, way: &Way<'_>, to: SocketAddr) -> Result<()> {
         hello.chunks(1).collect(),
     ];
     for pieces in &splits {
-        let outcome = say(from, to, pieces)?;
+        let outcome = ask(from, to, pieces)?;
         ensure!(
             outcome == Outcome::Answered,
             "{name}, a ClientHello in {} pieces to {to}: {outcome}",
@@ -240,17 +253,6 @@ fn heard(server: &Server, text: &str) -> bool {
     })
 }
 
-/// A connection in one piece, with a longer patience: something is lost on purpose.
-fn slowly(place: &Place, connect: Connect) -> Result<Outcome> {
-    let timeout_ms = 5000;
-    Ok(place
-        .connect_with(Connect {
-            timeout_ms,
-            ..connect
-        })?
-        .outcome)
-}
-
 fn with_hello(to: SocketAddr, cuts: &[usize]) -> Connect {
     let mut rest = &CLIENT_HELLO[..];
     let mut piece = Vec::new();
@@ -262,6 +264,7 @@ fn with_hello(to: SocketAddr, cuts: &[usize]) -> Connect {
     piece.push(to_hex(rest));
     Connect {
         piece,
+        timeout_ms: LONG_PATIENCE,
         ..Connect::to(to)
     }
 }
@@ -292,7 +295,7 @@ fn data_with_the_syn_is_looked_at_too() -> Result<()> {
     ];
     for (name, place) in places {
         for to in CP1.both(port::APISERVER) {
-            let outcome = open(place, to, b"twin: plaintext", PATIENCE)?;
+            let outcome = open(place, to, b"twin: plaintext", LONG_PATIENCE)?;
             ensure!(
                 outcome == Outcome::Answered,
                 "twin: {name} to {to}: {outcome}"
@@ -303,7 +306,7 @@ fn data_with_the_syn_is_looked_at_too() -> Result<()> {
     let agent = Agent::start(&lab, "cp1", &policy())?;
     for (name, place) in places {
         for to in CP1.both(port::APISERVER) {
-            let outcome = open(place, to, &CLIENT_HELLO, PATIENCE)?;
+            let outcome = open(place, to, &CLIENT_HELLO, LONG_PATIENCE)?;
             ensure!(outcome == Outcome::Answered, "{name} to {to}: {outcome}");
             let mark = format!("GET / marked {name} {to}");
             let outcome = open(place, to, mark.as_bytes(), 1500)?;
@@ -315,7 +318,7 @@ fn data_with_the_syn_is_looked_at_too() -> Result<()> {
     // Through a node it can not be followed; TCP tries again without.
     let agent = Agent::start(&lab, "w1", &policy())?;
     let to = CP1.at(port::APISERVER);
-    let outcome = open(pod, to, &CLIENT_HELLO, 5000)?;
+    let outcome = open(pod, to, &CLIENT_HELLO, LONG_PATIENCE)?;
     ensure!(outcome == Outcome::Answered, "through w1: {outcome}");
     agent.event(|event| event.reason == "FastOpenThrough" && event.hook == "tc/egress")?;
     let mark = "GET / marked through w1";
@@ -330,10 +333,19 @@ fn a_client_hello_passes_out_of_order_and_sent_again() -> Result<()> {
     let lab = Lab::builder().build()?;
     let _apiserver = echo(&lab.apiserver(), &CP1.both(port::APISERVER))?;
     let (kubelet, pod) = (lab.kubelet("w1"), lab.pod("pod-b"));
-    // Every other segment with something in it is lost, beginning with the first: what follows comes
-    // before it.
+    // Every other segment with something in it is lost, beginning with the first, so that what follows
+    // comes before it; but never one that is sent again: closed connections go on sending, too, and their
+    // segments must not decide about the others'.
     let loses = "table inet loses {
-        chain out { type filter hook output priority 0; tcp dport 6443 tcp flags & psh == psh numgen inc mod 2 == 0 counter drop; }
+        set seen { typeof tcp sport . tcp sequence; flags dynamic; size 65535; }
+        chain out {
+            type filter hook output priority 0
+            tcp dport != 6443 accept
+            tcp flags & psh != psh accept
+            tcp sport . tcp sequence @seen accept
+            add @seen { tcp sport . tcp sequence }
+            numgen inc mod 2 == 0 counter drop
+        }
     }";
     net::nft(lab.host("w1").namespace().name(), loses)?;
     net::nft(pod.namespace().name(), loses)?;
@@ -341,7 +353,7 @@ fn a_client_hello_passes_out_of_order_and_sent_again() -> Result<()> {
     for place in [&kubelet, pod] {
         for to in CP1.both(port::APISERVER) {
             for cuts in [&[][..], &[5], &[1, 1, 1], &[10]] {
-                let outcome = slowly(place, with_hello(to, cuts))?;
+                let outcome = place.connect_with(with_hello(to, cuts))?.outcome;
                 ensure!(
                     outcome == Outcome::Answered,
                     "{} to {to}, cut at {cuts:?}: {outcome}",
@@ -378,11 +390,11 @@ fn a_server_that_speaks_first_is_no_tls_server() -> Result<()> {
         ..Serve::default()
     })?;
     let (kubelet, pod) = (lab.kubelet("w1"), lab.pod("pod-b"));
-    let listens = |place: &Place, to| -> Result<Outcome> {
+    let listens = |place: &Place, to, timeout_ms| -> Result<Outcome> {
         // An empty piece sends nothing, and waits for what comes.
         let connect = Connect {
             piece: vec![String::new()],
-            timeout_ms: PATIENCE,
+            timeout_ms,
             ..Connect::to(to)
         };
         Ok(place.connect_with(connect)?.outcome)
@@ -391,12 +403,12 @@ fn a_server_that_speaks_first_is_no_tls_server() -> Result<()> {
         // What a pod is told leaves w1 by the pod's interface.
         let place = if guard == "cp1" { &kubelet } else { pod };
         for to in to {
-            let outcome = listens(place, to)?;
+            let outcome = listens(place, to, LONG_PATIENCE)?;
             ensure!(outcome == Outcome::Answered, "twin: {to}: {outcome}");
         }
         let agent = Agent::start(&lab, guard, &policy())?;
         for to in to {
-            let outcome = listens(place, to)?;
+            let outcome = listens(place, to, PATIENCE)?;
             ensure!(outcome == Outcome::Timeout, "{guard}, {to}: {outcome}");
         }
         agent.event(|event| event.reason == "NotTls" && event.hook == hook)?;
@@ -416,7 +428,7 @@ fn the_lock_can_be_tried_in_dry_run_alone() -> Result<()> {
     let agents = Agent::on_both(&lab, &policy)?;
     let plaintext = b"GET / HTTP/1.1\r\n\r\n";
     for place in [&lab.kubelet("w1"), lab.pod("pod-b"), &lab.scheduler()] {
-        let outcome = say(place, to, &[plaintext])?;
+        let outcome = ask(place, to, &[plaintext])?;
         ensure!(
             outcome == Outcome::Answered,
             "{}: {outcome}",

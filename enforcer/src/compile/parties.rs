@@ -3,6 +3,7 @@
 use std::{
     collections::{BTreeMap, BTreeSet, HashMap},
     net::{Ipv4Addr, Ipv6Addr},
+    sync::Arc,
 };
 
 use enforcer_common::{
@@ -42,7 +43,7 @@ pub struct Parties {
     infos: Vec<PartyInfo>,
     numbers: HashMap<PartyInfo, Party>,
     /// Who is at which prefix.
-    pub prefixes: Vec<PrefixEntry>,
+    pub prefixes: Arc<[PrefixEntry]>,
     /// Who is in which cgroup.
     pub cgroups: Vec<CgroupRule>,
     /// Processes in no declared cgroup.
@@ -67,7 +68,53 @@ struct Declared {
     service_network: bool,
 }
 
+/// One thing that is declared at a prefix, by itself.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+enum Mark {
+    Nothing,
+    Component(usize),
+    Pods,
+    PodsOf(usize),
+    ServiceNetwork,
+    Node(usize),
+    Service(usize),
+}
+
+/// In how a prefix is declared: prefixes of the same way are the same parties'.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Hash)]
+struct Way {
+    marks: Vec<Mark>,
+    /// What is declared around it, by its number.
+    within: Option<usize>,
+    loopback: bool,
+}
+
 impl Declared {
+    fn of(marks: &[Mark]) -> Self {
+        let mut declared = Self::default();
+        for mark in marks {
+            match *mark {
+                Mark::Nothing => {}
+                Mark::Component(index) => {
+                    declared.components.insert(index);
+                }
+                Mark::Pods => declared.pods = true,
+                Mark::PodsOf(index) => {
+                    declared.pods = true;
+                    declared.pod_nodes.insert(index);
+                }
+                Mark::ServiceNetwork => declared.service_network = true,
+                Mark::Node(index) => {
+                    declared.nodes.insert(index);
+                }
+                Mark::Service(index) => {
+                    declared.services.insert(index);
+                }
+            }
+        }
+        declared
+    }
+
     fn join(&mut self, wider: &Self) {
         self.components.extend(&wider.components);
         self.services.extend(&wider.services);
@@ -102,7 +149,7 @@ impl Parties {
         let mut parties = Self {
             infos: Vec::new(),
             numbers: HashMap::new(),
-            prefixes: Vec::new(),
+            prefixes: Arc::default(),
             cgroups: Vec::new(),
             undeclared: NOBODY,
             local: NOBODY,
@@ -144,41 +191,55 @@ impl Parties {
     }
 
     fn add_prefixes(&mut self, cluster: &Cluster<'_>) -> Result<(), CompileError> {
+        let marks = cluster.marks();
+        let mut prefixes = Vec::with_capacity(marks.len());
+        // Addresses come by the thousand, and in few ways.
+        let mut ways: HashMap<Way, (usize, Place)> = HashMap::new();
+        let mut all: Vec<Declared> = Vec::new();
         // Sorted by address and then length, so that a wider prefix comes before those within it.
-        let mut enclosing: Vec<(IpNet, Declared)> = Vec::new();
-        let mut places: HashMap<(Declared, bool), Place> = HashMap::new();
-        for (net, mut declared) in cluster.declared() {
+        let mut enclosing: Vec<(IpNet, usize)> = Vec::new();
+        let mut way = Way::default();
+        for group in marks.chunk_by(|(one, _), (other, _)| one == other) {
+            let Some((net, _)) = group.first() else {
+                continue;
+            };
             while enclosing
                 .last()
-                .is_some_and(|(wider, _)| !wider.contains(&net))
+                .is_some_and(|(wider, _)| !wider.contains(net))
             {
                 enclosing.pop();
             }
-            if let Some((_, wider)) = enclosing.last() {
-                declared.join(wider);
-            }
-            // Addresses come by the thousand, and in few ways.
-            let key = (declared.clone(), is_loopback(&net));
-            let place = match places.get(&key) {
-                Some(place) => *place,
+            way.within = enclosing.last().map(|(_, declared)| *declared);
+            way.loopback = is_loopback(net);
+            way.marks.clear();
+            way.marks.extend(group.iter().map(|(_, mark)| *mark));
+            let (declared, place) = match ways.get(&way) {
+                Some(known) => *known,
                 None => {
-                    let place = self.place(cluster, &net, &declared)?;
-                    places.insert(key, place);
-                    place
+                    let mut declared = Declared::of(&way.marks);
+                    if let Some(wider) = way.within.and_then(|wider| all.get(wider)) {
+                        declared.join(wider);
+                    }
+                    let place = self.place(cluster, net, &declared)?;
+                    all.push(declared);
+                    let known = (all.len() - 1, place);
+                    ways.insert(way.clone(), known);
+                    known
                 }
             };
-            let (network, length) = mapped(&net);
-            self.prefixes.push(PrefixEntry {
+            let (network, length) = mapped(net);
+            prefixes.push(PrefixEntry {
                 network,
                 length,
                 place,
             });
-            enclosing.push((net, declared));
+            enclosing.push((*net, declared));
         }
-        if self.prefixes.len() > limits::MAX_PREFIXES as usize {
+        if prefixes.len() > limits::MAX_PREFIXES as usize {
             let (what, max) = ("address prefixes", limits::MAX_PREFIXES);
             return Err(CompileError::TooMany { what, max });
         }
+        self.prefixes = prefixes.into();
         Ok(())
     }
 
@@ -236,45 +297,35 @@ impl Parties {
 }
 
 impl Cluster<'_> {
-    fn declared(&self) -> BTreeMap<IpNet, Declared> {
-        let mut all: BTreeMap<IpNet, Declared> = BTreeMap::new();
+    /// All that is declared, by prefix and in the order of prefixes.
+    fn marks(&self) -> Vec<(IpNet, Mark)> {
         // IPv4 stands within ::/0 in the tables: it needs an end of its own there.
-        all.entry(IpNet::V4(Ipv4Net::default())).or_default();
-        all.entry(IpNet::V6(Ipv6Net::default())).or_default();
-        for net in LOOPBACK {
-            all.entry(net).or_default();
-        }
+        let mut marks = vec![
+            (IpNet::V4(Ipv4Net::default()), Mark::Nothing),
+            (IpNet::V6(Ipv6Net::default()), Mark::Nothing),
+        ];
+        marks.extend(LOOPBACK.map(|net| (net, Mark::Nothing)));
         for (index, component) in self.policy.components.iter().enumerate() {
-            for net in &component.addresses {
-                all.entry(net.trunc()).or_default().components.insert(index);
-            }
+            let nets = component.addresses.iter();
+            marks.extend(nets.map(|net| (net.trunc(), Mark::Component(index))));
         }
-        for net in &self.policy.pod_networks {
-            all.entry(net.trunc()).or_default().pods = true;
-        }
-        for net in &self.policy.service_networks {
-            all.entry(net.trunc()).or_default().service_network = true;
-        }
+        let nets = self.policy.pod_networks.iter();
+        marks.extend(nets.map(|net| (net.trunc(), Mark::Pods)));
+        let nets = self.policy.service_networks.iter();
+        marks.extend(nets.map(|net| (net.trunc(), Mark::ServiceNetwork)));
         for (index, node) in self.policy.nodes.iter().enumerate() {
-            for net in &node.pod_networks {
-                let part = all.entry(net.trunc()).or_default();
-                part.pods = true;
-                part.pod_nodes.insert(index);
-            }
-            for address in &node.addresses {
-                all.entry(IpNet::from(*address))
-                    .or_default()
-                    .nodes
-                    .insert(index);
-            }
+            let nets = node.pod_networks.iter();
+            marks.extend(nets.map(|net| (net.trunc(), Mark::PodsOf(index))));
+            let addresses = node.addresses.iter();
+            marks.extend(addresses.map(|address| (IpNet::from(*address), Mark::Node(index))));
         }
         for (index, service) in self.policy.services.iter().enumerate() {
-            all.entry(IpNet::from(service.address))
-                .or_default()
-                .services
-                .insert(index);
+            marks.push((IpNet::from(service.address), Mark::Service(index)));
         }
-        all
+        // What somebody wrote in order is sorted at once.
+        marks.sort();
+        marks.dedup();
+        marks
     }
 
     fn at(&self, net: &IpNet, declared: &Declared) -> PartyInfo {

@@ -1,6 +1,6 @@
 //! What the compiler puts out.
 
-use std::collections::BTreeMap;
+use std::{collections::BTreeMap, sync::Arc};
 
 use enforcer_common::{
     addr::Ip,
@@ -100,8 +100,8 @@ pub struct Compiled {
     pub node: String,
     /// Mode, row lengths and parties by role. The loader sets the generation.
     pub settings: Settings,
-    /// Who is where.
-    pub prefixes: Vec<PrefixEntry>,
+    /// Who is where. Shared, as there may be a hundred thousand.
+    pub prefixes: Arc<[PrefixEntry]>,
     /// Port classes, `CLASS_BLOCKS` blocks of `CLASSES_PER_BLOCK`, see
     /// [`enforcer_common::tables::class_block`].
     pub classes: Vec<u16>,

@@ -1,6 +1,7 @@
 //! The dense tables: what a sender may do to what it finds at an address.
 
 use std::collections::{BTreeMap, HashMap};
+use std::sync::Arc;
 
 use enforcer_common::{
     limits,
@@ -114,7 +115,7 @@ pub fn fill(
             networks: 0,
             other: filler.other(false),
         },
-        prefixes: parties.prefixes.clone(),
+        prefixes: Arc::clone(&parties.prefixes),
         classes: ports.table.clone(),
         targets: table,
         entries,

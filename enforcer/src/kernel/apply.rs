@@ -1,27 +1,27 @@
 //! A compiled policy into the maps, all at once.
 
-use std::{io, thread};
+use std::{io, sync::Arc, thread};
 
 use aya::{
     Ebpf,
-    maps::{Array, ArrayOfMaps, HashMap, LpmTrie, MapError, lpm_trie::Key},
+    maps::{Array, ArrayOfMaps, HashMap, IterableMap as _, LpmTrie, MapError, lpm_trie::Key},
 };
 use enforcer_common::{
     hosts::Bucket,
     limits,
-    tables::{CLASSES_PER_BLOCK, Party},
+    tables::{self, CLASSES_PER_BLOCK, Party, active},
     verdict::Verdict,
 };
 use zerocopy::IntoBytes as _;
 
 use super::{
-    Kernel, KernelError, hosts,
+    Kernel, KernelError, batch, hosts,
     load::{Owned, take},
 };
 use crate::compile::{Compiled, PrefixEntry};
 
+type Settings = [u8; size_of::<tables::Settings>()];
 type Word = [u8; 4];
-type Settings = [u8; size_of::<enforcer_common::tables::Settings>()];
 type Block = [u8; 2 * CLASSES_PER_BLOCK];
 type Cell = [u8; 8];
 type Words = Array<Owned, Word>;
@@ -33,9 +33,13 @@ type Places = LpmTrie<Owned, [u8; 16], [u8; 4]>;
 const BPF_F_INNER_MAP: u32 = 1 << 12;
 const BPF_F_NO_PREALLOC: u32 = 1;
 
-/// Both slots, the number of the one in force, and the live map of cgroups.
+/// The slots, the word that says which is in force, and the live map of cgroups.
 pub(super) struct Slots {
     active: Words,
+    /// The slot in force.
+    slot: u32,
+    /// See [`active::next`].
+    epoch: u32,
     settings: ArrayOfMaps<Owned, Array<Owned, Settings>>,
     hosts: ArrayOfMaps<Owned, Hosts>,
     places: ArrayOfMaps<Owned, Places>,
@@ -45,13 +49,24 @@ pub(super) struct Slots {
     related: ArrayOfMaps<Owned, Words>,
     cgroups: ArrayOfMaps<Owned, Cgroups>,
     live: Option<Cgroups>,
+    /// The addresses in force: most policies that follow have the same.
+    addresses: Option<Arc<Addresses>>,
+}
+
+/// Who is where, as the kernel holds it.
+struct Addresses {
+    prefixes: Arc<[PrefixEntry]>,
+    hosts: Hosts,
+    /// In how many buckets a search may begin.
+    first_buckets: u32,
+    places: Places,
+    networks: bool,
 }
 
 /// The inner maps of one generation, filled and not in use yet.
 struct Filled {
     settings: Array<Owned, Settings>,
-    hosts: Hosts,
-    places: Places,
+    addresses: Arc<Addresses>,
     classes: Array<Owned, Block>,
     targets: Words,
     entries: Array<Owned, Cell>,
@@ -63,6 +78,8 @@ impl Slots {
     pub(super) fn take(bpf: &mut Ebpf) -> Result<Self, KernelError> {
         Ok(Self {
             active: take(bpf, "ACTIVE")?,
+            slot: 0,
+            epoch: 0,
             settings: take(bpf, "SETTINGS")?,
             hosts: take(bpf, "HOSTS")?,
             places: take(bpf, "PLACES")?,
@@ -72,6 +89,7 @@ impl Slots {
             related: take(bpf, "RELATED")?,
             cgroups: take(bpf, "CGROUPS")?,
             live: None,
+            addresses: None,
         })
     }
 
@@ -88,13 +106,16 @@ impl Slots {
             related,
             cgroups,
             active: _,
+            slot: _,
+            epoch: _,
             live: _,
+            addresses: _,
         } = self;
         let outcomes = thread::scope(|scope| {
             [
                 scope.spawn(|| settings.set(slot, &filled.settings, 0)),
-                scope.spawn(|| hosts.set(slot, &filled.hosts, 0)),
-                scope.spawn(|| places.set(slot, &filled.places, 0)),
+                scope.spawn(|| hosts.set(slot, &filled.addresses.hosts, 0)),
+                scope.spawn(|| places.set(slot, &filled.addresses.places, 0)),
                 scope.spawn(|| classes.set(slot, &filled.classes, 0)),
                 scope.spawn(|| targets.set(slot, &filled.targets, 0)),
                 scope.spawn(|| entries.set(slot, &filled.entries, 0)),
@@ -108,6 +129,17 @@ impl Slots {
                 .unwrap_or_else(|panic| std::panic::resume_unwind(panic))
                 .map_err(KernelError::map("put the new policy into its slot"))?;
         }
+        Ok(())
+    }
+
+    /// Puts a slot in force, and begins an epoch: what programs have found out so far is found out anew.
+    fn switch(&mut self, slot: u32, action: &'static str) -> Result<(), KernelError> {
+        let epoch = active::next(self.epoch);
+        let word = active::word(slot, epoch).to_ne_bytes();
+        self.active
+            .set(0, word, 0)
+            .map_err(KernelError::map(action))?;
+        (self.slot, self.epoch) = (slot, epoch);
         Ok(())
     }
 }
@@ -125,21 +157,18 @@ impl Kernel {
         generation: u32,
         cgroups: &[(u64, Party)],
     ) -> Result<(), KernelError> {
-        let filled = Filled::of(compiled, generation, cgroups)?;
-        let slot = generation & 1;
         let slots = &mut self.slots;
+        let before = slots.addresses.as_ref();
+        let addresses = match before.filter(|before| before.prefixes == compiled.prefixes) {
+            Some(same) => Arc::clone(same),
+            None => Arc::new(Addresses::of(&compiled.prefixes)?),
+        };
+        let filled = Filled::of(compiled, generation, cgroups, addresses)?;
+        let slot = active::slot(generation);
         slots.fill(slot, &filled)?;
-        let word = slot.to_ne_bytes();
-        slots
-            .active
-            .set(0, word, 0)
-            .map_err(KernelError::map("switch to the new policy"))?;
+        slots.switch(slot, "switch to the new policy")?;
         slots.live = Some(filled.cgroups);
-        // A program may have read the old number just now and still work on the old slot, which the
-        // next policy is going to fill. An update of a map in a map returns only when all programs
-        // that ran at its time have ended (1ae80cf31938, Linux 4.19), so one that changes nothing
-        // is a wait for them. The policy is in force, whatever becomes of this.
-        let _ = slots.settings.set(slot, &filled.settings, 0);
+        slots.addresses = Some(filled.addresses);
         Ok(())
     }
 
@@ -153,7 +182,9 @@ impl Kernel {
             return Ok(());
         };
         live.insert(id, u32::from(party), 0)
-            .map_err(KernelError::map("add a cgroup"))
+            .map_err(KernelError::map("add a cgroup"))?;
+        // Sockets of this cgroup may have been asked for before.
+        self.slots.switch(self.slots.slot, "tell of a new cgroup")
     }
 
     /// Forgets a cgroup of the policy in force that is gone: its id may come back as another one's.
@@ -166,14 +197,31 @@ impl Kernel {
             return Ok(());
         };
         match live.remove(&id) {
-            Ok(()) | Err(MapError::KeyNotFound) => Ok(()),
+            Ok(()) | Err(MapError::KeyNotFound) => {}
             Err(MapError::SyscallError(error))
-                if error.io_error.kind() == io::ErrorKind::NotFound =>
-            {
-                Ok(())
-            }
-            Err(error) => Err(KernelError::map("take out a cgroup")(error)),
+                if error.io_error.kind() == io::ErrorKind::NotFound => {}
+            Err(error) => return Err(KernelError::map("take out a cgroup")(error)),
         }
+        self.slots
+            .switch(self.slots.slot, "tell of a cgroup that is gone")
+    }
+}
+
+impl Addresses {
+    fn of(prefixes: &Arc<[PrefixEntry]>) -> Result<Self, KernelError> {
+        let (table, networks) = hosts::split(prefixes);
+        let buckets: Vec<[u8; size_of::<Bucket>()]> = table
+            .buckets
+            .iter()
+            .map(|bucket| zerocopy::transmute!(*bucket))
+            .collect();
+        Ok(Self {
+            prefixes: Arc::clone(prefixes),
+            hosts: array(&buckets)?,
+            first_buckets: table.first_buckets,
+            networks: !networks.is_empty(),
+            places: trie(&networks)?,
+        })
     }
 }
 
@@ -182,6 +230,7 @@ impl Filled {
         compiled: &Compiled,
         generation: u32,
         cgroups: &[(u64, Party)],
+        addresses: Arc<Addresses>,
     ) -> Result<Self, KernelError> {
         let max = limits::MAX_CGROUPS;
         if cgroups.len() > max as usize {
@@ -190,57 +239,50 @@ impl Filled {
                 max,
             });
         }
-        let made = KernelError::map("create a map for the new policy");
-        let (hosts, prefixes) = hosts::split(&compiled.prefixes);
-        let mut settings_map = Array::create(1, 0).map_err(&made)?;
-        let mut settings = compiled.settings;
-        settings.generation = generation;
-        settings.host_buckets = hosts.first_buckets;
-        settings.networks = u32::from(!prefixes.is_empty());
-        let bytes: Settings = zerocopy::transmute!(settings);
-        settings_map
-            .set(0, bytes, 0)
-            .map_err(KernelError::map("write the settings"))?;
-        let classes = compiled
+        let settings = tables::Settings {
+            generation,
+            host_buckets: addresses.first_buckets,
+            networks: addresses.networks.into(),
+            ..compiled.settings
+        };
+        let classes: Vec<Block> = compiled
             .classes
             .chunks_exact(CLASSES_PER_BLOCK)
             .map(|block| {
                 let mut bytes: Block = [0; 2 * CLASSES_PER_BLOCK];
                 bytes.copy_from_slice(block.as_bytes());
                 bytes
-            });
-        let words = |words: &[u32]| array(words.iter().map(|word| word.to_ne_bytes()));
+            })
+            .collect();
+        let words = |words: &[u32]| {
+            let words: Vec<Word> = words.iter().map(|word| word.to_ne_bytes()).collect();
+            array(&words)
+        };
         let cell = |verdicts: &[Verdict; 2]| zerocopy::transmute!(*verdicts);
-        let mut map = Cgroups::create(max, BPF_F_NO_PREALLOC).map_err(&made)?;
+        let entries: Vec<Cell> = compiled.entries.iter().map(cell).collect();
+        let mut map = Cgroups::create(max, BPF_F_NO_PREALLOC)
+            .map_err(KernelError::map("create the map of cgroups"))?;
         for (id, party) in cgroups {
             map.insert(id, u32::from(*party), 0)
                 .map_err(KernelError::map("write the cgroups"))?;
         }
         Ok(Self {
-            settings: settings_map,
-            hosts: array(
-                hosts
-                    .buckets
-                    .iter()
-                    .map(|bucket| zerocopy::transmute!(*bucket)),
-            )?,
-            places: networks(prefixes.into_iter())?,
-            classes: array(classes)?,
+            settings: array_with(0, &[zerocopy::transmute!(settings)])?,
+            addresses,
+            classes: array(&classes)?,
             targets: words(&compiled.targets)?,
-            entries: array(compiled.entries.iter().map(cell))?,
+            entries: array(&entries)?,
             related: words(&compiled.related)?,
             cgroups: map,
         })
     }
 }
 
-fn networks<'a>(
-    networks: impl ExactSizeIterator<Item = &'a PrefixEntry>,
-) -> Result<Places, KernelError> {
+fn trie(networks: &[&PrefixEntry]) -> Result<Places, KernelError> {
     let mut places = Places::create(fitting(networks.len()), BPF_F_NO_PREALLOC)
         .map_err(KernelError::map("create the map of networks"))?;
     for entry in networks {
-        let value: [u8; 4] = zerocopy::transmute!(entry.place);
+        let value: Word = zerocopy::transmute!(entry.place);
         places
             .insert(&Key::new(entry.length, entry.network.0), value, 0)
             .map_err(KernelError::map("write the networks"))?;
@@ -248,16 +290,21 @@ fn networks<'a>(
     Ok(places)
 }
 
-fn array<const N: usize>(
-    values: impl ExactSizeIterator<Item = [u8; N]>,
+/// An array of its own size.
+fn array<const N: usize>(values: &[[u8; N]]) -> Result<Array<Owned, [u8; N]>, KernelError> {
+    array_with(BPF_F_INNER_MAP, values)
+}
+
+fn array_with<const N: usize>(
+    flags: u32,
+    values: &[[u8; N]],
 ) -> Result<Array<Owned, [u8; N]>, KernelError> {
-    let mut array = Array::create(fitting(values.len()), BPF_F_INNER_MAP)
+    let array = Array::create(fitting(values.len()), flags)
         .map_err(KernelError::map("create a table of the policy"))?;
-    for (index, value) in (0..).zip(values) {
-        array
-            .set(index, value, 0)
-            .map_err(KernelError::map("write a table of the policy"))?;
-    }
+    batch::fill(array.map(), values).map_err(|source| KernelError::System {
+        action: "write a table of the policy",
+        source,
+    })?;
     Ok(array)
 }
 

@@ -3,6 +3,7 @@
 
 pub mod apply;
 pub mod attach;
+mod batch;
 pub mod cgroups;
 mod error;
 mod hosts;

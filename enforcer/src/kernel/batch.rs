@@ -1,0 +1,65 @@
+//! Many elements of an array in one system call (`BPF_MAP_UPDATE_BATCH`, Linux 5.6), which aya does not offer.
+
+use std::{
+    io,
+    os::fd::{AsFd as _, AsRawFd as _},
+};
+
+use aya::maps::MapData;
+use nix::libc;
+
+/// From `enum bpf_cmd` in include/uapi/linux/bpf.h.
+const BPF_MAP_UPDATE_BATCH: libc::c_long = 26;
+
+/// The part of `union bpf_attr` in include/uapi/linux/bpf.h that the request reads.
+#[repr(C)]
+struct Batch {
+    in_batch: u64,
+    out_batch: u64,
+    keys: u64,
+    values: u64,
+    count: u32,
+    map_fd: u32,
+    elem_flags: u64,
+    flags: u64,
+}
+
+/// Writes the elements of an array, from its first on. There must be room for all of them, and each must be
+/// as long as an element of the map.
+pub(super) fn fill<const N: usize>(map: &MapData, values: &[[u8; N]]) -> io::Result<()> {
+    if values.is_empty() {
+        return Ok(());
+    }
+    let is_fitting = map.info().is_ok_and(|info| {
+        info.value_size() as usize == N && info.max_entries() as usize >= values.len()
+    });
+    if !is_fitting {
+        return Err(io::ErrorKind::InvalidInput.into());
+    }
+    // The map has as many elements, so their number fits.
+    let keys: Vec<u32> = (0..values.len() as u32).collect();
+    let mut batch = Batch {
+        in_batch: 0,
+        out_batch: 0,
+        keys: keys.as_ptr() as u64,
+        values: values.as_ptr() as u64,
+        count: values.len() as u32,
+        map_fd: map.fd().as_fd().as_raw_fd() as u32,
+        elem_flags: 0,
+        flags: 0,
+    };
+    // SAFETY: the structure has the length that is told. `keys` and `values` hold `count` elements each, of the
+    // map's own sizes, and outlive the call; the kernel only reads them.
+    let result = unsafe {
+        libc::syscall(
+            libc::SYS_bpf,
+            BPF_MAP_UPDATE_BATCH,
+            &raw mut batch,
+            size_of::<Batch>(),
+        )
+    };
+    if result < 0 {
+        return Err(io::Error::last_os_error());
+    }
+    Ok(())
+}
