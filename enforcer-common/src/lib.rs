@@ -2,7 +2,7 @@
 //! packet gets its verdict, and the layout of everything that crosses the kernel border.
 //!
 //! In reading order: [`addr`] (one form for IPv4 and IPv6), [`packet`] and [`parse`] (bytes to
-//! [`packet::Packet`]), [`tables`] and [`hosts`] (what a compiled policy looks like to the decision),
+//! [`packet::Packet`]), [`tables`], [`hosts`] and [`interfaces`] (what a compiled policy looks like to the decision),
 //! [`decide`] (the meaning of the product), [`tls`] (the lock that some paths have), [`verdict`] (what comes
 //! out), [`memo`] (what was decided a moment ago), [`record`] (what is kept of denials), [`limits`].
 //!
@@ -16,6 +16,7 @@
 pub mod addr;
 pub mod decide;
 pub mod hosts;
+pub mod interfaces;
 pub mod limits;
 pub mod memo;
 pub mod packet;

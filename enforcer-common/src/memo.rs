@@ -13,9 +13,10 @@ use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
 
 use crate::{
     addr::Ip,
+    limits::MAX_PARTIES,
     packet::{Packet, Phase, Ports, Shape, Space},
     record::{Hook, RecordKey, Whose, subject},
-    tables::FlowKey,
+    tables::{FlowKey, Party},
     verdict::{Outcome, Verdict},
 };
 
@@ -213,6 +214,59 @@ impl Line {
     }
 }
 
+/// Cgroups of each CPU whose party is remembered.
+pub const CGROUPS: u32 = 64;
+
+/// A cgroup, declared or not, and the party of its processes and sockets.
+#[derive(
+    Debug, Clone, Copy, PartialEq, Eq, Default, FromBytes, IntoBytes, Immutable, KnownLayout,
+)]
+#[repr(C)]
+pub struct CgroupParty {
+    /// The cgroup's id.
+    pub cgroup: u64,
+    /// The epoch in the upper half; below it 20 bits that belong to the cgroup's id, so that this word and the other
+    /// can not part should two programs write at once; and 12 bits of party.
+    pub word: u64,
+}
+
+const _: () = assert!(MAX_PARTIES == 1 << 12);
+
+impl CgroupParty {
+    /// What a cgroup's party is in an epoch, which is not 0.
+    #[inline(always)]
+    pub const fn new(cgroup: u64, epoch: u32, party: Party) -> Self {
+        let word = Self::frame(cgroup, epoch) | party as u64;
+        Self { cgroup, word }
+    }
+
+    /// The element where a cgroup stands.
+    #[inline(always)]
+    pub const fn place(cgroup: u64) -> u32 {
+        (Self::hash(cgroup) >> 58) as u32 % CGROUPS
+    }
+
+    /// The party, if this is about that cgroup in that epoch.
+    #[inline(always)]
+    pub const fn party(&self, cgroup: u64, epoch: u32) -> Option<Party> {
+        let party = self.word ^ Self::frame(cgroup, epoch);
+        if self.cgroup == cgroup && party < MAX_PARTIES as u64 && epoch != 0 {
+            Some(party as Party)
+        } else {
+            None
+        }
+    }
+
+    const fn hash(cgroup: u64) -> u64 {
+        let low = cgroup.wrapping_mul(0x9e37_79b9_7f4a_7c15);
+        (low ^ low >> 32).wrapping_mul(0x6a09_e667_f3bc_c909)
+    }
+
+    const fn frame(cgroup: u64, epoch: u32) -> u64 {
+        (epoch as u64) << 32 | (Self::hash(cgroup) >> 20 & 0xf_ffff) << 12
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -323,6 +377,23 @@ mod tests {
             taken.insert(Question::new(ASKER, NOW, &packet).line());
         }
         assert!(taken.len() > 40, "{} lines for 64", taken.len());
+    }
+
+    #[test]
+    fn a_cgroup_is_who_it_is_in_its_epoch() {
+        let one = CgroupParty::new(77, 3, 4095);
+        assert_eq!(one.party(77, 3), Some(4095));
+        assert_eq!(one.party(77, 4), None);
+        assert_eq!(one.party(78, 3), None);
+        assert_eq!(CgroupParty::default().party(0, 0), None);
+        let other = CgroupParty::new(78, 3, 5);
+        let torn = CgroupParty {
+            word: other.word,
+            ..one
+        };
+        assert_eq!(torn.party(77, 3), None);
+        let places: std::collections::HashSet<u32> = (5000..5064).map(CgroupParty::place).collect();
+        assert!(places.len() > 30, "{} places for 64", places.len());
     }
 
     #[test]

@@ -190,11 +190,8 @@ pub struct SocketState {
     pub pid: u32,
     /// Name of that process, padded with zeros.
     pub comm: [u8; 16],
-    /// Who its cgroup is: the epoch in the high half, the party plus 1 in the low half, in one word so that
-    /// the two can not part. 0 where nobody has asked.
-    pub party: u64,
     /// The verdict for what it sends: its epoch in the high half, its counter plus 1 in the low half,
-    /// likewise. 0 for none. Only what is allowed is kept.
+    /// in one word so that the two can not part. 0 for none. Only what is allowed is kept.
     pub egress: u64,
     /// The same for what it receives.
     pub ingress: u64,

@@ -15,7 +15,7 @@ use enforcer_common::{
 
 use crate::{
     lock::{self, Lock},
-    maps::{Active, INTERFACES},
+    maps::{self, Active},
     memo::{self, Found},
     report::{Report, Subject, count},
     skb::Skb,
@@ -25,6 +25,9 @@ use crate::{
 
 const PASS: i32 = 1;
 const DROP: i32 = 0;
+
+// include/linux/netdevice.h: the same in every network namespace.
+const LOOPBACK_IFINDEX: u32 = 1;
 
 const IPPROTO_TCP: u32 = 6;
 const SOCK_STREAM: u32 = 1;
@@ -65,14 +68,19 @@ pub fn egress(ctx: &SkBuffContext) -> i32 {
         told_of_sender(skb, state, active, verdict, None);
         return action(verdict);
     }
-    let allowed = sent(skb, sk, state, active, &packet);
+    let allowed = sent(skb, sk, active, &packet);
+    let connected = connected.with_state(allowed);
     let lock = if lock::is_asked(allowed, &packet) {
         lock::sent(skb, sk, &packet, allowed, connected.is_cut())
     } else {
         Lock::Open
     };
     let verdict = lock.verdict(active, allowed);
-    told_of_sender(skb, state, active, verdict, Some(&packet));
+    if verdict.is_recorded() {
+        told_of_sender(skb, state, active, verdict, Some(&packet));
+    } else {
+        count(counter::of(verdict));
+    }
     if connected.is_one() {
         if lock == Lock::Broken && !verdict.passes() {
             connected.cut();
@@ -86,21 +94,15 @@ pub fn egress(ctx: &SkBuffContext) -> i32 {
 
 /// The verdict on what a socket sends and could be read.
 #[inline(always)]
-fn sent(
-    skb: Skb,
-    sk: *mut bpf_sock,
-    state: *mut SocketState,
-    active: Active,
-    packet: &Packet,
-) -> Verdict {
-    let on_lo = matches!(role(skb.ifindex()), (Role::Loopback, _));
+fn sent(skb: Skb, sk: *mut bpf_sock, active: Active, packet: &Packet) -> Verdict {
+    let on_lo = skb.ifindex() == LOOPBACK_IFINDEX;
     // What opens nothing may be the kernel's own answer.
     let kernel = if packet.opens() {
         Kernel::No
     } else {
         Kernel::of(sk)
     };
-    let party = party(skb, state, active);
+    let party = u32::from(skb.party(active));
     let asker = Asker {
         hook: Hook::CgroupEgress,
         manner: u8::from(on_lo) | (kernel as u8) << 1,
@@ -167,16 +169,21 @@ pub fn ingress(ctx: &SkBuffContext) -> i32 {
     let mut packet = Packet::EMPTY;
     let read = skb.parse_into(Start::Ip, &mut packet);
     let allowed = match read {
-        Ok(()) => delivered(skb, state, active, (role, judged), &packet),
+        Ok(()) => delivered(skb, active, (role, judged), &packet),
         Err(reason) => decide::unreadable(&active.generation(), reason),
     };
+    let connected = connected.with_state(allowed);
     let lock = if lock::is_asked(allowed, &packet) {
         lock::received(skb, sk, &packet, allowed, connected.is_cut())
     } else {
         Lock::Open
     };
     let verdict = lock.verdict(active, allowed);
-    if !is_told_elsewhere(note, role, judged, verdict) {
+    if is_told_elsewhere(note, role, judged, verdict) {
+        // Counted there, too.
+    } else if !verdict.is_recorded() {
+        count(counter::of(verdict));
+    } else {
         told_at_receiver(skb, active, verdict, read.is_ok().then_some(&packet));
     }
     if connected.is_one() {
@@ -192,14 +199,8 @@ pub fn ingress(ctx: &SkBuffContext) -> i32 {
 
 /// The verdict on what a socket receives and could be read.
 #[inline(always)]
-fn delivered(
-    skb: Skb,
-    state: *mut SocketState,
-    active: Active,
-    (role, judged): (Role, bool),
-    packet: &Packet,
-) -> Verdict {
-    let receiver = party(skb, state, active);
+fn delivered(skb: Skb, active: Active, (role, judged): (Role, bool), packet: &Packet) -> Verdict {
+    let receiver = u32::from(skb.party(active));
     let asker = Asker {
         hook: Hook::CgroupIngress,
         manner: role as u8 | u8::from(judged) << 2,
@@ -221,24 +222,6 @@ fn judge_delivered(
     let generation = active.generation();
     let verdict = decide::delivered(&generation, role, judged, receiver as Party, packet);
     Found::new(&generation, verdict, 0)
-}
-
-/// The party of a socket, found out once for each epoch.
-#[inline(always)]
-fn party(skb: Skb, state: *mut SocketState, active: Active) -> u32 {
-    if !state.is_null() {
-        // SAFETY: what is kept lives as long as its socket.
-        let kept = unsafe { (*state).party };
-        if let Some(party) = SocketState::number(kept, active.epoch()) {
-            return party;
-        }
-    }
-    let party = u32::from(skb.party(active));
-    if !state.is_null() {
-        // SAFETY: as above. A socket never changes its cgroup.
-        unsafe { (*state).party = SocketState::kept(active.epoch(), party) };
-    }
-    party
 }
 
 /// Counts a verdict on what a socket sends, and keeps a record of a denial. On a stack frame of its own.
@@ -308,14 +291,39 @@ impl Kernel {
 
 /// The role of an interface and whether its packets have been judged where they came in.
 fn role(ifindex: u32) -> (Role, bool) {
-    // SAFETY: the value is copied at once; a role that changes meanwhile is the old or the new one.
-    let word = unsafe { INTERFACES.get(ifindex) }.copied().unwrap_or(0);
-    let role = Role::from_word(word);
+    let role = Role::from_word(maps::enforcer_role(ifindex));
     (role, !matches!(role, Role::Undeclared))
 }
 
 fn action(verdict: Verdict) -> i32 {
     if verdict.passes() { PASS } else { DROP }
+}
+
+/// Whether a socket is a connected TCP socket.
+#[inline(always)]
+fn is_connected(sk: *mut bpf_sock) -> bool {
+    if sk.is_null() {
+        return false;
+    }
+    // SAFETY: a full socket, whose plain fields the verifier lets programs read.
+    unsafe {
+        (*sk).protocol == IPPROTO_TCP
+            && (*sk).type_ == SOCK_STREAM
+            && matches!(
+                (*sk).state,
+                TCP_ESTABLISHED
+                    | TCP_FIN_WAIT1
+                    | TCP_FIN_WAIT2
+                    | TCP_CLOSE_WAIT
+                    | TCP_LAST_ACK
+                    | TCP_CLOSING
+            )
+    }
+}
+
+#[inline(never)]
+fn is_worth_a_place(sk: *mut bpf_sock, verdict: Verdict) -> bool {
+    is_connected(sk) && (verdict.is_tls_path() || lock::has_gone_on(sk))
 }
 
 /// A connected TCP socket, and what is kept on it; null for any other. A verdict is kept for those only: a listener and an
@@ -330,24 +338,24 @@ struct Connected {
 
 impl Connected {
     fn of(sk: *mut bpf_sock, state: *mut SocketState) -> Self {
-        let none = Self {
-            sk,
-            state: ptr::null_mut(),
+        let state = if !state.is_null() && is_connected(sk) {
+            state
+        } else {
+            ptr::null_mut()
         };
-        if sk.is_null() {
-            return none;
+        Self { sk, state }
+    }
+
+    /// With a place for what is to be kept, if it is one and keeping is worth it: the connection has a lock, or
+    /// goes on for longer than it takes to make that place.
+    #[inline(always)]
+    fn with_state(self, verdict: Verdict) -> Self {
+        let Self { sk, state } = self;
+        if !state.is_null() || !is_worth_a_place(sk, verdict) {
+            return self;
         }
-        // SAFETY: a full socket, whose plain fields the verifier lets programs read.
-        unsafe {
-            if (*sk).protocol != IPPROTO_TCP || (*sk).type_ != SOCK_STREAM {
-                return none;
-            }
-            match (*sk).state {
-                TCP_ESTABLISHED | TCP_FIN_WAIT1 | TCP_FIN_WAIT2 | TCP_CLOSE_WAIT | TCP_LAST_ACK
-                | TCP_CLOSING => Self { sk, state },
-                _ => none,
-            }
-        }
+        let state = socket::state_made(sk);
+        Self { sk, state }
     }
 
     /// Whether it is one: then neither pointer is null.

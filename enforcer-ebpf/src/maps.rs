@@ -16,8 +16,8 @@ use aya_ebpf::{
 use enforcer_common::{
     addr::Ip,
     hosts::{self, Bucket},
-    limits,
-    memo::{self, Line},
+    interfaces, limits,
+    memo::{self, CgroupParty, Line},
     packet::Space,
     record::{RecordKey, RecordValue},
     tables::{
@@ -58,9 +58,12 @@ static RELATED: ArrayOfMaps<Array<u32, 1, INNER>, SLOTS> = ArrayOfMaps::new();
 static CGROUPS: ArrayOfMaps<HashMap<u64, u32, 1, { BPF_F_NO_PREALLOC as usize }>, SLOTS> =
     ArrayOfMaps::new();
 
-/// Interface index to role, see [`enforcer_common::tables::Role`].
+/// Who is in a cgroup, declared or not, in this epoch.
 #[btf_map]
-pub static INTERFACES: HashMap<u32, u32, { limits::MAX_INTERFACES as usize }> = HashMap::new();
+static CGROUP_PARTIES: PerCpuArray<CgroupParty, { memo::CGROUPS as usize }> = PerCpuArray::new();
+/// What interfaces are for, see [`enforcer_common::interfaces`].
+#[btf_map]
+static INTERFACES: Array<u64, { interfaces::SLOTS as usize }> = Array::new();
 #[btf_map]
 static UDP_FLOWS: LruHashMap<FlowKey, u32, { limits::MAX_UDP_FLOWS as usize }> = LruHashMap::new();
 #[btf_map]
@@ -74,9 +77,9 @@ pub static COUNTERS: PerCpuArray<u64, { counter::COUNT as usize }> = PerCpuArray
 #[btf_map]
 pub static RECORDS: HashMap<RecordKey, RecordValue, { limits::MAX_RECORDS as usize }> =
     HashMap::new();
-/// The tick of the kernel's clock (jiffies) in which a record last found no room.
+/// How many new records this CPU may begin.
 #[btf_map]
-pub static RECORDS_FULL: PerCpuArray<u64, 1> = PerCpuArray::new();
+pub static ROOM: PerCpuArray<Room, 1> = PerCpuArray::new();
 /// Verdicts of this moment, see [`enforcer_common::memo`].
 #[btf_map]
 pub static VERDICTS: PerCpuArray<Line, { memo::LINES as usize }> = PerCpuArray::new();
@@ -84,6 +87,24 @@ pub static VERDICTS: PerCpuArray<Line, { memo::LINES as usize }> = PerCpuArray::
 /// ring buffer with one.
 #[btf_map]
 pub static WAKES: RingBuf<(), 65_536> = RingBuf::new();
+
+/// Room for new records, in one tick of the kernel's clock (jiffies).
+#[repr(C)]
+pub struct Room {
+    /// The tick.
+    pub tick: u64,
+    /// For so many.
+    pub left: u64,
+}
+
+/// The role of an interface, as a word. A global function, which the verifier goes through once and by itself.
+#[unsafe(no_mangle)]
+#[inline(never)]
+pub extern "C" fn enforcer_role(interface: u32) -> u32 {
+    interfaces::role(interface, |place| {
+        INTERFACES.get(place).copied().unwrap_or(0)
+    })
+}
 
 /// Which policy is in force now. Read once for each packet: all that is asked comes from the same one.
 ///
@@ -133,6 +154,27 @@ impl Active {
     }
 }
 
+impl Active {
+    /// The party of a process or socket that has `own` for its own cgroup and another one at each level `above`:
+    /// 0 from where there are none. Searched once for each cgroup in an epoch.
+    #[inline(always)]
+    pub fn party(self, own: u64, above: impl Fn(u32) -> u64) -> Party {
+        let epoch = self.epoch();
+        let Some(known) = CGROUP_PARTIES.get_ptr_mut(CgroupParty::place(own)) else {
+            return NOBODY;
+        };
+        // SAFETY: this CPU's own element. Should another program come between and write it, its two words
+        // tell that they do not belong together.
+        let known = unsafe { &mut *known };
+        if let Some(party) = known.party(own, epoch) {
+            return party;
+        }
+        let party = self.generation().deepest(own, above);
+        *known = CgroupParty::new(own, epoch, party);
+        party
+    }
+}
+
 /// One generation of the policy.
 pub struct Generation {
     slot: u32,
@@ -152,7 +194,7 @@ impl Generation {
     /// another one at each level `above`: 0 from where there are none. If none is declared, that of processes
     /// that nobody declared.
     #[inline(always)]
-    pub fn deepest(&self, own: u64, above: impl Fn(u32) -> u64) -> Party {
+    fn deepest(&self, own: u64, above: impl Fn(u32) -> u64) -> Party {
         let Some(settings) = self.settings() else {
             return NOBODY;
         };

@@ -1,6 +1,6 @@
 //! What is left of a verdict: a counter, and for a denial a record.
 
-use core::{arch::asm, ptr};
+use core::arch::asm;
 
 use aya_ebpf::{
     bindings::BPF_NOEXIST,
@@ -8,7 +8,7 @@ use aya_ebpf::{
 };
 use enforcer_common::{
     addr::Ip,
-    decide,
+    decide, limits,
     memo::Line,
     packet::{Packet, Shape, Space},
     record::{Hook, RecordKey, RecordValue, SocketState, Whose, subject},
@@ -16,7 +16,7 @@ use enforcer_common::{
     verdict::{Direction, Outcome, Verdict, counter},
 };
 
-use crate::maps::{Active, COUNTERS, RECORDS, RECORDS_FULL, WAKES};
+use crate::maps::{Active, COUNTERS, RECORDS, ROOM, WAKES};
 
 /// Who is told to have sent it.
 #[derive(Clone, Copy)]
@@ -41,14 +41,6 @@ pub struct Report {
     pub state: *mut SocketState,
 }
 
-/// What is new of a record.
-struct News {
-    /// How many more.
-    count: u32,
-    /// The source port of the first.
-    source_port: u16,
-}
-
 impl Report {
     /// Counts a verdict on a packet, and keeps a record if it is a denial that is told.
     #[inline(never)]
@@ -60,23 +52,20 @@ impl Report {
         let Outcome::Denied(denial) = verdict.outcome() else {
             return;
         };
-        let mut news = News {
-            count: 1,
-            source_port: 0,
-        };
         let whose = self.whose();
         let Some(packet) = packet else {
             let nowhere = Ip::UNSPECIFIED;
-            return self.keep(&RecordKey::between(whose, denial, nowhere, nowhere), &news);
+            return self.keep(&RecordKey::between(whose, denial, nowhere, nowhere), 0);
         };
         if matches!(packet.shape, Shape::Flow) {
             let flow = decide::flow(packet);
-            news.source_port = match denial.direction {
+            let source_port = match denial.direction {
                 Direction::Forward => flow.source,
                 Direction::Reply => flow.destination,
             };
             let space = packet.ports.space;
-            return self.keep(&RecordKey::of_flow(whose, denial, space, &flow), &news);
+            let key = RecordKey::of_flow(whose, denial, space, &flow);
+            return self.keep(&key, source_port);
         }
         let mut key = RecordKey::between(whose, denial, packet.src, packet.dst);
         if matches!(
@@ -90,7 +79,7 @@ impl Report {
             };
             (key.space, key.port) = (space as u8, u16::from(packet.icmp_error));
         }
-        self.keep(&key, &news);
+        self.keep(&key, 0);
     }
 
     /// Counts a denied call, and keeps a record.
@@ -104,11 +93,7 @@ impl Report {
             space: space as u8,
             ..RecordKey::between(self.whose(), denial, Ip::UNSPECIFIED, dst)
         };
-        let news = News {
-            count: 1,
-            source_port: 0,
-        };
-        self.keep(&key, &news);
+        self.keep(&key, 0);
     }
 
     fn whose(&self) -> Whose {
@@ -123,28 +108,28 @@ impl Report {
         }
     }
 
-    fn keep(&self, key: &RecordKey, news: &News) {
+    fn keep(&self, key: &RecordKey, source_port: u16) {
         // SAFETY: the helper takes nothing and reads a counter.
         let tick = unsafe { bpf_jiffies64() };
-        if is_counted(key, news.count, tick) {
+        if is_counted(key, tick) {
             return;
         }
-        if is_full(tick) {
-            return add(counter::RECORDS_LOST, news.count.into());
+        if !takes_room(tick) {
+            return count(counter::RECORDS_LOST);
         }
-        self.begin(key, news, tick);
+        self.begin(key, tick, source_port);
     }
 
     /// Makes a record. Two CPUs may come at once: the second then counts.
     #[inline(never)]
-    fn begin(&self, key: &RecordKey, news: &News, tick: u64) {
+    fn begin(&self, key: &RecordKey, tick: u64, source_port: u16) {
         let now = now();
         let generation = self.active.generation();
         let generation = generation
             .settings()
             .map_or(0, |settings| settings.generation);
         let mut value = RecordValue {
-            count: news.count.into(),
+            count: 1,
             first_ns: now,
             last_ns: now,
             tick,
@@ -152,7 +137,7 @@ impl Report {
             ifindex: self.ifindex,
             comm: [0; 16],
             generation,
-            source_port: news.source_port,
+            source_port,
             padding: 0,
         };
         if !self.state.is_null() {
@@ -163,53 +148,52 @@ impl Report {
             if WAKES.output_untyped::<RecordKey>(key, 0).is_err() {
                 count(counter::WAKES_LOST);
             }
-        } else if !is_counted(key, news.count, tick) {
-            add(counter::RECORDS_LOST, news.count.into());
-            if let Some(full) = RECORDS_FULL.get_ptr_mut(0) {
-                // SAFETY: this CPU's own word.
-                unsafe { *full = tick };
+        } else if !is_counted(key, tick) {
+            count(counter::RECORDS_LOST);
+            if let Some(room) = ROOM.get_ptr_mut(0) {
+                // SAFETY: this CPU's own words.
+                unsafe { (*room).left = 0 };
             }
         }
     }
 }
 
-/// Adds what is pending in a line to its record.
+/// Adds what is pending in a line to its record. Where that found no room, or was taken out since, they are
+/// counted as lost to it.
 #[inline(never)]
 pub fn settle(line: &mut Line) {
-    let news = News {
-        count: line.pending,
-        source_port: 0,
-    };
+    let pending = u64::from(line.pending);
     line.pending = 0;
     let Some(key) = line.record() else {
         return;
     };
-    if let Some(value) = RECORDS.get_ptr_mut(&key) {
-        // The times of the record are right: it was there when the line was written, in the same tick.
+    match RECORDS.get_ptr_mut(&key) {
+        // Its times are right: it was there when the line was written, in the same tick.
         // SAFETY: as in `is_counted`.
-        return unsafe { add_to(&raw mut (*value).count, news.count.into()) };
+        Some(value) => unsafe { add_to(&raw mut (*value).count, pending) },
+        None => add(counter::RECORDS_LOST, pending),
     }
-    // It found no room then, or was taken out since.
-    let report = Report {
-        active: Active::now(),
-        hook: Hook::TcIngress,
-        subject: Subject::Interface(line.who),
-        ifindex: line.who,
-        state: ptr::null_mut(),
-    };
-    report.keep(&key, &news);
 }
 
-/// Whether a record found no room on this CPU since the kernel's clock ticked. Under a flood from
-/// everywhere, looking for room each time would cost more than all the rest.
+/// Takes the room for a new record, if this CPU has some in this tick. Under a flood from everywhere, making one
+/// for each packet would cost more than all the rest. A hook in interrupt context that comes between makes
+/// one more or one less.
 #[inline(always)]
-fn is_full(tick: u64) -> bool {
-    let Some(full) = RECORDS_FULL.get_ptr(0) else {
+fn takes_room(tick: u64) -> bool {
+    let Some(room) = ROOM.get_ptr_mut(0) else {
         return false;
     };
-    // SAFETY: this CPU's own word.
-    let full = unsafe { *full };
-    full == tick
+    // SAFETY: this CPU's own words.
+    let room = unsafe { &mut *room };
+    if room.tick != tick {
+        room.tick = tick;
+        room.left = limits::NEW_RECORDS_A_TICK.into();
+    }
+    if room.left == 0 {
+        return false;
+    }
+    room.left -= 1;
+    true
 }
 
 fn now() -> u64 {
@@ -217,9 +201,9 @@ fn now() -> u64 {
     unsafe { bpf_ktime_get_boot_ns() }
 }
 
-/// Counts so many more of a key that has a record.
+/// Counts one more of a key that has a record.
 #[inline(always)]
-fn is_counted(key: &RecordKey, more: u32, tick: u64) -> bool {
+fn is_counted(key: &RecordKey, tick: u64) -> bool {
     let Some(value) = RECORDS.get_ptr_mut(key) else {
         return false;
     };
@@ -227,7 +211,7 @@ fn is_counted(key: &RecordKey, more: u32, tick: u64) -> bool {
     // delete it meanwhile, one count goes with it. Two CPUs may write the time of the last: either
     // will do.
     unsafe {
-        add_to(&raw mut (*value).count, more.into());
+        add_to(&raw mut (*value).count, 1);
         if (*value).tick != tick {
             (*value).tick = tick;
             (*value).last_ns = now();

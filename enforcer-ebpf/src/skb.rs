@@ -156,8 +156,7 @@ pub extern "C" fn enforcer_party(skb: *mut __sk_buff, active: u32) -> u32 {
     let skb = Skb(skb);
     // SAFETY: the helper takes any skb and level; it answers 0 for a level it has not.
     let above = |level: u32| unsafe { bpf_skb_ancestor_cgroup_id(skb.0, level as i32) };
-    let generation = Active::of(active).generation();
-    generation.deepest(skb.cgroup(), above).into()
+    Active::of(active).party(skb.cgroup(), above).into()
 }
 
 /// [`parse_into`] as a global function, which the verifier goes through once and by itself: what it

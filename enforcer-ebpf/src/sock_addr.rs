@@ -61,8 +61,6 @@ pub fn connecting(ctx: &SockAddrContext, dst: Ip, hook: Hook) -> i32 {
     let Some((space, port)) = endpoint(ctx) else {
         return PASS;
     };
-    let sk = socket_of(ctx);
-    socket::stamp(ctx, sk);
     if !socket::is_host(ctx) {
         return PASS;
     }
@@ -73,6 +71,11 @@ pub fn connecting(ctx: &SockAddrContext, dst: Ip, hook: Hook) -> i32 {
     }
     let by = enforcer_caller(active.word()) as Party;
     let verdict = decide::connecting(&generation, by, &dst, space, port);
+    let sk = socket_of(ctx);
+    if verdict.is_denied() || verdict.is_tls_path() {
+        // Its packets may be told.
+        socket::stamp(ctx, sk);
+    }
     // What is no declared endpoint is left to the packets of a UDP socket: programs connect them just
     // to learn which source address they would get, and replies need the memory of flows. In dry-run
     // the packets tell.
@@ -104,8 +107,6 @@ pub fn binding(ctx: &SockAddrContext, addr: Ip) -> i32 {
     if port == 0 || !socket::is_host(ctx) {
         return PASS;
     }
-    let sk = socket_of(ctx);
-    socket::stamp(ctx, sk);
     let active = Active::now();
     let generation = active.generation();
     if generation.settings().is_none() {
@@ -116,6 +117,8 @@ pub fn binding(ctx: &SockAddrContext, addr: Ip) -> i32 {
     if !verdict.is_denied() {
         return PASS;
     }
+    let sk = socket_of(ctx);
+    socket::stamp(ctx, sk);
     Call {
         active,
         hook: Hook::Bind,
@@ -183,6 +186,5 @@ pub extern "C" fn enforcer_caller(active: u32) -> u32 {
     let own = unsafe { bpf_get_current_cgroup_id() };
     // SAFETY: the helper takes any level; it answers 0 for a level it has not.
     let above = |level: u32| unsafe { bpf_get_current_ancestor_cgroup_id(level as i32) };
-    let generation = Active::of(active).generation();
-    generation.deepest(own, above).into()
+    Active::of(active).party(own, above).into()
 }

@@ -18,7 +18,7 @@ use enforcer_common::{
 
 use crate::{
     lock::{self, Lock},
-    maps::{Active, INTERFACES},
+    maps::{self, Active},
     memo::{self, Found},
     report::{Report, Subject, count},
     skb::Skb,
@@ -75,7 +75,11 @@ pub fn ingress(ctx: &TcContext) -> i32 {
         }
         allowed
     };
-    told::<true>(skb, active, verdict, Some(&packet));
+    if verdict.is_recorded() {
+        told::<true>(skb, active, verdict, Some(&packet));
+    } else {
+        count(counter::of(verdict));
+    }
     action(verdict)
 }
 
@@ -234,8 +238,7 @@ fn told<const ENTERED: bool>(skb: Skb, active: Active, verdict: Verdict, packet:
 
 /// The role of an interface, and where its packets begin.
 fn interface(ifindex: u32) -> (Role, Start) {
-    // SAFETY: the value is copied at once; a role that changes meanwhile is the old or the new one.
-    let word = unsafe { INTERFACES.get(ifindex) }.copied().unwrap_or(0);
+    let word = maps::enforcer_role(ifindex);
     let start = if word & Role::NO_LINK_HEADER != 0 {
         Start::Ip
     } else {

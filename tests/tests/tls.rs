@@ -340,6 +340,7 @@ fn a_client_hello_passes_out_of_order_and_sent_again() -> Result<()> {
         set seen { typeof tcp sport . tcp sequence; flags dynamic; size 65535; }
         chain out {
             type filter hook output priority 0
+            meta l4proto != tcp accept
             tcp dport != 6443 accept
             tcp flags & psh != psh accept
             tcp sport . tcp sequence @seen accept
