@@ -88,10 +88,10 @@ pub static VERDICTS: PerCpuArray<Line, { memo::LINES as usize }> = PerCpuArray::
 #[btf_map]
 pub static WAKES: RingBuf<(), 65_536> = RingBuf::new();
 
-/// Room for new records, in one tick of the kernel's clock (jiffies).
+/// Room for new records.
 #[repr(C)]
 pub struct Room {
-    /// The tick.
+    /// The tick of the kernel's clock (jiffies) in which it was counted.
     pub tick: u64,
     /// For so many.
     pub left: u64,

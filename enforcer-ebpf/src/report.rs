@@ -175,8 +175,7 @@ pub fn settle(line: &mut Line) {
     }
 }
 
-/// Takes the room for a new record, if this CPU has some in this tick. Under a flood from everywhere, making one
-/// for each packet would cost more than all the rest. A hook in interrupt context that comes between makes
+/// Takes the room for a new record, if this CPU has some left. A hook in interrupt context that comes between makes
 /// one more or one less.
 #[inline(always)]
 fn takes_room(tick: u64) -> bool {
@@ -186,8 +185,10 @@ fn takes_room(tick: u64) -> bool {
     // SAFETY: this CPU's own words.
     let room = unsafe { &mut *room };
     if room.tick != tick {
+        let more = tick.wrapping_sub(room.tick) * limits::NEW_RECORDS_A_TICK;
+        let left = room.left + more.min(limits::NEW_RECORDS_AT_ONCE);
+        room.left = left.min(limits::NEW_RECORDS_AT_ONCE);
         room.tick = tick;
-        room.left = limits::NEW_RECORDS_A_TICK.into();
     }
     if room.left == 0 {
         return false;

@@ -10,7 +10,6 @@ use enforcer_common::{
     hosts::Bucket,
     limits,
     tables::{self, CLASSES_PER_BLOCK, Party, active},
-    verdict::Verdict,
 };
 use zerocopy::IntoBytes as _;
 
@@ -210,14 +209,9 @@ impl Kernel {
 impl Addresses {
     fn of(prefixes: &Arc<[PrefixEntry]>) -> Result<Self, KernelError> {
         let (table, networks) = hosts::split(prefixes);
-        let buckets: Vec<[u8; size_of::<Bucket>()]> = table
-            .buckets
-            .iter()
-            .map(|bucket| zerocopy::transmute!(*bucket))
-            .collect();
         Ok(Self {
             prefixes: Arc::clone(prefixes),
-            hosts: array(&buckets)?,
+            hosts: array(table.buckets.as_bytes())?,
             first_buckets: table.first_buckets,
             networks: !networks.is_empty(),
             places: trie(&networks)?,
@@ -245,21 +239,6 @@ impl Filled {
             networks: addresses.networks.into(),
             ..compiled.settings
         };
-        let classes: Vec<Block> = compiled
-            .classes
-            .chunks_exact(CLASSES_PER_BLOCK)
-            .map(|block| {
-                let mut bytes: Block = [0; 2 * CLASSES_PER_BLOCK];
-                bytes.copy_from_slice(block.as_bytes());
-                bytes
-            })
-            .collect();
-        let words = |words: &[u32]| {
-            let words: Vec<Word> = words.iter().map(|word| word.to_ne_bytes()).collect();
-            array(&words)
-        };
-        let cell = |verdicts: &[Verdict; 2]| zerocopy::transmute!(*verdicts);
-        let entries: Vec<Cell> = compiled.entries.iter().map(cell).collect();
         let mut map = Cgroups::create(max, BPF_F_NO_PREALLOC)
             .map_err(KernelError::map("create the map of cgroups"))?;
         for (id, party) in cgroups {
@@ -267,12 +246,12 @@ impl Filled {
                 .map_err(KernelError::map("write the cgroups"))?;
         }
         Ok(Self {
-            settings: array_with(0, &[zerocopy::transmute!(settings)])?,
+            settings: array_with(0, settings.as_bytes())?,
             addresses,
-            classes: array(&classes)?,
-            targets: words(&compiled.targets)?,
-            entries: array(&entries)?,
-            related: words(&compiled.related)?,
+            classes: array(compiled.classes.as_bytes())?,
+            targets: array(compiled.targets.as_bytes())?,
+            entries: array(compiled.entries.as_bytes())?,
+            related: array(compiled.related.as_bytes())?,
             cgroups: map,
         })
     }
@@ -291,17 +270,17 @@ fn trie(networks: &[&PrefixEntry]) -> Result<Places, KernelError> {
 }
 
 /// An array of its own size.
-fn array<const N: usize>(values: &[[u8; N]]) -> Result<Array<Owned, [u8; N]>, KernelError> {
-    array_with(BPF_F_INNER_MAP, values)
+fn array<const N: usize>(elements: &[u8]) -> Result<Array<Owned, [u8; N]>, KernelError> {
+    array_with(BPF_F_INNER_MAP, elements)
 }
 
 fn array_with<const N: usize>(
     flags: u32,
-    values: &[[u8; N]],
+    elements: &[u8],
 ) -> Result<Array<Owned, [u8; N]>, KernelError> {
-    let array = Array::create(fitting(values.len()), flags)
+    let array = Array::create(fitting(elements.len() / N), flags)
         .map_err(KernelError::map("create a table of the policy"))?;
-    batch::fill(array.map(), values).map_err(|source| KernelError::System {
+    batch::fill(array.map(), elements).map_err(|source| KernelError::System {
         action: "write a table of the policy",
         source,
     })?;

@@ -24,32 +24,31 @@ struct Batch {
     flags: u64,
 }
 
-/// Writes the elements of an array, from its first on. There must be room for all of them, and each must be
-/// as long as an element of the map.
-pub(super) fn fill<const N: usize>(map: &MapData, values: &[[u8; N]]) -> io::Result<()> {
-    if values.is_empty() {
+/// Writes elements of an array, one behind the other, from its first on. There must be room for all of them.
+pub(super) fn fill(map: &MapData, elements: &[u8]) -> io::Result<()> {
+    let info = map.info().map_err(io::Error::other)?;
+    let length = info.value_size() as usize;
+    let count = elements.len().checked_div(length).unwrap_or(0);
+    if count == 0 {
         return Ok(());
     }
-    let is_fitting = map.info().is_ok_and(|info| {
-        info.value_size() as usize == N && info.max_entries() as usize >= values.len()
-    });
-    if !is_fitting {
+    if !elements.len().is_multiple_of(length) || count > info.max_entries() as usize {
         return Err(io::ErrorKind::InvalidInput.into());
     }
     // The map has as many elements, so their number fits.
-    let keys: Vec<u32> = (0..values.len() as u32).collect();
+    let keys: Vec<u32> = (0..count as u32).collect();
     let mut batch = Batch {
         in_batch: 0,
         out_batch: 0,
         keys: keys.as_ptr() as u64,
-        values: values.as_ptr() as u64,
-        count: values.len() as u32,
+        values: elements.as_ptr() as u64,
+        count: count as u32,
         map_fd: map.fd().as_fd().as_raw_fd() as u32,
         elem_flags: 0,
         flags: 0,
     };
-    // SAFETY: the structure has the length that is told. `keys` and `values` hold `count` elements each, of the
-    // map's own sizes, and outlive the call; the kernel only reads them.
+    // SAFETY: the structure has the length that is told. `keys` and `elements` hold `count` of the map's own sizes
+    // each, and outlive the call; the kernel only reads them.
     let result = unsafe {
         libc::syscall(
             libc::SYS_bpf,
