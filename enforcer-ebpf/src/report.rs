@@ -167,7 +167,7 @@ pub fn settle(line: &mut Line) {
     let Some(key) = line.record() else {
         return;
     };
-    match RECORDS.get_ptr_mut(&key) {
+    match RECORDS.get_ptr_mut(key) {
         // Its times are right: it was there when the line was written, in the same tick.
         // SAFETY: as in `is_counted`.
         Some(value) => unsafe { add_to(&raw mut (*value).count, pending) },
