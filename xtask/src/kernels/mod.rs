@@ -3,6 +3,7 @@
 //!
 //! The machines are emulated (no KVM), so this is slow and needs nothing of its host but qemu.
 
+mod emulator;
 mod image;
 mod outcome;
 mod packages;
@@ -18,6 +19,7 @@ use std::{
 use anyhow::{Context as _, Result, bail};
 
 use crate::{lab, setup, shell};
+use emulator::Emulator;
 use outcome::Outcome;
 
 /// The series that are tried, oldest first. The README's supported kernels are these, and the one that
@@ -81,12 +83,12 @@ fn try_all(series: &[&str], all: bool) -> Result<Vec<Outcome>> {
     if let Some(obstacle) = obstacle() {
         bail!("{obstacle}");
     }
-    packages::install_emulator()?;
+    let emulator = Emulator::install()?;
     let programs = image::build_programs()?;
     let mut machines = Vec::new();
     for series in series {
         let kernel = packages::kernel(series)?;
-        machines.push(Machine::start(series, &kernel, &programs, all)?);
+        machines.push(Machine::start(&emulator, series, &kernel, &programs, all)?);
     }
     machines.into_iter().map(Machine::wait).collect()
 }
@@ -124,6 +126,7 @@ struct Machine {
 
 impl Machine {
     fn start(
+        emulator: &Emulator,
         series: &str,
         kernel: &packages::Kernel,
         programs: &image::Programs,
@@ -133,7 +136,8 @@ impl Machine {
         let log = shell::log_path(&format!("kernel-{series}"))?;
         let output =
             File::create(&log).with_context(|| format!("failed to create {}", log.display()))?;
-        let child = Command::new("qemu-system-x86_64")
+        let child = emulator
+            .command()
             // KVM inside of a virtual machine may hang; emulation is slow and always there.
             .args(["-accel", "tcg", "-cpu", "max", "-smp", "1", "-m", "3072"])
             .args(["-nographic", "-no-reboot", "-nic", "none", "-kernel"])

@@ -1,4 +1,4 @@
-//! Kernels and the emulator, from Debian's packages.
+//! Kernels, from Debian's packages.
 
 use std::{
     env, fs,
@@ -38,15 +38,6 @@ pub fn obstacle() -> Option<String> {
         );
     }
     None
-}
-
-/// The emulator, and what packs its file system.
-pub fn install_emulator() -> Result<()> {
-    if shell::which("qemu-system-x86_64").is_some() && shell::which("cpio").is_some() {
-        return Ok(());
-    }
-    println!("installing qemu");
-    apt::install(&["qemu-system-x86", "cpio"])
 }
 
 /// The newest kernel of a series that there is, unpacked below `target/tools`.

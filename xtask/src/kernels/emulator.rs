@@ -1,0 +1,107 @@
+//! The emulator: the system's own, or else Debian's, unpacked below `target/tools` where it can not be installed
+//! beside what is there (another version of a part of it, say).
+
+use std::{
+    env, fs,
+    path::{Path, PathBuf},
+    process::Command,
+};
+
+use anyhow::{Context as _, Result, bail};
+
+use super::packages::files;
+use crate::{bpf_toolchain::tools_path, setup::apt, shell};
+
+const PROGRAM: &str = "qemu-system-x86_64";
+const PACKAGE: &str = "qemu-system-x86";
+
+/// What starts machines.
+pub struct Emulator {
+    /// Where it is unpacked; the system's own otherwise.
+    root: Option<PathBuf>,
+}
+
+impl Emulator {
+    /// The one there is, or one that is installed now, with what packs its file systems.
+    pub fn install() -> Result<Self> {
+        if shell::which("cpio").is_none() {
+            println!("installing cpio");
+            apt::install(&["cpio"])?;
+        }
+        if shell::which(PROGRAM).is_some() {
+            return Ok(Self { root: None });
+        }
+        let root = tools_path(shell::workspace()).join("qemu");
+        if root.join("usr/bin").join(PROGRAM).is_file() {
+            return Ok(Self { root: Some(root) });
+        }
+        println!("installing qemu");
+        match apt::install(&[PACKAGE]) {
+            Ok(()) => Ok(Self { root: None }),
+            Err(refused) => unpack(&root)
+                .with_context(|| format!("it can not be installed either: {refused:#}"))
+                .map(|()| Self { root: Some(root) }),
+        }
+    }
+
+    /// A command that starts a machine.
+    pub fn command(&self) -> Command {
+        let Some(root) = &self.root else {
+            return Command::new(PROGRAM);
+        };
+        let libraries = [format!("usr/lib/{MULTIARCH}"), format!("lib/{MULTIARCH}")];
+        let libraries = libraries.map(|below| root.join(below));
+        let mut command = Command::new(root.join("usr/bin").join(PROGRAM));
+        command
+            .env(
+                "LD_LIBRARY_PATH",
+                // None of these has a colon in it, unless the clone's path has: then nothing is found.
+                env::join_paths(&libraries).unwrap_or_default(),
+            )
+            .env("QEMU_MODULE_DIR", libraries[0].join("qemu"));
+        for firmware in ["usr/share/qemu", "usr/share/seabios"] {
+            command.arg("-L").arg(root.join(firmware));
+        }
+        command
+    }
+}
+
+/// Where Debian has the libraries of x86-64, on which alone this runs.
+const MULTIARCH: &str = "x86_64-linux-gnu";
+
+/// Downloads the emulator with all that it would bring along, and unpacks it.
+fn unpack(root: &Path) -> Result<()> {
+    println!("unpacking qemu below target/tools instead");
+    let _ = fs::remove_dir_all(root);
+    let downloads = root.join("packages");
+    fs::create_dir_all(&downloads)
+        .with_context(|| format!("failed to create {}", downloads.display()))?;
+    let log = shell::log_path("setup-qemu")?;
+    let plan = shell::output_of(Command::new("apt-get").env("LC_ALL", "C").args([
+        "install",
+        "--simulate",
+        "--no-install-recommends",
+        PACKAGE,
+    ]))
+    .with_context(|| format!("apt-get does not say what {PACKAGE} needs"))?;
+    let names = plan
+        .lines()
+        .filter_map(|line| line.strip_prefix("Inst ")?.split_whitespace().next());
+    let mut download = Command::new("apt-get");
+    download
+        .args(["-q", "-o", "APT::Sandbox::User=root", "download"])
+        .args(names)
+        .current_dir(&downloads);
+    if !shell::run_logged(&mut download, &log)? {
+        bail!("failed to download {PACKAGE}:\n{}", shell::tail(&log));
+    }
+    for package in files(&downloads) {
+        let mut unpack = Command::new("dpkg-deb");
+        unpack.arg("-x").arg(&package).arg(root);
+        if !shell::run_logged(&mut unpack, &log)? {
+            bail!("failed to unpack {}", package.display());
+        }
+    }
+    fs::remove_dir_all(&downloads)
+        .with_context(|| format!("failed to remove {}", downloads.display()))
+}
