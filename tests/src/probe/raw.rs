@@ -30,19 +30,33 @@ pub(super) fn ping(what: &Ping) -> Report {
 }
 
 pub(super) fn inject(what: &Inject) -> Report {
-    each(&what.frame, |frame| {
+    // One for all: the kernel waits for all processors when such a socket is closed.
+    let opened = || -> Result<OwnedFd, Failure> {
         let at = |step: &'static str| move |errno| (errno, step);
-        let (kind, frame, address) = if what.cooked {
-            let (address, rest) = cooked(&what.interface, frame).map_err(at("interface"))?;
-            (SockType::Datagram, rest, address)
+        let kind = if what.cooked {
+            SockType::Datagram
         } else {
-            let address = socket::link_address(&what.interface).map_err(at("interface"))?;
-            (SockType::Raw, frame, address)
+            SockType::Raw
         };
         let socket = packet_socket(kind).map_err(at("socket"))?;
         if what.bypass {
             socket::bypass_queue(&socket).map_err(at("bypass"))?;
         }
+        Ok(socket)
+    };
+    let socket = match opened() {
+        Ok(socket) => socket,
+        Err((errno, step)) => return Report::of_errno(errno, step),
+    };
+    each(&what.frame, |frame| {
+        let at = |step: &'static str| move |errno| (errno, step);
+        let (frame, address) = if what.cooked {
+            let (address, rest) = cooked(&what.interface, frame).map_err(at("interface"))?;
+            (rest, address)
+        } else {
+            let address = socket::link_address(&what.interface).map_err(at("interface"))?;
+            (frame, address)
+        };
         sendto(socket.as_raw_fd(), frame, &address, MsgFlags::empty())
             .map(drop)
             .map_err(at("send"))
