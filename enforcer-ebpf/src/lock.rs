@@ -27,7 +27,7 @@ use enforcer_common::{
 };
 
 use crate::{
-    maps::{Active, accept_tls, follow_tls_stream, tls_accepted, tls_stream},
+    maps::{Generation, accept_tls, follow_tls_stream, tls_accepted, tls_stream},
     skb::Skb,
 };
 
@@ -52,10 +52,10 @@ impl Lock {
     }
 
     /// The verdict with the lock in mind.
-    pub fn verdict(self, active: Active, allowed: Verdict) -> Verdict {
+    pub fn verdict(self, generation: &Generation, allowed: Verdict) -> Verdict {
         match self {
             Self::Open | Self::Holds => allowed,
-            Self::Broken => decide::not_tls(&active.generation(), allowed, Reason::NotTls),
+            Self::Broken => decide::not_tls(generation, allowed, Reason::NotTls),
         }
     }
 }
@@ -227,14 +227,6 @@ fn tcp_socket(sk: *mut bpf_sock) -> *mut bpf_tcp_sock {
     }
     // SAFETY: a full socket, which is what the helper asks for.
     unsafe { bpf_tcp_sock_helper(sk) }
-}
-
-/// Whether a TCP socket has sent or received more segments than a short connection has.
-pub fn has_gone_on(sk: *mut bpf_sock) -> bool {
-    const SHORT: u32 = 2;
-    let tcp = tcp_socket(sk);
-    // SAFETY: not null, and plain fields.
-    !tcp.is_null() && unsafe { (*tcp).segs_in > SHORT || (*tcp).segs_out > SHORT }
 }
 
 /// Sequence number of the first byte that this socket received.

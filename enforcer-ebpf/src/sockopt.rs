@@ -7,7 +7,7 @@ use aya_ebpf::{helpers::generated::bpf_get_current_cgroup_id, programs::SockoptC
 use enforcer_common::{decide, record::Hook, tables::Tables as _};
 
 use crate::{
-    maps::Active,
+    maps::Generation,
     report::{Report, Subject},
     socket,
 };
@@ -38,8 +38,7 @@ pub fn setting(ctx: &SockoptContext) -> i32 {
     if !around || !socket::is_host(ctx) {
         return PASS;
     }
-    let active = Active::now();
-    let generation = active.generation();
+    let generation = Generation::active();
     if generation.settings().is_none() {
         return REFUSE;
     }
@@ -48,13 +47,12 @@ pub fn setting(ctx: &SockoptContext) -> i32 {
     let sk = unsafe { (*ctx.sockopt).__bindgen_anon_1.sk };
     socket::stamp(ctx, sk);
     let report = Report {
-        active,
         hook: Hook::Setsockopt,
         // SAFETY: the helper takes nothing.
         subject: Subject::Cgroup(unsafe { bpf_get_current_cgroup_id() }),
         ifindex: 0,
         state: socket::state(sk),
     };
-    report.packet(verdict, None);
+    report.packet(&generation, verdict, None);
     if verdict.passes() { PASS } else { REFUSE }
 }

@@ -8,19 +8,17 @@ use aya_ebpf::{
 };
 use enforcer_common::{
     decide, limits,
-    memo::Asker,
     packet::Packet,
     parse::Start,
     record::Hook,
-    tables::{Party, Role},
-    verdict::{Direction, Reason, Verdict, counter},
+    tables::{NOBODY, Party, Role, Tables as _},
+    verdict::{Direction, Reason, Verdict},
 };
 
 use crate::{
     lock::{self, Lock},
-    maps::{self, Active},
-    memo::{self, Found},
-    report::{Report, Subject, count},
+    maps::{Generation, INTERFACES},
+    report::{Report, Subject},
     skb::Skb,
 };
 
@@ -45,79 +43,47 @@ const DROP: i32 = TC_ACT_SHOT;
 /// What comes in by an uplink or from a pod.
 pub fn ingress(ctx: &TcContext) -> i32 {
     let skb = Skb::of(ctx);
-    let active = Active::now();
+    let generation = Generation::active();
     let (role, start) = interface(skb.ifindex());
     let mut packet = Packet::EMPTY;
     let read = skb.parse_into(start, &mut packet);
-    if let Err(reason) = read {
-        let verdict = decide::unreadable(&active.generation(), reason);
-        skb.set_note(if verdict.is_denied() { TOLD } else { 0 });
-        told::<true>(skb, active, verdict, None);
-        return action(verdict);
-    }
-    let asker = Asker {
-        hook: Hook::TcIngress,
-        manner: role as u8,
-        who: skb.ifindex(),
-    };
-    let found = memo::verdict(asker, active, &packet, || {
-        judge_arrived(skb, active, role, &packet)
-    });
-    let allowed = found.verdict();
-    let verdict = if lock::is_asked(allowed, &packet) && is_forward(allowed) {
-        entered(skb, active, &packet, found)
-    } else {
-        skb.set_note(found.note().into());
-        if found.is_recalled() {
-            // If it is to be told, it has been counted where it was found.
-            count(counter::of(allowed));
-            return action(allowed);
-        }
-        allowed
-    };
-    if verdict.is_recorded() {
-        told::<true>(skb, active, verdict, Some(&packet));
-    } else {
-        count(counter::of(verdict));
-    }
-    action(verdict)
-}
-
-/// The verdict on what has arrived and could be read, and the note for those who look at it later.
-#[inline(never)]
-fn judge_arrived(skb: Skb, active: Active, role: Role, packet: &Packet) -> Found {
-    let generation = active.generation();
     let mut note = 0;
-    let verdict = decide::arrived_on_wire(&generation, role, packet, |party| {
-        let at_home = skb.is_route_back(&packet.src, &packet.dst);
-        if at_home {
-            note = KNOWN | (u32::from(party) & PARTY);
+    let verdict = match read {
+        Ok(()) => decide::arrived_on_wire(&generation, role, &packet, |party| {
+            let at_home = skb.is_route_back(&packet.src, &packet.dst);
+            if at_home {
+                note = KNOWN | (u32::from(party) & PARTY);
+            }
+            at_home
+        }),
+        Err(reason) => decide::unreadable(&generation, reason),
+    };
+    let verdict = if lock::is_asked(verdict, &packet) && is_forward(verdict) {
+        if packet.segment.is_syn() && !packet.segment.is_empty() {
+            note |= FAST_OPEN;
         }
-        at_home
-    });
-    if verdict.is_denied() {
-        note |= TOLD;
-    }
-    Found::new(&generation, verdict, note as u16)
-}
-
-/// The verdict with the lock of its path in mind, on what has entered from a client.
-#[inline(always)]
-fn entered(skb: Skb, active: Active, packet: &Packet, allowed: Found) -> Verdict {
-    let mut note = u32::from(allowed.note());
-    if packet.segment.is_syn() && !packet.segment.is_empty() {
-        note |= FAST_OPEN;
-    }
-    let lock = lock::entered(skb, packet);
-    let verdict = lock.verdict(active, allowed.verdict());
-    if lock == Lock::Broken && !verdict.passes() {
-        lock::cut(packet);
-    }
+        let lock = lock::entered(skb, &packet);
+        let with_lock = lock.verdict(&generation, verdict);
+        if lock == Lock::Broken && !with_lock.passes() {
+            lock::cut(&packet);
+        }
+        with_lock
+    } else {
+        verdict
+    };
     if verdict.is_denied() {
         note |= TOLD;
     }
     skb.set_note(note);
-    verdict
+    let subject = Subject::Interface(skb.ifindex());
+    Report {
+        hook: Hook::TcIngress,
+        subject,
+        ifindex: skb.ifindex(),
+        state: ptr::null_mut(),
+    }
+    .packet(&generation, verdict, read.is_ok().then_some(&packet));
+    action(verdict)
 }
 
 /// What goes out: frames of packet sockets, and what was forwarded. Packets of other sockets had
@@ -140,15 +106,15 @@ pub fn egress(ctx: &TcContext) -> i32 {
     }
 }
 
-// Each way out on a stack frame of its own, as only one of them is taken.
-#[inline(never)]
 fn injected(skb: Skb) -> i32 {
-    let active = Active::now();
-    let generation = active.generation();
+    let generation = Generation::active();
     let (role, start) = interface(skb.ifindex());
     let mut packet = Packet::EMPTY;
     let read = skb.parse_into(start, &mut packet);
-    let sender = skb.party(active);
+    let sender = match generation.settings() {
+        Some(settings) => skb.party(generation, settings),
+        None => NOBODY,
+    };
     let verdict = match read {
         Ok(()) => {
             decide::sent_by_process(&generation, sender, matches!(role, Role::Loopback), &packet)
@@ -156,28 +122,27 @@ fn injected(skb: Skb) -> i32 {
         Err(reason) => decide::unreadable(&generation, reason),
     };
     let verdict = if lock::is_asked(verdict, &packet) {
-        lock::injected(&packet.segment).verdict(active, verdict)
+        lock::injected(&packet.segment).verdict(&generation, verdict)
     } else {
         verdict
     };
+    let subject = Subject::Cgroup(skb.cgroup());
     Report {
-        active,
         hook: Hook::TcEgress,
-        subject: Subject::Cgroup(skb.cgroup()),
+        subject,
         ifindex: skb.ifindex(),
         state: ptr::null_mut(),
     }
-    .packet(verdict, read.is_ok().then_some(&packet));
+    .packet(&generation, verdict, read.is_ok().then_some(&packet));
     action(verdict)
 }
 
-#[inline(never)]
 fn forwarded(skb: Skb) -> i32 {
     let (entered, _) = interface(skb.entered_by());
     if matches!(entered, Role::Undeclared | Role::Loopback) {
         return PASS;
     }
-    let active = Active::now();
+    let generation = Generation::active();
     let (_, start) = interface(skb.ifindex());
     // What can not be read was denied where it came in.
     let mut packet = Packet::EMPTY;
@@ -185,60 +150,33 @@ fn forwarded(skb: Skb) -> i32 {
         return PASS;
     }
     let note = skb.note();
-    let asker = Asker {
-        hook: Hook::TcEgress,
-        manner: entered as u8,
-        who: note & (KNOWN | PARTY),
-    };
-    let verdict = memo::verdict(asker, active, &packet, || {
-        judge_left(active, entered, note, &packet)
-    })
-    .verdict();
+    let known = (note & KNOWN != 0).then_some((note & PARTY) as Party);
+    let verdict = decide::forwarded(&generation, entered, known, &packet);
     let verdict = if note & FAST_OPEN != 0 && !verdict.is_denied() {
-        decide::not_tls(&active.generation(), verdict, Reason::FastOpenThrough)
+        decide::not_tls(&generation, verdict, Reason::FastOpenThrough)
     } else if lock::is_asked(verdict, &packet) && !is_forward(verdict) {
-        lock::returned(&packet).verdict(active, verdict)
+        lock::returned(&packet).verdict(&generation, verdict)
     } else {
         verdict
     };
     if !verdict.is_denied() || (verdict.passes() && note & TOLD != 0) {
         return PASS;
     }
-    told::<false>(skb, active, verdict, Some(&packet));
-    action(verdict)
-}
-
-/// The verdict on what leaves after it was forwarded.
-#[inline(never)]
-fn judge_left(active: Active, entered: Role, note: u32, packet: &Packet) -> Found {
-    let generation = active.generation();
-    let known = (note & KNOWN != 0).then_some((note & PARTY) as Party);
-    let verdict = decide::forwarded(&generation, entered, known, packet);
-    Found::new(&generation, verdict, 0)
-}
-
-/// Counts a verdict at an interface, and keeps a record of a denial. `ENTERED` tells ingress, where a packet is
-/// on the interface that it came in by, from egress. On a stack frame of its own.
-#[inline(never)]
-fn told<const ENTERED: bool>(skb: Skb, active: Active, verdict: Verdict, packet: Option<&Packet>) {
-    let (hook, subject) = if ENTERED {
-        (Hook::TcIngress, skb.ifindex())
-    } else {
-        (Hook::TcEgress, skb.entered_by())
-    };
+    let subject = Subject::Interface(skb.entered_by());
     Report {
-        active,
-        hook,
-        subject: Subject::Interface(subject),
+        hook: Hook::TcEgress,
+        subject,
         ifindex: skb.ifindex(),
         state: ptr::null_mut(),
     }
-    .packet(verdict, packet);
+    .packet(&generation, verdict, Some(&packet));
+    action(verdict)
 }
 
 /// The role of an interface, and where its packets begin.
 fn interface(ifindex: u32) -> (Role, Start) {
-    let word = maps::enforcer_role(ifindex);
+    // SAFETY: the value is copied at once; a role that changes meanwhile is the old or the new one.
+    let word = unsafe { INTERFACES.get(ifindex) }.copied().unwrap_or(0);
     let start = if word & Role::NO_LINK_HEADER != 0 {
         Start::Ip
     } else {

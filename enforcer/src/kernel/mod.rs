@@ -10,7 +10,6 @@ mod hosts;
 pub mod links;
 pub mod load;
 pub mod read;
-mod roles;
 pub mod trial;
 
 pub use attach::{Attachment, TcMode};
