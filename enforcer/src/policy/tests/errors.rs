@@ -206,7 +206,8 @@ fn bombs_are_refused() {
         let started = std::time::Instant::now();
         let errors = read(&text).expect_err("refused");
         assert!(!errors.to_string().is_empty());
-        assert!(started.elapsed().as_secs() < 10, "{:.60}", text);
+        // Far from the hours that it would take, and far from what a busy machine needs.
+        assert!(started.elapsed().as_secs() < 100, "{:.60}", text);
     }
 }
 
