@@ -150,12 +150,12 @@ const STEPS: [Step; 3] = [
     Step {
         test: "cases",
         filters: &[],
-        seconds: 300,
+        seconds: 1200,
     },
     Step {
         test: "tls",
         filters: &["dry_run", "not_looked_at_again", "speaks_first"],
-        seconds: 300,
+        seconds: 1200,
     },
     Step {
         test: "enforcement",
@@ -166,7 +166,7 @@ const STEPS: [Step; 3] = [
             "a_path_that_goes_takes_its_connections_along",
             "a_forged_source_reaches_nothing",
         ],
-        seconds: 300,
+        seconds: 1200,
     },
 ];
 

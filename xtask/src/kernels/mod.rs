@@ -73,6 +73,29 @@ pub fn check() -> Result<()> {
     bail!("{said}")
 }
 
+/// Whether the machines would take far more than ten minutes here, too long for every test run: a
+/// sentence about it if so. Tells by how long one takes to boot, which is two or three seconds elsewhere.
+pub fn slowness() -> Result<Option<String>> {
+    const PATIENCE: Duration = Duration::from_secs(6);
+    let emulator = Emulator::install()?;
+    let programs = image::build_programs()?;
+    let series = SERIES[0];
+    let kernel = packages::kernel(series)?;
+    // It ends when it is dropped.
+    let machine = Machine::start(&emulator, series, &kernel, &programs, false)?;
+    while machine.began.elapsed() < PATIENCE {
+        let text = fs::read(&machine.log).context("failed to read a machine's log")?;
+        if String::from_utf8_lossy(&text).contains("@@ kernel") {
+            return Ok(None);
+        }
+        thread::sleep(Duration::from_millis(50));
+    }
+    Ok(Some(format!(
+        "an emulated machine has not booted in {} s here, so all of it would take far more than ten minutes:          `cargo xtask kernels` has the time",
+        PATIENCE.as_secs()
+    )))
+}
+
 /// Why machines can not be had here, if so.
 pub fn obstacle() -> Option<String> {
     packages::obstacle()
@@ -158,7 +181,7 @@ impl Machine {
             child,
             log,
             began: Instant::now(),
-            limit: Duration::from_secs(if all { 3600 } else { 900 }),
+            limit: Duration::from_secs(3600),
         })
     }
 

@@ -192,7 +192,11 @@ fn other_kernels(report: &mut Report, left_out: bool) {
     } else if let Some(obstacle) = kernels::obstacle() {
         report.skip(NAME, &obstacle);
     } else {
-        report.check(NAME, kernels::check);
+        match kernels::slowness() {
+            Ok(None) => report.check(NAME, kernels::check),
+            Ok(Some(slow)) => report.skip(NAME, &slow),
+            Err(error) => report.check(NAME, || Err(error)),
+        }
     }
 }
 
