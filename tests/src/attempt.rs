@@ -7,6 +7,7 @@ use anyhow::{Context, Result};
 use serde::de::DeserializeOwned;
 
 use crate::packet::{Forged, to_hex};
+use crate::patience::patient;
 use crate::place::{Action, Place};
 use crate::probe::{
     Bind, Connect, Dns, Frame, Heard, Hold, Inject, Outcome, Ping, Probe, READY, Raw, Report,
@@ -140,7 +141,7 @@ impl Place {
         let running = self.probe_command(&Probe::Hold(hold))?.spawn()?;
         let held = Held { running };
         held.running
-            .wait_for_line(|line| line == "answer 1", READY_WITHIN)?;
+            .wait_for_line(|line| line == "answer 1", patient(READY_WITHIN))?;
         Ok(held)
     }
 
@@ -174,7 +175,7 @@ impl Place {
 
     fn start_listener(&self, probe: &Probe) -> Result<Running> {
         let running = self.probe_command(probe)?.spawn()?;
-        running.wait_for_line(|line| line == READY, READY_WITHIN)?;
+        running.wait_for_line(|line| line == READY, patient(READY_WITHIN))?;
         Ok(running)
     }
 

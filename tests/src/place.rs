@@ -20,6 +20,7 @@ use nix::unistd::{Gid, Pid, Uid, getppid, setgroups, setresgid, setresuid};
 use crate::certs::{Certs, Identity};
 use crate::cgroup::Cgroup;
 use crate::namespace::Namespace;
+use crate::patience::patient;
 use crate::plan::{self, POD_GATEWAY_MAC, Party};
 use crate::process::{Ran, Running, spawn};
 use crate::tools::{self, Tool};
@@ -296,7 +297,7 @@ impl Action {
 
     /// Runs it to its end, or kills it when it takes unreasonably long.
     pub fn run(self) -> Result<Ran> {
-        self.run_within(RUN_AT_MOST)
+        self.run_within(patient(RUN_AT_MOST))
     }
 
     /// Runs it to its end, or kills it when the time is over.

@@ -10,6 +10,7 @@ use nix::sys::signal::Signal;
 use serde::Deserialize;
 use serde_json::Value;
 
+use crate::patience::patient;
 use crate::{Lab, Place, Ran, Running, tools};
 
 /// How long an agent may take from its start until it answers, on a busy machine.
@@ -181,7 +182,7 @@ impl Agent {
             policy: file,
             node: node.to_owned(),
         };
-        let deadline = Instant::now() + START;
+        let deadline = Instant::now() + patient(START);
         while agent.status().is_err() {
             if let Some(status) = agent.running.exited()? {
                 bail!(
@@ -253,7 +254,7 @@ impl Agent {
 
     /// Waits for a denial that is wanted; all that there are if it does not come.
     pub fn event(&self, wanted: impl Fn(&Event) -> bool) -> Result<Event> {
-        let deadline = Instant::now() + SOON;
+        let deadline = Instant::now() + patient(SOON);
         loop {
             let events = self.events()?;
             if let Some(event) = events.iter().find(|event| wanted(event)) {
@@ -291,7 +292,7 @@ impl Agent {
     pub fn replace_policy(&self, lab: &Lab, policy: &PolicyText) -> Result<()> {
         let before = self.generation()?;
         self.write_policy(&policy.yaml(lab))?;
-        let deadline = Instant::now() + SOON;
+        let deadline = Instant::now() + patient(SOON);
         while self.generation()? == before {
             if Instant::now() > deadline {
                 bail!(

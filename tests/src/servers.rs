@@ -12,6 +12,7 @@ use anyhow::{Context, Result, bail};
 
 use crate::attempt::Server;
 use crate::certs::{Certs, Identity};
+use crate::patience::patient;
 use crate::place::Place;
 use crate::plan::{LOOPBACK, NODE_LOCAL_DNS, Party, port};
 use crate::probe::{Outcome, Serve};
@@ -79,7 +80,7 @@ pub fn start_etcd(place: &Place, certs: &Certs, members: &[Party]) -> Result<Run
 /// Waits until etcd has elected itself and answers its clients.
 pub fn wait_for_etcd(etcd: &mut Running, place: &Place, client: &Identity) -> Result<()> {
     let url = format!("https://{}/health", LOOPBACK.at(port::ETCD_CLIENT));
-    let deadline = Instant::now() + UP_WITHIN;
+    let deadline = Instant::now() + patient(UP_WITHIN);
     while Instant::now() < deadline {
         if place.curl(&url, Some(client))?.ok() {
             return Ok(());
@@ -198,7 +199,7 @@ pub fn kubelet(certs: &Certs) -> Nginx<'_> {
 
 /// Waits until somebody listens on an address, seen from a place.
 pub fn wait_for_listener(running: &mut Running, place: &Place, at: SocketAddr) -> Result<()> {
-    let deadline = Instant::now() + UP_WITHIN;
+    let deadline = Instant::now() + patient(UP_WITHIN);
     while Instant::now() < deadline {
         if place
             .namespace()

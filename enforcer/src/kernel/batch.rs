@@ -26,13 +26,14 @@ struct Batch {
 
 /// Writes elements of an array, one behind the other, from its first on. There must be room for all of them.
 pub(super) fn fill(map: &MapData, elements: &[u8]) -> io::Result<()> {
+    if elements.is_empty() {
+        return Ok(());
+    }
     let info = map.info().map_err(io::Error::other)?;
     let length = info.value_size() as usize;
     let count = elements.len().checked_div(length).unwrap_or(0);
-    if count == 0 {
-        return Ok(());
-    }
-    if !elements.len().is_multiple_of(length) || count > info.max_entries() as usize {
+    // All of them or none: what is not written would be a hole in a table.
+    if count * length != elements.len() || count > info.max_entries() as usize {
         return Err(io::ErrorKind::InvalidInput.into());
     }
     // The map has as many elements, so their number fits.

@@ -91,7 +91,8 @@ pub fn slowness() -> Result<Option<String>> {
         thread::sleep(Duration::from_millis(50));
     }
     Ok(Some(format!(
-        "an emulated machine has not booted in {} s here, so all of it would take far more than ten minutes:          `cargo xtask kernels` has the time",
+        "an emulated machine has not booted in {} s, so all of it would take far more than ten minutes here; \
+         by hand: cargo xtask kernels",
         PATIENCE.as_secs()
     )))
 }
