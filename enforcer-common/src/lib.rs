@@ -2,9 +2,9 @@
 //! packet gets its verdict, and the layout of everything that crosses the kernel border.
 //!
 //! In reading order: [`addr`] (one form for IPv4 and IPv6), [`packet`] and [`parse`] (bytes to
-//! [`packet::Packet`]), [`tables`] and [`hosts`] (what a compiled policy looks like to the decision),
-//! [`decide`] (the meaning of the product), [`tls`] (the lock that some paths have), [`verdict`] (what comes out), [`record`] (what is kept
-//! of denials), [`limits`].
+//! [`packet::Packet`]), [`tables`], [`hosts`] and [`interfaces`] (what a compiled policy looks like to the decision),
+//! [`decide`] (the meaning of the product), [`tls`] (the lock that some paths have), [`verdict`] (what comes
+//! out), [`memo`] (what was decided a moment ago), [`record`] (what is kept of denials), [`limits`].
 //!
 //! No I/O, no allocation, no `unsafe`, and no `cfg` on the target in [`parse`] and [`decide`]: what
 //! the host tests is what the kernel runs. Numbers are in host byte order unless a field is a
@@ -16,7 +16,9 @@
 pub mod addr;
 pub mod decide;
 pub mod hosts;
+pub mod interfaces;
 pub mod limits;
+pub mod memo;
 pub mod packet;
 pub mod parse;
 pub mod record;

@@ -15,8 +15,6 @@ pub const MAX_CELLS: u32 = 1 << 22;
 pub const MAX_PREFIXES: u32 = 1 << 20;
 /// cgroups that are known by a declared component.
 pub const MAX_CGROUPS: u32 = 16_384;
-/// Interfaces that have a role.
-pub const MAX_INTERFACES: u32 = 8192;
 /// UDP flows that are remembered for their replies (least recently used go first).
 pub const MAX_UDP_FLOWS: u32 = 65_536;
 /// Forwarded connections on paths that ask for TLS that are remembered (least recently used go first).
@@ -25,6 +23,12 @@ pub const MAX_TLS_STREAMS: u32 = 65_536;
 pub const MAX_TLS_ACCEPTED: u32 = 16_384;
 /// Denial records; what does not fit is counted.
 pub const MAX_RECORDS: u32 = 16_384;
+/// New records that a CPU may begin in each tick of the kernel's clock (1 to 10 ms): a flood from everywhere must
+/// take neither all the room, nor the time to make one for each of its packets and to tell it. What is
+/// beyond is counted.
+pub const NEW_RECORDS_A_TICK: u64 = 8;
+/// What a CPU has not made use of adds up to so many, so that a scan of a host's ports is told whole.
+pub const NEW_RECORDS_AT_ONCE: u64 = 1024;
 /// Levels of cgroups that are searched for a declared one, deepest first.
 pub const CGROUP_LEVELS: u32 = 16;
 /// IPv6 extension headers that are read before a packet is called unreadable.

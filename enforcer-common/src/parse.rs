@@ -226,7 +226,7 @@ fn read_network<B: PacketBytes + ?Sized>(
     dst: &mut Ip,
 ) -> Result<(), Reason> {
     let [first] = bytes
-        .load::<1>(network.offset)
+        .near::<1>(network.offset)
         .ok_or(Reason::TruncatedHeader)?;
     match first >> 4 {
         4 => read_ipv4(bytes, network, src, dst)?,

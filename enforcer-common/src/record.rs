@@ -2,7 +2,12 @@
 
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
 
-use crate::addr::Ip;
+use crate::{
+    addr::Ip,
+    packet::Space,
+    tables::FlowKey,
+    verdict::{Denial, Direction},
+};
 
 /// Where a verdict was made.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -98,6 +103,52 @@ pub struct RecordKey {
     pub reply: u8,
 }
 
+/// Who is told to have been denied, and where.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Whose {
+    /// The hook.
+    pub hook: Hook,
+    /// One of [`subject`].
+    pub kind: u8,
+    /// A cgroup id or an interface index, as `kind` says.
+    pub subject: u64,
+}
+
+impl RecordKey {
+    /// The key of a denial between two addresses, without ports.
+    #[inline(always)]
+    pub fn between(whose: Whose, denial: Denial, src: Ip, dst: Ip) -> Self {
+        let Whose {
+            hook,
+            kind,
+            subject,
+        } = whose;
+        Self {
+            subject,
+            src,
+            dst,
+            port: 0,
+            space: NO_SPACE,
+            hook: hook as u8,
+            reason: denial.reason.code(),
+            subject_kind: kind,
+            dry_run: u8::from(denial.dry_run),
+            reply: u8::from(matches!(denial.direction, Direction::Reply)),
+        }
+    }
+
+    /// The key of a denied packet of a flow, in whatever direction: who opened is told first.
+    #[inline(always)]
+    pub fn of_flow(whose: Whose, denial: Denial, space: Space, flow: &FlowKey) -> Self {
+        let mut key = Self::between(whose, denial, flow.src, flow.dst);
+        (key.space, key.port) = (space as u8, flow.destination);
+        if matches!(denial.direction, Direction::Reply) {
+            (key.src, key.dst, key.port) = (flow.dst, flow.src, flow.source);
+        }
+        key
+    }
+}
+
 /// No ports were read.
 pub const NO_SPACE: u8 = 0xff;
 
@@ -139,8 +190,8 @@ pub struct SocketState {
     pub pid: u32,
     /// Name of that process, padded with zeros.
     pub comm: [u8; 16],
-    /// The verdict for what it sends: its generation in the high half, its counter plus 1 in the low
-    /// half, in one word so that the two can not part. 0 for none. Only what is allowed is kept.
+    /// The verdict for what it sends: its epoch in the high half, its counter plus 1 in the low half,
+    /// in one word so that the two can not part. 0 for none. Only what is allowed is kept.
     pub egress: u64,
     /// The same for what it receives.
     pub ingress: u64,
@@ -161,14 +212,14 @@ pub struct SocketState {
 }
 
 impl SocketState {
-    /// The word to keep for a verdict with that counter.
-    pub const fn kept(generation: u32, counter: u32) -> u64 {
-        (generation as u64) << 32 | (counter as u64 + 1)
+    /// The word to keep for a number that holds for an epoch.
+    pub const fn kept(epoch: u32, number: u32) -> u64 {
+        (epoch as u64) << 32 | (number as u64 + 1)
     }
 
-    /// The counter in a kept word, if it is of that generation.
-    pub const fn counter(kept: u64, generation: u32) -> Option<u32> {
-        if kept as u32 == 0 || (kept >> 32) as u32 != generation {
+    /// The number in a kept word, if it is of that epoch.
+    pub const fn number(kept: u64, epoch: u32) -> Option<u32> {
+        if kept as u32 == 0 || (kept >> 32) as u32 != epoch {
             return None;
         }
         Some(kept as u32 - 1)

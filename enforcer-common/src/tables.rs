@@ -78,10 +78,35 @@ pub struct Settings {
     pub other: Verdict,
 }
 
-/// Slots for generations, taken in turn. With three, the one that is filled was in force two swaps ago. A program
-/// that still works on it began before the last swap, which waited for all programs before its own switch:
-/// so there is none.
-pub const SLOTS_OF_GENERATIONS: u32 = 3;
+/// The word that says which slot of the tables is in force, and for which epoch. Everything about a swap of
+/// policies, and about cgroups that come and go in one, is one write of it.
+pub mod active {
+    /// Slots for generations, taken in turn. With three, the one that is filled was in force two swaps ago. A
+    /// program that still works on it began before the last swap, which waited for all programs before its
+    /// own switch: so there is none.
+    pub const SLOTS: u32 = 3;
+
+    /// The slot of a generation.
+    pub const fn slot(generation: u32) -> u32 {
+        generation % SLOTS
+    }
+
+    /// The word. An epoch has 30 bits.
+    pub const fn word(slot: u32, epoch: u32) -> u32 {
+        epoch << 2 | slot & 3
+    }
+
+    /// The slot and the epoch.
+    pub const fn parts(word: u32) -> (u32, u32) {
+        (word & 3, word >> 2)
+    }
+
+    /// The epoch that follows; never 0, which is that of no policy.
+    pub const fn next(epoch: u32) -> u32 {
+        let next = (epoch + 1) & (u32::MAX >> 2);
+        if next == 0 { 1 } else { next }
+    }
+}
 
 /// Blocks of [`CLASSES_PER_BLOCK`] numbers in the table of port classes.
 pub const CLASS_BLOCKS: u32 = 512 + 4;

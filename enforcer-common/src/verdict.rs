@@ -83,10 +83,32 @@ impl Reason {
 
     /// The reason with that number.
     pub const fn from_code(code: u8) -> Option<Self> {
-        if code == 0 || code as usize > Self::ALL.len() {
-            return None;
-        }
-        Some(Self::ALL[code as usize - 1])
+        // No look-up in `ALL`: the kernel programs would have to read it from memory.
+        Some(match code {
+            1 => Self::NoPolicy,
+            2 => Self::NoPath,
+            3 => Self::LoopbackOnly,
+            4 => Self::WrongProcess,
+            5 => Self::OtherTraffic,
+            6 => Self::ForgedSource,
+            7 => Self::LoopbackOffLo,
+            8 => Self::FragmentWithoutPath,
+            9 => Self::FragmentTooShort,
+            10 => Self::TruncatedHeader,
+            11 => Self::BadHeader,
+            12 => Self::TooManyHeaders,
+            13 => Self::UnknownProtocol,
+            14 => Self::IcmpQuotesDenied,
+            15 => Self::IcmpBadQuote,
+            16 => Self::BindNotLoopback,
+            17 => Self::BindForeignPort,
+            18 => Self::OtherNode,
+            19 => Self::ClosedPort,
+            20 => Self::NotTls,
+            21 => Self::FastOpenThrough,
+            22 => Self::AroundHooks,
+            _ => return None,
+        })
     }
 
     /// Its number.
@@ -286,6 +308,17 @@ impl Verdict {
     /// Whether it is denied from a declared endpoint, not just by `otherTraffic: Drop`.
     pub const fn is_guarded_denial(self) -> bool {
         self.is_denied() && (self.0 & Self::KIND == 0 || self.0 & Self::GUARDED != 0)
+    }
+
+    /// Whether a record is kept of it. In dry-run a denied reply is counted only: its connection was told when
+    /// it opened.
+    pub const fn is_recorded(self) -> bool {
+        self.is_denied() && self.0 & (Self::DRY_RUN | Self::REPLY) != Self::DRY_RUN | Self::REPLY
+    }
+
+    /// The word.
+    pub const fn word(self) -> u32 {
+        self.0
     }
 
     /// Takes it apart. A hole or an unknown reason is [`Reason::NoPolicy`].

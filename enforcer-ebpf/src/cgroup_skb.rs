@@ -5,16 +5,18 @@ use core::ptr;
 use aya_ebpf::{bindings::bpf_sock, programs::SkBuffContext};
 use enforcer_common::{
     decide,
+    memo::Asker,
     packet::Packet,
     parse::Start,
     record::{Hook, SocketState},
-    tables::{NOBODY, Party, Role, Settings, Tables as _},
+    tables::{NOBODY, Party, Role, Tables as _},
     verdict::{Verdict, counter},
 };
 
 use crate::{
     lock::{self, Lock},
-    maps::{Generation, INTERFACES},
+    maps::{self, Active},
+    memo::{self, Found},
     report::{Report, Subject, count},
     skb::Skb,
     socket,
@@ -23,6 +25,9 @@ use crate::{
 
 const PASS: i32 = 1;
 const DROP: i32 = 0;
+
+// include/linux/netdevice.h: the same in every network namespace.
+const LOOPBACK_IFINDEX: u32 = 1;
 
 const IPPROTO_TCP: u32 = 6;
 const SOCK_STREAM: u32 = 1;
@@ -43,16 +48,13 @@ pub fn egress(ctx: &SkBuffContext) -> i32 {
     if !socket::skb_is_host(skb, state) {
         return PASS;
     }
-    let generation = Generation::active();
-    let Some(settings) = generation.settings() else {
-        return DROP;
-    };
+    let active = Active::now();
     let connected = Connected::of(sk, state);
     if connected.is_same()
-        && let Some(kept) = SocketState::counter(
+        && let Some(kept) = SocketState::number(
             // SAFETY: what is kept lives as long as its socket.
             unsafe { (*state).egress },
-            settings.generation,
+            active.epoch(),
         )
     {
         count(kept);
@@ -61,37 +63,91 @@ pub fn egress(ctx: &SkBuffContext) -> i32 {
     }
     let mut packet = Packet::EMPTY;
     let read = skb.parse_into(Start::Ip, &mut packet);
-    let on_lo = matches!(role(skb.ifindex()), (Role::Loopback, _));
-    let allowed = match read {
-        Ok(()) => {
-            let sender = sender(skb, sk, generation, settings, packet.opens());
-            decide::sent_by_process(&generation, sender, on_lo, &packet)
-        }
-        Err(reason) => decide::unreadable(&generation, reason),
-    };
+    if let Err(reason) = read {
+        let verdict = decide::unreadable(&active.generation(), reason);
+        told_of_sender(skb, state, active, verdict, None);
+        return action(verdict);
+    }
+    let allowed = sent(skb, sk, active, &packet);
+    let connected = connected.with_state(allowed);
     let lock = if lock::is_asked(allowed, &packet) {
-        lock::sent(skb, sk, &packet, allowed, connected.is_cut())
+        lock::sent(skb, &packet, allowed, connected.is_cut())
     } else {
         Lock::Open
     };
-    let verdict = lock.verdict(&generation, allowed);
-    let report = Report {
-        hook: Hook::CgroupEgress,
-        subject: Subject::Cgroup(skb.cgroup()),
-        ifindex: skb.ifindex(),
-        state,
-    };
-    report.packet(&generation, verdict, read.is_ok().then_some(&packet));
+    let verdict = lock.verdict(active, allowed);
+    if verdict.is_recorded() {
+        told_of_sender(skb, state, active, verdict, Some(&packet));
+    } else {
+        count(counter::of(verdict));
+    }
     if connected.is_one() {
         if lock == Lock::Broken && !verdict.passes() {
             connected.cut();
         } else if lock == Lock::Open && !verdict.is_denied() {
-            let kept = SocketState::kept(settings.generation, counter::of(verdict));
-            // SAFETY: what is kept lives as long as its socket.
-            unsafe { (*connected.renewed()).egress = kept };
+            let kept = SocketState::kept(active.epoch(), counter::of(verdict));
+            connected.keep_sent(kept);
         }
     }
     action(verdict)
+}
+
+/// The verdict on what a socket sends and could be read.
+#[inline(always)]
+fn sent(skb: Skb, sk: *mut bpf_sock, active: Active, packet: &Packet) -> Verdict {
+    let on_lo = skb.ifindex() == LOOPBACK_IFINDEX;
+    // What opens nothing may be the kernel's own answer.
+    let kernel = if packet.opens() {
+        Kernel::No
+    } else {
+        Kernel::of(sk)
+    };
+    let party = u32::from(skb.party(active));
+    let asker = Asker {
+        hook: Hook::CgroupEgress,
+        manner: u8::from(on_lo) | (kernel as u8) << 1,
+        who: party,
+    };
+    memo::verdict(asker, active, packet, || {
+        Found::of(enforcer_sent(
+            active.word(),
+            asker.manner.into(),
+            party,
+            packet,
+        ))
+    })
+    .verdict()
+}
+
+/// The word of [`Found`] about it. A global function, which the verifier goes through once and by itself.
+#[unsafe(no_mangle)]
+#[inline(never)]
+pub extern "C" fn enforcer_sent(
+    active: u32,
+    manner: u32,
+    party: u32,
+    packet: *const Packet,
+) -> u64 {
+    // SAFETY: null or a whole packet, as the verifier has made sure of every caller.
+    let Some(packet) = (unsafe { packet.as_ref() }) else {
+        return Found::HOLE;
+    };
+    let generation = Active::of(active).generation();
+    let Some(settings) = generation.settings() else {
+        return Found::HOLE;
+    };
+    let (on_lo, kernel) = (manner & 1 != 0, manner >> 1);
+    let sender = if party != settings.undeclared_process {
+        party
+    } else if kernel == Kernel::Raw as u32 {
+        settings.local
+    } else if kernel == Kernel::NoSocket as u32 {
+        NOBODY.into()
+    } else {
+        party
+    };
+    let verdict = decide::sent_by_process(&generation, sender as Party, on_lo, packet);
+    Found::new(&generation, verdict, 0).word()
 }
 
 /// What a socket receives.
@@ -102,10 +158,7 @@ pub fn ingress(ctx: &SkBuffContext) -> i32 {
     if !socket::skb_is_host(skb, state) {
         return PASS;
     }
-    let generation = Generation::active();
-    let Some(settings) = generation.settings() else {
-        return DROP;
-    };
+    let active = Active::now();
     let (mut role, mut judged) = role(skb.ifindex());
     // Read once: the address of a field of the context must not be kept for later.
     let note = skb.note();
@@ -118,10 +171,10 @@ pub fn ingress(ctx: &SkBuffContext) -> i32 {
     }
     let connected = Connected::of(sk, state);
     if connected.is_same()
-        && let Some(kept) = SocketState::counter(
+        && let Some(kept) = SocketState::number(
             // SAFETY: what is kept lives as long as its socket.
             unsafe { (*state).ingress },
-            settings.generation,
+            active.epoch(),
         )
     {
         if !judged {
@@ -131,36 +184,104 @@ pub fn ingress(ctx: &SkBuffContext) -> i32 {
     }
     let mut packet = Packet::EMPTY;
     let read = skb.parse_into(Start::Ip, &mut packet);
-    let receiver = skb.party(generation, settings);
     let allowed = match read {
-        Ok(()) => decide::delivered(&generation, role, judged, receiver, &packet),
-        Err(reason) => decide::unreadable(&generation, reason),
+        Ok(()) => delivered(skb, active, (role, judged), &packet),
+        Err(reason) => decide::unreadable(&active.generation(), reason),
     };
+    let connected = connected.with_state(allowed);
     let lock = if lock::is_asked(allowed, &packet) {
-        lock::received(skb, sk, &packet, allowed, connected.is_cut())
+        lock::received(skb, &packet, allowed, connected.is_cut())
     } else {
         Lock::Open
     };
-    let verdict = lock.verdict(&generation, allowed);
-    if !is_told_elsewhere(note, role, judged, verdict) {
-        let report = Report {
-            hook: Hook::CgroupIngress,
-            subject: Subject::Interface(skb.ifindex()),
-            ifindex: skb.ifindex(),
-            state: ptr::null_mut(),
-        };
-        report.packet(&generation, verdict, read.is_ok().then_some(&packet));
+    let verdict = lock.verdict(active, allowed);
+    if is_told_elsewhere(note, role, judged, verdict) {
+        // Counted there, too.
+    } else if !verdict.is_recorded() {
+        count(counter::of(verdict));
+    } else {
+        told_at_receiver(skb, active, verdict, read.is_ok().then_some(&packet));
     }
     if connected.is_one() {
         if lock == Lock::Broken && !verdict.passes() {
             connected.cut();
         } else if lock == Lock::Open && !verdict.is_denied() {
-            let kept = SocketState::kept(settings.generation, counter::of(verdict));
-            // SAFETY: what is kept lives as long as its socket.
-            unsafe { (*connected.renewed()).ingress = kept };
+            let kept = SocketState::kept(active.epoch(), counter::of(verdict));
+            connected.keep_received(kept);
         }
     }
     action(verdict)
+}
+
+/// The verdict on what a socket receives and could be read.
+#[inline(always)]
+fn delivered(skb: Skb, active: Active, (role, judged): (Role, bool), packet: &Packet) -> Verdict {
+    let receiver = u32::from(skb.party(active));
+    let asker = Asker {
+        hook: Hook::CgroupIngress,
+        manner: role as u8 | u8::from(judged) << 2,
+        who: receiver,
+    };
+    memo::verdict(asker, active, packet, || {
+        Found::of(enforcer_delivered(
+            active.word(),
+            asker.manner.into(),
+            receiver,
+            packet,
+        ))
+    })
+    .verdict()
+}
+
+/// Likewise about what a socket receives.
+#[unsafe(no_mangle)]
+#[inline(never)]
+pub extern "C" fn enforcer_delivered(
+    active: u32,
+    manner: u32,
+    receiver: u32,
+    packet: *const Packet,
+) -> u64 {
+    // SAFETY: as above.
+    let Some(packet) = (unsafe { packet.as_ref() }) else {
+        return Found::HOLE;
+    };
+    let generation = Active::of(active).generation();
+    let (role, judged) = (Role::from_word(manner & 3), manner & 4 != 0);
+    let verdict = decide::delivered(&generation, role, judged, receiver as Party, packet);
+    Found::new(&generation, verdict, 0).word()
+}
+
+/// Counts a verdict on what a socket sends, and keeps a record of a denial. On a stack frame of its own.
+#[inline(never)]
+fn told_of_sender(
+    skb: Skb,
+    state: *mut SocketState,
+    active: Active,
+    verdict: Verdict,
+    packet: Option<&Packet>,
+) {
+    Report {
+        active,
+        hook: Hook::CgroupEgress,
+        subject: Subject::Cgroup(skb.cgroup()),
+        ifindex: skb.ifindex(),
+        state,
+    }
+    .packet(verdict, packet);
+}
+
+/// Likewise of what a socket receives.
+#[inline(never)]
+fn told_at_receiver(skb: Skb, active: Active, verdict: Verdict, packet: Option<&Packet>) {
+    Report {
+        active,
+        hook: Hook::CgroupIngress,
+        subject: Subject::Interface(skb.ifindex()),
+        ifindex: skb.ifindex(),
+        state: ptr::null_mut(),
+    }
+    .packet(verdict, packet);
 }
 
 /// What was judged where it came in, or at its sender's socket, has been counted there.
@@ -174,38 +295,63 @@ fn is_told_elsewhere(note: u32, role: Role, judged: bool, verdict: Verdict) -> b
 /// The kernel answers for sockets that are no more (resets, TIME_WAIT) from a raw TCP socket of its
 /// own, which is nobody's process: such a segment has for its sender whoever is at its address. It
 /// opens nothing. A process's own raw socket is known by its cgroup.
-fn sender(
-    skb: Skb,
-    sk: *mut bpf_sock,
-    generation: Generation,
-    settings: &Settings,
-    opens: bool,
-) -> Party {
-    let party = skb.party(generation, settings);
-    if u32::from(party) != settings.undeclared_process || opens {
-        return party;
-    }
-    if sk.is_null() {
-        return NOBODY;
-    }
-    // SAFETY: a full socket, whose plain fields the verifier lets programs read.
-    if unsafe { (*sk).type_ == SOCK_RAW && (*sk).protocol == IPPROTO_TCP } {
-        settings.local as Party
-    } else {
-        party
+#[derive(Clone, Copy, PartialEq, Eq)]
+#[repr(u8)]
+enum Kernel {
+    No = 0,
+    Raw = 1,
+    NoSocket = 2,
+}
+
+impl Kernel {
+    fn of(sk: *mut bpf_sock) -> Self {
+        if sk.is_null() {
+            return Self::NoSocket;
+        }
+        // SAFETY: a full socket, whose plain fields the verifier lets programs read.
+        if unsafe { (*sk).type_ == SOCK_RAW && (*sk).protocol == IPPROTO_TCP } {
+            Self::Raw
+        } else {
+            Self::No
+        }
     }
 }
 
 /// The role of an interface and whether its packets have been judged where they came in.
 fn role(ifindex: u32) -> (Role, bool) {
-    // SAFETY: the value is copied at once; a role that changes meanwhile is the old or the new one.
-    let word = unsafe { INTERFACES.get(ifindex) }.copied().unwrap_or(0);
-    let role = Role::from_word(word);
+    let role = Role::from_word(maps::enforcer_role(ifindex));
     (role, !matches!(role, Role::Undeclared))
 }
 
 fn action(verdict: Verdict) -> i32 {
     if verdict.passes() { PASS } else { DROP }
+}
+
+/// Whether a socket is a connected TCP socket.
+#[inline(always)]
+fn is_connected(sk: *mut bpf_sock) -> bool {
+    if sk.is_null() {
+        return false;
+    }
+    // SAFETY: a full socket, whose plain fields the verifier lets programs read.
+    unsafe {
+        (*sk).protocol == IPPROTO_TCP
+            && (*sk).type_ == SOCK_STREAM
+            && matches!(
+                (*sk).state,
+                TCP_ESTABLISHED
+                    | TCP_FIN_WAIT1
+                    | TCP_FIN_WAIT2
+                    | TCP_CLOSE_WAIT
+                    | TCP_LAST_ACK
+                    | TCP_CLOSING
+            )
+    }
+}
+
+#[inline(never)]
+fn is_worth_a_place(sk: *mut bpf_sock, verdict: Verdict) -> bool {
+    is_connected(sk) && (verdict.is_tls_path() || lock::has_gone_on(sk))
 }
 
 /// A connected TCP socket, and what is kept on it; null for any other. A verdict is kept for those only: a listener and an
@@ -220,24 +366,24 @@ struct Connected {
 
 impl Connected {
     fn of(sk: *mut bpf_sock, state: *mut SocketState) -> Self {
-        let none = Self {
-            sk,
-            state: ptr::null_mut(),
+        let state = if !state.is_null() && is_connected(sk) {
+            state
+        } else {
+            ptr::null_mut()
         };
-        if sk.is_null() {
-            return none;
+        Self { sk, state }
+    }
+
+    /// With a place for what is to be kept, if it is one and keeping is worth it: the connection has a lock, or
+    /// goes on for longer than it takes to make that place.
+    #[inline(always)]
+    fn with_state(self, verdict: Verdict) -> Self {
+        let Self { sk, state } = self;
+        if !state.is_null() || !is_worth_a_place(sk, verdict) {
+            return self;
         }
-        // SAFETY: a full socket, whose plain fields the verifier lets programs read.
-        unsafe {
-            if (*sk).protocol != IPPROTO_TCP || (*sk).type_ != SOCK_STREAM {
-                return none;
-            }
-            match (*sk).state {
-                TCP_ESTABLISHED | TCP_FIN_WAIT1 | TCP_FIN_WAIT2 | TCP_CLOSE_WAIT | TCP_LAST_ACK
-                | TCP_CLOSING => Self { sk, state },
-                _ => none,
-            }
-        }
+        let state = socket::state_made(sk);
+        Self { sk, state }
     }
 
     /// Whether it is one: then neither pointer is null.
@@ -295,7 +441,22 @@ impl Connected {
         state
     }
 
+    /// Keeps a verdict for what the socket sends.
+    #[inline(never)]
+    fn keep_sent(self, kept: u64) {
+        // SAFETY: what is kept lives as long as its socket.
+        unsafe { (*self.renewed()).egress = kept };
+    }
+
+    /// Keeps a verdict for what the socket receives.
+    #[inline(never)]
+    fn keep_received(self, kept: u64) {
+        // SAFETY: as above.
+        unsafe { (*self.renewed()).ingress = kept };
+    }
+
     /// Whether the connection has broken its lock.
+    #[inline(never)]
     fn is_cut(self) -> bool {
         // SAFETY: as above.
         self.is_same() && unsafe { (*self.state).cut != 0 }

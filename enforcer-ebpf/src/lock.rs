@@ -15,7 +15,7 @@
 use core::ptr;
 
 use aya_ebpf::{
-    bindings::{bpf_sock, bpf_tcp_sock},
+    bindings::{__sk_buff, bpf_sock, bpf_tcp_sock},
     helpers::generated::bpf_tcp_sock as bpf_tcp_sock_helper,
 };
 use enforcer_common::{
@@ -27,7 +27,7 @@ use enforcer_common::{
 };
 
 use crate::{
-    maps::{Generation, accept_tls, follow_tls_stream, tls_accepted, tls_stream},
+    maps::{Active, accept_tls, follow_tls_stream, tls_accepted, tls_stream},
     skb::Skb,
 };
 
@@ -47,15 +47,23 @@ pub enum Lock {
 }
 
 impl Lock {
+    const fn of(number: u32) -> Self {
+        match number {
+            0 => Self::Open,
+            1 => Self::Holds,
+            _ => Self::Broken,
+        }
+    }
+
     const fn unless(fine: bool) -> Self {
         if fine { Self::Holds } else { Self::Broken }
     }
 
     /// The verdict with the lock in mind.
-    pub fn verdict(self, generation: &Generation, allowed: Verdict) -> Verdict {
+    pub fn verdict(self, active: Active, allowed: Verdict) -> Verdict {
         match self {
             Self::Open | Self::Holds => allowed,
-            Self::Broken => decide::not_tls(generation, allowed, Reason::NotTls),
+            Self::Broken => decide::not_tls(&active.generation(), allowed, Reason::NotTls),
         }
     }
 }
@@ -66,8 +74,40 @@ pub fn is_asked(verdict: Verdict, packet: &Packet) -> bool {
 }
 
 /// What a socket of this node sends. `cut`: it has broken the lock before.
+pub fn sent(skb: Skb, packet: &Packet, verdict: Verdict, cut: bool) -> Lock {
+    Lock::of(enforcer_lock_sent(
+        skb.as_ptr(),
+        packet,
+        verdict.word(),
+        cut.into(),
+    ))
+}
+
+/// The number of the lock for it. A global function, which the verifier goes through once and by itself.
+#[unsafe(no_mangle)]
 #[inline(never)]
-pub fn sent(skb: Skb, sk: *mut bpf_sock, packet: &Packet, verdict: Verdict, cut: bool) -> Lock {
+pub extern "C" fn enforcer_lock_sent(
+    skb: *mut __sk_buff,
+    packet: *const Packet,
+    verdict: u32,
+    cut: u32,
+) -> u32 {
+    // SAFETY: null or a whole packet, as the verifier has made sure of every caller.
+    let Some(packet) = (unsafe { packet.as_ref() }) else {
+        return Lock::Broken as u32;
+    };
+    let skb = Skb::from_ptr(skb);
+    sent_at(
+        skb,
+        skb.full_socket(),
+        packet,
+        zerocopy::transmute!(verdict),
+        cut != 0,
+    ) as u32
+}
+
+#[inline(always)]
+fn sent_at(skb: Skb, sk: *mut bpf_sock, packet: &Packet, verdict: Verdict, cut: bool) -> Lock {
     let segment = &packet.segment;
     let tcp = tcp_socket(sk);
     if tcp.is_null() {
@@ -103,8 +143,40 @@ pub fn sent(skb: Skb, sk: *mut bpf_sock, packet: &Packet, verdict: Verdict, cut:
 }
 
 /// What a socket of this node receives.
+pub fn received(skb: Skb, packet: &Packet, verdict: Verdict, cut: bool) -> Lock {
+    Lock::of(enforcer_lock_received(
+        skb.as_ptr(),
+        packet,
+        verdict.word(),
+        cut.into(),
+    ))
+}
+
+/// The number of the lock for it. A global function, which the verifier goes through once and by itself.
+#[unsafe(no_mangle)]
 #[inline(never)]
-pub fn received(skb: Skb, sk: *mut bpf_sock, packet: &Packet, verdict: Verdict, cut: bool) -> Lock {
+pub extern "C" fn enforcer_lock_received(
+    skb: *mut __sk_buff,
+    packet: *const Packet,
+    verdict: u32,
+    cut: u32,
+) -> u32 {
+    // SAFETY: null or a whole packet, as the verifier has made sure of every caller.
+    let Some(packet) = (unsafe { packet.as_ref() }) else {
+        return Lock::Broken as u32;
+    };
+    let skb = Skb::from_ptr(skb);
+    received_at(
+        skb,
+        skb.full_socket(),
+        packet,
+        zerocopy::transmute!(verdict),
+        cut != 0,
+    ) as u32
+}
+
+#[inline(always)]
+fn received_at(skb: Skb, sk: *mut bpf_sock, packet: &Packet, verdict: Verdict, cut: bool) -> Lock {
     let segment = &packet.segment;
     let tcp = tcp_socket(sk);
     if tcp.is_null() {
@@ -227,6 +299,14 @@ fn tcp_socket(sk: *mut bpf_sock) -> *mut bpf_tcp_sock {
     }
     // SAFETY: a full socket, which is what the helper asks for.
     unsafe { bpf_tcp_sock_helper(sk) }
+}
+
+/// Whether a TCP socket has sent or received more segments than a short connection has.
+pub fn has_gone_on(sk: *mut bpf_sock) -> bool {
+    const SHORT: u32 = 2;
+    let tcp = tcp_socket(sk);
+    // SAFETY: not null, and plain fields.
+    !tcp.is_null() && unsafe { (*tcp).segs_in > SHORT || (*tcp).segs_out > SHORT }
 }
 
 /// Sequence number of the first byte that this socket received.

@@ -14,6 +14,7 @@ mod cgroup_skb;
 mod lock;
 mod log;
 mod maps;
+mod memo;
 mod report;
 mod skb;
 mod sock_addr;

@@ -1,10 +1,10 @@
 //! The maps, and the view of one generation of a policy that the decision works on.
 //!
-//! A policy is a set of inner maps in one of three slots. [`ACTIVE`] says which slot is in force and is
-//! read once per packet, so that each packet is judged wholly by one policy. Userspace fills the
+//! A policy is a set of inner maps in one of three slots. [`ACTIVE`] says which slot is in force
+//! ([`enforcer_common::tables::active`]) and is read once per packet, so that each packet is judged wholly by one policy. Userspace fills the
 //! next slot and then writes that one number.
 
-use core::ptr;
+use core::{cell::Cell, ptr};
 
 use aya_ebpf::{
     bindings::BPF_F_NO_PREALLOC,
@@ -16,12 +16,13 @@ use aya_ebpf::{
 use enforcer_common::{
     addr::Ip,
     hosts::{self, Bucket},
-    limits,
+    interfaces, limits,
+    memo::{self, CgroupParty, Line},
     packet::Space,
     record::{RecordKey, RecordValue},
     tables::{
-        CLASSES_PER_BLOCK, DECLARED_PORT, FlowKey, Party, Place, SLOTS_OF_GENERATIONS, Settings,
-        Tables, class_block,
+        CLASSES_PER_BLOCK, DECLARED_PORT, FlowKey, NOBODY, Party, Place, Settings, Tables, active,
+        class_block,
     },
     tls::Stream,
     verdict::{Verdict, counter},
@@ -29,7 +30,7 @@ use enforcer_common::{
 
 /// `BPF_F_INNER_MAP` (kernel 5.10): inner arrays may differ in size.
 const INNER: usize = 4096;
-const SLOTS: usize = SLOTS_OF_GENERATIONS as usize;
+const SLOTS: usize = active::SLOTS as usize;
 /// The values of inner maps are words and no structs: before 6.2 a kernel takes a map for another kind
 /// than its pattern if the pattern's value is a struct and the map came without type information.
 type SettingsWords = [u32; size_of::<Settings>() / 4];
@@ -57,9 +58,12 @@ static RELATED: ArrayOfMaps<Array<u32, 1, INNER>, SLOTS> = ArrayOfMaps::new();
 static CGROUPS: ArrayOfMaps<HashMap<u64, u32, 1, { BPF_F_NO_PREALLOC as usize }>, SLOTS> =
     ArrayOfMaps::new();
 
-/// Interface index to role, see [`enforcer_common::tables::Role`].
+/// Who is in a cgroup, declared or not, in this epoch.
 #[btf_map]
-pub static INTERFACES: HashMap<u32, u32, { limits::MAX_INTERFACES as usize }> = HashMap::new();
+static CGROUP_PARTIES: PerCpuArray<CgroupParty, { memo::CGROUPS as usize }> = PerCpuArray::new();
+/// What interfaces are for, see [`enforcer_common::interfaces`].
+#[btf_map]
+static INTERFACES: Array<u64, { interfaces::SLOTS as usize }> = Array::new();
 #[btf_map]
 static UDP_FLOWS: LruHashMap<FlowKey, u32, { limits::MAX_UDP_FLOWS as usize }> = LruHashMap::new();
 #[btf_map]
@@ -73,35 +77,148 @@ pub static COUNTERS: PerCpuArray<u64, { counter::COUNT as usize }> = PerCpuArray
 #[btf_map]
 pub static RECORDS: HashMap<RecordKey, RecordValue, { limits::MAX_RECORDS as usize }> =
     HashMap::new();
-/// The tick of the kernel's clock (jiffies) in which a record last found no room.
+/// How many new records this CPU may begin.
 #[btf_map]
-pub static RECORDS_FULL: PerCpuArray<u64, 1> = PerCpuArray::new();
+pub static ROOM: PerCpuArray<Room, 1> = PerCpuArray::new();
+/// Verdicts of this moment, see [`enforcer_common::memo`].
+#[btf_map]
+pub static VERDICTS: PerCpuArray<Line, { memo::LINES as usize }> = PerCpuArray::new();
 /// Keys of new records ([`RecordKey`]), to wake the agent. Declared without a type, as libbpf takes no
 /// ring buffer with one.
 #[btf_map]
 pub static WAKES: RingBuf<(), 65_536> = RingBuf::new();
 
-/// One generation of the policy.
+/// Room for new records.
+#[repr(C)]
+pub struct Room {
+    /// The tick of the kernel's clock (jiffies) in which it was counted.
+    pub tick: u64,
+    /// For so many.
+    pub left: u64,
+}
+
+/// The role of an interface, as a word. A global function, which the verifier goes through once and by itself.
+#[unsafe(no_mangle)]
+#[inline(never)]
+pub extern "C" fn enforcer_role(interface: u32) -> u32 {
+    interfaces::role(interface, |place| {
+        INTERFACES.get(place).copied().unwrap_or(0)
+    })
+}
+
+/// Which policy is in force now. Read once for each packet: all that is asked comes from the same one.
+///
+/// A word ([`active::parts`]), as functions of BPF take five.
 #[derive(Clone, Copy)]
+pub struct Active(u32);
+
+impl Active {
+    /// The one in force.
+    #[inline(always)]
+    pub fn now() -> Self {
+        // Slot 0 is empty until a policy is loaded, and an empty slot denies.
+        Self(ACTIVE.get(0).copied().unwrap_or(0))
+    }
+
+    /// The same again, from its word.
+    #[inline(always)]
+    pub const fn of(word: u32) -> Self {
+        Self(word)
+    }
+
+    /// The word, for global functions, which take numbers.
+    #[inline(always)]
+    pub const fn word(self) -> u32 {
+        self.0
+    }
+
+    /// Changes with the policy, and with every declared cgroup that comes or goes: what was found out in
+    /// another epoch is found out anew.
+    #[inline(always)]
+    pub fn epoch(self) -> u32 {
+        active::parts(self.0).1
+    }
+
+    /// Its tables.
+    #[inline(always)]
+    pub fn generation(self) -> Generation {
+        let (slot, _) = active::parts(self.0);
+        let settings = SETTINGS
+            .get_value(slot, &0)
+            .map_or(ptr::null(), ptr::from_ref);
+        Generation {
+            slot,
+            settings,
+            memory_was_asked: Cell::new(false),
+        }
+    }
+}
+
+impl Active {
+    /// The party of a process or socket that has `own` for its own cgroup and another one at each level `above`:
+    /// 0 from where there are none. Searched once for each cgroup in an epoch.
+    #[inline(always)]
+    pub fn party(self, own: u64, above: impl Fn(u32) -> u64) -> Party {
+        let epoch = self.epoch();
+        let Some(known) = CGROUP_PARTIES.get_ptr_mut(CgroupParty::place(own)) else {
+            return NOBODY;
+        };
+        // SAFETY: this CPU's own element. Should another program come between and write it, its two words
+        // tell that they do not belong together.
+        let known = unsafe { &mut *known };
+        if let Some(party) = known.party(own, epoch) {
+            return party;
+        }
+        let party = self.generation().deepest(own, above);
+        *known = CgroupParty::new(own, epoch, party);
+        party
+    }
+}
+
+/// One generation of the policy.
 pub struct Generation {
     slot: u32,
     /// Looked up once; null where no policy is in force.
     settings: *const SettingsWords,
+    /// Whether a verdict depends on what else was sent.
+    memory_was_asked: Cell<bool>,
 }
 
 impl Generation {
-    /// The one in force now. All that is asked of it comes from the same policy.
-    pub fn active() -> Self {
-        // Slot 0 is empty until a policy is loaded, and an empty slot denies.
-        let slot = ACTIVE.get(0).copied().unwrap_or(0);
-        let settings = SETTINGS
-            .get_value(slot, &0)
-            .map_or(ptr::null(), ptr::from_ref);
-        Self { slot, settings }
+    /// Whether a verdict depends on what else was sent: another packet may change it at once.
+    pub fn memory_was_asked(&self) -> bool {
+        self.memory_was_asked.get()
+    }
+
+    /// The party of the deepest declared cgroup of a process or socket, that has `own` for its own cgroup and
+    /// another one at each level `above`: 0 from where there are none. If none is declared, that of processes
+    /// that nobody declared.
+    #[inline(always)]
+    fn deepest(&self, own: u64, above: impl Fn(u32) -> u64) -> Party {
+        let Some(settings) = self.settings() else {
+            return NOBODY;
+        };
+        if let Some(party) = self.cgroup(own) {
+            return party;
+        }
+        let mut deepest = settings.undeclared_process as Party;
+        // Down from the root, whose level is 0: a hierarchy is far less deep than it might be.
+        for level in 0..limits::CGROUP_LEVELS {
+            let id = above(level);
+            if id == 0 {
+                break;
+            }
+            if id != own
+                && let Some(party) = self.cgroup(id)
+            {
+                deepest = party;
+            }
+        }
+        deepest
     }
 
     /// The party of the processes in a declared cgroup.
-    pub fn cgroup(self, id: u64) -> Option<Party> {
+    fn cgroup(&self, id: u64) -> Option<Party> {
         let cgroups = CGROUPS.get(self.slot)?;
         // SAFETY: the value is copied at once; userspace only ever adds elements to a map in force,
         // so none is reused under the reader.
@@ -168,11 +285,12 @@ impl Tables for Generation {
     }
 
     fn remembers(&self, flow: &FlowKey) -> bool {
+        self.memory_was_asked.set(true);
         UDP_FLOWS.get_ptr(flow).is_some()
     }
 
     fn remember(&self, flow: &FlowKey) {
-        if !self.remembers(flow) {
+        if UDP_FLOWS.get_ptr(flow).is_none() {
             // If there is no room even after the oldest went, a reply is lost, and nothing more.
             let _ = UDP_FLOWS.insert(flow, 1u32, 0);
         }

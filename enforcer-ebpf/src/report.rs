@@ -8,13 +8,15 @@ use aya_ebpf::{
 };
 use enforcer_common::{
     addr::Ip,
-    packet::{Packet, Ports, Shape, Space},
-    record::{Hook, NO_SPACE, RecordKey, RecordValue, SocketState, subject},
+    decide, limits,
+    memo::Line,
+    packet::{Packet, Shape, Space},
+    record::{Hook, RecordKey, RecordValue, SocketState, Whose, subject},
     tables::Tables as _,
-    verdict::{Denial, Direction, Outcome, Verdict, counter},
+    verdict::{Direction, Outcome, Verdict, counter},
 };
 
-use crate::maps::{COUNTERS, Generation, RECORDS, RECORDS_FULL, WAKES};
+use crate::maps::{Active, COUNTERS, RECORDS, ROOM, WAKES};
 
 /// Who is told to have sent it.
 #[derive(Clone, Copy)]
@@ -27,6 +29,8 @@ pub enum Subject {
 
 /// Where a verdict was made, and about whom.
 pub struct Report {
+    /// The policy that made it.
+    pub active: Active,
     /// The hook.
     pub hook: Hook,
     /// The sender.
@@ -38,69 +42,50 @@ pub struct Report {
 }
 
 impl Report {
-    /// Counts a verdict on a packet, and keeps a record if it is a denial. In dry-run a denied reply
-    /// is counted only: its connection was told when it opened.
-    #[inline(never)]
-    pub fn packet(&self, generation: &Generation, verdict: Verdict, packet: Option<&Packet>) {
+    /// Counts a verdict on a packet, and keeps a record if it is a denial that is told.
+    ///
+    /// Takes much of a stack frame: who calls it should have one that holds little else.
+    #[inline(always)]
+    pub fn packet(&self, verdict: Verdict, packet: Option<&Packet>) {
         count(counter::of(verdict));
+        if !verdict.is_recorded() {
+            return;
+        }
         let Outcome::Denied(denial) = verdict.outcome() else {
             return;
         };
-        let reply = matches!(denial.direction, Direction::Reply);
-        if reply && denial.dry_run {
-            return;
-        }
+        let whose = self.whose();
         let Some(packet) = packet else {
-            return self.keep(
-                generation,
-                &self.key(denial, Ip::UNSPECIFIED, Ip::UNSPECIFIED),
-                0,
-            );
+            let nowhere = Ip::UNSPECIFIED;
+            return self.keep(&RecordKey::between(whose, denial, nowhere, nowhere), 0);
         };
-        let is_answer = reply && matches!(packet.shape, Shape::Flow);
-        // Who opened is told first.
-        let mut key = if is_answer {
-            self.key(denial, packet.dst, packet.src)
-        } else {
-            self.key(denial, packet.src, packet.dst)
-        };
-        let mut source_port = 0;
-        let Ports {
-            space,
-            source,
-            destination,
-            ..
-        } = packet.ports;
-        match packet.shape {
-            Shape::Flow if is_answer => {
-                (key.space, key.port) = (space as u8, source);
-                source_port = destination;
-            }
-            Shape::Flow => {
-                (key.space, key.port) = (space as u8, destination);
-                source_port = source;
-            }
-            Shape::IcmpError | Shape::IcmpErrorLaterFragment => {
-                let space = if packet.dst.is_v4() {
-                    Space::Icmp
-                } else {
-                    Space::Icmp6
-                };
-                (key.space, key.port) = (space as u8, u16::from(packet.icmp_error));
-            }
-            Shape::LaterFragment => {}
+        if matches!(packet.shape, Shape::Flow) {
+            let flow = decide::flow(packet);
+            let source_port = match denial.direction {
+                Direction::Forward => flow.source,
+                Direction::Reply => flow.destination,
+            };
+            let space = packet.ports.space;
+            let key = RecordKey::of_flow(whose, denial, space, &flow);
+            return self.keep(&key, source_port);
         }
-        self.keep(generation, &key, source_port);
+        let mut key = RecordKey::between(whose, denial, packet.src, packet.dst);
+        if matches!(
+            packet.shape,
+            Shape::IcmpError | Shape::IcmpErrorLaterFragment
+        ) {
+            let space = if packet.dst.is_v4() {
+                Space::Icmp
+            } else {
+                Space::Icmp6
+            };
+            (key.space, key.port) = (space as u8, u16::from(packet.icmp_error));
+        }
+        self.keep(&key, 0);
     }
 
     /// Counts a denied call, and keeps a record.
-    pub fn call(
-        &self,
-        generation: &Generation,
-        verdict: Verdict,
-        dst: Ip,
-        (space, port): (Space, u16),
-    ) {
+    pub fn call(&self, verdict: Verdict, dst: Ip, (space, port): (Space, u16)) {
         count(counter::of(verdict));
         let Outcome::Denied(denial) = verdict.outcome() else {
             return;
@@ -108,88 +93,115 @@ impl Report {
         let key = RecordKey {
             port,
             space: space as u8,
-            ..self.key(denial, Ip::UNSPECIFIED, dst)
+            ..RecordKey::between(self.whose(), denial, Ip::UNSPECIFIED, dst)
         };
-        self.keep(generation, &key, 0);
+        self.keep(&key, 0);
     }
 
-    fn key(&self, denial: Denial, src: Ip, dst: Ip) -> RecordKey {
-        let (subject_kind, subject) = match self.subject {
+    fn whose(&self) -> Whose {
+        let (kind, subject) = match self.subject {
             Subject::Cgroup(id) => (subject::CGROUP, id),
             Subject::Interface(index) => (subject::INTERFACE, u64::from(index)),
         };
-        RecordKey {
+        Whose {
+            hook: self.hook,
+            kind,
             subject,
-            src,
-            dst,
-            port: 0,
-            space: NO_SPACE,
-            hook: self.hook as u8,
-            reason: denial.reason.code(),
-            subject_kind,
-            dry_run: u8::from(denial.dry_run),
-            reply: u8::from(matches!(denial.direction, Direction::Reply)),
         }
     }
 
-    fn keep(&self, generation: &Generation, key: &RecordKey, source_port: u16) {
+    fn keep(&self, key: &RecordKey, source_port: u16) {
         // SAFETY: the helper takes nothing and reads a counter.
         let tick = unsafe { bpf_jiffies64() };
-        if !is_counted(key, tick) {
-            if is_full(tick) {
-                return count(counter::RECORDS_LOST);
-            }
-            let generation = generation
-                .settings()
-                .map_or(0, |settings| settings.generation);
-            self.begin(key, tick, generation, source_port);
+        if is_counted(key, tick) {
+            return;
         }
+        if !takes_room(tick) {
+            return count(counter::RECORDS_LOST);
+        }
+        self.begin(key, tick, source_port);
     }
 
     /// Makes a record. Two CPUs may come at once: the second then counts.
     #[inline(never)]
-    fn begin(&self, key: &RecordKey, tick: u64, generation: u32, source_port: u16) {
+    fn begin(&self, key: &RecordKey, tick: u64, source_port: u16) {
         let now = now();
-        let mut value = RecordValue {
+        let generation = self.active.generation();
+        let generation = generation
+            .settings()
+            .map_or(0, |settings| settings.generation);
+        // The name in words: the compiler would call a function to write that many bytes.
+        let (pid, start, end) = if self.state.is_null() {
+            (0, 0_u64, 0_u64)
+        } else {
+            // SAFETY: what is kept on a socket lives as long as that.
+            let (pid, comm) = unsafe { ((*self.state).pid, (*self.state).comm) };
+            let [start, end] = zerocopy::transmute!(comm);
+            (pid, start, end)
+        };
+        let value = RecordValue {
             count: 1,
             first_ns: now,
             last_ns: now,
             tick,
-            pid: 0,
+            pid,
             ifindex: self.ifindex,
-            comm: [0; 16],
+            comm: zerocopy::transmute!([start, end]),
             generation,
             source_port,
             padding: 0,
         };
-        if !self.state.is_null() {
-            // SAFETY: what is kept on a socket lives as long as that.
-            unsafe { (value.pid, value.comm) = ((*self.state).pid, (*self.state).comm) };
-        }
         if RECORDS.insert(key, value, BPF_NOEXIST.into()).is_ok() {
             if WAKES.output_untyped::<RecordKey>(key, 0).is_err() {
                 count(counter::WAKES_LOST);
             }
         } else if !is_counted(key, tick) {
             count(counter::RECORDS_LOST);
-            if let Some(full) = RECORDS_FULL.get_ptr_mut(0) {
-                // SAFETY: this CPU's own word.
-                unsafe { *full = tick };
+            if let Some(room) = ROOM.get_ptr_mut(0) {
+                // SAFETY: this CPU's own words.
+                unsafe { (*room).left = 0 };
             }
         }
     }
 }
 
-/// Whether a record found no room on this CPU since the kernel's clock ticked. Under a flood from
-/// everywhere, looking for room each time would cost more than all the rest.
+/// Adds what is pending in a line to its record. Where that found no room, or was taken out since, they are
+/// counted as lost to it.
+#[inline(never)]
+pub fn settle(line: &mut Line) {
+    let pending = u64::from(line.pending);
+    line.pending = 0;
+    let Some(key) = line.record() else {
+        return;
+    };
+    match RECORDS.get_ptr_mut(key) {
+        // Its times are right: it was there when the line was written, in the same tick.
+        // SAFETY: as in `is_counted`.
+        Some(value) => unsafe { add_to(&raw mut (*value).count, pending) },
+        None => add(counter::RECORDS_LOST, pending),
+    }
+}
+
+/// Takes the room for a new record, if this CPU has some left. A hook in interrupt context that comes between makes
+/// one more or one less.
 #[inline(always)]
-fn is_full(tick: u64) -> bool {
-    let Some(full) = RECORDS_FULL.get_ptr(0) else {
+fn takes_room(tick: u64) -> bool {
+    let Some(room) = ROOM.get_ptr_mut(0) else {
         return false;
     };
-    // SAFETY: this CPU's own word.
-    let full = unsafe { *full };
-    full == tick
+    // SAFETY: this CPU's own words.
+    let room = unsafe { &mut *room };
+    if room.tick != tick {
+        let more = tick.wrapping_sub(room.tick) * limits::NEW_RECORDS_A_TICK;
+        let left = room.left + more.min(limits::NEW_RECORDS_AT_ONCE);
+        room.left = left.min(limits::NEW_RECORDS_AT_ONCE);
+        room.tick = tick;
+    }
+    if room.left == 0 {
+        return false;
+    }
+    room.left -= 1;
+    true
 }
 
 fn now() -> u64 {
@@ -207,7 +219,7 @@ fn is_counted(key: &RecordKey, tick: u64) -> bool {
     // delete it meanwhile, one count goes with it. Two CPUs may write the time of the last: either
     // will do.
     unsafe {
-        add_one(&raw mut (*value).count);
+        add_to(&raw mut (*value).count, 1);
         if (*value).tick != tick {
             (*value).tick = tick;
             (*value).last_ns = now();
@@ -219,19 +231,24 @@ fn is_counted(key: &RecordKey, tick: u64) -> bool {
 /// Adds one to a counter of this CPU.
 #[inline(always)]
 pub fn count(index: u32) {
+    add(index, 1);
+}
+
+#[inline(always)]
+fn add(index: u32, more: u64) {
     if let Some(counter) = COUNTERS.get_ptr_mut(index) {
         // SAFETY: an element of this CPU's own array.
-        unsafe { add_one(counter) };
+        unsafe { add_to(counter, more) };
     }
 }
 
-/// Adds one, atomically: a hook in interrupt context may come between, on the same CPU too.
+/// Adds atomically: a hook in interrupt context may come between, on the same CPU too.
 ///
 /// # Safety
 ///
 /// `counter` points to a word of a map's value.
-unsafe fn add_one(counter: *mut u64) {
+unsafe fn add_to(counter: *mut u64, more: u64) {
     // SAFETY: one instruction on the caller's word. `core` has no `fetch_add` for BPF, because the
     // base instruction set has no compare and exchange; it does have this.
-    unsafe { asm!("lock *(u64 *)({0} + 0) += {1}", in(reg) counter, in(reg) 1u64) };
+    unsafe { asm!("lock *(u64 *)({0} + 0) += {1}", in(reg) counter, in(reg) more) };
 }

@@ -15,14 +15,13 @@ use aya_ebpf::{
 };
 use enforcer_common::{
     addr::Ip,
-    limits::CGROUP_LEVELS,
     packet::{Packet, PacketBytes},
     parse::{Start, parse_into},
-    tables::{Party, Settings},
+    tables::Party,
     verdict::Reason,
 };
 
-use crate::maps::Generation;
+use crate::maps::Active;
 
 // include/linux/socket.h
 const AF_INET: u8 = 2;
@@ -41,6 +40,11 @@ impl Skb {
     /// The skb of a program's context.
     pub fn of<C: EbpfContext>(ctx: &C) -> Self {
         Self(ctx.as_ptr().cast())
+    }
+
+    /// The skb of a context, where a global function has got that.
+    pub const fn from_ptr(context: *mut __sk_buff) -> Self {
+        Self(context)
     }
 
     /// The context itself, for helpers.
@@ -145,24 +149,19 @@ impl Skb {
     }
 
     /// The party of its socket: that of the deepest declared cgroup above it.
-    pub fn party(self, generation: Generation, settings: &Settings) -> Party {
-        let own = self.cgroup();
-        if let Some(party) = generation.cgroup(own) {
-            return party;
-        }
-        for up in 0..CGROUP_LEVELS {
-            let level = (CGROUP_LEVELS - 1 - up) as i32;
-            // SAFETY: the helper takes any skb and level; it answers 0 for a level it has not.
-            let id = unsafe { bpf_skb_ancestor_cgroup_id(self.0, level) };
-            if id != 0
-                && id != own
-                && let Some(party) = generation.cgroup(id)
-            {
-                return party;
-            }
-        }
-        settings.undeclared_process as Party
+    pub fn party(self, active: Active) -> Party {
+        enforcer_party(self.0, active.word()) as Party
     }
+}
+
+/// The party of an skb's socket. A global function, which the verifier goes through once and by itself.
+#[unsafe(no_mangle)]
+#[inline(never)]
+pub extern "C" fn enforcer_party(skb: *mut __sk_buff, active: u32) -> u32 {
+    let skb = Skb(skb);
+    // SAFETY: the helper takes any skb and level; it answers 0 for a level it has not.
+    let above = |level: u32| unsafe { bpf_skb_ancestor_cgroup_id(skb.0, level as i32) };
+    Active::of(active).party(skb.cgroup(), above).into()
 }
 
 /// [`parse_into`] as a global function, which the verifier goes through once and by itself: what it

@@ -11,15 +11,14 @@ use aya_ebpf::{
 use enforcer_common::{
     addr::Ip,
     decide,
-    limits::CGROUP_LEVELS,
     packet::Space,
     record::Hook,
-    tables::{Party, Settings, Tables as _},
+    tables::{Party, Tables as _},
     verdict::Verdict,
 };
 
 use crate::{
-    maps::Generation,
+    maps::Active,
     report::{Report, Subject},
     socket,
 };
@@ -62,16 +61,21 @@ pub fn connecting(ctx: &SockAddrContext, dst: Ip, hook: Hook) -> i32 {
     let Some((space, port)) = endpoint(ctx) else {
         return PASS;
     };
-    let sk = socket_of(ctx);
-    socket::stamp(ctx, sk);
     if !socket::is_host(ctx) {
         return PASS;
     }
-    let generation = Generation::active();
-    let Some(settings) = generation.settings() else {
+    let active = Active::now();
+    let generation = active.generation();
+    if generation.settings().is_none() {
         return REFUSE;
-    };
-    let verdict = decide::connecting(&generation, party(generation, settings), &dst, space, port);
+    }
+    let by = enforcer_caller(active.word()) as Party;
+    let verdict = decide::connecting(&generation, by, &dst, space, port);
+    let sk = socket_of(ctx);
+    if verdict.is_denied() || verdict.is_tls_path() {
+        // Its packets may be told.
+        socket::stamp(ctx, sk);
+    }
     // What is no declared endpoint is left to the packets of a UDP socket: programs connect them just
     // to learn which source address they would get, and replies need the memory of flows. In dry-run
     // the packets tell.
@@ -84,13 +88,14 @@ pub fn connecting(ctx: &SockAddrContext, dst: Ip, hook: Hook) -> i32 {
         return PASS;
     }
     Call {
+        active,
         hook,
         addr: dst,
         space,
         port,
         sk,
     }
-    .told(&generation, verdict)
+    .told(verdict)
 }
 
 /// `bind`.
@@ -102,29 +107,32 @@ pub fn binding(ctx: &SockAddrContext, addr: Ip) -> i32 {
     if port == 0 || !socket::is_host(ctx) {
         return PASS;
     }
-    let sk = socket_of(ctx);
-    socket::stamp(ctx, sk);
-    let generation = Generation::active();
-    let Some(settings) = generation.settings() else {
+    let active = Active::now();
+    let generation = active.generation();
+    if generation.settings().is_none() {
         return REFUSE;
-    };
-    let by = party(generation, settings);
+    }
+    let by = enforcer_caller(active.word()) as Party;
     let verdict = decide::binding(&generation, by, &addr, space, port);
     if !verdict.is_denied() {
         return PASS;
     }
+    let sk = socket_of(ctx);
+    socket::stamp(ctx, sk);
     Call {
+        active,
         hook: Hook::Bind,
         addr,
         space,
         port,
         sk,
     }
-    .told(&generation, verdict)
+    .told(verdict)
 }
 
 /// A call that is denied.
 struct Call {
+    active: Active,
     hook: Hook,
     addr: Ip,
     space: Space,
@@ -134,17 +142,18 @@ struct Call {
 
 impl Call {
     /// Tells it. The caller gets EPERM unless it is dry-run.
-    fn told(&self, generation: &Generation, verdict: Verdict) -> i32 {
+    fn told(&self, verdict: Verdict) -> i32 {
         // SAFETY: the helper takes nothing.
         let subject = Subject::Cgroup(unsafe { bpf_get_current_cgroup_id() });
         let state = socket::state(self.sk);
         let report = Report {
+            active: self.active,
             hook: self.hook,
             subject,
             ifindex: 0,
             state,
         };
-        report.call(generation, verdict, self.addr, (self.space, self.port));
+        report.call(verdict, self.addr, (self.space, self.port));
         if verdict.passes() { PASS } else { REFUSE }
     }
 }
@@ -168,17 +177,14 @@ fn socket_of(ctx: &SockAddrContext) -> *mut bpf_sock {
     unsafe { (*ctx.sock_addr).__bindgen_anon_1.sk }
 }
 
-/// The party of the process that calls: that of the deepest declared cgroup above it.
-fn party(generation: Generation, settings: &Settings) -> Party {
-    for up in 0..CGROUP_LEVELS {
-        let level = (CGROUP_LEVELS - 1 - up) as i32;
-        // SAFETY: the helper takes any level; it answers 0 for a level it has not.
-        let id = unsafe { bpf_get_current_ancestor_cgroup_id(level) };
-        if id != 0
-            && let Some(party) = generation.cgroup(id)
-        {
-            return party;
-        }
-    }
-    settings.undeclared_process as Party
+/// The party of the process that calls: that of the deepest declared cgroup above it. A global function, which
+/// the verifier goes through once and by itself.
+#[unsafe(no_mangle)]
+#[inline(never)]
+pub extern "C" fn enforcer_caller(active: u32) -> u32 {
+    // SAFETY: the helper takes nothing.
+    let own = unsafe { bpf_get_current_cgroup_id() };
+    // SAFETY: the helper takes any level; it answers 0 for a level it has not.
+    let above = |level: u32| unsafe { bpf_get_current_ancestor_cgroup_id(level as i32) };
+    Active::of(active).party(own, above).into()
 }

@@ -26,6 +26,9 @@ static HOST_NETNS: u64 = 0;
 #[unsafe(no_mangle)]
 static SKB_NETNS: u32 = 0;
 
+// include/linux/net.h
+const SOCK_RAW: u32 = 3;
+
 /// Socket storage that children of a listener inherit (`BPF_F_CLONE`); `aya_ebpf`'s own can not.
 #[repr(C)]
 struct InheritedStorage {
@@ -48,22 +51,32 @@ static SOCKETS: InheritedStorage = InheritedStorage {
     map_flags: ptr::null(),
 };
 
-/// What is kept on a socket; made if there is nothing yet. The kernel zeroes what it makes. Null
-/// without a socket, or without memory. It lives as long as the socket, which outlives the program's
-/// run. Two CPUs may write at once; every field is a word and each is checked against the others.
+/// What is kept on a socket; null if there is nothing. It lives as long as the socket, which outlives the
+/// program's run. Two CPUs may write at once; every field is a word and each is checked against the others.
 pub fn state(sk: *mut bpf_sock) -> *mut SocketState {
+    storage(sk, 0)
+}
+
+/// The same, made if there is nothing yet. The kernel zeroes what it makes. Null without a socket, or without
+/// memory. To make it, and to free it with its socket, takes longer than some packets do: so it is not made
+/// for every socket.
+pub fn state_made(sk: *mut bpf_sock) -> *mut SocketState {
+    storage(sk, BPF_SK_STORAGE_GET_F_CREATE)
+}
+
+#[inline(always)]
+fn storage(sk: *mut bpf_sock, flags: u32) -> *mut SocketState {
     if sk.is_null() {
         return ptr::null_mut();
     }
     let map = ptr::from_ref(&SOCKETS).cast_mut().cast();
-    let create = BPF_SK_STORAGE_GET_F_CREATE.into();
     // SAFETY: `sk` is a full socket as the callers got it from the kernel; the verifier checks it.
-    unsafe { bpf_sk_storage_get(map, sk.cast(), ptr::null_mut(), create) }.cast()
+    unsafe { bpf_sk_storage_get(map, sk.cast(), ptr::null_mut(), flags.into()) }.cast()
 }
 
 /// Notes who holds a socket. Only in hooks that run in the process's own context.
 pub fn stamp<C: EbpfContext>(ctx: &C, sk: *mut bpf_sock) {
-    let state = state(sk);
+    let state = state_made(sk);
     if state.is_null() {
         return;
     }
@@ -77,7 +90,12 @@ pub fn stamp<C: EbpfContext>(ctx: &C, sk: *mut bpf_sock) {
 
 /// `sock_create`: a stamp, and nothing is ever refused.
 pub fn created(ctx: &SockContext) -> i32 {
-    stamp(ctx, ctx.sock);
+    // Raw sockets pass no other hook in their process's context. Where the kernel tells the network
+    // namespace of packets, the others are known without a stamp, until they are denied something.
+    // SAFETY: the context is valid while the program runs.
+    if !netns_is_told() || unsafe { (*ctx.sock).type_ } == SOCK_RAW {
+        stamp(ctx, ctx.sock);
+    }
     1
 }
 
@@ -89,12 +107,17 @@ pub fn is_host<C: EbpfContext>(ctx: &C) -> bool {
 /// The same for the socket of an skb. One whose namespace is not known counts as the host's: that
 /// is the strict side.
 pub fn skb_is_host(skb: Skb, state: *mut SocketState) -> bool {
-    // SAFETY: a plain read of a constant that the loader has set.
-    if unsafe { ptr::read_volatile(&raw const SKB_NETNS) } != 0 {
+    if netns_is_told() {
         return cookie(skb.as_ptr().cast()) == host();
     }
     // SAFETY: see `state`.
     state.is_null() || unsafe { (*state).netns } != netns::OTHER
+}
+
+#[inline(always)]
+fn netns_is_told() -> bool {
+    // SAFETY: a plain read of a constant that the loader has set.
+    unsafe { ptr::read_volatile(&raw const SKB_NETNS) != 0 }
 }
 
 fn netns_of<C: EbpfContext>(ctx: &C) -> u32 {

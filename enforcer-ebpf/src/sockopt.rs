@@ -7,7 +7,7 @@ use aya_ebpf::{helpers::generated::bpf_get_current_cgroup_id, programs::SockoptC
 use enforcer_common::{decide, record::Hook, tables::Tables as _};
 
 use crate::{
-    maps::Generation,
+    maps::Active,
     report::{Report, Subject},
     socket,
 };
@@ -38,7 +38,8 @@ pub fn setting(ctx: &SockoptContext) -> i32 {
     if !around || !socket::is_host(ctx) {
         return PASS;
     }
-    let generation = Generation::active();
+    let active = Active::now();
+    let generation = active.generation();
     if generation.settings().is_none() {
         return REFUSE;
     }
@@ -47,12 +48,13 @@ pub fn setting(ctx: &SockoptContext) -> i32 {
     let sk = unsafe { (*ctx.sockopt).__bindgen_anon_1.sk };
     socket::stamp(ctx, sk);
     let report = Report {
+        active,
         hook: Hook::Setsockopt,
         // SAFETY: the helper takes nothing.
         subject: Subject::Cgroup(unsafe { bpf_get_current_cgroup_id() }),
         ifindex: 0,
         state: socket::state(sk),
     };
-    report.packet(&generation, verdict, None);
+    report.packet(verdict, None);
     if verdict.passes() { PASS } else { REFUSE }
 }

@@ -3,22 +3,24 @@
 use core::ptr;
 
 use aya_ebpf::{
-    bindings::{TC_ACT_SHOT, TC_ACT_UNSPEC},
+    bindings::{__sk_buff, TC_ACT_SHOT, TC_ACT_UNSPEC},
     programs::TcContext,
 };
 use enforcer_common::{
     decide, limits,
+    memo::Asker,
     packet::Packet,
     parse::Start,
     record::Hook,
-    tables::{NOBODY, Party, Role, Tables as _},
-    verdict::{Direction, Reason, Verdict},
+    tables::{Party, Role},
+    verdict::{Direction, Reason, Verdict, counter},
 };
 
 use crate::{
     lock::{self, Lock},
-    maps::{Generation, INTERFACES},
-    report::{Report, Subject},
+    maps::{self, Active},
+    memo::{self, Found},
+    report::{Report, Subject, count},
     skb::Skb,
 };
 
@@ -43,47 +45,96 @@ const DROP: i32 = TC_ACT_SHOT;
 /// What comes in by an uplink or from a pod.
 pub fn ingress(ctx: &TcContext) -> i32 {
     let skb = Skb::of(ctx);
-    let generation = Generation::active();
+    let active = Active::now();
     let (role, start) = interface(skb.ifindex());
     let mut packet = Packet::EMPTY;
     let read = skb.parse_into(start, &mut packet);
-    let mut note = 0;
-    let verdict = match read {
-        Ok(()) => decide::arrived_on_wire(&generation, role, &packet, |party| {
-            let at_home = skb.is_route_back(&packet.src, &packet.dst);
-            if at_home {
-                note = KNOWN | (u32::from(party) & PARTY);
-            }
-            at_home
-        }),
-        Err(reason) => decide::unreadable(&generation, reason),
+    if let Err(reason) = read {
+        let verdict = decide::unreadable(&active.generation(), reason);
+        skb.set_note(if verdict.is_denied() { TOLD } else { 0 });
+        told::<true>(skb, active, verdict, None);
+        return action(verdict);
+    }
+    let asker = Asker {
+        hook: Hook::TcIngress,
+        manner: role as u8,
+        who: skb.ifindex(),
     };
-    let verdict = if lock::is_asked(verdict, &packet) && is_forward(verdict) {
-        if packet.segment.is_syn() && !packet.segment.is_empty() {
-            note |= FAST_OPEN;
-        }
-        let lock = lock::entered(skb, &packet);
-        let with_lock = lock.verdict(&generation, verdict);
-        if lock == Lock::Broken && !with_lock.passes() {
-            lock::cut(&packet);
-        }
-        with_lock
+    let found = memo::verdict(asker, active, &packet, || {
+        Found::of(enforcer_arrived(
+            skb.as_ptr(),
+            active.word(),
+            role as u32,
+            &raw const packet,
+        ))
+    });
+    let allowed = found.verdict();
+    let verdict = if lock::is_asked(allowed, &packet) && is_forward(allowed) {
+        entered(skb, active, &packet, found)
     } else {
-        verdict
+        skb.set_note(found.note().into());
+        if found.is_recalled() {
+            // If it is to be told, it has been counted where it was found.
+            count(counter::of(allowed));
+            return action(allowed);
+        }
+        allowed
     };
+    if verdict.is_recorded() {
+        told::<true>(skb, active, verdict, Some(&packet));
+    } else {
+        count(counter::of(verdict));
+    }
+    action(verdict)
+}
+
+/// The word of [`Found`] about what has arrived and could be read, with a note for those who look at it later. A
+/// global function, which the verifier goes through once and by itself.
+#[unsafe(no_mangle)]
+#[inline(never)]
+pub extern "C" fn enforcer_arrived(
+    skb: *mut __sk_buff,
+    active: u32,
+    role: u32,
+    packet: *const Packet,
+) -> u64 {
+    // SAFETY: null or a whole packet, as the verifier has made sure of every caller.
+    let Some(packet) = (unsafe { packet.as_ref() }) else {
+        return Found::HOLE;
+    };
+    let skb = Skb::from_ptr(skb);
+    let generation = Active::of(active).generation();
+    let mut note = 0;
+    let verdict = decide::arrived_on_wire(&generation, Role::from_word(role), packet, |party| {
+        let at_home = skb.is_route_back(&packet.src, &packet.dst);
+        if at_home {
+            note = KNOWN | (u32::from(party) & PARTY);
+        }
+        at_home
+    });
+    if verdict.is_denied() {
+        note |= TOLD;
+    }
+    Found::new(&generation, verdict, note as u16).word()
+}
+
+/// The verdict with the lock of its path in mind, on what has entered from a client.
+#[inline(always)]
+fn entered(skb: Skb, active: Active, packet: &Packet, allowed: Found) -> Verdict {
+    let mut note = u32::from(allowed.note());
+    if packet.segment.is_syn() && !packet.segment.is_empty() {
+        note |= FAST_OPEN;
+    }
+    let lock = lock::entered(skb, packet);
+    let verdict = lock.verdict(active, allowed.verdict());
+    if lock == Lock::Broken && !verdict.passes() {
+        lock::cut(packet);
+    }
     if verdict.is_denied() {
         note |= TOLD;
     }
     skb.set_note(note);
-    let subject = Subject::Interface(skb.ifindex());
-    Report {
-        hook: Hook::TcIngress,
-        subject,
-        ifindex: skb.ifindex(),
-        state: ptr::null_mut(),
-    }
-    .packet(&generation, verdict, read.is_ok().then_some(&packet));
-    action(verdict)
+    verdict
 }
 
 /// What goes out: frames of packet sockets, and what was forwarded. Packets of other sockets had
@@ -106,15 +157,15 @@ pub fn egress(ctx: &TcContext) -> i32 {
     }
 }
 
+// Each way out on a stack frame of its own, as only one of them is taken.
+#[inline(never)]
 fn injected(skb: Skb) -> i32 {
-    let generation = Generation::active();
+    let active = Active::now();
+    let generation = active.generation();
     let (role, start) = interface(skb.ifindex());
     let mut packet = Packet::EMPTY;
     let read = skb.parse_into(start, &mut packet);
-    let sender = match generation.settings() {
-        Some(settings) => skb.party(generation, settings),
-        None => NOBODY,
-    };
+    let sender = skb.party(active);
     let verdict = match read {
         Ok(()) => {
             decide::sent_by_process(&generation, sender, matches!(role, Role::Loopback), &packet)
@@ -122,27 +173,34 @@ fn injected(skb: Skb) -> i32 {
         Err(reason) => decide::unreadable(&generation, reason),
     };
     let verdict = if lock::is_asked(verdict, &packet) {
-        lock::injected(&packet.segment).verdict(&generation, verdict)
+        lock::injected(&packet.segment).verdict(active, verdict)
     } else {
         verdict
     };
-    let subject = Subject::Cgroup(skb.cgroup());
-    Report {
-        hook: Hook::TcEgress,
-        subject,
-        ifindex: skb.ifindex(),
-        state: ptr::null_mut(),
-    }
-    .packet(&generation, verdict, read.is_ok().then_some(&packet));
+    told_of_process(skb, active, verdict, read.is_ok().then_some(&packet));
     action(verdict)
 }
 
+/// Likewise, of a process that has sent from a packet socket.
+#[inline(never)]
+fn told_of_process(skb: Skb, active: Active, verdict: Verdict, packet: Option<&Packet>) {
+    Report {
+        active,
+        hook: Hook::TcEgress,
+        subject: Subject::Cgroup(skb.cgroup()),
+        ifindex: skb.ifindex(),
+        state: ptr::null_mut(),
+    }
+    .packet(verdict, packet);
+}
+
+#[inline(never)]
 fn forwarded(skb: Skb) -> i32 {
     let (entered, _) = interface(skb.entered_by());
     if matches!(entered, Role::Undeclared | Role::Loopback) {
         return PASS;
     }
-    let generation = Generation::active();
+    let active = Active::now();
     let (_, start) = interface(skb.ifindex());
     // What can not be read was denied where it came in.
     let mut packet = Packet::EMPTY;
@@ -150,33 +208,75 @@ fn forwarded(skb: Skb) -> i32 {
         return PASS;
     }
     let note = skb.note();
-    let known = (note & KNOWN != 0).then_some((note & PARTY) as Party);
-    let verdict = decide::forwarded(&generation, entered, known, &packet);
+    let asker = Asker {
+        hook: Hook::TcEgress,
+        manner: entered as u8,
+        who: note & (KNOWN | PARTY),
+    };
+    let verdict = memo::verdict(asker, active, &packet, || {
+        Found::of(enforcer_left(
+            active.word(),
+            entered as u32,
+            note,
+            &raw const packet,
+        ))
+    })
+    .verdict();
     let verdict = if note & FAST_OPEN != 0 && !verdict.is_denied() {
-        decide::not_tls(&generation, verdict, Reason::FastOpenThrough)
+        decide::not_tls(&active.generation(), verdict, Reason::FastOpenThrough)
     } else if lock::is_asked(verdict, &packet) && !is_forward(verdict) {
-        lock::returned(&packet).verdict(&generation, verdict)
+        lock::returned(&packet).verdict(active, verdict)
     } else {
         verdict
     };
     if !verdict.is_denied() || (verdict.passes() && note & TOLD != 0) {
         return PASS;
     }
-    let subject = Subject::Interface(skb.entered_by());
+    told::<false>(skb, active, verdict, Some(&packet));
+    action(verdict)
+}
+
+/// The word of [`Found`] about what leaves after it was forwarded. Global, too.
+#[unsafe(no_mangle)]
+#[inline(never)]
+pub extern "C" fn enforcer_left(
+    active: u32,
+    entered: u32,
+    note: u32,
+    packet: *const Packet,
+) -> u64 {
+    // SAFETY: as above.
+    let Some(packet) = (unsafe { packet.as_ref() }) else {
+        return Found::HOLE;
+    };
+    let generation = Active::of(active).generation();
+    let known = (note & KNOWN != 0).then_some((note & PARTY) as Party);
+    let verdict = decide::forwarded(&generation, Role::from_word(entered), known, packet);
+    Found::new(&generation, verdict, 0).word()
+}
+
+/// Counts a verdict at an interface, and keeps a record of a denial. `ENTERED` tells ingress, where a packet is
+/// on the interface that it came in by, from egress. On a stack frame of its own.
+#[inline(never)]
+fn told<const ENTERED: bool>(skb: Skb, active: Active, verdict: Verdict, packet: Option<&Packet>) {
+    let (hook, subject) = if ENTERED {
+        (Hook::TcIngress, skb.ifindex())
+    } else {
+        (Hook::TcEgress, skb.entered_by())
+    };
     Report {
-        hook: Hook::TcEgress,
-        subject,
+        active,
+        hook,
+        subject: Subject::Interface(subject),
         ifindex: skb.ifindex(),
         state: ptr::null_mut(),
     }
-    .packet(&generation, verdict, Some(&packet));
-    action(verdict)
+    .packet(verdict, packet);
 }
 
 /// The role of an interface, and where its packets begin.
 fn interface(ifindex: u32) -> (Role, Start) {
-    // SAFETY: the value is copied at once; a role that changes meanwhile is the old or the new one.
-    let word = unsafe { INTERFACES.get(ifindex) }.copied().unwrap_or(0);
+    let word = maps::enforcer_role(ifindex);
     let start = if word & Role::NO_LINK_HEADER != 0 {
         Start::Ip
     } else {

@@ -460,6 +460,51 @@ fn counts_are_exact_under_a_flood() -> Result<()> {
     Ok(())
 }
 
+/// More senders than there is room to tell at once: each packet is counted, and either told or counted as not
+/// told. One that goes on is told all the same.
+#[test]
+fn a_flood_from_everywhere_is_counted_whole_and_told_in_part() -> Result<()> {
+    const CALLS: u16 = 6;
+    const EACH: u16 = 1000;
+    let lab = Lab::builder().build()?;
+    let (neighbour, to) = (lab.neighbour(), CP1.at(port::ETCD_CLIENT));
+    let frame = |source: Ipv4Addr| {
+        let packet = Forged {
+            source: SocketAddr::new(source.into(), 40_000),
+            destination: to,
+            content: Content::SYN,
+        };
+        packet.frame(neighbour.party().mac, CP1.mac)
+    };
+    let agent = Agent::start(&lab, "cp1", &PolicyText::default())?;
+    for call in 0..CALLS {
+        let source = |n: u16| Ipv4Addr::from(0xc633_0000 | u32::from(call * EACH + n));
+        let frames: Vec<Vec<u8>> = (0..EACH).map(|n| frame(source(n))).collect::<Result<_>>()?;
+        neighbour.inject("eth0", &frames)?;
+    }
+    let all = u64::from(CALLS * EACH);
+    let deadline = Instant::now() + SOON;
+    while agent.denied("NoPath")? != (all, 0) {
+        let so_far = agent.denied("NoPath")?;
+        ensure!(Instant::now() < deadline, "{so_far:?} of {all}");
+        thread::sleep(Duration::from_millis(20));
+    }
+    let told: u64 = agent.events()?.iter().map(|event| event.count).sum();
+    let status = agent.status()?;
+    let lost = status["recordsLost"].as_u64().context("no recordsLost")?;
+    ensure!(
+        told + lost == all && told >= 1024 && lost > 0,
+        "{told} told, {lost} not, of {all}"
+    );
+    // There is room again in the next tick.
+    let who = Ipv4Addr::new(198, 18, 0, 1);
+    thread::sleep(Duration::from_millis(50));
+    neighbour.inject("eth0", &[frame(who)?])?;
+    let who = who.to_string();
+    agent.event(|event| event.source.as_deref() == Some(&who))?;
+    Ok(())
+}
+
 #[test]
 fn a_pod_behind_its_nodes_address_is_still_a_pod() -> Result<()> {
     let lab = Lab::builder().etcd().build()?;

@@ -9,7 +9,7 @@ use aya::{
 use enforcer_common::{
     hosts::Bucket,
     limits,
-    tables::{self, CLASSES_PER_BLOCK, Party, SLOTS_OF_GENERATIONS},
+    tables::{self, CLASSES_PER_BLOCK, Party, active},
 };
 use zerocopy::IntoBytes as _;
 
@@ -32,9 +32,13 @@ type Places = LpmTrie<Owned, [u8; 16], [u8; 4]>;
 const BPF_F_INNER_MAP: u32 = 1 << 12;
 const BPF_F_NO_PREALLOC: u32 = 1;
 
-/// All slots, the number of the one in force, and the live map of cgroups.
+/// The slots, the word that says which is in force, and the live map of cgroups.
 pub(super) struct Slots {
     active: Words,
+    /// The slot in force.
+    slot: u32,
+    /// See [`active::next`].
+    epoch: u32,
     settings: ArrayOfMaps<Owned, Array<Owned, Settings>>,
     hosts: ArrayOfMaps<Owned, Hosts>,
     places: ArrayOfMaps<Owned, Places>,
@@ -73,6 +77,8 @@ impl Slots {
     pub(super) fn take(bpf: &mut Ebpf) -> Result<Self, KernelError> {
         Ok(Self {
             active: take(bpf, "ACTIVE")?,
+            slot: 0,
+            epoch: 0,
             settings: take(bpf, "SETTINGS")?,
             hosts: take(bpf, "HOSTS")?,
             places: take(bpf, "PLACES")?,
@@ -86,9 +92,8 @@ impl Slots {
         })
     }
 
-    /// Puts a generation into a slot that is not in force. An update of a map in a map returns only when all
-    /// programs that ran at its time have ended (1ae80cf31938, Linux 4.19), which is what
-    /// [`SLOTS_OF_GENERATIONS`] rests on; all of them at once wait as long as one.
+    /// Puts a generation into a slot that is not in force. An update of a map in a map waits for all
+    /// programs that run; all of them at once wait as long as one.
     fn fill(&mut self, slot: u32, filled: &Filled) -> Result<(), KernelError> {
         let Self {
             settings,
@@ -100,6 +105,8 @@ impl Slots {
             related,
             cgroups,
             active: _,
+            slot: _,
+            epoch: _,
             live: _,
             addresses: _,
         } = self;
@@ -121,6 +128,17 @@ impl Slots {
                 .unwrap_or_else(|panic| std::panic::resume_unwind(panic))
                 .map_err(KernelError::map("put the new policy into its slot"))?;
         }
+        Ok(())
+    }
+
+    /// Puts a slot in force, and begins an epoch: what programs have found out so far is found out anew.
+    fn switch(&mut self, slot: u32, action: &'static str) -> Result<(), KernelError> {
+        let epoch = active::next(self.epoch);
+        let word = active::word(slot, epoch).to_ne_bytes();
+        self.active
+            .set(0, word, 0)
+            .map_err(KernelError::map(action))?;
+        (self.slot, self.epoch) = (slot, epoch);
         Ok(())
     }
 }
@@ -145,12 +163,9 @@ impl Kernel {
             None => Arc::new(Addresses::of(&compiled.prefixes)?),
         };
         let filled = Filled::of(compiled, generation, cgroups, addresses)?;
-        let slot = generation % SLOTS_OF_GENERATIONS;
+        let slot = active::slot(generation);
         slots.fill(slot, &filled)?;
-        slots
-            .active
-            .set(0, slot.to_ne_bytes(), 0)
-            .map_err(KernelError::map("switch to the new policy"))?;
+        slots.switch(slot, "switch to the new policy")?;
         slots.live = Some(filled.cgroups);
         slots.addresses = Some(filled.addresses);
         Ok(())
@@ -166,7 +181,9 @@ impl Kernel {
             return Ok(());
         };
         live.insert(id, u32::from(party), 0)
-            .map_err(KernelError::map("add a cgroup"))
+            .map_err(KernelError::map("add a cgroup"))?;
+        // Sockets of this cgroup may have been asked for before.
+        self.slots.switch(self.slots.slot, "tell of a new cgroup")
     }
 
     /// Forgets a cgroup of the policy in force that is gone: its id may come back as another one's.
@@ -179,14 +196,13 @@ impl Kernel {
             return Ok(());
         };
         match live.remove(&id) {
-            Ok(()) | Err(MapError::KeyNotFound) => Ok(()),
+            Ok(()) | Err(MapError::KeyNotFound) => {}
             Err(MapError::SyscallError(error))
-                if error.io_error.kind() == io::ErrorKind::NotFound =>
-            {
-                Ok(())
-            }
-            Err(error) => Err(KernelError::map("take out a cgroup")(error)),
+                if error.io_error.kind() == io::ErrorKind::NotFound => {}
+            Err(error) => return Err(KernelError::map("take out a cgroup")(error)),
         }
+        self.slots
+            .switch(self.slots.slot, "tell of a cgroup that is gone")
     }
 }
 

@@ -8,7 +8,6 @@ use std::{
 
 use aya::{
     Ebpf,
-    maps::HashMap,
     programs::{
         LinkOrder, Program, ProgramError, SchedClassifier, TcAttachType,
         links::CgroupAttachMode,
@@ -23,7 +22,8 @@ use enforcer_common::tables::Role;
 
 use super::{
     Kernel, KernelError, Link,
-    load::{CGROUP, Owned, TC, take},
+    load::{CGROUP, TC},
+    roles::Roles,
 };
 
 /// How programs are attached to interfaces.
@@ -56,7 +56,7 @@ pub struct Attachment {
 /// What is attached, and what interfaces are for.
 #[derive(Default)]
 pub(super) struct Attached {
-    roles: Option<HashMap<Owned, u32, u32>>,
+    roles: Option<Roles>,
     interfaces: BTreeMap<u32, Interface>,
     cgroups: Vec<Attachment>,
 }
@@ -168,7 +168,7 @@ impl Kernel {
                 continue;
             };
             if let Some(roles) = &mut self.attached.roles {
-                let _ = roles.remove(&index);
+                let _ = roles.remove(index);
             }
             for (direction, _, id) in interface.links {
                 // It went with its interface, if that is gone.
@@ -195,12 +195,10 @@ impl Kernel {
             word |= Role::NO_LINK_HEADER;
         }
         if self.attached.roles.is_none() {
-            self.attached.roles = Some(take(&mut self.bpf, "INTERFACES")?);
+            self.attached.roles = Some(Roles::take(&mut self.bpf)?);
         }
         if let Some(roles) = &mut self.attached.roles {
-            roles
-                .insert(link.index, word, 0)
-                .map_err(KernelError::map("write an interface's role"))?;
+            roles.set(link.index, word)?;
         }
         let mut links = Vec::new();
         for direction in directions(link, role) {

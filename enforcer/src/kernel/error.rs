@@ -85,6 +85,16 @@ pub enum KernelError {
         /// Why it failed.
         source: io::Error,
     },
+    /// Too many interfaces with roles have numbers that are too much alike.
+    #[error(
+        "there is no room for the role of the interface with index {index}: those of {} others whose indices are the same modulo {} are in the way; remove and add it again to give it another index",
+        enforcer_common::interfaces::REACH,
+        enforcer_common::interfaces::SLOTS
+    )]
+    NoRoomForInterface {
+        /// The interface.
+        index: u32,
+    },
     /// The policy does not fit.
     #[error("{count} cgroups match the declared ones, more than {max}: use fewer globs")]
     TooManyCgroups {

@@ -40,7 +40,8 @@ pub(super) const CGROUP: [&str; 10] = [
     "enforcer_skb_in",
 ];
 
-static OBJECT: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/enforcer"));
+pub(super) static OBJECT: &[u8] =
+    aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/enforcer"));
 
 impl Kernel {
     /// Loads all programs. Nothing is attached yet, and no policy is in the maps. `log` lets the

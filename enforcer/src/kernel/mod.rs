@@ -10,6 +10,9 @@ mod hosts;
 pub mod links;
 pub mod load;
 pub mod read;
+mod roles;
+#[cfg(test)]
+mod stack;
 pub mod trial;
 
 pub use attach::{Attachment, TcMode};

@@ -1,12 +1,16 @@
 //! What the programs say: counters, records of denials, and that there is a new one.
 
-use std::{collections::BTreeMap, io};
+use std::{
+    collections::{BTreeMap, HashMap as StdHashMap},
+    io,
+};
 
 use aya::{
     Ebpf,
     maps::{HashMap, PerCpuArray, RingBuf},
 };
 use enforcer_common::{
+    memo::{self, Line},
     record::{RecordKey, RecordValue},
     verdict::{Direction, Reason, counter},
 };
@@ -18,12 +22,14 @@ use super::{
 };
 
 type KeyBytes = [u8; size_of::<RecordKey>()];
+type LineBytes = [u8; size_of::<Line>()];
 type ValueBytes = [u8; size_of::<RecordValue>()];
 
 /// The maps that userspace reads.
 pub(super) struct Readers {
     counters: PerCpuArray<Owned, u64>,
     records: HashMap<Owned, KeyBytes, ValueBytes>,
+    verdicts: PerCpuArray<Owned, LineBytes>,
     wakes: Option<RingBuf<Owned>>,
 }
 
@@ -32,6 +38,7 @@ impl Readers {
         Ok(Self {
             counters: take(bpf, "COUNTERS")?,
             records: take(bpf, "RECORDS")?,
+            verdicts: take(bpf, "VERDICTS")?,
             wakes: Some(take(bpf, "WAKES")?),
         })
     }
@@ -95,23 +102,52 @@ impl Kernel {
         Ok(values.iter().sum())
     }
 
-    /// All records of denials.
+    /// All records of denials, with what CPUs have counted since.
     ///
     /// # Errors
     ///
-    /// The map can not be read.
+    /// A map can not be read.
     pub fn records(&self) -> Result<Vec<(RecordKey, RecordValue)>, KernelError> {
         let records = self.readers.records.iter();
         let read = |record: Result<(KeyBytes, ValueBytes), _>| {
             record.map(|(key, value)| (zerocopy::transmute!(key), zerocopy::transmute!(value)))
         };
-        records
+        let mut records: Vec<(RecordKey, RecordValue)> = records
             .map(read)
             .collect::<Result<_, _>>()
-            .map_err(KernelError::map("read the records"))
+            .map_err(KernelError::map("read the records"))?;
+        if records.is_empty() {
+            return Ok(records);
+        }
+        // Read after the records: what is added to one meanwhile is missed now, and not counted twice.
+        let pending = self.pending()?;
+        if !pending.is_empty() {
+            for (key, value) in &mut records {
+                value.count += pending.get(key).copied().unwrap_or(0);
+            }
+        }
+        Ok(records)
     }
 
-    /// The record of a key, if it is there still.
+    /// Denials that stand in no record yet, by the one they belong to.
+    fn pending(&self) -> Result<StdHashMap<RecordKey, u64>, KernelError> {
+        let mut pending = StdHashMap::new();
+        for index in 0..memo::LINES {
+            let lines = self.readers.verdicts.get(&index, 0);
+            let lines = lines.map_err(KernelError::map("read the verdicts of this moment"))?;
+            for bytes in lines.iter() {
+                let line: Line = zerocopy::transmute!(*bytes);
+                if line.pending != 0
+                    && let Some(key) = line.record()
+                {
+                    *pending.entry(key).or_default() += u64::from(line.pending);
+                }
+            }
+        }
+        Ok(pending)
+    }
+
+    /// The record of a key, if it is there still, as it stood when the last moment began.
     pub fn record(&self, key: &RecordKey) -> Option<RecordValue> {
         let bytes: KeyBytes = zerocopy::transmute!(*key);
         self.readers

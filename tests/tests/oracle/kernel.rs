@@ -146,7 +146,8 @@ impl Judge {
         .with_context(|| format!("failed to move to {}", directory.display()))
     }
 
-    /// The programs do to a frame what the verdict says, and count it as that.
+    /// The programs do to a frame what the verdict says, and count it as that; and so they do at once again,
+    /// when they remember what they have decided.
     pub fn agrees(&mut self, at: At, frame: &[u8], verdict: Verdict) -> Result<()> {
         let (trial, interface) = match at {
             At::Arrives(Entry::Uplink) => (Trial::Arrives, self.uplink),
@@ -159,15 +160,17 @@ impl Judge {
             return Ok(());
         }
         let index = counter::of(verdict);
-        let before = self.kernel.counter(index)?;
-        let passed = self.kernel.try_frame(trial, frame, interface)?;
-        let after = self.kernel.counter(index)?;
-        ensure!(
-            passed == verdict.passes() && after == before + 1,
-            "the kernel {} it, and counted {} of {verdict:?}",
-            if passed { "passes" } else { "drops" },
-            after - before
-        );
+        for time in ["", " the second time"] {
+            let before = self.kernel.counter(index)?;
+            let passed = self.kernel.try_frame(trial, frame, interface)?;
+            let after = self.kernel.counter(index)?;
+            ensure!(
+                passed == verdict.passes() && after == before + 1,
+                "the kernel {} it{time}, and counted {} of {verdict:?}",
+                if passed { "passes" } else { "drops" },
+                after - before
+            );
+        }
         Ok(())
     }
 }

@@ -1,0 +1,412 @@
+//! What was decided a moment ago, so that a stream of packets, or a flood of them, is not decided about one
+//! by one.
+//!
+//! A [`Line`] holds one [`Question`], whole, and the verdict that the decision gave to it: so it says what
+//! the decision would say. It does so for one [`Moment`], which ends with every change of the tables and with
+//! every tick of the kernel's clock (1 to 10 ms): nothing that a verdict depends on beside the tables, such as
+//! routes and the memory of UDP, is believed for longer.
+//!
+//! The lines are the kernel's; that they stand here makes them readable for userspace, too, which has to
+//! know what they have [counted](Line::pending).
+
+use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
+
+use crate::{
+    addr::Ip,
+    limits::MAX_PARTIES,
+    packet::{Packet, Phase, Ports, Shape, Space},
+    record::{Hook, RecordKey, Whose, subject},
+    tables::{FlowKey, Party},
+    verdict::{Outcome, Verdict},
+};
+
+/// Lines of each CPU, half of them for each path below: together half of what a CPU's first cache holds.
+pub const LINES: u32 = 256;
+/// The receive path is never interrupted by itself, so what it [counts](Line::pending) in its lines is exact. The
+/// send path may be, by either: its lines are its own.
+const LINES_OF_A_PATH: u32 = LINES / 2;
+
+/// How long a verdict is believed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Moment {
+    /// Changes with every generation, and with every declared cgroup that comes or goes.
+    pub epoch: u32,
+    /// The kernel's clock (jiffies).
+    pub tick: u32,
+}
+
+/// Who asks, and where: what a verdict depends on beside the packet, the tables and the moment.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Asker {
+    /// Where it is asked.
+    pub hook: Hook,
+    /// Whatever else the hook knows that the verdict depends on, below 16.
+    pub manner: u8,
+    /// An interface or a party, as the hook has it.
+    pub who: u32,
+}
+
+/// All that a verdict depends on beside the tables.
+#[derive(Debug, Clone, Copy)]
+pub struct Question<'a> {
+    moment: Moment,
+    who: u32,
+    how: u32,
+    ports: u32,
+    /// A hash of the addresses and the words above, but for the moment.
+    mixed: u64,
+    packet: &'a Packet,
+}
+
+impl<'a> Question<'a> {
+    /// The question that a packet [poses](Self::is_posed_by). Beside the tables, nothing else may matter to
+    /// the verdict.
+    #[inline(always)]
+    pub fn new(asker: Asker, moment: Moment, packet: &'a Packet) -> Self {
+        let Ports {
+            phase,
+            space,
+            source,
+            destination,
+        } = packet.ports;
+        // What opens has a source port of no account, and would otherwise be a question of its own each time.
+        let source = if matches!(phase, Phase::Opening) {
+            0
+        } else {
+            source
+        };
+        let Asker { hook, manner, who } = asker;
+        let how = (hook as u32) << 16 | u32::from(manner) << 8 | (space as u32) << 4 | phase as u32;
+        let ports = u32::from(source) << 16 | u32::from(destination);
+        let [a, b, c, d] = packet.src.words();
+        let [e, f, g, h] = packet.dst.words();
+        let low = u64::from(a ^ b ^ c ^ how) | u64::from(d) << 32;
+        let high = u64::from(e ^ f ^ g ^ who) | u64::from(h ^ ports) << 32;
+        // Odd constants without a pattern, as in `hosts`. What differs at the upper end only is brought down
+        // between.
+        let low = low.wrapping_mul(0x9e37_79b9_7f4a_7c15);
+        let high = high.wrapping_mul(0x6a09_e667_f3bc_c909);
+        let mixed = ((low ^ low >> 32) ^ (high ^ high >> 29)).wrapping_mul(0x9e37_79b9_7f4a_7c15);
+        Self {
+            moment,
+            who,
+            how,
+            ports,
+            mixed,
+            packet,
+        }
+    }
+
+    /// Whether a packet poses one: it is judged by its own ports.
+    pub const fn is_posed_by(packet: &Packet) -> bool {
+        matches!(packet.shape, Shape::Flow)
+    }
+
+    /// Whether it is asked at a hook.
+    #[inline(always)]
+    pub const fn is_of(&self, hook: Hook) -> bool {
+        self.how >> 16 == hook as u32
+    }
+
+    /// The line where its answer may stand.
+    #[inline(always)]
+    pub const fn line(&self) -> u32 {
+        let place = (self.mixed >> 32) as u32 % LINES_OF_A_PATH;
+        if self.is_of(Hook::CgroupEgress) {
+            LINES_OF_A_PATH + place
+        } else {
+            place
+        }
+    }
+
+    /// A word that belongs to the question and an answer together.
+    #[inline(always)]
+    fn seal(&self, verdict: Verdict, note: u16) -> u16 {
+        let Moment { epoch, tick } = self.moment;
+        let word = (self.mixed >> 16) as u32 ^ epoch ^ tick ^ verdict.word();
+        (word ^ word >> 16) as u16 ^ note
+    }
+}
+
+/// A question and its answer, in one line of the cache.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout)]
+#[repr(C)]
+pub struct Line {
+    /// [`Moment::tick`].
+    pub tick: u32,
+    /// [`Moment::epoch`].
+    pub epoch: u32,
+    /// Hook, manner, space and phase; 0 where the line holds nothing.
+    pub how: u32,
+    /// [`Asker::who`].
+    pub who: u32,
+    /// Source port in the upper half, destination port in the lower.
+    pub ports: u32,
+    /// The answer.
+    pub verdict: Verdict,
+    /// What else the hook remembers of it.
+    pub note: u16,
+    /// Belongs to all of the above together: should two programs ever write a line at once, what is
+    /// half of one and half of the other answers nothing.
+    pub seal: u16,
+    /// Packets that got this answer, were denied, and are in no record yet.
+    pub pending: u32,
+    /// Source address.
+    pub src: Ip,
+    /// Destination address.
+    pub dst: Ip,
+}
+
+const _: () = assert!(size_of::<Line>() == 64);
+
+impl Line {
+    /// Whether it answers a question.
+    #[inline(always)]
+    pub fn answers(&self, question: &Question<'_>) -> bool {
+        self.tick == question.moment.tick
+            && self.how == question.how
+            && self.ports == question.ports
+            && self.who == question.who
+            && self.epoch == question.moment.epoch
+            && self.src == question.packet.src
+            && self.dst == question.packet.dst
+            && self.seal == question.seal(self.verdict, self.note)
+    }
+
+    /// Holds a question and its answer from now on. What was [pending](Self::pending) must be in its record.
+    #[inline(always)]
+    pub fn hold(&mut self, question: &Question<'_>, verdict: Verdict, note: u16) {
+        self.tick = question.moment.tick;
+        self.epoch = question.moment.epoch;
+        self.how = question.how;
+        self.who = question.who;
+        self.ports = question.ports;
+        self.verdict = verdict;
+        self.note = note;
+        self.seal = question.seal(verdict, note);
+        self.pending = 0;
+        self.src = question.packet.src;
+        self.dst = question.packet.dst;
+    }
+
+    /// The record that the pending packets belong to: only what an interface's hook denies is counted here.
+    #[inline(always)]
+    pub fn record(&self) -> Option<RecordKey> {
+        let Outcome::Denied(denial) = self.verdict.outcome() else {
+            return None;
+        };
+        if self.how >> 16 != Hook::TcIngress as u32 {
+            return None;
+        }
+        let whose = Whose {
+            hook: Hook::TcIngress,
+            kind: subject::INTERFACE,
+            subject: u64::from(self.who),
+        };
+        let flow = FlowKey {
+            src: self.src,
+            dst: self.dst,
+            source: (self.ports >> 16) as u16,
+            destination: self.ports as u16,
+        };
+        let space = Space::from_code((self.how >> 4) as u8 & 0xf)?;
+        Some(RecordKey::of_flow(whose, denial, space, &flow))
+    }
+}
+
+/// Cgroups of each CPU whose party is remembered.
+pub const CGROUPS: u32 = 64;
+
+/// A cgroup, declared or not, and the party of its processes and sockets.
+#[derive(
+    Debug, Clone, Copy, PartialEq, Eq, Default, FromBytes, IntoBytes, Immutable, KnownLayout,
+)]
+#[repr(C)]
+pub struct CgroupParty {
+    /// The cgroup's id.
+    pub cgroup: u64,
+    /// The epoch in the upper half; below it 20 bits that belong to the cgroup's id, so that this word and the other
+    /// can not part should two programs write at once; and 12 bits of party.
+    pub word: u64,
+}
+
+const _: () = assert!(MAX_PARTIES == 1 << 12);
+
+impl CgroupParty {
+    /// What a cgroup's party is in an epoch, which is not 0.
+    #[inline(always)]
+    pub const fn new(cgroup: u64, epoch: u32, party: Party) -> Self {
+        let word = Self::frame(cgroup, epoch) | party as u64;
+        Self { cgroup, word }
+    }
+
+    /// The element where a cgroup stands.
+    #[inline(always)]
+    pub const fn place(cgroup: u64) -> u32 {
+        (Self::hash(cgroup) >> 58) as u32 % CGROUPS
+    }
+
+    /// The party, if this is about that cgroup in that epoch.
+    #[inline(always)]
+    pub const fn party(&self, cgroup: u64, epoch: u32) -> Option<Party> {
+        let party = self.word ^ Self::frame(cgroup, epoch);
+        if self.cgroup == cgroup && party < MAX_PARTIES as u64 && epoch != 0 {
+            Some(party as Party)
+        } else {
+            None
+        }
+    }
+
+    const fn hash(cgroup: u64) -> u64 {
+        let low = cgroup.wrapping_mul(0x9e37_79b9_7f4a_7c15);
+        (low ^ low >> 32).wrapping_mul(0x6a09_e667_f3bc_c909)
+    }
+
+    const fn frame(cgroup: u64, epoch: u32) -> u64 {
+        (epoch as u64) << 32 | (Self::hash(cgroup) >> 20 & 0xf_ffff) << 12
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::verdict::Reason;
+
+    const NOW: Moment = Moment { epoch: 3, tick: 7 };
+    const ASKER: Asker = Asker {
+        hook: Hook::TcIngress,
+        manner: 2,
+        who: 5,
+    };
+
+    fn packet(phase: Phase) -> Packet {
+        let ports = Ports {
+            phase,
+            space: Space::Udp,
+            source: 1000,
+            destination: 53,
+        };
+        Packet::flow(Ip::v4([10, 0, 0, 1]), Ip::v4([10, 0, 0, 2]), ports)
+    }
+
+    fn line(question: &Question<'_>) -> Line {
+        let mut line: Line = zerocopy::transmute!([0_u32; 16]);
+        assert!(!line.answers(question), "an empty line answers");
+        let denied = Verdict::denied(Reason::NoPath, false, true);
+        line.hold(question, denied, 9);
+        assert!(line.answers(question));
+        line
+    }
+
+    /// Whatever differs, the line has no answer.
+    #[test]
+    fn a_line_answers_its_own_question_alone() {
+        let first = packet(Phase::Datagram);
+        let line = line(&Question::new(ASKER, NOW, &first));
+        assert_eq!(line.note, 9);
+        type Change = fn(&mut Asker, &mut Moment, &mut Packet);
+        let changes: [Change; 12] = [
+            |_, now, _| now.epoch += 1,
+            |_, now, _| now.tick += 1,
+            |asker, _, _| asker.hook = Hook::TcEgress,
+            |asker, _, _| asker.manner = 3,
+            |asker, _, _| asker.who = 6,
+            |_, _, packet| packet.src = Ip::v4([10, 0, 0, 3]),
+            |_, _, packet| packet.dst = Ip::v4([10, 0, 0, 3]),
+            |_, _, packet| packet.src.0[0] = 1,
+            |_, _, packet| packet.ports.space = Space::Tcp,
+            |_, _, packet| packet.ports.phase = Phase::Following,
+            |_, _, packet| packet.ports.source += 1,
+            |_, _, packet| packet.ports.destination += 1,
+        ];
+        for (number, change) in changes.iter().enumerate() {
+            let (mut asker, mut now, mut packet) = (ASKER, NOW, first);
+            change(&mut asker, &mut now, &mut packet);
+            assert!(
+                !line.answers(&Question::new(asker, now, &packet)),
+                "{number}"
+            );
+        }
+    }
+
+    #[test]
+    fn half_of_an_answer_is_none() {
+        let packet = packet(Phase::Datagram);
+        let question = Question::new(ASKER, NOW, &packet);
+        for (verdict, note) in [(Verdict::OTHER, 9), (Verdict::path(3), 9)] {
+            let torn = Line {
+                verdict,
+                note,
+                ..line(&question)
+            };
+            assert!(!torn.answers(&question), "{verdict:?}");
+        }
+        let torn = Line {
+            note: 8,
+            ..line(&question)
+        };
+        assert!(!torn.answers(&question));
+    }
+
+    #[test]
+    fn what_is_sent_has_lines_of_its_own() {
+        let packet = packet(Phase::Datagram);
+        for hook in Hook::ALL {
+            let question = Question::new(Asker { hook, ..ASKER }, NOW, &packet);
+            let own = question.line() >= LINES_OF_A_PATH;
+            assert_eq!(own, hook == Hook::CgroupEgress, "{}", hook.name());
+        }
+    }
+
+    #[test]
+    fn what_opens_is_one_question_from_every_port() {
+        let mut packet = packet(Phase::Opening);
+        let question = Question::new(ASKER, NOW, &packet);
+        let (line, place) = (line(&question), question.line());
+        packet.ports.source += 1;
+        let question = Question::new(ASKER, NOW, &packet);
+        assert!(line.answers(&question) && question.line() == place);
+    }
+
+    #[test]
+    fn neighbours_stand_in_lines_of_their_own() {
+        let mut taken = std::collections::HashSet::new();
+        let mut packet = packet(Phase::Following);
+        for last in 0..64 {
+            packet.src.0[15] = last;
+            taken.insert(Question::new(ASKER, NOW, &packet).line());
+        }
+        assert!(taken.len() > 40, "{} lines for 64", taken.len());
+    }
+
+    #[test]
+    fn a_cgroup_is_who_it_is_in_its_epoch() {
+        let one = CgroupParty::new(77, 3, 4095);
+        assert_eq!(one.party(77, 3), Some(4095));
+        assert_eq!(one.party(77, 4), None);
+        assert_eq!(one.party(78, 3), None);
+        assert_eq!(CgroupParty::default().party(0, 0), None);
+        let other = CgroupParty::new(78, 3, 5);
+        let torn = CgroupParty {
+            word: other.word,
+            ..one
+        };
+        assert_eq!(torn.party(77, 3), None);
+        let places: std::collections::HashSet<u32> = (5000..5064).map(CgroupParty::place).collect();
+        assert!(places.len() > 30, "{} places for 64", places.len());
+    }
+
+    #[test]
+    fn what_is_pending_belongs_to_who_opened() {
+        let packet = packet(Phase::Datagram);
+        let mut line = line(&Question::new(ASKER, NOW, &packet));
+        let key = line.record().unwrap();
+        assert_eq!((key.src, key.dst, key.port), (packet.src, packet.dst, 53));
+        assert_eq!((key.subject, key.hook), (5, Hook::TcIngress as u8));
+        line.verdict = line.verdict.back();
+        let key = line.record().unwrap();
+        assert_eq!((key.src, key.dst, key.port), (packet.dst, packet.src, 1000));
+        line.verdict = Verdict::OTHER;
+        assert_eq!(line.record(), None);
+    }
+}

@@ -1,0 +1,55 @@
+//! The table of interfaces ([`enforcer_common::interfaces`]) and what stands in it.
+
+use std::collections::HashMap;
+
+use aya::{Ebpf, maps::Array};
+use enforcer_common::interfaces;
+
+use super::{
+    KernelError,
+    load::{Owned, take},
+};
+
+/// The kernel's table, and the same here.
+pub(super) struct Roles {
+    map: Array<Owned, u64>,
+    elements: HashMap<u32, u64>,
+}
+
+impl Roles {
+    pub(super) fn take(bpf: &mut Ebpf) -> Result<Self, KernelError> {
+        Ok(Self {
+            map: take(bpf, "INTERFACES")?,
+            elements: HashMap::new(),
+        })
+    }
+
+    /// Gives an interface a role, by its word.
+    pub(super) fn set(&mut self, interface: u32, role: u32) -> Result<(), KernelError> {
+        let Some(place) = interfaces::place(interface, |place| self.element(place)) else {
+            return Err(KernelError::NoRoomForInterface { index: interface });
+        };
+        self.write(place, interfaces::element(interface, role))
+    }
+
+    /// Takes it away.
+    pub(super) fn remove(&mut self, interface: u32) -> Result<(), KernelError> {
+        let mut places = interfaces::places(interface);
+        match places.find(|place| self.element(*place) as u32 == interface) {
+            Some(place) => self.write(place, interfaces::GONE),
+            None => Ok(()),
+        }
+    }
+
+    fn element(&self, place: u32) -> u64 {
+        self.elements.get(&place).copied().unwrap_or(0)
+    }
+
+    fn write(&mut self, place: u32, element: u64) -> Result<(), KernelError> {
+        self.map
+            .set(place, element, 0)
+            .map_err(KernelError::map("write an interface's role"))?;
+        self.elements.insert(place, element);
+        Ok(())
+    }
+}
