@@ -13,6 +13,11 @@ pub struct Generator {
     pub program: Vec<Insn>,
 }
 
+/// The hardware address that frames come from.
+pub const SENDER: [u8; 6] = [2, 0, 0, 0, 0, 0xfe];
+/// The answer of an XDP program that lets a frame pass (include/uapi/linux/bpf.h).
+pub const XDP_PASS: i32 = 2;
+
 const PAYLOAD: &[u8; 8] = b"enforcer";
 const ETHERNET: usize = 14;
 
@@ -26,7 +31,7 @@ pub fn datagrams(mac: [u8; 6], first: SocketAddr, many: u32, to: SocketAddr) -> 
     }
     udp.extend(PAYLOAD);
     let mut frame = mac.to_vec();
-    frame.extend([2, 0, 0, 0, 0, 0xfe]);
+    frame.extend(SENDER);
     // Where the last four bytes of the source are, which checksum covers it, and what it is without.
     let (base, source_at, checksum_at, sum) = match (first.ip(), to.ip()) {
         (IpAddr::V4(source), IpAddr::V4(to)) => {
@@ -83,7 +88,7 @@ fn program(base: u32, many: u32, source_at: usize, checksum_at: usize, sum: u32)
     const MOD32: u8 = 0x94; const LSH: u8 = 0x67; const RSH: u8 = 0x77; const AND: u8 = 0x57; const XOR: u8 = 0xa7;
     const TO_BE: u8 = 0xdc; const LOAD: u8 = 0x61; const STORE_W: u8 = 0x63; const STORE_H: u8 = 0x6b;
     const IF_GREATER_X: u8 = 0x2d; const CALL: u8 = 0x85; const EXIT: u8 = 0x95;
-    const RANDOM: i32 = 7; const XDP_PASS: i32 = 2;
+    const RANDOM: i32 = 7;
     let needed = (source_at + 4).max(checksum_at + 2) as i32;
     let (source_at, checksum_at) = (source_at as i16, checksum_at as i16);
     let fold = [
@@ -128,8 +133,8 @@ fn program(base: u32, many: u32, source_at: usize, checksum_at: usize, sum: u32)
     all
 }
 
-/// A program of TC that has one answer for everything: TC_ACT_UNSPEC (-1), which lets the next decide, or
-/// TC_ACT_SHOT (2), which drops.
+/// A program that has one answer for everything: of TC, TC_ACT_UNSPEC (-1), which lets the next decide, or
+/// TC_ACT_SHOT (2), which drops; of XDP, [`XDP_PASS`].
 pub const fn answer(answer: i32) -> [Insn; 2] {
     [insn(0xb7, 0, 0, 0, answer), insn(0x95, 0, 0, 0, 0)]
 }

@@ -3,6 +3,7 @@
 mod bpf;
 mod chart;
 mod connections;
+mod established;
 mod filter;
 mod frames;
 mod life;

@@ -13,6 +13,7 @@ use nix::unistd::Pid;
 
 use crate::Effort;
 use crate::bpf::{Kind, Program};
+use crate::established::Established;
 use crate::filter::{Empty, Filter, Site};
 use crate::frames::{self, Generator};
 use crate::measure::Measures;
@@ -21,6 +22,8 @@ use crate::policy::{Family, GUARDED, Scale};
 pub const DENIED: &str = "A denied packet";
 pub const PATHS: &str = "A denied packet, by paths";
 pub const ACCEPTED: &str = "A packet of an open connection";
+pub const UDP: &str = "UDP";
+pub const TCP: &str = "TCP";
 const NS: &str = "ns";
 /// A batch.
 const FEW: u32 = 64;
@@ -38,6 +41,11 @@ pub fn denied_row(family: Family, addresses: u32, random: bool) -> String {
 /// The row of a denied packet, by how many paths the policy has.
 pub fn paths_row(paths: u16) -> String {
     format!("{paths} paths, 1000 addresses, one source, IPv4")
+}
+
+/// The row of a packet of an open connection.
+pub fn accepted_row(kind: &str, family: Family) -> String {
+    format!("{kind}, {}", family.name())
 }
 
 /// Denied packets, over scales.
@@ -93,8 +101,8 @@ pub fn denied_by_paths(measures: &mut Measures, effort: &Effort) -> Result<()> {
     Ok(())
 }
 
-/// Datagrams of a flow that is open in both directions, to a socket whose queue is full: what comes
-/// after the filter costs the same for all.
+/// Packets of what is open in both directions. Datagrams, to a socket whose queue is full, and segments that acknowledge
+/// once more: what comes after the filter costs the same for all.
 pub fn accepted(measures: &mut Measures, effort: &Effort) -> Result<()> {
     for family in [Family::V4, Family::V6] {
         let scale = Scale {
@@ -103,7 +111,7 @@ pub fn accepted(measures: &mut Measures, effort: &Effort) -> Result<()> {
             paths: 30,
         };
         let client = SocketAddr::new(family.of(&W1), 40_000);
-        let generator = frames::datagrams(CP1.mac, client, 1, family.guarded());
+        let datagrams = frames::datagrams(CP1.mac, client, 1, family.guarded());
         let mut sites = Vec::new();
         for filter in [
             Filter::Nothing,
@@ -113,17 +121,35 @@ pub fn accepted(measures: &mut Measures, effort: &Effort) -> Result<()> {
             Filter::Iptables,
         ] {
             let site = Site::build(filter, scale, Empty::LetsPass)?;
-            let socket = open_flow(&site, &generator, client)?;
-            sites.push((site, socket));
+            let socket = open_flow(&site, &datagrams, client)?;
+            let connection = Established::open(&site, family)?;
+            let segments = connection.acknowledgement()?;
+            arrives(&site, &connection, &segments)?;
+            sites.push((site, socket, connection, segments));
         }
         for _ in 0..effort.packet_rounds {
-            for (site, _socket) in &sites {
-                let ns = cost(site, &generator, effort.frames)?;
-                let row = format!("UDP, {}", family.name());
-                measures.add(ACCEPTED, &row, site.filter.name(), NS, ns);
+            for (site, _socket, _connection, segments) in &sites {
+                for (kind, generator) in [(UDP, &datagrams), (TCP, segments)] {
+                    let ns = cost(site, generator, effort.frames)?;
+                    let row = accepted_row(kind, family);
+                    measures.add(ACCEPTED, &row, site.filter.name(), NS, ns);
+                }
             }
         }
     }
+    Ok(())
+}
+
+/// The socket of a connection receives what is sent, all of it.
+fn arrives(site: &Site, connection: &Established, segments: &Generator) -> Result<()> {
+    let before = connection.received()?;
+    send(site, segments, FEW)?;
+    let received = connection.received()?.wrapping_sub(before);
+    ensure!(
+        received == FEW,
+        "{}: {received} of {FEW} segments of an open connection arrive",
+        site.filter.name()
+    );
     Ok(())
 }
 

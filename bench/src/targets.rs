@@ -9,7 +9,7 @@ use crate::life;
 use crate::load::Work;
 use crate::measure::{Measures, rounded};
 use crate::policy::Family;
-use crate::receive::{self, denied_row, paths_row};
+use crate::receive::{self, accepted_row, denied_row, paths_row};
 
 /// A promise and what was measured.
 #[derive(Debug, Clone, Serialize, Deserialize)]
@@ -110,13 +110,16 @@ pub fn judge(measures: &Measures) -> Vec<Judged> {
         AtMost(1.05),
         ratio(by_paths(1000), by_paths(1)),
     );
-    let accepted = |filter: Filter| measures.median(receive::ACCEPTED, "UDP, IPv4", filter.name());
-    let adds = |filter| Some(accepted(filter)? - accepted(Filter::Nothing)?);
-    promise(
-        "accepted: times what nftables with conntrack adds, at most",
-        AtMost(0.25),
-        ratio(adds(Filter::Enforcer), adds(Filter::NftInput)),
-    );
+    for kind in [receive::TCP, receive::UDP] {
+        let row = accepted_row(kind, Family::V4);
+        let cost = |filter: Filter| measures.median(receive::ACCEPTED, &row, filter.name());
+        let adds = |filter| Some(cost(filter)? - cost(Filter::Nothing)?);
+        promise(
+            &format!("accepted, {kind}: times what nftables with conntrack adds, at most"),
+            AtMost(0.25),
+            ratio(adds(Filter::Enforcer), adds(Filter::NftInput)),
+        );
+    }
     let rate = |way, work, filter: Filter| {
         measures.median(connections::GROUP, &rate_row(way, work), filter.name())
     };
