@@ -29,6 +29,11 @@ impl Ip {
         zerocopy::transmute!(words)
     }
 
+    /// From words as they stand in an IPv6 header.
+    pub const fn of_words(words: [u32; 4]) -> Self {
+        zerocopy::transmute!(words)
+    }
+
     /// The same 16 bytes as words, in the byte order of this machine: for comparing and hashing.
     pub const fn words(&self) -> [u32; 4] {
         zerocopy::transmute!(*self)

@@ -1,5 +1,7 @@
 //! What the decision needs to know of a packet, and where bytes come from.
 
+use zerocopy::FromBytes as _;
+
 use crate::addr::Ip;
 
 /// Bytes of a packet: an skb in the kernel, a slice on the host.
@@ -13,6 +15,9 @@ pub trait PacketBytes {
         self.load(offset)
     }
 
+    /// Likewise `N` words of a header, as they stand in memory.
+    fn words<const N: usize>(&self, offset: usize) -> Option<[u32; N]>;
+
     /// The same number. The kernel's verifier is made to forget what it knows of it: otherwise it
     /// follows every way to it by itself, and their number doubles with each header.
     fn opaque(&self, number: usize) -> usize {
@@ -23,6 +28,11 @@ pub trait PacketBytes {
 impl PacketBytes for [u8] {
     fn load<const N: usize>(&self, offset: usize) -> Option<[u8; N]> {
         self.get(offset..)?.first_chunk().copied()
+    }
+
+    fn words<const N: usize>(&self, offset: usize) -> Option<[u32; N]> {
+        let (words, _) = <[u32; N]>::read_from_prefix(self.get(offset..)?).ok()?;
+        Some(words)
     }
 }
 

@@ -245,23 +245,25 @@ fn read_ipv4<B: PacketBytes + ?Sized>(
     src: &mut Ip,
     dst: &mut Ip,
 ) -> Result<(), Reason> {
-    let h = bytes
-        .near::<20>(network.offset)
-        .ok_or(Reason::TruncatedHeader)?;
-    let header_len = usize::from(h[0] & 0x0f) * 4;
-    let total_len = usize::from(u16::from_be_bytes([h[2], h[3]]));
+    let words = bytes.words(network.offset);
+    let [start, fragment, protocol, from, to] = words.ok_or(Reason::TruncatedHeader)?;
+    let [version, _, length @ ..] = start.to_ne_bytes();
+    let [_, _, fragment @ ..] = fragment.to_ne_bytes();
+    let [_, protocol, ..] = protocol.to_ne_bytes();
+    let header_len = usize::from(version & 0x0f) * 4;
+    let total_len = usize::from(u16::from_be_bytes(length));
     // A length of 0 is a segment of more than 64 KiB that has not been cut yet (BIG TCP, since 6.3).
     if header_len < 20 || (total_len != 0 && total_len < header_len) {
         return Err(Reason::BadHeader);
     }
-    let fragment = u16::from_be_bytes([h[6], h[7]]);
+    let fragment = u16::from_be_bytes(fragment);
     network.fragment_offset = fragment & 0x1fff;
     network.first_fragment = fragment & 0x2000 != 0 && network.fragment_offset == 0;
-    network.protocol = h[9];
+    network.protocol = protocol;
     network.ends_after(total_len);
     network.offset += header_len;
-    *src = Ip::v4([h[12], h[13], h[14], h[15]]);
-    *dst = Ip::v4([h[16], h[17], h[18], h[19]]);
+    *src = Ip::v4(from.to_ne_bytes());
+    *dst = Ip::v4(to.to_ne_bytes());
     Ok(())
 }
 
@@ -272,19 +274,19 @@ fn read_ipv6<B: PacketBytes + ?Sized>(
     src: &mut Ip,
     dst: &mut Ip,
 ) -> Result<(), Reason> {
-    let h = bytes
-        .near::<40>(network.offset)
-        .ok_or(Reason::TruncatedHeader)?;
-    src.0.copy_from_slice(&h[8..24]);
-    dst.0.copy_from_slice(&h[24..40]);
+    let words = bytes.words(network.offset);
+    let [_, start, a, b, c, d, e, f, g, h] = words.ok_or(Reason::TruncatedHeader)?;
+    *src = Ip::of_words([a, b, c, d]);
+    *dst = Ip::of_words([e, f, g, h]);
     // On the wire an IPv4-mapped address is nobody's (RFC 4942, 2.2), and here it would pass for the
     // IPv4 address in it.
     if src.is_v4() || dst.is_v4() {
         return Err(Reason::BadHeader);
     }
-    network.protocol = h[6];
+    let [length @ .., protocol, _] = start.to_ne_bytes();
+    network.protocol = protocol;
     // 0 is a jumbogram or BIG TCP.
-    let payload_len = usize::from(u16::from_be_bytes([h[4], h[5]]));
+    let payload_len = usize::from(u16::from_be_bytes(length));
     network.ends_after(if payload_len == 0 {
         0
     } else {
@@ -364,20 +366,22 @@ fn read_ports<B: PacketBytes + ?Sized>(
     let whole = matches!(network.scope, Scope::Whole);
     match network.protocol {
         TCP if whole => {
-            let h = load_within::<B, 20>(bytes, network)?;
-            let opening = h[13] & (TCP_SYN | TCP_ACK) == TCP_SYN;
+            let words = words_within(bytes, network)?;
+            let [both, _, _, fourth, _] = words;
+            let [_, flags, ..] = fourth.to_ne_bytes();
+            let opening = flags & (TCP_SYN | TCP_ACK) == TCP_SYN;
             ports.phase = if opening {
                 Phase::Opening
             } else {
                 Phase::Following
             };
-            numbers(ports, Space::Tcp, [h[0], h[1], h[2], h[3]]);
-            packet.segment = segment(&h, network);
+            numbers(ports, Space::Tcp, both);
+            packet.segment = segment(words, network);
         }
         UDP if whole => {
-            let h = load_within::<B, 8>(bytes, network)?;
+            let [both, _] = words_within(bytes, network)?;
             ports.phase = Phase::Datagram;
-            numbers(ports, Space::Udp, [h[0], h[1], h[2], h[3]]);
+            numbers(ports, Space::Udp, both);
         }
         TCP | UDP => {
             let space = if network.protocol == TCP {
@@ -386,7 +390,8 @@ fn read_ports<B: PacketBytes + ?Sized>(
                 Space::Udp
             };
             ports.phase = Phase::Following;
-            numbers(ports, space, load_within::<B, 4>(bytes, network)?);
+            let [both] = words_within(bytes, network)?;
+            numbers(ports, space, both);
         }
         ICMP => icmp(
             ports,
@@ -415,19 +420,22 @@ fn read_ports<B: PacketBytes + ?Sized>(
 
 /// What follows a TCP header's ports. A header that is longer than its packet leaves no payload.
 #[inline(always)]
-fn segment(h: &[u8; 20], network: &Network) -> Segment {
+fn segment([_, seq, ack, rest, _]: [u32; 5], network: &Network) -> Segment {
+    let [length, flags, ..] = rest.to_ne_bytes();
     let known = !network.first_fragment && network.end < u32::MAX as usize;
     Segment {
-        seq: u32::from_be_bytes([h[4], h[5], h[6], h[7]]),
-        ack: u32::from_be_bytes([h[8], h[9], h[10], h[11]]),
+        seq: u32::from_be(seq),
+        ack: u32::from_be(ack),
         // Packets have less than 4 GiB.
-        from: (network.offset + usize::from(h[12] >> 4) * 4) as u32,
+        from: (network.offset + usize::from(length >> 4) * 4) as u32,
         end: if known { network.end as u32 } else { u32::MAX },
-        flags: u32::from(h[13]),
+        flags: u32::from(flags),
     }
 }
 
-fn numbers(ports: &mut Ports, space: Space, [a, b, c, d]: [u8; 4]) {
+/// Both ports, from a word as it stands in memory.
+fn numbers(ports: &mut Ports, space: Space, both: u32) {
+    let [a, b, c, d] = both.to_ne_bytes();
     ports.space = space;
     ports.source = u16::from_be_bytes([a, b]);
     ports.destination = u16::from_be_bytes([c, d]);
@@ -457,6 +465,20 @@ fn load_within<B: PacketBytes + ?Sized, const N: usize>(
     }
     bytes
         .load::<N>(network.offset)
+        .ok_or_else(|| network.too_short())
+}
+
+/// Likewise its first `N` words.
+#[inline(always)]
+fn words_within<B: PacketBytes + ?Sized, const N: usize>(
+    bytes: &B,
+    network: &Network,
+) -> Result<[u32; N], Reason> {
+    if network.offset + N * 4 > network.end {
+        return Err(network.too_short());
+    }
+    bytes
+        .words::<N>(network.offset)
         .ok_or_else(|| network.too_short())
 }
 

@@ -108,7 +108,7 @@ fn sent(skb: Skb, sk: *mut bpf_sock, active: Active, packet: &Packet) -> Verdict
         manner: u8::from(on_lo) | (kernel as u8) << 1,
         who: party,
     };
-    memo::verdict(asker, active, packet, || {
+    memo::verdict::<false>(asker, active, packet, || {
         Found::of(enforcer_sent(
             active.word(),
             asker.manner.into(),
@@ -222,7 +222,7 @@ fn delivered(skb: Skb, active: Active, (role, judged): (Role, bool), packet: &Pa
         manner: role as u8 | u8::from(judged) << 2,
         who: receiver,
     };
-    memo::verdict(asker, active, packet, || {
+    memo::verdict::<false>(asker, active, packet, || {
         Found::of(enforcer_delivered(
             active.word(),
             asker.manner.into(),
@@ -319,7 +319,7 @@ impl Kernel {
 
 /// The role of an interface and whether its packets have been judged where they came in.
 fn role(ifindex: u32) -> (Role, bool) {
-    let role = Role::from_word(maps::enforcer_role(ifindex));
+    let role = Role::from_word(maps::role(ifindex));
     (role, !matches!(role, Role::Undeclared))
 }
 

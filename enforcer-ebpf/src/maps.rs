@@ -97,10 +97,9 @@ pub struct Room {
     pub left: u64,
 }
 
-/// The role of an interface, as a word. A global function, which the verifier goes through once and by itself.
-#[unsafe(no_mangle)]
-#[inline(never)]
-pub extern "C" fn enforcer_role(interface: u32) -> u32 {
+/// The role of an interface, as a word.
+#[inline(always)]
+pub fn role(interface: u32) -> u32 {
     interfaces::role(interface, |place| {
         INTERFACES.get(place).copied().unwrap_or(0)
     })

@@ -66,9 +66,10 @@ impl Found {
     }
 }
 
-/// The verdict on a packet that poses a question, recalled or made by `judge`.
+/// The verdict on a packet that poses a question, recalled or made by `judge`. `HERE`: recalled without a call, which
+/// saves some nanoseconds and takes 80 bytes of the caller's stack frame.
 #[inline(always)]
-pub fn verdict(
+pub fn verdict<const HERE: bool>(
     asker: Asker,
     active: Active,
     packet: &Packet,
@@ -79,7 +80,11 @@ pub fn verdict(
     }
     let Asker { hook, manner, who } = asker;
     let manner = (hook as u32) << 8 | u32::from(manner);
-    let recalled = Found::of(enforcer_recall(manner, who, active.word(), packet));
+    let recalled = if HERE {
+        recall(manner, who, active, packet)
+    } else {
+        Found::of(enforcer_recall(manner, who, active.word(), packet))
+    };
     if recalled.is_recalled() {
         return recalled;
     }
@@ -110,8 +115,29 @@ fn question<'a>(manner: u32, who: u32, active: Active, packet: &'a Packet) -> Qu
     Question::new(asker, Moment { epoch, tick }, packet)
 }
 
-/// The word of what stands in the packet's line ([`Found`]), if it is about such a packet; else 0. A denial at an
-/// interface is counted there. A global function, which the verifier goes through once and by itself.
+/// What stands in the packet's line, if it is about such a packet; else nothing that is recalled. A denial at an interface is
+/// counted there.
+#[inline(always)]
+fn recall(manner: u32, who: u32, active: Active, packet: &Packet) -> Found {
+    const NOTHING: Found = Found::of(0);
+    let question = question(manner, who, active, packet);
+    let Some(line) = VERDICTS.get_ptr_mut(question.line()) else {
+        return NOTHING;
+    };
+    // SAFETY: this CPU's own line. On the send path another program may come between and write it: then
+    // its seal is broken, and it answers nothing.
+    let line = unsafe { &mut *line };
+    if !line.answers(&question) {
+        return NOTHING;
+    }
+    if question.is_of(Hook::TcIngress) && line.verdict.is_recorded() {
+        line.pending += 1;
+    }
+    let word = u64::from(line.verdict.word()) | u64::from(line.note) << 32;
+    Found(word | Found::RECALLED)
+}
+
+/// The word of what is recalled. A global function, which the verifier goes through once and by itself.
 #[unsafe(no_mangle)]
 #[inline(never)]
 pub extern "C" fn enforcer_recall(
@@ -124,20 +150,7 @@ pub extern "C" fn enforcer_recall(
     let Some(packet) = (unsafe { packet.as_ref() }) else {
         return 0;
     };
-    let question = question(manner, who, Active::of(active), packet);
-    let Some(line) = VERDICTS.get_ptr_mut(question.line()) else {
-        return 0;
-    };
-    // SAFETY: this CPU's own line. On the send path another program may come between and write it: then
-    // its seal is broken, and it answers nothing.
-    let line = unsafe { &mut *line };
-    if !line.answers(&question) {
-        return 0;
-    }
-    if question.is_of(Hook::TcIngress) && line.verdict.is_recorded() {
-        line.pending += 1;
-    }
-    u64::from(line.verdict.word()) | u64::from(line.note) << 32 | Found::RECALLED
+    recall(manner, who, Active::of(active), packet).word()
 }
 
 /// Writes a verdict ([`Found`]) into the packet's line. Answers nothing, which is 0. Global, too.

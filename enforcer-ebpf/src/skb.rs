@@ -1,6 +1,6 @@
 //! What is read from an skb, beyond its packet.
 
-use core::{arch::asm, hint::black_box, mem::MaybeUninit};
+use core::{arch::asm, array, hint::black_box, mem::MaybeUninit};
 
 use aya_ebpf::{
     EbpfContext,
@@ -198,6 +198,57 @@ fn words(ip: &Ip) -> [u32; 4] {
     ]
 }
 
+impl Skb {
+    /// Where bytes of the packet are in memory, if all of them are in the head, and near its beginning: the
+    /// verifier follows no offset beyond that.
+    #[inline(always)]
+    fn in_head(self, offset: usize, length: usize) -> Option<usize> {
+        if offset >= DIRECT {
+            return None;
+        }
+        // SAFETY: the context is valid while the program runs.
+        let (data, end) = unsafe { ((*self.0).data as usize, (*self.0).data_end as usize) };
+        let (at, past): (usize, usize);
+        // SAFETY: sums of numbers, `at = data + offset` and `past = at + length`. Written out, because the
+        // compiler finds others that are the same but whose bounds the verifier does not follow; for
+        // it the offset, which is smaller, is made so once more.
+        unsafe {
+            asm!(
+                "{past} = {offset}",
+                "{past} &= {mask}",
+                "{at} = {data}",
+                "{at} += {past}",
+                "{past} = {at}",
+                "{past} += {length}",
+                at = out(reg) at,
+                past = out(reg) past,
+                offset = in(reg) offset,
+                data = in(reg) data,
+                mask = const DIRECT - 1,
+                length = in(reg) length,
+                options(pure, nomem, nostack),
+            );
+        }
+        (past <= end).then_some(at)
+    }
+}
+
+/// A word of the packet. Not by its address: for memory without an alignment the compiler reads byte by byte, while
+/// programs may read words wherever they are, as the machines below may.
+///
+/// # Safety
+///
+/// It is in the head.
+#[inline(always)]
+unsafe fn read_word(at: usize) -> u32 {
+    let word: u64;
+    // SAFETY: the caller's; one instruction.
+    unsafe {
+        asm!("{word} = *(u32 *)({at} + 0)", word = out(reg) word, at = in(reg) at, options(pure, readonly, nostack));
+    }
+    word as u32
+}
+
 impl PacketBytes for Skb {
     fn load<const N: usize>(&self, offset: usize) -> Option<[u8; N]> {
         let mut bytes = MaybeUninit::<[u8; N]>::uninit();
@@ -220,37 +271,33 @@ impl PacketBytes for Skb {
 
     #[inline(always)]
     fn near<const N: usize>(&self, offset: usize) -> Option<[u8; N]> {
-        // What is in the head is read where it is; the verifier follows no offset beyond this.
-        if offset < DIRECT {
-            // SAFETY: the context is valid while the program runs.
-            let (data, end) = unsafe { ((*self.0).data as usize, (*self.0).data_end as usize) };
-            let (at, past): (usize, usize);
-            // SAFETY: sums of numbers, `at = data + offset` and `past = at + N`. Written out, because the
-            // compiler finds others that are the same but whose bounds the verifier does not follow; for
-            // it the offset, which is smaller, is made so once more.
-            unsafe {
-                asm!(
-                    "{past} = {offset}",
-                    "{past} &= {mask}",
-                    "{at} = {data}",
-                    "{at} += {past}",
-                    "{past} = {at}",
-                    "{past} += {length}",
-                    at = out(reg) at,
-                    past = out(reg) past,
-                    offset = in(reg) offset,
-                    data = in(reg) data,
-                    mask = const DIRECT - 1,
-                    length = const N,
-                    options(pure, nomem, nostack),
-                );
-            }
-            if past <= end {
-                // SAFETY: within the head, as was just asked.
-                return Some(unsafe { *(at as *const [u8; N]) });
-            }
+        match self.in_head(offset, N) {
+            // SAFETY: within the head.
+            Some(at) => Some(unsafe { *(at as *const [u8; N]) }),
+            None => self.load(offset),
         }
-        self.load(offset)
+    }
+
+    fn words<const N: usize>(&self, offset: usize) -> Option<[u32; N]> {
+        if let Some(at) = self.in_head(offset, N * 4) {
+            // SAFETY: within the head, all of them.
+            return Some(array::from_fn(|word| unsafe { read_word(at + word * 4) }));
+        }
+        let mut words = MaybeUninit::<[u32; N]>::uninit();
+        // SAFETY: as in `load`.
+        let failed = unsafe {
+            bpf_skb_load_bytes(
+                self.0.cast(),
+                offset as u32,
+                words.as_mut_ptr().cast(),
+                (N * 4) as u32,
+            )
+        };
+        if failed != 0 {
+            return None;
+        }
+        // SAFETY: filled, and any word is one.
+        Some(unsafe { words.assume_init() })
     }
 
     /// There and back with a number that the verifier does not know.

@@ -60,7 +60,7 @@ pub fn ingress(ctx: &TcContext) -> i32 {
         manner: role as u8,
         who: skb.ifindex(),
     };
-    let found = memo::verdict(asker, active, &packet, || {
+    let found = memo::verdict::<true>(asker, active, &packet, || {
         Found::of(enforcer_arrived(
             skb.as_ptr(),
             active.word(),
@@ -213,7 +213,7 @@ fn forwarded(skb: Skb) -> i32 {
         manner: entered as u8,
         who: note & (KNOWN | PARTY),
     };
-    let verdict = memo::verdict(asker, active, &packet, || {
+    let verdict = memo::verdict::<false>(asker, active, &packet, || {
         Found::of(enforcer_left(
             active.word(),
             entered as u32,
@@ -276,7 +276,7 @@ fn told<const ENTERED: bool>(skb: Skb, active: Active, verdict: Verdict, packet:
 
 /// The role of an interface, and where its packets begin.
 fn interface(ifindex: u32) -> (Role, Start) {
-    let word = maps::enforcer_role(ifindex);
+    let word = maps::role(ifindex);
     let start = if word & Role::NO_LINK_HEADER != 0 {
         Start::Ip
     } else {
