@@ -13,7 +13,7 @@ use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
 
 use crate::{
     addr::Ip,
-    limits::MAX_PARTIES,
+    limits::{MAX_CLASSES, MAX_PARTIES},
     packet::{Packet, Phase, Ports, Shape, Space},
     record::{Hook, RecordKey, Whose, subject},
     tables::{FlowKey, Party},
@@ -25,6 +25,10 @@ pub const LINES: u32 = 256;
 /// The receive path is never interrupted by itself, so what it [counts](Line::pending) in its lines is exact. The
 /// send path may be, by either: its lines are its own.
 const LINES_OF_A_PATH: u32 = LINES / 2;
+
+/// In place of the class of a port that has none: no class has this number.
+const NO_CLASS: u16 = u16::MAX;
+const _: () = assert!(MAX_CLASSES <= NO_CLASS as u32);
 
 /// How long a verdict is believed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -61,23 +65,40 @@ pub struct Question<'a> {
 impl<'a> Question<'a> {
     /// The question that a packet [poses](Self::is_posed_by). Beside the tables, nothing else may matter to
     /// the verdict.
+    ///
+    /// `class` tells the class of a port. Of TCP the tables know no more than that, so that connections between
+    /// the same two, which differ in a port of no account, are one question. Not where denials are
+    /// [counted](Line::pending), as their records name ports; nor for UDP, whose memory knows them.
     #[inline(always)]
-    pub fn new(asker: Asker, moment: Moment, packet: &'a Packet) -> Self {
+    pub fn new(
+        asker: Asker,
+        moment: Moment,
+        packet: &'a Packet,
+        class: impl Fn(Space, u16) -> Option<u16>,
+    ) -> Self {
         let Ports {
             phase,
             space,
             source,
             destination,
         } = packet.ports;
+        let Asker { hook, manner, who } = asker;
+        let by_class = matches!(space, Space::Tcp) && !matches!(hook, Hook::TcIngress);
+        let name = |number| {
+            if by_class {
+                class(space, number).unwrap_or(NO_CLASS)
+            } else {
+                number
+            }
+        };
         // What opens has a source port of no account, and would otherwise be a question of its own each time.
         let source = if matches!(phase, Phase::Opening) {
             0
         } else {
-            source
+            name(source)
         };
-        let Asker { hook, manner, who } = asker;
         let how = (hook as u32) << 16 | u32::from(manner) << 8 | (space as u32) << 4 | phase as u32;
-        let ports = u32::from(source) << 16 | u32::from(destination);
+        let ports = u32::from(source) << 16 | u32::from(name(destination));
         let [a, b, c, d] = packet.src.words();
         let [e, f, g, h] = packet.dst.words();
         let low = u64::from(a ^ b ^ c ^ how) | u64::from(d) << 32;
@@ -140,7 +161,7 @@ pub struct Line {
     pub how: u32,
     /// [`Asker::who`].
     pub who: u32,
-    /// Source port in the upper half, destination port in the lower.
+    /// Source port in the upper half, destination port in the lower; or their classes.
     pub ports: u32,
     /// The answer.
     pub verdict: Verdict,
@@ -289,6 +310,15 @@ mod tests {
         Packet::flow(Ip::v4([10, 0, 0, 1]), Ip::v4([10, 0, 0, 2]), ports)
     }
 
+    /// Ports below 1024 have classes of their own.
+    fn class(_: Space, number: u16) -> Option<u16> {
+        Some(if number < 1024 { number } else { 0 })
+    }
+
+    fn ask(asker: Asker, moment: Moment, packet: &Packet) -> Question<'_> {
+        Question::new(asker, moment, packet, class)
+    }
+
     fn line(question: &Question<'_>) -> Line {
         let mut line: Line = zerocopy::transmute!([0_u32; 16]);
         assert!(!line.answers(question), "an empty line answers");
@@ -302,7 +332,7 @@ mod tests {
     #[test]
     fn a_line_answers_its_own_question_alone() {
         let first = packet(Phase::Datagram);
-        let line = line(&Question::new(ASKER, NOW, &first));
+        let line = line(&ask(ASKER, NOW, &first));
         assert_eq!(line.note, 9);
         type Change = fn(&mut Asker, &mut Moment, &mut Packet);
         let changes: [Change; 12] = [
@@ -322,17 +352,14 @@ mod tests {
         for (number, change) in changes.iter().enumerate() {
             let (mut asker, mut now, mut packet) = (ASKER, NOW, first);
             change(&mut asker, &mut now, &mut packet);
-            assert!(
-                !line.answers(&Question::new(asker, now, &packet)),
-                "{number}"
-            );
+            assert!(!line.answers(&ask(asker, now, &packet)), "{number}");
         }
     }
 
     #[test]
     fn half_of_an_answer_is_none() {
         let packet = packet(Phase::Datagram);
-        let question = Question::new(ASKER, NOW, &packet);
+        let question = ask(ASKER, NOW, &packet);
         for (verdict, note) in [(Verdict::OTHER, 9), (Verdict::path(3), 9)] {
             let torn = Line {
                 verdict,
@@ -352,7 +379,7 @@ mod tests {
     fn what_is_sent_has_lines_of_its_own() {
         let packet = packet(Phase::Datagram);
         for hook in Hook::ALL {
-            let question = Question::new(Asker { hook, ..ASKER }, NOW, &packet);
+            let question = ask(Asker { hook, ..ASKER }, NOW, &packet);
             let own = question.line() >= LINES_OF_A_PATH;
             assert_eq!(own, hook == Hook::CgroupEgress, "{}", hook.name());
         }
@@ -361,11 +388,35 @@ mod tests {
     #[test]
     fn what_opens_is_one_question_from_every_port() {
         let mut packet = packet(Phase::Opening);
-        let question = Question::new(ASKER, NOW, &packet);
+        let question = ask(ASKER, NOW, &packet);
         let (line, place) = (line(&question), question.line());
         packet.ports.source += 1;
-        let question = Question::new(ASKER, NOW, &packet);
+        let question = ask(ASKER, NOW, &packet);
         assert!(line.answers(&question) && question.line() == place);
+    }
+
+    /// At sockets, where nothing is counted in lines.
+    #[test]
+    fn connections_between_the_same_two_are_one_question() {
+        let mut packet = packet(Phase::Following);
+        packet.ports = Ports {
+            space: Space::Tcp,
+            source: 40_000,
+            destination: 443,
+            ..packet.ports
+        };
+        for hook in [Hook::TcEgress, Hook::CgroupEgress, Hook::CgroupIngress] {
+            let asker = Asker { hook, ..ASKER };
+            let line = line(&ask(asker, NOW, &packet));
+            let mut other = packet;
+            other.ports.source += 1;
+            assert!(line.answers(&ask(asker, NOW, &other)));
+            other.ports.destination = 444;
+            assert!(!line.answers(&ask(asker, NOW, &other)));
+        }
+        let line = line(&ask(ASKER, NOW, &packet));
+        packet.ports.source += 1;
+        assert!(!line.answers(&ask(ASKER, NOW, &packet)));
     }
 
     #[test]
@@ -374,7 +425,7 @@ mod tests {
         let mut packet = packet(Phase::Following);
         for last in 0..64 {
             packet.src.0[15] = last;
-            taken.insert(Question::new(ASKER, NOW, &packet).line());
+            taken.insert(ask(ASKER, NOW, &packet).line());
         }
         assert!(taken.len() > 40, "{} lines for 64", taken.len());
     }
@@ -399,7 +450,7 @@ mod tests {
     #[test]
     fn what_is_pending_belongs_to_who_opened() {
         let packet = packet(Phase::Datagram);
-        let mut line = line(&Question::new(ASKER, NOW, &packet));
+        let mut line = line(&ask(ASKER, NOW, &packet));
         let key = line.record().unwrap();
         assert_eq!((key.src, key.dst, key.port), (packet.src, packet.dst, 53));
         assert_eq!((key.subject, key.hook), (5, Hook::TcIngress as u8));

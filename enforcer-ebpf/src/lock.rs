@@ -303,7 +303,7 @@ fn tcp_socket(sk: *mut bpf_sock) -> *mut bpf_tcp_sock {
 
 /// Whether a TCP socket has sent or received more segments than a short connection has.
 pub fn has_gone_on(sk: *mut bpf_sock) -> bool {
-    const SHORT: u32 = 2;
+    const SHORT: u32 = 8;
     let tcp = tcp_socket(sk);
     // SAFETY: not null, and plain fields.
     !tcp.is_null() && unsafe { (*tcp).segs_in > SHORT || (*tcp).segs_out > SHORT }

@@ -138,6 +138,12 @@ impl Active {
         active::parts(self.0).1
     }
 
+    /// The class of a port.
+    #[inline(always)]
+    pub fn class(self, space: Space, number: u16) -> Option<u16> {
+        class(active::parts(self.0).0, space, number)
+    }
+
     /// Its tables.
     #[inline(always)]
     pub fn generation(self) -> Generation {
@@ -246,8 +252,7 @@ impl Tables for Generation {
     }
 
     fn class(&self, space: Space, number: u16) -> Option<u16> {
-        let block = CLASSES.get_value(self.slot, &class_block(space, number))?;
-        block.get(usize::from(number as u8)).copied()
+        class(self.slot, space, number)
     }
 
     fn target(&self, settings: &Settings, at: Party, class: u16) -> Option<u16> {
@@ -294,6 +299,13 @@ impl Tables for Generation {
             let _ = UDP_FLOWS.insert(flow, 1u32, 0);
         }
     }
+}
+
+/// The class of a port, in the generation in a slot.
+#[inline(always)]
+fn class(slot: u32, space: Space, number: u16) -> Option<u16> {
+    let block = CLASSES.get_value(slot, &class_block(space, number))?;
+    block.get(usize::from(number as u8)).copied()
 }
 
 /// Where a forwarded connection stands whose path asks for TLS.

@@ -112,7 +112,9 @@ fn question<'a>(manner: u32, who: u32, active: Active, packet: &'a Packet) -> Qu
     // SAFETY: the helper takes nothing and reads a counter.
     let tick = unsafe { bpf_jiffies64() } as u32;
     let epoch = active.epoch();
-    Question::new(asker, Moment { epoch, tick }, packet)
+    Question::new(asker, Moment { epoch, tick }, packet, |space, number| {
+        active.class(space, number)
+    })
 }
 
 /// What stands in the packet's line, if it is about such a packet; else nothing that is recalled. A denial at an interface is
