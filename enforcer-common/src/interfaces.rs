@@ -1,11 +1,11 @@
 //! What interfaces are for, in a table that both sides know how to read.
 //!
 //! Each packet asks twice, so a plain array is asked, whose elements programs read without a call. An interface
-//! stands at its index or within [`REACH`] behind; where there was one, there is never nothing again, so that no
-//! search ends too early.
+//! stands where a hash of its index says or within [`REACH`] behind; where there was one, there is never nothing again, so
+//! that no search ends too early.
 
-/// Elements of the table.
-pub const SLOTS: u32 = 16_384;
+/// Elements of the table: many more than there are interfaces, so that [`REACH`] is far enough.
+pub const SLOTS: u32 = 1 << 16;
 /// An interface stands in one of so many elements.
 pub const REACH: u32 = 8;
 /// What stands where an interface was.
@@ -13,7 +13,10 @@ pub const GONE: u64 = u32::MAX as u64;
 
 /// The elements where an interface may stand, in the order of a search.
 pub fn places(interface: u32) -> impl Iterator<Item = u32> {
-    (0..REACH).map(move |further| interface.wrapping_add(further) % SLOTS)
+    // The kernel counts interfaces up, so that those of long ago are neighbours, and the next ones may come to be the
+    // same modulo any power of two: the golden ratio puts neighbours far apart.
+    let first = interface.wrapping_mul(0x9e37_79b1) >> 16;
+    (0..REACH).map(move |further| (first + further) % SLOTS)
 }
 
 /// An element: the index in the low half, the role's word ([`crate::tables::Role`]) in the high half. Indices begin
@@ -47,6 +50,13 @@ pub fn place(interface: u32, element: impl Fn(u32) -> u64) -> Option<u32> {
 mod tests {
     use super::*;
 
+    /// So many interfaces that all begin at the element where `first` begins.
+    fn alike(first: u32) -> Vec<u32> {
+        let place = places(first).next();
+        let others = (1..).filter(|other| places(*other).next() == place);
+        others.take(REACH as usize + 1).collect()
+    }
+
     #[test]
     fn each_has_its_role_whatever_came_and_went() {
         let mut table = vec![0; SLOTS as usize];
@@ -54,38 +64,52 @@ mod tests {
             let place = place(interface, |place| table[place as usize]).unwrap();
             table[place as usize] = element(interface, role);
         };
-        // All of these begin at the same element.
-        let same = [5, 5 + SLOTS, 5 + 2 * SLOTS, 5 + 3 * SLOTS];
-        for (role, interface) in (1..).zip(same) {
+        let alike = alike(5);
+        let [a, b, c, d, next, ..] = alike[..] else {
+            panic!("{alike:?}")
+        };
+        for (role, interface) in (1..).zip([a, b, c, d]) {
             put(interface, role);
         }
-        put(6, 9);
-        put(SLOTS - 1, 3);
-        put(2 * SLOTS - 1, 2);
-        put(same[1], 8);
+        put(b, 8);
         let find = |interface| role(interface, |place| table[place as usize]);
-        assert_eq!(same.map(find), [1, 8, 3, 4]);
-        assert_eq!(
-            [6, 7, SLOTS - 1, 2 * SLOTS - 1, SLOTS].map(find),
-            [9, 0, 3, 2, 0]
-        );
+        assert_eq!([a, b, c, d, next].map(find), [1, 8, 3, 4, 0]);
 
-        let gone = place(same[0], |place| table[place as usize]).unwrap();
+        let gone = place(a, |place| table[place as usize]).unwrap();
         table[gone as usize] = GONE;
         let find = |interface| role(interface, |place| table[place as usize]);
-        assert_eq!(same.map(find), [0, 8, 3, 4]);
+        assert_eq!([a, b, c, d].map(find), [0, 8, 3, 4]);
         assert_eq!(find(u32::MAX), 0);
         // What comes next takes its place.
-        assert_eq!(
-            place(5 + 4 * SLOTS, |place| table[place as usize]),
-            Some(gone)
-        );
+        assert_eq!(place(next, |place| table[place as usize]), Some(gone));
+    }
+
+    /// Those of long ago stand in a row, and new ones come where the count is the same again.
+    #[test]
+    fn there_is_room_on_a_node_of_any_age() {
+        for between in [64, 1 << 8, 1 << 14, 1 << 16, 1 << 20, 12_345] {
+            let mut table = vec![0; SLOTS as usize];
+            for round in 0..64_u32 {
+                for number in 0..64_u32 {
+                    let interface = 6 + number + round * between;
+                    let place = place(interface, |place| table[place as usize]);
+                    let place = place.unwrap_or_else(|| panic!("{between}, {round}, {number}"));
+                    table[place as usize] = element(interface, 3);
+                }
+            }
+        }
     }
 
     #[test]
     fn there_may_be_no_room() {
-        let table: Vec<u64> = (0..SLOTS).map(|at| element(at + SLOTS, 1)).collect();
-        assert_eq!(place(7, |place| table[place as usize]), None);
-        assert_eq!(role(7, |place| table[place as usize]), 0);
+        let alike = alike(5);
+        let mut table = vec![0; SLOTS as usize];
+        let (last, others) = alike.split_last().unwrap();
+        for interface in others {
+            let place = place(*interface, |place| table[place as usize]).unwrap();
+            table[place as usize] = element(*interface, 1);
+        }
+        assert_eq!(place(*last, |place| table[place as usize]), None);
+        assert_eq!(role(*last, |place| table[place as usize]), 0);
     }
 }

@@ -44,7 +44,7 @@ pub struct Moment {
 pub struct Asker {
     /// Where it is asked.
     pub hook: Hook,
-    /// Whatever else the hook knows that the verdict depends on, below 16.
+    /// Whatever else the hook knows that the verdict depends on, in four bits.
     pub manner: u8,
     /// An interface or a party, as the hook has it.
     pub who: u32,
@@ -55,7 +55,7 @@ pub struct Asker {
 pub struct Question<'a> {
     moment: Moment,
     who: u32,
-    how: u32,
+    how: u16,
     ports: u32,
     /// A hash of the addresses and the words above, but for the moment.
     mixed: u64,
@@ -97,11 +97,12 @@ impl<'a> Question<'a> {
         } else {
             name(source)
         };
-        let how = (hook as u32) << 16 | u32::from(manner) << 8 | (space as u32) << 4 | phase as u32;
+        let how =
+            (hook as u16) << 12 | u16::from(manner & 0xf) << 8 | (space as u16) << 4 | phase as u16;
         let ports = u32::from(source) << 16 | u32::from(name(destination));
         let [a, b, c, d] = packet.src.words();
         let [e, f, g, h] = packet.dst.words();
-        let low = u64::from(a ^ b ^ c ^ how) | u64::from(d) << 32;
+        let low = u64::from(a ^ b ^ c ^ u32::from(how)) | u64::from(d) << 32;
         let high = u64::from(e ^ f ^ g ^ who) | u64::from(h ^ ports) << 32;
         // Odd constants without a pattern, as in `hosts`. What differs at the upper end only is brought down
         // between.
@@ -126,7 +127,7 @@ impl<'a> Question<'a> {
     /// Whether it is asked at a hook.
     #[inline(always)]
     pub const fn is_of(&self, hook: Hook) -> bool {
-        self.how >> 16 == hook as u32
+        self.how >> 12 == hook as u16
     }
 
     /// The line where its answer may stand.
@@ -139,37 +140,29 @@ impl<'a> Question<'a> {
             place
         }
     }
-
-    /// A word that belongs to the question and an answer together.
-    #[inline(always)]
-    fn seal(&self, verdict: Verdict, note: u16) -> u16 {
-        let Moment { epoch, tick } = self.moment;
-        let word = (self.mixed >> 16) as u32 ^ epoch ^ tick ^ verdict.word();
-        (word ^ word >> 16) as u16 ^ note
-    }
 }
 
 /// A question and its answer, in one line of the cache.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout)]
 #[repr(C)]
 pub struct Line {
+    /// Odd while somebody writes, and another one after. The send path may be interrupted in the midst of a line, by a
+    /// program that has the same line: that one does not write, and whoever has read finds another version.
+    pub version: u32,
     /// [`Moment::tick`].
     pub tick: u32,
     /// [`Moment::epoch`].
     pub epoch: u32,
-    /// Hook, manner, space and phase; 0 where the line holds nothing.
-    pub how: u32,
+    /// Hook, manner, space and phase, four bits each; 0 where the line holds nothing.
+    pub how: u16,
+    /// What else the hook remembers of it.
+    pub note: u16,
     /// [`Asker::who`].
     pub who: u32,
     /// Source port in the upper half, destination port in the lower; or their classes.
     pub ports: u32,
     /// The answer.
     pub verdict: Verdict,
-    /// What else the hook remembers of it.
-    pub note: u16,
-    /// Belongs to all of the above together: should two programs ever write a line at once, what is
-    /// half of one and half of the other answers nothing.
-    pub seal: u16,
     /// Packets that got this answer, were denied, and are in no record yet.
     pub pending: u32,
     /// Source address.
@@ -191,10 +184,15 @@ impl Line {
             && self.epoch == question.moment.epoch
             && self.src == question.packet.src
             && self.dst == question.packet.dst
-            && self.seal == question.seal(self.verdict, self.note)
     }
 
-    /// Holds a question and its answer from now on. What was [pending](Self::pending) must be in its record.
+    /// Whether somebody writes it.
+    pub const fn is_written(version: u32) -> bool {
+        version & 1 != 0
+    }
+
+    /// Holds a question and its answer from now on. What was [pending](Self::pending) must be in its record, and the
+    /// [version](Self::version) must say that it is written.
     #[inline(always)]
     pub fn hold(&mut self, question: &Question<'_>, verdict: Verdict, note: u16) {
         self.tick = question.moment.tick;
@@ -204,10 +202,10 @@ impl Line {
         self.ports = question.ports;
         self.verdict = verdict;
         self.note = note;
-        self.seal = question.seal(verdict, note);
         self.pending = 0;
-        self.src = question.packet.src;
-        self.dst = question.packet.dst;
+        // By words: the compiler would call a function that moves bytes.
+        self.src = Ip::of_words(question.packet.src.words());
+        self.dst = Ip::of_words(question.packet.dst.words());
     }
 
     /// The record that the pending packets belong to: only what an interface's hook denies is counted here.
@@ -216,7 +214,7 @@ impl Line {
         let Outcome::Denied(denial) = self.verdict.outcome() else {
             return None;
         };
-        if self.how >> 16 != Hook::TcIngress as u32 {
+        if self.how >> 12 != Hook::TcIngress as u16 {
             return None;
         }
         let whose = Whose {
@@ -354,25 +352,6 @@ mod tests {
             change(&mut asker, &mut now, &mut packet);
             assert!(!line.answers(&ask(asker, now, &packet)), "{number}");
         }
-    }
-
-    #[test]
-    fn half_of_an_answer_is_none() {
-        let packet = packet(Phase::Datagram);
-        let question = ask(ASKER, NOW, &packet);
-        for (verdict, note) in [(Verdict::OTHER, 9), (Verdict::path(3), 9)] {
-            let torn = Line {
-                verdict,
-                note,
-                ..line(&question)
-            };
-            assert!(!torn.answers(&question), "{verdict:?}");
-        }
-        let torn = Line {
-            note: 8,
-            ..line(&question)
-        };
-        assert!(!torn.answers(&question));
     }
 
     #[test]

@@ -1,5 +1,7 @@
 //! What was decided a moment ago ([`enforcer_common::memo`]), in a cache of each CPU's own.
 
+use core::arch::asm;
+
 use aya_ebpf::helpers::generated::bpf_jiffies64;
 use enforcer_common::{
     memo::{Asker, Line, Moment, Question},
@@ -79,9 +81,11 @@ pub fn verdict<const HERE: bool>(
         return judge();
     }
     let Asker { hook, manner, who } = asker;
-    let manner = (hook as u32) << 8 | u32::from(manner);
+    // What is decided from now on is good in this tick and no other.
+    let tick = tick();
+    let manner = tick << 16 | (hook as u32) << 8 | u32::from(manner);
     let recalled = if HERE {
-        recall(manner, who, active, packet)
+        recall(tick, manner, who, active, packet)
     } else {
         Found::of(enforcer_recall(manner, who, active.word(), packet))
     };
@@ -97,10 +101,16 @@ pub fn verdict<const HERE: bool>(
 
 /// The question of a packet at a hook.
 #[inline(always)]
-fn question<'a>(manner: u32, who: u32, active: Active, packet: &'a Packet) -> Question<'a> {
+fn question<'a>(
+    tick: u32,
+    manner: u32,
+    who: u32,
+    active: Active,
+    packet: &'a Packet,
+) -> Question<'a> {
     let asker = Asker {
         // Only those ask whose numbers these are.
-        hook: match manner >> 8 {
+        hook: match manner >> 8 & 0xff {
             1 => Hook::TcIngress,
             2 => Hook::TcEgress,
             3 => Hook::CgroupEgress,
@@ -109,34 +119,99 @@ fn question<'a>(manner: u32, who: u32, active: Active, packet: &'a Packet) -> Qu
         manner: manner as u8,
         who,
     };
-    // SAFETY: the helper takes nothing and reads a counter.
-    let tick = unsafe { bpf_jiffies64() } as u32;
-    let epoch = active.epoch();
-    Question::new(asker, Moment { epoch, tick }, packet, |space, number| {
+    let moment = Moment {
+        epoch: active.epoch(),
+        tick,
+    };
+    Question::new(asker, moment, packet, |space, number| {
         active.class(space, number)
     })
+}
+
+/// The kernel's clock.
+#[inline(always)]
+fn tick() -> u32 {
+    // SAFETY: the helper takes nothing and reads a counter.
+    unsafe { bpf_jiffies64() as u32 }
 }
 
 /// What stands in the packet's line, if it is about such a packet; else nothing that is recalled. A denial at an interface is
 /// counted there.
 #[inline(always)]
-fn recall(manner: u32, who: u32, active: Active, packet: &Packet) -> Found {
+fn recall(tick: u32, manner: u32, who: u32, active: Active, packet: &Packet) -> Found {
     const NOTHING: Found = Found::of(0);
-    let question = question(manner, who, active, packet);
+    let question = question(tick, manner, who, active, packet);
     let Some(line) = VERDICTS.get_ptr_mut(question.line()) else {
         return NOTHING;
     };
-    // SAFETY: this CPU's own line. On the send path another program may come between and write it: then
-    // its seal is broken, and it answers nothing.
-    let line = unsafe { &mut *line };
-    if !line.answers(&question) {
+    let before = version(line);
+    // SAFETY: this CPU's own line, which a program that comes between may write: then its version tells, and what was
+    // read is not believed.
+    let found = unsafe {
+        if Line::is_written(before) || !(*line).answers(&question) {
+            return NOTHING;
+        }
+        u64::from((*line).verdict.word()) | u64::from((*line).note) << 32
+    };
+    if version(line) != before {
         return NOTHING;
     }
-    if question.is_of(Hook::TcIngress) && line.verdict.is_recorded() {
-        line.pending += 1;
+    let found = Found(found | Found::RECALLED);
+    if question.is_of(Hook::TcIngress) && found.verdict().is_recorded() {
+        // SAFETY: the receive path is not interrupted by itself, and nobody else counts.
+        unsafe { (*line).pending += 1 };
     }
-    let word = u64::from(line.verdict.word()) | u64::from(line.note) << 32;
-    Found(word | Found::RECALLED)
+    found
+}
+
+/// The version of a line. Nothing is read before that stands behind it in the code, nor after what stands before.
+#[inline(always)]
+fn version(line: *mut Line) -> u32 {
+    fence();
+    // SAFETY: a line of the map.
+    let version = unsafe { (&raw const (*line).version).read_volatile() };
+    fence();
+    version
+}
+
+/// For the compiler alone, as a line belongs to one CPU.
+#[inline(always)]
+fn fence() {
+    // SAFETY: no instruction.
+    unsafe { asm!("", options(nostack)) }
+}
+
+/// Takes a line to write it, unless somebody else has it. The version to [set](release) then.
+#[inline(always)]
+fn acquire(line: *mut Line) -> Option<u32> {
+    let before = version(line);
+    if Line::is_written(before) {
+        return None;
+    }
+    // With the tick behind it, as the compiler has this instruction for words of 64 bits only.
+    // SAFETY: a line of the map, whose first two fields are these.
+    let tick = unsafe { (*line).tick };
+    let pair = |version: u32| -> u64 { zerocopy::transmute!([version, tick]) };
+    let found: u64;
+    // SAFETY: one instruction on these (Linux 5.12). `core` has none of them for BPF.
+    unsafe {
+        asm!(
+            "r0 = cmpxchg_64({line} + 0, r0, {written})",
+            line = in(reg) line,
+            written = in(reg) pair(before.wrapping_add(1)),
+            inlateout("r0") pair(before) => found,
+            options(nostack),
+        );
+    }
+    (found == pair(before)).then(|| before.wrapping_add(2))
+}
+
+/// Ends writing.
+#[inline(always)]
+fn release(line: *mut Line, version: u32) {
+    fence();
+    // SAFETY: a line of the map.
+    unsafe { (&raw mut (*line).version).write_volatile(version) };
 }
 
 /// The word of what is recalled. A global function, which the verifier goes through once and by itself.
@@ -152,7 +227,7 @@ pub extern "C" fn enforcer_recall(
     let Some(packet) = (unsafe { packet.as_ref() }) else {
         return 0;
     };
-    recall(manner, who, Active::of(active), packet).word()
+    recall(tick(), manner, who, Active::of(active), packet).word()
 }
 
 /// Writes a verdict ([`Found`]) into the packet's line. Answers nothing, which is 0. Global, too.
@@ -169,16 +244,25 @@ pub extern "C" fn enforcer_keep(
     let Some(packet) = (unsafe { packet.as_ref() }) else {
         return 0;
     };
-    let question = question(manner, who, Active::of(active), packet);
+    let tick = tick();
+    if tick as u16 != (manner >> 16) as u16 {
+        return 0;
+    }
+    let question = question(tick, manner, who, Active::of(active), packet);
     let Some(line) = VERDICTS.get_ptr_mut(question.line()) else {
         return 0;
     };
-    // SAFETY: as above.
-    let line: &mut Line = unsafe { &mut *line };
-    if line.pending != 0 {
-        report::settle(line);
+    let Some(version) = acquire(line) else {
+        return 0;
+    };
+    // SAFETY: this CPU's own line, which is ours alone to write until it is released.
+    unsafe {
+        if (*line).pending != 0 {
+            report::settle(&mut *line);
+        }
+        let found = Found::of(found);
+        (*line).hold(&question, found.verdict(), found.note());
     }
-    let found = Found::of(found);
-    line.hold(&question, found.verdict(), found.note());
+    release(line, version);
     0
 }

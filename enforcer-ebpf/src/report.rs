@@ -176,7 +176,7 @@ pub fn settle(line: &mut Line) {
     };
     match RECORDS.get_ptr_mut(key) {
         // Its times are right: it was there when the line was written, in the same tick.
-        // SAFETY: as in `is_counted`.
+        // SAFETY: as in `is_counted`; should userspace delete it meanwhile, these go with it.
         Some(value) => unsafe { add_to(&raw mut (*value).count, pending) },
         None => add(counter::RECORDS_LOST, pending),
     }

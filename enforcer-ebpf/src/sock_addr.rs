@@ -58,6 +58,8 @@ pub fn ipv6(ctx: &SockAddrContext) -> Ip {
 
 /// `connect` and `sendmsg`.
 pub fn connecting(ctx: &SockAddrContext, dst: Ip, hook: Hook) -> i32 {
+    let sk = socket_of(ctx);
+    socket::meet(ctx, sk);
     let Some((space, port)) = endpoint(ctx) else {
         return PASS;
     };
@@ -71,7 +73,6 @@ pub fn connecting(ctx: &SockAddrContext, dst: Ip, hook: Hook) -> i32 {
     }
     let by = enforcer_caller(active.word()) as Party;
     let verdict = decide::connecting(&generation, by, &dst, space, port);
-    let sk = socket_of(ctx);
     if verdict.is_denied() || verdict.is_tls_path() {
         // Its packets may be told.
         socket::stamp(ctx, sk);
@@ -100,6 +101,8 @@ pub fn connecting(ctx: &SockAddrContext, dst: Ip, hook: Hook) -> i32 {
 
 /// `bind`.
 pub fn binding(ctx: &SockAddrContext, addr: Ip) -> i32 {
+    let sk = socket_of(ctx);
+    socket::meet(ctx, sk);
     let Some((space, port)) = endpoint(ctx) else {
         return PASS;
     };
@@ -117,7 +120,6 @@ pub fn binding(ctx: &SockAddrContext, addr: Ip) -> i32 {
     if !verdict.is_denied() {
         return PASS;
     }
-    let sk = socket_of(ctx);
     socket::stamp(ctx, sk);
     Call {
         active,

@@ -99,6 +99,15 @@ pub fn created(ctx: &SockContext) -> i32 {
     1
 }
 
+/// Notes whose network namespace a socket is in before its packets come, where those do not tell: `sock_create` has not
+/// seen those that are older than the programs, or that the kernel makes (MPTCP).
+#[inline(always)]
+pub fn meet<C: EbpfContext>(ctx: &C, sk: *mut bpf_sock) {
+    if !netns_is_told() {
+        stamp(ctx, sk);
+    }
+}
+
 /// Whether the context's network namespace is the one that the agent enforces in.
 pub fn is_host<C: EbpfContext>(ctx: &C) -> bool {
     netns_of(ctx) == netns::HOST

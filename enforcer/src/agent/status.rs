@@ -52,7 +52,8 @@ impl Agent {
             other_traffic_packets: counters.get(counter::OTHER),
             later_fragments: counters.get(counter::LATER_FRAGMENT),
             kept_verdicts: counters.get(counter::KEPT_VERDICTS),
-            records_lost: counters.get(counter::RECORDS_LOST),
+            records_lost: counters.get(counter::RECORDS_LOST)
+                + self.kernel.pending_without_record()?,
             records_evicted: self.evicted,
             last_error: self.last_error.clone(),
             kernel: self.kernel.features(),

@@ -132,6 +132,10 @@ impl Slots {
     }
 
     /// Puts a slot in force, and begins an epoch: what programs have found out so far is found out anew.
+    ///
+    /// The kernel copies the word by `memcpy`. All of the slot is in one byte, so the tables are those of before or those
+    /// that come, however it copies; an epoch that is half of each would take two bytes that are seen to change apart, which
+    /// no processor is known to show for an aligned word.
     fn switch(&mut self, slot: u32, action: &'static str) -> Result<(), KernelError> {
         let epoch = active::next(self.epoch);
         let word = active::word(slot, epoch).to_ne_bytes();

@@ -64,8 +64,11 @@ pub(super) struct Attached {
 struct Interface {
     link: Link,
     role: Role,
-    links: Vec<(TcAttachType, How, SchedClassifierLinkId)>,
+    links: Vec<Classifier>,
 }
+
+/// One program that is attached to an interface.
+type Classifier = (TcAttachType, How, SchedClassifierLinkId);
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum How {
@@ -200,14 +203,16 @@ impl Kernel {
         if let Some(roles) = &mut self.attached.roles {
             roles.set(link.index, word)?;
         }
-        let mut links = Vec::new();
-        for direction in directions(link, role) {
-            let (name, program) = classifier(&mut self.bpf, *direction)?;
-            let _ = remove_leftover(&link.name, *direction, name);
-            let (how, id) = attach(program, &link.name, *direction, mode)
-                .map_err(|source| failed(name, &link.name, source))?;
-            links.push((*direction, how, id));
-        }
+        let links = match self.attach_classifiers(link, role, mode) {
+            Ok(links) => links,
+            Err(error) => {
+                // It may have gone meanwhile, and nothing would take its role away later.
+                if let Some(roles) = &mut self.attached.roles {
+                    let _ = roles.remove(link.index);
+                }
+                return Err(error);
+            }
+        };
         let interface = Interface {
             link: link.clone(),
             role,
@@ -215,6 +220,31 @@ impl Kernel {
         };
         self.attached.interfaces.insert(link.index, interface);
         Ok(())
+    }
+
+    /// Attaches the programs for traffic to an interface, or none of them.
+    fn attach_classifiers(
+        &mut self,
+        link: &Link,
+        role: Role,
+        mode: TcMode,
+    ) -> Result<Vec<Classifier>, KernelError> {
+        let mut links = Vec::new();
+        for direction in directions(link, role) {
+            let (name, program) = classifier(&mut self.bpf, *direction)?;
+            let _ = remove_leftover(&link.name, *direction, name);
+            match attach(program, &link.name, *direction, mode) {
+                Ok((how, id)) => links.push((*direction, how, id)),
+                Err(source) => {
+                    for (direction, _, id) in links {
+                        let _ = classifier(&mut self.bpf, direction)
+                            .map(|(_, program)| program.detach(id));
+                    }
+                    return Err(failed(name, &link.name, source));
+                }
+            }
+        }
+        Ok(links)
     }
 
     /// All attachments.

@@ -87,9 +87,8 @@ pub enum KernelError {
     },
     /// Too many interfaces with roles have numbers that are too much alike.
     #[error(
-        "there is no room for the role of the interface with index {index}: those of {} others whose indices are the same modulo {} are in the way; remove and add it again to give it another index",
-        enforcer_common::interfaces::REACH,
-        enforcer_common::interfaces::SLOTS
+        "there is no room for the role of the interface with index {index}: all {} places where it may stand are taken by others; remove and add it again to give it another index",
+        enforcer_common::interfaces::REACH
     )]
     NoRoomForInterface {
         /// The interface.

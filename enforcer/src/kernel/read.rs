@@ -129,15 +129,33 @@ impl Kernel {
         Ok(records)
     }
 
+    /// Denials that were counted beside the records and whose record found no room, or is there no more: what
+    /// [`counter::RECORDS_LOST`] will have of them later.
+    ///
+    /// # Errors
+    ///
+    /// A map can not be read.
+    pub fn pending_without_record(&self) -> Result<u64, KernelError> {
+        let pending = self.pending()?;
+        let lost = pending.iter().filter(|(key, _)| self.record(key).is_none());
+        Ok(lost.map(|(_, count)| count).sum())
+    }
+
     /// Denials that stand in no record yet, by the one they belong to.
     fn pending(&self) -> Result<StdHashMap<RecordKey, u64>, KernelError> {
         let mut pending = StdHashMap::new();
         for index in 0..memo::LINES {
-            let lines = self.readers.verdicts.get(&index, 0);
-            let lines = lines.map_err(KernelError::map("read the verdicts of this moment"))?;
-            for bytes in lines.iter() {
-                let line: Line = zerocopy::transmute!(*bytes);
+            let lines = self.lines(index)?;
+            if lines.iter().all(|line| line.pending == 0) {
+                continue;
+            }
+            // A line that is written while it is read is half of one and half of another. Its version is read first, so
+            // that what has the same one a second time was whole the first. The next reading has the others.
+            let again = self.lines(index)?;
+            for (line, again) in lines.iter().zip(again) {
                 if line.pending != 0
+                    && !Line::is_written(line.version)
+                    && line.version == again.version
                     && let Some(key) = line.record()
                 {
                     *pending.entry(key).or_default() += u64::from(line.pending);
@@ -145,6 +163,14 @@ impl Kernel {
             }
         }
         Ok(pending)
+    }
+
+    /// The line at a place, of each CPU.
+    fn lines(&self, index: u32) -> Result<Vec<Line>, KernelError> {
+        let lines = self.readers.verdicts.get(&index, 0);
+        let lines = lines.map_err(KernelError::map("read the verdicts of this moment"))?;
+        let line = |bytes: &_| zerocopy::transmute!(*bytes);
+        Ok(lines.iter().map(line).collect())
     }
 
     /// The record of a key, if it is there still, as it stood when the last moment began.
