@@ -26,7 +26,7 @@ pub const MAX_RECORDS: u32 = 16_384;
 /// New records that a CPU may begin in each tick of the kernel's clock (1 to 10 ms): a flood from everywhere must
 /// take neither all the room, nor the time to make one for each of its packets and to tell it. What is
 /// beyond is counted.
-pub const NEW_RECORDS_A_TICK: u64 = 8;
+pub const NEW_RECORDS_A_TICK: u64 = 1;
 /// What a CPU has not made use of adds up to so many, so that a scan of a host's ports is told whole.
 pub const NEW_RECORDS_AT_ONCE: u64 = 1024;
 /// Levels of cgroups that are searched for a declared one, deepest first.

@@ -6,6 +6,7 @@ pub mod client;
 mod control;
 mod error;
 mod events;
+mod memory;
 mod node;
 mod report;
 mod serve;

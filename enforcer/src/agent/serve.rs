@@ -18,6 +18,7 @@ use super::{
     AgentError, AgentOptions, Event, Output,
     control::{Ask, Control, Farewell},
     events::Teller,
+    memory,
     start::{self, Lock, Ready},
     watch::{self, Watch},
 };
@@ -166,6 +167,7 @@ async fn begin(
     };
     agent.learn_cgroups(&mut inbox.cgroups);
     inbox.files.only(watch::of_files(&agent.options.inputs));
+    memory::give_back();
     Ok((agent, inbox))
 }
 
@@ -366,6 +368,7 @@ impl Agent {
         self.ready = ready;
         self.last_error = None;
         self.attach_interfaces();
+        memory::give_back();
         Ok(())
     }
 

@@ -42,8 +42,10 @@ pub struct PartyInfo {
 pub struct Parties {
     infos: Vec<PartyInfo>,
     numbers: HashMap<PartyInfo, Party>,
-    /// Who is at which prefix.
+    /// Who is at which prefix, in the order of networks and lengths.
     pub prefixes: Arc<[PrefixEntry]>,
+    /// All lengths of them, longest first.
+    pub prefix_lengths: Vec<u32>,
     /// Who is in which cgroup.
     pub cgroups: Vec<CgroupRule>,
     /// Processes in no declared cgroup.
@@ -150,6 +152,7 @@ impl Parties {
             infos: Vec::new(),
             numbers: HashMap::new(),
             prefixes: Arc::default(),
+            prefix_lengths: Vec::new(),
             cgroups: Vec::new(),
             undeclared: NOBODY,
             local: NOBODY,
@@ -239,6 +242,10 @@ impl Parties {
             let (what, max) = ("address prefixes", limits::MAX_PREFIXES);
             return Err(CompileError::TooMany { what, max });
         }
+        let lengths: BTreeSet<u32> = prefixes.iter().map(|entry| entry.length).collect();
+        self.prefix_lengths = lengths.into_iter().rev().collect();
+        // IPv4 came first, and stands in the midst of IPv6.
+        prefixes.sort_by_key(|entry| (entry.network, entry.length));
         self.prefixes = prefixes.into();
         Ok(())
     }

@@ -1,9 +1,6 @@
 //! The tables in userspace: what `explain`, cases and tests run the decision on.
 
-use std::{
-    cell::RefCell,
-    collections::{BTreeSet, HashMap, HashSet},
-};
+use std::{cell::RefCell, collections::HashSet};
 
 use enforcer_common::{
     addr::Ip,
@@ -19,26 +16,14 @@ use super::tables::Compiled;
 /// One generation of a policy, with a memory of UDP flows of its own.
 pub struct Simulator<'a> {
     compiled: &'a Compiled,
-    prefixes: HashMap<(u32, Ip), Place>,
-    /// Longest first.
-    lengths: Vec<u32>,
     flows: RefCell<HashSet<FlowKey>>,
 }
 
 impl<'a> Simulator<'a> {
-    /// Over these tables.
+    /// Over these tables. Costs nothing: the agent makes one for each batch of denials.
     pub fn new(compiled: &'a Compiled) -> Self {
-        let entries = compiled.prefixes.iter();
-        let prefixes = entries
-            .clone()
-            .map(|e| ((e.length, e.network), e.place))
-            .collect();
-        let lengths: BTreeSet<u32> = entries.map(|e| e.length).collect();
-        let lengths = lengths.into_iter().rev().collect();
         Self {
             compiled,
-            prefixes,
-            lengths,
             flows: RefCell::default(),
         }
     }
@@ -82,10 +67,15 @@ impl Tables for Simulator<'_> {
     }
 
     fn place(&self, addr: &Ip) -> Place {
-        let found = self.lengths.iter().find_map(|length| {
-            self.prefixes
-                .get(&(*length, truncated(addr, *length)))
-                .copied()
+        let Compiled {
+            prefixes,
+            prefix_lengths,
+            ..
+        } = self.compiled;
+        let found = prefix_lengths.iter().find_map(|length| {
+            let wanted = (truncated(addr, *length), *length);
+            let found = prefixes.binary_search_by_key(&wanted, |e| (e.network, e.length));
+            found.ok().and_then(|at| prefixes.get(at)).map(|e| e.place)
         });
         found.unwrap_or(Place::UNKNOWN)
     }

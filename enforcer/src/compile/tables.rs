@@ -100,8 +100,10 @@ pub struct Compiled {
     pub node: String,
     /// Mode, row lengths and parties by role. The loader sets the generation.
     pub settings: Settings,
-    /// Who is where. Shared, as there may be a hundred thousand.
+    /// Who is where, in the order of networks and lengths. Shared, as there may be a hundred thousand.
     pub prefixes: Arc<[PrefixEntry]>,
+    /// All lengths of these prefixes, longest first.
+    pub prefix_lengths: Vec<u32>,
     /// Port classes, `CLASS_BLOCKS` blocks of `CLASSES_PER_BLOCK`, see
     /// [`enforcer_common::tables::class_block`].
     pub classes: Vec<u16>,

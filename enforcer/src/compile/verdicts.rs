@@ -116,6 +116,7 @@ pub fn fill(
             other: filler.other(false),
         },
         prefixes: Arc::clone(&parties.prefixes),
+        prefix_lengths: parties.prefix_lengths.clone(),
         classes: ports.table.clone(),
         targets: table,
         entries,
