@@ -33,18 +33,35 @@ pub const fn insn(code: u8, dst: u8, src: u8, offset: i16, immediate: i32) -> In
 /// What a program is for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Kind {
-    /// A TC classifier, with the type of attachment that TCX wants at ingress.
+    /// A TC classifier, for TCX at ingress.
     TcIngress,
+    /// The same at egress.
+    TcEgress,
+    /// What sockets of a cgroup receive.
+    CgroupIngress,
+    /// What they send.
+    CgroupEgress,
     /// XDP.
     Xdp,
+}
+
+impl Kind {
+    /// The type of the program, and of its attachment: `bpf_prog_type` and `bpf_attach_type` in
+    /// include/uapi/linux/bpf.h.
+    const fn types(self) -> (u32, u32) {
+        match self {
+            Self::TcIngress => (3, 46),
+            Self::TcEgress => (3, 47),
+            Self::CgroupIngress => (8, 0),
+            Self::CgroupEgress => (8, 1),
+            Self::Xdp => (6, 0),
+        }
+    }
 }
 
 const BPF_PROG_LOAD: libc::c_int = 5;
 const BPF_PROG_TEST_RUN: libc::c_int = 10;
 const BPF_LINK_CREATE: libc::c_int = 28;
-const BPF_PROG_TYPE_SCHED_CLS: u32 = 3;
-const BPF_PROG_TYPE_XDP: u32 = 6;
-const BPF_TCX_INGRESS: u32 = 46;
 const BPF_F_TEST_XDP_LIVE_FRAMES: u32 = 2;
 
 /// Sends one request.
@@ -73,7 +90,7 @@ fn owned(descriptor: libc::c_int) -> OwnedFd {
 
 /// A loaded program.
 #[derive(Debug)]
-pub struct Program(OwnedFd);
+pub struct Program(OwnedFd, Kind);
 
 impl Program {
     /// Loads one.
@@ -91,10 +108,7 @@ impl Program {
             prog_ifindex: u32,
             expected_attach_type: u32,
         }
-        let (prog_type, expected_attach_type) = match kind {
-            Kind::TcIngress => (BPF_PROG_TYPE_SCHED_CLS, BPF_TCX_INGRESS),
-            Kind::Xdp => (BPF_PROG_TYPE_XDP, 0),
-        };
+        let (prog_type, expected_attach_type) = kind.types();
         let mut attributes = Load {
             prog_type,
             insn_cnt: instructions.len() as u32,
@@ -109,28 +123,29 @@ impl Program {
         };
         let descriptor = bpf(BPF_PROG_LOAD, &mut attributes)
             .with_context(|| format!("the kernel refuses a program of the benchmark ({kind:?})"))?;
-        Ok(Self(owned(descriptor)))
+        Ok(Self(owned(descriptor), kind))
     }
 
-    /// Attaches it by TCX at ingress; it is gone with what is returned.
-    pub fn attach(&self, interface: u32) -> Result<OwnedFd> {
+    /// Attaches it to an interface, by its index, or to a cgroup, by a descriptor of its directory. It is gone with what is
+    /// returned.
+    pub fn attach(&self, target: u32) -> Result<OwnedFd> {
         #[repr(C)]
         struct LinkCreate {
             prog_fd: u32,
-            target_ifindex: u32,
+            target: u32,
             attach_type: u32,
             flags: u32,
             relative: [u64; 2],
         }
         let mut attributes = LinkCreate {
             prog_fd: self.0.as_raw_fd() as u32,
-            target_ifindex: interface,
-            attach_type: BPF_TCX_INGRESS,
+            target,
+            attach_type: self.1.types().1,
             flags: 0,
             relative: [0; 2],
         };
-        let descriptor =
-            bpf(BPF_LINK_CREATE, &mut attributes).context("no program is attached by TCX (6.6)")?;
+        let descriptor = bpf(BPF_LINK_CREATE, &mut attributes)
+            .context("no program is attached by a link (TCX: Linux 6.6)")?;
         Ok(owned(descriptor))
     }
 

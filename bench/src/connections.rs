@@ -56,6 +56,7 @@ pub fn connections(measures: &mut Measures, effort: &Effort) -> Result<()> {
     let mut sites = Vec::new();
     for filter in [
         Filter::Nothing,
+        Filter::EmptyHooks,
         Filter::Enforcer,
         Filter::NftInput,
         Filter::Iptables,

@@ -1,10 +1,11 @@
 //! What stands between the wire and a socket: nothing, the product, and its peers.
 
 use std::fs::{self, File};
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsRawFd as _, OwnedFd};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result};
+use enforcer_tests::cgroup::mount_point;
 use enforcer_tests::product::Agent;
 use enforcer_tests::{Lab, net, tools};
 use nix::net::if_::if_nametoindex;
@@ -20,6 +21,8 @@ pub enum Filter {
     Nothing,
     /// A TC program that has one answer for everything: the floor of this hook.
     EmptyTc,
+    /// Programs that let everything pass, at all hooks where the product judges packets: the floor of these.
+    EmptyHooks,
     Enforcer,
     NftIngress,
     NftInput,
@@ -33,6 +36,7 @@ impl Filter {
         match self {
             Self::Nothing => "nothing",
             Self::EmptyTc => "empty TC program",
+            Self::EmptyHooks => "empty programs",
             Self::Enforcer => "enforcer",
             Self::NftIngress => "nftables, ingress, no conntrack",
             Self::NftInput => "nftables, conntrack",
@@ -50,7 +54,7 @@ pub struct Site {
     pub agent: Option<Agent>,
     /// How long it took to put the rules in force, programs' start included.
     pub took: Duration,
-    _link: Option<OwnedFd>,
+    _links: Vec<OwnedFd>,
     pub lab: Lab,
 }
 
@@ -72,7 +76,7 @@ impl Site {
         for node in ["cp1", "w1"] {
             net::nft(lab.host(node).namespace().name(), "flush ruleset")?;
         }
-        let (mut agent, mut link) = (None, None);
+        let (mut agent, mut links) = (None, Vec::new());
         let mut took = Duration::ZERO;
         let mut clocked = |work: &mut dyn FnMut() -> Result<()>| {
             let began = Instant::now();
@@ -89,8 +93,9 @@ impl Site {
                     .host("cp1")
                     .namespace()
                     .within(|| program.attach(if_nametoindex("eth0")?))?;
-                link = Some(attached?);
+                links.push(attached?);
             }
+            Filter::EmptyHooks => links = empty_hooks(&lab)?,
             Filter::Enforcer => {
                 let file = lab.directory().join("policy.yaml");
                 fs::write(&file, scale.yaml(&lab.id().lab_name()))
@@ -124,10 +129,34 @@ impl Site {
             filter,
             agent,
             took,
-            _link: link,
+            _links: links,
             lab,
         })
     }
+}
+
+/// Empty programs where the product has its own for packets of the node: at lo, at the uplink, and at its sockets.
+fn empty_hooks(lab: &Lab) -> Result<Vec<OwnedFd>> {
+    const CONTINUE: i32 = -1;
+    const ALLOW: i32 = 1;
+    let mut links = Vec::new();
+    for (interface, kind) in [
+        ("lo", Kind::TcEgress),
+        ("eth0", Kind::TcIngress),
+        ("eth0", Kind::TcEgress),
+    ] {
+        let program = Program::load(kind, &frames::answer(CONTINUE))?;
+        let node = lab.host("cp1").namespace();
+        links.push(node.within(|| program.attach(if_nametoindex(interface)?))??);
+    }
+    let cgroup = mount_point()?.join(lab.id().lab_name()).join("cp1");
+    let cgroup = File::open(&cgroup).with_context(|| format!("no {}", cgroup.display()))?;
+    for kind in [Kind::CgroupIngress, Kind::CgroupEgress] {
+        let program = Program::load(kind, &frames::answer(ALLOW))?;
+        // A descriptor is no negative number.
+        links.push(program.attach(cgroup.as_raw_fd() as u32)?);
+    }
+    Ok(links)
 }
 
 /// The old interface of iptables is the faster one.

@@ -134,7 +134,7 @@ fn program(base: u32, many: u32, source_at: usize, checksum_at: usize, sum: u32)
 }
 
 /// A program that has one answer for everything: of TC, TC_ACT_UNSPEC (-1), which lets the next decide, or
-/// TC_ACT_SHOT (2), which drops; of XDP, [`XDP_PASS`].
+/// TC_ACT_SHOT (2), which drops; at a cgroup, 1, which lets pass; of XDP, [`XDP_PASS`].
 pub const fn answer(answer: i32) -> [Insn; 2] {
     [insn(0xb7, 0, 0, 0, answer), insn(0x95, 0, 0, 0, 0)]
 }

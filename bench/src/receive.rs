@@ -116,6 +116,7 @@ pub fn accepted(measures: &mut Measures, effort: &Effort) -> Result<()> {
         for filter in [
             Filter::Nothing,
             Filter::EmptyTc,
+            Filter::EmptyHooks,
             Filter::Enforcer,
             Filter::NftInput,
             Filter::Iptables,
