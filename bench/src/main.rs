@@ -56,7 +56,7 @@ const FULL: Effort = Effort {
 
 const QUICK: Effort = Effort {
     rounds: 3,
-    packet_rounds: 9,
+    packet_rounds: 5,
     frames: 20_000,
     load: Duration::from_millis(300),
     addresses: &[10, 100_000],
