@@ -258,6 +258,47 @@ fn a_forged_source_reaches_nothing() -> Result<()> {
     Ok(())
 }
 
+/// As the bridge plugin does with a new pod's interface: attached a second time, programs would be refused or taken away.
+#[test]
+fn an_interface_that_joins_a_bridge_stays_enforced() -> Result<()> {
+    // Until the agent has heard of it.
+    const HEARD: Duration = Duration::from_millis(500);
+    let lab = Lab::builder().build()?;
+    let (pod, interface) = (lab.pod("pod-a"), POD_A.host_interface());
+    let node = lab.host("cp1").namespace().name();
+    let packet = Forged {
+        source: W1.at(40_000),
+        destination: CP1.at(9999),
+        content: Content::SYN,
+    };
+    let at = lab.login("cp1");
+    let arrivals = Arrivals::count(&at, packet.source.ip(), packet.destination)?;
+    pod.forge(&packet)?;
+    ensure!(arrivals.so_far()? == 1, "twin");
+    for mode in ["auto", "clsact"] {
+        let agent = Agent::start_with(&lab, "cp1", &PolicyText::default(), &["--tc", mode])?;
+        let attached = agent.status()?["attachments"].clone();
+        for change in [
+            format!("link add br-x type bridge\nlink set {interface} master br-x\n"),
+            format!("link set {interface} nomaster\nlink del br-x\n"),
+        ] {
+            net::ip(Some(node), &change)?;
+            thread::sleep(HEARD);
+            let status = agent.status()?;
+            ensure!(status["notAttached"].is_null(), "{mode}: {status}");
+            ensure!(status["attachments"] == attached, "{mode}: {status}");
+        }
+        pod.forge(&packet)?;
+        agent.event(|event| event.reason == "ForgedSource")?;
+        ensure!(
+            arrivals.so_far()? == 1,
+            "{mode}: a forged packet has arrived"
+        );
+        agent.stop()?.checked()?;
+    }
+    Ok(())
+}
+
 /// A hostNetwork pod's packet socket bypasses the cgroup hooks, and still has a subject.
 #[test]
 fn an_injected_frame_is_known_by_its_cgroup() -> Result<()> {

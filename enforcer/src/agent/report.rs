@@ -51,6 +51,9 @@ pub struct Status {
     /// Why a newer policy is not in force.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub last_error: Option<String>,
+    /// Why an interface with a role is without its programs, if one is.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub not_attached: Option<String>,
     /// What this kernel offers and is made use of.
     pub kernel: Vec<String>,
 }

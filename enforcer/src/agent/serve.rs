@@ -40,6 +40,8 @@ pub struct Agent {
     pub(super) since: SystemTime,
     pub(super) evicted: u64,
     pub(super) last_error: Option<String>,
+    /// Why an interface is without its programs, if one is.
+    pub(super) not_attached: Option<String>,
     cgroup_root: PathBuf,
     cgroups: HashMap<u64, Party>,
     paths: CgroupPaths,
@@ -160,6 +162,7 @@ async fn begin(
         since: SystemTime::now(),
         evicted: 0,
         last_error: None,
+        not_attached: None,
         cgroup_root,
         links: there,
         news: broadcast::channel(1024).0,
@@ -206,6 +209,9 @@ impl Agent {
                     if self.ticks.is_multiple_of(LOOK) {
                         self.learn_cgroups(&mut inbox.cgroups);
                         self.reload(false, inbox);
+                        if self.not_attached.is_some() {
+                            self.attach_interfaces();
+                        }
                     }
                 }
                 Turn::Reload => self.reload(true, inbox),
@@ -270,8 +276,17 @@ impl Agent {
     fn attach_interfaces(&mut self) {
         let roles = self.ready.selectors.roles(&self.links);
         match self.kernel.attach_interfaces(&roles, self.options.tc_mode) {
-            Ok(changes) => changes.iter().for_each(|change| say(change)),
-            Err(error) => say(&error.to_string()),
+            Ok(changes) => {
+                changes.iter().for_each(|change| say(change));
+                self.not_attached = None;
+            }
+            Err(error) => {
+                let error = error.to_string();
+                if self.not_attached.as_deref() != Some(&error) {
+                    say(&format!("{error}\ntried again until it works"));
+                }
+                self.not_attached = Some(error);
+            }
         }
     }
 

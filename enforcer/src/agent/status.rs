@@ -56,6 +56,7 @@ impl Agent {
                 + self.kernel.pending_without_record()?,
             records_evicted: self.evicted,
             last_error: self.last_error.clone(),
+            not_attached: self.not_attached.clone(),
             kernel: self.kernel.features(),
         })
     }

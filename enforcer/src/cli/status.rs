@@ -43,6 +43,9 @@ fn tell(status: &Status) -> Outcome {
             "ERROR     a newer policy is not in force: {error}"
         ))?;
     }
+    if let Some(error) = &status.not_attached {
+        say(&format!("ERROR     an interface is not enforced: {error}"))?;
+    }
     for a in &status.attachments {
         let role = if a.role.is_empty() {
             String::new()

@@ -1,10 +1,6 @@
 //! Programs to their hooks.
 
-use std::{
-    collections::{BTreeMap, BTreeSet},
-    fs::File,
-    path::Path,
-};
+use std::{collections::BTreeMap, fs::File, path::Path};
 
 use aya::{
     Ebpf,
@@ -65,6 +61,15 @@ struct Interface {
     link: Link,
     role: Role,
     links: Vec<Classifier>,
+}
+
+impl Interface {
+    /// Whether the programs that are attached are those that an interface is to have.
+    fn is_as_wanted(&self, link: &Link, role: Role) -> bool {
+        self.link.name == link.name
+            && self.role == role
+            && directions(&self.link, role) == directions(link, role)
+    }
 }
 
 /// One program that is attached to an interface.
@@ -140,24 +145,29 @@ impl Kernel {
         let mut said = self.forget_interfaces(links);
         let mut result = Ok(());
         for (link, role) in links {
-            let known = self.attached.interfaces.get(&link.index);
-            if known.is_some_and(|known| known.link == *link && known.role == *role) {
-                continue;
-            }
-            match self.attach_interface(link, *role, mode) {
-                Ok(()) => said.push(format!("{} is {}", link.name, role_name(*role))),
-                Err(error) => result = result.and(Err(error)),
-            }
+            let done = match self.attached.interfaces.get(&link.index) {
+                // Attached a second time, the programs would be refused or, with clsact, be taken away.
+                Some(known) if known.link == *link => continue,
+                Some(_) => self.know_anew(link, *role),
+                None => self
+                    .attach_interface(link, *role, mode)
+                    .map(|()| said.push(format!("{} is {}", link.name, role_name(*role)))),
+            };
+            result = result.and(done);
         }
         result.map(|()| said)
     }
 
     fn forget_interfaces(&mut self, links: &[(Link, Role)]) -> Vec<String> {
-        let keep: BTreeSet<(u32, &str, u32)> = links
+        let wanted: BTreeMap<u32, &(Link, Role)> = links
             .iter()
-            .map(|(l, role)| (l.index, l.name.as_str(), *role as u32))
+            .map(|wanted| (wanted.0.index, wanted))
             .collect();
-        let gone = |i: &Interface| !keep.contains(&(i.link.index, &i.link.name, i.role as u32));
+        let gone = |i: &Interface| {
+            wanted
+                .get(&i.link.index)
+                .is_none_or(|(link, role)| !i.is_as_wanted(link, *role))
+        };
         let gone: Vec<u32> = self
             .attached
             .interfaces
@@ -173,10 +183,7 @@ impl Kernel {
             if let Some(roles) = &mut self.attached.roles {
                 let _ = roles.remove(index);
             }
-            for (direction, _, id) in interface.links {
-                // It went with its interface, if that is gone.
-                let _ = classifier(&mut self.bpf, direction).map(|(_, program)| program.detach(id));
-            }
+            self.detach_classifiers(interface.links);
             said.push(format!(
                 "{} is no longer {}",
                 interface.link.name,
@@ -186,13 +193,8 @@ impl Kernel {
         said
     }
 
-    fn attach_interface(
-        &mut self,
-        link: &Link,
-        role: Role,
-        mode: TcMode,
-    ) -> Result<(), KernelError> {
-        // The role must be there when the first packet comes.
+    /// Writes the role of an interface, as programs look it up.
+    fn set_role(&mut self, link: &Link, role: Role) -> Result<(), KernelError> {
         let mut word = role as u32;
         if !link.has_ethernet_header() {
             word |= Role::NO_LINK_HEADER;
@@ -200,9 +202,30 @@ impl Kernel {
         if self.attached.roles.is_none() {
             self.attached.roles = Some(Roles::take(&mut self.bpf)?);
         }
-        if let Some(roles) = &mut self.attached.roles {
-            roles.set(link.index, word)?;
+        match &mut self.attached.roles {
+            Some(roles) => roles.set(link.index, word),
+            None => Ok(()),
         }
+    }
+
+    /// Something about an interface has changed that its programs need not be attached anew for, such as the bridge that
+    /// it is a port of.
+    fn know_anew(&mut self, link: &Link, role: Role) -> Result<(), KernelError> {
+        self.set_role(link, role)?;
+        if let Some(known) = self.attached.interfaces.get_mut(&link.index) {
+            known.link = link.clone();
+        }
+        Ok(())
+    }
+
+    fn attach_interface(
+        &mut self,
+        link: &Link,
+        role: Role,
+        mode: TcMode,
+    ) -> Result<(), KernelError> {
+        // The role must be there when the first packet comes.
+        self.set_role(link, role)?;
         let links = match self.attach_classifiers(link, role, mode) {
             Ok(links) => links,
             Err(error) => {
@@ -231,20 +254,27 @@ impl Kernel {
     ) -> Result<Vec<Classifier>, KernelError> {
         let mut links = Vec::new();
         for direction in directions(link, role) {
-            let (name, program) = classifier(&mut self.bpf, *direction)?;
-            let _ = remove_leftover(&link.name, *direction, name);
-            match attach(program, &link.name, *direction, mode) {
+            let attached = classifier(&mut self.bpf, *direction).and_then(|(name, program)| {
+                let _ = remove_leftover(&link.name, *direction, name);
+                attach(program, &link.name, *direction, mode)
+                    .map_err(|source| failed(name, &link.name, source))
+            });
+            match attached {
                 Ok((how, id)) => links.push((*direction, how, id)),
-                Err(source) => {
-                    for (direction, _, id) in links {
-                        let _ = classifier(&mut self.bpf, direction)
-                            .map(|(_, program)| program.detach(id));
-                    }
-                    return Err(failed(name, &link.name, source));
+                Err(error) => {
+                    self.detach_classifiers(links);
+                    return Err(error);
                 }
             }
         }
         Ok(links)
+    }
+
+    /// Those of an interface that is gone went with it.
+    fn detach_classifiers(&mut self, links: Vec<Classifier>) {
+        for (direction, _, id) in links {
+            let _ = classifier(&mut self.bpf, direction).map(|(_, program)| program.detach(id));
+        }
     }
 
     /// All attachments.
