@@ -203,9 +203,8 @@ impl Line {
         self.verdict = verdict;
         self.note = note;
         self.pending = 0;
-        // By words: the compiler would call a function that moves bytes.
-        self.src = Ip::of_words(question.packet.src.words());
-        self.dst = Ip::of_words(question.packet.dst.words());
+        self.src = question.packet.src;
+        self.dst = question.packet.dst;
     }
 
     /// The record that the pending packets belong to: only what an interface's hook denies is counted here.

@@ -240,6 +240,7 @@ impl Skb {
 ///
 /// It is in the head.
 #[inline(always)]
+// Unsafe, as it reads wherever it is told to.
 unsafe fn read_word(at: usize) -> u32 {
     let word: u64;
     // SAFETY: the caller's; one instruction.
