@@ -48,7 +48,7 @@ fn growth(measures: &Measures, title: &str, random: bool) -> Result<Option<Strin
             let row = denied_row(Family::V4, addresses, random);
             Some((
                 f64::from(addresses),
-                measures.median(DENIED, &row, filter.name())?,
+                measures.get(DENIED, &row, filter.name())?.median(),
             ))
         };
         let points: Vec<(f64, f64)> = [10, 1000, 100_000].into_iter().filter_map(point).collect();

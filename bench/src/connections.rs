@@ -68,7 +68,7 @@ pub fn connections(measures: &mut Measures, effort: &Effort) -> Result<()> {
     }
     for way in [Way::Loopback, Way::BetweenNodes] {
         for work in [Work::Connections, Work::Requests, Work::Stream] {
-            for _ in 0..effort.rounds {
+            for _ in 0..effort.load_rounds {
                 for (site, _servers) in &sites {
                     let outcome = client(&site.lab, way, work, effort.load)
                         .with_context(|| format!("{}, {}", site.filter.name(), way.name()))?;

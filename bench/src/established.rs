@@ -21,7 +21,8 @@ pub struct Established {
 }
 
 impl Established {
-    /// Opens one to the guarded port, and sends some both ways.
+    /// Opens one to the guarded port, and sends some both ways: long enough for whatever a filter does once it has seen
+    /// that a connection goes on.
     pub fn open(site: &Site, family: Family) -> Result<Self> {
         let lab = &site.lab;
         // With time stamps, a segment that comes again would be too old.
@@ -32,7 +33,7 @@ impl Established {
         let mut client = lab.host("w1").namespace().within(connect)??;
         let (mut server, _) = listener.accept().context("no connection")?;
         let mut byte = [0];
-        for _ in 0..4 {
+        for _ in 0..2_000 {
             client.write_all(&byte)?;
             server.read_exact(&mut byte)?;
             server.write_all(&byte)?;

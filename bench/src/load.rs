@@ -1,4 +1,5 @@
-//! The two ends of a connection, in processes of their own: what is measured are sockets in cgroups.
+//! The two ends of a connection, in processes of their own: what is measured are sockets in cgroups. Both are on one core, so
+//! that what is measured is work. Where each end has a core of its own, it is mostly how long an idle one takes to wake up.
 
 use std::io::{Read as _, Write as _};
 use std::net::{SocketAddr, TcpListener, TcpStream};
@@ -6,6 +7,8 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result};
 use serde::{Deserialize, Serialize};
+
+use crate::measure::stay_on_one_core;
 
 /// Bytes of a request and of an answer.
 const MESSAGE: usize = 64;
@@ -36,6 +39,7 @@ pub struct Outcome {
 
 /// Answers one client after the other, for ever.
 pub fn serve(at: SocketAddr) -> Result<()> {
+    stay_on_one_core()?;
     let listener = TcpListener::bind(at).with_context(|| format!("failed to listen at {at}"))?;
     println!("ready");
     let mut buffer = vec![0; PIECE];
@@ -62,6 +66,7 @@ pub fn serve(at: SocketAddr) -> Result<()> {
 
 /// Does it for so long.
 pub fn ask(to: SocketAddr, work: Work, time: Duration) -> Result<Outcome> {
+    stay_on_one_core()?;
     let connect = || -> Result<TcpStream> {
         let stream =
             TcpStream::connect(to).with_context(|| format!("failed to connect to {to}"))?;

@@ -37,6 +37,8 @@ pub struct Effort {
     pub packet_rounds: usize,
     /// Frames of one measurement.
     pub frames: u32,
+    /// As for packets, of loads.
+    pub load_rounds: usize,
     /// Time of a load.
     pub load: Duration,
     /// Scales.
@@ -49,7 +51,8 @@ const FULL: Effort = Effort {
     rounds: 7,
     packet_rounds: 25,
     frames: 20_000,
-    load: Duration::from_millis(1000),
+    load_rounds: 25,
+    load: Duration::from_millis(280),
     addresses: &[10, 1000, 100_000],
     paths: &[1, 30, 1000],
 };
@@ -58,7 +61,8 @@ const QUICK: Effort = Effort {
     rounds: 3,
     packet_rounds: 5,
     frames: 20_000,
-    load: Duration::from_millis(300),
+    load_rounds: 9,
+    load: Duration::from_millis(100),
     addresses: &[10, 100_000],
     paths: &[1, 1000],
 };

@@ -2,7 +2,10 @@
 
 use std::collections::BTreeMap;
 
+use anyhow::{Context as _, Result};
 use comfy_table::{CellAlignment, Table, presets};
+use nix::sched::{CpuSet, sched_setaffinity};
+use nix::unistd::Pid;
 use serde::{Deserialize, Serialize};
 
 /// One thing, measured several times.
@@ -23,10 +26,31 @@ pub struct Measure {
 impl Measure {
     /// The one in the middle.
     pub fn median(&self) -> f64 {
-        let mut sorted = self.values.clone();
-        sorted.sort_by(f64::total_cmp);
-        sorted.get(sorted.len() / 2).copied().unwrap_or(f64::NAN)
+        median(self.values.clone())
     }
+
+    /// How many times another's: the ratio in the middle of those of each round. What disturbs a round disturbs both.
+    pub fn ratio(&self, other: &Self) -> f64 {
+        self.by_round(other, |mine, others| mine / others)
+    }
+
+    /// What is more than another's, likewise.
+    pub fn excess(&self, other: &Self) -> f64 {
+        self.by_round(other, |mine, others| mine - others)
+    }
+
+    fn by_round(&self, other: &Self, of: impl Fn(f64, f64) -> f64) -> f64 {
+        if self.values.len() != other.values.len() {
+            return of(self.median(), other.median());
+        }
+        let pairs = self.values.iter().zip(&other.values);
+        median(pairs.map(|(mine, others)| of(*mine, *others)).collect())
+    }
+}
+
+fn median(mut values: Vec<f64>) -> f64 {
+    values.sort_by(f64::total_cmp);
+    values.get(values.len() / 2).copied().unwrap_or(f64::NAN)
 }
 
 /// All of a run.
@@ -50,16 +74,14 @@ impl Measures {
         });
     }
 
-    /// The median of one.
-    pub fn median(&self, group: &str, what: &str, subject: &str) -> Option<f64> {
-        let found = self
-            .0
+    /// One of them.
+    pub fn get(&self, group: &str, what: &str, subject: &str) -> Option<&Measure> {
+        self.0
             .iter()
-            .find(|m| m.group == group && m.what == what && m.subject == subject);
-        found.map(Measure::median)
+            .find(|m| m.group == group && m.what == what && m.subject == subject)
     }
 
-    /// A table for each group: medians, and in brackets how many times the first column's.
+    /// A table for each group: medians, and in brackets how many times the first column's, in the middle of all rounds.
     pub fn tables(&self) -> String {
         let mut groups: Vec<&str> = Vec::new();
         for measure in &self.0 {
@@ -91,7 +113,6 @@ impl Measures {
             let base = columns
                 .first()
                 .and_then(|column| cells.get(&(row, *column)));
-            let base = base.map(|measure| measure.median());
             let mut line = vec![row.to_owned()];
             for (number, column) in columns.iter().enumerate() {
                 let Some(measure) = cells.get(&(row, *column)) else {
@@ -99,9 +120,11 @@ impl Measures {
                     continue;
                 };
                 let median = measure.median();
-                let ratio = match base {
-                    Some(base) if number > 0 && base > 0.0 => format!(" ({:.2})", median / base),
-                    _ => String::new(),
+                let ratio = base.map_or(f64::NAN, |base| measure.ratio(base));
+                let ratio = if number > 0 && ratio.is_finite() {
+                    format!(" ({ratio:.2})")
+                } else {
+                    String::new()
                 };
                 line.push(format!("{} {}{ratio}", rounded(median), measure.unit));
             }
@@ -122,4 +145,11 @@ pub fn rounded(value: f64) -> String {
         _ => 0,
     };
     format!("{value:.digits$}")
+}
+
+/// Keeps this thread on the first core, the same for all that is compared.
+pub fn stay_on_one_core() -> Result<()> {
+    let mut cores = CpuSet::new();
+    cores.set(0)?;
+    sched_setaffinity(Pid::from_raw(0), &cores).context("failed to stay on one core")
 }

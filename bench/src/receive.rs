@@ -8,15 +8,13 @@ use std::time::Duration;
 use anyhow::{Context as _, Result, ensure};
 use enforcer_tests::plan::{CP1, W1};
 use nix::net::if_::if_nametoindex;
-use nix::sched::{CpuSet, sched_setaffinity};
-use nix::unistd::Pid;
 
 use crate::Effort;
 use crate::bpf::{Kind, Program};
 use crate::established::Established;
 use crate::filter::{Empty, Filter, Site};
 use crate::frames::{self, Generator};
-use crate::measure::Measures;
+use crate::measure::{Measures, stay_on_one_core};
 use crate::policy::{Family, GUARDED, Scale};
 
 pub const DENIED: &str = "A denied packet";
@@ -226,9 +224,7 @@ fn drops(site: &Site, family: Family) -> Result<()> {
 pub fn send(site: &Site, generator: &Generator, frames: u32) -> Result<u32> {
     let namespace = site.lab.host("cp1").namespace();
     namespace.within(|| {
-        let mut cores = CpuSet::new();
-        cores.set(0)?;
-        sched_setaffinity(Pid::from_raw(0), &cores).context("failed to stay on one core")?;
+        stay_on_one_core()?;
         let program = Program::load(Kind::Xdp, &generator.program)?;
         let interface = if_nametoindex("eth0")?;
         program.receive(&generator.frame, interface, frames)

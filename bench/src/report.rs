@@ -106,7 +106,7 @@ pub fn write(
     }
     let text = format!(
         "# Measured\n\nMade by `cargo xtask bench --write docs/bench`. Medians of interleaved rounds in one run, in labs of \
-         network namespaces; in brackets, times the first column. {machine}.\n\n\
+         network namespaces; in brackets, times the first column, in the middle of all rounds. {machine}.\n\n\
          What each table means, and what was tried: [notes.md](notes.md).\n{charts}{}{}",
         targets::table(judged),
         measures.tables()

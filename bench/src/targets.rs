@@ -7,7 +7,7 @@ use crate::connections::{self, Way, rate_row};
 use crate::filter::Filter;
 use crate::life;
 use crate::load::Work;
-use crate::measure::{Measures, rounded};
+use crate::measure::{Measure, Measures, rounded};
 use crate::policy::Family;
 use crate::receive::{self, accepted_row, denied_row, paths_row};
 
@@ -53,9 +53,9 @@ pub fn judge(measures: &Measures) -> Vec<Judged> {
     let ours = Filter::Enforcer.name();
     let denied = |addresses, random, filter: Filter| {
         let row = denied_row(Family::V4, addresses, random);
-        measures.median(receive::DENIED, &row, filter.name())
+        measures.get(receive::DENIED, &row, filter.name())
     };
-    let ratio = |a: Option<f64>, b: Option<f64>| Some(a? / b?);
+    let ratio = |a: Option<&Measure>, b: Option<&Measure>| Some(a?.ratio(b?));
     let big = 100_000;
     promise(
         "denied, 100000 addresses: times the empty program, at most",
@@ -90,7 +90,7 @@ pub fn judge(measures: &Measures) -> Vec<Judged> {
             );
         }
     }
-    let six = |random| measures.median(receive::DENIED, &denied_row(Family::V6, big, random), ours);
+    let six = |random| measures.get(receive::DENIED, &denied_row(Family::V6, big, random), ours);
     promise(
         "IPv6: times IPv4, at most",
         AtMost(1.25),
@@ -104,7 +104,7 @@ pub fn judge(measures: &Measures) -> Vec<Judged> {
             denied(10, false, Filter::Enforcer),
         ),
     );
-    let by_paths = |paths| measures.median(receive::PATHS, &paths_row(paths), ours);
+    let by_paths = |paths| measures.get(receive::PATHS, &paths_row(paths), ours);
     promise(
         "1000 paths: times one, at most",
         AtMost(1.05),
@@ -112,16 +112,17 @@ pub fn judge(measures: &Measures) -> Vec<Judged> {
     );
     for kind in [receive::TCP, receive::UDP] {
         let row = accepted_row(kind, Family::V4);
-        let cost = |filter: Filter| measures.median(receive::ACCEPTED, &row, filter.name());
-        let adds = |filter| Some(cost(filter)? - cost(Filter::Nothing)?);
+        let cost = |filter: Filter| measures.get(receive::ACCEPTED, &row, filter.name());
+        let adds = |filter| Some(cost(filter)?.excess(cost(Filter::Nothing)?));
+        let share = || Some(adds(Filter::Enforcer)? / adds(Filter::NftInput)?);
         promise(
             &format!("accepted, {kind}: times what nftables with conntrack adds, at most"),
             AtMost(0.25),
-            ratio(adds(Filter::Enforcer), adds(Filter::NftInput)),
+            share(),
         );
     }
     let rate = |way, work, filter: Filter| {
-        measures.median(connections::GROUP, &rate_row(way, work), filter.name())
+        measures.get(connections::GROUP, &rate_row(way, work), filter.name())
     };
     for (way, work, text, bound) in [
         (
@@ -159,7 +160,7 @@ pub fn judge(measures: &Measures) -> Vec<Judged> {
         ),
     );
     let policy = |what: &str, subject: &str| {
-        measures.median(life::POLICY, &format!("{what}, 100000 addresses"), subject)
+        measures.get(life::POLICY, &format!("{what}, 100000 addresses"), subject)
     };
     promise(
         "100000 addresses from YAML to enforced: times `nft -f`, at most",
@@ -169,7 +170,10 @@ pub fn judge(measures: &Measures) -> Vec<Judged> {
             policy("first policy", Filter::NftInput.name()),
         ),
     );
-    let agent = |what: &str, subject: &str| measures.median(life::AGENT, what, subject);
+    let agent = |what: &str, subject: &str| {
+        let measure = measures.get(life::AGENT, what, subject);
+        measure.map(Measure::median)
+    };
     promise(
         "agent, 10 addresses: MiB resident, under",
         AtMost(15.0),
