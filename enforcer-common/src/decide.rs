@@ -344,6 +344,7 @@ fn is_forged_on_wire(role: Role, src: Place, addr: &Ip) -> bool {
     }
 }
 
+#[inline(always)]
 fn decide<T: Tables>(tables: &T, settings: &Settings, ends: Ends, packet: &Packet) -> Verdict {
     match packet.shape {
         Shape::Flow => decide_flow(tables, settings, ends, packet),
@@ -355,6 +356,7 @@ fn decide<T: Tables>(tables: &T, settings: &Settings, ends: Ends, packet: &Packe
     }
 }
 
+#[inline(always)]
 fn decide_flow<T: Tables>(tables: &T, settings: &Settings, ends: Ends, packet: &Packet) -> Verdict {
     let Ports {
         space,
@@ -362,7 +364,10 @@ fn decide_flow<T: Tables>(tables: &T, settings: &Settings, ends: Ends, packet: &
         destination,
         phase,
     } = packet.ports;
-    let forward = || {
+    // Each way at one place in the code, as it is inlined there.
+    let forward = if matches!(phase, Phase::Answer) {
+        Verdict::HOLE
+    } else {
         let approach = Approach {
             from: ends.from,
             at: ends.dst,
@@ -371,20 +376,28 @@ fn decide_flow<T: Tables>(tables: &T, settings: &Settings, ends: Ends, packet: &
         };
         toward(tables, settings, &approach)
     };
-    let back = || {
-        let approach = Approach {
-            from: ends.to,
-            at: ends.src,
-            space,
-            number: source,
-        };
-        toward(tables, settings, &approach).back()
+    if matches!(phase, Phase::Opening) {
+        return forward;
+    }
+    if matches!(phase, Phase::Datagram) && forward.is_path() {
+        tables.remember(&flow(packet));
+        return forward;
+    }
+    let approach = Approach {
+        from: ends.to,
+        at: ends.src,
+        space,
+        number: source,
     };
+    let back = toward(tables, settings, &approach).back();
     match phase {
-        Phase::Opening => forward(),
-        Phase::Answer => back(),
-        Phase::Following => either(forward(), back()),
-        Phase::Datagram => decide_datagram(tables, forward(), back, &flow(packet)),
+        Phase::Opening => forward,
+        Phase::Answer => back,
+        Phase::Following => either(forward, back),
+        // The memory says that it is a reply; whether replies may still pass is for the policy to say, which is
+        // asked first, as it is asked faster.
+        Phase::Datagram if back.is_path() && tables.remembers(&flow(packet).back()) => back,
+        Phase::Datagram => forward,
     }
 }
 
@@ -396,25 +409,6 @@ pub fn flow(packet: &Packet) -> FlowKey {
         source: packet.ports.source,
         destination: packet.ports.destination,
     }
-}
-
-fn decide_datagram<T: Tables>(
-    tables: &T,
-    forward: Verdict,
-    back: impl FnOnce() -> Verdict,
-    flow: &FlowKey,
-) -> Verdict {
-    if forward.is_path() {
-        tables.remember(flow);
-        return forward;
-    }
-    // The memory says that it is a reply; whether replies may still pass is for the policy to say, which is
-    // asked first, as it is asked faster.
-    let reply = back();
-    if reply.is_path() && tables.remembers(&flow.back()) {
-        return reply;
-    }
-    forward
 }
 
 /// A path in either direction allows. But what is said of a guarded endpoint comes first: where one
@@ -442,6 +436,7 @@ fn either(forward: Verdict, back: Verdict) -> Verdict {
     }
 }
 
+#[inline(never)]
 fn decide_later_fragment<T: Tables>(
     tables: &T,
     settings: &Settings,
@@ -456,6 +451,7 @@ fn decide_later_fragment<T: Tables>(
 }
 
 /// Whoever was at the ends of the quoted packet is known by address only.
+#[inline(never)]
 fn decide_quote<T: Tables>(tables: &T, settings: &Settings, packet: &Packet) -> Verdict {
     let sender = tables.place(&packet.quoted_src).party;
     let receiver = tables.place(&packet.quoted_dst).party;
@@ -503,6 +499,7 @@ struct Approach {
     number: u16,
 }
 
+#[inline(always)]
 fn toward<T: Tables>(tables: &T, settings: &Settings, approach: &Approach) -> Verdict {
     let &Approach {
         from,

@@ -4,26 +4,77 @@
 //! addresses there are, one is found or missed at once, most often in the first bucket that is looked
 //! at. The kernel's own hash table spends a longer hash, a chain and three cache lines on that, and its
 //! trie a step for every bit in which addresses differ.
+//!
+//! IPv4 addresses have buckets of their own, which hold more of them: the smaller a table, the more of it is in the
+//! processor's caches.
 
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
 
 use crate::{addr::Ip, tables::Place};
 
-/// Addresses in a bucket.
-pub const SLOTS: usize = 3;
 /// An address stands in one of so many buckets.
 pub const REACH: u32 = 4;
 
-/// Some addresses and what is there. A slot that holds none has the address `::`, which stands nowhere.
+/// Which buckets an address stands in.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Kind {
+    /// Seven addresses, of a word each.
+    V4,
+    /// Three addresses, of four words each.
+    V6,
+}
+
+impl Kind {
+    /// That of an address.
+    #[inline(always)]
+    pub fn of(addr: &Ip) -> Self {
+        if addr.is_v4() { Self::V4 } else { Self::V6 }
+    }
+
+    /// Addresses in a bucket.
+    pub const fn slots(self) -> usize {
+        match self {
+            Self::V4 => 7,
+            Self::V6 => 3,
+        }
+    }
+
+    /// The words of an address that its bucket does not tell by its kind: the last ones.
+    const fn key_words(self) -> usize {
+        match self {
+            Self::V4 => 1,
+            Self::V6 => 4,
+        }
+    }
+
+    /// The first of the buckets where an address may stand, of so many.
+    #[inline(always)]
+    pub const fn first(self, words: &[u32; 4], buckets: u32) -> u32 {
+        let [a, b, c, d] = *words;
+        // Odd constants without a pattern: the fractions of the golden ratio and of the root of 2.
+        let mixed = match self {
+            Self::V4 => (d as u64).wrapping_mul(0x6a09_e667_f3bc_c909),
+            Self::V6 => {
+                let high = (a as u64) << 32 | b as u64;
+                let low = (c as u64) << 32 | d as u64;
+                (high.wrapping_mul(0x9e37_79b9_7f4a_7c15) ^ low).wrapping_mul(0x6a09_e667_f3bc_c909)
+            }
+        };
+        let hash = (mixed ^ mixed >> 32).wrapping_mul(0x9e37_79b9_7f4a_7c15) >> 32;
+        ((hash * buckets as u64) >> 32) as u32
+    }
+}
+
+/// Some addresses of one [`Kind`] and what is there. A slot that holds none has the address 0.0.0.0 or `::`, which stand
+/// nowhere.
 #[derive(
     Debug, Clone, Copy, PartialEq, Eq, Default, FromBytes, IntoBytes, Immutable, KnownLayout,
 )]
 #[repr(C)]
 pub struct Bucket {
-    /// As [`Ip::words`] has them.
-    pub keys: [[u32; 4]; SLOTS],
-    /// Words of a [`Place`].
-    pub places: [u32; SLOTS],
+    /// The addresses, by the words that the kind does not tell, as [`Ip::words`] has them; then as many words of a
+    /// [`Place`]; zeroes up to the end.
+    words: [u32; 15],
     /// 1 if an address that belongs here stands in the next.
     pub more: u32,
 }
@@ -31,34 +82,47 @@ pub struct Bucket {
 const _: () = assert!(size_of::<Bucket>() == 64);
 
 impl Bucket {
-    /// What is at an address, if it stands in this bucket.
+    /// What is at an address, if it stands in this bucket of that kind.
     #[inline(always)]
-    pub fn find(&self, words: &[u32; 4]) -> Option<Place> {
-        for slot in 0..SLOTS {
-            let [a, b, c, d] = self.keys[slot];
+    pub fn find(&self, kind: Kind, words: &[u32; 4]) -> Option<Place> {
+        (0..kind.slots())
+            .find(|slot| self.holds(kind, *slot, words))
+            .map(|slot| zerocopy::transmute!(self.words[Self::place(kind, slot)]))
+    }
+
+    /// Puts an address into a slot that holds none. Nothing if there is none.
+    pub fn put(&mut self, kind: Kind, words: &[u32; 4], place: Place) -> Option<()> {
+        let slot = (0..kind.slots()).find(|slot| self.holds(kind, *slot, &[0; 4]))?;
+        let length = kind.key_words();
+        let at = slot * length;
+        self.words[at..at + length].copy_from_slice(&words[4 - length..]);
+        self.words[Self::place(kind, slot)] = zerocopy::transmute!(place);
+        Some(())
+    }
+
+    #[inline(always)]
+    fn holds(&self, kind: Kind, slot: usize, words: &[u32; 4]) -> bool {
+        let [a, b, c, d] = *words;
+        match kind {
+            Kind::V4 => self.words[slot] == d,
             // The last words differ most.
-            if d == words[3] && c == words[2] && b == words[1] && a == words[0] {
-                return Some(zerocopy::transmute!(self.places[slot]));
+            Kind::V6 => {
+                let at = slot * 4;
+                self.words[at + 3] == d
+                    && self.words[at + 2] == c
+                    && self.words[at + 1] == b
+                    && self.words[at] == a
             }
         }
-        None
     }
-}
 
-/// The first of the buckets where an address may stand, of so many.
-#[inline(always)]
-pub const fn first(words: &[u32; 4], buckets: u32) -> u32 {
-    let [a, b, c, d] = *words;
-    let high = (a as u64) << 32 | b as u64;
-    let low = (c as u64) << 32 | d as u64;
-    // Odd constants without a pattern: the fractions of the golden ratio and of the root of 2.
-    let mixed =
-        (high.wrapping_mul(0x9e37_79b9_7f4a_7c15) ^ low).wrapping_mul(0x6a09_e667_f3bc_c909);
-    let hash = (mixed ^ mixed >> 32).wrapping_mul(0x9e37_79b9_7f4a_7c15) >> 32;
-    ((hash * buckets as u64) >> 32) as u32
+    #[inline(always)]
+    const fn place(kind: Kind, slot: usize) -> usize {
+        kind.slots() * kind.key_words() + slot
+    }
 }
 
 /// Whether an address can stand in the table.
 pub fn takes(addr: &Ip) -> bool {
-    *addr != Ip::UNSPECIFIED
+    !addr.is_unspecified()
 }

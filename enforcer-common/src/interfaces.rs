@@ -11,11 +11,17 @@ pub const REACH: u32 = 8;
 /// What stands where an interface was.
 pub const GONE: u64 = u32::MAX as u64;
 
-/// The elements where an interface may stand, in the order of a search.
-pub fn places(interface: u32) -> impl Iterator<Item = u32> {
+/// The element where an interface stands, most often.
+#[inline(always)]
+pub const fn first(interface: u32) -> u32 {
     // The kernel counts interfaces up, so that those of long ago are neighbours, and the next ones may come to be the
     // same modulo any power of two: the golden ratio puts neighbours far apart.
-    let first = interface.wrapping_mul(0x9e37_79b1) >> 16;
+    interface.wrapping_mul(0x9e37_79b1) >> 16
+}
+
+/// The elements where an interface may stand, in the order of a search.
+pub fn places(interface: u32) -> impl Iterator<Item = u32> {
+    let first = first(interface);
     (0..REACH).map(move |further| (first + further) % SLOTS)
 }
 

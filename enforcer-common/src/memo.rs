@@ -186,6 +186,12 @@ impl Line {
             && self.dst == question.packet.dst
     }
 
+    /// Whether it holds an answer of the same moment.
+    #[inline(always)]
+    pub fn is_of(&self, question: &Question<'_>) -> bool {
+        self.tick == question.moment.tick && self.epoch == question.moment.epoch
+    }
+
     /// Whether somebody writes it.
     pub const fn is_written(version: u32) -> bool {
         version & 1 != 0
@@ -203,8 +209,11 @@ impl Line {
         self.verdict = verdict;
         self.note = note;
         self.pending = 0;
-        self.src = question.packet.src;
-        self.dst = question.packet.dst;
+        // By words: the compiler would call a function to move these bytes one by one.
+        let [a, b, c, d] = question.packet.src.words();
+        self.src = Ip::of_words([a, b, c, d]);
+        let [a, b, c, d] = question.packet.dst.words();
+        self.dst = Ip::of_words([a, b, c, d]);
     }
 
     /// The record that the pending packets belong to: only what an interface's hook denies is counted here.

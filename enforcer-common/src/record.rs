@@ -4,6 +4,7 @@ use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
 
 use crate::{
     addr::Ip,
+    limits::MAX_RECORDS,
     packet::Space,
     tables::FlowKey,
     verdict::{Denial, Direction},
@@ -137,6 +138,12 @@ impl RecordKey {
         }
     }
 
+    /// Where records with this key are counted.
+    #[inline(always)]
+    pub fn place(&self) -> RecordPlace {
+        RecordPlace::between(&self.src, &self.dst)
+    }
+
     /// The key of a denied packet of a flow, in whatever direction: who opened is told first.
     #[inline(always)]
     pub fn of_flow(whose: Whose, denial: Denial, space: Space, flow: &FlowKey) -> Self {
@@ -146,6 +153,61 @@ impl RecordKey {
             (key.src, key.dst, key.port) = (flow.dst, flow.src, flow.source);
         }
         key
+    }
+}
+
+/// Where it is counted how many records there are between two addresses, whoever opened: where there is none, a flood of
+/// denials without a record is spared the search. Never fewer than there are: a record is counted before it is made, and
+/// no longer after it was taken out.
+///
+/// Four counts are in a word, as the more of them are in the processor's caches, the better. None can run over into the
+/// next: it has 16 bits.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct RecordPlace(u32);
+
+const _: () = assert!(MAX_RECORDS <= 1 << 15);
+
+impl RecordPlace {
+    /// Words of counts.
+    pub const WORDS: u32 = 1 << 14;
+
+    /// Of a packet between two addresses, either way.
+    #[inline(always)]
+    pub fn between(src: &Ip, dst: &Ip) -> Self {
+        // Odd constants without a pattern, as in `hosts`. What differs at the upper end only is brought down
+        // between.
+        let fold = |addr: &Ip| {
+            let [a, b, c, d] = addr.words();
+            let high = u64::from(a) << 32 | u64::from(b);
+            let low = u64::from(c) << 32 | u64::from(d);
+            let mixed = (high.wrapping_mul(0x9e37_79b9_7f4a_7c15) ^ low)
+                .wrapping_mul(0x6a09_e667_f3bc_c909);
+            mixed ^ mixed >> 32
+        };
+        let both = fold(src).wrapping_add(fold(dst));
+        Self((both.wrapping_mul(0x9e37_79b9_7f4a_7c15) >> 48) as u32)
+    }
+
+    /// The word that the count is in.
+    #[inline(always)]
+    pub const fn word(self) -> u32 {
+        self.0 / 4 % Self::WORDS
+    }
+
+    /// One more, to be added to the word.
+    #[inline(always)]
+    pub const fn one(self) -> u64 {
+        1 << self.shift()
+    }
+
+    /// The count in the word.
+    #[inline(always)]
+    pub const fn count(self, word: u64) -> u16 {
+        (word >> self.shift()) as u16
+    }
+
+    const fn shift(self) -> u32 {
+        self.0 % 4 * 16
     }
 }
 
@@ -234,4 +296,44 @@ pub mod netns {
     pub const HOST: u32 = 1;
     /// Another: a pod's own. Its packets are judged at its interface.
     pub const OTHER: u32 = 2;
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn both_directions_are_counted_at_one_place() {
+        let (a, b) = (Ip::v4([10, 0, 0, 1]), Ip([0xfd; 16]));
+        assert_eq!(RecordPlace::between(&a, &b), RecordPlace::between(&b, &a));
+    }
+
+    #[test]
+    fn counts_do_not_touch_each_other() {
+        let places: Vec<RecordPlace> = (0..4).map(RecordPlace).collect();
+        let mut word = 0_u64;
+        for (place, count) in places.iter().zip([1, MAX_RECORDS, 0, MAX_RECORDS]) {
+            assert_eq!(place.word(), 0);
+            word += place.one() * u64::from(count);
+        }
+        let counts = |word| places.iter().map(move |place| place.count(word));
+        assert!(counts(word).eq([1, MAX_RECORDS as u16, 0, MAX_RECORDS as u16]));
+        word = word.wrapping_add(places[0].one().wrapping_neg());
+        assert!(counts(word).eq([0, MAX_RECORDS as u16, 0, MAX_RECORDS as u16]));
+        assert!(RecordPlace(u32::from(u16::MAX)).word() < RecordPlace::WORDS);
+    }
+
+    #[test]
+    fn neighbours_are_spread() {
+        let node = Ip::v4([10, 0, 0, 1]);
+        let of = |number: u32| Ip::v4((0x0a63_0000 + number * 2).to_be_bytes());
+        let places = (0..20_000).map(|number| RecordPlace::between(&of(number), &node).0);
+        let distinct: std::collections::HashSet<u32> = places.collect();
+        // So many by chance: 65,536 × (1 - e^(-20,000 / 65,536)).
+        assert!(
+            (16_500..18_500).contains(&distinct.len()),
+            "{}",
+            distinct.len()
+        );
+    }
 }

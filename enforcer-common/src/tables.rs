@@ -70,8 +70,10 @@ pub struct Settings {
     pub own: u32,
     /// Who sends from a pod's interface.
     pub pods: u32,
-    /// Buckets of [`crate::hosts`] where the search for an address may begin. The loader sets it.
-    pub host_buckets: u32,
+    /// Buckets of [`crate::hosts`] where the search for an IPv4 address may begin. The loader sets it.
+    pub v4_buckets: u32,
+    /// Likewise for IPv6. They stand behind those for IPv4.
+    pub v6_buckets: u32,
     /// 1 where the policy names networks, too. The loader sets it.
     pub networks: u32,
     /// Word of the [`Verdict`] for protocols that have no endpoint at all.
@@ -185,7 +187,7 @@ impl FlowKey {
     }
 }
 
-const _: () = assert!(size_of::<FlowKey>() == 36 && size_of::<Settings>() == 52);
+const _: () = assert!(size_of::<FlowKey>() == 36 && size_of::<Settings>() == 56);
 
 /// One generation of a compiled policy.
 pub trait Tables {

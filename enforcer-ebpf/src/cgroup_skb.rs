@@ -6,7 +6,7 @@ use aya_ebpf::{bindings::bpf_sock, programs::SkBuffContext};
 use enforcer_common::{
     decide,
     memo::Asker,
-    packet::Packet,
+    packet::{Packet, Space},
     parse::Start,
     record::{Hook, SocketState},
     tables::{NOBODY, Party, Role, Tables as _},
@@ -36,6 +36,7 @@ const SOCK_RAW: u32 = 3;
 const TCP_ESTABLISHED: u32 = 1;
 const TCP_FIN_WAIT1: u32 = 4;
 const TCP_FIN_WAIT2: u32 = 5;
+const TCP_CLOSE: u32 = 7;
 const TCP_CLOSE_WAIT: u32 = 8;
 const TCP_LAST_ACK: u32 = 9;
 const TCP_CLOSING: u32 = 11;
@@ -43,13 +44,11 @@ const TCP_CLOSING: u32 = 11;
 /// What a socket sends.
 pub fn egress(ctx: &SkBuffContext) -> i32 {
     let skb = Skb::of(ctx);
-    let sk = skb.full_socket();
-    let state = socket::state(sk);
-    if !socket::skb_is_host(skb, state) {
-        return PASS;
-    }
+    let sk = skb.socket();
+    let state = state(sk);
     let active = Active::now();
     let connected = Connected::of(sk, state);
+    // Kept on sockets of this network namespace alone.
     if connected.is_same()
         && let Some(kept) = SocketState::number(
             // SAFETY: what is kept lives as long as its socket.
@@ -61,15 +60,18 @@ pub fn egress(ctx: &SkBuffContext) -> i32 {
         count(counter::KEPT_VERDICTS);
         return PASS;
     }
+    if !socket::skb_is_host(skb, state) {
+        return PASS;
+    }
     let mut packet = Packet::EMPTY;
     let read = skb.parse_into(Start::Ip, &mut packet);
     if let Err(reason) = read {
         let verdict = decide::unreadable(&active.generation(), reason);
-        told_of_sender(skb, state, active, verdict, None);
+        told_of_sender(skb, active, verdict, None);
         return action(verdict);
     }
     let allowed = sent(skb, sk, active, &packet);
-    let connected = connected.with_state(allowed);
+    let connected = connected.with_place(skb, allowed, &packet);
     let lock = if lock::is_asked(allowed, &packet) {
         lock::sent(skb, &packet, allowed, connected.is_cut())
     } else {
@@ -77,7 +79,7 @@ pub fn egress(ctx: &SkBuffContext) -> i32 {
     };
     let verdict = lock.verdict(active, allowed);
     if verdict.is_recorded() {
-        told_of_sender(skb, state, active, verdict, Some(&packet));
+        told_of_sender(skb, active, verdict, Some(&packet));
     } else {
         count(counter::of(verdict));
     }
@@ -100,7 +102,7 @@ fn sent(skb: Skb, sk: *mut bpf_sock, active: Active, packet: &Packet) -> Verdict
     let kernel = if packet.opens() {
         Kernel::No
     } else {
-        Kernel::of(sk)
+        Kernel::of(skb, sk)
     };
     let party = u32::from(skb.party(active));
     let asker = Asker {
@@ -108,7 +110,7 @@ fn sent(skb: Skb, sk: *mut bpf_sock, active: Active, packet: &Packet) -> Verdict
         manner: u8::from(on_lo) | (kernel as u8) << 1,
         who: party,
     };
-    memo::verdict::<false>(asker, active, packet, || {
+    memo::verdict::<true>(asker, active, packet, || {
         Found::of(enforcer_sent(
             active.word(),
             asker.manner.into(),
@@ -117,6 +119,12 @@ fn sent(skb: Skb, sk: *mut bpf_sock, active: Active, packet: &Packet) -> Verdict
         ))
     })
     .verdict()
+}
+
+/// The verdict on what a process sends in another way than by a socket that makes packets.
+pub fn sent_by(sender: Party, on_lo: bool, active: Active, packet: &Packet) -> Verdict {
+    let manner = u32::from(on_lo) | (Kernel::No as u32) << 1;
+    Found::of(enforcer_sent(active.word(), manner, sender.into(), packet)).verdict()
 }
 
 /// The word of [`Found`] about it. A global function, which the verifier goes through once and by itself.
@@ -153,11 +161,8 @@ pub extern "C" fn enforcer_sent(
 /// What a socket receives.
 pub fn ingress(ctx: &SkBuffContext) -> i32 {
     let skb = Skb::of(ctx);
-    let sk = skb.full_socket();
-    let state = socket::state(sk);
-    if !socket::skb_is_host(skb, state) {
-        return PASS;
-    }
+    let sk = skb.socket();
+    let state = state(sk);
     let active = Active::now();
     let (mut role, mut judged) = role(skb.ifindex());
     // Read once: the address of a field of the context must not be kept for later.
@@ -182,13 +187,16 @@ pub fn ingress(ctx: &SkBuffContext) -> i32 {
         }
         return PASS;
     }
+    if !socket::skb_is_host(skb, state) {
+        return PASS;
+    }
     let mut packet = Packet::EMPTY;
     let read = skb.parse_into(Start::Ip, &mut packet);
     let allowed = match read {
         Ok(()) => delivered(skb, active, (role, judged), &packet),
         Err(reason) => decide::unreadable(&active.generation(), reason),
     };
-    let connected = connected.with_state(allowed);
+    let connected = connected.with_place(skb, allowed, &packet);
     let lock = if lock::is_asked(allowed, &packet) {
         lock::received(skb, &packet, allowed, connected.is_cut())
     } else {
@@ -222,7 +230,7 @@ fn delivered(skb: Skb, active: Active, (role, judged): (Role, bool), packet: &Pa
         manner: role as u8 | u8::from(judged) << 2,
         who: receiver,
     };
-    memo::verdict::<false>(asker, active, packet, || {
+    memo::verdict::<true>(asker, active, packet, || {
         Found::of(enforcer_delivered(
             active.word(),
             asker.manner.into(),
@@ -254,19 +262,13 @@ pub extern "C" fn enforcer_delivered(
 
 /// Counts a verdict on what a socket sends, and keeps a record of a denial. On a stack frame of its own.
 #[inline(never)]
-fn told_of_sender(
-    skb: Skb,
-    state: *mut SocketState,
-    active: Active,
-    verdict: Verdict,
-    packet: Option<&Packet>,
-) {
+fn told_of_sender(skb: Skb, active: Active, verdict: Verdict, packet: Option<&Packet>) {
     Report {
         active,
         hook: Hook::CgroupEgress,
         subject: Subject::Cgroup(skb.cgroup()),
         ifindex: skb.ifindex(),
-        state,
+        state: socket::state(skb.socket()),
     }
     .packet(verdict, packet);
 }
@@ -304,12 +306,18 @@ enum Kernel {
 }
 
 impl Kernel {
-    fn of(sk: *mut bpf_sock) -> Self {
-        if sk.is_null() {
+    fn of(skb: Skb, sk: *mut bpf_sock) -> Self {
+        if !socket::is_full(sk) {
             return Self::NoSocket;
         }
+        // That socket of the kernel's is never connected, and asking for its type is a call.
+        // SAFETY: not null, and a plain field.
+        if unsafe { (*sk).state } != TCP_CLOSE {
+            return Self::No;
+        }
+        let sk = skb.full_socket();
         // SAFETY: a full socket, whose plain fields the verifier lets programs read.
-        if unsafe { (*sk).type_ == SOCK_RAW && (*sk).protocol == IPPROTO_TCP } {
+        if !sk.is_null() && unsafe { (*sk).type_ == SOCK_RAW && (*sk).protocol == IPPROTO_TCP } {
             Self::Raw
         } else {
             Self::No
@@ -327,31 +335,40 @@ fn action(verdict: Verdict) -> i32 {
     if verdict.passes() { PASS } else { DROP }
 }
 
-/// Whether a socket is a connected TCP socket.
+/// What is kept on a packet's socket; null if there is nothing, or nothing that is needed.
 #[inline(always)]
-fn is_connected(sk: *mut bpf_sock) -> bool {
+fn state(sk: *mut bpf_sock) -> *mut SocketState {
+    if socket::netns_is_told() && !is_open(sk) {
+        return ptr::null_mut();
+    }
+    socket::state(sk)
+}
+
+/// Whether a socket is in a state in which TCP has a connection. Others, of UDP for one, may be in such a
+/// state, too.
+#[inline(always)]
+fn is_open(sk: *mut bpf_sock) -> bool {
     if sk.is_null() {
         return false;
     }
-    // SAFETY: a full socket, whose plain fields the verifier lets programs read.
-    unsafe {
-        (*sk).protocol == IPPROTO_TCP
-            && (*sk).type_ == SOCK_STREAM
-            && matches!(
-                (*sk).state,
-                TCP_ESTABLISHED
-                    | TCP_FIN_WAIT1
-                    | TCP_FIN_WAIT2
-                    | TCP_CLOSE_WAIT
-                    | TCP_LAST_ACK
-                    | TCP_CLOSING
-            )
-    }
+    // SAFETY: not null, and a plain field that every socket has.
+    let state = unsafe { (*sk).state };
+    matches!(
+        state,
+        TCP_ESTABLISHED
+            | TCP_FIN_WAIT1
+            | TCP_FIN_WAIT2
+            | TCP_CLOSE_WAIT
+            | TCP_LAST_ACK
+            | TCP_CLOSING
+    )
 }
 
-#[inline(never)]
-fn is_worth_a_place(sk: *mut bpf_sock, verdict: Verdict) -> bool {
-    is_connected(sk) && (verdict.is_tls_path() || lock::has_gone_on(sk))
+/// Whether a full socket is TCP's.
+#[inline(always)]
+fn is_tcp(sk: *mut bpf_sock) -> bool {
+    // SAFETY: a full socket, whose plain fields the verifier lets programs read.
+    !sk.is_null() && unsafe { (*sk).protocol == IPPROTO_TCP && (*sk).type_ == SOCK_STREAM }
 }
 
 /// A connected TCP socket, and what is kept on it; null for any other. A verdict is kept for those only: a listener and an
@@ -365,26 +382,36 @@ struct Connected {
 }
 
 impl Connected {
+    /// What has a verdict is one; what else has a state may be a socket of another protocol.
+    #[inline(always)]
     fn of(sk: *mut bpf_sock, state: *mut SocketState) -> Self {
-        let state = if !state.is_null() && is_connected(sk) {
-            state
-        } else {
-            ptr::null_mut()
-        };
+        let state = if is_open(sk) { state } else { ptr::null_mut() };
         Self { sk, state }
     }
 
-    /// With a place for what is to be kept, if it is one and keeping is worth it: the connection has a lock, or
-    /// goes on for longer than it takes to make that place.
+    /// With a place for what is to be kept, if it is one and keeping is worth it: there is a place, the connection
+    /// has a lock, or it goes on for longer than it takes to make one, which a segment in so many stands for.
     #[inline(always)]
-    fn with_state(self, verdict: Verdict) -> Self {
-        let Self { sk, state } = self;
-        if !state.is_null() || !is_worth_a_place(sk, verdict) {
-            return self;
+    fn with_place(self, skb: Skb, verdict: Verdict, packet: &Packet) -> Self {
+        let is_worth_it = || {
+            matches!(packet.ports.space, Space::Tcp)
+                && (verdict.is_tls_path() || packet.segment.is_one_of_many())
+        };
+        if !is_open(self.sk) || (self.state.is_null() && !is_worth_it()) {
+            return Self::NONE;
+        }
+        let sk = skb.full_socket();
+        if !is_tcp(sk) {
+            return Self::NONE;
         }
         let state = socket::state_made(sk);
         Self { sk, state }
     }
+
+    const NONE: Self = Self {
+        sk: ptr::null_mut(),
+        state: ptr::null_mut(),
+    };
 
     /// Whether it is one: then neither pointer is null.
     fn is_one(self) -> bool {

@@ -301,14 +301,6 @@ fn tcp_socket(sk: *mut bpf_sock) -> *mut bpf_tcp_sock {
     unsafe { bpf_tcp_sock_helper(sk) }
 }
 
-/// Whether a TCP socket has sent or received more segments than a short connection has.
-pub fn has_gone_on(sk: *mut bpf_sock) -> bool {
-    const SHORT: u32 = 8;
-    let tcp = tcp_socket(sk);
-    // SAFETY: not null, and plain fields.
-    !tcp.is_null() && unsafe { (*tcp).segs_in > SHORT || (*tcp).segs_out > SHORT }
-}
-
 /// Sequence number of the first byte that this socket received.
 fn first_received(tcp: *mut bpf_tcp_sock) -> u32 {
     // SAFETY: not null, and plain fields.

@@ -15,14 +15,14 @@ use aya_ebpf::{
 };
 use enforcer_common::{
     addr::Ip,
-    hosts::{self, Bucket},
+    hosts::{self, Bucket, Kind},
     interfaces, limits,
     memo::{self, CgroupParty, Line},
     packet::Space,
-    record::{RecordKey, RecordValue},
+    record::{RecordKey, RecordPlace, RecordValue},
     tables::{
-        CLASSES_PER_BLOCK, DECLARED_PORT, FlowKey, NOBODY, Party, Place, Settings, Tables, active,
-        class_block,
+        CLASS_BLOCKS, CLASSES_PER_BLOCK, DECLARED_PORT, FlowKey, NOBODY, Party, Place, Settings,
+        Tables, active, class_block,
     },
     tls::Stream,
     verdict::{Verdict, counter},
@@ -30,24 +30,29 @@ use enforcer_common::{
 
 /// `BPF_F_INNER_MAP` (kernel 5.10): inner arrays may differ in size.
 const INNER: usize = 4096;
+/// `BPF_F_MMAPABLE` (kernel 5.5): elements begin with a page, so that those of a cache line's size are in one.
+const MAPPED: usize = 1024;
 const SLOTS: usize = active::SLOTS as usize;
+const BLOCKS: usize = CLASS_BLOCKS as usize;
 /// The values of inner maps are words and no structs: before 6.2 a kernel takes a map for another kind
 /// than its pattern if the pattern's value is a struct and the map came without type information.
 type SettingsWords = [u32; size_of::<Settings>() / 4];
 type BucketWords = [u32; size_of::<Bucket>() / 4];
 
+/// Written by userspace in memory: one store, which is seen whole.
 #[btf_map]
-static ACTIVE: Array<u32, 1> = Array::new();
+static ACTIVE: Array<u32, 1, MAPPED> = Array::new();
 #[btf_map]
 static SETTINGS: ArrayOfMaps<Array<SettingsWords, 1>, SLOTS> = ArrayOfMaps::new();
 /// Addresses that are declared one by one, see [`enforcer_common::hosts`].
 #[btf_map]
-static HOSTS: ArrayOfMaps<Array<BucketWords, 1, INNER>, SLOTS> = ArrayOfMaps::new();
+static HOSTS: ArrayOfMaps<Array<BucketWords, 1, { INNER | MAPPED }>, SLOTS> = ArrayOfMaps::new();
 /// Prefixes of all other lengths.
 #[btf_map]
 static PLACES: ArrayOfMaps<LpmTrie<[u8; 16], u32, 1>, SLOTS> = ArrayOfMaps::new();
 #[btf_map]
-static CLASSES: ArrayOfMaps<Array<[u16; CLASSES_PER_BLOCK], 1, INNER>, SLOTS> = ArrayOfMaps::new();
+/// All of one size: in those, programs read without a call.
+static CLASSES: ArrayOfMaps<Array<[u16; CLASSES_PER_BLOCK], BLOCKS>, SLOTS> = ArrayOfMaps::new();
 #[btf_map]
 static TARGETS: ArrayOfMaps<Array<u32, 1, INNER>, SLOTS> = ArrayOfMaps::new();
 #[btf_map]
@@ -77,6 +82,9 @@ pub static COUNTERS: PerCpuArray<u64, { counter::COUNT as usize }> = PerCpuArray
 #[btf_map]
 pub static RECORDS: HashMap<RecordKey, RecordValue, { limits::MAX_RECORDS as usize }> =
     HashMap::new();
+/// How many records there are, by [`RecordPlace`]. Userspace counts down.
+#[btf_map]
+pub static RECORD_PLACES: Array<u64, { RecordPlace::WORDS as usize }, MAPPED> = Array::new();
 /// How many new records this CPU may begin.
 #[btf_map]
 pub static ROOM: PerCpuArray<Room, 1> = PerCpuArray::new();
@@ -100,9 +108,23 @@ pub struct Room {
 /// The role of an interface, as a word.
 #[inline(always)]
 pub fn role(interface: u32) -> u32 {
-    interfaces::role(interface, |place| {
-        INTERFACES.get(place).copied().unwrap_or(0)
-    })
+    let found = interface_at(interfaces::first(interface));
+    // Without a call where it stands at its first place, as most do.
+    if found as u32 == interface {
+        (found >> 32) as u32
+    } else {
+        role_searched(interface)
+    }
+}
+
+#[inline(never)]
+fn role_searched(interface: u32) -> u32 {
+    interfaces::role(interface, interface_at)
+}
+
+#[inline(always)]
+fn interface_at(place: u32) -> u64 {
+    INTERFACES.get(place).copied().unwrap_or(0)
 }
 
 /// Which policy is in force now. Read once for each packet: all that is asked comes from the same one.
@@ -164,19 +186,24 @@ impl Active {
     /// 0 from where there are none. Searched once for each cgroup in an epoch.
     #[inline(always)]
     pub fn party(self, own: u64, above: impl Fn(u32) -> u64) -> Party {
-        let epoch = self.epoch();
-        let Some(known) = CGROUP_PARTIES.get_ptr_mut(CgroupParty::place(own)) else {
-            return NOBODY;
-        };
-        // SAFETY: this CPU's own element. Should another program come between and write it, its two words
-        // tell that they do not belong together.
-        let known = unsafe { &mut *known };
-        if let Some(party) = known.party(own, epoch) {
+        if let Some(party) = self.known_party(own) {
             return party;
         }
         let party = self.generation().deepest(own, above);
-        *known = CgroupParty::new(own, epoch, party);
+        if let Some(known) = CGROUP_PARTIES.get_ptr_mut(CgroupParty::place(own)) {
+            // SAFETY: this CPU's own element. Should another program come between and write it, its two words
+            // tell that they do not belong together.
+            unsafe { *known = CgroupParty::new(own, self.epoch(), party) };
+        }
         party
+    }
+
+    /// The same, if it was searched for already.
+    #[inline(always)]
+    pub fn known_party(self, own: u64) -> Option<Party> {
+        // SAFETY: as above.
+        let known = unsafe { CGROUP_PARTIES.get_ptr(CgroupParty::place(own))?.read() };
+        known.party(own, self.epoch())
     }
 }
 
@@ -244,11 +271,14 @@ impl Tables for Generation {
             return Place::UNKNOWN;
         };
         let &Settings {
-            host_buckets,
+            v4_buckets,
+            v6_buckets,
             networks,
             ..
         } = settings;
-        zerocopy::transmute!(enforcer_place(addr, self.slot, host_buckets, networks))
+        zerocopy::transmute!(enforcer_place(
+            addr, self.slot, v4_buckets, v6_buckets, networks
+        ))
     }
 
     fn class(&self, space: Space, number: u16) -> Option<u16> {
@@ -335,16 +365,32 @@ pub fn accept_tls(flow: &FlowKey, first: u32) {
 /// once and by itself.
 #[unsafe(no_mangle)]
 #[inline(never)]
-pub extern "C" fn enforcer_place(addr: *const Ip, slot: u32, buckets: u32, networks: u32) -> u32 {
+pub extern "C" fn enforcer_place(
+    addr: *const Ip,
+    slot: u32,
+    v4_buckets: u32,
+    v6_buckets: u32,
+    networks: u32,
+) -> u32 {
     let unknown = zerocopy::transmute!(Place::UNKNOWN);
     // SAFETY: null or a whole address, as the verifier has made sure of every caller.
     let Some(addr) = (unsafe { addr.as_ref() }) else {
         return unknown;
     };
-    if hosts::takes(addr)
-        && let Some(place) = host(slot, &addr.words(), buckets)
-    {
-        return zerocopy::transmute!(place);
+    if hosts::takes(addr) {
+        let words = addr.words();
+        let found = match Kind::of(addr) {
+            Kind::V4 => host(slot, Kind::V4, &words, (0, v4_buckets)),
+            Kind::V6 => host(
+                slot,
+                Kind::V6,
+                &words,
+                (v4_buckets + hosts::REACH - 1, v6_buckets),
+            ),
+        };
+        if let Some(place) = found {
+            return zerocopy::transmute!(place);
+        }
     }
     if networks == 0 {
         return unknown;
@@ -355,14 +401,14 @@ pub extern "C" fn enforcer_place(addr: *const Ip, slot: u32, buckets: u32, netwo
         .map_or(unknown, |word| *word)
 }
 
-/// What is at an address that the policy names by itself.
+/// What is at an address that the policy names by itself, by so many buckets behind others.
 #[inline(always)]
-fn host(slot: u32, words: &[u32; 4], buckets: u32) -> Option<Place> {
-    let first = hosts::first(words, buckets);
+fn host(slot: u32, kind: Kind, words: &[u32; 4], (behind, buckets): (u32, u32)) -> Option<Place> {
+    let first = behind + kind.first(words, buckets);
     for further in 0..hosts::REACH {
         let bucket: &BucketWords = HOSTS.get_value(slot, &(first + further))?;
         let bucket: &Bucket = zerocopy::transmute_ref!(bucket);
-        let found = bucket.find(words);
+        let found = bucket.find(kind, words);
         if found.is_some() || bucket.more == 0 {
             return found;
         }

@@ -7,7 +7,7 @@ use enforcer_common::{
     memo::{Asker, Line, Moment, Question},
     packet::Packet,
     record::Hook,
-    verdict::Verdict,
+    verdict::{Verdict, counter},
 };
 
 use crate::{
@@ -23,6 +23,7 @@ pub struct Found(u64);
 impl Found {
     const NOT_TO_KEEP: u64 = 1 << 63;
     const RECALLED: u64 = 1 << 62;
+    const TAKEN: u64 = 1 << 61;
     /// The word of a verdict by no policy.
     pub const HOLE: u64 = Verdict::HOLE.word() as u64;
 
@@ -93,10 +94,20 @@ pub fn verdict<const HERE: bool>(
         return recalled;
     }
     let found = judge();
-    if found.0 & Found::NOT_TO_KEEP == 0 {
+    let is_kept = found.0 & Found::NOT_TO_KEEP == 0
+        && (recalled.0 & Found::TAKEN == 0 || is_turn_of_a_rival(found.verdict()));
+    if is_kept {
         enforcer_keep(manner, who, active.word(), packet, found.word());
     }
     found
+}
+
+/// Whether a verdict may take a line that has been taken in this tick already: one in so many packets' may. What comes
+/// often gets it soon; a flood of questions that nobody asks twice neither drives out the others nor pays for lines.
+#[inline(always)]
+fn is_turn_of_a_rival(verdict: Verdict) -> bool {
+    const RIVALS: u64 = 8;
+    report::counted(counter::of(verdict)).is_multiple_of(RIVALS)
 }
 
 /// The question of a packet at a hook.
@@ -140,6 +151,7 @@ fn tick() -> u32 {
 #[inline(always)]
 fn recall(tick: u32, manner: u32, who: u32, active: Active, packet: &Packet) -> Found {
     const NOTHING: Found = Found::of(0);
+    const TAKEN: Found = Found::of(Found::TAKEN);
     let question = question(tick, manner, who, active, packet);
     let Some(line) = VERDICTS.get_ptr_mut(question.line()) else {
         return NOTHING;
@@ -149,7 +161,8 @@ fn recall(tick: u32, manner: u32, who: u32, active: Active, packet: &Packet) -> 
     // read is not believed.
     let found = unsafe {
         if Line::is_written(before) || !(*line).answers(&question) {
-            return NOTHING;
+            let is_taken = (*line).is_of(&question);
+            return if is_taken { TAKEN } else { NOTHING };
         }
         u64::from((*line).verdict.word()) | u64::from((*line).note) << 32
     };

@@ -11,12 +11,12 @@ use enforcer_common::{
     decide, limits,
     memo::Line,
     packet::{Packet, Shape, Space},
-    record::{Hook, RecordKey, RecordValue, SocketState, Whose, subject},
+    record::{Hook, RecordKey, RecordPlace, RecordValue, SocketState, Whose, subject},
     tables::Tables as _,
     verdict::{Direction, Outcome, Verdict, counter},
 };
 
-use crate::maps::{Active, COUNTERS, RECORDS, ROOM, WAKES};
+use crate::maps::{Active, COUNTERS, RECORD_PLACES, RECORDS, ROOM, WAKES};
 
 /// Who is told to have sent it.
 #[derive(Clone, Copy)]
@@ -110,6 +110,7 @@ impl Report {
         }
     }
 
+    #[inline(always)]
     fn keep(&self, key: &RecordKey, source_port: u16) {
         // SAFETY: the helper takes nothing and reads a counter.
         let tick = unsafe { bpf_jiffies64() };
@@ -151,11 +152,21 @@ impl Report {
             source_port,
             padding: 0,
         };
+        let place = key.place();
+        let Some(counts) = RECORD_PLACES.get_ptr_mut(place.word()) else {
+            return;
+        };
+        // SAFETY: a word of the map.
+        unsafe { add_to(counts, place.one()) };
         if RECORDS.insert(key, value, BPF_NOEXIST.into()).is_ok() {
             if WAKES.output_untyped::<RecordKey>(key, 0).is_err() {
                 count(counter::WAKES_LOST);
             }
-        } else if !is_counted(key, tick) {
+            return;
+        }
+        // SAFETY: as above.
+        unsafe { add_to(counts, place.one().wrapping_neg()) };
+        if !is_counted(key, tick) {
             count(counter::RECORDS_LOST);
             if let Some(room) = ROOM.get_ptr_mut(0) {
                 // SAFETY: this CPU's own words.
@@ -209,9 +220,22 @@ fn now() -> u64 {
     unsafe { bpf_ktime_get_boot_ns() }
 }
 
+/// The word with the count of records at a place.
+#[inline(always)]
+pub fn counts(place: RecordPlace) -> u64 {
+    // SAFETY: a word of the map, which others may write meanwhile.
+    RECORD_PLACES
+        .get_ptr(place.word())
+        .map_or(0, |counts| unsafe { counts.read_volatile() })
+}
+
 /// Counts one more of a key that has a record.
 #[inline(always)]
 fn is_counted(key: &RecordKey, tick: u64) -> bool {
+    let place = key.place();
+    if place.count(counts(place)) == 0 {
+        return false;
+    }
     let Some(value) = RECORDS.get_ptr_mut(key) else {
         return false;
     };
@@ -232,6 +256,15 @@ fn is_counted(key: &RecordKey, tick: u64) -> bool {
 #[inline(always)]
 pub fn count(index: u32) {
     add(index, 1);
+}
+
+/// What a counter of this CPU stands at.
+#[inline(always)]
+pub fn counted(index: u32) -> u64 {
+    // SAFETY: an element of this CPU's own array.
+    COUNTERS
+        .get_ptr(index)
+        .map_or(0, |counter| unsafe { counter.read() })
 }
 
 #[inline(always)]

@@ -129,12 +129,18 @@ impl Skb {
         found && request.ifindex == self.ifindex()
     }
 
-    /// The socket it belongs to, if it has one that is more than a request or in TIME_WAIT; else null.
+    /// The socket it belongs to, or null. It may be a request or in TIME_WAIT; and the kernel lets programs read
+    /// neither its type nor its protocol, and a few fields more.
     /// No `Option` around a pointer: where there is none, its other half is unset, and the verifier
     /// refuses to move that about.
+    pub fn socket(self) -> *mut bpf_sock {
+        // SAFETY: as above.
+        unsafe { (*self.0).__bindgen_anon_2.sk }
+    }
+
+    /// The same with all fields, if it is more than a request or in TIME_WAIT; else null.
     pub fn full_socket(self) -> *mut bpf_sock {
-        // SAFETY: as above; the helper takes the pointer after the check for null.
-        let sk = unsafe { (*self.0).__bindgen_anon_2.sk };
+        let sk = self.socket();
         if sk.is_null() {
             return sk;
         }
@@ -149,8 +155,12 @@ impl Skb {
     }
 
     /// The party of its socket: that of the deepest declared cgroup above it.
+    #[inline(always)]
     pub fn party(self, active: Active) -> Party {
-        enforcer_party(self.0, active.word()) as Party
+        match active.known_party(self.cgroup()) {
+            Some(party) => party,
+            None => enforcer_party(self.0, active.word()) as Party,
+        }
     }
 }
 

@@ -28,6 +28,9 @@ static SKB_NETNS: u32 = 0;
 
 // include/linux/net.h
 const SOCK_RAW: u32 = 3;
+// include/net/tcp_states.h
+const TCP_TIME_WAIT: u32 = 6;
+const TCP_NEW_SYN_RECV: u32 = 12;
 
 /// Socket storage that children of a listener inherit (`BPF_F_CLONE`); `aya_ebpf`'s own can not.
 #[repr(C)]
@@ -51,6 +54,18 @@ static SOCKETS: InheritedStorage = InheritedStorage {
     map_flags: ptr::null(),
 };
 
+/// Whether a socket is more than a request or in TIME_WAIT.
+#[inline(always)]
+pub fn is_full(sk: *mut bpf_sock) -> bool {
+    if sk.is_null() {
+        return false;
+    }
+    // As `sk_fullsock` in include/net/sock.h.
+    // SAFETY: not null, and a plain field that every socket has.
+    let state = unsafe { (*sk).state };
+    !matches!(state, TCP_TIME_WAIT | TCP_NEW_SYN_RECV)
+}
+
 /// What is kept on a socket; null if there is nothing. It lives as long as the socket, which outlives the
 /// program's run. Two CPUs may write at once; every field is a word and each is checked against the others.
 pub fn state(sk: *mut bpf_sock) -> *mut SocketState {
@@ -70,7 +85,8 @@ fn storage(sk: *mut bpf_sock, flags: u32) -> *mut SocketState {
         return ptr::null_mut();
     }
     let map = ptr::from_ref(&SOCKETS).cast_mut().cast();
-    // SAFETY: `sk` is a full socket as the callers got it from the kernel; the verifier checks it.
+    // SAFETY: a socket as the callers got it from the kernel, and not null; the helper looks whether it is a full
+    // one.
     unsafe { bpf_sk_storage_get(map, sk.cast(), ptr::null_mut(), flags.into()) }.cast()
 }
 
@@ -123,8 +139,9 @@ pub fn skb_is_host(skb: Skb, state: *mut SocketState) -> bool {
     state.is_null() || unsafe { (*state).netns } != netns::OTHER
 }
 
+/// Whether packets tell the network namespace that they are in.
 #[inline(always)]
-fn netns_is_told() -> bool {
+pub fn netns_is_told() -> bool {
     // SAFETY: a plain read of a constant that the loader has set.
     unsafe { ptr::read_volatile(&raw const SKB_NETNS) != 0 }
 }

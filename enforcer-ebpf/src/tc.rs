@@ -17,11 +17,13 @@ use enforcer_common::{
 };
 
 use crate::{
+    cgroup_skb,
     lock::{self, Lock},
     maps::{self, Active},
     memo::{self, Found},
     report::{Report, Subject, count},
     skb::Skb,
+    socket,
 };
 
 /// Family of a packet socket.
@@ -141,15 +143,15 @@ fn entered(skb: Skb, active: Active, packet: &Packet, allowed: Found) -> Verdict
 /// their judge in `cgroup_skb`.
 pub fn egress(ctx: &TcContext) -> i32 {
     let skb = Skb::of(ctx);
-    let sk = skb.full_socket();
-    if sk.is_null() {
+    let sk = skb.socket();
+    if !socket::is_full(sk) {
         return if skb.entered_by() == 0 {
             PASS
         } else {
             forwarded(skb)
         };
     }
-    // SAFETY: a full socket, whose plain fields the verifier lets programs read.
+    // SAFETY: not null, and a plain field that every socket has.
     if unsafe { (*sk).family } == AF_PACKET {
         injected(skb)
     } else {
@@ -161,16 +163,15 @@ pub fn egress(ctx: &TcContext) -> i32 {
 #[inline(never)]
 fn injected(skb: Skb) -> i32 {
     let active = Active::now();
-    let generation = active.generation();
     let (role, start) = interface(skb.ifindex());
     let mut packet = Packet::EMPTY;
     let read = skb.parse_into(start, &mut packet);
-    let sender = skb.party(active);
     let verdict = match read {
         Ok(()) => {
-            decide::sent_by_process(&generation, sender, matches!(role, Role::Loopback), &packet)
+            let on_lo = matches!(role, Role::Loopback);
+            cgroup_skb::sent_by(skb.party(active), on_lo, active, &packet)
         }
-        Err(reason) => decide::unreadable(&generation, reason),
+        Err(reason) => decide::unreadable(&active.generation(), reason),
     };
     let verdict = if lock::is_asked(verdict, &packet) {
         lock::injected(&packet.segment).verdict(active, verdict)

@@ -1,6 +1,10 @@
 //! A compiled policy into the maps, all at once.
 
-use std::{io, sync::Arc, thread};
+use std::{
+    io,
+    sync::{Arc, atomic::Ordering},
+    thread,
+};
 
 use aya::{
     Ebpf,
@@ -15,7 +19,8 @@ use zerocopy::IntoBytes as _;
 
 use super::{
     Kernel, KernelError, batch, hosts,
-    load::{Owned, take},
+    load::{Owned, mapped, take},
+    mapped::Mapped,
 };
 use crate::compile::{Compiled, PrefixEntry};
 
@@ -30,11 +35,13 @@ type Places = LpmTrie<Owned, [u8; 16], [u8; 4]>;
 
 /// The kernel takes inner arrays of different sizes if they are made with this flag (Linux 5.10).
 const BPF_F_INNER_MAP: u32 = 1 << 12;
+/// An array's elements begin with a page if it is made with this flag (Linux 5.5).
+const BPF_F_MMAPABLE: u32 = 1 << 10;
 const BPF_F_NO_PREALLOC: u32 = 1;
 
 /// The slots, the word that says which is in force, and the live map of cgroups.
 pub(super) struct Slots {
-    active: Words,
+    active: Mapped,
     /// The slot in force.
     slot: u32,
     /// See [`active::next`].
@@ -56,8 +63,10 @@ pub(super) struct Slots {
 struct Addresses {
     prefixes: Arc<[PrefixEntry]>,
     hosts: Hosts,
-    /// In how many buckets a search may begin.
-    first_buckets: u32,
+    /// In how many buckets a search for an IPv4 address may begin.
+    first_v4: u32,
+    /// Likewise for IPv6.
+    first_v6: u32,
     places: Places,
     networks: bool,
 }
@@ -76,7 +85,7 @@ struct Filled {
 impl Slots {
     pub(super) fn take(bpf: &mut Ebpf) -> Result<Self, KernelError> {
         Ok(Self {
-            active: take(bpf, "ACTIVE")?,
+            active: mapped(bpf, "ACTIVE")?,
             slot: 0,
             epoch: 0,
             settings: take(bpf, "SETTINGS")?,
@@ -133,15 +142,11 @@ impl Slots {
 
     /// Puts a slot in force, and begins an epoch: what programs have found out so far is found out anew.
     ///
-    /// The kernel copies the word by `memcpy`. All of the slot is in one byte, so the tables are those of before or those
-    /// that come, however it copies; an epoch that is half of each would take two bytes that are seen to change apart, which
-    /// no processor is known to show for an aligned word.
-    fn switch(&mut self, slot: u32, action: &'static str) -> Result<(), KernelError> {
+    /// One store: the next program sees all of it or nothing.
+    fn switch(&mut self, slot: u32) -> Result<(), KernelError> {
+        let word = self.active.u32(0).ok_or(KernelError::Missing("ACTIVE"))?;
         let epoch = active::next(self.epoch);
-        let word = active::word(slot, epoch).to_ne_bytes();
-        self.active
-            .set(0, word, 0)
-            .map_err(KernelError::map(action))?;
+        word.store(active::word(slot, epoch), Ordering::Release);
         (self.slot, self.epoch) = (slot, epoch);
         Ok(())
     }
@@ -169,7 +174,7 @@ impl Kernel {
         let filled = Filled::of(compiled, generation, cgroups, addresses)?;
         let slot = active::slot(generation);
         slots.fill(slot, &filled)?;
-        slots.switch(slot, "switch to the new policy")?;
+        slots.switch(slot)?;
         slots.live = Some(filled.cgroups);
         slots.addresses = Some(filled.addresses);
         Ok(())
@@ -187,7 +192,7 @@ impl Kernel {
         live.insert(id, u32::from(party), 0)
             .map_err(KernelError::map("add a cgroup"))?;
         // Sockets of this cgroup may have been asked for before.
-        self.slots.switch(self.slots.slot, "tell of a new cgroup")
+        self.slots.switch(self.slots.slot)
     }
 
     /// Forgets a cgroup of the policy in force that is gone: its id may come back as another one's.
@@ -205,8 +210,7 @@ impl Kernel {
                 if error.io_error.kind() == io::ErrorKind::NotFound => {}
             Err(error) => return Err(KernelError::map("take out a cgroup")(error)),
         }
-        self.slots
-            .switch(self.slots.slot, "tell of a cgroup that is gone")
+        self.slots.switch(self.slots.slot)
     }
 }
 
@@ -215,8 +219,10 @@ impl Addresses {
         let (table, networks) = hosts::split(prefixes);
         Ok(Self {
             prefixes: Arc::clone(prefixes),
-            hosts: array(table.buckets.as_bytes())?,
-            first_buckets: table.first_buckets,
+            // From the beginning of a page on, so that each bucket is in one cache line.
+            hosts: array_with(BPF_F_INNER_MAP | BPF_F_MMAPABLE, table.buckets.as_bytes())?,
+            first_v4: table.first_v4,
+            first_v6: table.first_v6,
             networks: !networks.is_empty(),
             places: trie(&networks)?,
         })
@@ -239,7 +245,8 @@ impl Filled {
         }
         let settings = tables::Settings {
             generation,
-            host_buckets: addresses.first_buckets,
+            v4_buckets: addresses.first_v4,
+            v6_buckets: addresses.first_v6,
             networks: addresses.networks.into(),
             ..compiled.settings
         };
@@ -252,7 +259,7 @@ impl Filled {
         Ok(Self {
             settings: array_with(0, settings.as_bytes())?,
             addresses,
-            classes: array(compiled.classes.as_bytes())?,
+            classes: array_with(0, compiled.classes.as_bytes())?,
             targets: array(compiled.targets.as_bytes())?,
             entries: array(compiled.entries.as_bytes())?,
             related: array(compiled.related.as_bytes())?,

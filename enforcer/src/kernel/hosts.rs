@@ -1,54 +1,63 @@
 //! Fills the table of [`enforcer_common::hosts`].
 
-use enforcer_common::hosts::{Bucket, REACH, SLOTS, first, takes};
+use enforcer_common::hosts::{Bucket, Kind, REACH, takes};
 
 use crate::compile::PrefixEntry;
 
 /// Length of a prefix that is an address.
 const WHOLE: u32 = 128;
 
-/// Buckets for some addresses.
+/// Buckets for some addresses, those for IPv4 first.
 pub(super) struct Table {
     /// All of them.
     pub buckets: Vec<Bucket>,
-    /// In how many of them a search may begin; the last ones only take what finds no room before.
-    pub first_buckets: u32,
+    /// In how many of those for IPv4 a search may begin; [`REACH`] - 1 more only take what finds no room before.
+    pub first_v4: u32,
+    /// Likewise for IPv6.
+    pub first_v6: u32,
 }
 
 /// The table of all addresses, and what are networks or have no place in a table.
 pub(super) fn split(prefixes: &[PrefixEntry]) -> (Table, Vec<&PrefixEntry>) {
     let is_host = |entry: &&PrefixEntry| entry.length == WHOLE && takes(&entry.network);
     let (hosts, networks): (Vec<_>, Vec<_>) = prefixes.iter().partition(is_host);
+    let is_v4 = |entry: &&PrefixEntry| Kind::of(&entry.network) == Kind::V4;
+    let (v4, v6): (Vec<_>, Vec<_>) = hosts.into_iter().partition(is_v4);
+    let (mut buckets, first_v4) = filled(Kind::V4, &v4);
+    let (behind, first_v6) = filled(Kind::V6, &v6);
+    buckets.extend(behind);
+    let table = Table {
+        buckets,
+        first_v4,
+        first_v6,
+    };
+    (table, networks)
+}
+
+/// Buckets with all addresses, and in how many of them a search may begin.
+fn filled(kind: Kind, hosts: &[&PrefixEntry]) -> (Vec<Bucket>, u32) {
     // Half full on average: few searches go beyond their first bucket. Where chance has it that an
     // address finds no room, a table with more room is tried.
-    let mut wanted = (hosts.len() * 2).div_ceil(SLOTS).max(1);
+    let mut wanted = (hosts.len() * 2).div_ceil(kind.slots()).max(1);
     loop {
         // MAX_PREFIXES is far below.
         let first_buckets = u32::try_from(wanted).unwrap_or(u32::MAX);
-        if let Some(buckets) = filled(&hosts, first_buckets) {
-            let table = Table {
-                buckets,
-                first_buckets,
-            };
-            return (table, networks);
+        if let Some(buckets) = filled_into(kind, hosts, first_buckets) {
+            return (buckets, first_buckets);
         }
         wanted += wanted / 4 + 1;
     }
 }
 
-fn filled(hosts: &[&PrefixEntry], first_buckets: u32) -> Option<Vec<Bucket>> {
+fn filled_into(kind: Kind, hosts: &[&PrefixEntry], first_buckets: u32) -> Option<Vec<Bucket>> {
     let mut buckets = vec![Bucket::default(); (first_buckets + REACH - 1) as usize];
     for entry in hosts {
         let words = entry.network.words();
-        let begin = first(&words, first_buckets) as usize;
+        let begin = kind.first(&words, first_buckets) as usize;
         let within = &mut buckets[begin..begin + REACH as usize];
-        let is_free = |key: &[u32; 4]| *key == [0; 4];
         let at = within
-            .iter()
-            .position(|bucket| bucket.keys.iter().any(is_free))?;
-        let slot = within[at].keys.iter().position(is_free)?;
-        within[at].keys[slot] = words;
-        within[at].places[slot] = zerocopy::transmute!(entry.place);
+            .iter_mut()
+            .position(|bucket| bucket.put(kind, &words, entry.place).is_some())?;
         for bucket in &mut within[..at] {
             bucket.more = 1;
         }
@@ -67,9 +76,14 @@ mod tests {
 
     fn find(table: &Table, addr: &Ip) -> Option<Place> {
         let words = addr.words();
-        let begin = first(&words, table.first_buckets) as usize;
+        let kind = Kind::of(addr);
+        let (behind, first) = match kind {
+            Kind::V4 => (0, table.first_v4),
+            Kind::V6 => (table.first_v4 + REACH - 1, table.first_v6),
+        };
+        let begin = (behind + kind.first(&words, first)) as usize;
         for bucket in &table.buckets[begin..begin + REACH as usize] {
-            let found = bucket.find(&words);
+            let found = bucket.find(kind, &words);
             if found.is_some() || bucket.more == 0 {
                 return found;
             }
@@ -120,12 +134,14 @@ mod tests {
 
     #[test]
     fn no_address_stands_with_the_networks() {
-        let nowhere = PrefixEntry {
-            network: Ip::UNSPECIFIED,
-            length: WHOLE,
-            place: Place::UNKNOWN,
-        };
-        let (_, networks) = split(std::slice::from_ref(&nowhere));
-        assert_eq!(networks, [&nowhere]);
+        for network in [Ip::UNSPECIFIED, Ip::v4([0; 4])] {
+            let nowhere = PrefixEntry {
+                network,
+                length: WHOLE,
+                place: Place::UNKNOWN,
+            };
+            let (_, networks) = split(std::slice::from_ref(&nowhere));
+            assert_eq!(networks, [&nowhere]);
+        }
     }
 }

@@ -11,7 +11,7 @@ use aya::{
     },
 };
 
-use super::{KernelError, apply::Slots, attach::Attached, read::Readers};
+use super::{KernelError, apply::Slots, attach::Attached, mapped::Mapped, read::Readers};
 
 /// The programs and maps in the kernel. Dropping it detaches everything.
 pub struct Kernel {
@@ -175,6 +175,17 @@ where
 {
     let map = bpf.take_map(name).ok_or(KernelError::Missing(name))?;
     T::try_from(map).map_err(KernelError::map("open a map of the kernel programs"))
+}
+
+/// Takes an array out of the object, into memory.
+pub(super) fn mapped(bpf: &mut Ebpf, name: &'static str) -> Result<Mapped, KernelError> {
+    let Some(Map::Array(array)) = bpf.take_map(name) else {
+        return Err(KernelError::Missing(name));
+    };
+    Mapped::new(&array).map_err(|source| KernelError::System {
+        action: "share a map with the kernel programs",
+        source,
+    })
 }
 
 /// Unchanging name of the network namespace that this process is in.

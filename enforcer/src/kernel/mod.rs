@@ -9,6 +9,7 @@ mod error;
 mod hosts;
 pub mod links;
 pub mod load;
+mod mapped;
 pub mod read;
 mod roles;
 #[cfg(test)]

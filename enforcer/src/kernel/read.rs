@@ -3,6 +3,7 @@
 use std::{
     collections::{BTreeMap, HashMap as StdHashMap},
     io,
+    sync::atomic::Ordering,
 };
 
 use aya::{
@@ -18,7 +19,8 @@ use tokio::io::{Interest, unix::AsyncFd};
 
 use super::{
     Kernel, KernelError,
-    load::{Owned, take},
+    load::{Owned, mapped, take},
+    mapped::Mapped,
 };
 
 type KeyBytes = [u8; size_of::<RecordKey>()];
@@ -29,6 +31,7 @@ type ValueBytes = [u8; size_of::<RecordValue>()];
 pub(super) struct Readers {
     counters: PerCpuArray<Owned, u64>,
     records: HashMap<Owned, KeyBytes, ValueBytes>,
+    record_places: Mapped,
     verdicts: PerCpuArray<Owned, LineBytes>,
     wakes: Option<RingBuf<Owned>>,
 }
@@ -38,6 +41,7 @@ impl Readers {
         Ok(Self {
             counters: take(bpf, "COUNTERS")?,
             records: take(bpf, "RECORDS")?,
+            record_places: mapped(bpf, "RECORD_PLACES")?,
             verdicts: take(bpf, "VERDICTS")?,
             wakes: Some(take(bpf, "WAKES")?),
         })
@@ -193,7 +197,13 @@ impl Kernel {
         self.readers
             .records
             .remove(&bytes)
-            .map_err(KernelError::map("delete a record"))
+            .map_err(KernelError::map("delete a record"))?;
+        // After it, so that there are never fewer than there are records.
+        let place = key.place();
+        if let Some(counts) = self.readers.record_places.u64(place.word()) {
+            counts.fetch_sub(place.one(), Ordering::Relaxed);
+        }
+        Ok(())
     }
 
     /// The source of new records. To be asked for once, within a runtime.
