@@ -305,6 +305,19 @@ fn read_ipv6<B: PacketBytes + ?Sized>(
         payload_len + 40
     });
     network.offset += 40;
+    if is_extension(network.protocol) {
+        skip_extensions(bytes, network)
+    } else {
+        Ok(())
+    }
+}
+
+// In a function of its own, as few packets have any.
+#[inline(never)]
+fn skip_extensions<B: PacketBytes + ?Sized>(
+    bytes: &B,
+    network: &mut Network,
+) -> Result<(), Reason> {
     for position in 0..=MAX_EXTENSION_HEADERS {
         if !is_extension(network.protocol) || network.fragment_offset != 0 {
             return Ok(());

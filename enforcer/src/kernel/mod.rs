@@ -10,10 +10,10 @@ mod hosts;
 pub mod links;
 pub mod load;
 mod mapped;
+#[cfg(test)]
+mod oldest;
 pub mod read;
 mod roles;
-#[cfg(test)]
-mod stack;
 pub mod trial;
 
 pub use attach::{Attachment, TcMode};
