@@ -58,10 +58,10 @@ const FULL: Effort = Effort {
 };
 
 const QUICK: Effort = Effort {
-    rounds: 3,
-    packet_rounds: 5,
+    rounds: 2,
+    packet_rounds: 3,
     frames: 20_000,
-    load_rounds: 9,
+    load_rounds: 5,
     load: Duration::from_millis(100),
     addresses: &[10, 100_000],
     paths: &[1, 1000],
