@@ -1,5 +1,5 @@
-//! The three requests of bpf(2) that the benchmark needs and aya has not: a program from plain
-//! instructions, frames sent into the stack at full speed, and a bare program attached by TCX.
+//! The requests of bpf(2) that the benchmark needs and aya has not: a program from plain instructions and a table for
+//! it, frames sent into the stack at full speed, and a bare program attached by TCX.
 //!
 //! Structures are parts of `union bpf_attr` in include/uapi/linux/bpf.h; the kernel takes a shorter one
 //! and reads the rest as zero.
@@ -59,6 +59,7 @@ impl Kind {
     }
 }
 
+const BPF_MAP_CREATE: libc::c_int = 0;
 const BPF_PROG_LOAD: libc::c_int = 5;
 const BPF_PROG_TEST_RUN: libc::c_int = 10;
 const BPF_LINK_CREATE: libc::c_int = 28;
@@ -86,6 +87,42 @@ fn bpf<T>(command: libc::c_int, attributes: &mut T) -> io::Result<libc::c_int> {
 fn owned(descriptor: libc::c_int) -> OwnedFd {
     // SAFETY: the kernel has just made it for us, and nobody else knows of it.
     unsafe { OwnedFd::from_raw_fd(descriptor) }
+}
+
+/// An array of the kernel's whose elements are as long as a line of the processor's caches.
+#[derive(Debug)]
+pub struct Lines(OwnedFd);
+
+impl Lines {
+    /// So many, all zero.
+    pub fn create(count: u32) -> Result<Self> {
+        #[repr(C)]
+        struct MapCreate {
+            map_type: u32,
+            key_size: u32,
+            value_size: u32,
+            max_entries: u32,
+            map_flags: u32,
+        }
+        const BPF_MAP_TYPE_ARRAY: u32 = 2;
+        // Elements then begin with a page, and each is within a line (5.5).
+        const BPF_F_MMAPABLE: u32 = 1 << 10;
+        let mut attributes = MapCreate {
+            map_type: BPF_MAP_TYPE_ARRAY,
+            key_size: 4,
+            value_size: 64,
+            max_entries: count,
+            map_flags: BPF_F_MMAPABLE,
+        };
+        let descriptor = bpf(BPF_MAP_CREATE, &mut attributes)
+            .context("the kernel refuses a table of the benchmark")?;
+        Ok(Self(owned(descriptor)))
+    }
+
+    /// Its descriptor, for programs.
+    pub fn descriptor(&self) -> i32 {
+        self.0.as_raw_fd()
+    }
 }
 
 /// A loaded program.

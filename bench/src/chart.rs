@@ -38,6 +38,7 @@ fn growth(measures: &Measures, title: &str, random: bool) -> Result<Option<Strin
     let mut lines = Vec::new();
     for filter in [
         Filter::EmptyTc,
+        Filter::OneLine,
         Filter::Enforcer,
         Filter::NftIngress,
         Filter::NftInput,

@@ -10,7 +10,7 @@ use enforcer_tests::product::Agent;
 use enforcer_tests::{Lab, net, tools};
 use nix::net::if_::if_nametoindex;
 
-use crate::bpf::{Kind, Program};
+use crate::bpf::{Kind, Lines, Program};
 use crate::frames;
 use crate::policy::{Family, Scale};
 use crate::veth;
@@ -21,6 +21,9 @@ pub enum Filter {
     Nothing,
     /// A TC program that has one answer for everything: the floor of this hook.
     EmptyTc,
+    /// A TC program that drops everything after one load from a table of the size of the product's: the floor of any
+    /// look-up.
+    OneLine,
     /// Programs that let everything pass, at all hooks where the product judges packets: the floor of these.
     EmptyHooks,
     Enforcer,
@@ -36,6 +39,7 @@ impl Filter {
         match self {
             Self::Nothing => "nothing",
             Self::EmptyTc => "empty TC program",
+            Self::OneLine => "one line of a table",
             Self::EmptyHooks => "empty programs",
             Self::Enforcer => "enforcer",
             Self::NftIngress => "nftables, ingress, no conntrack",
@@ -94,6 +98,15 @@ impl Site {
                     .namespace()
                     .within(|| program.attach(if_nametoindex("eth0")?))?;
                 links.push(attached?);
+            }
+            Filter::OneLine => {
+                let lines = scale.lines();
+                let table = Lines::create(lines)?;
+                let is_v4 = scale.family == Family::V4;
+                let program = frames::one_line(table.descriptor(), lines, is_v4);
+                let program = Program::load(Kind::TcIngress, &program)?;
+                let node = lab.host("cp1").namespace();
+                links.push(node.within(|| program.attach(if_nametoindex("eth0")?))??);
             }
             Filter::EmptyHooks => links = empty_hooks(&lab)?,
             Filter::Enforcer => {

@@ -133,6 +133,42 @@ fn program(base: u32, many: u32, source_at: usize, checksum_at: usize, sum: u32)
     all
 }
 
+/// A TC program that loads the one line of a table that the source of a datagram leads to, and drops it: the least that any
+/// look-up can do. The lines are as many as is said, and all zero.
+#[rustfmt::skip]
+pub fn one_line(table: i32, lines: u32, is_v4: bool) -> Vec<Insn> {
+    const MOV: u8 = 0xb7; const MOV_X: u8 = 0xbf; const ADD: u8 = 0x07; const MUL: u8 = 0x27; const MUL32: u8 = 0x24;
+    const RSH: u8 = 0x77; const LOAD: u8 = 0x61; const STORE_W: u8 = 0x63; const LOAD_WIDE: u8 = 0x18; const MAP: u8 = 1;
+    const IF_GREATER_X: u8 = 0x2d; const IF_EQUAL: u8 = 0x15; const CALL: u8 = 0x85; const EXIT: u8 = 0x95;
+    const LOOK_UP: i32 = 1; const CONTINUE: i32 = -1; const DROP: i32 = 2;
+    // The last four bytes of the source.
+    let source_at = (ETHERNET + if is_v4 { 12 } else { 8 + 12 }) as i16;
+    vec![
+        insn(LOAD, 7, 1, 76, 0),
+        insn(LOAD, 8, 1, 80, 0),
+        insn(MOV_X, 2, 7, 0, 0),
+        insn(ADD, 2, 0, 0, i32::from(source_at) + 4),
+        insn(IF_GREATER_X, 2, 8, 15, 0),
+        insn(LOAD, 1, 7, source_at, 0),
+        // The upper half of a product is a place among the lines.
+        insn(MUL32, 1, 0, 0, 0x9e37_79b1_u32 as i32),
+        insn(MUL, 1, 0, 0, lines as i32),
+        insn(RSH, 1, 0, 0, 32),
+        insn(STORE_W, 10, 1, -4, 0),
+        insn(MOV_X, 2, 10, 0, 0),
+        insn(ADD, 2, 0, 0, -4),
+        insn(LOAD_WIDE, 1, MAP, 0, table), insn(0, 0, 0, 0, 0),
+        insn(CALL, 0, 0, 0, LOOK_UP),
+        insn(IF_EQUAL, 0, 0, 4, 0),
+        insn(LOAD, 1, 0, 0, 0),
+        insn(IF_EQUAL, 1, 0, 2, 0),
+        insn(MOV, 0, 0, 0, CONTINUE),
+        insn(EXIT, 0, 0, 0, 0),
+        insn(MOV, 0, 0, 0, DROP),
+        insn(EXIT, 0, 0, 0, 0),
+    ]
+}
+
 /// A program that has one answer for everything: of TC, TC_ACT_UNSPEC (-1), which lets the next decide, or
 /// TC_ACT_SHOT (2), which drops; at a cgroup, 1, which lets pass; of XDP, [`XDP_PASS`].
 pub const fn answer(answer: i32) -> [Insn; 2] {

@@ -67,6 +67,15 @@ impl Scale {
         (0..self.addresses).map(move |number| self.family.one_of_many(number))
     }
 
+    /// Lines of a table of all addresses that is half full, as the product's is: seven of IPv4, or three of IPv6, to a line.
+    pub fn lines(self) -> u32 {
+        let to_a_line = match self.family {
+            Family::V4 => 7,
+            Family::V6 => 3,
+        };
+        (self.addresses * 2).div_ceil(to_a_line)
+    }
+
     fn joined(self, separator: &str) -> String {
         let mut text = String::new();
         for address in self.many() {

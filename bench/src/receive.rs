@@ -176,6 +176,7 @@ fn open_flow(site: &Site, generator: &Generator, client: SocketAddr) -> Result<U
 fn sites(scale: Scale, empty: Empty) -> Result<Vec<Site>> {
     let mut filters = vec![
         Filter::EmptyTc,
+        Filter::OneLine,
         Filter::Enforcer,
         Filter::NftIngress,
         Filter::NftInput,
@@ -209,7 +210,7 @@ fn drops(site: &Site, family: Family) -> Result<()> {
         "{} lets a denied datagram through",
         site.filter.name()
     );
-    if site.filter != Filter::EmptyTc {
+    if !matches!(site.filter, Filter::EmptyTc | Filter::OneLine) {
         let client = SocketAddr::new(family.of(&W1), 40_000);
         let generator = frames::datagrams(CP1.mac, client, 1, family.guarded());
         send(site, &generator, 1)?;
