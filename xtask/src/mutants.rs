@@ -31,9 +31,9 @@ const MUTANTS: [Mutant; 28] = [
     Mutant { what: "a pod may use a node's address", file: DECIDE, from: "Role::Pod if src.is(Place::OWN | Place::OTHER_NODE) => true,", to: "Role::Pod if src.is(Place::OWN) => true," },
     Mutant { what: "loopback addresses come over the wire", file: DECIDE, from: "    if packet.src.is_loopback() || packet.dst.is_loopback() {\n        return denied(settings, Reason::LoopbackOffLo);\n    }\n    let src = tables.place(&packet.src);\n    if is_forged", to: "    let src = tables.place(&packet.src);\n    if is_forged" },
     Mutant { what: "a stolen pod address counts", file: DECIDE, from: "src.is(Place::NAMED) && is_at_home(src.party)", to: "src.is(Place::NAMED)" },
-    Mutant { what: "a SYN may match a path backwards", file: DECIDE, from: "Phase::Opening => forward(),", to: "Phase::Opening => either(forward(), back())," },
-    Mutant { what: "a segment must match a path forwards", file: DECIDE, from: "Phase::Following => either(forward(), back()),", to: "Phase::Following => forward()," },
-    Mutant { what: "an echo reply is a request", file: DECIDE, from: "Phase::Answer => back(),", to: "Phase::Answer => forward()," },
+    Mutant { what: "a SYN may match a path backwards", file: DECIDE, from: "    if matches!(phase, Phase::Opening) {\n        return forward;\n    }\n", to: "    if matches!(phase, Phase::Opening) {\n        let approach = Approach { from: ends.to, at: ends.src, space, number: source };\n        return either(forward, toward(tables, settings, &approach).back());\n    }\n" },
+    Mutant { what: "a segment must match a path forwards", file: DECIDE, from: "Phase::Following => either(forward, back),", to: "Phase::Following => forward," },
+    Mutant { what: "an echo reply is a request", file: DECIDE, from: "Phase::Answer => back,", to: "Phase::Answer => forward," },
     Mutant { what: "a wide path makes anything a reply", file: DECIDE, from: "    if forward.is_guarded_denial() || back.is_guarded_denial() {", to: "    if forward.is_guarded_denial() && back.is_guarded_denial() {" },
     Mutant { what: "later fragments always pass", file: DECIDE, from: "if tables.related(settings, from, to) || tables.related(settings, to, from) {", to: "if true || tables.related(settings, from, to) || tables.related(settings, to, from) {" },
     Mutant { what: "a process may use another node's address", file: DECIDE, from: "    if src.is(Place::OTHER_NODE) {\n        return denied(settings, Reason::ForgedSource);\n    }\n", to: "" },
@@ -50,8 +50,8 @@ const MUTANTS: [Mutant; 28] = [
     Mutant { what: "a mapped address may be a destination", file: PARSE, from: "if src.is_v4() || dst.is_v4() {", to: "if src.is_v4() {" },
     Mutant { what: "a source quench is no error", file: PARSE, from: "ICMP => matches!(kind, 3 | 4 | 11 | 12),", to: "ICMP => matches!(kind, 3 | 11 | 12)," },
     Mutant { what: "ports may be in the padding", file: PARSE, from: "if network.offset + N > network.end {", to: "if network.offset > network.end {" },
-    Mutant { what: "SYN and ACK opens", file: PARSE, from: "h[13] & (TCP_SYN | TCP_ACK) == TCP_SYN;", to: "h[13] & TCP_SYN == TCP_SYN;" },
-    Mutant { what: "an error may quote what its receiver never sent", file: DECIDE, from: "packet.quoted_src != packet.dst =>", to: "packet.quoted_src == packet.quoted_dst =>" },
+    Mutant { what: "SYN and ACK opens", file: PARSE, from: "flags & (TCP_SYN | TCP_ACK) == TCP_SYN;", to: "flags & TCP_SYN == TCP_SYN;" },
+    Mutant { what: "an error may quote what its receiver never sent", file: PARSE, from: "if source != packet.dst {", to: "if source == packet.quoted_dst {" },
     Mutant { what: "a lock counts though another path has none", file: VERDICTS, from: "as_narrow.find(|r| !r.path.tls).or(Some(first))", to: "as_narrow.find(|r| r.path.tls).or(Some(first))" },
     Mutant { what: "a ServerHello opens a stream", file: TLS, from: "5 => byte == 1,", to: "5 => matches!(byte, 1 | 2)," },
     Mutant { what: "nobody counts as what he is part of", file: PARTIES, from: "            if all.insert(index) {", to: "            if all.insert(index) && index > components.len() {" },
@@ -155,4 +155,20 @@ fn is_noticed(tree: &Path) -> Result<Option<&'static str>> {
         }
     }
     Ok(None)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// What is to be broken has to be there, once.
+    #[test]
+    fn each_change_has_its_place() {
+        let tree = Path::new(env!("CARGO_MANIFEST_DIR")).join("..");
+        for mutant in &MUTANTS {
+            let text = fs::read_to_string(tree.join(mutant.file)).unwrap();
+            let places = text.matches(mutant.from).count();
+            assert_eq!(places, 1, "{}: {}", mutant.what, mutant.file);
+        }
+    }
 }
