@@ -133,7 +133,19 @@ impl Place {
     /// Sends any IP packets by a raw IP socket.
     pub fn raw_bytes(&self, packets: &[Vec<u8>]) -> Result<Report> {
         let packet = packets.iter().map(|packet| to_hex(packet)).collect();
-        self.probe(&Probe::Raw(Raw { packet }))
+        self.probe(&Probe::Raw(Raw {
+            packet,
+            ..Raw::default()
+        }))
+    }
+
+    /// Sends a segment by a raw TCP socket, connected or not.
+    pub fn raw_tcp(&self, packet: &Forged, connected: bool) -> Result<Report> {
+        self.probe(&Probe::Raw(Raw {
+            packet: vec![to_hex(&packet.packet()?)],
+            tcp: true,
+            connected,
+        }))
     }
 
     /// Opens a connection and keeps it busy. Comes back when the first answer is there.

@@ -320,6 +320,8 @@ mod tests {
             }),
             Probe::Raw(Raw {
                 packet: vec!["4500".into()],
+                tcp: true,
+                connected: true,
             }),
             Probe::Serve(Serve {
                 tcp: vec![to, to],

@@ -245,11 +245,17 @@ impl Inject {
 }
 
 /// `lab-probe raw`.
-#[derive(Debug, Clone, Args, Serialize)]
+#[derive(Debug, Clone, Default, Args, Serialize)]
 pub struct Raw {
     /// The packets in hexadecimal, from the IP header on
     #[arg(long = "packet", required = true)]
     pub packet: Vec<String>,
+    /// By a socket of TCP's own: the kernel writes the IP header anew
+    #[arg(long)]
+    pub tcp: bool,
+    /// Connected to where they go
+    #[arg(long)]
+    pub connected: bool,
 }
 
 /// `lab-probe serve`: prints [`READY`](super::READY), then a [`Heard`](super::Heard) per event.

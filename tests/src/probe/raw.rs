@@ -7,7 +7,8 @@ use std::time::Instant;
 use etherparse::{IcmpEchoHeader, Icmpv4Header, Icmpv4Type, Icmpv6Header, Icmpv6Type};
 use nix::errno::Errno;
 use nix::sys::socket::{
-    AddressFamily, LinkAddr, MsgFlags, SockProtocol, SockType, SockaddrStorage, recv, sendto,
+    AddressFamily, LinkAddr, MsgFlags, SockProtocol, SockType, SockaddrStorage, connect, recv,
+    sendto,
 };
 
 use super::{Failure, Inject, Outcome, Ping, Raw, Report, TIMEOUT_MS, milliseconds, socket};
@@ -67,15 +68,20 @@ pub(super) fn send(what: &Raw) -> Report {
     each(&what.packet, |packet| {
         let at = |step: &'static str| move |errno| (errno, step);
         let to = destination(packet).ok_or((Errno::EINVAL, "packet"))?;
-        let socket = raw_socket(to, SockProtocol::Raw, TIMEOUT_MS).map_err(at("socket"))?;
-        sendto(
-            socket.as_raw_fd(),
-            packet,
-            &SockaddrStorage::from(to),
-            MsgFlags::empty(),
-        )
-        .map(drop)
-        .map_err(at("send"))
+        let (protocol, bytes) = if what.tcp {
+            let segment = segment(packet).ok_or((Errno::EINVAL, "packet"))?;
+            (SockProtocol::Tcp, segment)
+        } else {
+            (SockProtocol::Raw, packet)
+        };
+        let socket = raw_socket(to, protocol, TIMEOUT_MS).map_err(at("socket"))?;
+        let to = SockaddrStorage::from(to);
+        if what.connected {
+            connect(socket.as_raw_fd(), &to).map_err(at("connect"))?;
+        }
+        sendto(socket.as_raw_fd(), bytes, &to, MsgFlags::empty())
+            .map(drop)
+            .map_err(at("send"))
     })
 }
 
@@ -185,4 +191,14 @@ fn destination(packet: &[u8]) -> Option<SocketAddr> {
         _ => return None,
     };
     Some(SocketAddr::new(ip, 0))
+}
+
+/// What is behind the IP header.
+fn segment(packet: &[u8]) -> Option<&[u8]> {
+    let first = packet.first()?;
+    let header = match first >> 4 {
+        4 => usize::from(first & 0xf) * 4,
+        _ => 40,
+    };
+    packet.get(header..)
 }

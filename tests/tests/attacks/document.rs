@@ -151,9 +151,9 @@ And these, which no test can show or which need none:
   keeps the cgroup of who made it).
 - **Unix sockets**, the container runtime's among them: they are files, or abstract names of a network namespace, and no
   network.
-- **A raw TCP socket of a process in no declared cgroup.** The kernel's own resets come from such a one, and are no
-  process's; so segments without SYN pass from there as if they were anybody's on the node. They open nothing, and it
-  takes `CAP_NET_RAW`. A pod's cgroup is declared.
+- **A raw TCP socket that is not connected, of a process in no declared cgroup.** The kernel's own resets come from such a
+  one, and are no process's; so segments without SYN pass from there as if they were anybody's on the node. They open
+  nothing, and it takes `CAP_NET_RAW`. A pod's cgroup is declared.
 - **Components without a declared cgroup**: any process of the node in no declared cgroup may be one. `enforcer status`
   tells which.
 - **Time between a cgroup and its name**: a restarted unit is nobody for some milliseconds, and denied. This can not be used
