@@ -67,13 +67,12 @@ impl Scale {
         (0..self.addresses).map(move |number| self.family.one_of_many(number))
     }
 
-    /// Lines of a table of all addresses that is half full, as the product's is: seven of IPv4, or three of IPv6, to a line.
+    /// Lines of a table of all addresses, as the product has it: on average six of IPv4 to a line, or three of IPv6 to two.
     pub fn lines(self) -> u32 {
-        let to_a_line = match self.family {
-            Family::V4 => 7,
-            Family::V6 => 3,
-        };
-        (self.addresses * 2).div_ceil(to_a_line)
+        match self.family {
+            Family::V4 => self.addresses.div_ceil(6),
+            Family::V6 => (self.addresses * 2).div_ceil(3),
+        }
     }
 
     fn joined(self, separator: &str) -> String {

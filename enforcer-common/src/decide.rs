@@ -349,9 +349,7 @@ fn decide<T: Tables>(tables: &T, settings: &Settings, ends: Ends, packet: &Packe
     match packet.shape {
         Shape::Flow => decide_flow(tables, settings, ends, packet),
         Shape::LaterFragment => decide_later_fragment(tables, settings, ends.from, ends.to),
-        Shape::IcmpError | Shape::IcmpErrorLaterFragment if packet.quoted_src != packet.dst => {
-            denied(settings, Reason::IcmpBadQuote)
-        }
+        Shape::IcmpErrorAstray => denied(settings, Reason::IcmpBadQuote),
         Shape::IcmpError | Shape::IcmpErrorLaterFragment => decide_quote(tables, settings, packet),
     }
 }
@@ -408,6 +406,7 @@ pub fn flow(packet: &Packet) -> FlowKey {
         dst: packet.dst,
         source: packet.ports.source,
         destination: packet.ports.destination,
+        padding: 0,
     }
 }
 
@@ -453,7 +452,7 @@ fn decide_later_fragment<T: Tables>(
 /// Whoever was at the ends of the quoted packet is known by address only.
 #[inline(never)]
 fn decide_quote<T: Tables>(tables: &T, settings: &Settings, packet: &Packet) -> Verdict {
-    let sender = tables.place(&packet.quoted_src).party;
+    let sender = tables.place(&packet.dst).party;
     let receiver = tables.place(&packet.quoted_dst).party;
     if matches!(packet.shape, Shape::IcmpErrorLaterFragment) {
         return decide_later_fragment(tables, settings, sender, receiver);

@@ -18,7 +18,7 @@ pub const REACH: u32 = 4;
 /// Which buckets an address stands in.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Kind {
-    /// Seven addresses, of a word each.
+    /// Ten addresses, of a word each.
     V4,
     /// Three addresses, of four words each.
     V6,
@@ -34,7 +34,7 @@ impl Kind {
     /// Addresses in a bucket.
     pub const fn slots(self) -> usize {
         match self {
-            Self::V4 => 7,
+            Self::V4 => 10,
             Self::V6 => 3,
         }
     }
@@ -47,22 +47,19 @@ impl Kind {
         }
     }
 
-    /// The first of the buckets where an address may stand, of so many.
+    /// The word in which the place of a slot stands, and where in it.
     #[inline(always)]
-    pub const fn first(self, words: &[u32; 4], buckets: u32) -> u32 {
-        let [a, b, c, d] = *words;
-        // Odd constants without a pattern: the fractions of the golden ratio and of the root of 2.
-        let mixed = match self {
-            Self::V4 => (d as u64).wrapping_mul(0x6a09_e667_f3bc_c909),
-            Self::V6 => {
-                let high = (a as u64) << 32 | b as u64;
-                let low = (c as u64) << 32 | d as u64;
-                (high.wrapping_mul(0x9e37_79b9_7f4a_7c15) ^ low).wrapping_mul(0x6a09_e667_f3bc_c909)
-            }
-        };
-        let hash = (mixed ^ mixed >> 32).wrapping_mul(0x9e37_79b9_7f4a_7c15) >> 32;
-        ((hash * buckets as u64) >> 32) as u32
+    const fn place(self, slot: usize) -> (usize, u32) {
+        let half = self.slots() * self.key_words() * 2 + slot;
+        (half / 2, half as u32 % 2 * u16::BITS)
     }
+}
+
+/// The first of the buckets where an address may stand, of so many of its kind.
+#[inline(always)]
+pub const fn first(addr: &Ip, buckets: u32) -> u32 {
+    let hash = addr.mixed().wrapping_mul(0x9e37_79b9_7f4a_7c15) >> 32;
+    ((hash * buckets as u64) >> 32) as u32
 }
 
 /// Some addresses of one [`Kind`] and what is there. A slot that holds none has the address 0.0.0.0 or `::`, which stand
@@ -72,8 +69,8 @@ impl Kind {
 )]
 #[repr(C)]
 pub struct Bucket {
-    /// The addresses, by the words that the kind does not tell, as [`Ip::words`] has them; then as many words of a
-    /// [`Place`]; zeroes up to the end.
+    /// The addresses, by the words that the kind does not tell, as [`Ip::words`] has them; then as many
+    /// [packed](Place::packed) places, two to a word, the lower half first; zeroes up to the end.
     words: [u32; 15],
     /// 1 if an address that belongs here stands in the next.
     pub more: u32,
@@ -87,7 +84,10 @@ impl Bucket {
     pub fn find(&self, kind: Kind, words: &[u32; 4]) -> Option<Place> {
         (0..kind.slots())
             .find(|slot| self.holds(kind, *slot, words))
-            .map(|slot| zerocopy::transmute!(self.words[Self::place(kind, slot)]))
+            .map(|slot| {
+                let (word, shift) = kind.place(slot);
+                Place::unpacked((self.words[word] >> shift) as u16)
+            })
     }
 
     /// Puts an address into a slot that holds none. Nothing if there is none.
@@ -96,7 +96,8 @@ impl Bucket {
         let length = kind.key_words();
         let at = slot * length;
         self.words[at..at + length].copy_from_slice(&words[4 - length..]);
-        self.words[Self::place(kind, slot)] = zerocopy::transmute!(place);
+        let (word, shift) = kind.place(slot);
+        self.words[word] |= u32::from(place.packed()) << shift;
         Some(())
     }
 
@@ -114,11 +115,6 @@ impl Bucket {
                     && self.words[at] == a
             }
         }
-    }
-
-    #[inline(always)]
-    const fn place(kind: Kind, slot: usize) -> usize {
-        kind.slots() * kind.key_words() + slot
     }
 }
 

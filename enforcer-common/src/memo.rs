@@ -25,6 +25,7 @@ pub const LINES: u32 = 256;
 /// The receive path is never interrupted by itself, so what it [counts](Line::pending) in its lines is exact. The
 /// send path may be, by either: its lines are its own.
 const LINES_OF_A_PATH: u32 = LINES / 2;
+const _: () = assert!(LINES_OF_A_PATH.is_power_of_two());
 
 /// In place of the class of a port that has none: no class has this number.
 const NO_CLASS: u16 = u16::MAX;
@@ -54,9 +55,9 @@ pub struct Asker {
 #[derive(Debug, Clone, Copy)]
 pub struct Question<'a> {
     moment: Moment,
-    who: u32,
     how: u16,
-    ports: u32,
+    /// [`Line::asked`].
+    asked: u64,
     /// A hash of the addresses and the words above, but for the moment.
     mixed: u64,
     packet: &'a Packet,
@@ -100,20 +101,19 @@ impl<'a> Question<'a> {
         let how =
             (hook as u16) << 12 | u16::from(manner & 0xf) << 8 | (space as u16) << 4 | phase as u16;
         let ports = u32::from(source) << 16 | u32::from(name(destination));
-        let [a, b, c, d] = packet.src.words();
-        let [e, f, g, h] = packet.dst.words();
-        let low = u64::from(a ^ b ^ c ^ u32::from(how)) | u64::from(d) << 32;
-        let high = u64::from(e ^ f ^ g ^ who) | u64::from(h ^ ports) << 32;
-        // Odd constants without a pattern, as in `hosts`. What differs at the upper end only is brought down
-        // between.
-        let low = low.wrapping_mul(0x9e37_79b9_7f4a_7c15);
-        let high = high.wrapping_mul(0x6a09_e667_f3bc_c909);
-        let mixed = ((low ^ low >> 32) ^ (high ^ high >> 29)).wrapping_mul(0x9e37_79b9_7f4a_7c15);
+        let [a, b] = packet.src.halves();
+        let [c, d] = packet.dst.halves();
+        let asked = u64::from(who) << 32 | u64::from(ports);
+        // Odd constants without a pattern: the fractions of the golden ratio and of the roots of 2, 3 and 5. The upper
+        // bits of a product have something of all the bits below them.
+        let mixed = (a ^ asked).wrapping_mul(0x9e37_79b9_7f4a_7c15)
+            ^ b.wrapping_mul(0x6a09_e667_f3bc_c909)
+            ^ (c ^ u64::from(how)).wrapping_mul(0xbb67_ae85_84ca_a73b)
+            ^ d.wrapping_mul(0x3c6e_f372_fe94_f82b);
         Self {
             moment,
-            who,
             how,
-            ports,
+            asked,
             mixed,
             packet,
         }
@@ -133,7 +133,7 @@ impl<'a> Question<'a> {
     /// The line where its answer may stand.
     #[inline(always)]
     pub const fn line(&self) -> u32 {
-        let place = (self.mixed >> 32) as u32 % LINES_OF_A_PATH;
+        let place = (self.mixed >> (u64::BITS - LINES_OF_A_PATH.trailing_zeros())) as u32;
         if self.is_of(Hook::CgroupEgress) {
             LINES_OF_A_PATH + place
         } else {
@@ -157,10 +157,8 @@ pub struct Line {
     pub how: u16,
     /// What else the hook remembers of it.
     pub note: u16,
-    /// [`Asker::who`].
-    pub who: u32,
-    /// Source port in the upper half, destination port in the lower; or their classes.
-    pub ports: u32,
+    /// [`Asker::who`] in the upper half, and below it source port and destination port, or their classes.
+    pub asked: u64,
     /// The answer.
     pub verdict: Verdict,
     /// Packets that got this answer, were denied, and are in no record yet.
@@ -179,8 +177,7 @@ impl Line {
     pub fn answers(&self, question: &Question<'_>) -> bool {
         self.tick == question.moment.tick
             && self.how == question.how
-            && self.ports == question.ports
-            && self.who == question.who
+            && self.asked == question.asked
             && self.epoch == question.moment.epoch
             && self.src == question.packet.src
             && self.dst == question.packet.dst
@@ -204,16 +201,14 @@ impl Line {
         self.tick = question.moment.tick;
         self.epoch = question.moment.epoch;
         self.how = question.how;
-        self.who = question.who;
-        self.ports = question.ports;
+        self.asked = question.asked;
         self.verdict = verdict;
         self.note = note;
         self.pending = 0;
         // By words: the compiler would call a function to move these bytes one by one.
-        let [a, b, c, d] = question.packet.src.words();
-        self.src = Ip::of_words([a, b, c, d]);
-        let [a, b, c, d] = question.packet.dst.words();
-        self.dst = Ip::of_words([a, b, c, d]);
+        let [a, b] = question.packet.src.halves();
+        let [c, d] = question.packet.dst.halves();
+        (self.src, self.dst) = (Ip::of_halves([a, b]), Ip::of_halves([c, d]));
     }
 
     /// The record that the pending packets belong to: only what an interface's hook denies is counted here.
@@ -228,13 +223,14 @@ impl Line {
         let whose = Whose {
             hook: Hook::TcIngress,
             kind: subject::INTERFACE,
-            subject: u64::from(self.who),
+            subject: self.asked >> 32,
         };
         let flow = FlowKey {
             src: self.src,
             dst: self.dst,
-            source: (self.ports >> 16) as u16,
-            destination: self.ports as u16,
+            source: (self.asked >> 16) as u16,
+            destination: self.asked as u16,
+            padding: 0,
         };
         let space = Space::from_code((self.how >> 4) as u8 & 0xf)?;
         Some(RecordKey::of_flow(whose, denial, space, &flow))
@@ -359,6 +355,18 @@ mod tests {
             let (mut asker, mut now, mut packet) = (ASKER, NOW, first);
             change(&mut asker, &mut now, &mut packet);
             assert!(!line.answers(&ask(asker, now, &packet)), "{number}");
+        }
+    }
+
+    /// Whether it has an answer or not, a line of another moment is free for all.
+    #[test]
+    fn a_line_is_taken_for_its_moment() {
+        let (one, mut other) = (packet(Phase::Datagram), packet(Phase::Datagram));
+        let line = line(&ask(ASKER, NOW, &one));
+        other.ports.destination += 1;
+        assert!(line.is_of(&ask(ASKER, NOW, &other)));
+        for later in [Moment { tick: 8, ..NOW }, Moment { epoch: 4, ..NOW }] {
+            assert!(!line.is_of(&ask(ASKER, later, &one)));
         }
     }
 

@@ -6,6 +6,10 @@ use crate::addr::Ip;
 
 /// Bytes of a packet: an skb in the kernel, a slice on the host.
 pub trait PacketBytes {
+    /// Whether nothing is of interest but what most packets are: TCP or UDP right behind an IP header without options, and
+    /// no fragment. Anything else is an error then, which says nothing about the packet.
+    const PLAIN: bool = false;
+
     /// `N` bytes from `offset`, or nothing if the packet ends before.
     fn load<const N: usize>(&self, offset: usize) -> Option<[u8; N]>;
 
@@ -17,6 +21,9 @@ pub trait PacketBytes {
 
     /// Likewise `N` words of a header, as they stand in memory.
     fn words<const N: usize>(&self, offset: usize) -> Option<[u32; N]>;
+
+    /// Likewise `N` words of 64 bits.
+    fn long_words<const N: usize>(&self, offset: usize) -> Option<[u64; N]>;
 
     /// The same number. The kernel's verifier is made to forget what it knows of it: otherwise it
     /// follows every way to it by itself, and their number doubles with each header.
@@ -32,6 +39,11 @@ impl PacketBytes for [u8] {
 
     fn words<const N: usize>(&self, offset: usize) -> Option<[u32; N]> {
         let (words, _) = <[u32; N]>::read_from_prefix(self.get(offset..)?).ok()?;
+        Some(words)
+    }
+
+    fn long_words<const N: usize>(&self, offset: usize) -> Option<[u64; N]> {
+        let (words, _) = <[u64; N]>::read_from_prefix(self.get(offset..)?).ok()?;
         Some(words)
     }
 }
@@ -203,14 +215,16 @@ pub enum Shape {
     IcmpError,
     /// An ICMP error that quotes a later fragment, so without ports.
     IcmpErrorLaterFragment,
+    /// An ICMP error that goes to another than the source of what it quotes.
+    IcmpErrorAstray,
 }
 
 /// A packet that could be read.
 ///
 /// One flat struct with every field set, and no enum with fields: the verifier refuses to copy what
-/// the variants leave unset.
+/// the variants leave unset. Aligned to words of 64 bits, of which programs then clear 10 in place of 19.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-#[repr(C)]
+#[repr(C, align(8))]
 pub struct Packet {
     /// What it is, and so which of the fields below mean something.
     pub shape: Shape,
@@ -218,16 +232,16 @@ pub struct Packet {
     pub icmp_error: u8,
     /// Numbers of the packet, or of the quoted one. [`Ports::NONE`] for later fragments.
     pub ports: Ports,
-    /// Of a TCP packet that is no quoted one; else [`Segment::NONE`].
-    pub segment: Segment,
     /// Source address (ARP: the sender's protocol address).
     pub src: Ip,
     /// Destination address (ARP: the target's protocol address).
     pub dst: Ip,
-    /// Source address of the quoted packet.
-    pub quoted_src: Ip,
-    /// Destination address of the quoted packet.
+    /// Destination address of the packet that an ICMP error quotes, whose source is where the error goes.
     pub quoted_dst: Ip,
+    /// Of a TCP packet that is no quoted one; else [`Segment::NONE`].
+    pub segment: Segment,
+    /// Always zero: no byte may be unset.
+    padding: u32,
 }
 
 impl Ports {
@@ -247,16 +261,24 @@ impl Packet {
             shape: Shape::LaterFragment,
             icmp_error: 0,
             ports: Ports::NONE,
-            segment: Segment::NONE,
             src,
             dst,
-            quoted_src: Ip::UNSPECIFIED,
             quoted_dst: Ip::UNSPECIFIED,
+            segment: Segment::NONE,
+            padding: 0,
         }
     }
 
-    /// Nothing read yet.
-    pub const EMPTY: Self = Self::between(Ip::UNSPECIFIED, Ip::UNSPECIFIED);
+    /// Room for one that is yet to be read: all zero, and no packet.
+    pub const ROOM: Self = Self {
+        shape: Shape::Flow,
+        ports: Ports {
+            phase: Phase::Opening,
+            space: Space::Tcp,
+            ..Ports::NONE
+        },
+        ..Self::between(Ip::UNSPECIFIED, Ip::UNSPECIFIED)
+    };
 
     /// A packet with ports between two addresses.
     pub const fn flow(src: Ip, dst: Ip, ports: Ports) -> Self {

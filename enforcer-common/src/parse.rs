@@ -94,25 +94,28 @@ enum Scope {
     Quote,
 }
 
-/// Reads a packet into `packet`: in place, as the stack of a BPF program has 512 bytes.
+/// Reads a packet into [room](Packet::ROOM) for one: in place, as the stack of a BPF program has 512 bytes.
 ///
 /// # Errors
 ///
 /// The reason why it can not be judged by its content; `packet` then means nothing.
+#[inline(always)]
 pub fn parse_into<B: PacketBytes + ?Sized>(
     bytes: &B,
     start: Start,
     packet: &mut Packet,
 ) -> Result<(), Reason> {
-    let offset = match start {
-        Start::Ip => 0,
+    let (version, offset) = match start {
+        Start::Ip => (read_version(bytes, 0)?, 0),
         Start::Ethernet => match read_ethernet(bytes)? {
-            (ETH_IPV4 | ETH_IPV6, offset) => offset,
+            (ETH_IPV4, offset) if B::PLAIN => (4, offset),
+            (ETH_IPV6, offset) if B::PLAIN => (6, offset),
+            (ETH_IPV4 | ETH_IPV6, offset) => (read_version(bytes, offset)?, offset),
             (ETH_ARP, offset) => return parse_arp(bytes, offset, packet),
             _ => return Err(Reason::UnknownProtocol),
         },
     };
-    parse_ip(bytes, offset, packet)
+    parse_ip(bytes, version, offset, packet)
 }
 
 /// Reads a packet.
@@ -121,7 +124,7 @@ pub fn parse_into<B: PacketBytes + ?Sized>(
 ///
 /// The reason why it can not be judged by its content.
 pub fn parse<B: PacketBytes + ?Sized>(bytes: &B, start: Start) -> Result<Packet, Reason> {
-    let mut packet = Packet::EMPTY;
+    let mut packet = Packet::ROOM;
     parse_into(bytes, start, &mut packet).map(|()| packet)
 }
 
@@ -130,6 +133,9 @@ pub fn parse<B: PacketBytes + ?Sized>(bytes: &B, start: Start) -> Result<Packet,
 fn read_ethernet<B: PacketBytes + ?Sized>(bytes: &B) -> Result<(u16, usize), Reason> {
     let mut offset = 12;
     let mut kind = ethertype(bytes, offset)?;
+    if B::PLAIN {
+        return Ok((kind, offset + 2));
+    }
     // Two tags at most: 802.1ad allows one in one.
     for _ in 0..2 {
         if kind == ETH_VLAN || kind == ETH_QINQ {
@@ -182,20 +188,30 @@ fn parse_arp<B: PacketBytes + ?Sized>(
 #[inline(always)]
 fn parse_ip<B: PacketBytes + ?Sized>(
     bytes: &B,
+    version: u8,
     offset: usize,
     packet: &mut Packet,
 ) -> Result<(), Reason> {
     let mut network = Network::at(offset, Scope::Whole);
-    read_network(bytes, &mut network, &mut packet.src, &mut packet.dst)?;
+    read_network(
+        bytes,
+        version,
+        &mut network,
+        &mut packet.src,
+        &mut packet.dst,
+    )?;
     if network.fragment_offset != 0 {
         if network.protocol == TCP && network.fragment_offset == 1 {
             return Err(Reason::FragmentTooShort);
         }
         packet.shape = Shape::LaterFragment;
+        packet.ports = Ports::NONE;
         return Ok(());
     }
-    packet.icmp_error = icmp_error(bytes, &network)?;
-    if packet.icmp_error == 0 {
+    if !B::PLAIN {
+        packet.icmp_error = icmp_error(bytes, &network)?;
+    }
+    if B::PLAIN || packet.icmp_error == 0 {
         packet.shape = Shape::Flow;
         return read_ports(bytes, &network, packet);
     }
@@ -211,36 +227,46 @@ fn parse_quote<B: PacketBytes + ?Sized>(
     packet: &mut Packet,
 ) -> Result<(), Reason> {
     let mut quoted = Network::at(offset, Scope::Quote);
-    let same_family = read_network(
-        bytes,
-        &mut quoted,
-        &mut packet.quoted_src,
-        &mut packet.quoted_dst,
-    )
-    .map(|()| packet.quoted_src.is_v4() == packet.src.is_v4());
+    let mut source = Ip::UNSPECIFIED;
+    let same_family = read_version(bytes, offset)
+        .and_then(|version| {
+            let destination = &mut packet.quoted_dst;
+            read_network(bytes, version, &mut quoted, &mut source, destination)
+        })
+        .map(|()| source.is_v4() == packet.src.is_v4());
     if same_family != Ok(true) {
         return Err(Reason::IcmpBadQuote);
     }
     if quoted.fragment_offset != 0 {
         packet.shape = Shape::IcmpErrorLaterFragment;
-        return Ok(());
+        packet.ports = Ports::NONE;
+    } else {
+        packet.shape = Shape::IcmpError;
+        read_ports(bytes, &quoted, packet).map_err(|_| Reason::IcmpBadQuote)?;
     }
-    packet.shape = Shape::IcmpError;
-    read_ports(bytes, &quoted, packet).map_err(|_| Reason::IcmpBadQuote)
+    if source != packet.dst {
+        packet.shape = Shape::IcmpErrorAstray;
+    }
+    Ok(())
+}
+
+/// The version of IP, by the header's first bits.
+#[inline(always)]
+fn read_version<B: PacketBytes + ?Sized>(bytes: &B, offset: usize) -> Result<u8, Reason> {
+    let [first] = bytes.near::<1>(offset).ok_or(Reason::TruncatedHeader)?;
+    Ok(first >> 4)
 }
 
 /// Reads the network headers, up to what they carry.
 #[inline(always)]
 fn read_network<B: PacketBytes + ?Sized>(
     bytes: &B,
+    version: u8,
     network: &mut Network,
     src: &mut Ip,
     dst: &mut Ip,
 ) -> Result<(), Reason> {
-    let [first] = bytes
-        .near::<1>(network.offset)
-        .ok_or(Reason::TruncatedHeader)?;
-    match first >> 4 {
+    match version {
         4 => read_ipv4(bytes, network, src, dst)?,
         6 => read_ipv6(bytes, network, src, dst)?,
         _ => return Err(Reason::BadHeader),
@@ -262,13 +288,24 @@ fn read_ipv4<B: PacketBytes + ?Sized>(
     let [version, _, length @ ..] = start.to_ne_bytes();
     let [_, _, fragment @ ..] = fragment.to_ne_bytes();
     let [_, protocol, ..] = protocol.to_ne_bytes();
-    let header_len = usize::from(version & 0x0f) * 4;
+    // A link's header may say IPv4 of anything. A length of 5 words is one without options.
+    if B::PLAIN && version != 0x45 {
+        return Err(Reason::BadHeader);
+    }
+    let header_len = if B::PLAIN {
+        20
+    } else {
+        usize::from(version & 0x0f) * 4
+    };
     let total_len = usize::from(u16::from_be_bytes(length));
     // A length of 0 is a segment of more than 64 KiB that has not been cut yet (BIG TCP, since 6.3).
     if header_len < 20 || (total_len != 0 && total_len < header_len) {
         return Err(Reason::BadHeader);
     }
     let fragment = u16::from_be_bytes(fragment);
+    if B::PLAIN && fragment & 0x3fff != 0 {
+        return Err(Reason::BadHeader);
+    }
     network.fragment_offset = fragment & 0x1fff;
     network.first_fragment = fragment & 0x2000 != 0 && network.fragment_offset == 0;
     network.protocol = protocol;
@@ -286,10 +323,15 @@ fn read_ipv6<B: PacketBytes + ?Sized>(
     src: &mut Ip,
     dst: &mut Ip,
 ) -> Result<(), Reason> {
+    let addresses = bytes.long_words(network.offset + 8);
+    let [a, b, c, d] = addresses.ok_or(Reason::TruncatedHeader)?;
     let words = bytes.words(network.offset);
-    let [_, start, a, b, c, d, e, f, g, h] = words.ok_or(Reason::TruncatedHeader)?;
-    *src = Ip::of_words([a, b, c, d]);
-    *dst = Ip::of_words([e, f, g, h]);
+    let [first, start] = words.ok_or(Reason::TruncatedHeader)?;
+    if B::PLAIN && first.to_ne_bytes()[0] >> 4 != 6 {
+        return Err(Reason::BadHeader);
+    }
+    *src = Ip::of_halves([a, b]);
+    *dst = Ip::of_halves([c, d]);
     // On the wire an IPv4-mapped address is nobody's (RFC 4942, 2.2), and here it would pass for the
     // IPv4 address in it.
     if src.is_v4() || dst.is_v4() {
@@ -305,10 +347,10 @@ fn read_ipv6<B: PacketBytes + ?Sized>(
         payload_len + 40
     });
     network.offset += 40;
-    if is_extension(network.protocol) {
-        skip_extensions(bytes, network)
-    } else {
+    if B::PLAIN || !is_extension(network.protocol) {
         Ok(())
+    } else {
+        skip_extensions(bytes, network)
     }
 }
 
@@ -409,6 +451,7 @@ fn read_ports<B: PacketBytes + ?Sized>(
             ports.phase = Phase::Datagram;
             numbers(ports, Space::Udp, both);
         }
+        _ if B::PLAIN => return Err(Reason::UnknownProtocol),
         TCP | UDP => {
             let space = if network.protocol == TCP {
                 Space::Tcp

@@ -53,6 +53,15 @@ impl Hook {
         Some(Self::ALL[code as usize - 1])
     }
 
+    /// 0 where its programs run with the kernel's bottom halves off, so that on one CPU they come one after the other; 1
+    /// where those of the first kind may come between, or others of its own kind.
+    pub const fn way(self) -> usize {
+        match self {
+            Self::TcIngress | Self::TcEgress | Self::CgroupIngress => 0,
+            Self::CgroupEgress | Self::Connect | Self::Sendmsg | Self::Bind | Self::Setsockopt => 1,
+        }
+    }
+
     /// Its name in reports.
     pub const fn name(self) -> &'static str {
         match self {
@@ -174,17 +183,7 @@ impl RecordPlace {
     /// Of a packet between two addresses, either way.
     #[inline(always)]
     pub fn between(src: &Ip, dst: &Ip) -> Self {
-        // Odd constants without a pattern, as in `hosts`. What differs at the upper end only is brought down
-        // between.
-        let fold = |addr: &Ip| {
-            let [a, b, c, d] = addr.words();
-            let high = u64::from(a) << 32 | u64::from(b);
-            let low = u64::from(c) << 32 | u64::from(d);
-            let mixed = (high.wrapping_mul(0x9e37_79b9_7f4a_7c15) ^ low)
-                .wrapping_mul(0x6a09_e667_f3bc_c909);
-            mixed ^ mixed >> 32
-        };
-        let both = fold(src).wrapping_add(fold(dst));
+        let both = src.mixed().wrapping_add(dst.mixed());
         Self((both.wrapping_mul(0x9e37_79b9_7f4a_7c15) >> 48) as u32)
     }
 

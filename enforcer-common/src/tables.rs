@@ -7,7 +7,7 @@
 
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
 
-use crate::{addr::Ip, packet::Space, verdict::Verdict};
+use crate::{addr::Ip, limits::MAX_PARTIES, packet::Space, verdict::Verdict};
 
 /// A distinct set of components, by its number.
 pub type Party = u16;
@@ -40,11 +40,29 @@ impl Place {
     /// With [`Self::POD`]: a pod that is more than a pod, by its address (DNS, an agent).
     pub const NAMED: u16 = 8;
 
+    /// In half a word: twelve bits of party, four of flags.
+    pub const fn packed(self) -> u16 {
+        self.party | self.flags << PARTY_BITS
+    }
+
+    /// The same again.
+    pub const fn unpacked(packed: u16) -> Self {
+        Self {
+            party: packed & (MAX_PARTIES - 1) as u16,
+            flags: packed >> PARTY_BITS,
+        }
+    }
+
     /// Whether a flag is set.
     pub const fn is(self, flag: u16) -> bool {
         self.flags & flag != 0
     }
 }
+
+const PARTY_BITS: u32 = MAX_PARTIES.trailing_zeros();
+const _: () = assert!(MAX_PARTIES.is_power_of_two());
+const _: () =
+    assert!((Place::OWN | Place::OTHER_NODE | Place::POD | Place::NAMED) >> (16 - PARTY_BITS) == 0);
 
 /// What holds for a whole generation of a policy.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, FromBytes, IntoBytes, Immutable, KnownLayout)]
@@ -151,7 +169,8 @@ impl Role {
 
     /// From the word in the table of interfaces.
     pub const fn from_word(word: u32) -> Self {
-        match word & 0xff {
+        // All that the bits can say, so that nothing is left to be looked at.
+        match word & 3 {
             1 => Self::Loopback,
             2 => Self::Uplink,
             3 => Self::Pod,
@@ -172,6 +191,8 @@ pub struct FlowKey {
     pub source: u16,
     /// The endpoint's port.
     pub destination: u16,
+    /// Always zero.
+    pub padding: u32,
 }
 
 impl FlowKey {
@@ -183,11 +204,12 @@ impl FlowKey {
             dst: self.src,
             source: self.destination,
             destination: self.source,
+            padding: 0,
         }
     }
 }
 
-const _: () = assert!(size_of::<FlowKey>() == 36 && size_of::<Settings>() == 56);
+const _: () = assert!(size_of::<FlowKey>() == 40 && size_of::<Settings>() == 56);
 
 /// One generation of a compiled policy.
 pub trait Tables {

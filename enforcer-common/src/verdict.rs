@@ -184,9 +184,10 @@ pub enum Direction {
     Reply,
 }
 
-/// What is to happen, and by what, in a word: bits 31 and 30 say what kind, bit 29 dry-run, bit 28
-/// guarded, bit 27 reply, bit 26 later fragment, bit 25 a path that asks for TLS, bits 15 to 0 the path or the reason. Zero is a hole
-/// in a table and denies.
+/// What is to happen, and by what, in a word. Bits 31 and 30 say whether it is allowed, and by a path; bit 29 whether it
+/// goes on its way, as in dry-run a denial does, too; bit 28 guarded, bit 27 reply, bit 26 later fragment, bit 25 a path
+/// that asks for TLS, bit 24 a denial that somebody made; bits 13 to 0 where it is [counted](counter), which tells the
+/// path or the reason. Zero is a hole in a table and denies.
 ///
 /// A word and no enum, because it is what stands in the tables, and because a BPF function that
 /// returns an enum leaves bytes of it unset, which the verifier refuses to copy.
@@ -222,26 +223,28 @@ pub struct Denial {
 }
 
 impl Verdict {
+    const ALLOWED: u32 = 1 << 31;
     const PATH: u32 = 1 << 30;
-    const PASS: u32 = 2 << 30;
-    const DENIED: u32 = 3 << 30;
-    const KIND: u32 = 3 << 30;
-    const DRY_RUN: u32 = 1 << 29;
+    const PASSES: u32 = 1 << 29;
     const GUARDED: u32 = 1 << 28;
     const REPLY: u32 = 1 << 27;
     const FRAGMENT: u32 = 1 << 26;
     const LOCKED: u32 = 1 << 25;
+    const DENIED: u32 = 1 << 24;
+    const COUNTER: u32 = (1 << 14) - 1;
 
     /// No policy, or a hole in a table: closed, also in dry-run.
     pub const HOLE: Self = Self(0);
     /// Let through by `otherTraffic: Allow`.
-    pub const OTHER: Self = Self(Self::PASS);
+    pub const OTHER: Self = Self(Self::ALLOWED | Self::PASSES | counter::OTHER);
     /// A later fragment that may pass.
-    pub const LATER_FRAGMENT: Self = Self(Self::PASS | Self::FRAGMENT);
+    pub const LATER_FRAGMENT: Self =
+        Self(Self::ALLOWED | Self::PASSES | Self::FRAGMENT | counter::LATER_FRAGMENT);
 
     /// Allowed by a path.
     pub const fn path(path: u16) -> Self {
-        Self(Self::PATH | path as u32)
+        let counter = counter::of_path(path, Direction::Forward);
+        Self(Self::ALLOWED | Self::PATH | Self::PASSES | counter)
     }
 
     /// The same, leading to a guarded endpoint: no accident of a wide path.
@@ -256,29 +259,32 @@ impl Verdict {
 
     /// Denied.
     pub const fn denied(reason: Reason, dry_run: bool, guarded: bool) -> Self {
-        let mut word = Self::DENIED | reason.code() as u32;
+        let mut word = Self::DENIED;
         if dry_run {
-            word |= Self::DRY_RUN;
+            word |= Self::PASSES;
         }
         if guarded {
             word |= Self::GUARDED;
         }
-        Self(word)
+        Self(word).because(reason)
     }
 
     /// The same for a packet that goes back along the path.
     pub const fn back(self) -> Self {
-        Self(self.0 | Self::REPLY)
+        // The counter of a path back is the one behind that of the path.
+        const TO_LOWEST: u32 = Verdict::PATH.trailing_zeros();
+        Self(self.0 | Self::REPLY | (self.0 & Self::PATH) >> TO_LOWEST)
     }
 
     /// A denial for another reason.
     pub const fn because(self, reason: Reason) -> Self {
-        Self(self.0 & !0xffff | reason.code() as u32)
+        let counter = counter::of_reason(reason, self.passes());
+        Self(self.0 & !Self::COUNTER | counter)
     }
 
     /// Whether a path allows it.
     pub const fn is_path(self) -> bool {
-        self.0 & Self::KIND == Self::PATH
+        self.0 & Self::PATH != 0
     }
 
     /// Whether a path to a guarded endpoint allows it.
@@ -302,18 +308,18 @@ impl Verdict {
 
     /// Whether it is denied, in dry-run or not.
     pub const fn is_denied(self) -> bool {
-        !self.is_path() && self.0 & Self::KIND != Self::PASS
+        self.0 & Self::ALLOWED == 0
     }
 
     /// Whether it is denied from a declared endpoint, not just by `otherTraffic: Drop`.
     pub const fn is_guarded_denial(self) -> bool {
-        self.is_denied() && (self.0 & Self::KIND == 0 || self.0 & Self::GUARDED != 0)
+        self.is_denied() && self.0 & (Self::DENIED | Self::GUARDED) != Self::DENIED
     }
 
     /// Whether a record is kept of it. In dry-run a denied reply is counted only: its connection was told when
     /// it opened.
     pub const fn is_recorded(self) -> bool {
-        self.is_denied() && self.0 & (Self::DRY_RUN | Self::REPLY) != Self::DRY_RUN | Self::REPLY
+        self.is_denied() && self.0 & (Self::PASSES | Self::REPLY) != Self::PASSES | Self::REPLY
     }
 
     /// The word.
@@ -324,33 +330,32 @@ impl Verdict {
     /// Takes it apart. A hole or an unknown reason is [`Reason::NoPolicy`].
     pub const fn outcome(self) -> Outcome {
         let direction = self.direction();
-        match self.0 & Self::KIND {
-            Self::PATH => Outcome::Path(self.0 as u16, direction),
-            Self::PASS if self.0 & Self::FRAGMENT != 0 => Outcome::LaterFragment,
-            Self::PASS => Outcome::Other,
-            kind => {
-                let reason = match Reason::from_code(self.0 as u8) {
-                    Some(reason) if kind == Self::DENIED => reason,
-                    _ => Reason::NoPolicy,
-                };
-                let dry_run = kind == Self::DENIED && self.0 & Self::DRY_RUN != 0;
-                let guarded = self.is_guarded_denial();
-                Outcome::Denied(Denial {
-                    reason,
-                    dry_run,
-                    direction,
-                    guarded,
-                })
-            }
+        if self.is_path() {
+            let number = counter::of(self).saturating_sub(counter::PATHS) / 2;
+            return Outcome::Path(number as u16, direction);
         }
+        if !self.is_denied() {
+            return if self.0 & Self::FRAGMENT != 0 {
+                Outcome::LaterFragment
+            } else {
+                Outcome::Other
+            };
+        }
+        let reason = match counter::reason(counter::of(self)) {
+            Some(reason) if self.0 & Self::DENIED != 0 => reason,
+            _ => Reason::NoPolicy,
+        };
+        Outcome::Denied(Denial {
+            reason,
+            dry_run: self.passes(),
+            direction,
+            guarded: self.is_guarded_denial(),
+        })
     }
 
-    /// Whether the packet goes on its way. The one place where dry-run becomes an action.
+    /// Whether the packet goes on its way. Where dry-run becomes an action.
     pub const fn passes(self) -> bool {
-        match self.outcome() {
-            Outcome::Path(..) | Outcome::Other | Outcome::LaterFragment => true,
-            Outcome::Denied(denial) => denial.dry_run,
-        }
+        self.0 & Self::PASSES != 0
     }
 }
 
@@ -362,12 +367,16 @@ impl fmt::Debug for Verdict {
 
 /// Where counters stand in the per-CPU counter array.
 pub mod counter {
-    use super::{Direction, Outcome, Verdict};
+    /// A counter of one CPU: for each [`Hook::way`](crate::record::Hook::way) one word, which together are what it stands at.
+    pub type Words = [u64; 2];
+
+    use super::{Direction, Reason, Verdict};
     use crate::limits::MAX_PATHS;
 
-    /// `0..64`: denied and dropped, by reason code.
+    /// `0..64`: denied and dropped, by reason: the number of its code less one. So what a hole denies is counted as
+    /// [`Reason::NoPolicy`].
     pub const DROPPED: u32 = 0;
-    /// `64..128`: would have been dropped (dry-run), by reason code.
+    /// `64..128`: would have been dropped (dry-run), likewise.
     pub const WOULD_DROP: u32 = 64;
     /// Passed by `otherTraffic: Allow`.
     pub const OTHER: u32 = 128;
@@ -377,24 +386,32 @@ pub mod counter {
     pub const RECORDS_LOST: u32 = 130;
     /// New records that could not wake the agent at once.
     pub const WAKES_LOST: u32 = 131;
-    /// Packets whose verdict was found on their socket.
+    /// Verdicts kept on sockets.
     pub const KEPT_VERDICTS: u32 = 132;
     /// `PATHS + 2 * path + direction`: packets on a path.
     pub const PATHS: u32 = 256;
     /// Elements of the array.
     pub const COUNT: u32 = PATHS + 2 * MAX_PATHS;
 
+    const _: () = assert!(COUNT <= Verdict::COUNTER + 1 && PATHS.is_multiple_of(2));
+
     /// The counter of a verdict.
     pub const fn of(verdict: Verdict) -> u32 {
-        match verdict.outcome() {
-            Outcome::Path(path, direction) => of_path(path, direction),
-            Outcome::Other => OTHER,
-            Outcome::LaterFragment => LATER_FRAGMENT,
-            Outcome::Denied(denial) => {
-                let base = if denial.dry_run { WOULD_DROP } else { DROPPED };
-                base + denial.reason.code() as u32
-            }
+        verdict.0 & Verdict::COUNTER
+    }
+
+    /// The counter of what is denied for a reason, and dropped unless it is dry-run.
+    pub const fn of_reason(reason: Reason, dry_run: bool) -> u32 {
+        let base = if dry_run { WOULD_DROP } else { DROPPED };
+        base + reason.code() as u32 - 1
+    }
+
+    /// The reason that a counter is of.
+    pub const fn reason(index: u32) -> Option<Reason> {
+        if index >= OTHER {
+            return None;
         }
+        Reason::from_code((index % WOULD_DROP) as u8 + 1)
     }
 
     /// The counter of a path in one direction.
@@ -457,13 +474,7 @@ mod tests {
 
     #[test]
     fn a_hole_denies() {
-        for word in [
-            0,
-            1,
-            Verdict::DRY_RUN,
-            Verdict::DENIED,
-            Verdict::DENIED | 255,
-        ] {
+        for word in [0, 1, Verdict::DENIED, Verdict::DENIED | 255] {
             let verdict = Verdict(word);
             let Outcome::Denied(denial) = verdict.outcome() else {
                 panic!("{word:#x} lets through");
@@ -475,13 +486,16 @@ mod tests {
             );
         }
         assert!(Verdict::HOLE.is_guarded_denial());
+        let counter = counter::of_reason(Reason::NoPolicy, false);
+        assert_eq!(counter::of(Verdict::HOLE), counter);
     }
 
     #[test]
     fn counters_do_not_overlap() {
         let denied = |dry_run| Verdict::denied(Reason::OtherNode, dry_run, true);
-        assert_eq!(counter::of(denied(true)), counter::WOULD_DROP + 18);
-        assert_eq!(counter::of(denied(false)), counter::DROPPED + 18);
+        assert_eq!(counter::of(denied(true)), counter::WOULD_DROP + 17);
+        assert_eq!(counter::of(denied(false)), counter::DROPPED + 17);
+        assert_eq!(counter::of(Verdict::OTHER.back()), counter::OTHER);
         assert_eq!(counter::of(Verdict::path(4095).back()), counter::COUNT - 1);
     }
 }

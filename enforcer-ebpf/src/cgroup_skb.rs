@@ -18,7 +18,7 @@ use crate::{
     maps::{self, Active},
     memo::{self, Found},
     report::{Report, Subject, count},
-    skb::Skb,
+    skb::{self, Skb},
     socket,
     tc::{KNOWN, TOLD},
 };
@@ -56,16 +56,14 @@ pub fn egress(ctx: &SkBuffContext) -> i32 {
             active.epoch(),
         )
     {
-        count(kept);
-        count(counter::KEPT_VERDICTS);
+        count(Hook::CgroupEgress, kept);
         return PASS;
     }
     if !socket::skb_is_host(skb, state) {
         return PASS;
     }
-    let mut packet = Packet::EMPTY;
-    let read = skb.parse_into(Start::Ip, &mut packet);
-    if let Err(reason) = read {
+    let mut packet = skb::room();
+    if let Err(reason) = skb.read(Start::Ip, &mut packet) {
         let verdict = decide::unreadable(&active.generation(), reason);
         told_of_sender(skb, active, verdict, None);
         return action(verdict);
@@ -81,7 +79,7 @@ pub fn egress(ctx: &SkBuffContext) -> i32 {
     if verdict.is_recorded() {
         told_of_sender(skb, active, verdict, Some(&packet));
     } else {
-        count(counter::of(verdict));
+        count(Hook::CgroupEgress, counter::of(verdict));
     }
     if connected.is_one() {
         if lock == Lock::Broken && !verdict.passes() {
@@ -183,19 +181,22 @@ pub fn ingress(ctx: &SkBuffContext) -> i32 {
         )
     {
         if !judged {
-            count(kept);
+            count(Hook::CgroupIngress, kept);
         }
         return PASS;
     }
     if !socket::skb_is_host(skb, state) {
         return PASS;
     }
-    let mut packet = Packet::EMPTY;
-    let read = skb.parse_into(Start::Ip, &mut packet);
-    let allowed = match read {
-        Ok(()) => delivered(skb, active, (role, judged), &packet),
-        Err(reason) => decide::unreadable(&active.generation(), reason),
-    };
+    let mut packet = skb::room();
+    if let Err(reason) = skb.read(Start::Ip, &mut packet) {
+        let verdict = decide::unreadable(&active.generation(), reason);
+        if !is_told_elsewhere(note, role, judged, verdict) {
+            told_at_receiver(skb, active, verdict, None);
+        }
+        return action(verdict);
+    }
+    let allowed = delivered(skb, active, (role, judged), &packet);
     let connected = connected.with_place(skb, allowed, &packet);
     let lock = if lock::is_asked(allowed, &packet) {
         lock::received(skb, &packet, allowed, connected.is_cut())
@@ -206,9 +207,9 @@ pub fn ingress(ctx: &SkBuffContext) -> i32 {
     if is_told_elsewhere(note, role, judged, verdict) {
         // Counted there, too.
     } else if !verdict.is_recorded() {
-        count(counter::of(verdict));
+        count(Hook::CgroupIngress, counter::of(verdict));
     } else {
-        told_at_receiver(skb, active, verdict, read.is_ok().then_some(&packet));
+        told_at_receiver(skb, active, verdict, Some(&packet));
     }
     if connected.is_one() {
         if lock == Lock::Broken && !verdict.passes() {
@@ -473,6 +474,7 @@ impl Connected {
     fn keep_sent(self, kept: u64) {
         // SAFETY: what is kept lives as long as its socket.
         unsafe { (*self.renewed()).egress = kept };
+        count(Hook::CgroupEgress, counter::KEPT_VERDICTS);
     }
 
     /// Keeps a verdict for what the socket receives.
@@ -480,6 +482,7 @@ impl Connected {
     fn keep_received(self, kept: u64) {
         // SAFETY: as above.
         unsafe { (*self.renewed()).ingress = kept };
+        count(Hook::CgroupIngress, counter::KEPT_VERDICTS);
     }
 
     /// Whether the connection has broken its lock.

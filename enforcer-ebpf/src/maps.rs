@@ -78,7 +78,7 @@ static TLS_STREAMS: LruHashMap<FlowKey, Stream, { limits::MAX_TLS_STREAMS as usi
 static TLS_ACCEPTED: LruHashMap<FlowKey, u32, { limits::MAX_TLS_ACCEPTED as usize }> =
     LruHashMap::new();
 #[btf_map]
-pub static COUNTERS: PerCpuArray<u64, { counter::COUNT as usize }> = PerCpuArray::new();
+pub static COUNTERS: PerCpuArray<counter::Words, { counter::COUNT as usize }> = PerCpuArray::new();
 #[btf_map]
 pub static RECORDS: HashMap<RecordKey, RecordValue, { limits::MAX_RECORDS as usize }> =
     HashMap::new();
@@ -270,15 +270,7 @@ impl Tables for Generation {
         let Some(settings) = self.settings() else {
             return Place::UNKNOWN;
         };
-        let &Settings {
-            v4_buckets,
-            v6_buckets,
-            networks,
-            ..
-        } = settings;
-        zerocopy::transmute!(enforcer_place(
-            addr, self.slot, v4_buckets, v6_buckets, networks
-        ))
+        zerocopy::transmute!(enforcer_place(addr, self.slot, settings))
     }
 
     fn class(&self, space: Space, number: u16) -> Option<u16> {
@@ -365,34 +357,25 @@ pub fn accept_tls(flow: &FlowKey, first: u32) {
 /// once and by itself.
 #[unsafe(no_mangle)]
 #[inline(never)]
-pub extern "C" fn enforcer_place(
-    addr: *const Ip,
-    slot: u32,
-    v4_buckets: u32,
-    v6_buckets: u32,
-    networks: u32,
-) -> u32 {
+pub extern "C" fn enforcer_place(addr: *const Ip, slot: u32, settings: *const Settings) -> u32 {
     let unknown = zerocopy::transmute!(Place::UNKNOWN);
-    // SAFETY: null or a whole address, as the verifier has made sure of every caller.
-    let Some(addr) = (unsafe { addr.as_ref() }) else {
+    // SAFETY: null or whole ones, as the verifier has made sure of every caller.
+    let (Some(addr), Some(settings)) = (unsafe { (addr.as_ref(), settings.as_ref()) }) else {
         return unknown;
     };
     if hosts::takes(addr) {
-        let words = addr.words();
         let found = match Kind::of(addr) {
-            Kind::V4 => host(slot, Kind::V4, &words, (0, v4_buckets)),
-            Kind::V6 => host(
-                slot,
-                Kind::V6,
-                &words,
-                (v4_buckets + hosts::REACH - 1, v6_buckets),
-            ),
+            Kind::V4 => host(slot, Kind::V4, addr, (0, settings.v4_buckets)),
+            Kind::V6 => {
+                let behind = settings.v4_buckets + hosts::REACH - 1;
+                host(slot, Kind::V6, addr, (behind, settings.v6_buckets))
+            }
         };
         if let Some(place) = found {
             return zerocopy::transmute!(place);
         }
     }
-    if networks == 0 {
+    if settings.networks == 0 {
         return unknown;
     }
     PLACES
@@ -403,8 +386,9 @@ pub extern "C" fn enforcer_place(
 
 /// What is at an address that the policy names by itself, by so many buckets behind others.
 #[inline(always)]
-fn host(slot: u32, kind: Kind, words: &[u32; 4], (behind, buckets): (u32, u32)) -> Option<Place> {
-    let first = behind + kind.first(words, buckets);
+fn host(slot: u32, kind: Kind, addr: &Ip, (behind, buckets): (u32, u32)) -> Option<Place> {
+    let first = behind + hosts::first(addr, buckets);
+    let words = &addr.words();
     for further in 0..hosts::REACH {
         let bucket: &BucketWords = HOSTS.get_value(slot, &(first + further))?;
         let bucket: &Bucket = zerocopy::transmute_ref!(bucket);

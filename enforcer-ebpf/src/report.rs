@@ -47,7 +47,7 @@ impl Report {
     /// Takes much of a stack frame: who calls it should have one that holds little else.
     #[inline(always)]
     pub fn packet(&self, verdict: Verdict, packet: Option<&Packet>) {
-        count(counter::of(verdict));
+        count(self.hook, counter::of(verdict));
         if !verdict.is_recorded() {
             return;
         }
@@ -72,7 +72,7 @@ impl Report {
         let mut key = RecordKey::between(whose, denial, packet.src, packet.dst);
         if matches!(
             packet.shape,
-            Shape::IcmpError | Shape::IcmpErrorLaterFragment
+            Shape::IcmpError | Shape::IcmpErrorLaterFragment | Shape::IcmpErrorAstray
         ) {
             let space = if packet.dst.is_v4() {
                 Space::Icmp
@@ -86,7 +86,7 @@ impl Report {
 
     /// Counts a denied call, and keeps a record.
     pub fn call(&self, verdict: Verdict, dst: Ip, (space, port): (Space, u16)) {
-        count(counter::of(verdict));
+        count(self.hook, counter::of(verdict));
         let Outcome::Denied(denial) = verdict.outcome() else {
             return;
         };
@@ -118,7 +118,7 @@ impl Report {
             return;
         }
         if !takes_room(tick) {
-            return count(counter::RECORDS_LOST);
+            return count(self.hook, counter::RECORDS_LOST);
         }
         self.begin(key, tick, source_port);
     }
@@ -154,20 +154,20 @@ impl Report {
         };
         let place = key.place();
         let Some(counts) = RECORD_PLACES.get_ptr_mut(place.word()) else {
-            return;
+            return count_lost(counter::RECORDS_LOST, 1);
         };
         // SAFETY: a word of the map.
         unsafe { add_to(counts, place.one()) };
         if RECORDS.insert(key, value, BPF_NOEXIST.into()).is_ok() {
             if WAKES.output_untyped::<RecordKey>(key, 0).is_err() {
-                count(counter::WAKES_LOST);
+                count_lost(counter::WAKES_LOST, 1);
             }
             return;
         }
         // SAFETY: as above.
         unsafe { add_to(counts, place.one().wrapping_neg()) };
         if !is_counted(key, tick) {
-            count(counter::RECORDS_LOST);
+            count_lost(counter::RECORDS_LOST, 1);
             if let Some(room) = ROOM.get_ptr_mut(0) {
                 // SAFETY: this CPU's own words.
                 unsafe { (*room).left = 0 };
@@ -189,7 +189,7 @@ pub fn settle(line: &mut Line) {
         // Its times are right: it was there when the line was written, in the same tick.
         // SAFETY: as in `is_counted`; should userspace delete it meanwhile, these go with it.
         Some(value) => unsafe { add_to(&raw mut (*value).count, pending) },
-        None => add(counter::RECORDS_LOST, pending),
+        None => count_lost(counter::RECORDS_LOST, pending),
     }
 }
 
@@ -223,10 +223,11 @@ fn now() -> u64 {
 /// The word with the count of records at a place.
 #[inline(always)]
 pub fn counts(place: RecordPlace) -> u64 {
+    let Some(counts) = RECORD_PLACES.get_ptr(place.word()) else {
+        return 0;
+    };
     // SAFETY: a word of the map, which others may write meanwhile.
-    RECORD_PLACES
-        .get_ptr(place.word())
-        .map_or(0, |counts| unsafe { counts.read_volatile() })
+    unsafe { counts.read_volatile() }
 }
 
 /// Counts one more of a key that has a record.
@@ -252,30 +253,46 @@ fn is_counted(key: &RecordKey, tick: u64) -> bool {
     true
 }
 
-/// Adds one to a counter of this CPU.
+/// Counts a verdict, call or packet of a hook, on this CPU.
 #[inline(always)]
-pub fn count(index: u32) {
-    add(index, 1);
+pub fn count(hook: Hook, index: u32) {
+    let Some(counter) = COUNTERS.get_ptr_mut(index) else {
+        return;
+    };
+    let way = hook.way();
+    // SAFETY: an element of this CPU's own array. What nothing comes between adds without a lock, which takes the
+    // processor longer than all the rest of this.
+    unsafe {
+        let counter = &raw mut (*counter)[way];
+        if way == 0 {
+            *counter += 1;
+        } else {
+            add_to(counter, 1);
+        }
+    }
 }
 
 /// What a counter of this CPU stands at.
 #[inline(always)]
 pub fn counted(index: u32) -> u64 {
-    // SAFETY: an element of this CPU's own array.
-    COUNTERS
-        .get_ptr(index)
-        .map_or(0, |counter| unsafe { counter.read() })
+    let Some(counter) = COUNTERS.get_ptr(index) else {
+        return 0;
+    };
+    // SAFETY: as above.
+    let [first, second] = unsafe { counter.read() };
+    first.wrapping_add(second)
 }
 
+/// Counts what is lost, whoever finds out.
 #[inline(always)]
-fn add(index: u32, more: u64) {
+fn count_lost(index: u32, more: u64) {
     if let Some(counter) = COUNTERS.get_ptr_mut(index) {
-        // SAFETY: an element of this CPU's own array.
-        unsafe { add_to(counter, more) };
+        // SAFETY: as above.
+        unsafe { add_to(&raw mut (*counter)[1], more) };
     }
 }
 
-/// Adds atomically: a hook in interrupt context may come between, on the same CPU too.
+/// Adds atomically: on the same CPU too, others may come between.
 ///
 /// # Safety
 ///

@@ -1,6 +1,11 @@
 //! What is read from an skb, beyond its packet.
 
-use core::{arch::asm, array, hint::black_box, mem::MaybeUninit};
+use core::{
+    arch::asm,
+    array,
+    hint::black_box,
+    mem::{self, MaybeUninit},
+};
 
 use aya_ebpf::{
     EbpfContext,
@@ -21,6 +26,8 @@ use enforcer_common::{
     verdict::Reason,
 };
 
+use zerocopy::FromBytes;
+
 use crate::maps::Active;
 
 // include/linux/socket.h
@@ -31,6 +38,17 @@ const PACKET_LOOPBACK: u32 = 5;
 
 /// Offsets below this are read without a helper.
 const DIRECT: usize = 4096;
+
+/// [`Packet::ROOM`], in words that the compiler does not know to be zero: for so many zeroes it would call a function that
+/// writes them byte by byte.
+#[inline(always)]
+pub fn room() -> Packet {
+    let zero: u64;
+    // SAFETY: a number.
+    unsafe { asm!("{} = 0", out(reg) zero, options(pure, nomem, nostack)) };
+    // SAFETY: as long, and that room is all zero.
+    unsafe { mem::transmute::<[u64; 10], Packet>([zero; 10]) }
+}
 
 /// An skb as the TC and the `cgroup_skb` hooks see it.
 #[derive(Clone, Copy)]
@@ -84,8 +102,24 @@ impl Skb {
         unsafe { (*self.0).tc_index = note }
     }
 
-    /// Reads the packet.
-    pub fn parse_into(self, start: Start, packet: &mut Packet) -> Result<(), Reason> {
+    /// Reads the packet into [`room`] for it.
+    ///
+    /// What most packets are like is read here, without a call.
+    #[inline(always)]
+    pub fn read(self, start: Start, packet: &mut Packet) -> Result<(), Reason> {
+        if parse_into(&Head(self), start, packet).is_ok() {
+            // From here on it is where it was put, and nowhere else: copies would take room on the stack.
+            // SAFETY: nothing is done.
+            unsafe { asm!("{0} = {0}", inout(reg) &raw mut *packet => _, options(nostack)) };
+            return Ok(());
+        }
+        *packet = room();
+        self.read_in_full(start, packet)
+    }
+
+    /// The same with a call, for where few packets come.
+    #[inline(always)]
+    pub fn read_in_full(self, start: Start, packet: &mut Packet) -> Result<(), Reason> {
         let start = u32::from(matches!(start, Start::Ethernet));
         let code = enforcer_read(self.0, start, packet);
         if code == 0 {
@@ -243,41 +277,181 @@ impl Skb {
     }
 }
 
-/// A word of the packet. Not by its address: for memory without an alignment the compiler reads byte by byte, while
-/// programs may read words wherever they are, as the machines below may.
+/// `N` words of the packet, 5 at most. Not by their address: for memory without an alignment the compiler reads byte by
+/// byte, while programs may read words wherever they are, as the machines below may.
 ///
 /// # Safety
 ///
-/// It is in the head.
-#[inline(always)]
+/// They are in the head.
 // Unsafe, as it reads wherever it is told to.
-unsafe fn read_word(at: usize) -> u32 {
+#[inline(always)]
+unsafe fn read_words<const N: usize>(at: usize) -> [u32; N] {
+    const { assert!(N <= 5) };
+    array::from_fn(|word| {
+        // SAFETY: the caller's.
+        unsafe {
+            match word {
+                0 => read_word::<0>(at),
+                1 => read_word::<4>(at),
+                2 => read_word::<8>(at),
+                3 => read_word::<12>(at),
+                _ => read_word::<16>(at),
+            }
+        }
+    })
+}
+
+/// The word at an offset from there.
+///
+/// # Safety
+///
+/// As above.
+// Unsafe, as above.
+#[inline(always)]
+unsafe fn read_word<const OFFSET: usize>(at: usize) -> u32 {
     let word: u64;
     // SAFETY: the caller's; one instruction.
     unsafe {
-        asm!("{word} = *(u32 *)({at} + 0)", word = out(reg) word, at = in(reg) at, options(pure, readonly, nostack));
+        asm!(
+            "{word} = *(u32 *)({at} + {offset})",
+            word = out(reg) word,
+            at = in(reg) at,
+            offset = const OFFSET,
+            options(pure, readonly, nostack),
+        );
     }
     word as u32
 }
 
-impl PacketBytes for Skb {
-    fn load<const N: usize>(&self, offset: usize) -> Option<[u8; N]> {
-        let mut bytes = MaybeUninit::<[u8; N]>::uninit();
-        // SAFETY: the buffer has N bytes; the helper fills all of them or fails. It reads what is in
-        // pages beyond the head, too.
+/// Likewise `N` words of 64 bits, 4 at most.
+///
+/// # Safety
+///
+/// As above.
+// Unsafe, as above.
+#[inline(always)]
+unsafe fn read_long_words<const N: usize>(at: usize) -> [u64; N] {
+    const { assert!(N <= 4) };
+    array::from_fn(|word| {
+        // SAFETY: the caller's.
+        unsafe {
+            match word {
+                0 => read_long_word::<0>(at),
+                1 => read_long_word::<8>(at),
+                2 => read_long_word::<16>(at),
+                _ => read_long_word::<24>(at),
+            }
+        }
+    })
+}
+
+/// The word of 64 bits at an offset from there.
+///
+/// # Safety
+///
+/// As above.
+// Unsafe, as above.
+#[inline(always)]
+unsafe fn read_long_word<const OFFSET: usize>(at: usize) -> u64 {
+    let word: u64;
+    // SAFETY: the caller's; one instruction.
+    unsafe {
+        asm!(
+            "{word} = *(u64 *)({at} + {offset})",
+            word = out(reg) word,
+            at = in(reg) at,
+            offset = const OFFSET,
+            options(pure, readonly, nostack),
+        );
+    }
+    word
+}
+
+/// What of a [plain](PacketBytes::PLAIN) packet is in the head of its skb.
+struct Head(Skb);
+
+impl Head {
+    /// As [`Skb::in_head`], for `N` of so many bytes and for offsets that are the same on each way through the code: the verifier knows them, so that
+    /// nothing has to be done to keep them within bounds.
+    #[inline(always)]
+    fn at<const N: usize, const SIZE: usize>(&self, offset: usize) -> Option<usize> {
+        // SAFETY: the context is valid while the program runs.
+        let (data, end) = unsafe { ((*self.0.0).data as usize, (*self.0.0).data_end as usize) };
+        let (at, past): (usize, usize);
+        // SAFETY: sums of numbers, as above.
+        unsafe {
+            asm!(
+                "{at} = {data}",
+                "{at} += {offset}",
+                "{past} = {at}",
+                "{past} += {length}",
+                at = out(reg) at,
+                past = out(reg) past,
+                offset = in(reg) offset,
+                data = in(reg) data,
+                length = const N * SIZE,
+                options(pure, nomem, nostack),
+            );
+        }
+        (past <= end).then_some(at)
+    }
+}
+
+impl PacketBytes for Head {
+    const PLAIN: bool = true;
+
+    #[inline(always)]
+    fn load<const N: usize>(&self, _: usize) -> Option<[u8; N]> {
+        None
+    }
+
+    #[inline(always)]
+    fn near<const N: usize>(&self, offset: usize) -> Option<[u8; N]> {
+        let at = self.at::<N, 1>(offset)?;
+        // SAFETY: within the head.
+        Some(unsafe { *(at as *const [u8; N]) })
+    }
+
+    #[inline(always)]
+    fn words<const N: usize>(&self, offset: usize) -> Option<[u32; N]> {
+        let at = self.at::<N, 4>(offset)?;
+        // SAFETY: within the head, all of them.
+        Some(unsafe { read_words(at) })
+    }
+
+    #[inline(always)]
+    fn long_words<const N: usize>(&self, offset: usize) -> Option<[u64; N]> {
+        let at = self.at::<N, 8>(offset)?;
+        // SAFETY: as above.
+        Some(unsafe { read_long_words(at) })
+    }
+}
+
+impl Skb {
+    /// What is at an offset, wherever it is in the packet: the helper reads what is in pages beyond the head, too.
+    #[inline(always)]
+    fn load_any<T: FromBytes>(self, offset: usize) -> Option<T> {
+        let mut value = MaybeUninit::<T>::uninit();
+        // SAFETY: there is room for as many bytes; the helper fills all of it or fails.
         let failed = unsafe {
             bpf_skb_load_bytes(
                 self.0.cast(),
                 offset as u32,
-                bytes.as_mut_ptr().cast(),
-                N as u32,
+                value.as_mut_ptr().cast(),
+                size_of::<T>() as u32,
             )
         };
         if failed != 0 {
             return None;
         }
-        // SAFETY: filled, see above.
-        Some(unsafe { bytes.assume_init() })
+        // SAFETY: filled, and any bytes are one.
+        Some(unsafe { value.assume_init() })
+    }
+}
+
+impl PacketBytes for Skb {
+    fn load<const N: usize>(&self, offset: usize) -> Option<[u8; N]> {
+        self.load_any(offset)
     }
 
     #[inline(always)]
@@ -292,23 +466,17 @@ impl PacketBytes for Skb {
     fn words<const N: usize>(&self, offset: usize) -> Option<[u32; N]> {
         if let Some(at) = self.in_head(offset, N * 4) {
             // SAFETY: within the head, all of them.
-            return Some(array::from_fn(|word| unsafe { read_word(at + word * 4) }));
+            return Some(unsafe { read_words(at) });
         }
-        let mut words = MaybeUninit::<[u32; N]>::uninit();
-        // SAFETY: as in `load`.
-        let failed = unsafe {
-            bpf_skb_load_bytes(
-                self.0.cast(),
-                offset as u32,
-                words.as_mut_ptr().cast(),
-                (N * 4) as u32,
-            )
-        };
-        if failed != 0 {
-            return None;
+        self.load_any(offset)
+    }
+
+    fn long_words<const N: usize>(&self, offset: usize) -> Option<[u64; N]> {
+        if let Some(at) = self.in_head(offset, N * 8) {
+            // SAFETY: as above.
+            return Some(unsafe { read_long_words(at) });
         }
-        // SAFETY: filled, and any word is one.
-        Some(unsafe { words.assume_init() })
+        self.load_any(offset)
     }
 
     /// There and back with a number that the verifier does not know.

@@ -22,7 +22,7 @@ use crate::{
     maps::{self, Active},
     memo::{self, Found},
     report::{Report, Subject, count},
-    skb::Skb,
+    skb::{self, Skb},
     socket,
 };
 
@@ -49,9 +49,8 @@ pub fn ingress(ctx: &TcContext) -> i32 {
     let skb = Skb::of(ctx);
     let active = Active::now();
     let (role, start) = interface(skb.ifindex());
-    let mut packet = Packet::EMPTY;
-    let read = skb.parse_into(start, &mut packet);
-    if let Err(reason) = read {
+    let mut packet = skb::room();
+    if let Err(reason) = skb.read(start, &mut packet) {
         let verdict = decide::unreadable(&active.generation(), reason);
         skb.set_note(if verdict.is_denied() { TOLD } else { 0 });
         told::<true>(skb, active, verdict, None);
@@ -67,7 +66,7 @@ pub fn ingress(ctx: &TcContext) -> i32 {
             skb.as_ptr(),
             active.word(),
             role as u32,
-            &raw const packet,
+            &packet,
         ))
     });
     let allowed = found.verdict();
@@ -77,7 +76,7 @@ pub fn ingress(ctx: &TcContext) -> i32 {
         skb.set_note(found.note().into());
         if found.is_recalled() {
             // If it is to be told, it has been counted where it was found.
-            count(counter::of(allowed));
+            count(Hook::TcIngress, counter::of(allowed));
             return action(allowed);
         }
         allowed
@@ -85,7 +84,7 @@ pub fn ingress(ctx: &TcContext) -> i32 {
     if verdict.is_recorded() {
         told::<true>(skb, active, verdict, Some(&packet));
     } else {
-        count(counter::of(verdict));
+        count(Hook::TcIngress, counter::of(verdict));
     }
     action(verdict)
 }
@@ -164,21 +163,20 @@ pub fn egress(ctx: &TcContext) -> i32 {
 fn injected(skb: Skb) -> i32 {
     let active = Active::now();
     let (role, start) = interface(skb.ifindex());
-    let mut packet = Packet::EMPTY;
-    let read = skb.parse_into(start, &mut packet);
-    let verdict = match read {
-        Ok(()) => {
-            let on_lo = matches!(role, Role::Loopback);
-            cgroup_skb::sent_by(skb.party(active), on_lo, active, &packet)
-        }
-        Err(reason) => decide::unreadable(&active.generation(), reason),
-    };
-    let verdict = if lock::is_asked(verdict, &packet) {
-        lock::injected(&packet.segment).verdict(active, verdict)
+    let mut packet = skb::room();
+    if let Err(reason) = skb.read_in_full(start, &mut packet) {
+        let verdict = decide::unreadable(&active.generation(), reason);
+        told_of_process(skb, active, verdict, None);
+        return action(verdict);
+    }
+    let on_lo = matches!(role, Role::Loopback);
+    let allowed = cgroup_skb::sent_by(skb.party(active), on_lo, active, &packet);
+    let verdict = if lock::is_asked(allowed, &packet) {
+        lock::injected(&packet.segment).verdict(active, allowed)
     } else {
-        verdict
+        allowed
     };
-    told_of_process(skb, active, verdict, read.is_ok().then_some(&packet));
+    told_of_process(skb, active, verdict, Some(&packet));
     action(verdict)
 }
 
@@ -204,8 +202,8 @@ fn forwarded(skb: Skb) -> i32 {
     let active = Active::now();
     let (_, start) = interface(skb.ifindex());
     // What can not be read was denied where it came in.
-    let mut packet = Packet::EMPTY;
-    if skb.parse_into(start, &mut packet).is_err() {
+    let mut packet = skb::room();
+    if skb.read(start, &mut packet).is_err() {
         return PASS;
     }
     let note = skb.note();
@@ -215,12 +213,7 @@ fn forwarded(skb: Skb) -> i32 {
         who: note & (KNOWN | PARTY),
     };
     let verdict = memo::verdict::<false>(asker, active, &packet, || {
-        Found::of(enforcer_left(
-            active.word(),
-            entered as u32,
-            note,
-            &raw const packet,
-        ))
+        Found::of(enforcer_left(active.word(), entered as u32, note, &packet))
     })
     .verdict();
     let verdict = if note & FAST_OPEN != 0 && !verdict.is_denied() {

@@ -447,22 +447,22 @@ impl Bench {
                     .iter()
                     .find(|(_, known)| **known == name.value);
                 let (number, _) = number.context("the policy has no such path")?;
-                (true, counter::PATHS + 2 * u32::from(*number))
+                (true, counter::of_path(*number, Direction::Forward))
             }
             Expect::OtherTraffic => (true, counter::OTHER),
             Expect::Denied { reason, .. } => {
                 let found = Reason::ALL
                     .into_iter()
                     .find(|known| known.name() == reason.value);
-                let code = found.context("no such reason")?.code();
-                (false, counter::DROPPED + u32::from(code))
+                let found = found.context("no such reason")?;
+                (false, counter::of_reason(found, false))
             }
         };
         // A bind that is allowed is no packet, and not counted.
         let counted = matches!((&case.attempt, pass), (Attempt::Bind(_), true)) || moved(index);
         let reasons: Vec<_> = Reason::ALL
             .into_iter()
-            .filter(|r| moved(u32::from(r.code())))
+            .filter(|reason| moved(counter::of_reason(*reason, false)))
             .collect();
         ensure!(
             passed == pass && counted,

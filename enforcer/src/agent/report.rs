@@ -42,7 +42,7 @@ pub struct Status {
     pub other_traffic_packets: u64,
     /// Later fragments that passed.
     pub later_fragments: u64,
-    /// Packets whose verdict was found on their socket.
+    /// Verdicts kept on sockets of connections that go on, so that their packets are not judged one by one.
     pub kept_verdicts: u64,
     /// Denials that found no room among the records. They are in the counters all the same.
     pub records_lost: u64,

@@ -29,7 +29,7 @@ type ValueBytes = [u8; size_of::<RecordValue>()];
 
 /// The maps that userspace reads.
 pub(super) struct Readers {
-    counters: PerCpuArray<Owned, u64>,
+    counters: PerCpuArray<Owned, counter::Words>,
     records: HashMap<Owned, KeyBytes, ValueBytes>,
     record_places: Mapped,
     verdicts: PerCpuArray<Owned, LineBytes>,
@@ -66,11 +66,8 @@ impl Counters {
 
     /// Packets and calls dropped, and those that would have been, for a reason.
     pub fn reason(&self, reason: Reason) -> (u64, u64) {
-        let code = u32::from(reason.code());
-        (
-            self.get(counter::DROPPED + code),
-            self.get(counter::WOULD_DROP + code),
-        )
+        let of = |dry_run| self.get(counter::of_reason(reason, dry_run));
+        (of(false), of(true))
     }
 }
 
@@ -85,9 +82,7 @@ impl Kernel {
         let indices = (0..=counter::KEPT_VERDICTS).chain(counter::PATHS..last.min(counter::COUNT));
         let mut all = BTreeMap::new();
         for index in indices {
-            let values = self.readers.counters.get(&index, 0);
-            let values = values.map_err(KernelError::map("read the counters"))?;
-            let sum: u64 = values.iter().sum();
+            let sum = self.counter(index)?;
             if sum != 0 {
                 all.insert(index, sum);
             }
@@ -103,7 +98,7 @@ impl Kernel {
     pub fn counter(&self, index: u32) -> Result<u64, KernelError> {
         let values = self.readers.counters.get(&index, 0);
         let values = values.map_err(KernelError::map("read a counter"))?;
-        Ok(values.iter().sum())
+        Ok(values.iter().flatten().sum())
     }
 
     /// All records of denials, with what CPUs have counted since.
