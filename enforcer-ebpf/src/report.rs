@@ -260,8 +260,8 @@ pub fn count(hook: Hook, index: u32) {
         return;
     };
     let way = hook.way();
-    // SAFETY: an element of this CPU's own array. What nothing comes between adds without a lock, which takes the
-    // processor longer than all the rest of this.
+    // SAFETY: an element of this CPU's own array. What nothing comes between adds without a lock, which takes
+    // longer than the rest of this.
     unsafe {
         let counter = &raw mut (*counter)[way];
         if way == 0 {

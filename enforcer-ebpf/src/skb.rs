@@ -371,8 +371,8 @@ unsafe fn read_long_word<const OFFSET: usize>(at: usize) -> u64 {
 struct Head(Skb);
 
 impl Head {
-    /// As [`Skb::in_head`], for `N` of so many bytes and for offsets that are the same on each way through the code: the verifier knows them, so that
-    /// nothing has to be done to keep them within bounds.
+    /// As [`Skb::in_head`], for `N` of so many bytes, and for offsets that are the same on each way through the code: the
+    /// verifier knows them, so that nothing has to be done to keep them within bounds.
     #[inline(always)]
     fn at<const N: usize, const SIZE: usize>(&self, offset: usize) -> Option<usize> {
         // SAFETY: the context is valid while the program runs.
