@@ -16,6 +16,8 @@ use enforcer_tests::plan::CP1;
 use enforcer_tests::product::Agent;
 use enforcer_tests::{Lab, tools};
 use nix::net::if_::if_nametoindex;
+use nix::time::clock_getcpuclockid;
+use nix::unistd::Pid;
 
 use crate::Effort;
 use crate::filter::{Empty, Filter, Site};
@@ -189,6 +191,8 @@ fn agents(measures: &mut Measures) -> Result<()> {
             }
             Ok(100.0 * (processor_seconds(pid)? - before) / began.elapsed().as_secs_f64())
         };
+        // What it does once it has begun, such as giving memory back, is not idleness yet.
+        thread::sleep(Duration::from_secs(1));
         let idle = busy(Duration::from_secs(5), &mut || {
             thread::sleep(Duration::from_millis(500));
             Ok(())
@@ -242,22 +246,9 @@ fn memory(pid: i32) -> Result<(f64, f64)> {
 }
 
 fn processor_seconds(pid: i32) -> Result<f64> {
-    let stat = fs::read_to_string(format!("/proc/{pid}/stat")).context("the agent is gone")?;
-    // Behind the name, which may hold anything: utime and stime are the 14th and 15th field of all.
-    let fields: Vec<&str> = stat
-        .rsplit(')')
-        .next()
-        .unwrap_or_default()
-        .split_whitespace()
-        .collect();
-    let ticks = |at: usize| {
-        fields
-            .get(at)
-            .and_then(|f| f.parse::<f64>().ok())
-            .unwrap_or(0.0)
-    };
-    let per_second = nix::unistd::sysconf(nix::unistd::SysconfVar::CLK_TCK)?.unwrap_or(100);
-    Ok((ticks(11) + ticks(12)) / per_second as f64)
+    // By the scheduler's account: in /proc it is told in ticks, of which an idle process may have none or many.
+    let clock = clock_getcpuclockid(Pid::from_raw(pid)).context("the agent is gone")?;
+    Ok(Duration::from(clock.now().context("the agent's clock is gone")?).as_secs_f64())
 }
 
 /// From the start of the process to the first packet that it drops.

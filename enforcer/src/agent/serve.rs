@@ -3,6 +3,7 @@
 use std::{
     collections::{BTreeMap, HashMap},
     io::Write as _,
+    mem,
     path::PathBuf,
     time::{Duration, SystemTime},
 };
@@ -48,6 +49,8 @@ pub struct Agent {
     links: Vec<Link>,
     news: broadcast::Sender<Event>,
     ticks: u32,
+    /// Whether there may be more records than when they were last counted.
+    has_new_records: bool,
 }
 
 /// What the agent waits for.
@@ -167,6 +170,7 @@ async fn begin(
         links: there,
         news: broadcast::channel(1024).0,
         ticks: 0,
+        has_new_records: true,
     };
     agent.learn_cgroups(&mut inbox.cgroups);
     inbox.files.only(watch::of_files(&agent.options.inputs));
@@ -196,7 +200,10 @@ impl Agent {
     async fn live(&mut self, inbox: &mut Inbox) -> Result<Option<Farewell>, AgentError> {
         loop {
             match inbox.next().await? {
-                Turn::Denied(keys) => self.tell(&keys),
+                Turn::Denied(keys) => {
+                    self.has_new_records = true;
+                    self.tell(&keys);
+                }
                 Turn::Links => self.look_at_links(&inbox.links).await,
                 Turn::Cgroups => self.learn_cgroups(&mut inbox.cgroups),
                 Turn::Files => self.reload(false, inbox),
@@ -204,8 +211,11 @@ impl Agent {
                     if let Some(log) = &mut inbox.log {
                         log.flush();
                     }
-                    self.make_room();
                     self.ticks = self.ticks.wrapping_add(1);
+                    // To count them takes a walk through all of their table.
+                    if mem::take(&mut self.has_new_records) {
+                        self.make_room();
+                    }
                     if self.ticks.is_multiple_of(LOOK) {
                         self.learn_cgroups(&mut inbox.cgroups);
                         self.reload(false, inbox);
@@ -362,10 +372,10 @@ impl Agent {
     }
 
     fn changed_policy(&self) -> Result<Option<Ready>, AgentError> {
-        let texts = policy::read_sources(&self.options.inputs)?;
-        if texts == self.ready.texts {
+        if policy::is_unchanged(&self.options.inputs, &self.ready.texts) {
             return Ok(None);
         }
+        let texts = policy::read_sources(&self.options.inputs)?;
         let ready = start::prepare(&self.options, texts, &self.ready.numbers)?;
         ready.selectors.check(&self.links)?;
         Ok(Some(ready))

@@ -2,7 +2,7 @@
 
 use std::collections::HashSet;
 use std::fs::{self, File};
-use std::io::{self, Read};
+use std::io::{self, BufRead as _, BufReader, Read as _};
 use std::path::{Path, PathBuf};
 
 use super::error::{PolicyError, PolicyErrors, Problem, Report};
@@ -53,6 +53,44 @@ pub fn from_texts(sources: &[SourceText]) -> Result<Policy, PolicyErrors> {
 
 /// Reads the files that [`load`] would read.
 pub fn read_sources(inputs: &[PathBuf]) -> Result<Vec<SourceText>, PolicyErrors> {
+    files(inputs)?
+        .iter()
+        .map(|file| read_source(file).map_err(PolicyErrors::from))
+        .collect()
+}
+
+/// Whether [`read_sources`] would read the same again. Nothing is kept in memory for it, so that it may be asked often; what
+/// can not be read is not the same.
+pub fn is_unchanged(inputs: &[PathBuf], sources: &[SourceText]) -> bool {
+    let Ok(files) = files(inputs) else {
+        return false;
+    };
+    files.len() == sources.len()
+        && files.iter().zip(sources).all(|(file, source)| {
+            file.display().to_string() == source.name && holds(file, &source.text).unwrap_or(false)
+        })
+}
+
+/// Whether a file holds just that.
+fn holds(path: &Path, text: &str) -> io::Result<bool> {
+    let mut file = BufReader::with_capacity(1 << 16, File::open(path)?);
+    let mut rest = text.as_bytes();
+    loop {
+        let part = file.fill_buf()?;
+        if part.is_empty() {
+            return Ok(rest.is_empty());
+        }
+        let Some(behind) = rest.strip_prefix(part) else {
+            return Ok(false);
+        };
+        rest = behind;
+        let length = part.len();
+        file.consume(length);
+    }
+}
+
+/// The files that inputs are, or that are in them.
+fn files(inputs: &[PathBuf]) -> Result<Vec<PathBuf>, PolicyErrors> {
     let mut files = Vec::new();
     for input in inputs {
         if input.is_dir() {
@@ -64,10 +102,7 @@ pub fn read_sources(inputs: &[PathBuf]) -> Result<Vec<SourceText>, PolicyErrors>
     // A file that is named twice, say by itself and by its directory, is one file.
     let mut seen = HashSet::new();
     files.retain(|file| seen.insert(fs::canonicalize(file).unwrap_or_else(|_| file.clone())));
-    files
-        .iter()
-        .map(|file| read_source(file).map_err(PolicyErrors::from))
-        .collect()
+    Ok(files)
 }
 
 /// Reads one file, or standard input for `-`, within the limits.
@@ -150,4 +185,39 @@ fn not_utf8(name: String, error: &std::string::FromUtf8Error) -> PolicyError {
         "save the file as UTF-8 text",
     );
     PolicyError::at(&SourceText { name, text: valid }, span, problem)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_unchanged_is_what_would_be_read_again() {
+        let directory = tempfile::tempdir().unwrap();
+        let inputs = [directory.path().to_owned()];
+        let write = |name: &str, text: &str| fs::write(directory.path().join(name), text).unwrap();
+        assert!(!is_unchanged(&inputs, &[]), "nothing there is an error");
+        // Longer than what is read at a time.
+        let long = "# a policy\n".repeat(20_000);
+        write("a.yaml", &long);
+        write("b.yaml", "");
+        let sources = read_sources(&inputs).unwrap();
+        assert!(is_unchanged(&inputs, &sources));
+        for (name, changed, before) in [
+            ("a.yaml", format!("{long}#"), &*long),
+            ("a.yaml", long[1..].to_owned(), &long),
+            ("a.yaml", long.replacen('p', "P", 1), &long),
+            ("b.yaml", "#".to_owned(), ""),
+        ] {
+            write(name, &changed);
+            assert!(!is_unchanged(&inputs, &sources), "{name}");
+            write(name, before);
+            assert!(is_unchanged(&inputs, &sources), "{name}");
+        }
+        write("c.yaml", "");
+        assert!(!is_unchanged(&inputs, &sources), "one more");
+        fs::remove_file(directory.path().join("c.yaml")).unwrap();
+        fs::remove_file(directory.path().join("a.yaml")).unwrap();
+        assert!(!is_unchanged(&inputs, &sources), "one less");
+    }
 }
