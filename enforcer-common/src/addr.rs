@@ -29,13 +29,7 @@ impl Ip {
         Self::of_halves([0, low])
     }
 
-    /// From words as they stand in an IPv6 header.
-    pub const fn of_words([a, b, c, d]: [u32; 4]) -> Self {
-        let (high, low) = ([a, b], [c, d]);
-        Self::of_halves([zerocopy::transmute!(high), zerocopy::transmute!(low)])
-    }
-
-    /// From both halves, as [`Self::halves`] has them.
+    /// From both halves, as they stand in an IPv6 header.
     pub const fn of_halves(halves: [u64; 2]) -> Self {
         zerocopy::transmute!(halves)
     }

@@ -186,7 +186,7 @@ pub enum Direction {
 
 /// What is to happen, and by what, in a word. Bits 31 and 30 say whether it is allowed, and by a path; bit 29 whether it
 /// goes on its way, as in dry-run a denial does, too; bit 28 guarded, bit 27 reply, bit 26 later fragment, bit 25 a path
-/// that asks for TLS, bit 24 a denial that somebody made; bits 13 to 0 where it is [counted](counter), which tells the
+/// that asks for TLS, bit 24 that somebody made it; bits 13 to 0 where it is [counted](counter), which tells the
 /// path or the reason. Zero is a hole in a table and denies.
 ///
 /// A word and no enum, because it is what stands in the tables, and because a BPF function that
@@ -230,21 +230,25 @@ impl Verdict {
     const REPLY: u32 = 1 << 27;
     const FRAGMENT: u32 = 1 << 26;
     const LOCKED: u32 = 1 << 25;
-    const DENIED: u32 = 1 << 24;
+    const MADE: u32 = 1 << 24;
     const COUNTER: u32 = (1 << 14) - 1;
 
     /// No policy, or a hole in a table: closed, also in dry-run.
     pub const HOLE: Self = Self(0);
     /// Let through by `otherTraffic: Allow`.
-    pub const OTHER: Self = Self(Self::ALLOWED | Self::PASSES | counter::OTHER);
+    pub const OTHER: Self = Self::allowed(counter::OTHER);
     /// A later fragment that may pass.
     pub const LATER_FRAGMENT: Self =
-        Self(Self::ALLOWED | Self::PASSES | Self::FRAGMENT | counter::LATER_FRAGMENT);
+        Self(Self::allowed(counter::LATER_FRAGMENT).0 | Self::FRAGMENT);
+
+    const fn allowed(counter: u32) -> Self {
+        Self(Self::MADE | Self::ALLOWED | Self::PASSES | counter)
+    }
 
     /// Allowed by a path.
     pub const fn path(path: u16) -> Self {
         let counter = counter::of_path(path, Direction::Forward);
-        Self(Self::ALLOWED | Self::PATH | Self::PASSES | counter)
+        Self(Self::allowed(counter).0 | Self::PATH)
     }
 
     /// The same, leading to a guarded endpoint: no accident of a wide path.
@@ -259,7 +263,7 @@ impl Verdict {
 
     /// Denied.
     pub const fn denied(reason: Reason, dry_run: bool, guarded: bool) -> Self {
-        let mut word = Self::DENIED;
+        let mut word = Self::MADE;
         if dry_run {
             word |= Self::PASSES;
         }
@@ -276,8 +280,11 @@ impl Verdict {
         Self(self.0 | Self::REPLY | (self.0 & Self::PATH) >> TO_LOWEST)
     }
 
-    /// A denial for another reason.
+    /// A denial for another reason. A hole stays one: it has no other.
     pub const fn because(self, reason: Reason) -> Self {
+        if self.0 & Self::MADE == 0 {
+            return self;
+        }
         let counter = counter::of_reason(reason, self.passes());
         Self(self.0 & !Self::COUNTER | counter)
     }
@@ -313,7 +320,7 @@ impl Verdict {
 
     /// Whether it is denied from a declared endpoint, not just by `otherTraffic: Drop`.
     pub const fn is_guarded_denial(self) -> bool {
-        self.is_denied() && self.0 & (Self::DENIED | Self::GUARDED) != Self::DENIED
+        self.is_denied() && self.0 & (Self::MADE | Self::GUARDED) != Self::MADE
     }
 
     /// Whether a record is kept of it. In dry-run a denied reply is counted only: its connection was told when
@@ -342,7 +349,7 @@ impl Verdict {
             };
         }
         let reason = match counter::reason(counter::of(self)) {
-            Some(reason) if self.0 & Self::DENIED != 0 => reason,
+            Some(reason) if self.0 & Self::MADE != 0 => reason,
             _ => Reason::NoPolicy,
         };
         Outcome::Denied(Denial {
@@ -353,9 +360,9 @@ impl Verdict {
         })
     }
 
-    /// Whether the packet goes on its way. Where dry-run becomes an action.
+    /// Whether the packet goes on its way: what is allowed, and what was denied in dry-run.
     pub const fn passes(self) -> bool {
-        self.0 & Self::PASSES != 0
+        self.0 & (Self::MADE | Self::PASSES) == Self::MADE | Self::PASSES
     }
 }
 
@@ -367,11 +374,11 @@ impl fmt::Debug for Verdict {
 
 /// Where counters stand in the per-CPU counter array.
 pub mod counter {
-    /// A counter of one CPU: for each [`Hook::way`](crate::record::Hook::way) one word, which together are what it stands at.
-    pub type Words = [u64; 2];
-
     use super::{Direction, Reason, Verdict};
     use crate::limits::MAX_PATHS;
+
+    /// A counter of one CPU: for each [`Hook::way`](crate::record::Hook::way) one word, which together are what it stands at.
+    pub type Words = [u64; 2];
 
     /// `0..64`: denied and dropped, by reason: the number of its code less one. So what a hole denies is counted as
     /// [`Reason::NoPolicy`].
@@ -474,7 +481,7 @@ mod tests {
 
     #[test]
     fn a_hole_denies() {
-        for word in [0, 1, Verdict::DENIED, Verdict::DENIED | 255] {
+        for word in [0, 1, Verdict::PASSES, Verdict::MADE, Verdict::MADE | 255] {
             let verdict = Verdict(word);
             let Outcome::Denied(denial) = verdict.outcome() else {
                 panic!("{word:#x} lets through");
@@ -488,6 +495,10 @@ mod tests {
         assert!(Verdict::HOLE.is_guarded_denial());
         let counter = counter::of_reason(Reason::NoPolicy, false);
         assert_eq!(counter::of(Verdict::HOLE), counter);
+        // What is told and what is counted are the same thing.
+        let hole = Verdict::HOLE.because(Reason::IcmpQuotesDenied).back();
+        assert_eq!(counter::of(hole), counter);
+        assert!(hole.is_guarded_denial() && !hole.passes());
     }
 
     #[test]

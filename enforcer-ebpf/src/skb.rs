@@ -25,7 +25,6 @@ use enforcer_common::{
     tables::Party,
     verdict::Reason,
 };
-
 use zerocopy::FromBytes;
 
 use crate::maps::Active;
@@ -49,6 +48,16 @@ pub fn room() -> Packet {
     // SAFETY: as long, and that room is all zero.
     unsafe { mem::transmute::<[u64; 10], Packet>([zero; 10]) }
 }
+
+const _: () = {
+    // SAFETY: as long, and no byte of a packet is unset.
+    let words = unsafe { mem::transmute::<Packet, [u64; 10]>(Packet::ROOM) };
+    let mut word = 0;
+    while word < words.len() {
+        assert!(words[word] == 0);
+        word += 1;
+    }
+};
 
 /// An skb as the TC and the `cgroup_skb` hooks see it.
 #[derive(Clone, Copy)]
@@ -277,95 +286,56 @@ impl Skb {
     }
 }
 
-/// `N` words of the packet, 5 at most. Not by their address: for memory without an alignment the compiler reads byte by
-/// byte, while programs may read words wherever they are, as the machines below may.
-///
-/// # Safety
-///
-/// They are in the head.
-// Unsafe, as it reads wherever it is told to.
-#[inline(always)]
-unsafe fn read_words<const N: usize>(at: usize) -> [u32; N] {
-    const { assert!(N <= 5) };
-    array::from_fn(|word| {
-        // SAFETY: the caller's.
-        unsafe {
-            match word {
-                0 => read_word::<0>(at),
-                1 => read_word::<4>(at),
-                2 => read_word::<8>(at),
-                3 => read_word::<12>(at),
-                _ => read_word::<16>(at),
-            }
+/// Makes a function that reads `N` words of the packet, 5 at most, and one that reads the word so many words behind a place.
+/// Not by its address: for memory without an alignment the compiler reads byte by byte, while programs may read words wherever
+/// they are, as the machines below may.
+macro_rules! reader {
+    ($all:ident, $one:ident, $word:ty, $kind:literal) => {
+        /// # Safety
+        ///
+        /// All of them are in the head.
+        #[inline(always)]
+        // Unsafe, as it reads wherever it is told to.
+        unsafe fn $all<const N: usize>(at: usize) -> [$word; N] {
+            const { assert!(N <= 5) };
+            array::from_fn(|word| {
+                // SAFETY: the caller's.
+                unsafe {
+                    match word {
+                        0 => $one::<0>(at),
+                        1 => $one::<1>(at),
+                        2 => $one::<2>(at),
+                        3 => $one::<3>(at),
+                        _ => $one::<4>(at),
+                    }
+                }
+            })
         }
-    })
-}
 
-/// The word at an offset from there.
-///
-/// # Safety
-///
-/// As above.
-// Unsafe, as above.
-#[inline(always)]
-unsafe fn read_word<const OFFSET: usize>(at: usize) -> u32 {
-    let word: u64;
-    // SAFETY: the caller's; one instruction.
-    unsafe {
-        asm!(
-            "{word} = *(u32 *)({at} + {offset})",
-            word = out(reg) word,
-            at = in(reg) at,
-            offset = const OFFSET,
-            options(pure, readonly, nostack),
-        );
-    }
-    word as u32
-}
-
-/// Likewise `N` words of 64 bits, 4 at most.
-///
-/// # Safety
-///
-/// As above.
-// Unsafe, as above.
-#[inline(always)]
-unsafe fn read_long_words<const N: usize>(at: usize) -> [u64; N] {
-    const { assert!(N <= 4) };
-    array::from_fn(|word| {
-        // SAFETY: the caller's.
-        unsafe {
-            match word {
-                0 => read_long_word::<0>(at),
-                1 => read_long_word::<8>(at),
-                2 => read_long_word::<16>(at),
-                _ => read_long_word::<24>(at),
+        /// # Safety
+        ///
+        /// It is in the head.
+        #[inline(always)]
+        // Unsafe, as above.
+        unsafe fn $one<const INDEX: usize>(at: usize) -> $word {
+            let word: u64;
+            // SAFETY: the caller's; one instruction.
+            unsafe {
+                asm!(
+                    concat!("{word} = *(", $kind, " *)({at} + {offset})"),
+                    word = out(reg) word,
+                    at = in(reg) at,
+                    offset = const INDEX * size_of::<$word>(),
+                    options(pure, readonly, nostack),
+                );
             }
+            word as $word
         }
-    })
+    };
 }
 
-/// The word of 64 bits at an offset from there.
-///
-/// # Safety
-///
-/// As above.
-// Unsafe, as above.
-#[inline(always)]
-unsafe fn read_long_word<const OFFSET: usize>(at: usize) -> u64 {
-    let word: u64;
-    // SAFETY: the caller's; one instruction.
-    unsafe {
-        asm!(
-            "{word} = *(u64 *)({at} + {offset})",
-            word = out(reg) word,
-            at = in(reg) at,
-            offset = const OFFSET,
-            options(pure, readonly, nostack),
-        );
-    }
-    word
-}
+reader!(read_words, read_word, u32, "u32");
+reader!(read_long_words, read_long_word, u64, "u64");
 
 /// What of a [plain](PacketBytes::PLAIN) packet is in the head of its skb.
 struct Head(Skb);

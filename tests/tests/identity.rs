@@ -1,5 +1,5 @@
 //! Identities that come and go: a restarted unit or static pod has a new cgroup each time, and is itself
-//! at once; and a policy's file, however it is replaced, is in force at once.
+//! at once; and a policy's file, however it is replaced, is in force at once. Who has a raw socket is known, too.
 
 use std::fs;
 use std::os::unix::fs::symlink;
@@ -7,7 +7,9 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
-use enforcer_tests::plan::{LOOPBACK, port};
+use enforcer_tests::arrivals::Arrivals;
+use enforcer_tests::packet::{Content, Forged};
+use enforcer_tests::plan::{CP1, LOOPBACK, W1, port};
 use enforcer_tests::product::{Agent, PolicyText};
 use enforcer_tests::{Lab, Outcome};
 
@@ -129,4 +131,51 @@ fn a_policy_is_in_force_however_its_file_is_replaced() -> Result<()> {
     );
     drop(agent);
     lab.close()
+}
+
+/// The kernel's own resets come from a raw TCP socket that is never connected: whoever has connected one is a process, and
+/// known by its cgroup.
+#[test]
+fn a_connected_raw_socket_is_its_process() -> Result<()> {
+    let lab = Lab::builder().build()?;
+    let intruder = lab.login("cp1");
+    let at = lab.login("w1");
+    let both = [
+        (CP1.at(40_000), W1.at(port::KUBELET)),
+        (CP1.at6(40_000), W1.at6(port::KUBELET)),
+    ];
+    let arrivals = both.map(|(source, to)| Arrivals::count(&at, source.ip(), to));
+    let arrivals = arrivals.into_iter().collect::<Result<Vec<_>>>()?;
+    let arrived = || -> Result<Vec<u64>> { arrivals.iter().map(Arrivals::so_far).collect() };
+    let send = |connected| -> Result<()> {
+        for (source, destination) in both {
+            let acknowledgement = Forged {
+                source,
+                destination,
+                content: Content::Tcp {
+                    flags: 0x10,
+                    payload: Vec::new(),
+                },
+            };
+            intruder.raw_tcp(&acknowledgement, connected)?;
+        }
+        Ok(())
+    };
+    send(false)?;
+    send(true)?;
+    ensure!(arrived()? == [2, 2], "twin: {:?} arrived", arrived()?);
+    let agent = Agent::start(&lab, "cp1", &PolicyText::default())?;
+    // As anybody's on this node, the apiserver's for one.
+    send(false)?;
+    ensure!(arrived()? == [3, 3], "{:?} arrived", arrived()?);
+    send(true)?;
+    for (_, to) in both {
+        // Resets come back to that socket, and are denied there as well.
+        let event = agent.event(|event| {
+            event.hook == "cgroup/egress" && event.destination == Some(to.ip().to_string())
+        })?;
+        ensure!(event.reason == "WrongProcess", "{event:?}");
+    }
+    ensure!(arrived()? == [3, 3], "{:?} arrived", arrived()?);
+    Ok(())
 }

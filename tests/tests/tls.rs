@@ -514,8 +514,10 @@ fn what_has_passed_is_not_looked_at_again() -> Result<()> {
     let report = lab.scheduler().transfer(CP1.at(port::APISERVER), 4 << 20)?;
     ensure!(report.count == 4 << 20, "{report:?}");
     let after = kept()?;
+    // One for either way at both sockets, and a few should a cgroup come or go meanwhile. One that is never found again
+    // would be kept for each segment.
     ensure!(
-        after > before,
+        (1..=16).contains(&(after - before)),
         "{before} verdicts kept before, {after} after"
     );
     Ok(())
