@@ -14,7 +14,7 @@ use enforcer_common::{
 };
 
 use crate::{
-    lock::{self, Lock},
+    lock::{self, Lock, Way},
     maps::{self, Active},
     memo::{self, Found},
     report::{Report, Subject, count},
@@ -70,25 +70,14 @@ pub fn egress(ctx: &SkBuffContext) -> i32 {
     }
     let allowed = sent(skb, sk, active, &packet);
     let connected = connected.with_place(skb, allowed, &packet);
-    let lock = if lock::is_asked(allowed, &packet) {
-        lock::sent(skb, &packet, allowed, connected.is_cut())
-    } else {
-        Lock::Open
-    };
+    let lock = lock::at_socket(Way::Sent, skb, &packet, allowed, || connected.is_cut());
     let verdict = lock.verdict(active, allowed);
     if verdict.is_recorded() {
         told_of_sender(skb, active, verdict, Some(&packet));
     } else {
         count(Hook::CgroupEgress, counter::of(verdict));
     }
-    if connected.is_one() {
-        if lock == Lock::Broken && !verdict.passes() {
-            connected.cut();
-        } else if lock == Lock::Open && !verdict.is_denied() {
-            let kept = SocketState::kept(active.epoch(), counter::of(verdict));
-            connected.keep_sent(kept);
-        }
-    }
+    connected.keep(Way::Sent, lock, active, verdict);
     action(verdict)
 }
 
@@ -198,11 +187,7 @@ pub fn ingress(ctx: &SkBuffContext) -> i32 {
     }
     let allowed = delivered(skb, active, (role, judged), &packet);
     let connected = connected.with_place(skb, allowed, &packet);
-    let lock = if lock::is_asked(allowed, &packet) {
-        lock::received(skb, &packet, allowed, connected.is_cut())
-    } else {
-        Lock::Open
-    };
+    let lock = lock::at_socket(Way::Received, skb, &packet, allowed, || connected.is_cut());
     let verdict = lock.verdict(active, allowed);
     if is_told_elsewhere(note, role, judged, verdict) {
         // Counted there, too.
@@ -211,14 +196,7 @@ pub fn ingress(ctx: &SkBuffContext) -> i32 {
     } else {
         told_at_receiver(skb, active, verdict, Some(&packet));
     }
-    if connected.is_one() {
-        if lock == Lock::Broken && !verdict.passes() {
-            connected.cut();
-        } else if lock == Lock::Open && !verdict.is_denied() {
-            let kept = SocketState::kept(active.epoch(), counter::of(verdict));
-            connected.keep_received(kept);
-        }
-    }
+    connected.keep(Way::Received, lock, active, verdict);
     action(verdict)
 }
 
@@ -469,20 +447,32 @@ impl Connected {
         state
     }
 
-    /// Keeps a verdict for what the socket sends.
-    #[inline(never)]
-    fn keep_sent(self, kept: u64) {
-        // SAFETY: what is kept lives as long as its socket.
-        unsafe { (*self.renewed()).egress = kept };
-        count(Hook::CgroupEgress, counter::KEPT_VERDICTS);
+    /// Keeps for the next packet that goes this way what this one has shown: that its path is open to it for good, or that
+    /// the connection has broken its lock.
+    #[inline(always)]
+    fn keep(self, way: Way, lock: Lock, active: Active, verdict: Verdict) {
+        if !self.is_one() {
+            return;
+        }
+        if lock == Lock::Broken && !verdict.passes() {
+            self.cut();
+        } else if lock == Lock::Open && !verdict.is_denied() {
+            let kept = SocketState::kept(active.epoch(), counter::of(verdict));
+            self.keep_verdict(way, kept);
+        }
     }
 
-    /// Keeps a verdict for what the socket receives.
     #[inline(never)]
-    fn keep_received(self, kept: u64) {
-        // SAFETY: as above.
-        unsafe { (*self.renewed()).ingress = kept };
-        count(Hook::CgroupIngress, counter::KEPT_VERDICTS);
+    fn keep_verdict(self, way: Way, kept: u64) {
+        let state = self.renewed();
+        // SAFETY: what is kept lives as long as its socket.
+        unsafe {
+            match way {
+                Way::Sent => (*state).egress = kept,
+                Way::Received => (*state).ingress = kept,
+            }
+        }
+        count(way.hook(), counter::KEPT_VERDICTS);
     }
 
     /// Whether the connection has broken its lock.

@@ -21,6 +21,7 @@ use aya_ebpf::{
 use enforcer_common::{
     decide,
     packet::{Packet, Segment, Shape},
+    record::Hook,
     tables::FlowKey,
     tls::{self, Answer, HELLO, Stream, stage},
     verdict::{Direction, Reason, Verdict},
@@ -68,28 +69,60 @@ impl Lock {
     }
 }
 
+/// Which way a packet goes at a socket.
+#[derive(Clone, Copy, PartialEq, Eq)]
+#[repr(u32)]
+pub enum Way {
+    /// Out of it.
+    Sent = 0,
+    /// Into it.
+    Received = 1,
+}
+
+impl Way {
+    /// The hook where it does.
+    pub const fn hook(self) -> Hook {
+        match self {
+            Self::Sent => Hook::CgroupEgress,
+            Self::Received => Hook::CgroupIngress,
+        }
+    }
+}
+
 /// Whether a verdict is about a lock at all.
 pub fn is_asked(verdict: Verdict, packet: &Packet) -> bool {
     verdict.is_tls_path() && matches!(packet.shape, Shape::Flow)
 }
 
-/// What a socket of this node sends. `cut`: it has broken the lock before.
-pub fn sent(skb: Skb, packet: &Packet, verdict: Verdict, cut: bool) -> Lock {
-    Lock::of(enforcer_lock_sent(
+/// The lock at a socket of this node, for what it sends or receives. `is_cut`: whether it has been broken before.
+#[inline(always)]
+pub fn at_socket(
+    way: Way,
+    skb: Skb,
+    packet: &Packet,
+    verdict: Verdict,
+    is_cut: impl FnOnce() -> bool,
+) -> Lock {
+    if !is_asked(verdict, packet) {
+        return Lock::Open;
+    }
+    Lock::of(enforcer_lock(
         skb.as_ptr(),
         packet,
         verdict.word(),
-        cut.into(),
+        way as u32,
+        is_cut().into(),
     ))
 }
 
 /// The number of the lock for it. A global function, which the verifier goes through once and by itself.
 #[unsafe(no_mangle)]
 #[inline(never)]
-pub extern "C" fn enforcer_lock_sent(
+pub extern "C" fn enforcer_lock(
     skb: *mut __sk_buff,
     packet: *const Packet,
     verdict: u32,
+    way: u32,
     cut: u32,
 ) -> u32 {
     // SAFETY: null or a whole packet, as the verifier has made sure of every caller.
@@ -97,17 +130,19 @@ pub extern "C" fn enforcer_lock_sent(
         return Lock::Broken as u32;
     };
     let skb = Skb::from_ptr(skb);
-    sent_at(
-        skb,
-        skb.full_socket(),
-        packet,
-        zerocopy::transmute!(verdict),
-        cut != 0,
-    ) as u32
+    let sk = skb.full_socket();
+    let (verdict, cut) = (zerocopy::transmute!(verdict), cut != 0);
+    let lock = if way == Way::Sent as u32 {
+        sent(skb, sk, packet, verdict, cut)
+    } else {
+        received(skb, sk, packet, verdict, cut)
+    };
+    lock as u32
 }
 
+/// What a socket sends.
 #[inline(always)]
-fn sent_at(skb: Skb, sk: *mut bpf_sock, packet: &Packet, verdict: Verdict, cut: bool) -> Lock {
+fn sent(skb: Skb, sk: *mut bpf_sock, packet: &Packet, verdict: Verdict, cut: bool) -> Lock {
     let segment = &packet.segment;
     let tcp = tcp_socket(sk);
     if tcp.is_null() {
@@ -142,41 +177,9 @@ fn sent_at(skb: Skb, sk: *mut bpf_sock, packet: &Packet, verdict: Verdict, cut: 
     }
 }
 
-/// What a socket of this node receives.
-pub fn received(skb: Skb, packet: &Packet, verdict: Verdict, cut: bool) -> Lock {
-    Lock::of(enforcer_lock_received(
-        skb.as_ptr(),
-        packet,
-        verdict.word(),
-        cut.into(),
-    ))
-}
-
-/// The number of the lock for it. A global function, which the verifier goes through once and by itself.
-#[unsafe(no_mangle)]
-#[inline(never)]
-pub extern "C" fn enforcer_lock_received(
-    skb: *mut __sk_buff,
-    packet: *const Packet,
-    verdict: u32,
-    cut: u32,
-) -> u32 {
-    // SAFETY: null or a whole packet, as the verifier has made sure of every caller.
-    let Some(packet) = (unsafe { packet.as_ref() }) else {
-        return Lock::Broken as u32;
-    };
-    let skb = Skb::from_ptr(skb);
-    received_at(
-        skb,
-        skb.full_socket(),
-        packet,
-        zerocopy::transmute!(verdict),
-        cut != 0,
-    ) as u32
-}
-
+/// What a socket receives.
 #[inline(always)]
-fn received_at(skb: Skb, sk: *mut bpf_sock, packet: &Packet, verdict: Verdict, cut: bool) -> Lock {
+fn received(skb: Skb, sk: *mut bpf_sock, packet: &Packet, verdict: Verdict, cut: bool) -> Lock {
     let segment = &packet.segment;
     let tcp = tcp_socket(sk);
     if tcp.is_null() {

@@ -38,7 +38,7 @@ pub mod lab;
 pub mod namespace;
 pub mod net;
 pub mod packet;
-mod patience;
+pub mod patience;
 pub mod place;
 pub mod plan;
 pub mod probe;

@@ -223,6 +223,13 @@ pub fn ip(namespace: Option<&str>, batch: &str) -> Result<()> {
     run_tool(command, batch).map(drop)
 }
 
+/// Runs a batch of `tc` commands in a namespace.
+pub fn tc(namespace: &str, batch: &str) -> Result<()> {
+    let mut command = command("tc")?;
+    command.args(["-n", namespace, "-batch", "-"]);
+    run_tool(command, batch).map(drop)
+}
+
 /// Feeds a rule set to nftables in a namespace and hands back what it says.
 pub fn nft(namespace: &str, rules: &str) -> Result<()> {
     let mut command = command("nft")?;

@@ -9,10 +9,12 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, ensure};
 use enforcer_tests::arrivals::Arrivals;
 use enforcer_tests::packet::{Content, Forged};
+use enforcer_tests::patience::patient;
 use enforcer_tests::plan::{CP1, LOOPBACK, NODE_LOCAL_DNS, OUT, POD_A, POD_B, Party, W1, port};
 use enforcer_tests::probe::{Hold, Serve};
 use enforcer_tests::product::{Agent, PolicyText};
 use enforcer_tests::{Lab, Outcome, Place, net, plan};
+use serde_json::Value;
 
 const SOON: Duration = Duration::from_secs(3);
 
@@ -296,6 +298,51 @@ fn an_interface_that_joins_a_bridge_stays_enforced() -> Result<()> {
         );
         agent.stop()?.checked()?;
     }
+    Ok(())
+}
+
+/// Somebody else's filter is where the agent's would be. The agent says so, and takes the place once it is free.
+#[test]
+fn an_interface_that_can_not_be_enforced_is_told() -> Result<()> {
+    const NEW: &str = "cali-new";
+    let lab = Lab::builder().build()?;
+    let node = lab.host("cp1").namespace().name();
+    let agent = Agent::start_with(&lab, "cp1", &PolicyText::default(), &["--tc", "clsact"])?;
+    let attached = agent.status()?["attachments"].clone();
+    // It gets the name of a pod's once the filter is there: before that, nobody looks at it.
+    net::ip(Some(node), "link add late type veth peer name late-peer\n")?;
+    net::tc(
+        node,
+        "qdisc add dev late clsact\n\
+         filter add dev late ingress prio 1 protocol all u32 match u32 0 0 classid 1:1\n",
+    )?;
+    net::ip(Some(node), &format!("link set late name {NEW}\n"))?;
+    let wait_for = |wanted: &dyn Fn(&Value) -> bool| -> Result<Value> {
+        // The agent tries again every five seconds.
+        let deadline = Instant::now() + patient(Duration::from_secs(8));
+        loop {
+            let status = agent.status()?;
+            if wanted(&status) {
+                return Ok(status);
+            }
+            ensure!(Instant::now() < deadline, "{status:#}");
+            thread::sleep(Duration::from_millis(50));
+        }
+    };
+    let status = wait_for(&|status| status["notAttached"].is_string())?;
+    let told = status["notAttached"].as_str().unwrap_or_default();
+    ensure!(told.contains(NEW), "{told}");
+    ensure!(status["attachments"] == attached, "{status:#}");
+    let shown = agent.command(&["status"])?.checked()?.stdout;
+    ensure!(
+        shown.contains("ERROR     an interface is not enforced: ") && shown.contains(NEW),
+        "{shown}"
+    );
+    net::tc(node, &format!("filter del dev {NEW} ingress prio 1\n"))?;
+    let status = wait_for(&|status| status["notAttached"].is_null())?;
+    let places = status["attachments"].as_array().into_iter().flatten();
+    let here = places.filter(|attachment| attachment["where"] == NEW);
+    ensure!(here.count() == 2, "{status:#}");
     Ok(())
 }
 

@@ -16,11 +16,12 @@ use super::packages::{Kernel, files};
 use crate::{build, setup, shell};
 
 /// Modules that the lab needs; what they depend on comes along.
-const MODULES: [&str; 12] = [
+const MODULES: [&str; 13] = [
     "veth",
     "bridge",
     "sch_ingress",
     "cls_bpf",
+    "cls_u32",
     "nf_tables",
     "nft_nat",
     "nft_chain_nat",
@@ -31,7 +32,7 @@ const MODULES: [&str; 12] = [
     "nft_redir",
 ];
 /// Programs of this machine that the tests run.
-const TOOLS: [&str; 5] = ["ip", "nft", "sh", "openssl", "curl"];
+const TOOLS: [&str; 6] = ["ip", "tc", "nft", "sh", "openssl", "curl"];
 
 /// What has been built to be run in machines.
 pub struct Programs {

@@ -104,8 +104,9 @@ fn part_clippy(compiler: &Compiler) -> Result<()> {
 
 /// What the lab calls on the host. Clients only: nothing that starts a service when installed.
 fn part_clients() -> Result<()> {
-    const CLIENTS: [(&str, &str); 4] = [
+    const CLIENTS: [(&str, &str); 5] = [
         ("ip", "iproute2"),
+        ("tc", "iproute2"),
         ("nft", "nftables"),
         ("curl", "curl"),
         ("openssl", "openssl"),
