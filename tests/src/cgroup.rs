@@ -1,8 +1,9 @@
 //! The lab's part of the cgroup tree, laid out as systemd and a container runtime would do it.
 
 use std::fs::{self, File, OpenOptions};
-use std::io;
+use std::io::{self, Write as _};
 use std::path::{Path, PathBuf};
+use std::process;
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -72,6 +73,53 @@ impl Cgroup {
         OpenOptions::new()
             .write(true)
             .open(self.directory.join("cgroup.procs"))
+    }
+}
+
+/// A cgroup below the mount point, for a test that moves about in it by itself: left and removed in the end.
+#[derive(Debug)]
+pub struct OwnTree(PathBuf);
+
+impl OwnTree {
+    /// Makes it, and removes what killed runs of the same kind have left.
+    pub fn create(kind: &str) -> Result<Self> {
+        let (mount, prefix) = (mount_point()?, format!("enforcer-{kind}-"));
+        for directory in children(&mount)? {
+            let name = directory.file_name().and_then(|name| name.to_str());
+            let owner = name.and_then(|name| name.strip_prefix(&prefix));
+            if owner.is_some_and(|pid| !Path::new("/proc").join(pid).exists()) {
+                // Another test may be quicker.
+                let _ = remove_directories(&directory);
+            }
+        }
+        let tree = Self(mount.join(format!("{prefix}{}", process::id())));
+        Cgroup::create(tree.0.clone())?;
+        Ok(tree)
+    }
+
+    /// Its directory.
+    pub fn directory(&self) -> &Path {
+        &self.0
+    }
+
+    /// Makes a cgroup in it, by its path from here with or without a slash in front.
+    pub fn make(&self, cgroup: &str) -> Result<Cgroup> {
+        Cgroup::create(self.0.join(cgroup.trim_start_matches('/')))
+    }
+
+    /// Makes one and moves this process there.
+    pub fn enter(&self, cgroup: &str) -> Result<()> {
+        let cgroup = self.make(cgroup)?;
+        let moved = cgroup.procs().and_then(|mut procs| procs.write_all(b"0"));
+        moved.with_context(|| format!("failed to move to {}", cgroup.directory.display()))
+    }
+}
+
+impl Drop for OwnTree {
+    fn drop(&mut self) {
+        let parent = self.0.parent().unwrap_or(&self.0).join("cgroup.procs");
+        let _ = fs::write(parent, process::id().to_string());
+        let _ = remove_directories(&self.0);
     }
 }
 

@@ -23,6 +23,7 @@ use enforcer_common::parse::{Start, parse};
 use enforcer_common::tables::Role;
 use enforcer_common::verdict::{Direction, Reason, Verdict, counter};
 use enforcer_common::{decide, tls};
+use enforcer_tests::cgroup::OwnTree;
 use enforcer_tests::packet::{Content, Forged};
 use nix::net::if_::if_nametoindex;
 use nix::sched::{CloneFlags, unshare};
@@ -324,44 +325,10 @@ fn policies() -> Result<Vec<(bool, PathBuf)>> {
 struct Bench {
     kernel: Kernel,
     compiled: Compiled,
-    root: CgroupRoot,
+    root: OwnTree,
     uplink: u32,
     pod: u32,
     addresses: Vec<IpAddr>,
-}
-
-/// A cgroup of this process's own; it is left and removed in the end.
-struct CgroupRoot(PathBuf);
-
-impl Drop for CgroupRoot {
-    fn drop(&mut self) {
-        let parent = self.0.parent().unwrap_or(&self.0).join("cgroup.procs");
-        let _ = fs::write(parent, std::process::id().to_string());
-        remove_tree(&self.0);
-    }
-}
-
-/// Names of our cgroups begin with this and end with the owner's pid.
-const PREFIX: &str = "enforcer-cases-";
-
-/// Removes what runs that were killed have left.
-fn sweep(mount: &Path) {
-    for entry in fs::read_dir(mount).into_iter().flatten().flatten() {
-        let name = entry.file_name();
-        let owner = name.to_str().and_then(|name| name.strip_prefix(PREFIX));
-        if owner.is_some_and(|pid| !Path::new("/proc").join(pid).exists()) {
-            remove_tree(&entry.path());
-        }
-    }
-}
-
-fn remove_tree(directory: &Path) {
-    for entry in fs::read_dir(directory).into_iter().flatten().flatten() {
-        if entry.file_type().is_ok_and(|kind| kind.is_dir()) {
-            remove_tree(&entry.path());
-        }
-    }
-    let _ = fs::remove_dir(directory);
 }
 
 impl Bench {
@@ -384,11 +351,7 @@ impl Bench {
             ip(&format!("addr add {address}/{prefix} dev lo nodad"))
                 .or_else(|_| ip(&format!("addr add {address}/{prefix} dev lo")))?;
         }
-        let mount = cgroups::root("/")?;
-        sweep(&mount);
-        let root = mount.join(format!("{PREFIX}{}", std::process::id()));
-        fs::create_dir_all(&root)?;
-        let root = CgroupRoot(root);
+        let root = OwnTree::create("cases")?;
         let compiled = compile(
             policy,
             node,
@@ -396,16 +359,13 @@ impl Bench {
             &mut PathNumbers::default(),
         )?;
         for rule in &compiled.cgroups {
-            fs::create_dir_all(
-                root.0
-                    .join(rule.pattern.replace('*', "x").trim_start_matches('/')),
-            )?;
+            root.make(&rule.pattern.replace('*', "x"))?;
         }
-        let known = cgroups::resolve(&root.0, &compiled.cgroups);
+        let known = cgroups::resolve(root.directory(), &compiled.cgroups);
         let ids: Vec<_> = known.iter().map(|known| (known.id, known.party)).collect();
         let mut kernel = Kernel::load(false)?;
         kernel.apply(&compiled, 1, &ids)?;
-        kernel.attach_cgroup(&root.0)?;
+        kernel.attach_cgroup(root.directory())?;
         let link = |name: &str, layer| -> Result<Link> {
             let index = if_nametoindex(name)?;
             Ok(Link {
@@ -484,7 +444,7 @@ impl Bench {
                 Ok(self.kernel.try_frame(Trial::Arrives, &frame, self.uplink)?)
             }
             (Sender::Process { cgroup, address }, Attempt::Send(to)) => {
-                self.move_to(cgroup)?;
+                self.root.enter(cgroup)?;
                 let local = to.address.is_loopback() || self.addresses.contains(&to.address);
                 let source = address.or_else(|| self.source_for(to.address));
                 let frame = frame(source.context("no address of this family")?, to)?;
@@ -496,21 +456,11 @@ impl Bench {
                 Ok(self.kernel.try_frame(Trial::Sent, &frame, interface)?)
             }
             (Sender::Process { cgroup, .. }, Attempt::Bind(at)) => {
-                self.move_to(cgroup)?;
+                self.root.enter(cgroup)?;
                 bind(at)
             }
             (sender, Attempt::Bind(_)) => bail!("{sender} can not bind"),
         }
-    }
-
-    fn move_to(&self, cgroup: &str) -> Result<()> {
-        let directory = self.root.0.join(cgroup.trim_start_matches('/'));
-        fs::create_dir_all(&directory)?;
-        fs::write(
-            directory.join("cgroup.procs"),
-            std::process::id().to_string(),
-        )
-        .with_context(|| format!("failed to move to {}", directory.display()))
     }
 
     fn source_for(&self, destination: IpAddr) -> Option<IpAddr> {

@@ -2,7 +2,6 @@
 
 use std::collections::HashSet;
 use std::fs;
-use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use anyhow::{Context, Result, ensure};
@@ -13,6 +12,7 @@ use enforcer_common::parse::{Start, parse};
 use enforcer_common::tables::{FlowKey, Role};
 use enforcer_common::verdict::{Direction, Reason, Verdict, counter};
 use enforcer_common::{decide, tls};
+use enforcer_tests::cgroup::OwnTree;
 use nix::net::if_::if_nametoindex;
 use nix::sched::{CloneFlags, unshare};
 
@@ -22,7 +22,7 @@ use crate::random::CGROUPS;
 /// A network namespace and a cgroup of this test's own, with the programs loaded.
 pub struct Judge {
     kernel: Kernel,
-    root: Root,
+    root: OwnTree,
     generation: u32,
     uplink: u32,
     /// By this interface pods are reached.
@@ -40,40 +40,6 @@ pub enum At {
     Arrives(Entry),
     /// Sent by the process itself; `true` over lo.
     Sent(bool),
-}
-
-/// A cgroup that is left and removed in the end.
-struct Root(PathBuf);
-
-impl Drop for Root {
-    fn drop(&mut self) {
-        let parent = self.0.parent().unwrap_or(&self.0).join("cgroup.procs");
-        let _ = fs::write(parent, std::process::id().to_string());
-        remove_tree(&self.0);
-    }
-}
-
-/// Names of our cgroups begin with this and end with the owner's pid.
-const PREFIX: &str = "enforcer-oracle-";
-
-fn remove_tree(directory: &Path) {
-    for entry in fs::read_dir(directory).into_iter().flatten().flatten() {
-        if entry.file_type().is_ok_and(|kind| kind.is_dir()) {
-            remove_tree(&entry.path());
-        }
-    }
-    let _ = fs::remove_dir(directory);
-}
-
-/// Removes what runs that were killed have left.
-fn sweep(mount: &Path) {
-    for entry in fs::read_dir(mount).into_iter().flatten().flatten() {
-        let name = entry.file_name();
-        let owner = name.to_str().and_then(|name| name.strip_prefix(PREFIX));
-        if owner.is_some_and(|pid| !Path::new("/proc").join(pid).exists()) {
-            remove_tree(&entry.path());
-        }
-    }
 }
 
 impl Judge {
@@ -101,13 +67,9 @@ impl Judge {
         // A node forwards for its pods.
         fs::write("/proc/sys/net/ipv4/ip_forward", "1").context("failed to forward")?;
         fs::write("/proc/sys/net/ipv6/conf/all/forwarding", "1").context("failed to forward")?;
-        let mount = cgroups::root("/")?;
-        sweep(&mount);
-        let root = Root(mount.join(format!("{PREFIX}{}", std::process::id())));
+        let root = OwnTree::create("oracle")?;
         for cgroup in CGROUPS.iter().chain(&crate::MORE_CGROUPS) {
-            let directory = root.0.join(cgroup.trim_start_matches('/'));
-            fs::create_dir_all(&directory)
-                .with_context(|| format!("failed to make {}", directory.display()))?;
+            root.make(cgroup)?;
         }
         let mut kernel = Kernel::load(false)?;
         let link = |name: &str, layer| -> Result<Link> {
@@ -141,16 +103,11 @@ impl Judge {
 
     /// Puts a policy in force and moves this process to a cgroup.
     pub fn apply(&mut self, compiled: &Compiled, cgroup: &str) -> Result<()> {
-        let known = cgroups::resolve(&self.root.0, &compiled.cgroups);
+        let known = cgroups::resolve(self.root.directory(), &compiled.cgroups);
         let ids: Vec<_> = known.iter().map(|known| (known.id, known.party)).collect();
         self.generation += 1;
         self.kernel.apply(compiled, self.generation, &ids)?;
-        let directory = self.root.0.join(cgroup.trim_start_matches('/'));
-        fs::write(
-            directory.join("cgroup.procs"),
-            std::process::id().to_string(),
-        )
-        .with_context(|| format!("failed to move to {}", directory.display()))
+        self.root.enter(cgroup)
     }
 
     /// The programs do to a frame what the verdict says, and count it as that; and so they do at once again,
