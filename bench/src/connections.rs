@@ -4,11 +4,13 @@ use std::net::{Ipv4Addr, SocketAddr};
 use std::time::Duration;
 
 use anyhow::{Context as _, Result};
+use enforcer::kernel::Kernel;
 use enforcer_tests::process::Running;
 use enforcer_tests::{Lab, Place};
 
 use crate::Effort;
 use crate::filter::{Empty, Filter, Site};
+use crate::in_use;
 use crate::load::{Outcome, Work};
 use crate::measure::Measures;
 use crate::policy::{Family, GUARDED, Scale};
@@ -73,6 +75,27 @@ pub fn connections(measures: &mut Measures, effort: &Effort) -> Result<()> {
                     let outcome = client(&site.lab, way, work, effort.load)
                         .with_context(|| format!("{}, {}", site.filter.name(), way.name()))?;
                     record(measures, way, work, site.filter, outcome);
+                }
+            }
+        }
+    }
+    for _ in 0..effort.rounds {
+        for (site, _servers) in &sites {
+            if !matches!(site.filter, Filter::EmptyHooks | Filter::Enforcer) {
+                continue;
+            }
+            for way in [Way::Loopback, Way::BetweenNodes] {
+                let (outcome, programs) =
+                    in_use::counted(|| client(&site.lab, way, Work::Connections, effort.load))?;
+                let connections = outcome.rate * effort.load.as_secs_f64();
+                for (program, runs) in programs {
+                    let row = match site.filter {
+                        // So much of each figure is what keeping the account takes.
+                        Filter::EmptyHooks => program.is_empty().then_some("empty programs"),
+                        _ => Kernel::program_names().find(|name| in_use::is_called(&program, name)),
+                    };
+                    let Some(row) = row else { continue };
+                    in_use::record(measures, way.name(), row, runs, connections);
                 }
             }
         }

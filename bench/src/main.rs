@@ -6,6 +6,7 @@ mod connections;
 mod established;
 mod filter;
 mod frames;
+mod in_use;
 mod life;
 mod load;
 mod measure;

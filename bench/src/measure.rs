@@ -120,13 +120,16 @@ impl Measures {
                     continue;
                 };
                 let median = measure.median();
+                // What is counted is not compared: it has no unit.
+                let base = base.filter(|base| base.unit == measure.unit && !base.unit.is_empty());
                 let ratio = base.map_or(f64::NAN, |base| measure.ratio(base));
                 let ratio = if number > 0 && ratio.is_finite() {
                     format!(" ({ratio:.2})")
                 } else {
                     String::new()
                 };
-                line.push(format!("{} {}{ratio}", rounded(median), measure.unit));
+                let figure = format!("{} {}{ratio}", rounded(median), measure.unit);
+                line.push(figure.trim_end().to_owned());
             }
             table.add_row(line);
         }

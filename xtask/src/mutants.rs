@@ -21,12 +21,13 @@ struct Mutant {
 
 const DECIDE: &str = "enforcer-common/src/decide.rs";
 const PARSE: &str = "enforcer-common/src/parse.rs";
+const MEMO: &str = "enforcer-common/src/memo.rs";
 const TLS: &str = "enforcer-common/src/tls.rs";
 const VERDICTS: &str = "enforcer/src/compile/verdicts.rs";
 const PARTIES: &str = "enforcer/src/compile/parties.rs";
 
 #[rustfmt::skip]
-const MUTANTS: [Mutant; 28] = [
+const MUTANTS: [Mutant; 31] = [
     Mutant { what: "a neighbour may use this node's address", file: DECIDE, from: "Role::Uplink => src.is(Place::OWN),", to: "Role::Uplink => false," },
     Mutant { what: "a pod may use a node's address", file: DECIDE, from: "Role::Pod if src.is(Place::OWN | Place::OTHER_NODE) => true,", to: "Role::Pod if src.is(Place::OWN) => true," },
     Mutant { what: "loopback addresses come over the wire", file: DECIDE, from: "    if packet.src.is_loopback() || packet.dst.is_loopback() {\n        return denied(settings, Reason::LoopbackOffLo);\n    }\n    let src = tables.place(&packet.src);\n    if is_forged", to: "    let src = tables.place(&packet.src);\n    if is_forged" },
@@ -54,6 +55,9 @@ const MUTANTS: [Mutant; 28] = [
     Mutant { what: "an error may quote what its receiver never sent", file: PARSE, from: "if source != packet.dst {", to: "if source == packet.quoted_dst {" },
     Mutant { what: "a lock counts though another path has none", file: VERDICTS, from: "as_narrow.find(|r| !r.path.tls).or(Some(first))", to: "as_narrow.find(|r| r.path.tls).or(Some(first))" },
     Mutant { what: "a ServerHello opens a stream", file: TLS, from: "5 => byte == 1,", to: "5 => matches!(byte, 1 | 2)," },
+    Mutant { what: "a verdict outlives its policy", file: MEMO, from: "            && self.epoch == question.moment.epoch\n            && self.src", to: "            && self.src" },
+    Mutant { what: "a verdict outlives its tick", file: MEMO, from: "self.tick == question.moment.tick\n            && self.how", to: "self.how" },
+    Mutant { what: "one's verdict is another's", file: MEMO, from: "            && self.asked == question.asked\n", to: "" },
     Mutant { what: "nobody counts as what he is part of", file: PARTIES, from: "            if all.insert(index) {", to: "            if all.insert(index) && index > components.len() {" },
 ];
 

@@ -106,6 +106,11 @@ impl Kernel {
         counts
     }
 
+    /// The names of all programs. The kernel keeps the first 15 bytes of each (`BPF_OBJ_NAME_LEN`).
+    pub fn program_names() -> impl Iterator<Item = &'static str> {
+        TC.into_iter().chain(CGROUP)
+    }
+
     /// How many instructions each program has, as the verifier left them. Empty where the kernel does not
     /// tell.
     pub fn instructions(&self) -> Vec<(String, u32)> {
@@ -150,7 +155,7 @@ fn load_object(cookie: u64, skb_netns: u32, log: bool) -> Result<Ebpf, KernelErr
         .override_global("LOG", &u32::from(log), true)
         .load(OBJECT)
         .map_err(KernelError::load)?;
-    for name in TC.into_iter().chain(CGROUP) {
+    for name in Kernel::program_names() {
         let program = bpf.program_mut(name).ok_or(KernelError::Missing(name))?;
         load_program(program).map_err(|error| KernelError::program(name, error))?;
     }
