@@ -64,6 +64,11 @@ impl Machine {
             seconds: took.as_secs(),
         }
     }
+
+    /// Whether figures from there can be compared with those from here.
+    fn is_like(&self, other: &Self) -> bool {
+        self.processor == other.processor && self.kernel == other.kernel
+    }
 }
 
 impl fmt::Display for Machine {
@@ -118,12 +123,13 @@ pub fn write(
         medians: measures.0.iter().map(median).collect(),
     };
     let before = fs::read_to_string(&history).unwrap_or_default();
-    let last = before
+    let mut earlier = before
         .lines()
-        .last()
-        .and_then(|line| serde_json::from_str::<Run>(line).ok());
-    if let Some(last) = last {
-        regressions(&last, &run);
+        .rev()
+        .filter_map(|line| serde_json::from_str::<Run>(line).ok());
+    match earlier.find(|earlier| earlier.machine.is_like(machine)) {
+        Some(last) => regressions(&last, &run),
+        None => println!("the history has no run on such a machine"),
     }
     let mut file = fs::OpenOptions::new()
         .create(true)
@@ -148,13 +154,8 @@ fn median(measure: &Measure) -> (String, String, String, f64) {
     )
 }
 
-/// Tells what is slower than in the last run, if that was made on such a machine.
+/// Tells what is slower than in the last run on such a machine.
 fn regressions(last: &Run, run: &Run) {
-    if last.machine.processor != run.machine.processor || last.machine.kernel != run.machine.kernel
-    {
-        println!("the last run in the history was made on another machine");
-        return;
-    }
     for (group, what, subject, value) in &run.medians {
         let same =
             |m: &&(String, String, String, f64)| (&m.0, &m.1, &m.2) == (group, what, subject);
