@@ -11,7 +11,7 @@ use enforcer_tests::arrivals::Arrivals;
 use enforcer_tests::packet::{Content, Forged};
 use enforcer_tests::patience::patient;
 use enforcer_tests::plan::{CP1, LOOPBACK, NODE_LOCAL_DNS, OUT, POD_A, POD_B, Party, W1, port};
-use enforcer_tests::probe::{Hold, Serve};
+use enforcer_tests::probe::{Connect, Hold, Serve};
 use enforcer_tests::product::{Agent, PolicyText};
 use enforcer_tests::{Lab, Outcome, Place, net, plan};
 use serde_json::Value;
@@ -257,6 +257,39 @@ fn a_forged_source_reaches_nothing() -> Result<()> {
         pod.ping(CP1.v4.into())? == Outcome::Answered,
         "the pod's own address"
     );
+    Ok(())
+}
+
+/// The kernel makes a multipath connection's own sockets by itself, in no process's context. What a pod has at its own 8080 is
+/// none of the node's.
+#[test]
+fn multipath_within_a_pod_is_the_pods() -> Result<()> {
+    let lab = Lab::builder().build()?;
+    let (pod, intruder) = (lab.pod("pod-a"), lab.hostnet("cp1"));
+    let to = |at: SocketAddr| Connect {
+        multipath: true,
+        send: Some("hello".to_owned()),
+        ..Connect::to(at)
+    };
+    for at in LOOPBACK.both(port::INSECURE) {
+        let serve = || Serve {
+            tcp: vec![at],
+            multipath: true,
+            ..Serve::default()
+        };
+        // Twin: the same within the node.
+        let server = intruder.serve(serve())?;
+        let asked = intruder.connect_with(to(at))?;
+        ensure!(asked.outcome == Outcome::Answered, "twin: {asked:?}");
+        let agent = Agent::start(&lab, "cp1", &PolicyText::default())?;
+        let asked = intruder.connect_with(to(at))?;
+        ensure!(asked.outcome == Outcome::Eperm, "on the node: {asked:?}");
+        drop(server);
+        let _server = pod.serve(serve())?;
+        let asked = pod.connect_with(to(at))?;
+        ensure!(asked.outcome == Outcome::Answered, "in a pod: {asked:?}");
+        agent.stop()?.checked()?;
+    }
     Ok(())
 }
 

@@ -48,7 +48,10 @@ pub(super) fn bind(what: &Bind) -> Report {
 }
 
 pub(super) fn serve(what: &Serve) -> Report {
-    let (tcp, udp) = match (open_all(&what.tcp, tcp), open_all(&what.udp, udp)) {
+    let (tcp, udp) = match (
+        open_all(&what.tcp, |at| tcp(at, what.multipath)),
+        open_all(&what.udp, udp),
+    ) {
         (Ok(tcp), Ok(udp)) => (tcp, udp),
         (Err(errno), _) | (_, Err(errno)) => return Report::of_errno(errno, "bind"),
     };
@@ -84,13 +87,17 @@ pub(super) fn keep_lab() -> Report {
 
 fn open_all<T>(
     addresses: &[SocketAddr],
-    open: fn(SocketAddr) -> Result<T, Errno>,
+    open: impl Fn(SocketAddr) -> Result<T, Errno>,
 ) -> Result<Vec<T>, Errno> {
     addresses.iter().map(|address| open(*address)).collect()
 }
 
-fn tcp(at: SocketAddr) -> Result<TcpListener, Errno> {
-    let socket: OwnedFd = socket::bound(at, SockType::Stream, false)?;
+fn tcp(at: SocketAddr, multipath: bool) -> Result<TcpListener, Errno> {
+    let socket: OwnedFd = if multipath {
+        socket::multipath_bound(at)?
+    } else {
+        socket::bound(at, SockType::Stream, false)?
+    };
     listen(&socket, Backlog::MAXCONN)?;
     Ok(socket.into())
 }

@@ -329,6 +329,7 @@ mod tests {
                 say: Some(String::new()),
                 greet: Some("hi".into()),
                 after: 3,
+                multipath: true,
             }),
             Probe::Sniff(Sniff {
                 interface: "lo".into(),

@@ -276,6 +276,9 @@ pub struct Serve {
     /// Answer only when so many bytes have come over a connection
     #[arg(long, default_value_t = 0)]
     pub after: usize,
+    /// Speak multipath TCP
+    #[arg(long)]
+    pub multipath: bool,
 }
 
 /// `lab-probe sniff`: prints [`READY`](super::READY), then a [`Frame`](super::Frame) per frame that matches.
