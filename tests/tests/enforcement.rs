@@ -284,10 +284,13 @@ fn multipath_within_a_pod_is_the_pods() -> Result<()> {
         let agent = Agent::start(&lab, "cp1", &PolicyText::default())?;
         let asked = intruder.connect_with(to(at))?;
         ensure!(asked.outcome == Outcome::Eperm, "on the node: {asked:?}");
+        agent.event(|event| event.reason == "WrongProcess" && event.hook == "cgroup/connect")?;
         drop(server);
         let _server = pod.serve(serve())?;
         let asked = pod.connect_with(to(at))?;
         ensure!(asked.outcome == Outcome::Answered, "in a pod: {asked:?}");
+        let denials = agent.events()?;
+        ensure!(denials.len() == 1, "more than the node's: {denials:#?}");
         agent.stop()?.checked()?;
     }
     Ok(())
