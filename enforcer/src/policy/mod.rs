@@ -10,6 +10,7 @@
 pub mod cases;
 pub mod catalogue;
 pub mod error;
+pub mod glob;
 pub mod load;
 pub mod model;
 pub mod render;

@@ -152,7 +152,7 @@ fn apply(scope: &mut Scope<'_, '_>, component: &mut Component, source: &Componen
     }
     if let Some(paths) = cgroups {
         component.cgroups = unique(scope, paths, |path| {
-            scalar::cgroup(path).map(|()| path.to_owned())
+            scalar::cgroup_pattern(path).map(|()| path.to_owned())
         });
     }
     if let Some(names) = part_of {

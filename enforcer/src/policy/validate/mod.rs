@@ -5,6 +5,7 @@ pub(crate) mod components;
 pub(crate) mod inventory;
 pub(crate) mod networks;
 pub(crate) mod notes;
+pub(crate) mod overlap;
 pub(crate) mod paths;
 
 use sha2::{Digest, Sha256};
