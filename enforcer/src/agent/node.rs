@@ -57,7 +57,8 @@ fn unclear(policy: &Policy, why: String) -> AgentError {
     }
 }
 
-fn own_addresses() -> BTreeSet<IpAddr> {
+/// The addresses of this machine.
+pub fn own_addresses() -> BTreeSet<IpAddr> {
     let Ok(interfaces) = getifaddrs() else {
         return BTreeSet::new();
     };

@@ -163,6 +163,17 @@ impl CgroupPaths {
         self.paths.get(&id).map(String::as_str)
     }
 
+    /// Whether there is a process in a cgroup that a pattern means, or below. One that does not say so counts.
+    pub fn is_populated(&self, pattern: &str) -> bool {
+        let is_empty = |path: &PathBuf| {
+            let events = fs::read_to_string(path.join("cgroup.events"));
+            events.is_ok_and(|text| text.lines().any(|line| line == "populated 0"))
+        };
+        expand(&self.mount, pattern)
+            .iter()
+            .any(|path| !is_empty(path))
+    }
+
     /// Forgets which ids were looked for in vain, as a cgroup may have come since.
     pub fn retry(&mut self) {
         self.missed.clear();
