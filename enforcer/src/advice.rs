@@ -646,6 +646,158 @@ spec:
         assert!(found[0].remedy.contains("`admin` is nowhere"), "{found:?}");
     }
 
+    /// One connection is not worth a path to everything: what is offered is for this one alone, or for what it was meant
+    /// as.
+    #[test]
+    fn a_hint_opens_no_more_than_is_needed() {
+        let tcp = |port| (Space::Tcp, port);
+        let found = advice(POLICY, "10.244.0.5", "203.0.113.9", tcp(443));
+        let wide = found
+            .iter()
+            .find(|advice| advice.path == "pod-to-outside")
+            .unwrap();
+        assert!(wide.wide && !wide.remedy.contains("enable"), "{wide:?}");
+        let said = wide.sentence();
+        for part in [
+            "addresses: [\"203.0.113.9\"]",
+            "443/tcp",
+            "from: [pods]",
+            "opens much more",
+        ] {
+            assert!(said.contains(part), "no {part} in {said}");
+        }
+        // The apiserver's webhook on a node, in the node's network namespace.
+        let found = advice(POLICY, "10.0.0.11", "10.0.0.21", tcp(9443));
+        let proxy = found
+            .iter()
+            .find(|advice| advice.path == "apiserver-proxy-to-nodes")
+            .unwrap();
+        assert!(proxy.wide && proxy.remedy.contains("9443/tcp"), "{proxy:?}");
+        // A node that is not in the inventory: it is what is missing, and no way to everywhere.
+        for (port, path) in [
+            (10250, "apiserver-to-kubelet"),
+            (179, "cni-to-cni"),
+            (2380, "etcd-to-etcd"),
+        ] {
+            let found = advice(POLICY, "10.0.0.11", "10.0.0.77", tcp(port));
+            let [one] = found.as_slice() else {
+                panic!("{found:?}")
+            };
+            assert_eq!(one.path, path);
+            assert!(one.remedy.contains("10.0.0.77 is no node"), "{one:?}");
+        }
+        // An answer is no connection of its own.
+        let denied = Denied {
+            senders: &["pods".to_owned(), "world".to_owned()],
+            endpoints: &["outside:any".to_owned()],
+            number: tcp(40_000),
+            destination: "203.0.113.9".parse().ok(),
+            source_port: Some(80),
+        };
+        let source = SourceText {
+            name: "p.yaml".to_owned(),
+            text: POLICY.to_owned(),
+        };
+        let policy = from_texts(&[source]).unwrap();
+        assert_eq!(advise(&policy, Catalogue::builtin(), &denied), []);
+        let asked = Denied {
+            source_port: Some(50_000),
+            ..denied
+        };
+        assert_eq!(advise(&policy, Catalogue::builtin(), &asked).len(), 1);
+    }
+
+    /// A person's curl at a port of the control plane is no sign of missing monitoring.
+    #[test]
+    fn who_is_known_is_not_somebody_else() {
+        let text = POLICY.replace(
+            "    pods:",
+            "    session: { cgroups: [/user.slice] }\n    pods:",
+        );
+        let source = SourceText {
+            name: "p.yaml".to_owned(),
+            text,
+        };
+        let policy = from_texts(&[source]).unwrap();
+        for (senders, port) in [
+            ("session node world", 10257),
+            ("pods world", 10257),
+            ("outside world", 10257),
+        ] {
+            let senders: Vec<String> = senders.split(' ').map(str::to_owned).collect();
+            let denied = Denied {
+                senders: &senders,
+                endpoints: &["controller-manager:secure".to_owned()],
+                number: (Space::Tcp, port),
+                destination: "127.0.0.1".parse().ok(),
+                source_port: None,
+            };
+            let found = advise(&policy, Catalogue::builtin(), &denied);
+            assert!(
+                found
+                    .iter()
+                    .all(|advice| !advice.remedy.contains("monitoring")),
+                "{found:?}"
+            );
+        }
+    }
+
+    /// A static pod with a new hash, and a unit that nobody declared.
+    #[test]
+    fn a_component_that_lost_its_cgroup_is_told() {
+        let text = POLICY.replace(
+            "    pods:",
+            "    apiserver: { cgroups: [/kubepods.slice/a/pod1] }\n    pods:",
+        );
+        let source = SourceText {
+            name: "p.yaml".to_owned(),
+            text,
+        };
+        let policy = from_texts(&[source]).unwrap();
+        let compiled = compile(&policy, "cp1", None, &mut PathNumbers::default()).unwrap();
+        let told = |name, cgroup, senders: &[&str], populated: bool| {
+            let senders: Vec<String> = senders.iter().map(|name| (*name).to_owned()).collect();
+            let process = Process {
+                name,
+                cgroup,
+                senders: &senders,
+            };
+            let found = unrecognised(&policy, &compiled, &process, |_| populated);
+            found.map(|advice| advice.sentence()).unwrap_or_default()
+        };
+        let scope = "/kubepods.slice/a/pod2/cri-7.scope";
+        let said = told("kube-apiserver", scope, &["pods"], false);
+        for part in [
+            "undeclared static pod",
+            "/kubepods.slice/a/pod1, is gone",
+            "add /kubepods.slice/a/pod2 to",
+        ] {
+            assert!(said.contains(part), "no {part} in {said}");
+        }
+        assert_eq!(
+            told("kube-apiserver", scope, &["pods"], true),
+            "",
+            "the declared one is there"
+        );
+        assert_eq!(
+            told("kube-apiserver", scope, &["apiserver"], false),
+            "",
+            "it is known"
+        );
+        assert_eq!(told("curl", scope, &["pods"], false), "");
+        // The kernel keeps fifteen characters of a name.
+        let said = told(
+            "cloud-controlle",
+            "/system.slice/ccm.service",
+            &["node"],
+            false,
+        );
+        assert!(
+            said.contains("no cgroup of `cloud-controller-manager` is declared"),
+            "{said}"
+        );
+    }
+
     /// Nobody is told how to open the core of a cluster.
     #[test]
     fn what_must_stay_closed_gets_no_advice() {

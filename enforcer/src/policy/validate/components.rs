@@ -3,8 +3,9 @@
 use std::collections::{HashMap, HashSet};
 
 use super::Scope;
+use crate::policy::catalogue::Catalogue;
 use crate::policy::error::{Problem, quote};
-use crate::policy::model::{Component, Node, Port, PortMatch};
+use crate::policy::model::{Component, Node, Path, Port, PortMatch};
 use crate::policy::scalar;
 use crate::policy::source::{ComponentSource, PortSource};
 use crate::policy::span::{Entries, Span, Spanned};
@@ -27,6 +28,9 @@ pub(crate) fn read(
             components.push(blank(&name.value));
             components.len() - 1
         });
+        if i < base.len() {
+            yield_closed_ports(&mut components[i], &source.value);
+        }
         apply(scope, &mut components[i], &source.value);
         if i < base.len() {
             check_everybody(scope, &name.value, &source.value);
@@ -51,6 +55,29 @@ pub(crate) fn read(
     }
     check_part_of(scope, entries, &components);
     components
+}
+
+/// A port that the catalogue only keeps closed is the inventory's to use otherwise.
+fn yield_closed_ports(component: &mut Component, source: &ComponentSource) {
+    let written = |name: &str| source.ports.0.iter().any(|(known, _)| known.value == name);
+    let texts = source
+        .ports
+        .0
+        .iter()
+        .flat_map(|(_, port)| &port.value.matches);
+    let wanted: HashSet<PortMatch> = texts
+        .filter_map(|text| scalar::port(&text.value).ok())
+        .flatten()
+        .collect();
+    let name = &component.name;
+    component.ports.retain_mut(|port| {
+        let leads = |path: &Path| path.to_component == *name && path.to_port == port.name;
+        if written(&port.name) || Catalogue::builtin().paths().iter().any(leads) {
+            return true;
+        }
+        port.matches.retain(|found| !wanted.contains(found));
+        !port.matches.is_empty()
+    });
 }
 
 /// Everybody is `world`. As an apiserver, everybody would reach every kubelet.

@@ -238,7 +238,8 @@ fn inert_components(policy: &Policy, places: &Places<'_>, notes: &mut Vec<String
         };
         let sends = named(&alone);
         let receives = named(&|path| path.to_component == name);
-        if !places.senders.contains(name) && !sends.is_empty() {
+        let is_sender = places.senders.contains(name) || component.only_receives_outside;
+        if !is_sender && !sends.is_empty() {
             notes.push(format!(
                 "component `{name}` {}: it can not use {} {}",
                 without_place(policy, component),

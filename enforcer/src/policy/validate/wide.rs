@@ -15,75 +15,76 @@ pub(crate) fn senders(policy: &Policy) -> Vec<WideSender> {
         .map(|component| component.name.as_str())
         .collect();
     let mut found = Vec::new();
-    for component in &policy.components {
-        // That these are many is what their names say.
-        if component.in_pod_networks || component.is_everyone() && component.name == "world" {
-            continue;
-        }
-        let paths = policy
-            .paths
-            .iter()
-            .filter(|path| path.from.contains(&component.name));
-        let endpoints: BTreeSet<String> = paths
-            .filter(|path| guarded.contains(path.to_component.as_str()))
-            .map(|path| format!("{}:{}", path.to_component, path.to_port))
-            .collect();
-        if endpoints.is_empty() {
-            continue;
-        }
-        found.extend(
-            reasons(policy, component)
-                .into_iter()
-                .map(|(who, remedy)| WideSender {
+    // That pods and the world are many is what their names say.
+    let narrow = |c: &&Component| !c.in_pod_networks && c.name != "world";
+    for component in policy.components.iter().filter(narrow) {
+        for reason in reasons(policy, component) {
+            let endpoints: BTreeSet<String> = policy
+                .paths
+                .iter()
+                .filter(|path| path.from.contains(&component.name))
+                .filter(|path| guarded.contains(path.to_component.as_str()))
+                // Over loopback comes nothing but the node's own processes.
+                .filter(|path| reason.is_process || !path.loopback)
+                .map(|path| format!("{}:{}", path.to_component, path.to_port))
+                .collect();
+            if !endpoints.is_empty() {
+                found.push(WideSender {
                     component: component.name.clone(),
-                    who,
-                    endpoints: endpoints.iter().cloned().collect(),
-                    remedy,
-                }),
-        );
+                    who: reason.who,
+                    endpoints: endpoints.into_iter().collect(),
+                    remedy: reason.remedy,
+                });
+            }
+        }
     }
     found
 }
 
-fn reasons(policy: &Policy, component: &Component) -> Vec<(String, &'static str)> {
+/// Who may be a component, and what would narrow it.
+struct Reason {
+    who: String,
+    remedy: &'static str,
+    /// Processes of the nodes themselves.
+    is_process: bool,
+}
+
+fn reasons(policy: &Policy, component: &Component) -> Vec<Reason> {
     let mut reasons = Vec::new();
+    let mut add = |who: String, remedy: &'static str, is_process: bool| {
+        reasons.push(Reason {
+            who,
+            remedy,
+            is_process,
+        });
+    };
     if component.is_elsewhere() && !component.only_receives_outside {
-        reasons.push((
-            "everybody outside of the cluster".to_owned(),
-            "`addresses` would narrow it",
-        ));
+        let who = "everybody outside of the cluster".to_owned();
+        add(who, "`addresses` would narrow it", false);
     }
-    let is_pods = |net: &&IpNet| {
-        policy
-            .pod_networks
-            .iter()
-            .any(|pods| pods.contains(*net) || net.contains(pods))
+    let overlaps = |pods: &IpNet, net: &IpNet| pods.contains(net) || net.contains(pods);
+    let (pods, ranges): (Vec<&IpNet>, Vec<&IpNet>) = component
+        .addresses
+        .iter()
+        .filter(|net| net.prefix_len() < net.max_prefix_len())
+        .partition(|net| policy.pod_networks.iter().any(|pods| overlaps(pods, net)));
+    let texts = |nets: &[&IpNet]| {
+        let texts: Vec<String> = nets.iter().map(ToString::to_string).collect();
+        texts.join(", ")
     };
-    let is_wide = |net: &&IpNet| net.prefix_len() < net.max_prefix_len();
-    let nets = |keep: &dyn Fn(&&IpNet) -> bool| -> Vec<String> {
-        let nets = component.addresses.iter().filter(is_wide).filter(keep);
-        nets.map(IpNet::to_string).collect()
-    };
-    let pods = nets(&|net| is_pods(net));
     if !pods.is_empty() {
-        reasons.push((
-            format!("every pod in {}", pods.join(", ")),
-            "the addresses of its own pods, or its `cgroups` with hostNetwork, would narrow it",
-        ));
+        let remedy =
+            "the addresses of its own pods, or its `cgroups` with hostNetwork, would narrow it";
+        add(format!("every pod in {}", texts(&pods)), remedy, false);
     }
-    let ranges = nets(&|net| !is_pods(net));
     if !ranges.is_empty() {
-        reasons.push((
-            format!("everybody in {}", ranges.join(", ")),
-            "single addresses would narrow it",
-        ));
+        let who = format!("everybody in {}", texts(&ranges));
+        add(who, "single addresses would narrow it", false);
     }
     let runs = policy.nodes.iter().any(|node| component.runs_on(node));
     if runs && component.counts_undeclared() && component.name != "node" {
-        reasons.push((
-            "every process of its nodes that is in no declared cgroup".to_owned(),
-            "its `cgroups` would narrow it",
-        ));
+        let who = "every process of its nodes that is in no declared cgroup".to_owned();
+        add(who, "its `cgroups` would narrow it", true);
     }
     reasons
 }
