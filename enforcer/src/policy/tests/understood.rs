@@ -569,8 +569,7 @@ fn only_what_is_for_strangers_is_anywhere_outside() {
         "    joining-node: { addresses: [10.9.0.0/16] }\n    backup:",
     );
     assert_eq!(joining(&placed), (false, false));
-    let anywhere =
-        "    apiserver: { outside: true }\n    mine: { outside: true }\n    backup:";
+    let anywhere = "    apiserver: { outside: true }\n    mine: { outside: true }\n    backup:";
     let policy = good(&SMALL.replace("    backup:", anywhere));
     assert!(policy.component("apiserver").unwrap().only_receives_outside);
     assert!(!policy.component("mine").unwrap().only_receives_outside);
