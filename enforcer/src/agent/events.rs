@@ -20,7 +20,7 @@ use super::{
     start::Ready,
 };
 use crate::{
-    advice::{Advice, Denied, advise},
+    advice::{Advice, Denied, Process, advise, unrecognised},
     compile::{Compiled, Simulator},
     kernel::{CgroupPaths, Kernel},
     policy::{Policy, catalogue::Catalogue},
@@ -80,7 +80,7 @@ impl<'a> Teller<'a> {
                 .and_then(|target| self.compiled.target_denials.get(target))
                 .cloned()
                 .unwrap_or_default(),
-            advice: self.advice(key, space, target, &senders),
+            advice: self.advice(key, value, target, (&subject, &senders)),
             hook: Hook::from_code(key.hook)
                 .map_or("unknown", Hook::name)
                 .to_owned(),
@@ -172,11 +172,11 @@ impl<'a> Teller<'a> {
     fn advice(
         &self,
         key: &RecordKey,
-        space: Option<Space>,
+        value: &RecordValue,
         target: Option<usize>,
-        senders: &[String],
+        (subject, senders): (&Subject, &[String]),
     ) -> Vec<Advice> {
-        let (Some(space), Some(target)) = (space, target) else {
+        let (Some(space), Some(target)) = (Space::from_code(key.space), target) else {
             return Vec::new();
         };
         // Where TLS is asked for, the path is there already.
@@ -188,10 +188,25 @@ impl<'a> Teller<'a> {
             return Vec::new();
         }
         let endpoints = self.compiled.target_endpoints.get(target);
+        let comm = String::from_utf8_lossy(&value.comm);
+        let process = Process {
+            name: comm.trim_end_matches('\0'),
+            cgroup: match subject.kind {
+                SubjectKind::Cgroup => &subject.name,
+                SubjectKind::Interface => "",
+            },
+            senders,
+        };
+        let is_populated = |pattern: &str| self.paths.is_populated(pattern);
+        if let Some(advice) = unrecognised(self.policy, self.compiled, &process, is_populated) {
+            return vec![advice];
+        }
         let denied = Denied {
             senders,
             endpoints: endpoints.map_or(&[], Vec::as_slice),
             number: (space, key.port),
+            destination: (!key.dst.is_unspecified()).then(|| IpAddr::from(key.dst)),
+            source_port: (value.source_port != 0).then_some(value.source_port),
         };
         advise(self.policy, Catalogue::builtin(), &denied)
     }

@@ -19,6 +19,7 @@ use std::path::{Path, PathBuf};
 use crate::kernel::{LinkEvents, attach};
 
 pub use error::AgentError;
+pub use node::own_addresses;
 pub use report::{
     Event, EventVerdict, PathCount, ReasonCount, Source, Sources, Status, Subject, SubjectKind,
 };

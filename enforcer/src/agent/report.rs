@@ -68,6 +68,9 @@ pub struct PathCount {
     pub forward: u64,
     /// Back.
     pub reply: u64,
+    /// It can not be used on this node, so that it is no news that it was not.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub elsewhere: bool,
 }
 
 /// Denials for a reason.
@@ -334,6 +337,7 @@ pub(super) mod tests {
                 path: "dns".to_owned(),
                 symptom: "names do not resolve".to_owned(),
                 remedy: "It is off: `enable: [dns]`.".to_owned(),
+                wide: false,
             }],
             count: 3,
             ..event()

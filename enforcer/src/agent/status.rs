@@ -8,18 +8,23 @@ use super::{
 };
 use crate::{
     kernel::KernelError,
-    policy::model::{Mode, OtherTraffic},
+    policy::{
+        self,
+        model::{Mode, OtherTraffic},
+    },
 };
 
 impl Agent {
     pub(super) fn status(&self) -> Result<Status, KernelError> {
         let counters = self.kernel.counters(self.ready.numbers.names().len())?;
+        let elsewhere = policy::paths_elsewhere(&self.ready.policy, &self.ready.compiled.node);
         let paths = self.ready.compiled.paths.iter().map(|(number, name)| {
             let (forward, reply) = counters.path(*number);
             PathCount {
                 name: name.clone(),
                 forward,
                 reply,
+                elsewhere: elsewhere.contains(&name.as_str()),
             }
         });
         let reasons = Reason::ALL.into_iter().filter_map(|reason| {

@@ -65,10 +65,10 @@ fn tell(status: &Status) -> Outcome {
     }
     say("")?;
     for path in &status.paths {
-        let unused = if path.forward + path.reply == 0 {
-            "  never used"
-        } else {
-            ""
+        let unused = match (path.forward + path.reply, path.elsewhere) {
+            (0, true) => "  not for this node",
+            (0, false) => "  never used",
+            _ => "",
         };
         say(&format!(
             "path      {:10} {:10}  {}{unused}",

@@ -47,6 +47,10 @@ pub fn from_texts(sources: &[SourceText]) -> Result<Policy, PolicyErrors> {
             documents.push((file, document));
         }
     }
+    // In a folder, a file of comments alone is none of the policy's.
+    if documents.is_empty() && !sources.is_empty() && report.is_clean() {
+        yaml::no_document(&mut report);
+    }
     let policy = validate::policy(sources, documents, &mut report);
     report.finish(policy)
 }
