@@ -6,6 +6,7 @@ pub mod attach;
 mod batch;
 pub mod cgroups;
 mod error;
+pub mod filters;
 mod hosts;
 pub mod links;
 pub mod load;
@@ -14,6 +15,7 @@ mod mapped;
 mod oldest;
 pub mod read;
 mod roles;
+pub mod sockets;
 pub mod trial;
 
 pub use attach::{Attachment, TcMode};
