@@ -61,6 +61,14 @@ pub fn root(below: &str) -> Result<PathBuf, KernelError> {
     }
 }
 
+/// The path of a cgroup's directory below the mount, as processes name their own; `/` for the mount itself.
+pub fn below_mount(directory: &Path) -> String {
+    let mounts = fs::read_to_string("/proc/self/mountinfo").unwrap_or_default();
+    let mount = mounts.lines().find_map(cgroup2_mount);
+    let below = mount.and_then(|mount| directory.strip_prefix(mount).ok());
+    format!("/{}", below.unwrap_or(Path::new("")).display())
+}
+
 /// The mount point, if a line of mountinfo is about the whole cgroup v2 hierarchy. The fields before
 /// the separator are as many as there are optional ones, see proc_pid_mountinfo(5).
 fn cgroup2_mount(line: &str) -> Option<PathBuf> {
@@ -180,6 +188,10 @@ impl CgroupPaths {
     }
 
     fn refresh(&mut self) {
+        // Somebody makes and removes cgroups without end.
+        if self.paths.len() > MAX_KEPT {
+            self.paths.clear();
+        }
         let mut open = vec![(self.mount.clone(), String::new())];
         // Paths of cgroups that are gone stay: their records may come to be told yet.
         while let Some((directory, name)) = open.pop() {
@@ -204,6 +216,9 @@ impl CgroupPaths {
         }
     }
 }
+
+/// More paths of cgroups than this are not kept for those that are gone.
+const MAX_KEPT: usize = 1 << 16;
 
 #[cfg(test)]
 mod tests {
