@@ -60,7 +60,7 @@ impl Agent {
             attachments,
             cgroups: self.known_cgroups(),
             notes: self.notes(),
-            warnings: warnings::of_node(&self.ready.compiled),
+            warnings: warnings::of_node(&self.ready.compiled, self.kernel.sees_all_options()),
             listeners,
             problems: self.faults.problems(),
             paths: paths.collect(),
