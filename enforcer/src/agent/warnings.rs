@@ -33,10 +33,10 @@ fn takes_32_bit_calls() -> bool {
 
 /// Whether the boot parameters switch IA32 emulation off. The last one counts.
 fn is_emulation_off(command_line: &str) -> bool {
-    let values = command_line.split_whitespace();
-    let last = values
-        .filter_map(|word| word.strip_prefix("ia32_emulation="))
-        .last();
+    let last = command_line
+        .split_whitespace()
+        .rev()
+        .find_map(|word| word.strip_prefix("ia32_emulation="));
     last.is_some_and(|value| matches!(value, "0" | "n" | "N" | "no" | "off" | "false"))
 }
 
