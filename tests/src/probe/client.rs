@@ -10,7 +10,8 @@ use nix::errno::Errno;
 use nix::libc;
 use nix::sys::socket::sockopt::{BindToDevice, Broadcast, IpTransparent, ReuseAddr};
 use nix::sys::socket::{
-    MsgFlags, SockType, SockaddrStorage, bind, connect as connect_to, sendto, setsockopt,
+    MsgFlags, SockType, SockaddrStorage, bind, connect as connect_to, recv, send, sendto,
+    setsockopt,
 };
 
 use crate::packet::{CLIENT_HELLO, from_hex};
@@ -41,6 +42,15 @@ fn send_pieces(stream: &mut TcpStream, what: &Connect) -> Report {
     // Each piece is a segment of its own.
     if let Err(error) = stream.set_nodelay(true) {
         return Report::of_error(&error, "nodelay");
+    }
+    for piece in &what.urgent {
+        let Ok(bytes) = from_hex(piece) else {
+            return Report::new(Outcome::Other, "hex");
+        };
+        if let Err(errno) = send(stream.as_raw_fd(), &bytes, MsgFlags::MSG_OOB) {
+            return Report::of_errno(errno, "urgent");
+        }
+        thread::sleep(milliseconds(what.pause_ms));
     }
     for piece in what.piece.iter().skip(usize::from(what.fast_open)) {
         let Ok(bytes) = from_hex(piece) else {
@@ -165,6 +175,15 @@ fn open_stream(what: &Connect) -> Result<TcpStream, Failure> {
     bind_to(&socket, what.from, what.mapped).map_err(at("bind"))?;
     if let Some(first) = what.first {
         connect_to(socket.as_raw_fd(), &SockaddrStorage::from(first)).map_err(at("first"))?;
+        if let Some(piece) = &what.first_piece {
+            let bytes = from_hex(piece).map_err(|_reason| (Errno::EINVAL, "hex"))?;
+            let mut answer = vec![0; 65536];
+            for _ in 0..what.first_count {
+                send(socket.as_raw_fd(), &bytes, MsgFlags::empty()).map_err(at("first-send"))?;
+                recv(socket.as_raw_fd(), &mut answer, MsgFlags::empty())
+                    .map_err(at("first-receive"))?;
+            }
+        }
         socket::disconnect(&socket).map_err(at("disconnect"))?;
     }
     let address = SockaddrStorage::from(to);
