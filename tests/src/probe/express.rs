@@ -3,13 +3,14 @@
 use std::num::NonZeroUsize;
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
 use std::ptr::NonNull;
+use std::thread;
 
 use nix::errno::Errno;
 use nix::libc;
 use nix::sys::mman::{MapFlags, ProtFlags, mmap, mmap_anonymous};
 use nix::sys::socket::{MsgFlags, send};
 
-use super::{Call, Failure, socket};
+use super::{Call, Failure, milliseconds, socket};
 
 const CHUNK: usize = 4096;
 const CHUNKS: usize = 8;
@@ -125,8 +126,16 @@ impl Sender {
         };
         let length = size_of_val(&address) as libc::socklen_t;
         let address = (&raw const address).cast();
-        // SAFETY: the pointer is to a valid address of this length.
-        Errno::result(unsafe { libc::bind(socket.as_raw_fd(), address, length) })?;
+        // The kernel takes its time to give a queue back that another socket had.
+        for tries in 0.. {
+            // SAFETY: the pointer is to a valid address of this length.
+            let bound = unsafe { libc::bind(socket.as_raw_fd(), address, length) };
+            match Errno::result(bound) {
+                Err(Errno::EBUSY) if tries < 500 => thread::sleep(milliseconds(2)),
+                Err(errno) => return Err(errno),
+                Ok(_) => break,
+            }
+        }
         Ok(Self {
             ring,
             producer,

@@ -3,12 +3,12 @@
 
 use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
 
-use anyhow::{Context, Result};
+use anyhow::Result;
 use enforcer_tests::annex::Annex;
 use enforcer_tests::craft::Crafted;
 use enforcer_tests::net;
 use enforcer_tests::plan::{CP1, Party, W1, port};
-use enforcer_tests::probe::Connect;
+use enforcer_tests::probe::{Connect, Udp};
 
 use crate::attack::{Attack, Attacker, Attempt, Others};
 use crate::packets::{in_ipip, in_vxlan, syn_of_pod_b};
@@ -27,6 +27,9 @@ const SIDE: Party = Party {
     v6: Ipv6Addr::new(0xfd77, 0, 0, 0, 0, 0, 0, 0x77),
     mac: [0x02, 0x77, 0, 0, 0, 0x77],
 };
+
+/// The hardware address of another interface of the pod.
+const INNER_MAC: [u8; 6] = [0x02, 0x77, 0, 0, 0, 0x78];
 
 const fn row(
     id: &'static str,
@@ -83,11 +86,12 @@ fn annexed(stage: &Stage, child: Child, address: &Party) -> Result<Option<Annex>
         .host("w1")
         .namespace()
         .within(|| nix::net::if_::if_nametoindex("eth0"))??;
+    let inner = INNER_MAC.map(|byte| format!("{byte:02x}")).join(":");
     // What comes in there looks as if it came in by the node's uplink.
     net::ip(
         Some(annex.name()),
         &format!(
-            "link add in0 index {index} type veth peer name in1\nlink set in0 up\nlink set in1 up\n"
+            "link add in0 address {inner} index {index} type veth peer name in1 index 99\nlink set in0 up\nlink set in1 up\n"
         ),
     )?;
     if net::ip(
@@ -203,10 +207,26 @@ pub fn rows() -> Vec<Attack> {
             Ok(holding(annex, attempt))
         }),
         row("macvlan-forwarded", Pod, "forwards to a macvlan of its node's uplink what came in by an interface whose number is the uplink's", "w1", (EGRESS, "NoPath"), |stage| {
-            forwards(stage, &Party { v4: Ipv4Addr::new(10, 77, 0, 78), ..SIDE })
+            forwards(stage, (ETCD, &|mark| {
+                let from = SocketAddr::new(Ipv4Addr::new(10, 77, 0, 78).into(), 43_101);
+                Crafted::tcp(from, CP1.at(ETCD), mark, SYN, b"")
+            }))
         }),
-        row("macvlan-forwarded-node-address", Pod, "the same from its node's address", "w1", (EGRESS, "ForgedSource"), |stage| {
-            forwards(stage, &W1)
+        row("macvlan-forwarded-node-address", Pod, "the same from its node's address, into another node's tunnel", "w1", (EGRESS, "NoPath"), |stage| {
+            forwards(stage, (TUNNEL, &|mark| Crafted::udp(W1.at(43_102), CP1.at(TUNNEL), mark, b"tunnelled")))
+        }),
+        row("macvlan-tunnel", Pod, "sends from its node's address by a macvlan of its uplink into another node's tunnel", "w1", (EGRESS, "ForgedSource"), |stage| {
+            let Some(annex) = annexed(stage, Child::Macvlan, &Party { name: "side", ..W1 })? else {
+                return Ok(Attempt::skipped(Child::Macvlan.missing()));
+            };
+            let from = 43_000 + stage.fresh();
+            let arrivals = stage.counted(INPUT, &format!("udp sport {from} udp dport {TUNNEL}"))?;
+            annex.place().udp_with(Udp { from: Some(W1.at(from)), no_answer: true, ..Udp::to(CP1.at(TUNNEL)) })?;
+            let attempt = Attempt::new(1, None, move || {
+                let _held = &annex;
+                arrivals.so_far()
+            });
+            Ok(attempt.told(CP1.v4.into(), TUNNEL))
         }),
         row("vxlan-undeclared", Neighbour, "puts a pod's packet to etcd into VXLAN, and sends it from a node's address by an interface that nobody declared", "cp1", ("tc/ingress", "NoPath"), |stage| {
             let attempt = by_undeclared(stage, |mark| in_vxlan(W1.at(43_200), &syn_of_pod_b(mark)))?;
@@ -223,21 +243,17 @@ pub fn rows() -> Vec<Attack> {
     ]
 }
 
-fn forwards<'a>(stage: &'a Stage, source: &Party) -> Result<Attempt<'a>> {
+fn forwards<'a>(
+    stage: &'a Stage,
+    (port, make): (u16, &dyn Fn(u16) -> Crafted),
+) -> Result<Attempt<'a>> {
     let Some(annex) = annexed(stage, Child::Macvlan, &SIDE)? else {
         return Ok(Attempt::skipped(Child::Macvlan.missing()));
     };
-    let listing = annex
-        .place()
-        .run("cat", ["/sys/class/net/in0/address"])?
-        .checked()?;
-    let text = listing.stdout.trim().replace(':', "");
-    let bytes = enforcer_tests::packet::from_hex(&text).map_err(anyhow::Error::msg)?;
-    let mac: [u8; 6] = bytes.try_into().ok().context("no hardware address")?;
     let attempt = stage.inject(annex.place(), "in1", INPUT, |mark| {
-        vec![Crafted::tcp(source.at(43_101), CP1.at(ETCD), mark, SYN, b"").frame([2; 6], mac)]
+        vec![make(mark).frame([2; 6], INNER_MAC)]
     })?;
-    Ok(holding(annex, attempt))
+    Ok(holding(annex, attempt).told(CP1.v4.into(), port))
 }
 
 fn by_undeclared(stage: &Stage, make: impl FnOnce(u16) -> Crafted) -> Result<Attempt<'_>> {

@@ -180,13 +180,6 @@ pub fn rows() -> Vec<Attack> {
                 (disguised(&frame, 20, 20, 0x88cc, padding), 20, 20)
             })
         }),
-        row("checksum-cooked", HostPod, "the same by a socket for which the kernel writes the link header", "w1", SENT, |stage| {
-            stage.inject_one(&stage.lab.hostnet("w1"), (At::Input("cp1"), "tcp dport 2379"), |mark| {
-                let (frame, start, field) = syn(W1.v4.into(), CP1.at(ETCD), mark, PORT);
-                let offload = Some(completed(start - 14, field - 14));
-                Ok(Inject { offload, cooked: true, ..Inject::frames("eth0", &[frame]) })
-            })
-        }),
         row("checksum-ring", HostPod, "the same from memory shared with the kernel (`PACKET_TX_RING`)", "w1", SENT, |stage| {
             stage.inject_one(&stage.lab.hostnet("w1"), (At::Input("cp1"), "tcp dport 2379"), |mark| {
                 let (frame, start, field) = syn(W1.v4.into(), CP1.at(ETCD), mark, PORT);
