@@ -3,7 +3,7 @@
 
 use std::fs::File;
 use std::io::{self, IoSlice};
-use std::net::TcpStream;
+use std::net::{Shutdown, TcpStream};
 use std::num::NonZeroUsize;
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::ptr::NonNull;
@@ -16,8 +16,7 @@ use nix::libc;
 use nix::sys::memfd::{MFdFlags, memfd_create};
 use nix::sys::mman::{MapFlags, ProtFlags, mmap};
 use nix::sys::sendfile::sendfile;
-use nix::sys::socket::sockopt::Linger;
-use nix::sys::socket::{AddressFamily, MsgFlags, SockType, bind, send, setsockopt};
+use nix::sys::socket::{AddressFamily, MsgFlags, SockType, bind, send};
 use nix::unistd::{ftruncate, pipe};
 
 use super::ring::TxRing;
@@ -180,13 +179,10 @@ fn send_pages(what: &FlipPage) -> Result<(), Failure> {
                 .map_err(|error| (raw(&error), "dup"))?;
             socket::set_option(&socket, option, &on, Call::Native).map_err(at("zerocopy"))?;
         }
-        // What the way lets through has been heard before the connection is broken off.
         page.go(&stream, what.way).map_err(at("send"))?;
-        let at_once = libc::linger {
-            l_onoff: 1,
-            l_linger: 0,
-        };
-        setsockopt(&stream, Linger, &at_once).map_err(at("linger"))
+        stream
+            .shutdown(Shutdown::Write)
+            .map_err(|error| (raw(&error), "shutdown"))
     })
 }
 
