@@ -48,6 +48,7 @@ fn loaded() -> Result<(Kernel, u32)> {
         name: "eth0".to_owned(),
         layer: libc::ARPHRD_ETHER,
         controller: None,
+        is_port: false,
         controls_pods: false,
     };
     let role = Role::Uplink;

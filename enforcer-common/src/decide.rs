@@ -14,8 +14,8 @@
 use crate::{
     addr::Ip,
     packet::{Packet, Phase, Ports, Shape, Space},
-    tables::{FlowKey, NOBODY, Party, Place, Role, Settings, Tables},
-    verdict::{Direction, Reason, Verdict},
+    tables::{FlowKey, Memory, NOBODY, Party, Place, Role, Settings, Tables},
+    verdict::{Denial, Direction, Reason, Verdict, counter},
 };
 
 /// The two ends of a packet.
@@ -58,17 +58,70 @@ pub fn arrived_on_wire<T: Tables>(
         sender_on_wire(settings, role, src)
     };
     let dst = tables.place(&packet.dst).party;
-    decide(
-        tables,
-        settings,
-        Ends {
-            from,
-            to: dst,
-            src: src.party,
-            dst,
-        },
-        packet,
-    )
+    let ends = Ends {
+        from,
+        to: dst,
+        src: src.party,
+        dst,
+    };
+    let verdict = decide(tables, settings, ends, packet);
+    match role {
+        Role::Uplink => verdict,
+        Role::Pod => answered(tables, settings, verdict, packet),
+        // Nobody declared it, so what is not guarded is judged where a socket of this node receives it.
+        Role::Undeclared | Role::Loopback => only_guarded(verdict),
+    }
+}
+
+/// What a pod answers to a connection whose destination was translated to its address (NodePort, hostPort, load
+/// balancers): it is a reply of what was let in under the address that the client knows, and goes back before it is
+/// translated again. That lifts nothing that is said of a guarded endpoint.
+fn answered<T: Tables>(
+    tables: &T,
+    settings: &Settings,
+    verdict: Verdict,
+    packet: &Packet,
+) -> Verdict {
+    let may_answer = verdict.is_denied()
+        && !verdict.is_guarded_denial()
+        && matches!(packet.shape, Shape::Flow)
+        && matches!(packet.ports.phase, Phase::Following | Phase::Datagram);
+    if !may_answer {
+        return verdict;
+    }
+    match tables.translated(settings, &flow(packet).back()) {
+        Some(path) => Verdict::path(path).back(),
+        None => verdict,
+    }
+}
+
+/// A packet of a socket in another network namespace, which leaves by an interface of this one: a pod has a macvlan, an
+/// ipvlan or a VLAN of it. It is known by its process's cgroup, and has no address of a node.
+pub fn sent_from_elsewhere<T: Tables>(tables: &T, sender: Party, packet: &Packet) -> Verdict {
+    let Some(settings) = tables.settings() else {
+        return Verdict::HOLE;
+    };
+    if packet.src.is_loopback() || packet.dst.is_loopback() {
+        return denied(settings, Reason::LoopbackOffLo);
+    }
+    let src = tables.place(&packet.src);
+    if src.is(Place::OWN | Place::OTHER_NODE) {
+        return denied(settings, Reason::ForgedSource);
+    }
+    // What nobody declared is no process of the node, where its network is another.
+    let from = if u32::from(sender) == settings.undeclared_process {
+        settings.pods as Party
+    } else {
+        sender
+    };
+    let dst = tables.place(&packet.dst).party;
+    let ends = Ends {
+        from,
+        to: dst,
+        src: src.party,
+        dst,
+    };
+    decide(tables, settings, ends, packet)
 }
 
 /// A packet of a process of this node: from a socket, or injected by a packet socket. `on_lo` says
@@ -163,11 +216,38 @@ pub fn delivered<T: Tables>(
         dst,
     };
     let verdict = decide(tables, settings, ends, packet);
+    if verdict.is_guarded_path()
+        && matches!(verdict.direction(), Direction::Forward)
+        && matches!(packet.shape, Shape::Flow)
+        && let Some(foreign) = held_by_another(tables, settings, receiver, dst, packet.ports)
+    {
+        return foreign;
+    }
     if judged {
         only_guarded(verdict)
     } else {
         verdict
     }
+}
+
+/// The denial of what a component's port receives, where the socket there is another's: it was bound before the agent
+/// came, or by a call that binds no number (`listen` alone, a range of ephemeral ports of its own).
+// A call of its own, as few packets open something.
+#[inline(always)]
+fn held_by_another<T: Tables>(
+    tables: &T,
+    settings: &Settings,
+    receiver: Party,
+    at: Party,
+    ports: Ports,
+) -> Option<Verdict> {
+    let entry = tables
+        .class(ports.space, ports.destination)
+        .and_then(|class| tables.target(settings, at, class))
+        .and_then(|target| tables.bind_entry(settings, receiver, target))?;
+    let is_foreign =
+        entry.is_denied() && counter::reason(counter::of(entry)) == Some(Reason::BindForeignPort);
+    is_foreign.then(|| entry.because(Reason::ForeignListener))
 }
 
 /// Who is at an address that a socket of this node receives at. So it is an address of this node,
@@ -196,13 +276,24 @@ pub fn received_at<T: Tables>(
     }
 }
 
-/// A packet that leaves this node after it was forwarded, perhaps with translated addresses.
-/// `entered` is the role of the interface that it came in by; `known`, who sent it, where that was
-/// found there.
+/// How a packet that leaves this node has come in.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Entered {
+    /// By an uplink, and on this path if one allowed it there.
+    ByUplink(Option<u16>),
+    /// From a pod, of which it is known who it is.
+    FromKnownPod(Party),
+    /// In any other way: from a pod, by an interface that nobody declared, by lo, or by one of another network
+    /// namespace. That is the strict side: a pod's, whatever address it bears.
+    FromPod,
+}
+
+/// A packet that leaves this node after it was forwarded, perhaps with translated addresses. `to_pod` says that it goes
+/// out by a pod's interface.
 pub fn forwarded<T: Tables>(
     tables: &T,
-    entered: Role,
-    known: Option<Party>,
+    entered: Entered,
+    to_pod: bool,
     packet: &Packet,
 ) -> Verdict {
     let Some(settings) = tables.settings() else {
@@ -210,10 +301,11 @@ pub fn forwarded<T: Tables>(
     };
     let src = tables.place(&packet.src);
     let from = match entered {
-        Role::Pod => known.unwrap_or(settings.pods as Party),
+        Entered::FromKnownPod(known) => known,
+        Entered::FromPod => settings.pods as Party,
         // Source translation has hidden who sends. It is nobody of this node: those have sockets.
-        _ if src.is(Place::OWN) => NOBODY,
-        _ => src.party,
+        Entered::ByUplink(_) if src.is(Place::OWN) => NOBODY,
+        Entered::ByUplink(_) => src.party,
     };
     let dst = tables.place(&packet.dst).party;
     let ends = Ends {
@@ -222,11 +314,21 @@ pub fn forwarded<T: Tables>(
         src: src.party,
         dst,
     };
-    let verdict = only_guarded(decide(tables, settings, ends, packet));
+    let judged = decide(tables, settings, ends, packet);
+    let verdict = only_guarded(judged);
+    if verdict.is_denied() || !matches!(packet.shape, Shape::Flow) {
+        return verdict;
+    }
+    // A path let it in, and none leads from its sender to where it goes now: its destination was translated.
+    if let Entered::ByUplink(Some(path)) = entered
+        && to_pod
+        && judged.is_denied()
+    {
+        tables.remember_translated(settings, &flow(packet), path);
+    }
     // The answer will come to the addresses that it leaves with.
-    let asks = matches!(packet.shape, Shape::Flow) && matches!(packet.ports.phase, Phase::Datagram);
-    if !verdict.is_denied() && asks {
-        tables.remember(&flow(packet));
+    if matches!(packet.ports.phase, Phase::Datagram) {
+        tables.remember(&flow(packet), Memory::Allowed);
     }
     verdict
 }
@@ -261,19 +363,17 @@ pub fn connecting<T: Tables>(
     )
 }
 
-/// A process asks to bind an address. Only addresses of this node are anybody's business.
+/// A process asks to bind an address. Whatever it is declared as, what is bound there receives what comes for this node,
+/// as [`received_at`] says: an address that nobody declared, one of a link, one that the node is yet to get.
 pub fn binding<T: Tables>(tables: &T, by: Party, addr: &Ip, space: Space, number: u16) -> Verdict {
     let Some(settings) = tables.settings() else {
         return Verdict::HOLE;
     };
-    let place = tables.place(addr);
     let at = if addr.is_unspecified() {
         // A wildcard is every address of this node, so also those that are no loopback address.
         settings.own as Party
-    } else if place.is(Place::OWN) || addr.is_loopback() {
-        place.party
     } else {
-        return Verdict::OTHER;
+        received_at(tables, settings, addr, space, number)
     };
     let entry = tables
         .class(space, number)
@@ -305,12 +405,24 @@ pub fn flow_of(packet: &Packet, direction: Direction) -> FlowKey {
     }
 }
 
-/// A socket asks for a way to send that no hook sees. Nobody may have it: what is sent so has no judge.
-pub fn going_around<T: Tables>(tables: &T) -> Verdict {
+/// The verdict for what nobody may do: ask for a way to send that no hook sees, come by one
+/// ([`Reason::AroundHooks`]), or have a checksum written over what was judged ([`Reason::ChecksumElsewhere`]).
+pub fn refused<T: Tables>(tables: &T, reason: Reason) -> Verdict {
     let Some(settings) = tables.settings() else {
         return Verdict::HOLE;
     };
-    denied(settings, Reason::AroundHooks)
+    denied(settings, reason)
+}
+
+/// The same for what came in by an interface. Where nobody declared that, it is denied only for what it does to a guarded
+/// endpoint, or may do.
+pub fn unreadable_on_wire<T: Tables>(tables: &T, role: Role, reason: Reason) -> Verdict {
+    let verdict = unreadable(tables, reason);
+    if matches!(role, Role::Undeclared) {
+        only_guarded(verdict)
+    } else {
+        verdict
+    }
 }
 
 /// The verdict for what could not be read.
@@ -328,6 +440,9 @@ pub fn unreadable<T: Tables>(tables: &T, reason: Reason) -> Verdict {
 fn sender_on_wire(settings: &Settings, role: Role, src: Place) -> Party {
     match role {
         Role::Pod => settings.pods as Party,
+        // A node's address is believed where its packets come in. Elsewhere it may be a new pod's, whose interface nobody
+        // has looked at yet.
+        Role::Undeclared if src.is(Place::OWN | Place::OTHER_NODE) => settings.pods as Party,
         Role::Loopback | Role::Uplink | Role::Undeclared => src.party,
     }
 }
@@ -378,7 +493,7 @@ fn decide_flow<T: Tables>(tables: &T, settings: &Settings, ends: Ends, packet: &
         return forward;
     }
     if matches!(phase, Phase::Datagram) && forward.is_path() {
-        tables.remember(&flow(packet));
+        tables.remember(&flow(packet), Memory::Allowed);
         return forward;
     }
     let approach = Approach {
@@ -392,11 +507,25 @@ fn decide_flow<T: Tables>(tables: &T, settings: &Settings, ends: Ends, packet: &
         Phase::Opening => forward,
         Phase::Answer => back,
         Phase::Following => either(forward, back),
-        // The memory says that it is a reply; whether replies may still pass is for the policy to say, which is
-        // asked first, as it is asked faster.
-        Phase::Datagram if back.is_path() && tables.remembers(&flow(packet).back()) => back,
-        Phase::Datagram => forward,
+        Phase::Datagram => datagram(tables, packet, forward, back),
     }
+}
+
+/// A datagram that is on no path itself. The memory says that it is a reply, and no more: whether replies may still pass is
+/// for the policy to say, and what is said of a guarded port comes first, as for TCP.
+#[inline(always)]
+fn datagram<T: Tables>(tables: &T, packet: &Packet, forward: Verdict, back: Verdict) -> Verdict {
+    if !forward.is_guarded_denial() && (back.is_path() || (back.is_denied() && back.passes())) {
+        match tables.remembered(&flow(packet).back()) {
+            Some(Memory::Allowed) if back.is_path() => return back,
+            Some(Memory::WouldDeny) if back.is_denied() => return back,
+            _ => {}
+        }
+    }
+    if forward.is_denied() && forward.passes() {
+        tables.remember(&flow(packet), Memory::WouldDeny);
+    }
+    forward
 }
 
 /// The flow that a packet belongs to, as it goes.
@@ -406,7 +535,7 @@ pub fn flow(packet: &Packet) -> FlowKey {
         dst: packet.dst,
         source: packet.ports.source,
         destination: packet.ports.destination,
-        padding: 0,
+        space: packet.ports.space as u32,
     }
 }
 
@@ -520,6 +649,24 @@ fn only_guarded(verdict: Verdict) -> Verdict {
     } else {
         verdict
     }
+}
+
+/// Whether what was denied is the answer on a connection, as far as its packet shows: both ways of one that was open before are
+/// told as one. Guarded denials say by themselves which way they go.
+pub const fn is_answer(denial: Denial, packet: &Packet) -> bool {
+    let Ports {
+        phase,
+        space,
+        source,
+        destination,
+    } = packet.ports;
+    !denial.guarded
+        && matches!(denial.direction, Direction::Forward)
+        && matches!(packet.shape, Shape::Flow)
+        && matches!(phase, Phase::Following)
+        && matches!(space, Space::Tcp)
+        // Servers have the smaller numbers.
+        && (packet.segment.is_syn_ack() || source < destination)
 }
 
 fn denied(settings: &Settings, reason: Reason) -> Verdict {

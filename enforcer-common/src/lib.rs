@@ -4,7 +4,7 @@
 //! In reading order: [`addr`] (one form for IPv4 and IPv6), [`packet`] and [`parse`] (bytes to
 //! [`packet::Packet`]), [`tables`], [`hosts`] and [`interfaces`] (what a compiled policy looks like to the decision),
 //! [`decide`] (the meaning of the product), [`tls`] (the lock that some paths have), [`verdict`] (what comes
-//! out), [`memo`] (what was decided a moment ago), [`record`] (what is kept of denials), [`limits`].
+//! out), [`mark`] (what one hook tells the next), [`memo`] (what was decided a moment ago), [`offload`] (what is written into a packet afterwards), [`record`] (what is kept of denials), [`limits`].
 //!
 //! No I/O, no allocation, no `unsafe`, and no `cfg` on the target in [`parse`] and [`decide`]: what
 //! the host tests is what the kernel runs. Numbers are in host byte order unless a field is a
@@ -18,7 +18,9 @@ pub mod decide;
 pub mod hosts;
 pub mod interfaces;
 pub mod limits;
+pub mod mark;
 pub mod memo;
+pub mod offload;
 pub mod packet;
 pub mod parse;
 pub mod record;

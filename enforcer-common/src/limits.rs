@@ -33,3 +33,17 @@ pub const NEW_RECORDS_AT_ONCE: u64 = 1024;
 pub const CGROUP_LEVELS: u32 = 16;
 /// IPv6 extension headers that are read before a packet is called unreadable.
 pub const MAX_EXTENSION_HEADERS: usize = 8;
+/// Where the last of them must end, counted from the packet's first byte: whatever is read of a packet is within
+/// [`MAX_READ`] bytes, which can be made the kernel's own before they are read.
+pub const MAX_HEADERS_END: usize = 2048;
+/// No byte of a packet that decides is further from its beginning: behind the headers stand at most the headers of
+/// the packet that an ICMP error quotes, which end within the same bounds, and a transport header.
+pub const MAX_READ: u32 = 4096;
+/// How long a UDP flow, or a translated connection, is remembered after the last packet of whoever opened it, in seconds.
+/// As long as the kernel's own connection tracking remembers a UDP stream, and half of that again.
+pub const MEMORY_SECONDS: u32 = 180;
+/// Translated connections that are remembered for their replies (least recently used go first).
+pub const MAX_TRANSLATED: u32 = 65_536;
+/// New records for a sender and a guarded endpoint that have none yet, which a flood can not take. See
+/// [`crate::record::PairKey`].
+pub const MAX_PAIRS: u32 = 2048;

@@ -230,9 +230,9 @@ impl Line {
             dst: self.dst,
             source: (self.asked >> 16) as u16,
             destination: self.asked as u16,
-            padding: 0,
+            space: u32::from(self.how >> 4 & 0xf),
         };
-        let space = Space::from_code((self.how >> 4) as u8 & 0xf)?;
+        let space = Space::from_code(flow.space as u8)?;
         Some(RecordKey::of_flow(whose, denial, space, &flow))
     }
 }

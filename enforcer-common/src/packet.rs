@@ -163,6 +163,7 @@ impl Segment {
 
     const SYN: u32 = 0x02;
     const ACK: u32 = 0x10;
+    const URG: u32 = 0x20;
 
     /// Bytes of payload.
     pub const fn len(&self) -> u32 {
@@ -182,6 +183,11 @@ impl Segment {
     /// Whether it accepts a connection.
     pub const fn is_syn_ack(&self) -> bool {
         self.flags & (Self::SYN | Self::ACK) == Self::SYN | Self::ACK
+    }
+
+    /// Whether it points to urgent data, which a server does not read with the rest of the stream.
+    pub const fn is_urgent(&self) -> bool {
+        self.flags & Self::URG != 0
     }
 
     /// Whether its acknowledgement number means something.
@@ -240,8 +246,8 @@ pub struct Packet {
     pub quoted_dst: Ip,
     /// Of a TCP packet that is no quoted one; else [`Segment::NONE`].
     pub segment: Segment,
-    /// Always zero: no byte may be unset.
-    padding: u32,
+    /// Where the transport header begins, counted from the packet's first byte; 0 where there is none.
+    pub transport: u32,
 }
 
 impl Ports {
@@ -265,7 +271,7 @@ impl Packet {
             dst,
             quoted_dst: Ip::UNSPECIFIED,
             segment: Segment::NONE,
-            padding: 0,
+            transport: 0,
         }
     }
 

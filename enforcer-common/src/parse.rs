@@ -10,7 +10,7 @@
 
 use crate::{
     addr::Ip,
-    limits::MAX_EXTENSION_HEADERS,
+    limits::{MAX_EXTENSION_HEADERS, MAX_HEADERS_END},
     packet::{Packet, PacketBytes, Phase, Ports, Segment, Shape, Space},
     verdict::Reason,
 };
@@ -402,6 +402,8 @@ fn skip_extension<B: PacketBytes + ?Sized>(bytes: &B, network: &mut Network) -> 
     network.offset = bytes.opaque(network.offset + size);
     if network.offset > network.end {
         Err(network.too_short())
+    } else if network.offset > MAX_HEADERS_END {
+        Err(Reason::TooManyHeaders)
     } else {
         Ok(())
     }
@@ -432,6 +434,10 @@ fn read_ports<B: PacketBytes + ?Sized>(
     let ports = &mut packet.ports;
     // Of a quoted packet only 8 bytes of the transport header are sure to be there: no flags.
     let whole = matches!(network.scope, Scope::Whole);
+    if whole {
+        // Packets have less than 4 GiB.
+        packet.transport = network.offset as u32;
+    }
     match network.protocol {
         TCP if whole => {
             let words = words_within(bytes, network)?;

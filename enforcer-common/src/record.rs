@@ -179,6 +179,8 @@ const _: () = assert!(MAX_RECORDS <= 1 << 15);
 impl RecordPlace {
     /// Words of counts.
     pub const WORDS: u32 = 1 << 14;
+    /// Behind them, how many records there are in all.
+    pub const ALL: u32 = Self::WORDS;
 
     /// Of a packet between two addresses, either way.
     #[inline(always)]
@@ -207,6 +209,44 @@ impl RecordPlace {
 
     const fn shift(self) -> u32 {
         self.0 % 4 * 16
+    }
+}
+
+/// A sender and what it was denied, whatever addresses it used: a flood from everywhere is one of these. The first denial of
+/// each has a record, also when a flood takes all the [room](crate::limits::NEW_RECORDS_A_TICK) that there is for others.
+/// For guarded endpoints only, which are few.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, FromBytes, IntoBytes, Immutable, KnownLayout)]
+#[repr(C)]
+pub struct PairKey {
+    /// As in [`RecordKey`].
+    pub subject: u64,
+    /// Likewise.
+    pub port: u16,
+    /// Likewise.
+    pub space: u8,
+    /// Likewise.
+    pub hook: u8,
+    /// Likewise.
+    pub reason: u8,
+    /// Likewise.
+    pub subject_kind: u8,
+    /// Always zero.
+    pub padding: u16,
+}
+
+impl PairKey {
+    /// Of a record.
+    #[inline(always)]
+    pub const fn of(key: &RecordKey) -> Self {
+        Self {
+            subject: key.subject,
+            port: key.port,
+            space: key.space,
+            hook: key.hook,
+            reason: key.reason,
+            subject_kind: key.subject_kind,
+            padding: 0,
+        }
     }
 }
 
@@ -240,6 +280,7 @@ pub struct RecordValue {
 }
 
 const _: () = assert!(size_of::<RecordKey>() == 48 && size_of::<RecordValue>() == 64);
+const _: () = assert!(size_of::<PairKey>() == 16 && size_of::<SocketState>().is_multiple_of(8));
 
 /// What is kept on a socket.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, FromBytes, IntoBytes, Immutable, KnownLayout)]
@@ -261,15 +302,16 @@ pub struct SocketState {
     pub local_port: u32,
     /// Remote port, in network byte order.
     pub remote_port: u32,
-    /// Local address, the socket's own form: IPv4 in the first word, or IPv6.
-    pub local_addr: [u32; 4],
+    /// Local address, the socket's own form: its words for IPv6, and that for IPv4.
+    pub local_addr: [u32; 5],
     /// Remote address, likewise.
-    pub remote_addr: [u32; 4],
+    pub remote_addr: [u32; 5],
     /// 1 where the connection began with something else than the TLS that its path asks for: no more
     /// of it passes. For the same ends.
     pub cut: u32,
-    /// Always zero.
-    pub padding: u32,
+    /// 1 where the socket has sent to a server whose path asks for TLS: what it sends first is looked at once more when
+    /// it can change no more. For the same ends.
+    pub client: u32,
 }
 
 impl SocketState {

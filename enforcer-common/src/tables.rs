@@ -7,7 +7,12 @@
 
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
 
-use crate::{addr::Ip, limits::MAX_PARTIES, packet::Space, verdict::Verdict};
+use crate::{
+    addr::Ip,
+    limits::{MAX_PARTIES, MAX_PATHS, MEMORY_SECONDS},
+    packet::Space,
+    verdict::Verdict,
+};
 
 /// A distinct set of components, by its number.
 pub type Party = u16;
@@ -191,8 +196,8 @@ pub struct FlowKey {
     pub source: u16,
     /// The endpoint's port.
     pub destination: u16,
-    /// Always zero.
-    pub padding: u32,
+    /// Number of a [`Space`]: TCP's flows are not UDP's.
+    pub space: u32,
 }
 
 impl FlowKey {
@@ -204,7 +209,7 @@ impl FlowKey {
             dst: self.src,
             source: self.destination,
             destination: self.source,
-            padding: 0,
+            space: self.space,
         }
     }
 }
@@ -229,8 +234,71 @@ pub trait Tables {
     fn bind_entry(&self, settings: &Settings, by: Party, target: u16) -> Option<Verdict>;
     /// Whether two parties may exchange anything at all.
     fn related(&self, settings: &Settings, a: Party, b: Party) -> bool;
-    /// Whether this flow was seen on a path.
-    fn remembers(&self, flow: &FlowKey) -> bool;
-    /// Remember that this flow was seen on a path.
-    fn remember(&self, flow: &FlowKey);
+    /// What is remembered of a flow, if that is not older than [`MEMORY_SECONDS`](crate::limits::MEMORY_SECONDS).
+    fn remembered(&self, flow: &FlowKey) -> Option<Memory>;
+    /// Remember that this flow was seen. UDP.
+    fn remember(&self, flow: &FlowKey, memory: Memory);
+    /// The path by which a connection came in, before its destination was translated to what `flow` says: as long as
+    /// this generation of the policy is the one that let it in.
+    fn translated(&self, settings: &Settings, flow: &FlowKey) -> Option<u16>;
+    /// Remember that.
+    fn remember_translated(&self, settings: &Settings, flow: &FlowKey, path: u16);
+}
+
+/// What became of the packets of a UDP flow that are remembered for their replies.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[repr(u32)]
+pub enum Memory {
+    /// A path allowed them.
+    Allowed = 0,
+    /// They would have been denied, but for dry-run: so their replies are no news.
+    WouldDeny = 1,
+}
+
+impl Memory {
+    /// In a word, with the second in which it was so.
+    pub const fn word(self, seconds: u32) -> u32 {
+        seconds << 1 | self as u32
+    }
+
+    /// From the word, in a later second; nothing if that is too long ago.
+    pub const fn from_word(word: u32, seconds: u32) -> Option<Self> {
+        // 31 bits of seconds go around once in 68 years.
+        let age = (seconds << 1).wrapping_sub(word & !1) >> 1;
+        if age > MEMORY_SECONDS {
+            return None;
+        }
+        Some(if word & 1 == 0 {
+            Self::Allowed
+        } else {
+            Self::WouldDeny
+        })
+    }
+}
+
+/// What is remembered of a connection whose destination was translated.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, FromBytes, IntoBytes, Immutable, KnownLayout)]
+#[repr(C)]
+pub struct Translated {
+    /// The second of its last packet, by the kernel's monotonic clock.
+    pub seconds: u32,
+    /// The generation of the policy that let it in.
+    pub generation: u32,
+    /// The path that did.
+    pub path: u32,
+    /// Always zero.
+    pub padding: u32,
+}
+
+impl Translated {
+    /// The path, if what is remembered holds in a generation and a later second.
+    pub const fn path(&self, generation: u32, seconds: u32) -> Option<u16> {
+        if self.generation != generation
+            || seconds.wrapping_sub(self.seconds) > MEMORY_SECONDS
+            || self.path >= MAX_PATHS
+        {
+            return None;
+        }
+        Some(self.path as u16)
+    }
 }

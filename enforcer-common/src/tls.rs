@@ -14,7 +14,7 @@
 
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
 
-use crate::packet::{PacketBytes, Segment};
+use crate::packet::{Packet, PacketBytes, Segment};
 
 /// How many bytes of a stream are looked at: up to the version in the ClientHello.
 pub const HELLO: u32 = 11;
@@ -68,9 +68,63 @@ pub const fn may_stand(place: u32, byte: u8) -> bool {
     }
 }
 
-/// Whether a segment of the client may pass, whose stream begins at `first`.
+/// Whether a TCP header has an option of multipath TCP (RFC 8684). What comes by a connection of many need not be what
+/// its server reads: it belongs where a mapping says, which may come by another one, or is discarded.
+///
+/// Reads as the kernel does (`tcp_parse_options` in net/ipv4/tcp_input.c): what ends its reading ends this.
+#[inline(always)]
+pub fn is_multipath<B: PacketBytes + ?Sized>(bytes: &B, packet: &Packet) -> bool {
+    const END: u8 = 0;
+    const NOTHING: u8 = 1;
+    const MULTIPATH: u8 = 30;
+    // Without options, and the longest that a header can have.
+    const HEADER: u32 = 20;
+    const OPTIONS: u32 = 40;
+
+    let first = packet.transport.wrapping_add(HEADER);
+    let options = packet.segment.from.wrapping_sub(first);
+    if options > OPTIONS {
+        return false;
+    }
+    let mut at = 0;
+    for _ in 0..OPTIONS {
+        if at >= options {
+            return false;
+        }
+        let byte = |at: u32| bytes.load::<1>(first.wrapping_add(at) as usize);
+        // Options that are not there are no reason to let it pass.
+        let Some([kind]) = byte(at) else { return true };
+        at += 1;
+        match kind {
+            END => return false,
+            NOTHING => continue,
+            _ => {}
+        }
+        if at >= options {
+            return false;
+        }
+        let Some([length]) = byte(at) else {
+            return true;
+        };
+        // The two bytes before it belong to it.
+        if length < 2 || u32::from(length) - 1 > options - at {
+            return false;
+        }
+        if kind == MULTIPATH {
+            return true;
+        }
+        at += u32::from(length) - 1;
+    }
+    false
+}
+
+/// Whether a segment of the client may pass, whose stream begins at `first`. Urgent data may not: a server does not read
+/// it with the rest, so that these bytes would not be those that it reads.
 #[inline(always)]
 pub fn may_follow<B: PacketBytes + ?Sized>(bytes: &B, segment: &Segment, first: u32) -> bool {
+    if segment.is_urgent() {
+        return false;
+    }
     let len = segment.len();
     // How much of the stream is before this segment; huge for what comes before the stream.
     let before = segment.start().wrapping_sub(first);

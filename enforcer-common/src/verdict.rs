@@ -50,13 +50,19 @@ pub enum Reason {
     NotTls = 20,
     /// Data with the SYN on a path that asks for TLS and leads through this node: it can not be followed.
     FastOpenThrough = 21,
-    /// A socket asked for a way to send around every hook.
+    /// A socket asked for a way to send that bypasses every hook, or a frame came by one.
     AroundHooks = 22,
+    /// A checksum offload is to write over bytes that decide, after they were judged.
+    ChecksumElsewhere = 23,
+    /// The socket that would receive it belongs to another process than the component whose port it is.
+    ForeignListener = 24,
+    /// Multipath TCP on a path that asks for TLS: what its server reads may come by another connection.
+    MultipathTls = 25,
 }
 
 impl Reason {
     /// All of them, in the order of their numbers.
-    pub const ALL: [Self; 22] = [
+    pub const ALL: [Self; 25] = [
         Self::NoPolicy,
         Self::NoPath,
         Self::LoopbackOnly,
@@ -79,6 +85,9 @@ impl Reason {
         Self::NotTls,
         Self::FastOpenThrough,
         Self::AroundHooks,
+        Self::ChecksumElsewhere,
+        Self::ForeignListener,
+        Self::MultipathTls,
     ];
 
     /// The reason with that number.
@@ -107,6 +116,9 @@ impl Reason {
             20 => Self::NotTls,
             21 => Self::FastOpenThrough,
             22 => Self::AroundHooks,
+            23 => Self::ChecksumElsewhere,
+            24 => Self::ForeignListener,
+            25 => Self::MultipathTls,
             _ => return None,
         })
     }
@@ -141,6 +153,9 @@ impl Reason {
             Self::NotTls => "NotTls",
             Self::FastOpenThrough => "FastOpenThrough",
             Self::AroundHooks => "AroundHooks",
+            Self::ChecksumElsewhere => "ChecksumElsewhere",
+            Self::ForeignListener => "ForeignListener",
+            Self::MultipathTls => "MultipathTls",
         }
     }
 
@@ -167,7 +182,12 @@ impl Reason {
             Self::OtherNode => "the path is for the same node only",
             Self::ClosedPort => "closed to everybody: no path leads there",
             Self::NotTls => "the path asks for TLS, and this does not begin with a ClientHello",
-            Self::AroundHooks => "it would send around every hook",
+            Self::AroundHooks => "it bypasses every hook that judges what is sent",
+            Self::ChecksumElsewhere => "a checksum offload would write over bytes that were judged",
+            Self::ForeignListener => "the socket there is not the component's",
+            Self::MultipathTls => {
+                "multipath TCP on a path that asks for TLS; TCP tries again without"
+            }
             Self::FastOpenThrough => {
                 "data with the SYN through this node, on a path that asks for TLS; TCP tries again without"
             }
@@ -292,6 +312,14 @@ impl Verdict {
     /// Whether a path allows it.
     pub const fn is_path(self) -> bool {
         self.0 & Self::PATH != 0
+    }
+
+    /// The path that allows it, if it goes along that and not back.
+    pub const fn forward_path(self) -> Option<u16> {
+        if !self.is_path() || self.0 & Self::REPLY != 0 {
+            return None;
+        }
+        Some((counter::of(self).saturating_sub(counter::PATHS) / 2) as u16)
     }
 
     /// Whether a path to a guarded endpoint allows it.
@@ -441,7 +469,7 @@ mod tests {
             assert!(u32::from(reason.code()) < counter::WOULD_DROP);
         }
         assert_eq!(Reason::from_code(0), None);
-        assert_eq!(Reason::from_code(23), None);
+        assert_eq!(Reason::from_code(26), None);
         let names: HashSet<_> = Reason::ALL.iter().map(|r| r.name()).collect();
         assert_eq!(names.len(), Reason::ALL.len());
     }

@@ -5,12 +5,13 @@ use core::ptr;
 use aya_ebpf::{bindings::bpf_sock, programs::SkBuffContext};
 use enforcer_common::{
     decide,
+    mark::PacketMark,
     memo::Asker,
     packet::{Packet, Space},
     parse::Start,
     record::{Hook, SocketState},
     tables::{NOBODY, Party, Role, Tables as _},
-    verdict::{Verdict, counter},
+    verdict::{Direction, Reason, Verdict, counter},
 };
 
 use crate::{
@@ -20,7 +21,6 @@ use crate::{
     report::{Report, Subject, count},
     skb::{self, Skb},
     socket,
-    tc::{KNOWN, TOLD},
 };
 
 const PASS: i32 = 1;
@@ -114,6 +114,20 @@ pub fn sent_by(sender: Party, on_lo: bool, active: Active, packet: &Packet) -> V
     Found::of(enforcer_sent(active.word(), manner, sender.into(), packet)).verdict()
 }
 
+/// The verdict on what a process sends by a socket of another network namespace.
+pub fn sent_from_elsewhere(sender: Party, active: Active, packet: &Packet) -> Verdict {
+    Found::of(enforcer_sent(
+        active.word(),
+        ELSEWHERE,
+        sender.into(),
+        packet,
+    ))
+    .verdict()
+}
+
+/// In place of how a packet was sent: by a socket of another network namespace.
+const ELSEWHERE: u32 = 1 << 3;
+
 /// The word of [`Found`] about it. A global function, which the verifier goes through once and by itself.
 #[unsafe(no_mangle)]
 #[inline(never)]
@@ -131,6 +145,10 @@ pub extern "C" fn enforcer_sent(
     let Some(settings) = generation.settings() else {
         return Found::HOLE;
     };
+    if manner == ELSEWHERE {
+        let verdict = decide::sent_from_elsewhere(&generation, party as Party, packet);
+        return Found::new(&generation, verdict, 0).word();
+    }
     let (on_lo, kernel) = (manner & 1 != 0, manner >> 1);
     let sender = if party != settings.undeclared_process {
         party
@@ -153,8 +171,8 @@ pub fn ingress(ctx: &SkBuffContext) -> i32 {
     let active = Active::now();
     let (mut role, mut judged) = role(skb.ifindex());
     // Read once: the address of a field of the context must not be kept for later.
-    let note = skb.note();
-    if note & KNOWN != 0 && judged {
+    let mark = skb.mark();
+    if mark.is_from_known_pod() && judged {
         // A pod whose address is its own: that tells who it is.
         role = Role::Uplink;
     } else if skb.is_looped_back() {
@@ -180,7 +198,7 @@ pub fn ingress(ctx: &SkBuffContext) -> i32 {
     let mut packet = skb::room();
     if let Err(reason) = skb.read(Start::Ip, &mut packet) {
         let verdict = decide::unreadable(&active.generation(), reason);
-        if !is_told_elsewhere(note, role, judged, verdict) {
+        if !is_told_elsewhere(mark, role, judged, verdict) {
             told_at_receiver(skb, active, verdict, None);
         }
         return action(verdict);
@@ -189,7 +207,7 @@ pub fn ingress(ctx: &SkBuffContext) -> i32 {
     let connected = connected.with_place(skb, allowed, &packet);
     let lock = lock::at_socket(Way::Received, skb, &packet, allowed, || connected.is_cut());
     let verdict = lock.verdict(active, allowed);
-    if is_told_elsewhere(note, role, judged, verdict) {
+    if is_told_elsewhere(mark, role, judged, verdict) {
         // Counted there, too.
     } else if !verdict.is_recorded() {
         count(Hook::CgroupIngress, counter::of(verdict));
@@ -245,7 +263,7 @@ fn told_of_sender(skb: Skb, active: Active, verdict: Verdict, packet: Option<&Pa
     Report {
         active,
         hook: Hook::CgroupEgress,
-        subject: Subject::Cgroup(skb.cgroup()),
+        subject: Subject::cgroup(skb.cgroup()),
         ifindex: skb.ifindex(),
         state: socket::state(skb.socket()),
     }
@@ -255,10 +273,15 @@ fn told_of_sender(skb: Skb, active: Active, verdict: Verdict, packet: Option<&Pa
 /// Likewise of what a socket receives.
 #[inline(never)]
 fn told_at_receiver(skb: Skb, active: Active, verdict: Verdict, packet: Option<&Packet>) {
+    // Whoever holds a component's port is told, and not who came for the component.
+    let subject = match counter::reason(counter::of(verdict)) {
+        Some(Reason::ForeignListener) => Subject::cgroup(skb.cgroup()),
+        _ => Subject::interface(skb.ifindex()),
+    };
     Report {
         active,
         hook: Hook::CgroupIngress,
-        subject: Subject::Interface(skb.ifindex()),
+        subject,
         ifindex: skb.ifindex(),
         state: ptr::null_mut(),
     }
@@ -266,11 +289,11 @@ fn told_at_receiver(skb: Skb, active: Active, verdict: Verdict, packet: Option<&
 }
 
 /// What was judged where it came in, or at its sender's socket, has been counted there.
-fn is_told_elsewhere(note: u32, role: Role, judged: bool, verdict: Verdict) -> bool {
+fn is_told_elsewhere(mark: PacketMark, role: Role, judged: bool, verdict: Verdict) -> bool {
     if !verdict.is_denied() {
         return judged;
     }
-    verdict.passes() && (matches!(role, Role::Loopback) || note & TOLD != 0)
+    verdict.passes() && (matches!(role, Role::Loopback) || mark.is_told())
 }
 
 /// The kernel answers for sockets that are no more (resets, TIME_WAIT) from a raw TCP socket of its
@@ -399,8 +422,8 @@ impl Connected {
 
     /// Whether what is kept is about the two ends that the socket has now.
     ///
-    /// Of a socket of the other family the words hold something else, but always the same for the
-    /// same ends: good enough to compare, and never used for more.
+    /// The words for both families are compared: of a socket of one, those of the other hold something else, but always
+    /// the same for the same ends.
     #[inline(always)]
     fn is_same(self) -> bool {
         let Self { sk, state } = self;
@@ -411,14 +434,16 @@ impl Connected {
         unsafe {
             (*state).local_port == (*sk).src_port
                 && (*state).remote_port == u32::from((*sk).dst_port)
-                && (*state).local_addr[0] == (*sk).src_ip4
+                && (*state).local_addr[0] == (*sk).src_ip6[0]
                 && (*state).local_addr[1] == (*sk).src_ip6[1]
                 && (*state).local_addr[2] == (*sk).src_ip6[2]
                 && (*state).local_addr[3] == (*sk).src_ip6[3]
-                && (*state).remote_addr[0] == (*sk).dst_ip4
+                && (*state).local_addr[4] == (*sk).src_ip4
+                && (*state).remote_addr[0] == (*sk).dst_ip6[0]
                 && (*state).remote_addr[1] == (*sk).dst_ip6[1]
                 && (*state).remote_addr[2] == (*sk).dst_ip6[2]
                 && (*state).remote_addr[3] == (*sk).dst_ip6[3]
+                && (*state).remote_addr[4] == (*sk).dst_ip4
         }
     }
 
@@ -432,16 +457,19 @@ impl Connected {
                 (*state).egress = 0;
                 (*state).ingress = 0;
                 (*state).cut = 0;
+                (*state).client = 0;
                 (*state).local_port = (*sk).src_port;
                 (*state).remote_port = u32::from((*sk).dst_port);
-                (*state).local_addr[0] = (*sk).src_ip4;
+                (*state).local_addr[0] = (*sk).src_ip6[0];
                 (*state).local_addr[1] = (*sk).src_ip6[1];
                 (*state).local_addr[2] = (*sk).src_ip6[2];
                 (*state).local_addr[3] = (*sk).src_ip6[3];
-                (*state).remote_addr[0] = (*sk).dst_ip4;
+                (*state).local_addr[4] = (*sk).src_ip4;
+                (*state).remote_addr[0] = (*sk).dst_ip6[0];
                 (*state).remote_addr[1] = (*sk).dst_ip6[1];
                 (*state).remote_addr[2] = (*sk).dst_ip6[2];
                 (*state).remote_addr[3] = (*sk).dst_ip6[3];
+                (*state).remote_addr[4] = (*sk).dst_ip4;
             }
         }
         state
@@ -459,7 +487,18 @@ impl Connected {
         } else if lock == Lock::Open && !verdict.is_denied() {
             let kept = SocketState::kept(active.epoch(), counter::of(verdict));
             self.keep_verdict(way, kept);
+        } else if lock == Lock::Holds
+            && way == Way::Sent
+            && matches!(verdict.direction(), Direction::Forward)
+        {
+            self.begin_client();
         }
+    }
+
+    /// What this socket sends to a server that is to hear TLS is looked at once more on its way out.
+    fn begin_client(self) {
+        // SAFETY: what is kept lives as long as its socket.
+        unsafe { (*self.renewed()).client = 1 };
     }
 
     #[inline(never)]

@@ -30,6 +30,7 @@ use enforcer_common::{
 use crate::{
     maps::{Active, accept_tls, follow_tls_stream, tls_accepted, tls_stream},
     skb::Skb,
+    socket,
 };
 
 // include/net/tcp_states.h
@@ -45,6 +46,8 @@ pub enum Lock {
     Holds = 1,
     /// It is broken.
     Broken = 2,
+    /// The connection is one of several that make one (multipath TCP).
+    Multipath = 3,
 }
 
 impl Lock {
@@ -52,6 +55,7 @@ impl Lock {
         match number {
             0 => Self::Open,
             1 => Self::Holds,
+            3 => Self::Multipath,
             _ => Self::Broken,
         }
     }
@@ -65,6 +69,7 @@ impl Lock {
         match self {
             Self::Open | Self::Holds => allowed,
             Self::Broken => decide::not_tls(&active.generation(), allowed, Reason::NotTls),
+            Self::Multipath => decide::not_tls(&active.generation(), allowed, Reason::MultipathTls),
         }
     }
 }
@@ -163,8 +168,10 @@ fn sent(skb: Skb, sk: *mut bpf_sock, packet: &Packet, verdict: Verdict, cut: boo
         Direction::Forward => {
             if has_sent_hello(tcp) {
                 Lock::Open
+            } else if segment.is_syn() && tls::is_multipath(&skb, packet) {
+                Lock::Multipath
             } else if segment.is_empty() {
-                Lock::Holds
+                Lock::unless(!segment.is_urgent())
             } else {
                 let first = if segment.is_syn() {
                     segment.start()
@@ -191,8 +198,11 @@ fn received(skb: Skb, sk: *mut bpf_sock, packet: &Packet, verdict: Verdict, cut:
             if has_received_hello(tcp) {
                 return Lock::Open;
             }
+            if segment.is_syn() && tls::is_multipath(&skb, packet) {
+                return Lock::Multipath;
+            }
             if segment.is_empty() {
-                return Lock::Holds;
+                return Lock::unless(!segment.is_urgent());
             }
             // SAFETY: a full socket, whose plain fields the verifier lets programs read.
             let listens = unsafe { (*sk).state == TCP_LISTEN };
@@ -232,10 +242,17 @@ pub fn injected(segment: &Segment) -> Lock {
 #[inline(never)]
 pub fn entered(skb: Skb, packet: &Packet) -> Lock {
     let segment = &packet.segment;
-    if segment.is_empty() {
+    if segment.is_empty() && !segment.is_syn() && !segment.is_urgent() {
         return Lock::Holds;
     }
+    // What is looked at now must be what arrives.
+    if !skb.own(segment.from.wrapping_add(HELLO)) {
+        return Lock::Broken;
+    }
     if segment.is_syn() {
+        if tls::is_multipath(&skb, packet) {
+            return Lock::Multipath;
+        }
         return Lock::unless(tls::may_follow(&skb, segment, segment.start()));
     }
     let flow = decide::flow_of(packet, Direction::Forward);
@@ -247,6 +264,46 @@ pub fn entered(skb: Skb, packet: &Packet) -> Lock {
         stage::CUT => Lock::Broken,
         _ => Lock::Holds,
     }
+}
+
+/// Whether what a full socket sends may be of the first bytes for a server that is to hear TLS, in memory that its process can
+/// still write.
+#[inline(always)]
+pub fn is_to_be_seen_again(skb: Skb, sk: *mut bpf_sock) -> bool {
+    // What comes later has been asked about nothing but its path.
+    if !skb.is_shared_within(u32::MAX) {
+        return false;
+    }
+    // SAFETY: a socket, and not null, which is what the helper asks for; null where it is not TCP's.
+    let tcp = unsafe { bpf_tcp_sock_helper(sk) };
+    if tcp.is_null() || has_sent_hello(tcp) {
+        return false;
+    }
+    let state = socket::state(sk);
+    // SAFETY: what is kept lives as long as its socket.
+    !state.is_null() && unsafe { (*state).client != 0 }
+}
+
+/// What it sends, looked at once more.
+#[inline(always)]
+pub fn sent_again(skb: Skb, packet: &Packet) -> Lock {
+    let segment = &packet.segment;
+    if segment.is_empty() {
+        return Lock::Holds;
+    }
+    if !skb.own(segment.from.wrapping_add(HELLO)) {
+        return Lock::Broken;
+    }
+    let tcp = tcp_socket(skb.full_socket());
+    if tcp.is_null() {
+        return Lock::Holds;
+    }
+    let first = if segment.is_syn() {
+        segment.start()
+    } else {
+        first_sent(tcp)
+    };
+    Lock::unless(tls::may_follow(&skb, segment, first))
 }
 
 /// What goes out by an interface to a client behind it.

@@ -28,13 +28,19 @@ use aya_ebpf::{
 };
 use enforcer_common::record::Hook;
 
-/// TC ingress of an uplink or of a pod's interface.
+/// TC ingress of an interface other than lo.
 #[classifier]
 pub fn enforcer_tc_in(ctx: TcContext) -> i32 {
     log::returned(&ctx, "enforcer_tc_in", tc::ingress(&ctx))
 }
 
-/// TC egress of an uplink, of a pod's interface or of lo.
+/// TC ingress of lo.
+#[classifier]
+pub fn enforcer_lo_in(ctx: TcContext) -> i32 {
+    log::returned(&ctx, "enforcer_lo_in", tc::looped(&ctx))
+}
+
+/// TC egress of an interface, lo among them.
 #[classifier]
 pub fn enforcer_tc_out(ctx: TcContext) -> i32 {
     log::returned(&ctx, "enforcer_tc_out", tc::egress(&ctx))

@@ -11,6 +11,7 @@ use aya_ebpf::{
     btf_maps::{
         Array, ArrayOfMaps, HashMap, LpmTrie, LruHashMap, PerCpuArray, RingBuf, lpm_trie::Key,
     },
+    helpers::generated::bpf_ktime_get_coarse_ns,
     macros::btf_map,
 };
 use enforcer_common::{
@@ -19,10 +20,10 @@ use enforcer_common::{
     interfaces, limits,
     memo::{self, CgroupParty, Line},
     packet::Space,
-    record::{RecordKey, RecordPlace, RecordValue},
+    record::{PairKey, RecordKey, RecordPlace, RecordValue},
     tables::{
-        CLASS_BLOCKS, CLASSES_PER_BLOCK, DECLARED_PORT, FlowKey, NOBODY, Party, Place, Settings,
-        Tables, active, class_block,
+        CLASS_BLOCKS, CLASSES_PER_BLOCK, DECLARED_PORT, FlowKey, Memory, NOBODY, Party, Place,
+        Settings, Tables, Translated, active, class_block,
     },
     tls::Stream,
     verdict::{Verdict, counter},
@@ -71,6 +72,10 @@ static CGROUP_PARTIES: PerCpuArray<CgroupParty, { memo::CGROUPS as usize }> = Pe
 static INTERFACES: Array<u64, { interfaces::SLOTS as usize }> = Array::new();
 #[btf_map]
 static UDP_FLOWS: LruHashMap<FlowKey, u32, { limits::MAX_UDP_FLOWS as usize }> = LruHashMap::new();
+/// Connections whose destination was translated, for their replies.
+#[btf_map]
+static TRANSLATED: LruHashMap<FlowKey, Translated, { limits::MAX_TRANSLATED as usize }> =
+    LruHashMap::new();
 #[btf_map]
 static TLS_STREAMS: LruHashMap<FlowKey, Stream, { limits::MAX_TLS_STREAMS as usize }> =
     LruHashMap::new();
@@ -80,11 +85,17 @@ static TLS_ACCEPTED: LruHashMap<FlowKey, u32, { limits::MAX_TLS_ACCEPTED as usiz
 #[btf_map]
 pub static COUNTERS: PerCpuArray<counter::Words, { counter::COUNT as usize }> = PerCpuArray::new();
 #[btf_map]
-pub static RECORDS: HashMap<RecordKey, RecordValue, { limits::MAX_RECORDS as usize }> =
-    HashMap::new();
-/// How many records there are, by [`RecordPlace`]. Userspace counts down.
+pub static RECORDS: HashMap<
+    RecordKey,
+    RecordValue,
+    { (limits::MAX_RECORDS + limits::MAX_PAIRS) as usize },
+> = HashMap::new();
+/// How many records there are, by [`RecordPlace`], and in all. Userspace counts down.
 #[btf_map]
-pub static RECORD_PLACES: Array<u64, { RecordPlace::WORDS as usize }, MAPPED> = Array::new();
+pub static RECORD_PLACES: Array<u64, { RecordPlace::ALL as usize + 1 }, MAPPED> = Array::new();
+/// Senders that were denied something guarded of late.
+#[btf_map]
+pub static PAIRS: LruHashMap<PairKey, u32, { limits::MAX_PAIRS as usize }> = LruHashMap::new();
 /// How many new records this CPU may begin.
 #[btf_map]
 pub static ROOM: PerCpuArray<Room, 1> = PerCpuArray::new();
@@ -310,17 +321,56 @@ impl Tables for Generation {
             .is_some_and(|related| *related != 0)
     }
 
-    fn remembers(&self, flow: &FlowKey) -> bool {
+    fn remembered(&self, flow: &FlowKey) -> Option<Memory> {
         self.memory_was_asked.set(true);
-        UDP_FLOWS.get_ptr(flow).is_some()
+        // SAFETY: a word, copied at once; an element that is reused meanwhile says what is remembered of another flow,
+        // and that is asked of the policy all the same.
+        let word = unsafe { *UDP_FLOWS.get_ptr(flow)? };
+        Memory::from_word(word, seconds())
     }
 
-    fn remember(&self, flow: &FlowKey) {
-        if UDP_FLOWS.get_ptr(flow).is_none() {
+    #[inline(never)]
+    fn remember(&self, flow: &FlowKey, memory: Memory) {
+        let word = memory.word(seconds());
+        match UDP_FLOWS.get_ptr_mut(flow) {
+            // SAFETY: a word of the map. Once a second is often enough, and what is not written is not shared.
+            Some(known) => unsafe {
+                if *known != word {
+                    *known = word;
+                }
+            },
             // If there is no room even after the oldest went, a reply is lost, and nothing more.
-            let _ = UDP_FLOWS.insert(flow, 1u32, 0);
+            None => _ = UDP_FLOWS.insert(flow, word, 0),
         }
     }
+
+    #[inline(never)]
+    fn translated(&self, settings: &Settings, flow: &FlowKey) -> Option<u16> {
+        self.memory_was_asked.set(true);
+        // SAFETY: copied at once; of an element that is reused meanwhile the generation and the second are as good, and
+        // a reply is all that could pass by another's path.
+        let translated = unsafe { *TRANSLATED.get_ptr(flow)? };
+        translated.path(settings.generation, seconds())
+    }
+
+    #[inline(never)]
+    fn remember_translated(&self, settings: &Settings, flow: &FlowKey, path: u16) {
+        let translated = Translated {
+            seconds: seconds(),
+            generation: settings.generation,
+            path: path.into(),
+            padding: 0,
+        };
+        let _ = TRANSLATED.insert(flow, translated, 0);
+    }
+}
+
+/// The kernel's monotonic clock.
+#[inline(always)]
+fn seconds() -> u32 {
+    // SAFETY: the helper takes nothing and reads a clock (Linux 5.11).
+    let now = unsafe { bpf_ktime_get_coarse_ns() };
+    (now / 1_000_000_000) as u32
 }
 
 /// The class of a port, in the generation in a slot.

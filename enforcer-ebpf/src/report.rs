@@ -11,20 +11,36 @@ use enforcer_common::{
     decide, limits,
     memo::Line,
     packet::{Packet, Shape, Space},
-    record::{Hook, RecordKey, RecordPlace, RecordValue, SocketState, Whose, subject},
+    record::{Hook, PairKey, RecordKey, RecordPlace, RecordValue, SocketState, Whose, subject},
     tables::Tables as _,
     verdict::{Direction, Outcome, Verdict, counter},
 };
 
-use crate::maps::{Active, COUNTERS, RECORD_PLACES, RECORDS, ROOM, WAKES};
+use crate::maps::{Active, COUNTERS, PAIRS, RECORD_PLACES, RECORDS, ROOM, WAKES};
 
-/// Who is told to have sent it.
+/// Who is told to have sent it. No enum with fields: those leave bytes unset.
 #[derive(Clone, Copy)]
-pub enum Subject {
+pub struct Subject {
+    kind: u8,
+    number: u64,
+}
+
+impl Subject {
     /// A process of this node, by the id of its cgroup.
-    Cgroup(u64),
+    pub const fn cgroup(id: u64) -> Self {
+        Self {
+            kind: subject::CGROUP,
+            number: id,
+        }
+    }
+
     /// Whoever is behind an interface.
-    Interface(u32),
+    pub const fn interface(index: u32) -> Self {
+        Self {
+            kind: subject::INTERFACE,
+            number: index as u64,
+        }
+    }
 }
 
 /// Where a verdict was made, and about whom.
@@ -51,15 +67,23 @@ impl Report {
         if !verdict.is_recorded() {
             return;
         }
-        let Outcome::Denied(denial) = verdict.outcome() else {
+        let Outcome::Denied(mut denial) = verdict.outcome() else {
             return;
         };
         let whose = self.whose();
+        let guarded = denial.guarded;
         let Some(packet) = packet else {
             let nowhere = Ip::UNSPECIFIED;
-            return self.keep(&RecordKey::between(whose, denial, nowhere, nowhere), 0);
+            let key = RecordKey::between(whose, denial, nowhere, nowhere);
+            return self.keep(&key, guarded, 0);
         };
         if matches!(packet.shape, Shape::Flow) {
+            if decide::is_answer(denial, packet) {
+                denial.direction = Direction::Reply;
+                if denial.dry_run {
+                    return;
+                }
+            }
             let flow = decide::flow(packet);
             let source_port = match denial.direction {
                 Direction::Forward => flow.source,
@@ -67,7 +91,7 @@ impl Report {
             };
             let space = packet.ports.space;
             let key = RecordKey::of_flow(whose, denial, space, &flow);
-            return self.keep(&key, source_port);
+            return self.keep(&key, guarded, source_port);
         }
         let mut key = RecordKey::between(whose, denial, packet.src, packet.dst);
         if matches!(
@@ -81,7 +105,7 @@ impl Report {
             };
             (key.space, key.port) = (space as u8, u16::from(packet.icmp_error));
         }
-        self.keep(&key, 0);
+        self.keep(&key, guarded, 0);
     }
 
     /// Counts a denied call, and keeps a record.
@@ -95,29 +119,26 @@ impl Report {
             space: space as u8,
             ..RecordKey::between(self.whose(), denial, Ip::UNSPECIFIED, dst)
         };
-        self.keep(&key, 0);
+        self.keep(&key, denial.guarded, 0);
     }
 
     fn whose(&self) -> Whose {
-        let (kind, subject) = match self.subject {
-            Subject::Cgroup(id) => (subject::CGROUP, id),
-            Subject::Interface(index) => (subject::INTERFACE, u64::from(index)),
-        };
+        let Subject { kind, number } = self.subject;
         Whose {
             hook: self.hook,
             kind,
-            subject,
+            subject: number,
         }
     }
 
     #[inline(always)]
-    fn keep(&self, key: &RecordKey, source_port: u16) {
+    fn keep(&self, key: &RecordKey, guarded: bool, source_port: u16) {
         // SAFETY: the helper takes nothing and reads a counter.
         let tick = unsafe { bpf_jiffies64() };
         if is_counted(key, tick) {
             return;
         }
-        if !takes_room(tick) {
+        if !takes_room(tick) && !(guarded && is_first_of_pair(key)) {
             return count(self.hook, counter::RECORDS_LOST);
         }
         self.begin(key, tick, source_port);
@@ -156,8 +177,14 @@ impl Report {
         let Some(counts) = RECORD_PLACES.get_ptr_mut(place.word()) else {
             return count_lost(counter::RECORDS_LOST, 1);
         };
-        // SAFETY: a word of the map.
-        unsafe { add_to(counts, place.one()) };
+        let Some(all) = RECORD_PLACES.get_ptr_mut(RecordPlace::ALL) else {
+            return count_lost(counter::RECORDS_LOST, 1);
+        };
+        // SAFETY: words of the map.
+        unsafe {
+            add_to(counts, place.one());
+            add_to(all, 1);
+        }
         if RECORDS.insert(key, value, BPF_NOEXIST.into()).is_ok() {
             if WAKES.output_untyped::<RecordKey>(key, 0).is_err() {
                 count_lost(counter::WAKES_LOST, 1);
@@ -165,7 +192,10 @@ impl Report {
             return;
         }
         // SAFETY: as above.
-        unsafe { add_to(counts, place.one().wrapping_neg()) };
+        unsafe {
+            add_to(counts, place.one().wrapping_neg());
+            add_to(all, 1_u64.wrapping_neg());
+        }
         if !is_counted(key, tick) {
             count_lost(counter::RECORDS_LOST, 1);
             if let Some(room) = ROOM.get_ptr_mut(0) {
@@ -208,11 +238,32 @@ fn takes_room(tick: u64) -> bool {
         room.left = left.min(limits::NEW_RECORDS_AT_ONCE);
         room.tick = tick;
     }
-    if room.left == 0 {
+    if room.left == 0 || records() >= limits::MAX_RECORDS.into() {
         return false;
     }
     room.left -= 1;
     true
+}
+
+/// Whether a sender has been denied something for the first time. There is room for records of such
+/// ([`limits::MAX_PAIRS`]) when there is none for others.
+#[inline(never)]
+fn is_first_of_pair(key: &RecordKey) -> bool {
+    let pair = PairKey::of(key);
+    if PAIRS.get_ptr(&pair).is_some() {
+        return false;
+    }
+    PAIRS.insert(&pair, 1_u32, 0).is_ok()
+}
+
+/// How many records there are.
+#[inline(always)]
+fn records() -> u64 {
+    let Some(all) = RECORD_PLACES.get_ptr(RecordPlace::ALL) else {
+        return u64::MAX;
+    };
+    // SAFETY: a word of the map, which others may write meanwhile.
+    unsafe { all.read_volatile() }
 }
 
 fn now() -> u64 {

@@ -5,6 +5,7 @@ use core::{
     array,
     hint::black_box,
     mem::{self, MaybeUninit},
+    ptr,
 };
 
 use aya_ebpf::{
@@ -14,12 +15,15 @@ use aya_ebpf::{
         BPF_FIB_LKUP_RET_SUCCESS, bpf_fib_lookup, bpf_sock,
     },
     helpers::generated::{
-        bpf_fib_lookup as bpf_fib_lookup_helper, bpf_sk_fullsock, bpf_skb_ancestor_cgroup_id,
-        bpf_skb_cgroup_id, bpf_skb_load_bytes,
+        bpf_fib_lookup as bpf_fib_lookup_helper, bpf_probe_read_kernel, bpf_sk_fullsock,
+        bpf_skb_ancestor_cgroup_id, bpf_skb_cgroup_id, bpf_skb_load_bytes, bpf_skb_pull_data,
     },
 };
 use enforcer_common::{
     addr::Ip,
+    limits,
+    mark::PacketMark,
+    offload::Completion,
     packet::{Packet, PacketBytes},
     parse::{Start, parse_into},
     tables::Party,
@@ -36,7 +40,21 @@ const AF_INET6: u8 = 10;
 const PACKET_LOOPBACK: u32 = 5;
 
 /// Offsets below this are read without a helper.
-const DIRECT: usize = 4096;
+const DIRECT: usize = limits::MAX_READ as usize;
+
+// Where the kernel's `struct sk_buff` has its fields, in bytes. Set before loading, from the kernel's type information.
+/// The byte that holds `ip_summed`.
+#[unsafe(no_mangle)]
+static SKB_SUMMED: u64 = 0;
+/// The bits of that byte below it.
+#[unsafe(no_mangle)]
+static SKB_SUMMED_SHIFT: u64 = 0;
+/// `csum_start`, with `csum_offset` behind it.
+#[unsafe(no_mangle)]
+static SKB_CSUM_START: u64 = 0;
+/// `head`, with `data` behind it.
+#[unsafe(no_mangle)]
+static SKB_HEAD: u64 = 0;
 
 /// [`Packet::ROOM`], in words that the compiler does not know to be zero: for so many zeroes it would call a function that
 /// writes them byte by byte.
@@ -98,17 +116,124 @@ impl Skb {
         unsafe { (*self.0).pkt_type == PACKET_LOOPBACK }
     }
 
-    /// A word that travels with the packet as long as it stays in one network namespace, and that
-    /// nobody else uses since `cls_tcindex` and `sch_dsmark` were removed (6.3).
-    pub fn note(self) -> u32 {
-        // SAFETY: as above.
-        unsafe { (*self.0).tc_index }
+    /// What another hook has said of it.
+    pub fn mark(self) -> PacketMark {
+        // SAFETY: as above; the field has 16 bits.
+        PacketMark::from_word(unsafe { (*self.0).tc_index } as u16)
     }
 
-    /// Writes that word. TC only.
-    pub fn set_note(self, note: u32) {
+    /// Says something of it to the hooks that follow. TC only.
+    pub fn set_mark(self, mark: PacketMark) {
         // SAFETY: as above; the verifier lets TC programs write this field.
-        unsafe { (*self.0).tc_index = note }
+        unsafe { (*self.0).tc_index = mark.word().into() }
+    }
+
+    /// Whether some of its first bytes are not in its head. Those may be in pages that a process shares, and still
+    /// writes: a packet socket's ring (`PACKET_TX_RING`), a file that was sent.
+    #[inline(always)]
+    pub fn is_shared_within(self, bytes: u32) -> bool {
+        // SAFETY: as above.
+        let (data, end, len) = unsafe { ((*self.0).data, (*self.0).data_end, (*self.0).len) };
+        end - data < bytes.min(len)
+    }
+
+    /// Makes so many of its first bytes the kernel's own, so that they stay what they are when they have been looked at.
+    /// Whether they are. TC only: what is in the head is read anew after it.
+    #[inline(always)]
+    pub fn own(self, bytes: u32) -> bool {
+        if !self.is_shared_within(bytes) {
+            return true;
+        }
+        // SAFETY: as above.
+        let bytes = bytes.min(unsafe { (*self.0).len });
+        // SAFETY: the helper takes any skb, and a length that it has.
+        unsafe { bpf_skb_pull_data(self.0, bytes) == 0 }
+    }
+
+    /// Reads the packet where it can not be written any more. TC only.
+    #[inline(always)]
+    pub fn read_owned(self, start: Start, packet: &mut Packet) -> Result<(), Reason> {
+        // What is in the head is the kernel's own.
+        if parse_into(&Head(self), start, packet).is_ok() {
+            // From here on it is where it was put, and nowhere else: copies would take room on the stack.
+            // SAFETY: nothing is done.
+            unsafe { asm!("{0} = {0}", inout(reg) &raw mut *packet => _, options(nostack)) };
+            return Ok(());
+        }
+        *packet = room();
+        if !self.own(limits::MAX_READ) {
+            return Err(Reason::TruncatedHeader);
+        }
+        self.read_in_full(start, packet)
+    }
+
+    /// Whether a checksum is to be written into it over what it was judged by. TC only.
+    #[inline(always)]
+    pub fn has_checksum_elsewhere(self, packet: Option<&Packet>) -> bool {
+        if !self.waits_for_checksum() {
+            return false;
+        }
+        let Some(packet) = packet else { return true };
+        enforcer_checksum(self.0, packet) != 0
+    }
+
+    /// Whether a checksum is still to be written into it (`ip_summed` is `CHECKSUM_PARTIAL`).
+    #[inline(always)]
+    fn waits_for_checksum(self) -> bool {
+        const CHECKSUM_PARTIAL: u8 = 3;
+        // SAFETY: a plain read of a constant that the loader has set.
+        let (at, shift) = unsafe {
+            (
+                ptr::read_volatile(&raw const SKB_SUMMED),
+                ptr::read_volatile(&raw const SKB_SUMMED_SHIFT),
+            )
+        };
+        match self.kernel_field::<[u8; 1]>(at) {
+            Some([byte]) => byte >> shift & 3 == CHECKSUM_PARTIAL,
+            // It can always be read; if not, nothing is known of it.
+            None => true,
+        }
+    }
+
+    /// A field of the kernel's own struct, which a program's context is the address of.
+    #[inline(always)]
+    fn kernel_field<T: FromBytes>(self, offset: u64) -> Option<T> {
+        let mut value = MaybeUninit::<T>::uninit();
+        let address = self.0.cast::<u8>().wrapping_add(offset as usize);
+        // SAFETY: there is room for as many bytes; the helper reads any address of the kernel's, and fills all or fails.
+        let failed = unsafe {
+            bpf_probe_read_kernel(
+                value.as_mut_ptr().cast(),
+                size_of::<T>() as u32,
+                address.cast(),
+            )
+        };
+        if failed != 0 {
+            return None;
+        }
+        // SAFETY: filled, and any bytes are one.
+        Some(unsafe { value.assume_init() })
+    }
+
+    /// Where a checksum is to be written that is yet to come.
+    #[inline(always)]
+    fn completion(self) -> Option<Completion> {
+        // SAFETY: plain reads of constants that the loader has set.
+        let (at_sum, at_head) = unsafe {
+            (
+                ptr::read_volatile(&raw const SKB_CSUM_START),
+                ptr::read_volatile(&raw const SKB_HEAD),
+            )
+        };
+        // One behind the other: csum_start and csum_offset, head and data.
+        let [start, offset] = self.kernel_field::<[u16; 2]>(at_sum)?;
+        let [head, data] = self.kernel_field::<[u64; 2]>(at_head)?;
+        // From the beginning of the buffer; the packet begins somewhere in it.
+        let start = u32::from(start).wrapping_sub(data.wrapping_sub(head) as u32);
+        Some(Completion {
+            start,
+            field: start.wrapping_add(offset.into()),
+        })
     }
 
     /// Reads the packet into [`room`] for it.
@@ -215,6 +340,18 @@ pub extern "C" fn enforcer_party(skb: *mut __sk_buff, active: u32) -> u32 {
     // SAFETY: the helper takes any skb and level; it answers 0 for a level it has not.
     let above = |level: u32| unsafe { bpf_skb_ancestor_cgroup_id(skb.0, level as i32) };
     Active::of(active).party(skb.cgroup(), above).into()
+}
+
+/// Whether a checksum is to be written over what a packet was judged by: 0 or 1. A global function, as above. TC only.
+#[unsafe(no_mangle)]
+#[inline(never)]
+pub extern "C" fn enforcer_checksum(skb: *mut __sk_buff, packet: *const Packet) -> u32 {
+    // SAFETY: null or a whole packet, as the verifier has made sure of every caller.
+    let Some(packet) = (unsafe { packet.as_ref() }) else {
+        return 1;
+    };
+    let completion = Skb(skb).completion();
+    u32::from(!completion.is_some_and(|completion| completion.is_harmless(packet)))
 }
 
 /// [`parse_into`] as a global function, which the verifier goes through once and by itself: what it

@@ -146,7 +146,7 @@ impl Call {
     /// Tells it. The caller gets EPERM unless it is dry-run.
     fn told(&self, verdict: Verdict) -> i32 {
         // SAFETY: the helper takes nothing.
-        let subject = Subject::Cgroup(unsafe { bpf_get_current_cgroup_id() });
+        let subject = Subject::cgroup(unsafe { bpf_get_current_cgroup_id() });
         let state = socket::state(self.sk);
         let report = Report {
             active: self.active,

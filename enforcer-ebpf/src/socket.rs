@@ -139,6 +139,19 @@ pub fn skb_is_host(skb: Skb, state: *mut SocketState) -> bool {
     state.is_null() || unsafe { (*state).netns } != netns::OTHER
 }
 
+/// Whether an skb's socket, which is a full one, is of another network namespace than the interface that it leaves by. Where
+/// packets do not tell, and nothing is kept of the socket, it is older than the programs or the kernel's own: then it counts as
+/// one of this namespace, whose packets have been judged.
+#[inline(always)]
+pub fn is_elsewhere(skb: Skb, sk: *mut bpf_sock) -> bool {
+    if netns_is_told() {
+        return cookie(skb.as_ptr().cast()) != host();
+    }
+    let state = state(sk);
+    // SAFETY: see `state`.
+    !state.is_null() && unsafe { (*state).netns } == netns::OTHER
+}
+
 /// Whether packets tell the network namespace that they are in.
 #[inline(always)]
 pub fn netns_is_told() -> bool {

@@ -4,7 +4,7 @@
 //! puts them there itself; neither comes by TC egress, and on lo even the sender's cgroup is lost.
 
 use aya_ebpf::{helpers::generated::bpf_get_current_cgroup_id, programs::SockoptContext};
-use enforcer_common::{decide, record::Hook, tables::Tables as _};
+use enforcer_common::{decide, record::Hook, tables::Tables as _, verdict::Reason};
 
 use crate::{
     maps::Active,
@@ -43,7 +43,7 @@ pub fn setting(ctx: &SockoptContext) -> i32 {
     if generation.settings().is_none() {
         return REFUSE;
     }
-    let verdict = decide::going_around(&generation);
+    let verdict = decide::refused(&generation, Reason::AroundHooks);
     // SAFETY: the context is valid while the program runs, and this hook has a full socket.
     let sk = unsafe { (*ctx.sockopt).__bindgen_anon_1.sk };
     socket::stamp(ctx, sk);
@@ -51,7 +51,7 @@ pub fn setting(ctx: &SockoptContext) -> i32 {
         active,
         hook: Hook::Setsockopt,
         // SAFETY: the helper takes nothing.
-        subject: Subject::Cgroup(unsafe { bpf_get_current_cgroup_id() }),
+        subject: Subject::cgroup(unsafe { bpf_get_current_cgroup_id() }),
         ifindex: 0,
         state: socket::state(sk),
     };

@@ -7,12 +7,13 @@ use aya_ebpf::{
     programs::TcContext,
 };
 use enforcer_common::{
-    decide, limits,
+    decide,
+    mark::PacketMark,
     memo::Asker,
     packet::Packet,
     parse::Start,
     record::Hook,
-    tables::{Party, Role},
+    tables::Role,
     verdict::{Direction, Reason, Verdict, counter},
 };
 
@@ -29,32 +30,18 @@ use crate::{
 /// Family of a packet socket.
 const AF_PACKET: u32 = 17;
 
-/// In the note on a packet: dry-run let it pass and has told so already.
-pub const TOLD: u32 = 1 << 15;
-/// In the note on a packet: its source address is the pod's own, and the low bits say who that is.
-pub const KNOWN: u32 = 1 << 14;
-/// In the note on a packet: it brings data with a SYN, and its path asks for TLS.
-const FAST_OPEN: u32 = 1 << 13;
-const PARTY: u32 = limits::MAX_PARTIES - 1;
-
-// The note has 16 bits.
-const _: () = assert!(limits::MAX_PARTIES.is_power_of_two() && PARTY < FAST_OPEN);
-
 /// The next program, or the stack, has its say: we never override somebody else's filter.
 const PASS: i32 = TC_ACT_UNSPEC;
 const DROP: i32 = TC_ACT_SHOT;
 
-/// What comes in by an uplink or from a pod.
+/// What comes in by an interface other than lo.
 pub fn ingress(ctx: &TcContext) -> i32 {
     let skb = Skb::of(ctx);
     let active = Active::now();
     let (role, start) = interface(skb.ifindex());
     let mut packet = skb::room();
-    if let Err(reason) = skb.read(start, &mut packet) {
-        let verdict = decide::unreadable(&active.generation(), reason);
-        skb.set_note(if verdict.is_denied() { TOLD } else { 0 });
-        told::<true>(skb, active, verdict, None);
-        return action(verdict);
+    if let Err(reason) = skb.read_owned(start, &mut packet) {
+        return arrived_unread(skb, active, role, reason);
     }
     let asker = Asker {
         hook: Hook::TcIngress,
@@ -70,11 +57,14 @@ pub fn ingress(ctx: &TcContext) -> i32 {
         ))
     });
     let allowed = found.verdict();
-    let verdict = if lock::is_asked(allowed, &packet) && is_forward(allowed) {
+    let verdict = if !allowed.is_denied() && skb.has_checksum_elsewhere(Some(&packet)) {
+        skb.set_mark(PacketMark::JUDGED.told());
+        decide::refused(&active.generation(), Reason::ChecksumElsewhere)
+    } else if lock::is_asked(allowed, &packet) && is_forward(allowed) {
         entered(skb, active, &packet, found)
     } else {
-        skb.set_note(found.note().into());
-        if found.is_recalled() {
+        skb.set_mark(PacketMark::from_word(found.note()));
+        if found.is_recalled() && allowed.is_denied() {
             // If it is to be told, it has been counted where it was found.
             count(Hook::TcIngress, counter::of(allowed));
             return action(allowed);
@@ -83,9 +73,55 @@ pub fn ingress(ctx: &TcContext) -> i32 {
     };
     if verdict.is_recorded() {
         told::<true>(skb, active, verdict, Some(&packet));
-    } else {
+    } else if !is_counted_later(role, verdict) {
         count(Hook::TcIngress, counter::of(verdict));
     }
+    action(verdict)
+}
+
+/// What comes in by an interface that nobody declared is counted where it is judged in full.
+fn is_counted_later(role: Role, verdict: Verdict) -> bool {
+    matches!(role, Role::Undeclared) && !verdict.is_denied()
+}
+
+/// Likewise what could not be read.
+#[inline(never)]
+fn arrived_unread(skb: Skb, active: Active, role: Role, reason: Reason) -> i32 {
+    let generation = active.generation();
+    let mut verdict = decide::unreadable_on_wire(&generation, role, reason);
+    // What is not read now must not become something that would have been.
+    if !verdict.is_denied() && skb.has_checksum_elsewhere(None) {
+        verdict = decide::refused(&generation, Reason::ChecksumElsewhere);
+    }
+    skb.set_mark(if verdict.is_denied() {
+        PacketMark::JUDGED.told()
+    } else {
+        PacketMark::JUDGED
+    });
+    if !is_counted_later(role, verdict) {
+        told::<true>(skb, active, verdict, None);
+    }
+    action(verdict)
+}
+
+/// What comes in by lo. All of it has gone out by lo, where it was judged, or at its socket before: each frame bears a mark that
+/// says so. A frame without one was handed to lo past every hook (`PACKET_QDISC_BYPASS`, a ring of `AF_XDP`).
+pub fn looped(ctx: &TcContext) -> i32 {
+    let skb = Skb::of(ctx);
+    if skb.mark().is_judged() || skb.is_looped_back() {
+        return PASS;
+    }
+    unseen(skb)
+}
+
+#[inline(never)]
+fn unseen(skb: Skb) -> i32 {
+    let active = Active::now();
+    let verdict = decide::refused(&active.generation(), Reason::AroundHooks);
+    let (_, start) = interface(skb.ifindex());
+    let mut packet = skb::room();
+    let read = skb.read_owned(start, &mut packet);
+    told::<true>(skb, active, verdict, read.is_ok().then_some(&packet));
     action(verdict)
 }
 
@@ -105,26 +141,30 @@ pub extern "C" fn enforcer_arrived(
     };
     let skb = Skb::from_ptr(skb);
     let generation = Active::of(active).generation();
-    let mut note = 0;
-    let verdict = decide::arrived_on_wire(&generation, Role::from_word(role), packet, |party| {
+    let mut mark = PacketMark::JUDGED;
+    let role = Role::from_word(role);
+    let verdict = decide::arrived_on_wire(&generation, role, packet, |party| {
         let at_home = skb.is_route_back(&packet.src, &packet.dst);
         if at_home {
-            note = KNOWN | (u32::from(party) & PARTY);
+            mark = PacketMark::from_known_pod(party);
         }
         at_home
     });
-    if verdict.is_denied() {
-        note |= TOLD;
+    if matches!(role, Role::Uplink) {
+        mark = mark.let_in_by(verdict);
     }
-    Found::new(&generation, verdict, note as u16).word()
+    if verdict.is_denied() {
+        mark = mark.told();
+    }
+    Found::new(&generation, verdict, mark.word()).word()
 }
 
 /// The verdict with the lock of its path in mind, on what has entered from a client.
 #[inline(always)]
 fn entered(skb: Skb, active: Active, packet: &Packet, allowed: Found) -> Verdict {
-    let mut note = u32::from(allowed.note());
+    let mut mark = PacketMark::from_word(allowed.note());
     if packet.segment.is_syn() && !packet.segment.is_empty() {
-        note |= FAST_OPEN;
+        mark = mark.with_fast_open();
     }
     let lock = lock::entered(skb, packet);
     let verdict = lock.verdict(active, allowed.verdict());
@@ -132,9 +172,9 @@ fn entered(skb: Skb, active: Active, packet: &Packet, allowed: Found) -> Verdict
         lock::cut(packet);
     }
     if verdict.is_denied() {
-        note |= TOLD;
+        mark = mark.told();
     }
-    skb.set_note(note);
+    skb.set_mark(mark);
     verdict
 }
 
@@ -143,40 +183,97 @@ fn entered(skb: Skb, active: Active, packet: &Packet, allowed: Found) -> Verdict
 pub fn egress(ctx: &TcContext) -> i32 {
     let skb = Skb::of(ctx);
     let sk = skb.socket();
+    let role = Role::from_word(maps::role(skb.ifindex()));
+    let on_lo = matches!(role, Role::Loopback);
     if !socket::is_full(sk) {
-        return if skb.entered_by() == 0 {
-            PASS
-        } else {
-            forwarded(skb)
-        };
+        if skb.entered_by() != 0 && !matches!(role, Role::Undeclared) {
+            return forwarded(skb);
+        }
+        if on_lo {
+            skb.set_mark(PacketMark::JUDGED);
+        }
+        return PASS;
     }
     // SAFETY: not null, and a plain field that every socket has.
     if unsafe { (*sk).family } == AF_PACKET {
-        injected(skb)
-    } else {
-        PASS
+        return injected(skb, role, true);
     }
+    // Lo belongs to one network namespace, and so do the sockets that send by it.
+    if !on_lo && socket::is_elsewhere(skb, sk) {
+        return injected(skb, role, false);
+    }
+    if lock::is_to_be_seen_again(skb, sk) {
+        let code = sent_again(skb);
+        if code != PASS {
+            return code;
+        }
+    }
+    if on_lo {
+        skb.set_mark(PacketMark::JUDGED);
+    }
+    PASS
+}
+
+/// What a socket of this node sends first to a server that is to hear TLS: its socket was asked about bytes that its process
+/// may have changed since (a file that it sends), so they are looked at where that is over.
+#[inline(never)]
+fn sent_again(skb: Skb) -> i32 {
+    let active = Active::now();
+    let (_, start) = interface(skb.ifindex());
+    let mut packet = skb::room();
+    if skb.read_owned(start, &mut packet).is_err() {
+        // Its socket's hook has read it.
+        return DROP;
+    }
+    let lock = lock::sent_again(skb, &packet);
+    if lock != Lock::Broken {
+        return PASS;
+    }
+    let verdict = decide::not_tls(&active.generation(), Verdict::OTHER, Reason::NotTls);
+    told_of_process(skb, active, verdict, Some(&packet));
+    action(verdict)
 }
 
 // Each way out on a stack frame of its own, as only one of them is taken.
+/// What a process sends by a packet socket; or, where not `raw`, by a socket of another network namespace.
 #[inline(never)]
-fn injected(skb: Skb) -> i32 {
+fn injected(skb: Skb, role: Role, raw: bool) -> i32 {
     let active = Active::now();
-    let (role, start) = interface(skb.ifindex());
+    let (_, start) = interface(skb.ifindex());
     let mut packet = skb::room();
-    if let Err(reason) = skb.read_in_full(start, &mut packet) {
-        let verdict = decide::unreadable(&active.generation(), reason);
+    if let Err(reason) = skb.read_owned(start, &mut packet) {
+        let generation = active.generation();
+        let mut verdict = decide::unreadable(&generation, reason);
+        if !verdict.is_denied() && skb.has_checksum_elsewhere(None) {
+            verdict = decide::refused(&generation, Reason::ChecksumElsewhere);
+        }
         told_of_process(skb, active, verdict, None);
-        return action(verdict);
+        return left(skb, role, verdict);
     }
     let on_lo = matches!(role, Role::Loopback);
-    let allowed = cgroup_skb::sent_by(skb.party(active), on_lo, active, &packet);
-    let verdict = if lock::is_asked(allowed, &packet) {
+    let sender = skb.party(active);
+    let allowed = if raw {
+        cgroup_skb::sent_by(sender, on_lo, active, &packet)
+    } else {
+        cgroup_skb::sent_from_elsewhere(sender, active, &packet)
+    };
+    let verdict = if !allowed.is_denied() && skb.has_checksum_elsewhere(Some(&packet)) {
+        decide::refused(&active.generation(), Reason::ChecksumElsewhere)
+    } else if raw && lock::is_asked(allowed, &packet) {
         lock::injected(&packet.segment).verdict(active, allowed)
     } else {
         allowed
     };
     told_of_process(skb, active, verdict, Some(&packet));
+    left(skb, role, verdict)
+}
+
+/// Lets a frame go or not, with its mark where it comes in again.
+#[inline(always)]
+fn left(skb: Skb, role: Role, verdict: Verdict) -> i32 {
+    if matches!(role, Role::Loopback) {
+        skb.set_mark(PacketMark::JUDGED);
+    }
     action(verdict)
 }
 
@@ -186,7 +283,7 @@ fn told_of_process(skb: Skb, active: Active, verdict: Verdict, packet: Option<&P
     Report {
         active,
         hook: Hook::TcEgress,
-        subject: Subject::Cgroup(skb.cgroup()),
+        subject: Subject::cgroup(skb.cgroup()),
         ifindex: skb.ifindex(),
         state: ptr::null_mut(),
     }
@@ -195,35 +292,40 @@ fn told_of_process(skb: Skb, active: Active, verdict: Verdict, packet: Option<&P
 
 #[inline(never)]
 fn forwarded(skb: Skb) -> i32 {
+    let mark = skb.mark();
+    // Within another network namespace it is somebody else's to say, or nobody's.
+    skb.set_mark(PacketMark::NONE);
     let (entered, _) = interface(skb.entered_by());
-    if matches!(entered, Role::Undeclared | Role::Loopback) {
-        return PASS;
-    }
     let active = Active::now();
-    let (_, start) = interface(skb.ifindex());
+    let (role, start) = interface(skb.ifindex());
     // What can not be read was denied where it came in.
     let mut packet = skb::room();
-    if skb.read(start, &mut packet).is_err() {
-        return PASS;
+    if skb.read_owned(start, &mut packet).is_err() {
+        return if mark.is_judged() { PASS } else { DROP };
     }
-    let note = skb.note();
+    let manner = entered as u8 | u8::from(matches!(role, Role::Pod)) << 2;
     let asker = Asker {
         hook: Hook::TcEgress,
-        manner: entered as u8,
-        who: note & (KNOWN | PARTY),
+        manner,
+        who: mark.of_entry().into(),
     };
     let verdict = memo::verdict::<false>(asker, active, &packet, || {
-        Found::of(enforcer_left(active.word(), entered as u32, note, &packet))
+        Found::of(enforcer_left(
+            active.word(),
+            manner.into(),
+            mark.word().into(),
+            &packet,
+        ))
     })
     .verdict();
-    let verdict = if note & FAST_OPEN != 0 && !verdict.is_denied() {
+    let verdict = if mark.is_fast_open() && !verdict.is_denied() {
         decide::not_tls(&active.generation(), verdict, Reason::FastOpenThrough)
     } else if lock::is_asked(verdict, &packet) && !is_forward(verdict) {
         lock::returned(&packet).verdict(active, verdict)
     } else {
         verdict
     };
-    if !verdict.is_denied() || (verdict.passes() && note & TOLD != 0) {
+    if !verdict.is_denied() || (verdict.passes() && mark.is_told()) {
         return PASS;
     }
     told::<false>(skb, active, verdict, Some(&packet));
@@ -233,19 +335,14 @@ fn forwarded(skb: Skb) -> i32 {
 /// The word of [`Found`] about what leaves after it was forwarded. Global, too.
 #[unsafe(no_mangle)]
 #[inline(never)]
-pub extern "C" fn enforcer_left(
-    active: u32,
-    entered: u32,
-    note: u32,
-    packet: *const Packet,
-) -> u64 {
+pub extern "C" fn enforcer_left(active: u32, manner: u32, mark: u32, packet: *const Packet) -> u64 {
     // SAFETY: as above.
     let Some(packet) = (unsafe { packet.as_ref() }) else {
         return Found::HOLE;
     };
     let generation = Active::of(active).generation();
-    let known = (note & KNOWN != 0).then_some((note & PARTY) as Party);
-    let verdict = decide::forwarded(&generation, Role::from_word(entered), known, packet);
+    let entered = PacketMark::from_word(mark as u16).entered(Role::from_word(manner));
+    let verdict = decide::forwarded(&generation, entered, manner & 4 != 0, packet);
     Found::new(&generation, verdict, 0).word()
 }
 
@@ -261,7 +358,7 @@ fn told<const ENTERED: bool>(skb: Skb, active: Active, verdict: Verdict, packet:
     Report {
         active,
         hook,
-        subject: Subject::Interface(subject),
+        subject: Subject::interface(subject),
         ifindex: skb.ifindex(),
         state: ptr::null_mut(),
     }

@@ -8,9 +8,11 @@ use enforcer::{
 };
 use enforcer_common::{
     decide,
+    mark::PacketMark,
+    offload::Completion,
     parse::{Start, parse},
     tables::{Party, Role, Tables as _},
-    tls::may_follow,
+    tls::{is_multipath, may_follow},
     verdict::Verdict,
 };
 
@@ -54,11 +56,22 @@ pub fn packet(bytes: &[u8]) {
         [Role::Uplink, Role::Pod, Role::Loopback, Role::Undeclared][usize::from(how >> 1 & 3)];
     let flag = how & 8 != 0;
     let party = Party::from(how >> 4) % COMPILED.party_names.len() as Party;
+    let mark = PacketMark::from_word(u16::from(how) << 8 | u16::from(how));
+    // Whatever a checksum is said to do, nothing of a header that decides may be what it does.
+    let completion = Completion {
+        start: party.into(),
+        field: u32::from(party) + u32::from(how),
+    };
+    if completion.is_harmless(&packet) {
+        assert!(completion.field >= packet.transport);
+    }
+    let _ = is_multipath(bytes, &packet);
     let verdicts = [
         decide::arrived_on_wire(&tables, role, &packet, |_| flag),
         decide::sent_by_process(&tables, party, flag, &packet),
         decide::delivered(&tables, role, flag, party, &packet),
-        decide::forwarded(&tables, role, flag.then_some(party), &packet),
+        decide::sent_from_elsewhere(&tables, party, &packet),
+        decide::forwarded(&tables, mark.entered(role), flag, &packet),
     ];
     for verdict in verdicts {
         is_known(verdict);

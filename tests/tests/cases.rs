@@ -373,6 +373,7 @@ impl Bench {
                 name: name.to_owned(),
                 layer,
                 controller: None,
+                is_port: false,
                 controls_pods: false,
             })
         };

@@ -82,7 +82,7 @@ impl Selectors {
         })
     }
 
-    /// The role of each interface that has one.
+    /// The role of each interface. One that nobody declared has programs, too: they deny what it does to guarded endpoints.
     pub fn roles(&self, links: &[Link]) -> Vec<(Link, Role)> {
         let pods: BTreeSet<u32> = links
             .iter()
@@ -102,7 +102,6 @@ impl Selectors {
                         Role::Pod,
                     ));
                 }
-                Role::Undeclared => {}
                 role => roles.push((link.clone(), role)),
             }
         }
@@ -182,6 +181,7 @@ mod tests {
             name: name.to_owned(),
             layer,
             controller,
+            is_port: controller.is_some(),
             controls_pods: false,
         }
     }
@@ -209,6 +209,7 @@ mod tests {
                 ("eth0", Role::Uplink, false),
                 ("cni0", Role::Pod, true),
                 ("veth1", Role::Pod, false),
+                ("docker0", Role::Undeclared, false),
             ]
         );
         assert_eq!(

@@ -419,7 +419,9 @@ impl Agent {
         ));
         notes.extend(self.ready.selectors.notes(&self.links));
         for rule in &self.ready.compiled.cgroups {
-            if cgroups::expand(&self.cgroup_root, &rule.pattern).is_empty() {
+            if !rule.components.is_empty()
+                && cgroups::expand(&self.cgroup_root, &rule.pattern).is_empty()
+            {
                 let components = rule.components.join(", ");
                 notes.push(format!(
                     "cgroup `{}` of {components} does not exist yet",

@@ -32,6 +32,8 @@ pub struct PartyInfo {
     pub loopback: bool,
     /// Processes of this node.
     pub process: bool,
+    /// The node's own init: it holds ports for the units that it starts.
+    pub init: bool,
     /// The node where it is, if that is known.
     pub node: Option<usize>,
     /// A virtual address: which node is behind it, nobody knows before its packets are translated.
@@ -299,9 +301,30 @@ impl Parties {
                 components,
             });
         }
+        self.add_init(cluster)
+    }
+
+    /// Sockets of systemd itself are bound for a unit that it is yet to start (`ssh.socket`): whoever they are meant for, nobody
+    /// but root can make one there.
+    fn add_init(&mut self, cluster: &Cluster<'_>) -> Result<(), CompileError> {
+        if self.cgroups.iter().any(|rule| rule.pattern == INIT) {
+            return Ok(());
+        }
+        let party = self.intern(PartyInfo {
+            init: true,
+            ..cluster.process(&cluster.undeclared())
+        })?;
+        self.cgroups.push(CgroupRule {
+            pattern: INIT.to_owned(),
+            party,
+            components: Vec::new(),
+        });
         Ok(())
     }
 }
+
+/// Where systemd keeps process 1.
+const INIT: &str = "/init.scope";
 
 impl Cluster<'_> {
     /// All that is declared, by prefix and in the order of prefixes.
@@ -372,6 +395,7 @@ impl Cluster<'_> {
             services: declared.services.clone(),
             loopback,
             process: false,
+            init: false,
             node,
             is_virtual: declared.service_network || !declared.services.is_empty(),
         }

@@ -1,22 +1,24 @@
 //! The tables in userspace: what `explain`, cases and tests run the decision on.
 
-use std::{cell::RefCell, collections::HashSet};
+use std::{cell::RefCell, collections::HashMap};
 
 use enforcer_common::{
     addr::Ip,
     packet::Space,
     tables::{
-        CLASSES_PER_BLOCK, DECLARED_PORT, FlowKey, Party, Place, Settings, Tables, class_block,
+        CLASSES_PER_BLOCK, DECLARED_PORT, FlowKey, Memory, Party, Place, Settings, Tables,
+        class_block,
     },
     verdict::Verdict,
 };
 
 use super::tables::Compiled;
 
-/// One generation of a policy, with a memory of UDP flows of its own.
+/// One generation of a policy, with memories of its own: of UDP flows, and of translated connections.
 pub struct Simulator<'a> {
     compiled: &'a Compiled,
-    flows: RefCell<HashSet<FlowKey>>,
+    flows: RefCell<HashMap<FlowKey, Memory>>,
+    translated: RefCell<HashMap<FlowKey, u16>>,
 }
 
 impl<'a> Simulator<'a> {
@@ -25,6 +27,7 @@ impl<'a> Simulator<'a> {
         Self {
             compiled,
             flows: RefCell::default(),
+            translated: RefCell::default(),
         }
     }
 
@@ -127,12 +130,20 @@ impl Tables for Simulator<'_> {
             .is_some_and(|related| *related != 0)
     }
 
-    fn remembers(&self, flow: &FlowKey) -> bool {
-        self.flows.borrow().contains(flow)
+    fn remembered(&self, flow: &FlowKey) -> Option<Memory> {
+        self.flows.borrow().get(flow).copied()
     }
 
-    fn remember(&self, flow: &FlowKey) {
-        self.flows.borrow_mut().insert(*flow);
+    fn remember(&self, flow: &FlowKey, memory: Memory) {
+        self.flows.borrow_mut().insert(*flow, memory);
+    }
+
+    fn translated(&self, _: &Settings, flow: &FlowKey) -> Option<u16> {
+        self.translated.borrow().get(flow).copied()
+    }
+
+    fn remember_translated(&self, _: &Settings, flow: &FlowKey, path: u16) {
+        self.translated.borrow_mut().insert(*flow, path);
     }
 }
 

@@ -151,10 +151,17 @@ fn targets(
     for info in infos {
         for class in classes {
             let target = target(policy, info, class);
-            let declared = target.endpoints.iter().any(|(c, p)| {
+            let names_port = |(c, p): &Endpoint| {
                 let component = &policy.components[*c];
                 !component.is_elsewhere() && !component.ports[*p].matches.contains(&PortMatch::Any)
-            });
+            };
+            // A node may have the addresses of services (IPVS). Only what is declared for one at that very port has it there;
+            // what may be behind others is no socket of the node.
+            let declared = if info.is_virtual {
+                class.services.intersection(&info.services).next().is_some()
+            } else {
+                target.endpoints.iter().any(names_port)
+            };
             let number = *numbers.entry(target).or_insert_with_key(|target| {
                 targets.push(target.clone());
                 targets.len() as u32 - 1
@@ -404,7 +411,8 @@ impl<'a> Filler<'a> {
             if !component.guard || port.matches.contains(&PortMatch::Any) {
                 continue;
             }
-            let foreign = !component.cgroups.is_empty() && !by.senders.contains(&endpoint.0);
+            let foreign =
+                !component.cgroups.is_empty() && !by.init && !by.senders.contains(&endpoint.0);
             let reason = if port.loopback_only && !target.loopback {
                 Reason::BindNotLoopback
             } else if foreign {

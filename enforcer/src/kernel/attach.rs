@@ -183,7 +183,7 @@ impl Kernel {
             if let Some(roles) = &mut self.attached.roles {
                 let _ = roles.remove(index);
             }
-            self.detach_classifiers(interface.links);
+            self.detach_classifiers(&interface.link, interface.links);
             said.push(format!(
                 "{} is no longer {}",
                 interface.link.name,
@@ -254,15 +254,16 @@ impl Kernel {
     ) -> Result<Vec<Classifier>, KernelError> {
         let mut links = Vec::new();
         for direction in directions(link, role) {
-            let attached = classifier(&mut self.bpf, *direction).and_then(|(name, program)| {
-                let _ = remove_leftover(&link.name, *direction, name);
-                attach(program, &link.name, *direction, mode)
-                    .map_err(|source| failed(name, &link.name, source))
-            });
+            let attached =
+                classifier(&mut self.bpf, link, *direction).and_then(|(name, program)| {
+                    let _ = remove_leftover(&link.name, *direction, name);
+                    attach(program, &link.name, *direction, mode)
+                        .map_err(|source| failed(name, &link.name, source))
+                });
             match attached {
                 Ok((how, id)) => links.push((*direction, how, id)),
                 Err(error) => {
-                    self.detach_classifiers(links);
+                    self.detach_classifiers(link, links);
                     return Err(error);
                 }
             }
@@ -271,9 +272,10 @@ impl Kernel {
     }
 
     /// Those of an interface that is gone went with it.
-    fn detach_classifiers(&mut self, links: Vec<Classifier>) {
+    fn detach_classifiers(&mut self, link: &Link, links: Vec<Classifier>) {
         for (direction, _, id) in links {
-            let _ = classifier(&mut self.bpf, direction).map(|(_, program)| program.detach(id));
+            let _ =
+                classifier(&mut self.bpf, link, direction).map(|(_, program)| program.detach(id));
         }
     }
 
@@ -323,10 +325,8 @@ impl Kernel {
 pub fn remove_leftovers(links: &[Link]) -> usize {
     let mut removed = 0;
     for link in links {
-        for (direction, name) in [TcAttachType::Ingress, TcAttachType::Egress]
-            .into_iter()
-            .zip(TC)
-        {
+        for direction in [TcAttachType::Ingress, TcAttachType::Egress] {
+            let name = program_name(link, direction);
             removed += usize::from(remove_leftover(&link.name, direction, name));
         }
     }
@@ -339,26 +339,35 @@ fn remove_leftover(interface: &str, direction: TcAttachType, name: &str) -> bool
     qdisc_detach_program(interface, direction, name).is_ok()
 }
 
-/// Where a packet enters or leaves this host. At lo, ingress would see each packet a second time.
+/// Where a packet enters or leaves this host: at every interface, as whoever may send by a packet socket may choose one.
 fn directions(link: &Link, role: Role) -> &'static [TcAttachType] {
     match role {
-        Role::Undeclared => &[],
-        Role::Loopback => &[TcAttachType::Egress],
         // A bridge that holds pods' ports has a role and nothing to attach: its ports have it all.
         Role::Pod if link.controls_pods => &[],
-        Role::Uplink | Role::Pod => &[TcAttachType::Ingress, TcAttachType::Egress],
+        // What comes in by a port of a bridge or a bond comes in by that, and is judged there, or is for others.
+        Role::Undeclared if link.is_port => &[TcAttachType::Egress],
+        Role::Undeclared | Role::Loopback | Role::Uplink | Role::Pod => {
+            &[TcAttachType::Ingress, TcAttachType::Egress]
+        }
     }
 }
 
-fn classifier(
-    bpf: &mut Ebpf,
+/// The program for a direction at an interface.
+fn program_name(link: &Link, direction: TcAttachType) -> &'static str {
+    let [incoming, outgoing, looped] = TC;
+    match direction {
+        TcAttachType::Ingress if link.is_loopback() => looped,
+        TcAttachType::Ingress => incoming,
+        _ => outgoing,
+    }
+}
+
+fn classifier<'a>(
+    bpf: &'a mut Ebpf,
+    link: &Link,
     direction: TcAttachType,
-) -> Result<(&'static str, &mut SchedClassifier), KernelError> {
-    let name = if direction == TcAttachType::Ingress {
-        TC[0]
-    } else {
-        TC[1]
-    };
+) -> Result<(&'static str, &'a mut SchedClassifier), KernelError> {
+    let name = program_name(link, direction);
     match bpf.program_mut(name) {
         Some(Program::SchedClassifier(program)) => Ok((name, program)),
         _ => Err(KernelError::Missing(name)),

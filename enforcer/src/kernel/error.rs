@@ -26,6 +26,11 @@ pub enum KernelError {
         "this kernel has no BTF (no /sys/kernel/btf/vmlinux): one built with CONFIG_DEBUG_INFO_BTF is needed"
     )]
     NoBtf,
+    /// The kernel's packets are laid out in another way than on any kernel that is known.
+    #[error(
+        "this kernel's type information does not say where a packet (struct sk_buff) has its checksum: please report the kernel's version"
+    )]
+    UnknownLayout,
     /// The object can not be loaded.
     #[error("failed to load the kernel programs: {0}")]
     Load(#[source] Box<EbpfError>),

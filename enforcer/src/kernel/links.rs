@@ -7,7 +7,7 @@ use rtnetlink::{
     packet_core::NetlinkMessage,
     packet_route::{
         RouteNetlinkMessage,
-        link::{LinkAttribute, LinkMessage},
+        link::{InfoPortKind, LinkAttribute, LinkInfo, LinkMessage},
     },
     sys::SocketAddr,
 };
@@ -25,6 +25,9 @@ pub struct Link {
     pub layer: u16,
     /// The index of the bridge, or other device, that it is a port of.
     pub controller: Option<u32>,
+    /// It is a port of a bridge, a bond or a team: what comes in by it is then taken for the controller's before any protocol
+    /// sees it.
+    pub is_port: bool,
     /// It has its role only as the bridge of pods' interfaces.
     pub controls_pods: bool,
 }
@@ -93,10 +96,21 @@ impl LinkEvents {
 fn link(message: LinkMessage) -> Option<Link> {
     let mut name = None;
     let mut controller = None;
+    let mut is_port = false;
     for attribute in message.attributes {
         match attribute {
             LinkAttribute::IfName(value) => name = Some(value),
             LinkAttribute::Controller(index) if index != 0 => controller = Some(index),
+            LinkAttribute::LinkInfo(infos) => {
+                is_port = infos.iter().any(|info| {
+                    matches!(
+                        info,
+                        LinkInfo::PortKind(
+                            InfoPortKind::Bridge | InfoPortKind::Bond | InfoPortKind::Team
+                        )
+                    )
+                });
+            }
             _ => {}
         }
     }
@@ -106,6 +120,7 @@ fn link(message: LinkMessage) -> Option<Link> {
         name: name?,
         layer,
         controller,
+        is_port,
         controls_pods: false,
     })
 }

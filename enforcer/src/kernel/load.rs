@@ -11,7 +11,14 @@ use aya::{
     },
 };
 
-use super::{KernelError, apply::Slots, attach::Attached, mapped::Mapped, read::Readers};
+use super::{
+    KernelError,
+    apply::Slots,
+    attach::Attached,
+    btf::{SkbFields, TypeInfo},
+    mapped::Mapped,
+    read::Readers,
+};
 
 /// The programs and maps in the kernel. Dropping it detaches everything.
 pub struct Kernel {
@@ -23,8 +30,8 @@ pub struct Kernel {
     netns_of_packets: bool,
 }
 
-/// The programs that are attached to interfaces.
-pub(super) const TC: [&str; 2] = ["enforcer_tc_in", "enforcer_tc_out"];
+/// The programs that are attached to interfaces: for what comes in, for what goes out, and for what comes in by lo.
+pub(super) const TC: [&str; 3] = ["enforcer_tc_in", "enforcer_tc_out", "enforcer_lo_in"];
 /// The programs that are attached to the cgroup root, in the order of their attachment: sockets are
 /// stamped before anything judges by the stamp.
 pub(super) const CGROUP: [&str; 10] = [
@@ -54,12 +61,16 @@ impl Kernel {
         if !Path::new("/sys/kernel/btf/vmlinux").exists() && Btf::from_sys_fs().is_err() {
             return Err(KernelError::NoBtf);
         }
+        let fields = TypeInfo::of_kernel()
+            .ok()
+            .and_then(|info| SkbFields::of(&info))
+            .ok_or(KernelError::UnknownLayout)?;
         let cookie = netns_cookie()?;
         // The verifier refuses the whole program where the helper may not be called, so the newer
         // kernels' way is tried, once, before the older ones'.
-        let (mut bpf, netns_of_packets) = match load_object(cookie, 1, log) {
-            Err(KernelError::Refused { program, .. }) if program.starts_with("enforcer_skb") => {
-                (load_object(cookie, 0, log)?, false)
+        let (mut bpf, netns_of_packets) = match load_object(&fields, cookie, 1, log) {
+            Err(KernelError::Refused { program, .. }) if is_refused_for_netns(program) => {
+                (load_object(&fields, cookie, 0, log)?, false)
             }
             loaded => (loaded?, true),
         };
@@ -147,11 +158,31 @@ impl KernelLog {
     }
 }
 
-fn load_object(cookie: u64, skb_netns: u32, log: bool) -> Result<Ebpf, KernelError> {
+/// Whether a program is one that asks for the network namespace of packets, where the kernel lets it.
+fn is_refused_for_netns(program: &str) -> bool {
+    program.starts_with("enforcer_skb") || program == TC[1]
+}
+
+fn load_object(
+    fields: &SkbFields,
+    cookie: u64,
+    skb_netns: u32,
+    log: bool,
+) -> Result<Ebpf, KernelError> {
+    let SkbFields {
+        summed,
+        summed_shift,
+        csum_start,
+        head,
+    } = fields;
     let mut bpf = EbpfLoader::new()
         .verifier_log_level(VerifierLogLevel::DEBUG | VerifierLogLevel::STATS)
         .override_global("HOST_NETNS", &cookie, true)
         .override_global("SKB_NETNS", &skb_netns, true)
+        .override_global("SKB_SUMMED", summed, true)
+        .override_global("SKB_SUMMED_SHIFT", summed_shift, true)
+        .override_global("SKB_CSUM_START", csum_start, true)
+        .override_global("SKB_HEAD", head, true)
         .override_global("LOG", &u32::from(log), true)
         .load(OBJECT)
         .map_err(KernelError::load)?;

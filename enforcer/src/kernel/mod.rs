@@ -4,6 +4,7 @@
 pub mod apply;
 pub mod attach;
 mod batch;
+mod btf;
 pub mod cgroups;
 mod error;
 mod hosts;

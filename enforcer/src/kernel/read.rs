@@ -12,7 +12,7 @@ use aya::{
 };
 use enforcer_common::{
     memo::{self, Line},
-    record::{RecordKey, RecordValue},
+    record::{RecordKey, RecordPlace, RecordValue},
     verdict::{Direction, Reason, counter},
 };
 use tokio::io::{Interest, unix::AsyncFd};
@@ -197,6 +197,9 @@ impl Kernel {
         let place = key.place();
         if let Some(counts) = self.readers.record_places.u64(place.word()) {
             counts.fetch_sub(place.one(), Ordering::Relaxed);
+        }
+        if let Some(all) = self.readers.record_places.u64(RecordPlace::ALL) {
+            all.fetch_sub(1, Ordering::Relaxed);
         }
         Ok(())
     }

@@ -78,6 +78,7 @@ impl Judge {
                 name: name.to_owned(),
                 layer,
                 controller: None,
+                is_port: false,
                 controls_pods: false,
             })
         };

@@ -224,12 +224,17 @@ impl<'a> Oracle<'a> {
 
     /// What goes by lo goes from this node to itself, so both addresses are its own, though nobody may have
     /// said so, or though they are said to be something else's. But who has declared this very port there
-    /// has it.
+    /// has it; of a service's address that is the service alone, and not the pods behind it.
     fn spot_on_lo(&self, spot: Spot<'a>, space: Space, number: u16) -> Spot<'a> {
         let has_port = |(component, port): &(&Component, &Port)| {
             !component.is_elsewhere() && !port.matches.contains(&PortMatch::Any)
         };
-        let is_declared = !spot.pod && self.ends(&spot, space, number).iter().any(has_port);
+        let is_declared = if spot.is_virtual {
+            spot.services.iter().any(|s| covers(s.at, space, number))
+        } else {
+            self.ends(&spot, space, number).iter().any(has_port)
+        };
+        let is_declared = !spot.pod && is_declared;
         if spot.own || spot.loopback || is_declared {
             return spot;
         }
@@ -249,17 +254,14 @@ impl<'a> Oracle<'a> {
     }
 
     /// A process asks to bind. A wildcard is every address of this node, so also those that are no
-    /// loopback address; what is no address of this node is nobody's business.
+    /// loopback address; and so is any other, whatever it is declared as, but for its own ports.
     pub fn binds(&self, cgroup: &str, at: IpAddr, space: Space, number: u16) -> Said {
         let own = self.node.addresses.iter().min();
         let at = match own {
             Some(own) if at.is_unspecified() => *own,
             _ => at,
         };
-        let spot = self.spot(at);
-        if !spot.own && !at.is_loopback() {
-            return Said::Other;
-        }
+        let spot = self.spot_on_lo(self.spot(at), space, number);
         let by = self.process(cgroup);
         let mut refused = None;
         for (component, port) in self.ends(&spot, space, number) {

@@ -1,0 +1,124 @@
+//! What a device, or the kernel for it, writes into a packet after every program has seen it.
+//!
+//! A sender may leave the checksum of a transport header to the device (`CHECKSUM_PARTIAL` in
+//! include/linux/skbuff.h): it says from where the sum is taken and where it is written. A packet socket with
+//! `PACKET_VNET_HDR` and a tun device say so for whatever bytes they like, so that a port could be judged and
+//! then be overwritten by a sum that was chosen to be another port.
+
+use crate::packet::{Packet, Shape, Space};
+
+/// A checksum that is yet to be written. Offsets count from the packet's first byte.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Completion {
+    /// Where the sum begins.
+    pub start: u32,
+    /// Where its two bytes go.
+    pub field: u32,
+}
+
+// Places of the checksum in a transport header: RFC 9293, RFC 768, RFC 792 and RFC 4443.
+const TCP: u32 = 16;
+const UDP: u32 = 6;
+const ICMP: u32 = 2;
+const UDP_HEADER: u32 = 8;
+
+impl Completion {
+    /// Whether it leaves alone what the packet was judged by: it goes where the transport header has its checksum, or
+    /// into what nothing was judged by, such as the packet in a tunnel, which is judged when it is unpacked.
+    ///
+    /// The payload of TCP is none of that, as a path may ask for TLS.
+    pub const fn is_harmless(self, packet: &Packet) -> bool {
+        let Self { start, field } = self;
+        let transport = packet.transport;
+        if transport == 0 || start < transport || field < start {
+            return false;
+        }
+        match packet.shape {
+            Shape::Flow => match packet.ports.space {
+                Space::Tcp => start == transport && field == transport + TCP,
+                Space::Udp => {
+                    (start == transport && field == transport + UDP)
+                        || start >= transport + UDP_HEADER
+                }
+                Space::Icmp | Space::Icmp6 => start == transport && field == transport + ICMP,
+                Space::Protocol => true,
+                Space::Arp => false,
+            },
+            Shape::IcmpError | Shape::IcmpErrorLaterFragment | Shape::IcmpErrorAstray => {
+                start == transport && field == transport + ICMP
+            }
+            Shape::LaterFragment => false,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{
+        addr::Ip,
+        packet::{Phase, Ports},
+    };
+
+    const TRANSPORT: u32 = 34;
+
+    fn packet(space: Space) -> Packet {
+        let ports = Ports {
+            phase: Phase::Following,
+            space,
+            source: 1,
+            destination: 2,
+        };
+        let mut packet = Packet::flow(Ip::v4([10, 0, 0, 1]), Ip::v4([10, 0, 0, 2]), ports);
+        packet.transport = TRANSPORT;
+        packet
+    }
+
+    fn harmless(space: Space, start: u32, field: u32) -> bool {
+        Completion { start, field }.is_harmless(&packet(space))
+    }
+
+    #[test]
+    fn a_checksum_goes_where_its_header_has_it() {
+        for (space, place) in [
+            (Space::Tcp, 16),
+            (Space::Udp, 6),
+            (Space::Icmp, 2),
+            (Space::Icmp6, 2),
+        ] {
+            for field in 0..TRANSPORT + 40 {
+                let own = field == TRANSPORT + place;
+                assert_eq!(harmless(space, TRANSPORT, field), own, "{space:?} {field}");
+            }
+            assert!(!harmless(space, 0, TRANSPORT + place), "{space:?}");
+        }
+    }
+
+    #[test]
+    fn what_is_in_a_tunnel_is_judged_when_it_is_unpacked() {
+        assert!(harmless(Space::Udp, TRANSPORT + 8, TRANSPORT + 8));
+        assert!(harmless(Space::Udp, TRANSPORT + 50, TRANSPORT + 66));
+        assert!(!harmless(Space::Udp, TRANSPORT + 4, TRANSPORT + 50));
+        assert!(harmless(Space::Protocol, TRANSPORT + 20, TRANSPORT + 36));
+        assert!(!harmless(Space::Protocol, TRANSPORT - 4, TRANSPORT - 2));
+    }
+
+    #[test]
+    fn what_has_no_transport_header_has_no_checksum_to_come() {
+        let mut fragment = Packet::between(Ip::v4([10, 0, 0, 1]), Ip::v4([10, 0, 0, 2]));
+        fragment.transport = TRANSPORT;
+        let everywhere = (0..200).map(|start| Completion {
+            start,
+            field: start + 16,
+        });
+        assert!(everywhere.clone().all(|c| !c.is_harmless(&fragment)));
+        assert!(
+            everywhere
+                .clone()
+                .all(|c| !c.is_harmless(&packet(Space::Arp)))
+        );
+        let mut nowhere = packet(Space::Tcp);
+        nowhere.transport = 0;
+        assert!(everywhere.clone().all(|c| !c.is_harmless(&nowhere)));
+    }
+}
