@@ -104,6 +104,11 @@ impl Flipped {
             event.reason == reason && event.hook == hook && event.verdict == "dropped"
         })?;
         let arrived = aimed.so_far()? - before;
+        if name == "address" {
+            println!("{before} {harmless_before} {}", harmless.so_far()?);
+            println!("{}", cp1.run("nft", ["list", "ruleset"])?);
+            println!("{}", cp1.run("sh", ["-c", "cat /proc/net/dev; ip -s link show eth0; nstat -az | grep -i ip"])?);
+        }
         ensure!(arrived == 0, "{arrived} of {FRAMES} arrive");
         ensure!(
             harmless.so_far()? > harmless_before,

