@@ -327,6 +327,23 @@ impl Kernel {
     }
 }
 
+/// Whether a packet that waited for its next hop is an answer of the kernel's own (a reset, an ICMP message). The sockets that it
+/// answers by serve all network namespaces in turn (`sock_net_set` in tcp_v4_send_reset, net/ipv4/tcp_ipv4.c, and in
+/// net/ipv4/icmp.c), so by then they may be said to be of another. They are in no declared cgroup, and open nothing.
+#[inline(always)]
+pub fn is_kernels_own(skb: Skb, active: Active, sender: Party, packet: &Packet) -> bool {
+    let generation = active.generation();
+    let is_undeclared = generation
+        .settings()
+        .is_some_and(|settings| settings.undeclared_process == u32::from(sender));
+    if packet.opens() || !is_undeclared {
+        return false;
+    }
+    let sk = skb.full_socket();
+    // SAFETY: a full socket, whose plain fields the verifier lets programs read.
+    !sk.is_null() && unsafe { (*sk).type_ == SOCK_RAW && (*sk).state == TCP_CLOSE }
+}
+
 /// The role of an interface and whether its packets have been judged where they came in.
 fn role(ifindex: u32) -> (Role, bool) {
     let role = Role::from_word(maps::role(ifindex));

@@ -252,6 +252,9 @@ fn injected(skb: Skb, role: Role, raw: bool) -> i32 {
     }
     let on_lo = matches!(role, Role::Loopback);
     let sender = skb.party(active);
+    if !raw && cgroup_skb::is_kernels_own(skb, active, sender, &packet) {
+        return PASS;
+    }
     let allowed = if raw {
         cgroup_skb::sent_by(sender, on_lo, active, &packet)
     } else {

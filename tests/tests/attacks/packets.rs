@@ -442,7 +442,7 @@ fn links() -> Vec<Attack> {
             let attempt = from_pod(stage, INPUT, |mark| vec![in_vxlan(POD_A.party.at(FROM), &syn_of_pod_b(mark))])?;
             Ok(attempt.told(CP1.v4.into(), TUNNEL))
         }),
-        row("vxlan-own", Attacker::OtherNode, "sends by the tunnel a packet from the node's own address", ("cgroup/ingress", "ForgedSource"), |stage| {
+        row("vxlan-own", Attacker::OtherNode, "sends by the tunnel a packet from the node's own address", (TC, "NoPath"), |stage| {
             let node = stage.lab.login("w1");
             let attempt = stage.whisper(&node, &stage.tunnel_here, |word| {
                 let inner = Crafted::udp(CP1.at6(FROM), CP1.at6(8472), 1, word);
@@ -450,7 +450,7 @@ fn links() -> Vec<Attack> {
             })?;
             Ok(attempt.told(CP1.v6.into(), 8472))
         }),
-        row("vxlan-node", Attacker::OtherNode, "sends by the tunnel, which it may, a pod's packet to etcd", ("cgroup/ingress", "NoPath"), |stage| {
+        row("vxlan-node", Attacker::OtherNode, "sends by the tunnel, which it may, a pod's packet to etcd", (TC, "NoPath"), |stage| {
             let node = stage.lab.login("w1");
             let attempt = stage.whisper(&node, &stage.etcd, |word| {
                 // Nobody has this address, and so nobody breaks off what he did not open.
