@@ -11,10 +11,12 @@ use enforcer_tests::craft::Crafted;
 use enforcer_tests::plan::{CP1, NODE_LOCAL_DNS, OUT, POD_A, POD_B, POD_GATEWAY_MAC, VIP, port};
 use enforcer_tests::probe::{Connect, Serve, Udp};
 use enforcer_tests::product::{Agent, PolicyText};
-use enforcer_tests::{Lab, Outcome, Place, net};
+use enforcer_tests::{Lab, Outcome, Place, cgroup, net};
 
 const TUNNEL: u16 = 4789;
 const WIREGUARD: u16 = 51820;
+/// Where a question goes whose answer comes from somebody who is in on it.
+const ACCOMPLICE: u16 = 5_300;
 const SYN: u8 = 0x02;
 const SYN_ACK: u8 = 0x12;
 const TUNNEL_MAC: [u8; 6] = [2, 0x99, 0, 0, 0, 2];
@@ -120,7 +122,21 @@ fn a_question_opens_no_guarded_port() -> Result<()> {
             ensure!(tried(answer, to, mark)?, "twin: {} to {to}", answer.name);
         }
     }
-    let agent = Agent::start(&lab, "cp1", &PolicyText::default())?;
+    lab.daemon("cp1", "wireguard").cgroup().id()?;
+    let node_dns = cgroup::static_pod_slice("node-local-dns");
+    let components = format!(
+        "    mesh:\n      addresses: [{}]\n      cgroups: [\"/system.slice/wireguard.service\"]\n      ports: {{ wg: {WIREGUARD}/udp }}\n    \
+         dns: {{ addresses: [{}] }}\n    node-local-dns: {{ cgroups: [\"/{node_dns}\"] }}\n",
+        CP1.v4, OUT.v4
+    );
+    let path = "  paths:\n    - { name: mesh, from: [kubelet], to: \"mesh:wg\", because: test }\n";
+    let policy = PolicyText {
+        options: vec!["insecure-port", "node-local-dns"],
+        inventory: Some(lab.inventory_yaml() + &components),
+        more: path.to_owned(),
+        ..PolicyText::default()
+    };
+    let agent = Agent::start(&lab, "cp1", &policy)?;
     let mut failures = Vec::new();
     for answer in &answers {
         for to in [TUNNEL, WIREGUARD] {
@@ -144,7 +160,7 @@ fn a_question_opens_no_guarded_port() -> Result<()> {
     }
     // A plain pod asks from the tunnel's port, and its node's address takes its place.
     let accomplice = lab.daemon("out", "dns").serve(Serve {
-        udp: vec![OUT.at(port::DNS)],
+        udp: vec![OUT.at(ACCOMPLICE)],
         ..Serve::default()
     })?;
     let pod = lab.pod("pod-a");
@@ -152,7 +168,7 @@ fn a_question_opens_no_guarded_port() -> Result<()> {
     pod.udp_with(Udp {
         from: Some(POD_A.party.at(TUNNEL)),
         timeout_ms: 200,
-        ..Udp::to(OUT.at(port::DNS))
+        ..Udp::to(OUT.at(ACCOMPLICE))
     })?;
     let seen = accomplice.heard();
     let seen = seen.last().context("the accomplice heard nothing")?.from;
@@ -162,14 +178,14 @@ fn a_question_opens_no_guarded_port() -> Result<()> {
         thread::sleep(Duration::from_millis(1500));
         mark += 1;
         let arrivals = unpacked(mark)?;
-        raw(&out, (OUT.at(port::DNS), CP1.at(TUNNEL)), &in_tunnel(mark))?;
+        raw(&out, (OUT.at(ACCOMPLICE), CP1.at(TUNNEL)), &in_tunnel(mark))?;
         thread::sleep(Duration::from_millis(50));
         if arrivals.so_far()? > 0 {
             failures.push("by a pod and an accomplice: it is unpacked".to_owned());
         }
     }
     // Honest answers go on.
-    let asked = host.udp(OUT.at(port::DNS))?;
+    let asked = host.udp(OUT.at(ACCOMPLICE))?;
     ensure!(asked == Outcome::Answered, "an honest question: {asked}");
     ensure!(failures.is_empty(), "{}", failures.join("\n"));
     lab.close()
@@ -215,7 +231,7 @@ fn what_is_translated_to_a_pod_is_answered() -> Result<()> {
         CP1.at(NODE_PORT),
         CP1.at6(NODE_PORT),
         CP1.at(HOST_PORT),
-        // An address of the node's own that nobody declared: of a load balancer, say.
+        // An address that the node took beside its own.
         VIP.at(NODE_PORT),
         VIP.at6(NODE_PORT),
     ];
@@ -241,8 +257,16 @@ fn what_is_translated_to_a_pod_is_answered() -> Result<()> {
     };
     let failures = all("twin")?;
     ensure!(failures.is_empty(), "{}", failures.join("\n"));
+    let inventory = lab.inventory_yaml();
+    let more = format!("\"{}\", \"{}\", \"{}\"]", CP1.v6, VIP.v4, VIP.v6);
+    let declared = inventory.replace(&format!("\"{}\"]", CP1.v6), &more);
+    ensure!(
+        declared != inventory,
+        "cp1's addresses are not where they were"
+    );
     let policy = PolicyText {
         options: vec!["insecure-port", "node-ports"],
+        inventory: Some(declared),
         other_traffic: "Drop",
         ..PolicyText::default()
     };
@@ -256,7 +280,6 @@ fn what_is_translated_to_a_pod_is_answered() -> Result<()> {
             from: Some(OUT.at(from)),
             ..Connect::to(CP1.at(NODE_PORT))
         })?;
-        println!("{:#?}", agent.events()?);
         if !connected.outcome.worked() {
             failures.push(format!("from a port of its own: {connected:?}"));
         }

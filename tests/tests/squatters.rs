@@ -11,7 +11,6 @@ use enforcer_tests::probe::{Connect, Serve, Take, Udp};
 use enforcer_tests::product::{Agent, PolicyText};
 use enforcer_tests::{Lab, Place, Server};
 
-const TUNNEL: u16 = 4789;
 const WIREGUARD: u16 = 51820;
 /// How long what arrives may take.
 const SOON: Duration = Duration::from_secs(2);
@@ -116,16 +115,14 @@ fn all(lab: &Lab) -> Vec<Squat> {
                 CP1.at(port::ETCD_PEER),
             ),
         ]);
-        for (name, to) in [("tunnel", TUNNEL), ("WireGuard", WIREGUARD)] {
-            squats.push(Squat {
-                name,
-                at: any(to),
-                udp: true,
-                take,
-                caller: lab.login("w1"),
-                to: CP1.at(to),
-            });
-        }
+        squats.push(Squat {
+            name: "WireGuard",
+            at: any(WIREGUARD),
+            udp: true,
+            take,
+            caller: kubelet.clone(),
+            to: CP1.at(WIREGUARD),
+        });
     }
     let insecure = LOOPBACK.at(port::INSECURE);
     squats.push(tcp(
@@ -136,6 +133,21 @@ fn all(lab: &Lab) -> Vec<Squat> {
         insecure,
     ));
     squats
+}
+
+/// A policy in which a UDP port is a component's, too.
+fn with_mesh(lab: &Lab) -> Result<PolicyText> {
+    lab.daemon("cp1", "mesh").cgroup().id()?;
+    let mesh = format!(
+        "    mesh:\n      addresses: [{}]\n      cgroups: [\"/system.slice/mesh.service\"]\n      ports: {{ wg: {WIREGUARD}/udp }}\n",
+        CP1.v4
+    );
+    let path = "  paths:\n    - { name: mesh, from: [kubelet], to: \"mesh:wg\", because: test }\n";
+    Ok(PolicyText {
+        inventory: Some(lab.inventory_yaml() + &mesh),
+        more: path.to_owned(),
+        ..PolicyText::default()
+    })
 }
 
 #[test]
@@ -156,13 +168,7 @@ fn a_port_that_was_taken_without_asking_hears_nothing() -> Result<()> {
         let heard = squat.hears(&server, &mark, SOON);
         ensure!(heard, "twin: {name}, {take:?}: nothing heard");
     }
-    // Where nobody says who may have it, a port is anybody's.
-    lab.daemon("cp1", "cni").cgroup().id()?;
-    let cni = "    cni: { cgroups: [\"/system.slice/cni.service\"] }\n";
-    let policy = PolicyText {
-        inventory: Some(lab.inventory_yaml() + cni),
-        ..PolicyText::default()
-    };
+    let policy = with_mesh(&lab)?;
     let agent = Agent::start(&lab, "cp1", &policy)?;
     let mut failures = Vec::new();
     for (squat, number) in squats.iter().zip(0..) {

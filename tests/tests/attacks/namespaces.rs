@@ -60,11 +60,15 @@ enum Child {
 }
 
 impl Child {
-    fn words(self) -> &'static str {
+    /// A link that has gone holds its hardware address for a while: each has another one.
+    fn words(self, number: u16) -> String {
+        let [high, low] = number.to_be_bytes();
         match self {
-            Self::Macvlan => "address 02:77:00:00:00:77 type macvlan mode bridge",
-            Self::Ipvlan => "type ipvlan mode l2",
-            Self::Vlan => "type vlan id 7",
+            Self::Macvlan => {
+                format!("address 02:77:01:00:{high:02x}:{low:02x} type macvlan mode bridge")
+            }
+            Self::Ipvlan => "type ipvlan mode l2".to_owned(),
+            Self::Vlan => "type vlan id 7".to_owned(),
         }
     }
 
@@ -96,7 +100,7 @@ fn annexed(stage: &Stage, child: Child, address: &Party) -> Result<Option<Annex>
     )?;
     if net::ip(
         Some(host),
-        &format!("link add part0 link eth0 {}\n", child.words()),
+        &format!("link add part0 link eth0 {}\n", child.words(stage.fresh())),
     )
     .is_err()
     {
