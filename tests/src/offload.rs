@@ -12,6 +12,9 @@ pub const GSO_TCP4: u8 = 1;
 /// Segments of TCP over IPv6.
 pub const GSO_TCP6: u8 = 4;
 
+/// Datagrams of UDP.
+pub const GSO_UDP: u8 = 5;
+
 /// Such a header.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Offload {

@@ -16,7 +16,9 @@ use nix::sys::socket::{
 
 use crate::packet::{CLIENT_HELLO, from_hex};
 
-use super::{Connect, Failure, Hold, Outcome, Report, Transfer, Udp, milliseconds, socket, tell};
+use super::{
+    Connect, Failure, Hold, Outcome, Report, Transfer, Udp, compat, milliseconds, socket, tell,
+};
 
 pub(super) fn connect(what: &Connect) -> Report {
     let started = Instant::now();
@@ -195,6 +197,8 @@ fn open_stream(what: &Connect) -> Result<TcpStream, Failure> {
     let connected = if what.fast_open && !first.is_empty() {
         let flags = MsgFlags::from_bits_retain(libc::MSG_FASTOPEN);
         sendto(socket.as_raw_fd(), &first, &address, flags).map(drop)
+    } else if what.compat {
+        compat::connect(&socket, to)
     } else {
         connect_to(socket.as_raw_fd(), &address)
     };

@@ -1,17 +1,22 @@
 //! System calls as a 32-bit program makes them. Any program can, and the kernel runs no cgroup program
 //! for options that are set this way.
 
+use std::net::SocketAddr;
 use std::num::NonZeroUsize;
+use std::os::fd::{AsRawFd, OwnedFd};
 use std::ptr::NonNull;
 
 use nix::errno::Errno;
 use nix::libc;
 use nix::sys::mman::{MapFlags, ProtFlags, mmap_anonymous, munmap};
+use nix::sys::socket::{SockaddrLike, SockaddrStorage};
 use nix::sys::wait::{WaitStatus, waitpid};
 use nix::unistd::{ForkResult, fork};
 
 // arch/x86/entry/syscalls/syscall_32.tbl
 const GETPID: u32 = 20;
+const BIND: u32 = 361;
+const CONNECT: u32 = 362;
 pub(super) const SETSOCKOPT: u32 = 366;
 pub(super) const IO_URING_SETUP: u32 = 425;
 
@@ -76,6 +81,27 @@ pub(super) fn call(number: u32, arguments: [u32; 5]) -> Result<u32, Errno> {
         return Err(Errno::from_raw(-result));
     }
     Ok(result.cast_unsigned())
+}
+
+/// `bind` of a 32-bit program.
+pub(super) fn bind(socket: &OwnedFd, at: SocketAddr) -> Result<(), Errno> {
+    with_address(BIND, socket, at)
+}
+
+/// `connect` of one.
+pub(super) fn connect(socket: &OwnedFd, to: SocketAddr) -> Result<(), Errno> {
+    with_address(CONNECT, socket, to)
+}
+
+fn with_address(number: u32, socket: &OwnedFd, address: SocketAddr) -> Result<(), Errno> {
+    let storage = SockaddrStorage::from(address);
+    let length = storage.len();
+    // SAFETY: an address is as long as it says.
+    let bytes =
+        unsafe { std::slice::from_raw_parts(storage.as_ptr().cast::<u8>(), length as usize) };
+    let page = LowPage::with(bytes)?;
+    let file = socket.as_raw_fd().cast_unsigned();
+    call(number, [file, page.address()?, length, 0, 0]).map(drop)
 }
 
 /// Whether a child survives one.

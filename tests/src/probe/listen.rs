@@ -9,7 +9,7 @@ use nix::errno::Errno;
 use nix::sys::socket::{Backlog, SockType, listen};
 use serde::{Deserialize, Serialize};
 
-use super::{Bind, Outcome, READY, Report, Serve, Take, socket, tell};
+use super::{Bind, Outcome, READY, Report, Serve, Take, compat, socket, tell};
 use crate::Lab;
 
 /// What a server tells when somebody came.
@@ -30,7 +30,9 @@ pub(super) fn bind(what: &Bind) -> Report {
         SockType::Stream
     };
     let at = socket::mapped(what.at, what.mapped);
-    let bound = if what.multipath {
+    let bound = if what.compat {
+        socket::towards(at, kind, 0).and_then(|socket| compat::bind(&socket, at).map(|()| socket))
+    } else if what.multipath {
         socket::multipath_bound(at)
     } else {
         socket::bound(at, kind, what.take, what.reuse_port)

@@ -316,6 +316,7 @@ mod tests {
                 first: Some(to),
                 first_piece: Some("03".into()),
                 first_count: 9,
+                compat: true,
                 ..Connect::to(to)
             }),
             Probe::Transfer(Transfer {
@@ -335,6 +336,7 @@ mod tests {
                 mapped: true,
                 multipath: true,
                 take: Take::Unbound,
+                compat: true,
                 ..Bind::at(to)
             }),
             Probe::Ping(Ping {
@@ -346,6 +348,7 @@ mod tests {
                 bypass: Some(Call::UringCompat),
                 offload: Some("00".into()),
                 ring: true,
+                protocol: Some(7),
                 ..Inject::frames("lo", &[vec![0], vec![1]])
             }),
             Probe::Raw(Raw {

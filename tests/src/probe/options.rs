@@ -45,6 +45,9 @@ pub struct Connect {
     /// Bind the socket to this interface (SO_BINDTODEVICE)
     #[arg(long)]
     pub device: Option<String>,
+    /// Connect by the system call for 32-bit programs
+    #[arg(long)]
+    pub compat: bool,
     /// Connect to this address first, and then with the same socket to the other
     #[arg(long)]
     pub first: Option<SocketAddr>,
@@ -75,6 +78,7 @@ impl Connect {
             multipath: false,
             transparent: false,
             device: None,
+            compat: false,
             first: None,
             first_piece: None,
             first_count: 1,
@@ -204,6 +208,9 @@ pub struct Bind {
     /// How to take the address
     #[arg(long, value_enum, default_value_t)]
     pub take: Take,
+    /// Bind by the system call for 32-bit programs
+    #[arg(long)]
+    pub compat: bool,
 }
 
 /// How a socket comes by its port.
@@ -231,6 +238,7 @@ impl Bind {
             mapped: false,
             multipath: false,
             take: Take::Bind,
+            compat: false,
         }
     }
 }
@@ -267,6 +275,12 @@ pub struct Inject {
     /// Send from memory shared with the kernel (PACKET_TX_RING)
     #[arg(long)]
     pub ring: bool,
+    /// Say that the frames are of this protocol, whatever is written in them
+    #[arg(long)]
+    pub protocol: Option<u16>,
+    /// By a socket of the kind that came before packet sockets (SOCK_PACKET)
+    #[arg(long, conflicts_with_all = ["cooked", "offload", "ring"])]
+    pub old: bool,
     /// Send by an AF_XDP socket instead, and ask for its ring by this call
     #[arg(long, value_enum, conflicts_with_all = ["cooked", "bypass", "offload", "ring"])]
     pub express: Option<Call>,
@@ -297,6 +311,8 @@ impl Inject {
             bypass: None,
             offload: None,
             ring: false,
+            protocol: None,
+            old: false,
             express: None,
         }
     }

@@ -17,6 +17,8 @@ use super::{
 };
 use crate::packet::from_hex;
 
+/// The kernel looks into the frame for its protocol.
+const ANY: u16 = nix::libc::ETH_P_ALL as u16;
 /// An echo reply of ICMP and of ICMPv6.
 const REPLIES: [u8; 2] = [0, 129];
 
@@ -47,6 +49,11 @@ pub(super) fn inject(what: &Inject) -> Report {
             Err((errno, step)) => Report::of_errno(errno, step),
         };
     }
+    if what.old {
+        return each(&what.frame, |frame| {
+            socket::send_as_of_old(&what.interface, frame).map_err(|errno| (errno, "send"))
+        });
+    }
     let Injector { socket, offload } = opened;
     if what.ring {
         let mut ring = match TxRing::of(socket) {
@@ -68,8 +75,9 @@ pub(super) fn inject(what: &Inject) -> Report {
             let (address, rest) = cooked(&what.interface, frame).map_err(at("interface"))?;
             (rest, address)
         } else {
-            let address = socket::link_address(&what.interface).map_err(at("interface"))?;
-            (frame, address)
+            let protocol = what.protocol.unwrap_or(ANY);
+            let address = socket::destination(&what.interface, protocol, [0; 6]);
+            (frame, address.map_err(at("interface"))?)
         };
         let bytes = [&offload[..], frame].concat();
         sendto(socket.as_raw_fd(), &bytes, &address, MsgFlags::empty())

@@ -30,6 +30,29 @@ pub(super) fn take_offloads(socket: &OwnedFd) -> Result<(), Errno> {
     set_option(socket, option, &1i32.to_ne_bytes(), Call::Native)
 }
 
+/// Sends a frame by a socket of type `SOCK_PACKET`, which names its interface.
+pub(super) fn send_as_of_old(interface: &str, frame: &[u8]) -> Result<(), Errno> {
+    const SOCK_PACKET: libc::c_int = 10;
+    // SAFETY: takes numbers only.
+    let socket = unsafe { libc::socket(libc::AF_PACKET, SOCK_PACKET | libc::SOCK_CLOEXEC, 0) };
+    let socket = Errno::result(socket)?;
+    // SAFETY: just made, and nobody else has it.
+    let socket = unsafe { OwnedFd::from_raw_fd(socket) };
+    // `struct sockaddr_pkt`: a family, a name and a protocol.
+    let mut address = [0u8; 18];
+    address[..2].copy_from_slice(&(libc::AF_PACKET as u16).to_ne_bytes());
+    for (to, byte) in address[2..15].iter_mut().zip(interface.bytes()) {
+        *to = byte;
+    }
+    let protocol = frame.get(12..14).unwrap_or_default();
+    address[16..16 + protocol.len()].copy_from_slice(protocol);
+    let (bytes, length) = (frame.as_ptr().cast(), address.len() as libc::socklen_t);
+    let to = address.as_ptr().cast();
+    // SAFETY: the pointers are to memory of these lengths.
+    let sent = unsafe { libc::sendto(socket.as_raw_fd(), bytes, frame.len(), 0, to, length) };
+    Errno::result(sent).map(drop)
+}
+
 /// Sets an option by any of the calls that can.
 pub(super) fn set_option(
     socket: &OwnedFd,

@@ -12,6 +12,7 @@ mod namespaces;
 mod offloads;
 mod packets;
 mod ports;
+mod second;
 mod sockets;
 mod stage;
 
@@ -40,6 +41,7 @@ fn rows() -> Vec<Attack> {
         bypass::rows(),
         offloads::rows(),
         namespaces::rows(),
+        second::rows(),
         packets::rows(),
     ]
     .into_iter()

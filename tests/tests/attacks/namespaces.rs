@@ -7,7 +7,7 @@ use anyhow::Result;
 use enforcer_tests::annex::Annex;
 use enforcer_tests::craft::Crafted;
 use enforcer_tests::net;
-use enforcer_tests::plan::{CP1, Party, W1, port};
+use enforcer_tests::plan::{CP1, OUT, Party, W1, port};
 use enforcer_tests::probe::{Connect, Udp};
 
 use crate::attack::{Attack, Attacker, Attempt, Others};
@@ -260,7 +260,11 @@ pub fn rows() -> Vec<Attack> {
             let attempt = by_undeclared(stage, |mark| in_vxlan(W1.at(43_200), &syn_of_pod_b(mark)))?;
             Ok(attempt.told(CP1.v4.into(), TUNNEL))
         }),
-        row("ipip-undeclared", Neighbour, "puts it into IPIP, likewise", "cp1", ("tc/ingress", "NoPath"), |stage| {
+        row("ipip-undeclared", Neighbour, "puts it into IPIP, and sends it by such an interface", "cp1", ("tc/ingress", "NoPath"), |stage| {
+            let attempt = by_undeclared(stage, |mark| in_ipip(OUT.v4.into(), mark))?;
+            Ok(attempt.told(CP1.v4.into(), enforcer_tests::craft::protocol::IPIP.into()))
+        }),
+        row("ipip-undeclared-node-address", Neighbour, "the same from a node's address", "cp1", ("tc/ingress", "NoPath"), |stage| {
             let attempt = by_undeclared(stage, |mark| in_ipip(W1.v4.into(), mark))?;
             Ok(attempt.told(CP1.v4.into(), enforcer_tests::craft::protocol::IPIP.into()))
         }),
