@@ -312,6 +312,10 @@ pub struct SocketState {
     /// 1 where the socket has sent to a server whose path asks for TLS: what it sends first is looked at once more when
     /// it can change no more. For the same ends.
     pub client: u32,
+    /// 1 while the socket is bound to whatever port is free: which one that is has to be judged when it is known.
+    pub any_port: u32,
+    /// Always zero.
+    pub padding: u32,
 }
 
 impl SocketState {

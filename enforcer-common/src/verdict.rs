@@ -423,6 +423,8 @@ pub mod counter {
     pub const WAKES_LOST: u32 = 131;
     /// Verdicts kept on sockets.
     pub const KEPT_VERDICTS: u32 = 132;
+    /// Packets of connections that were cut off, which are counted as denied once.
+    pub const CUT: u32 = 133;
     /// `PATHS + 2 * path + direction`: packets on a path.
     pub const PATHS: u32 = 256;
     /// Elements of the array.

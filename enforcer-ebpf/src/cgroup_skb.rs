@@ -18,7 +18,7 @@ use crate::{
     lock::{self, Lock, Way},
     maps::{self, Active},
     memo::{self, Found},
-    report::{Report, Subject, count},
+    report::{Report, Subject, count, is_of_cut},
     skb::{self, Skb},
     socket,
 };
@@ -72,6 +72,9 @@ pub fn egress(ctx: &SkBuffContext) -> i32 {
     let connected = connected.with_place(skb, allowed, &packet);
     let lock = lock::at_socket(Way::Sent, skb, &packet, allowed, || connected.is_cut());
     let verdict = lock.verdict(active, allowed);
+    if is_of_cut(Hook::CgroupEgress, lock, verdict) {
+        return DROP;
+    }
     if verdict.is_recorded() {
         told_of_sender(skb, active, verdict, Some(&packet));
     } else {
@@ -207,6 +210,9 @@ pub fn ingress(ctx: &SkBuffContext) -> i32 {
     let connected = connected.with_place(skb, allowed, &packet);
     let lock = lock::at_socket(Way::Received, skb, &packet, allowed, || connected.is_cut());
     let verdict = lock.verdict(active, allowed);
+    if is_of_cut(Hook::CgroupIngress, lock, verdict) {
+        return DROP;
+    }
     if is_told_elsewhere(mark, role, judged, verdict) {
         // Counted there, too.
     } else if !verdict.is_recorded() {

@@ -48,6 +48,8 @@ pub enum Lock {
     Broken = 2,
     /// The connection is one of several that make one (multipath TCP).
     Multipath = 3,
+    /// It was broken earlier, and the connection is cut off.
+    Cut = 4,
 }
 
 impl Lock {
@@ -56,6 +58,7 @@ impl Lock {
             0 => Self::Open,
             1 => Self::Holds,
             3 => Self::Multipath,
+            4 => Self::Cut,
             _ => Self::Broken,
         }
     }
@@ -68,7 +71,9 @@ impl Lock {
     pub fn verdict(self, active: Active, allowed: Verdict) -> Verdict {
         match self {
             Self::Open | Self::Holds => allowed,
-            Self::Broken => decide::not_tls(&active.generation(), allowed, Reason::NotTls),
+            Self::Broken | Self::Cut => {
+                decide::not_tls(&active.generation(), allowed, Reason::NotTls)
+            }
             Self::Multipath => decide::not_tls(&active.generation(), allowed, Reason::MultipathTls),
         }
     }
@@ -173,12 +178,15 @@ fn sent(skb: Skb, sk: *mut bpf_sock, packet: &Packet, verdict: Verdict, cut: boo
             } else if segment.is_empty() {
                 Lock::unless(!segment.is_urgent())
             } else {
+                if cut {
+                    return Lock::Cut;
+                }
                 let first = if segment.is_syn() {
                     segment.start()
                 } else {
                     first_sent(tcp)
                 };
-                Lock::unless(!cut && tls::may_follow(&skb, segment, first))
+                Lock::unless(tls::may_follow(&skb, segment, first))
             }
         }
     }
@@ -204,6 +212,9 @@ fn received(skb: Skb, sk: *mut bpf_sock, packet: &Packet, verdict: Verdict, cut:
             if segment.is_empty() {
                 return Lock::unless(!segment.is_urgent());
             }
+            if cut {
+                return Lock::Cut;
+            }
             // SAFETY: a full socket, whose plain fields the verifier lets programs read.
             let listens = unsafe { (*sk).state == TCP_LISTEN };
             let first = if segment.is_syn() {
@@ -218,7 +229,7 @@ fn received(skb: Skb, sk: *mut bpf_sock, packet: &Packet, verdict: Verdict, cut:
             } else {
                 first_received(tcp)
             };
-            Lock::unless(!cut && tls::may_follow(&skb, segment, first))
+            Lock::unless(tls::may_follow(&skb, segment, first))
         }
         Direction::Reply => {
             if has_sent_hello(tcp) {
@@ -261,7 +272,7 @@ pub fn entered(skb: Skb, packet: &Packet) -> Lock {
     };
     match stage {
         stage::OPEN => Lock::unless(tls::may_follow(&skb, segment, first)),
-        stage::CUT => Lock::Broken,
+        stage::CUT => Lock::Cut,
         _ => Lock::Holds,
     }
 }
@@ -328,7 +339,8 @@ pub fn returned(packet: &Packet) -> Lock {
                 Lock::Holds
             }
         },
-        stage::CUT => Lock::unless(segment.is_empty()),
+        stage::CUT if segment.is_empty() => Lock::Holds,
+        stage::CUT => Lock::Cut,
         _ => Lock::Holds,
     }
 }

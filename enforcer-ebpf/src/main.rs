@@ -13,6 +13,7 @@
 mod cgroup_skb;
 mod lock;
 mod log;
+mod lsm;
 mod maps;
 mod memo;
 mod report;
@@ -23,8 +24,10 @@ mod sockopt;
 mod tc;
 
 use aya_ebpf::{
-    macros::{cgroup_skb, cgroup_sock, cgroup_sock_addr, cgroup_sockopt, classifier},
-    programs::{SkBuffContext, SockAddrContext, SockContext, SockoptContext, TcContext},
+    macros::{cgroup_skb, cgroup_sock, cgroup_sock_addr, cgroup_sockopt, classifier, lsm},
+    programs::{
+        LsmContext, SkBuffContext, SockAddrContext, SockContext, SockoptContext, TcContext,
+    },
 };
 use enforcer_common::record::Hook;
 
@@ -124,10 +127,36 @@ pub fn enforcer_bind6(ctx: SockAddrContext) -> i32 {
     )
 }
 
+/// `bind` to an IPv4 address was done: the port is known where none was asked for.
+#[cgroup_sock(post_bind4)]
+pub fn enforcer_bound4(ctx: SockContext) -> i32 {
+    log::returned(
+        &ctx,
+        "enforcer_bound4",
+        sock_addr::bound(&ctx, sock_addr::bound_ipv4(&ctx)),
+    )
+}
+
+/// The same for an IPv6 address.
+#[cgroup_sock(post_bind6)]
+pub fn enforcer_bound6(ctx: SockContext) -> i32 {
+    log::returned(
+        &ctx,
+        "enforcer_bound6",
+        sock_addr::bound(&ctx, sock_addr::bound_ipv6(&ctx)),
+    )
+}
+
 /// `setsockopt`: ways to send around all hooks above.
 #[cgroup_sockopt(setsockopt)]
 pub fn enforcer_setopt(ctx: SockoptContext) -> i32 {
     log::returned(&ctx, "enforcer_setopt", sockopt::setting(&ctx))
+}
+
+/// The same where BPF is among the kernel's security modules: it sees what that one does not.
+#[lsm(hook = "socket_setsockopt")]
+pub fn enforcer_lsm_opt(ctx: LsmContext) -> i32 {
+    log::returned(&ctx, "enforcer_lsm_opt", lsm::setting(&ctx))
 }
 
 /// Never reached: the verifier refuses a program that could come to an endless loop.

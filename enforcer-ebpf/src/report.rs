@@ -16,7 +16,10 @@ use enforcer_common::{
     verdict::{Direction, Outcome, Verdict, counter},
 };
 
-use crate::maps::{Active, COUNTERS, PAIRS, RECORD_PLACES, RECORDS, ROOM, WAKES};
+use crate::{
+    lock::Lock,
+    maps::{Active, COUNTERS, PAIRS, RECORD_PLACES, RECORDS, ROOM, WAKES},
+};
 
 /// Who is told to have sent it. No enum with fields: those leave bytes unset.
 #[derive(Clone, Copy)]
@@ -302,6 +305,16 @@ fn is_counted(key: &RecordKey, tick: u64) -> bool {
         }
     }
     true
+}
+
+/// Counts a packet of a connection that is cut off, whose denial has been counted and told when that was done. Whether it is one.
+#[inline(always)]
+pub fn is_of_cut(hook: Hook, lock: Lock, verdict: Verdict) -> bool {
+    let is_cut = lock == Lock::Cut && !verdict.passes();
+    if is_cut {
+        count(hook, counter::CUT);
+    }
+    is_cut
 }
 
 /// Counts a verdict, call or packet of a hook, on this CPU.

@@ -6,7 +6,7 @@
 use aya_ebpf::{
     bindings::bpf_sock,
     helpers::generated::{bpf_get_current_ancestor_cgroup_id, bpf_get_current_cgroup_id},
-    programs::SockAddrContext,
+    programs::{SockAddrContext, SockContext},
 };
 use enforcer_common::{
     addr::Ip,
@@ -39,7 +39,6 @@ pub fn ipv4(ctx: &SockAddrContext) -> Ip {
 
 /// The address of an IPv6 call.
 pub fn ipv6(ctx: &SockAddrContext) -> Ip {
-    let mut bytes = [0; 16];
     // SAFETY: as above. The verifier wants each word read by itself.
     let words = unsafe {
         let ctx = &*ctx.sock_addr;
@@ -50,6 +49,12 @@ pub fn ipv6(ctx: &SockAddrContext) -> Ip {
             ctx.user_ip6[3],
         ]
     };
+    of_words(words)
+}
+
+/// An address from words in network byte order.
+fn of_words(words: [u32; 4]) -> Ip {
+    let mut bytes = [0; 16];
     for (part, word) in bytes.chunks_exact_mut(4).zip(words) {
         part.copy_from_slice(&word.to_ne_bytes());
     }
@@ -106,8 +111,11 @@ pub fn binding(ctx: &SockAddrContext, addr: Ip) -> i32 {
     let Some((space, port)) = endpoint(ctx) else {
         return PASS;
     };
-    // Port 0 asks for any free one, and those are nobody's.
-    if port == 0 || !socket::is_host(ctx) {
+    if !socket::is_host(ctx) {
+        return PASS;
+    }
+    if port == 0 {
+        socket::ask_for_any_port(sk);
         return PASS;
     }
     let active = Active::now();
@@ -130,6 +138,58 @@ pub fn binding(ctx: &SockAddrContext, addr: Ip) -> i32 {
         sk,
     }
     .told(verdict)
+}
+
+/// After `bind` to port 0: the port that the kernel has found. It may be a component's, as a process can say from which
+/// range it is to be (`IP_LOCAL_PORT_RANGE`, Linux 6.3). A denial gives it back.
+pub fn bound(ctx: &SockContext, addr: Ip) -> i32 {
+    let sk = ctx.sock;
+    if !socket::asked_for_any_port(sk) {
+        return PASS;
+    }
+    // SAFETY: the context is valid while the program runs.
+    let (protocol, port) = unsafe { ((*sk).protocol, (*sk).src_port) };
+    let Some(space) = space_of(protocol) else {
+        return PASS;
+    };
+    // In host byte order.
+    let port = port as u16;
+    let active = Active::now();
+    let generation = active.generation();
+    if generation.settings().is_none() {
+        return REFUSE;
+    }
+    let by = enforcer_caller(active.word()) as Party;
+    let verdict = decide::binding(&generation, by, &addr, space, port);
+    if !verdict.is_denied() {
+        return PASS;
+    }
+    socket::stamp(ctx, sk);
+    Call {
+        active,
+        hook: Hook::Bind,
+        addr,
+        space,
+        port,
+        sk,
+    }
+    .told(verdict)
+}
+
+/// The address that an IPv4 socket is bound to.
+pub fn bound_ipv4(ctx: &SockContext) -> Ip {
+    // SAFETY: the context is valid while the program runs; the field is in network byte order.
+    Ip::v4(unsafe { (*ctx.sock).src_ip4 }.to_ne_bytes())
+}
+
+/// The address that an IPv6 socket is bound to.
+pub fn bound_ipv6(ctx: &SockContext) -> Ip {
+    // SAFETY: as above. The verifier wants each word read by itself.
+    let words = unsafe {
+        let sk = &*ctx.sock;
+        [sk.src_ip6[0], sk.src_ip6[1], sk.src_ip6[2], sk.src_ip6[3]]
+    };
+    of_words(words)
 }
 
 /// A call that is denied.
@@ -164,14 +224,17 @@ impl Call {
 fn endpoint(ctx: &SockAddrContext) -> Option<(Space, u16)> {
     // SAFETY: the context is valid while the program runs.
     let (protocol, port) = unsafe { ((*ctx.sock_addr).protocol, (*ctx.sock_addr).user_port) };
-    let space = match protocol {
+    // In network byte order, in the low half.
+    Some((space_of(protocol)?, u16::from_be(port as u16)))
+}
+
+fn space_of(protocol: u32) -> Option<Space> {
+    Some(match protocol {
         // An MPTCP socket's subflows are TCP.
         IPPROTO_TCP | IPPROTO_MPTCP => Space::Tcp,
         IPPROTO_UDP | IPPROTO_UDPLITE => Space::Udp,
         _ => return None,
-    };
-    // In network byte order, in the low half.
-    Some((space, u16::from_be(port as u16)))
+    })
 }
 
 fn socket_of(ctx: &SockAddrContext) -> *mut bpf_sock {

@@ -104,6 +104,29 @@ pub fn stamp<C: EbpfContext>(ctx: &C, sk: *mut bpf_sock) {
     }
 }
 
+/// Notes that a socket is bound to whatever port is free.
+pub fn ask_for_any_port(sk: *mut bpf_sock) {
+    let state = state_made(sk);
+    if !state.is_null() {
+        // SAFETY: see `state`.
+        unsafe { (*state).any_port = 1 };
+    }
+}
+
+/// Whether it was, once.
+pub fn asked_for_any_port(sk: *mut bpf_sock) -> bool {
+    let state = state(sk);
+    if state.is_null() {
+        return false;
+    }
+    // SAFETY: see `state`.
+    unsafe {
+        let asked = (*state).any_port != 0;
+        (*state).any_port = 0;
+        asked
+    }
+}
+
 /// `sock_create`: a stamp, and nothing is ever refused.
 pub fn created(ctx: &SockContext) -> i32 {
     // Raw sockets pass no other hook in their process's context. Where the kernel tells the network
@@ -172,7 +195,8 @@ fn cookie(ctx: *mut core::ffi::c_void) -> u64 {
     unsafe { bpf_get_netns_cookie(ctx) }
 }
 
-fn host() -> u64 {
+/// The cookie of the network namespace that the agent enforces in.
+pub fn host() -> u64 {
     // SAFETY: a plain read of a constant that the loader has set.
     unsafe { ptr::read_volatile(&raw const HOST_NETNS) }
 }

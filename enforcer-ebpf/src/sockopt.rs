@@ -1,10 +1,16 @@
 //! The hook on `setsockopt`: options that let a socket send where no other hook sees it.
 //!
 //! A packet socket with `PACKET_QDISC_BYPASS` hands its frames to the driver, and an `AF_XDP` socket
-//! puts them there itself; neither comes by TC egress, and on lo even the sender's cgroup is lost.
+//! puts them there itself; neither comes by TC egress, and on lo even the sender's cgroup is lost. What comes in by lo
+//! so is denied there ([`crate::tc::looped`]).
 
 use aya_ebpf::{helpers::generated::bpf_get_current_cgroup_id, programs::SockoptContext};
-use enforcer_common::{decide, record::Hook, tables::Tables as _, verdict::Reason};
+use enforcer_common::{
+    decide,
+    record::{Hook, SocketState},
+    tables::Tables as _,
+    verdict::Reason,
+};
 
 use crate::{
     maps::Active,
@@ -16,10 +22,12 @@ const PASS: i32 = 1;
 const REFUSE: i32 = 0;
 
 // include/linux/socket.h, include/uapi/linux/if_packet.h, include/uapi/linux/if_xdp.h
-const SOL_PACKET: i32 = 263;
+pub const SOL_PACKET: i32 = 263;
 const PACKET_QDISC_BYPASS: i32 = 20;
 const SOL_XDP: i32 = 283;
 const XDP_TX_RING: i32 = 3;
+/// An option that there is not: the agent asks for it to see whether [`crate::lsm`] is asked about calls.
+pub const PROBE: i32 = 0x656e_6672;
 
 /// Any option of any socket: all but two are nobody's business.
 pub fn setting(ctx: &SockoptContext) -> i32 {
@@ -30,31 +38,45 @@ pub fn setting(ctx: &SockoptContext) -> i32 {
         (*ctx.sockopt).optlen = 0;
         ((*ctx.sockopt).level, (*ctx.sockopt).optname)
     };
-    let around = matches!(
-        (level, option),
-        (SOL_PACKET, PACKET_QDISC_BYPASS) | (SOL_XDP, XDP_TX_RING)
-    );
     // What leaves a pod's own network namespace is judged where it comes out.
-    if !around || !socket::is_host(ctx) {
+    if !is_around(level, option) || !socket::is_host(ctx) {
         return PASS;
     }
-    let active = Active::now();
-    let generation = active.generation();
-    if generation.settings().is_none() {
-        return REFUSE;
-    }
-    let verdict = decide::refused(&generation, Reason::AroundHooks);
     // SAFETY: the context is valid while the program runs, and this hook has a full socket.
     let sk = unsafe { (*ctx.sockopt).__bindgen_anon_1.sk };
     socket::stamp(ctx, sk);
+    if refuses_around(socket::state(sk)) {
+        REFUSE
+    } else {
+        PASS
+    }
+}
+
+/// Whether an option lets a socket send past every hook.
+pub fn is_around(level: i32, option: i32) -> bool {
+    matches!(
+        (level, option),
+        (SOL_PACKET, PACKET_QDISC_BYPASS) | (SOL_XDP, XDP_TX_RING)
+    )
+}
+
+/// Tells that a process of this node asks for such an option, and says whether it is refused. `state`: what is kept on the
+/// socket; null where that is not known.
+pub fn refuses_around(state: *mut SocketState) -> bool {
+    let active = Active::now();
+    let generation = active.generation();
+    if generation.settings().is_none() {
+        return true;
+    }
+    let verdict = decide::refused(&generation, Reason::AroundHooks);
     let report = Report {
         active,
         hook: Hook::Setsockopt,
         // SAFETY: the helper takes nothing.
         subject: Subject::cgroup(unsafe { bpf_get_current_cgroup_id() }),
         ifindex: 0,
-        state: socket::state(sk),
+        state,
     };
     report.packet(verdict, None);
-    if verdict.passes() { PASS } else { REFUSE }
+    !verdict.passes()
 }

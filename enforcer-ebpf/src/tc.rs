@@ -22,7 +22,7 @@ use crate::{
     lock::{self, Lock},
     maps::{self, Active},
     memo::{self, Found},
-    report::{Report, Subject, count},
+    report::{Report, Subject, count, is_of_cut},
     skb::{self, Skb},
     socket,
 };
@@ -61,7 +61,13 @@ pub fn ingress(ctx: &TcContext) -> i32 {
         skb.set_mark(PacketMark::JUDGED.told());
         decide::refused(&active.generation(), Reason::ChecksumElsewhere)
     } else if lock::is_asked(allowed, &packet) && is_forward(allowed) {
-        entered(skb, active, &packet, found)
+        let lock = lock::entered(skb, &packet);
+        let verdict = lock.verdict(active, allowed);
+        if is_of_cut(Hook::TcIngress, lock, verdict) {
+            return DROP;
+        }
+        entered(skb, lock, verdict, &packet, found);
+        verdict
     } else {
         skb.set_mark(PacketMark::from_word(found.note()));
         if found.is_recalled() && allowed.is_denied() {
@@ -159,15 +165,13 @@ pub extern "C" fn enforcer_arrived(
     Found::new(&generation, verdict, mark.word()).word()
 }
 
-/// The verdict with the lock of its path in mind, on what has entered from a client.
+/// Marks what has entered from a client on a path that asks for TLS, and cuts it off if it is none.
 #[inline(always)]
-fn entered(skb: Skb, active: Active, packet: &Packet, allowed: Found) -> Verdict {
+fn entered(skb: Skb, lock: Lock, verdict: Verdict, packet: &Packet, allowed: Found) {
     let mut mark = PacketMark::from_word(allowed.note());
     if packet.segment.is_syn() && !packet.segment.is_empty() {
         mark = mark.with_fast_open();
     }
-    let lock = lock::entered(skb, packet);
-    let verdict = lock.verdict(active, allowed.verdict());
     if lock == Lock::Broken && !verdict.passes() {
         lock::cut(packet);
     }
@@ -175,7 +179,6 @@ fn entered(skb: Skb, active: Active, packet: &Packet, allowed: Found) -> Verdict
         mark = mark.told();
     }
     skb.set_mark(mark);
-    verdict
 }
 
 /// What goes out: frames of packet sockets, and what was forwarded. Packets of other sockets had
@@ -324,7 +327,12 @@ fn forwarded(skb: Skb) -> i32 {
     let verdict = if mark.is_fast_open() && !verdict.is_denied() {
         decide::not_tls(&active.generation(), verdict, Reason::FastOpenThrough)
     } else if lock::is_asked(verdict, &packet) && !is_forward(verdict) {
-        lock::returned(&packet).verdict(active, verdict)
+        let lock = lock::returned(&packet);
+        let verdict = lock.verdict(active, verdict);
+        if is_of_cut(Hook::TcEgress, lock, verdict) {
+            return DROP;
+        }
+        verdict
     } else {
         verdict
     };

@@ -10,15 +10,16 @@ use enforcer_common::{
     tables::{Party, Role, Tables as _},
     verdict::{Denial, Outcome, Reason, Verdict},
 };
+use ipnet::IpNet;
 use serde::Serialize;
 
 use crate::{
     advice::{Advice, Denied, advise},
-    compile::{Compiled, Simulator},
+    compile::{CgroupRule, Compiled, Simulator, cgroups},
     policy::{
-        cases::{Attempt, Case, Expect, PathCases, Sender, Target, What},
+        cases::{At, Attempt, Case, Expect, PathCases, Sender, Target, What},
         catalogue::Catalogue,
-        model::{Node, Path, Policy},
+        model::{Component, Node, Path, Policy},
     },
 };
 
@@ -63,7 +64,7 @@ pub struct Explanation {
     pub advice: Vec<Advice>,
     /// Where the question is another one than it seems.
     #[serde(skip_serializing_if = "Option::is_none")]
-    pub note: Option<&'static str>,
+    pub note: Option<String>,
 }
 
 impl Explanation {
@@ -83,19 +84,29 @@ pub fn explain(
     compiled: &Compiled,
     from: &Sender,
     attempt: Attempt,
+    at: Option<At>,
 ) -> Result<Explanation, String> {
     let node = policy
         .node(&compiled.node)
         .ok_or("the policy has no such node")?;
     let tables = Simulator::new(compiled);
+    let mut note = note(policy, node, from, attempt);
+    let mut at_own_socket = false;
     let (verdict, hook, sender) = match attempt {
         Attempt::Bind(at) => bind(&tables, from, at)?,
-        Attempt::Send(to) => send(&tables, node, from, to)?,
+        Attempt::Send(to) => {
+            let (place, judged, other) = sent(&tables, policy, node, from, (to, at))?;
+            note.extend(other);
+            let by_socket = matches!(judged.1, Hook::CgroupIngress | Hook::CgroupEgress);
+            at_own_socket = place == At::ThisNode && by_socket;
+            judged
+        }
     };
     let target = match attempt {
         Attempt::Send(target) | Attempt::Bind(target) => target,
     };
-    let meant = meant(&tables, target);
+    let target_address = target.address;
+    let meant = meant(&tables, target, at_own_socket);
     let name = |names: &[Vec<String>]| {
         let found = meant.and_then(|(target, _)| names.get(usize::from(target)));
         found.cloned().unwrap_or_default()
@@ -104,21 +115,22 @@ pub fn explain(
     let mut explanation = describe(policy, compiled, verdict, hook, sender, endpoints);
     if let Some((target, number)) = meant
         && !explanation.is_allowed()
-        && hook != Hook::Bind
     {
         let denial = compiled.target_denials.get(usize::from(target));
         explanation.denial = denial.cloned().unwrap_or_default();
-        explanation.advice = advise(
-            policy,
-            Catalogue::builtin(),
-            &Denied {
+        // Who needs another's port has no path to ask for.
+        if hook != Hook::Bind {
+            let denied = Denied {
                 senders: &explanation.sender,
                 endpoints: &name(&compiled.target_endpoints),
                 number,
-            },
-        );
+                destination: (!target_address.is_unspecified()).then_some(target_address),
+                source_port: None,
+            };
+            explanation.advice = advise(policy, Catalogue::builtin(), &denied);
+        }
     }
-    explanation.note = note(policy, node, from, target.address);
+    explanation.note = (!note.is_empty()).then(|| note.join("; "));
     Ok(explanation)
 }
 
@@ -146,7 +158,7 @@ pub fn run_cases(policy: &Policy, compiled: &Compiled, cases: &PathCases) -> Vec
 }
 
 fn run_case(policy: &Policy, compiled: &Compiled, case: &Case) -> CaseResult {
-    let explained = explain(policy, compiled, &case.from, case.attempt);
+    let explained = explain(policy, compiled, &case.from, case.attempt, case.at);
     let passed = explained.as_ref().is_ok_and(|found| match &case.expect {
         Expect::Path(path) => found.path.as_ref() == Some(&path.value),
         Expect::OtherTraffic => found.is_allowed() && found.path.is_none(),
@@ -180,7 +192,89 @@ fn run_case(policy: &Policy, compiled: &Compiled, case: &Case) -> CaseResult {
     }
 }
 
+/// The verdict, the hook that gives it, and the sender.
 type Judged = (Verdict, Hook, Party);
+
+/// Who has the destination, and what comes of it. Where nobody can know who has it, what would come of it otherwise is
+/// said, too: what a node's socket receives is the node's, whatever the address is declared as.
+fn sent(
+    tables: &Simulator<'_>,
+    policy: &Policy,
+    node: &Node,
+    from: &Sender,
+    (to, at): (Target, Option<At>),
+) -> Result<(At, Judged, Option<String>), String> {
+    let judge = |at| send(tables, node, from, to, at);
+    let assumed = match at {
+        Some(at) => return Ok((at, judge(at)?, None)),
+        None => assumed(policy, node, to.address),
+    };
+    let Some(assumed) = assumed else {
+        return Ok((At::Elsewhere, judge(At::Elsewhere)?, None));
+    };
+    let (other, when) = match assumed {
+        At::ThisNode => (At::Elsewhere, "does not have"),
+        At::Elsewhere => (At::ThisNode, "has"),
+    };
+    let (here, there) = (judge(assumed)?, judge(other)?);
+    let note = (here.0.outcome() != there.0.outcome()).then(|| {
+        let known = tables.compiled();
+        let would = match there.0.outcome() {
+            Outcome::Path(number, _) => match known.paths.get(&number) {
+                Some(path) => format!("it is allowed by path {path}"),
+                None => "it is allowed".to_owned(),
+            },
+            Outcome::Denied(Denial { reason, .. }) => format!("it is denied: {}", reason.name()),
+            Outcome::Other | Outcome::LaterFragment => "it is allowed as other traffic".to_owned(),
+        };
+        format!(
+            "where {} itself {when} {}, {would} (`at` says which is meant)",
+            node.name, to.address
+        )
+    });
+    Ok((assumed, here, note))
+}
+
+/// Who is taken to have an address that a node may have and that the policy gives to none: an address that nodes share
+/// is taken to be here, as that is the stricter answer; a service's is where the service is. None where there is no doubt.
+fn assumed(policy: &Policy, node: &Node, address: IpAddr) -> Option<At> {
+    let everywhere = match address {
+        IpAddr::V4(v4) => v4.is_multicast() || v4.is_broadcast(),
+        IpAddr::V6(v6) => v6.is_multicast(),
+    };
+    let is_somebodys = everywhere
+        || address.is_loopback()
+        || address.is_unspecified()
+        || policy
+            .nodes
+            .iter()
+            .any(|known| known.addresses.contains(&address))
+        || policy
+            .pod_networks
+            .iter()
+            .chain(&node.pod_networks)
+            .any(|net| net.contains(&address));
+    if is_somebodys {
+        return None;
+    }
+    let is_service = policy
+        .services
+        .iter()
+        .any(|service| service.address == address)
+        || policy
+            .service_networks
+            .iter()
+            .any(|net| net.contains(&address));
+    if is_service {
+        return Some(At::Elsewhere);
+    }
+    let shared = policy.components.iter().any(|component| {
+        let is_at =
+            |net: &IpNet| net.prefix_len() == net.max_prefix_len() && net.contains(&address);
+        !component.outside && !component.ports.is_empty() && component.addresses.iter().any(is_at)
+    });
+    shared.then_some(At::ThisNode)
+}
 
 fn bind(tables: &Simulator<'_>, from: &Sender, at: Target) -> Result<Judged, String> {
     let Sender::Process { cgroup, .. } = from else {
@@ -196,7 +290,25 @@ fn bind(tables: &Simulator<'_>, from: &Sender, at: Target) -> Result<Judged, Str
     Ok((verdict, Hook::Bind, party))
 }
 
-fn send(tables: &Simulator<'_>, node: &Node, from: &Sender, to: Target) -> Result<Judged, String> {
+fn send(
+    tables: &Simulator<'_>,
+    node: &Node,
+    from: &Sender,
+    to: Target,
+    at: At,
+) -> Result<Judged, String> {
+    let own_socket = |role, first: Judged, packet: &Packet| {
+        if at == At::Elsewhere || first.0.is_denied() {
+            return first;
+        }
+        // A party number, widened for the kernel's sake.
+        let receiver = tables.compiled().settings.local as Party;
+        let verdict = decide::delivered(tables, role, true, receiver, packet);
+        match verdict.is_denied() {
+            true => (verdict, Hook::CgroupIngress, first.2),
+            false => first,
+        }
+    };
     let address = match to.address {
         // A connection to the unspecified address reaches this host.
         any if any.is_unspecified() => Ip::from(any).this_host().into(),
@@ -217,28 +329,37 @@ fn send(tables: &Simulator<'_>, node: &Node, from: &Sender, to: Target) -> Resul
         Sender::Pod(source) => {
             // It is asked about the pod that has this address, not about one that forges it.
             let mut sender = settings.pods as Party;
-            let verdict = decide::arrived_on_wire(tables, Role::Pod, &packet(*source)?, |known| {
+            let packet = packet(*source)?;
+            let verdict = decide::arrived_on_wire(tables, Role::Pod, &packet, |known| {
                 sender = known;
                 true
             });
-            Ok((verdict, Hook::TcIngress, sender))
+            Ok(own_socket(
+                Role::Pod,
+                (verdict, Hook::TcIngress, sender),
+                &packet,
+            ))
         }
         Sender::Remote(source) => {
             let packet = packet(*source)?;
             let verdict = decide::arrived_on_wire(tables, Role::Uplink, &packet, |_| false);
-            Ok((verdict, Hook::TcIngress, tables.place(&packet.src).party))
+            let first = (verdict, Hook::TcIngress, tables.place(&packet.src).party);
+            Ok(own_socket(Role::Uplink, first, &packet))
         }
         Sender::Process {
             cgroup,
             address: own,
         } => {
-            let local = address.is_loopback() || node.addresses.contains(&address);
-            let source = own.or_else(|| source_for(node, address)).ok_or_else(|| {
-                format!(
-                    "node {} has no address of the family of {address}",
-                    node.name
-                )
-            })?;
+            let local =
+                at == At::ThisNode || address.is_loopback() || node.addresses.contains(&address);
+            let source = own
+                .or_else(|| source_for(node, address, local))
+                .ok_or_else(|| {
+                    format!(
+                        "node {} has no address of the family of {address}",
+                        node.name
+                    )
+                })?;
             let party = tables.party_of_cgroup(cgroup);
             let packet = packet(source)?;
             if let Some(refusal) = refused_at_once(tables, party, &packet) {
@@ -265,35 +386,95 @@ fn refused_at_once(tables: &Simulator<'_>, by: Party, packet: &Packet) -> Option
     (refused && !verdict.passes()).then_some(verdict)
 }
 
-/// A sentence where a packet from there to there is not what the node would see every day.
-fn note(policy: &Policy, node: &Node, from: &Sender, to: IpAddr) -> Option<&'static str> {
-    let comes_by = || {
-        let everywhere = match to {
-            IpAddr::V4(to) => to.is_multicast() || to.is_broadcast(),
-            IpAddr::V6(to) => to.is_multicast(),
-        };
-        everywhere
-            || to.is_unspecified()
-            || to.is_loopback()
-            || node.addresses.contains(&to)
-            || policy.pod_networks.iter().any(|net| net.contains(&to))
-            || policy.services.iter().any(|service| service.address == to)
+/// Sentences where a packet from there to there is not what the node would see every day.
+fn note(policy: &Policy, node: &Node, from: &Sender, attempt: Attempt) -> Vec<String> {
+    let to = match attempt {
+        Attempt::Send(target) | Attempt::Bind(target) => target.address,
+    };
+    let mut notes = Vec::new();
+    let pods_of = |address: &IpAddr| {
+        let has = |node: &&Node| node.pod_networks.iter().any(|net| net.contains(address));
+        policy.nodes.iter().find(has)
     };
     match from {
-        Sender::Pod(_) if to.is_loopback() => Some(
-            "a pod's own loopback never leaves the pod; this is a packet that it puts onto its interface",
+        Sender::Pod(_) if to.is_loopback() => notes.push(
+            "a pod's own loopback never leaves the pod; this is a packet that it puts onto its interface".to_owned(),
         ),
-        Sender::Remote(_) if !comes_by() => Some(
-            "this node sees such a packet only if it forwards it: the destination is neither its own nor a pod's",
-        ),
-        _ => None,
+        Sender::Pod(source) => {
+            if let Some(other) = pods_of(source).filter(|other| other.name != node.name) {
+                notes.push(format!(
+                    "pods of {} have their addresses there: what such a pod sends comes to {} by an uplink \
+                     (address:{source}), and never by a pod's interface",
+                    other.name, node.name
+                ));
+            }
+        }
+        Sender::Remote(source) => {
+            if pods_of(source).is_some_and(|own| own.name == node.name) {
+                notes.push(format!(
+                    "pods of {} itself have their addresses there: {} sees what they send at their interfaces \
+                     (pod:{source}), and from an uplink only what somebody forged",
+                    node.name, node.name
+                ));
+            } else if policy.services.iter().any(|service| service.address == *source) {
+                notes.push(format!("{source} is a service address: nobody sends from there"));
+            }
+            if !comes_by(policy, node, to) {
+                notes.push(
+                    "this node sees such a packet only if it forwards it, or has the address itself: it is neither \
+                     declared as its own nor a pod's"
+                        .to_owned(),
+                );
+            }
+        }
+        Sender::Process { cgroup, .. } => notes.extend(not_on_this_node(policy, node, cgroup)),
     }
+    notes
+}
+
+fn comes_by(policy: &Policy, node: &Node, to: IpAddr) -> bool {
+    let everywhere = match to {
+        IpAddr::V4(to) => to.is_multicast() || to.is_broadcast(),
+        IpAddr::V6(to) => to.is_multicast(),
+    };
+    everywhere
+        || to.is_unspecified()
+        || to.is_loopback()
+        || node.addresses.contains(&to)
+        || policy.pod_networks.iter().any(|net| net.contains(&to))
+        || policy.services.iter().any(|service| service.address == to)
+}
+
+/// A cgroup that is declared, by components of other nodes.
+fn not_on_this_node(policy: &Policy, node: &Node, cgroup: &str) -> Option<String> {
+    let is_here = |c: &Component| c.runs_on.is_empty() || c.runs_on(node);
+    let rules = |keep: &dyn Fn(&Component) -> bool| -> Vec<CgroupRule> {
+        let components = policy.components.iter().filter(|component| keep(component));
+        let rules = components.flat_map(|component| {
+            component.cgroups.iter().map(|pattern| CgroupRule {
+                pattern: pattern.clone(),
+                party: 0,
+                components: vec![component.name.clone()],
+            })
+        });
+        rules.collect()
+    };
+    let (all, here) = (rules(&|_| true), rules(&is_here));
+    let declared = cgroups::rule_for(&all, cgroup)?;
+    if cgroups::rule_for(&here, cgroup).is_some_and(|rule| rule.pattern == declared.pattern) {
+        return None;
+    }
+    Some(format!(
+        "this cgroup is that of {}, which does not run on {}: there it is one more cgroup",
+        declared.components.join(", "),
+        node.name
+    ))
 }
 
 /// The source address that routing would give: to loopback, the same; to its own addresses, the
 /// destination; otherwise the node's first of the family.
-fn source_for(node: &Node, destination: IpAddr) -> Option<IpAddr> {
-    if destination.is_loopback() || node.addresses.contains(&destination) {
+fn source_for(node: &Node, destination: IpAddr, is_local: bool) -> Option<IpAddr> {
+    if is_local {
         return Some(destination);
     }
     node.addresses
@@ -324,7 +505,7 @@ fn ports(what: What) -> Ports {
 }
 
 /// The number of the target that is meant, and the port, type or protocol there.
-fn meant(tables: &Simulator<'_>, to: Target) -> Option<(u16, (Space, u16))> {
+fn meant(tables: &Simulator<'_>, to: Target, at_own_socket: bool) -> Option<(u16, (Space, u16))> {
     let Ports {
         space, destination, ..
     } = ports(to.what);
@@ -336,7 +517,11 @@ fn meant(tables: &Simulator<'_>, to: Target) -> Option<(u16, (Space, u16))> {
     };
     let settings = &tables.compiled().settings;
     let class = tables.class(space, destination)?;
-    let target = tables.target(settings, tables.place(&ip).party, class)?;
+    let party = match at_own_socket {
+        true => decide::received_at(tables, settings, &ip, space, destination),
+        false => tables.place(&ip).party,
+    };
+    let target = tables.target(settings, party, class)?;
     Some((target, (space, destination)))
 }
 
@@ -451,6 +636,250 @@ mod tests {
                 }
             }
         }
+    }
+
+    const SHARED: &str = "\
+apiVersion: enforcer.dev/v1alpha1
+kind: Inventory
+metadata: { name: shared }
+spec:
+  nodes:
+    cp1: { addresses: [10.0.0.11], roles: [control-plane, etcd], podNetworks: [10.244.0.0/24] }
+    w1: { addresses: [10.0.0.21], roles: [worker], podNetworks: [10.244.1.0/24] }
+  podNetworks: [10.244.0.0/16]
+  serviceNetworks: [10.96.0.0/16]
+  services: { 'apiserver:secure': ['10.96.0.1:443'] }
+  components:
+    apiserver: { cgroups: [/apiserver] }
+    etcd: { cgroups: [/etcd] }
+    kubelet: { cgroups: [/kubelet] }
+    pods: { cgroups: [/pods] }
+    load-balancer: { addresses: [10.0.0.5] }
+    admin: { addresses: [192.0.2.7] }
+---
+apiVersion: enforcer.dev/v1alpha1
+kind: PathPolicy
+metadata: { name: shared }
+spec: { profile: control-plane-stacked-etcd, options: [load-balancer], mode: Enforce, otherTraffic: Allow }
+";
+
+    /// What a node's socket receives is the node's, whatever the address is declared as. Who has a shared address, or a
+    /// service's, nobody can know from a policy, so both answers are given.
+    #[test]
+    fn an_address_that_the_node_may_have_is_answered_both_ways() {
+        let source = policy::SourceText {
+            name: "p.yaml".to_owned(),
+            text: SHARED.to_owned(),
+        };
+        let policy = policy::from_texts(&[source]).unwrap();
+        let compiled = |node| compile(&policy, node, None, &mut PathNumbers::default()).unwrap();
+        let (cp1, w1) = (compiled("cp1"), compiled("w1"));
+        let ask = |compiled: &Compiled, from: &str, to: &str, at| {
+            let from = match from.split_once(' ') {
+                Some(("pod", address)) => Sender::Pod(address.parse().unwrap()),
+                Some(("address", address)) => Sender::Remote(address.parse().unwrap()),
+                _ => Sender::Process {
+                    cgroup: from.to_owned(),
+                    address: None,
+                },
+            };
+            let to = cases::target(to).unwrap();
+            let found = explain(&policy, compiled, &from, Attempt::Send(to), at).unwrap();
+            let verdict = found.reason.map(str::to_owned).or(found.path);
+            let said = verdict.unwrap_or_else(|| "other".to_owned());
+            (
+                said,
+                found.endpoints.join(","),
+                found.note.unwrap_or_default(),
+            )
+        };
+        use At::{Elsewhere, ThisNode};
+        for (from, to, at, verdict, endpoint, note) in [
+            (
+                "pod 10.244.0.9",
+                "10.0.0.5:2379/tcp",
+                None,
+                "NoPath",
+                "etcd:client",
+                "does not have 10.0.0.5, it is allowed as other traffic",
+            ),
+            (
+                "address 203.0.113.7",
+                "10.0.0.5:2379/tcp",
+                None,
+                "NoPath",
+                "etcd:client",
+                "it is allowed as other traffic",
+            ),
+            (
+                "/pods/x",
+                "10.0.0.5:2379/tcp",
+                None,
+                "WrongProcess",
+                "etcd:client",
+                "it is allowed as other traffic",
+            ),
+            (
+                "pod 10.244.0.9",
+                "10.0.0.5:2379/tcp",
+                Some(ThisNode),
+                "NoPath",
+                "etcd:client",
+                "",
+            ),
+            (
+                "pod 10.244.0.9",
+                "10.0.0.5:2379/tcp",
+                Some(Elsewhere),
+                "other",
+                "",
+                "",
+            ),
+            (
+                "pod 10.244.0.9",
+                "10.0.0.5:6443/tcp",
+                None,
+                "client-to-load-balancer",
+                "load-balancer:api",
+                "",
+            ),
+            // Nobody's in particular: this node forwards at most.
+            (
+                "pod 10.244.0.9",
+                "192.0.2.7:2379/tcp",
+                None,
+                "other",
+                "",
+                "",
+            ),
+            (
+                "pod 10.244.0.9",
+                "10.96.44.4:2379/tcp",
+                None,
+                "pod-to-pod",
+                "world:any,pods:any",
+                "itself has 10.96.44.4, it is denied: NoPath",
+            ),
+            (
+                "pod 10.244.0.9",
+                "10.96.44.4:2379/tcp",
+                Some(ThisNode),
+                "NoPath",
+                "etcd:client",
+                "",
+            ),
+        ] {
+            let found = ask(&cp1, from, to, at);
+            assert_eq!(found.0, verdict, "{from} to {to} {at:?}: {found:?}");
+            assert!(
+                endpoint.is_empty() || found.1 == endpoint,
+                "{from} to {to} {at:?}: {found:?}"
+            );
+            assert!(found.2.contains(note), "{from} to {to} {at:?}: {found:?}");
+            assert_eq!(
+                note.is_empty(),
+                !found.2.contains("itself"),
+                "{from} to {to} {at:?}: {found:?}"
+            );
+        }
+        // What this node never sees.
+        for (node, from, to, note) in [
+            (
+                &cp1,
+                "pod 10.244.1.9",
+                "10.0.0.11:6443/tcp",
+                "pods of w1 have their addresses there",
+            ),
+            (
+                &cp1,
+                "address 10.244.0.9",
+                "10.0.0.11:6443/tcp",
+                "pods of cp1 itself",
+            ),
+            (
+                &cp1,
+                "address 10.96.0.1",
+                "10.0.0.11:6443/tcp",
+                "nobody sends from there",
+            ),
+            (
+                &cp1,
+                "address 10.0.0.21",
+                "203.0.113.9:443/tcp",
+                "only if it forwards it",
+            ),
+            (
+                &w1,
+                "/etcd",
+                "10.0.0.11:6443/tcp",
+                "that of etcd, which does not run on w1",
+            ),
+        ] {
+            let found = ask(node, from, to, None);
+            assert!(found.2.contains(note), "{from} to {to}: {found:?}");
+        }
+    }
+
+    /// A process in no declared cgroup is no component that may be missing.
+    #[test]
+    fn what_needs_a_cgroup_is_nobody_before_it_has_one() {
+        let judge = |text: &str, from: &str, to: &str| {
+            let source = policy::SourceText {
+                name: "p.yaml".to_owned(),
+                text: text.to_owned(),
+            };
+            let policy = policy::from_texts(&[source]).unwrap();
+            let compiled = compile(&policy, "cp1", None, &mut PathNumbers::default()).unwrap();
+            let from = Sender::Process {
+                cgroup: from.to_owned(),
+                address: None,
+            };
+            let to = Attempt::Send(cases::target(to).unwrap());
+            let found = explain(&policy, &compiled, &from, to, None).unwrap();
+            found
+                .reason
+                .map(str::to_owned)
+                .or(found.path)
+                .unwrap_or_default()
+        };
+        let unit = "/system.slice/x.service";
+        // A controller manager and a scheduler that nobody declared: a node can not do without them.
+        assert_eq!(
+            judge(SHARED, unit, "127.0.0.1:6443/tcp"),
+            "controller-manager-to-apiserver"
+        );
+        let declared = SHARED.replace(
+            "    pods:",
+            "    controller-manager: { cgroups: [/kcm] }\n    scheduler: { cgroups: [/ks] }\n    pods:",
+        );
+        assert_eq!(judge(&declared, unit, "127.0.0.1:6443/tcp"), "WrongProcess");
+        assert_eq!(judge(&declared, unit, "10.0.0.5:6443/tcp"), "WrongProcess");
+        let ccm = declared.replace(
+            "    pods:",
+            "    cloud-controller-manager: { cgroups: [/system.slice/x.service] }\n    pods:",
+        );
+        assert_eq!(
+            judge(&ccm, unit, "127.0.0.1:6443/tcp"),
+            "cloud-controller-manager-to-apiserver"
+        );
+        let open = declared.replace(
+            "    pods:",
+            "    kube-proxy: { needsCgroup: false }\n    pods:",
+        );
+        assert_eq!(
+            judge(&open, unit, "127.0.0.1:6443/tcp"),
+            "kube-proxy-to-apiserver"
+        );
+        // Node ports on loopback, which kube-proxy may serve itself, are the node's as before.
+        let ports = declared.replace(
+            "options: [load-balancer]",
+            "options: [load-balancer, node-ports]",
+        );
+        assert_eq!(judge(&ports, unit, "127.0.0.1:30080/tcp"), "node-ports");
+        assert_eq!(
+            judge(&ports, unit, "10.244.1.9:8080/tcp"),
+            "service-forwarding"
+        );
     }
 
     /// A case that expects something else fails: the test above can fail.

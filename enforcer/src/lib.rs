@@ -11,3 +11,4 @@ pub mod compile;
 pub mod explain;
 pub mod kernel;
 pub mod policy;
+pub mod text;

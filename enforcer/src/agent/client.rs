@@ -1,36 +1,53 @@
-//! Asks a running agent.
+//! Asks a running agent, and waits no longer than an answer can take.
 
 use std::{
+    fs,
     io::{self, BufRead as _, BufReader, Write as _},
     ops::ControlFlow,
-    os::unix::net::UnixStream,
+    os::{fd::OwnedFd, unix::net::UnixStream},
     path::Path,
+    thread,
+    time::{Duration, Instant},
 };
 
+use nix::{
+    errno::Errno,
+    sys::socket::{AddressFamily, SockFlag, SockType, UnixAddr, connect, socket},
+};
 use serde::de::DeserializeOwned;
 use serde_json::Value;
 
 use super::{
     AgentError, Event, Sources, Status,
-    control::{Request, socket_path},
+    control::{Request, SIGN_OF_LIFE, socket_path},
 };
+use crate::{kernel::filters, text};
+
+/// How long an answer may take on a busy machine.
+const ANSWER: Duration = Duration::from_secs(15);
+/// How long it may take until thousands of interfaces are let go.
+const DETACH: Duration = Duration::from_secs(120);
 
 /// What is in force, and what came of it.
 ///
 /// # Errors
 ///
-/// No agent runs there, or it can not tell.
+/// No agent runs there, it can not tell, or it does not answer. If none runs, and filters of one that was killed are
+/// still there, they are named.
 pub fn status(run_dir: &Path) -> Result<Status, AgentError> {
-    one(run_dir, &Request::Status {})
+    match one(run_dir, &Request::Status {}, ANSWER) {
+        Err(error @ AgentError::NoAgent { .. }) => Err(leftovers().unwrap_or(error)),
+        result => result,
+    }
 }
 
 /// The policy in force, as it was read.
 ///
 /// # Errors
 ///
-/// No agent runs there.
+/// No agent runs there, or it does not answer.
 pub fn sources(run_dir: &Path) -> Result<Sources, AgentError> {
-    one(run_dir, &Request::Sources {})
+    one(run_dir, &Request::Sources {}, ANSWER)
 }
 
 /// Ends the agent. Returns when everything is detached. If none runs, but one was killed and left
@@ -38,9 +55,9 @@ pub fn sources(run_dir: &Path) -> Result<Sources, AgentError> {
 ///
 /// # Errors
 ///
-/// No agent runs there.
+/// No agent runs there, or it does not answer.
 pub fn detach(run_dir: &Path) -> Result<(), AgentError> {
-    match one::<Value>(run_dir, &Request::Detach {}) {
+    match one::<Value>(run_dir, &Request::Detach {}, DETACH) {
         Err(AgentError::NoAgent { socket }) => match super::remove_leftovers(run_dir)? {
             0 => Err(AgentError::NoAgent { socket }),
             _ => Ok(()),
@@ -54,39 +71,43 @@ pub fn detach(run_dir: &Path) -> Result<(), AgentError> {
 ///
 /// # Errors
 ///
-/// No agent runs there, or it can not tell.
+/// No agent runs there, it can not tell, or it does not answer.
 pub fn events(
     run_dir: &Path,
     follow: bool,
     mut each: impl FnMut(Event) -> ControlFlow<()>,
 ) -> Result<(), AgentError> {
-    let answers = ask(
-        run_dir,
-        &Request::Events {
-            follow,
-            denied: false,
-        },
-    )?;
-    for line in answers.lines() {
-        let line = line.map_err(AgentError::system("read the agent's answer"))?;
-        if each(understood(&line)?).is_break() {
+    let request = Request::Events {
+        follow,
+        denied: false,
+    };
+    // Who follows hears something every few seconds.
+    let mut answers = ask(run_dir, &request, ANSWER.max(3 * SIGN_OF_LIFE))?;
+    while let Some(line) = answers.line()? {
+        if !line.trim().is_empty() && each(understood(&line)?).is_break() {
             break;
         }
     }
     Ok(())
 }
 
-fn one<T: DeserializeOwned>(run_dir: &Path, request: &Request) -> Result<T, AgentError> {
-    let mut line = String::new();
-    ask(run_dir, request)?
-        .read_line(&mut line)
-        .map_err(AgentError::system("read the agent's answer"))?;
-    if line.is_empty() {
-        return Err(AgentError::Refused(
+/// Filters that were left, if there are any and they can be seen.
+fn leftovers() -> Option<AgentError> {
+    let found = super::runtime().ok()?.block_on(filters::leftovers()).ok()?;
+    (!found.is_empty()).then_some(AgentError::Leftovers { filters: found })
+}
+
+fn one<T: DeserializeOwned>(
+    run_dir: &Path,
+    request: &Request,
+    limit: Duration,
+) -> Result<T, AgentError> {
+    match ask(run_dir, request, limit)?.line()? {
+        Some(line) => understood(&line),
+        None => Err(AgentError::Refused(
             "nothing: it ended before it answered".to_owned(),
-        ));
+        )),
     }
-    understood(&line)
 }
 
 fn understood<T: DeserializeOwned>(line: &str) -> Result<T, AgentError> {
@@ -97,41 +118,152 @@ fn understood<T: DeserializeOwned>(line: &str) -> Result<T, AgentError> {
     }
 }
 
-fn ask(run_dir: &Path, request: &Request) -> Result<BufReader<UnixStream>, AgentError> {
-    let socket = socket_path(run_dir);
-    let mut stream = match UnixStream::connect(&socket) {
-        Err(e)
-            if matches!(
-                e.kind(),
-                io::ErrorKind::NotFound | io::ErrorKind::ConnectionRefused
-            ) =>
-        {
-            return Err(AgentError::NoAgent { socket });
+/// What an agent answers, line by line, each within a time.
+struct Answers<'a> {
+    run_dir: &'a Path,
+    limit: Duration,
+    from: BufReader<UnixStream>,
+}
+
+impl Answers<'_> {
+    fn line(&mut self) -> Result<Option<String>, AgentError> {
+        let mut line = String::new();
+        match self.from.read_line(&mut line) {
+            Ok(0) => Ok(None),
+            Ok(_) => Ok(Some(line)),
+            Err(error) if is_timeout(&error) => Err(silent(self.run_dir, self.limit)),
+            Err(error) => Err(AgentError::system("read the agent's answer")(error)),
         }
-        result => result.map_err(AgentError::system(format!(
-            "connect to {}",
-            socket.display()
-        )))?,
-    };
+    }
+}
+
+fn ask<'a>(
+    run_dir: &'a Path,
+    request: &Request,
+    limit: Duration,
+) -> Result<Answers<'a>, AgentError> {
+    let stream = connected(run_dir, limit)?;
+    let asking = || AgentError::system("ask the agent");
+    stream.set_read_timeout(Some(limit)).map_err(asking())?;
+    stream.set_write_timeout(Some(limit)).map_err(asking())?;
     let mut line = serde_json::to_vec(request)?;
     line.push(b'\n');
+    match (&stream).write_all(&line) {
+        Err(error) if is_timeout(&error) => return Err(silent(run_dir, limit)),
+        result => result.map_err(asking())?,
+    }
+    Ok(Answers {
+        run_dir,
+        limit,
+        from: BufReader::new(stream),
+    })
+}
+
+/// Connects. While many others wait for an agent that accepts nobody, the kernel takes no more, and would have this
+/// one wait for ever.
+fn connected(run_dir: &Path, limit: Duration) -> Result<UnixStream, AgentError> {
+    let path = socket_path(run_dir);
+    let failed = |errno: Errno| {
+        AgentError::system(format!("connect to {}", text::path(&path)))(errno.into())
+    };
+    let address = UnixAddr::new(&path).map_err(failed)?;
+    let flags = SockFlag::SOCK_CLOEXEC | SockFlag::SOCK_NONBLOCK;
+    let socket: OwnedFd =
+        socket(AddressFamily::Unix, SockType::Stream, flags, None).map_err(failed)?;
+    let deadline = Instant::now() + limit;
+    loop {
+        match connect(std::os::fd::AsRawFd::as_raw_fd(&socket), &address) {
+            Ok(()) => break,
+            Err(Errno::ENOENT | Errno::ECONNREFUSED) => {
+                return Err(AgentError::NoAgent { socket: path });
+            }
+            Err(Errno::EAGAIN) if Instant::now() < deadline => {
+                thread::sleep(Duration::from_millis(50));
+            }
+            Err(Errno::EAGAIN) => return Err(silent(run_dir, limit)),
+            Err(Errno::EINTR) => {}
+            Err(errno) => return Err(failed(errno)),
+        }
+    }
+    let stream = UnixStream::from(socket);
     stream
-        .write_all(&line)
+        .set_nonblocking(false)
         .map_err(AgentError::system("ask the agent"))?;
-    Ok(BufReader::new(stream))
+    Ok(stream)
+}
+
+fn is_timeout(error: &io::Error) -> bool {
+    matches!(
+        error.kind(),
+        io::ErrorKind::WouldBlock | io::ErrorKind::TimedOut
+    )
+}
+
+/// The agent does not answer: what can be said of its process.
+fn silent(run_dir: &Path, limit: Duration) -> AgentError {
+    let pid = fs::read_to_string(run_dir.join("lock")).ok();
+    let pid: Option<u32> = pid.and_then(|pid| pid.trim().parse().ok());
+    let stat = pid.and_then(|pid| fs::read_to_string(format!("/proc/{pid}/stat")).ok());
+    // Behind the name, which is in parentheses and may hold anything.
+    let state = stat
+        .as_deref()
+        .and_then(|stat| stat.rsplit_once(") "))
+        .and_then(|(_, rest)| rest.chars().next());
+    let state = match state {
+        Some('T' | 't') => {
+            "its process is stopped; let it go on (kill -CONT), or end it (kill -KILL) and run `enforcer detach`"
+        }
+        Some('D') => "its process waits for a device or a file system",
+        Some(_) => "it is busy, or its machine is; what is attached goes on meanwhile",
+        None => "its process can not be seen from here",
+    };
+    AgentError::Silent { pid, limit, state }
 }
 
 #[cfg(test)]
 mod tests {
+    use nix::sys::socket::{Backlog, bind, listen};
+
     use super::*;
 
     #[test]
     fn without_an_agent_it_says_how_to_start_one() {
         let dir = tempfile::tempdir().unwrap();
-        let error = status(dir.path()).unwrap_err().to_string();
+        let error = sources(dir.path()).unwrap_err().to_string();
         assert!(
             error.starts_with("no agent runs here") && error.contains("enforcer run"),
             "{error}"
         );
+    }
+
+    #[test]
+    fn an_agent_that_does_not_answer_is_not_waited_for() {
+        let dir = tempfile::tempdir().unwrap();
+        let listener = socket(
+            AddressFamily::Unix,
+            SockType::Stream,
+            SockFlag::empty(),
+            None,
+        )
+        .unwrap();
+        let address = UnixAddr::new(&socket_path(dir.path())).unwrap();
+        bind(std::os::fd::AsRawFd::as_raw_fd(&listener), &address).unwrap();
+        listen(&listener, Backlog::new(2).unwrap()).unwrap();
+        fs::write(dir.path().join("lock"), format!("{}\n", std::process::id())).unwrap();
+        let limit = Duration::from_millis(200);
+        let ask = || one::<Value>(dir.path(), &Request::Status {}, limit);
+        let error = ask().unwrap_err().to_string();
+        let expected = format!(
+            "the agent here (pid {}) does not answer",
+            std::process::id()
+        );
+        assert!(error.starts_with(&expected), "{error}");
+        // Nobody accepts, until the kernel takes no more of them.
+        let waiting: Vec<_> = (0..)
+            .map(|_| connected(dir.path(), Duration::ZERO))
+            .take_while(Result::is_ok)
+            .collect();
+        assert!(waiting.len() > 1);
+        assert!(matches!(ask(), Err(AgentError::Silent { .. })));
     }
 }

@@ -1,19 +1,30 @@
-//! The control socket: a request in a line, an answer in a line, or a line per event.
+//! The control socket: a request in a line, an answer in a line, or a line per event. Whoever follows events gets
+//! an empty line now and then, too, so that he knows that somebody is there.
+//!
+//! Nobody can keep the agent from answering others: connections have descriptors of their own ([`Room`]), their
+//! number is limited, and so is how long any of them may take.
 
 use std::{
-    fs,
-    os::unix::fs::PermissionsExt as _,
+    fs, io,
+    os::unix::{fs::PermissionsExt as _, net::UnixListener},
     path::{Path, PathBuf},
+    sync::Arc,
+    time::Duration,
 };
 
 use serde::{Deserialize, Serialize};
 use tokio::{
-    io::{AsyncBufReadExt as _, AsyncReadExt as _, AsyncWriteExt as _, BufReader},
-    net::{UnixListener, UnixStream, unix::OwnedWriteHalf},
-    sync::{broadcast, mpsc, oneshot},
+    io::{AsyncBufReadExt as _, AsyncReadExt as _, AsyncWriteExt as _, BufReader, unix::AsyncFd},
+    net::{UnixStream, unix::OwnedWriteHalf},
+    sync::{Semaphore, broadcast, mpsc, oneshot},
+    time::{sleep, timeout},
 };
 
-use super::{AgentError, Event, Sources, Status};
+use super::{
+    AgentError, Event, Sources, Status,
+    room::{CONNECTIONS, Room},
+};
+use crate::text;
 
 /// What can be asked for.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -71,16 +82,21 @@ pub fn socket_path(run_dir: &Path) -> PathBuf {
 
 impl Control {
     /// Listens. What is asked for comes out of the receiver.
-    pub fn open(run_dir: &Path) -> Result<(Self, mpsc::Receiver<Ask>), AgentError> {
+    pub fn open(run_dir: &Path, room: Room) -> Result<(Self, mpsc::Receiver<Ask>), AgentError> {
         let path = socket_path(run_dir);
         // The lock is held, so whoever left a socket here is gone.
         let _ = fs::remove_file(&path);
-        let action = format!("listen at {}", path.display());
-        let listener = UnixListener::bind(&path).map_err(AgentError::system(&action))?;
-        fs::set_permissions(&path, fs::Permissions::from_mode(0o600))
-            .map_err(AgentError::system(&action))?;
+        let action = format!("listen at {}", text::path(&path));
+        let system = || AgentError::system(&action);
+        let listener = UnixListener::bind(&path).map_err(system())?;
+        fs::set_permissions(&path, fs::Permissions::from_mode(0o600)).map_err(system())?;
+        listener.set_nonblocking(true).map_err(system())?;
+        // SAFETY: the descriptor is the listener's own, which never changes it and lives as long as the
+        // registration.
+        let listener = unsafe { AsyncFd::register(listener) };
+        let listener = listener.map_err(io::Error::from).map_err(system())?;
         let (sender, receiver) = mpsc::channel(16);
-        tokio::spawn(accept(listener, sender));
+        tokio::spawn(accept(listener, room, sender));
         Ok((Self { path }, receiver))
     }
 }
@@ -94,31 +110,69 @@ impl Drop for Control {
 /// A request is short; more than this is none.
 const MAX_REQUEST: u64 = 4096;
 
-async fn accept(listener: UnixListener, asks: mpsc::Sender<Ask>) {
+/// Of all connections, so many may follow events, which takes as long as they like.
+const FOLLOWERS: usize = CONNECTIONS / 2;
+/// How long a connection may take to ask.
+const ASKS_WITHIN: Duration = Duration::from_secs(5);
+/// How long it may take to read what it asked for. Who follows events may be at a pager's prompt.
+const READS_WITHIN: Duration = Duration::from_secs(30);
+const FOLLOWER_READS_WITHIN: Duration = Duration::from_secs(600);
+/// How often who follows events is told that somebody is there.
+pub(super) const SIGN_OF_LIFE: Duration = Duration::from_secs(5);
+
+async fn accept(listener: AsyncFd<UnixListener>, room: Room, asks: mpsc::Sender<Ask>) {
+    let connections = Arc::new(Semaphore::new(CONNECTIONS));
+    let followers = Arc::new(Semaphore::new(FOLLOWERS));
     loop {
-        match listener.accept().await {
-            Ok((stream, _)) => {
-                tokio::spawn(answer(stream, asks.clone()));
+        // One more waits until another has gone, which is never long.
+        let Ok(permit) = Arc::clone(&connections).acquire_owned().await else {
+            return;
+        };
+        let accepted = loop {
+            let Ok(mut ready) = listener.readable().await else {
+                return;
+            };
+            let accept = |inner: &AsyncFd<UnixListener>| room.within(|| inner.get_ref().accept());
+            match ready.try_io(accept) {
+                Ok(accepted) => break accepted,
+                Err(_nobody_there) => {}
             }
-            // Out of file descriptors, say: others end, and then it goes on.
-            Err(_) => tokio::time::sleep(std::time::Duration::from_millis(100)).await,
-        }
+        };
+        let stream = accepted.and_then(|(stream, _)| {
+            stream.set_nonblocking(true)?;
+            UnixStream::from_std(stream)
+        });
+        let Ok(stream) = stream else {
+            // Out of file descriptors in spite of it all: others end, and then it goes on.
+            sleep(Duration::from_millis(100)).await;
+            continue;
+        };
+        let (asks, followers) = (asks.clone(), Arc::clone(&followers));
+        tokio::spawn(async move {
+            answer(stream, &asks, &followers).await;
+            drop(permit);
+        });
     }
 }
 
-async fn answer(stream: UnixStream, asks: mpsc::Sender<Ask>) {
-    let (read, mut write) = stream.into_split();
+async fn answer(stream: UnixStream, asks: &mpsc::Sender<Ask>, followers: &Semaphore) {
+    let (read, write) = stream.into_split();
     let mut read = BufReader::new(read);
+    let mut to = Client {
+        write,
+        reads_within: READS_WITHIN,
+    };
     loop {
         let mut line = String::new();
-        match (&mut read).take(MAX_REQUEST).read_line(&mut line).await {
-            Ok(1..) => {}
-            // It has hung up, or does not speak text.
-            Ok(0) | Err(_) => return,
+        let mut limited = (&mut read).take(MAX_REQUEST);
+        match timeout(ASKS_WITHIN, limited.read_line(&mut line)).await {
+            Ok(Ok(1..)) => {}
+            // It has hung up, does not speak text, or does not speak.
+            Ok(Ok(0) | Err(_)) | Err(_) => return,
         }
         let result = match serde_json::from_str(&line) {
-            Ok(request) => serve(request, &asks, &mut write).await,
-            Err(error) => refuse(&mut write, &format!("not a request: {error}")).await,
+            Ok(request) => serve(request, asks, followers, &mut to).await,
+            Err(error) => refuse(&mut to, &format!("not a request: {error}")).await,
         };
         if result.is_none() {
             return;
@@ -126,8 +180,19 @@ async fn answer(stream: UnixStream, asks: mpsc::Sender<Ask>) {
     }
 }
 
+/// Who has asked.
+struct Client {
+    write: OwnedWriteHalf,
+    reads_within: Duration,
+}
+
 /// Nothing if the other side, or the agent, is gone.
-async fn serve(request: Request, asks: &mpsc::Sender<Ask>, to: &mut OwnedWriteHalf) -> Option<()> {
+async fn serve(
+    request: Request,
+    asks: &mpsc::Sender<Ask>,
+    followers: &Semaphore,
+    to: &mut Client,
+) -> Option<()> {
     match request {
         Request::Status {} => {
             let (reply, answer) = oneshot::channel();
@@ -143,6 +208,17 @@ async fn serve(request: Request, asks: &mpsc::Sender<Ask>, to: &mut OwnedWriteHa
             write(to, &answer.await.ok()?).await
         }
         Request::Events { follow, denied } => {
+            let _permit = match (follow, followers.try_acquire()) {
+                (false, _) => None,
+                (true, Ok(permit)) => {
+                    to.reads_within = FOLLOWER_READS_WITHIN;
+                    Some(permit)
+                }
+                (true, Err(_)) => {
+                    let full = format!("{FOLLOWERS} follow its events already, and no more may");
+                    return refuse(to, &full).await;
+                }
+            };
             events(asks, to, follow, denied).await?;
             // The end of the list is the end of the connection.
             None
@@ -164,7 +240,7 @@ async fn serve(request: Request, asks: &mpsc::Sender<Ask>, to: &mut OwnedWriteHa
 
 async fn events(
     asks: &mpsc::Sender<Ask>,
-    to: &mut OwnedWriteHalf,
+    to: &mut Client,
     follow: bool,
     denied: bool,
 ) -> Option<()> {
@@ -182,25 +258,33 @@ async fn events(
             return Some(());
         }
         loop {
-            match new.recv().await {
-                Ok(event) if !denied || event.is_dropped() => write(to, &event).await?,
-                Ok(_) => {}
+            match timeout(SIGN_OF_LIFE, new.recv()).await {
+                Ok(Ok(event)) if !denied || event.is_dropped() => write(to, &event).await?,
+                Ok(Ok(_)) => {}
                 // The reader is slow. Everything is in the records still: tell it anew.
-                Err(broadcast::error::RecvError::Lagged(_)) => break,
-                Err(broadcast::error::RecvError::Closed) => return None,
+                Ok(Err(broadcast::error::RecvError::Lagged(_))) => break,
+                Ok(Err(broadcast::error::RecvError::Closed)) => return None,
+                Err(_nothing_new) => send(to, b"\n").await?,
             }
         }
     }
 }
 
-async fn refuse(to: &mut OwnedWriteHalf, error: &str) -> Option<()> {
+async fn refuse(to: &mut Client, error: &str) -> Option<()> {
     write(to, &serde_json::json!({ "error": error })).await
 }
 
-async fn write(to: &mut OwnedWriteHalf, answer: &impl Serialize) -> Option<()> {
+async fn write(to: &mut Client, answer: &impl Serialize) -> Option<()> {
     let mut line = serde_json::to_vec(answer).ok()?;
     line.push(b'\n');
-    to.write_all(&line).await.ok()
+    send(to, &line).await
+}
+
+async fn send(to: &mut Client, bytes: &[u8]) -> Option<()> {
+    timeout(to.reads_within, to.write.write_all(bytes))
+        .await
+        .ok()?
+        .ok()
 }
 
 #[cfg(test)]

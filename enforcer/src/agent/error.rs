@@ -1,10 +1,15 @@
 //! Why an agent does not run, or does not answer.
 
-use std::{io, path::PathBuf};
+use std::{io, path::PathBuf, time::Duration};
 
-use crate::{compile::CompileError, kernel::KernelError, policy::PolicyErrors};
+use crate::{
+    compile::CompileError,
+    kernel::{KernelError, filters::Leftover},
+    policy::PolicyErrors,
+};
 
-/// Why an agent does not run, or does not answer.
+/// Why an agent does not run, or does not answer. None says its cause itself:
+/// [`crate::text::chain`] does.
 #[derive(Debug, thiserror::Error)]
 pub enum AgentError {
     /// Not root.
@@ -19,13 +24,35 @@ pub enum AgentError {
         pid: String,
     },
     /// Nobody answers at the control socket.
-    #[error("no agent runs here ({}): start one with `enforcer run -p …`", socket.display())]
+    #[error(
+        "no agent runs here ({}): start one with `enforcer run -p …`",
+        crate::text::path(socket)
+    )]
     NoAgent {
         /// Where it would answer.
         socket: PathBuf,
     },
+    /// Nobody runs, and filters of one that has gone are still there.
+    #[error(
+        "no agent runs here, and the filters of one that was killed still judge packets at {}: `enforcer detach` removes them, and `enforcer run` replaces them",
+        crate::kernel::filters::list(filters)
+    )]
+    Leftovers {
+        /// The filters.
+        filters: Vec<Leftover>,
+    },
+    /// It runs, and does not answer in time.
+    #[error("the agent here{} does not answer within {} s: {state}", of(*pid), limit.as_secs())]
+    Silent {
+        /// Its process, if it can be told.
+        pid: Option<u32>,
+        /// How long was waited.
+        limit: Duration,
+        /// What is known of it.
+        state: &'static str,
+    },
     /// The policy is not valid.
-    #[error("{0}")]
+    #[error(transparent)]
     Policy(#[from] PolicyErrors),
     /// The policy does not fit.
     #[error(transparent)]
@@ -58,7 +85,7 @@ pub enum AgentError {
         why: String,
     },
     /// A system call failed.
-    #[error("failed to {action}: {source}")]
+    #[error("failed to {action}")]
     System {
         /// What was tried.
         action: String,
@@ -69,7 +96,7 @@ pub enum AgentError {
     #[error("the agent says: {0}")]
     Refused(String),
     /// The agent answered something that this version does not understand.
-    #[error("the agent's answer can not be read: {0}; is it of another version?")]
+    #[error("the agent's answer can not be read (is it of another version?)")]
     Answer(#[from] serde_json::Error),
 }
 
@@ -81,4 +108,8 @@ impl AgentError {
             source,
         }
     }
+}
+
+fn of(pid: Option<u32>) -> String {
+    pid.map(|pid| format!(" (pid {pid})")).unwrap_or_default()
 }

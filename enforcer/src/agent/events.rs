@@ -9,21 +9,23 @@ use enforcer_common::{
     addr::Ip,
     decide,
     packet::Space,
-    record::{Hook, RecordKey, RecordValue, subject},
+    record::{Hook, RecordKey, RecordValue},
     tables::{NOBODY, Party, Role, Tables as _},
     verdict::Reason,
 };
 use nix::time::{ClockId, clock_gettime};
 
 use super::{
+    names::{self, Names},
     report::{Event, EventVerdict, Subject, SubjectKind},
     start::Ready,
 };
 use crate::{
-    advice::{Advice, Denied, advise},
+    advice::{Advice, Denied, Process, advise, unrecognised},
     compile::{Compiled, Simulator},
     kernel::{CgroupPaths, Kernel},
     policy::{Policy, catalogue::Catalogue},
+    text,
 };
 
 /// What turns records into events: names of everything. Made for a batch of records.
@@ -33,12 +35,18 @@ pub struct Teller<'a> {
     simulator: Simulator<'a>,
     kernel: &'a Kernel,
     paths: &'a mut CgroupPaths,
+    names: &'a mut Names,
     boot: SystemTime,
 }
 
 impl<'a> Teller<'a> {
     /// By the policy in force.
-    pub fn new(ready: &'a Ready, kernel: &'a Kernel, paths: &'a mut CgroupPaths) -> Self {
+    pub fn new(
+        ready: &'a Ready,
+        kernel: &'a Kernel,
+        paths: &'a mut CgroupPaths,
+        names: &'a mut Names,
+    ) -> Self {
         let Ready {
             policy, compiled, ..
         } = ready;
@@ -49,6 +57,7 @@ impl<'a> Teller<'a> {
             simulator,
             kernel,
             paths,
+            names,
             boot: boot_time(),
         }
     }
@@ -61,8 +70,8 @@ impl<'a> Teller<'a> {
         let senders = self.senders(key, &subject);
         let target = self.target(key, space, value.ifindex);
         let known = |ip: Ip| (ip != Ip::UNSPECIFIED).then(|| IpAddr::from(ip).to_string());
-        let comm = String::from_utf8_lossy(&value.comm);
-        let comm = comm.trim_end_matches('\0');
+        let comm = value.comm.split(|byte| *byte == 0).next();
+        let comm = text::of_bytes(comm.unwrap_or_default());
         let verdict = if key.dry_run == 0 {
             EventVerdict::Dropped
         } else {
@@ -80,7 +89,7 @@ impl<'a> Teller<'a> {
                 .and_then(|target| self.compiled.target_denials.get(target))
                 .cloned()
                 .unwrap_or_default(),
-            advice: self.advice(key, space, target, &senders),
+            advice: self.advice(key, value, target, (&subject, &senders)),
             hook: Hook::from_code(key.hook)
                 .map_or("unknown", Hook::name)
                 .to_owned(),
@@ -96,7 +105,7 @@ impl<'a> Teller<'a> {
             reply: key.reply != 0,
             subject,
             pid: (value.pid != 0).then_some(value.pid),
-            comm: (!comm.is_empty()).then(|| comm.to_owned()),
+            comm: (!comm.is_empty()).then_some(comm),
             count: value.count,
             first_seen: self.time(value.first_ns),
             last_seen: self.time(value.last_ns),
@@ -104,20 +113,23 @@ impl<'a> Teller<'a> {
         }
     }
 
+    /// Learns who a record is about, while he is there.
+    pub fn learn(&mut self, key: &RecordKey) {
+        let who = names::who(key);
+        if who.0 == SubjectKind::Cgroup
+            && let Some(path) = self.paths.get(key.subject)
+        {
+            self.names.learn(who, path, Role::Undeclared);
+        }
+    }
+
     fn subject(&mut self, key: &RecordKey) -> Subject {
-        let id = key.subject;
-        let (kind, name) = if key.subject_kind == subject::INTERFACE {
-            let name = u32::try_from(id)
-                .ok()
-                .and_then(|index| self.kernel.interface_name(index));
-            (SubjectKind::Interface, name)
-        } else {
-            (SubjectKind::Cgroup, self.paths.get(id))
-        };
+        self.learn(key);
+        let who = names::who(key);
         Subject {
-            kind,
-            id,
-            name: name.unwrap_or_default().to_owned(),
+            kind: who.0,
+            id: key.subject,
+            name: self.names.get(who).unwrap_or_default().to_owned(),
         }
     }
 
@@ -125,14 +137,11 @@ impl<'a> Teller<'a> {
         let party = match subject.kind {
             SubjectKind::Cgroup if subject.name.is_empty() => NOBODY,
             SubjectKind::Cgroup => self.simulator.party_of_cgroup(&subject.name),
-            SubjectKind::Interface => {
-                let role = u32::try_from(subject.id).map(|index| self.kernel.role(index));
-                match role {
-                    // A party number, widened for the kernel's sake.
-                    Ok(Role::Pod) => self.compiled.settings.pods as Party,
-                    _ => self.simulator.place(&key.src).party,
-                }
-            }
+            SubjectKind::Interface => match self.names.role(subject.id) {
+                // A party number, widened for the kernel's sake.
+                Role::Pod => self.compiled.settings.pods as Party,
+                _ => self.simulator.place(&key.src).party,
+            },
         };
         self.compiled
             .party_names
@@ -172,11 +181,11 @@ impl<'a> Teller<'a> {
     fn advice(
         &self,
         key: &RecordKey,
-        space: Option<Space>,
+        value: &RecordValue,
         target: Option<usize>,
-        senders: &[String],
+        (subject, senders): (&Subject, &[String]),
     ) -> Vec<Advice> {
-        let (Some(space), Some(target)) = (space, target) else {
+        let (Some(space), Some(target)) = (Space::from_code(key.space), target) else {
             return Vec::new();
         };
         // Where TLS is asked for, the path is there already.
@@ -188,10 +197,25 @@ impl<'a> Teller<'a> {
             return Vec::new();
         }
         let endpoints = self.compiled.target_endpoints.get(target);
+        let comm = String::from_utf8_lossy(&value.comm);
+        let process = Process {
+            name: comm.trim_end_matches('\0'),
+            cgroup: match subject.kind {
+                SubjectKind::Cgroup => &subject.name,
+                SubjectKind::Interface => "",
+            },
+            senders,
+        };
+        let is_populated = |pattern: &str| self.paths.is_populated(pattern);
+        if let Some(advice) = unrecognised(self.policy, self.compiled, &process, is_populated) {
+            return vec![advice];
+        }
         let denied = Denied {
             senders,
             endpoints: endpoints.map_or(&[], Vec::as_slice),
             number: (space, key.port),
+            destination: (!key.dst.is_unspecified()).then(|| IpAddr::from(key.dst)),
+            source_port: (value.source_port != 0).then_some(value.source_port),
         };
         advise(self.policy, Catalogue::builtin(), &denied)
     }

@@ -6,12 +6,20 @@ pub mod client;
 mod control;
 mod error;
 mod events;
+mod faults;
+mod flood;
+mod listeners;
 mod memory;
+mod names;
 mod node;
+mod reader;
 mod report;
+mod room;
+mod say;
 mod serve;
 mod start;
 mod status;
+mod warnings;
 mod watch;
 
 use std::path::{Path, PathBuf};
@@ -19,8 +27,10 @@ use std::path::{Path, PathBuf};
 use crate::kernel::{LinkEvents, attach};
 
 pub use error::AgentError;
+pub use node::own_addresses;
 pub use report::{
-    Event, EventVerdict, PathCount, ReasonCount, Source, Sources, Status, Subject, SubjectKind,
+    Event, EventVerdict, Listener, PathCount, Problem, ReasonCount, Repaired, Source, Sources,
+    Status, Subject, SubjectKind,
 };
 
 pub use crate::kernel::{Attachment, TcMode};

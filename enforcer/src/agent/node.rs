@@ -9,7 +9,10 @@ use nix::ifaddrs::getifaddrs;
 use super::AgentError;
 use crate::{
     kernel::Link,
-    policy::model::{Node, Policy},
+    policy::{
+        glob::{Glob, is_rather_uplink},
+        model::{Node, Policy},
+    },
 };
 
 /// The node that was named, or else the one with this machine's addresses or host name.
@@ -54,7 +57,8 @@ fn unclear(policy: &Policy, why: String) -> AgentError {
     }
 }
 
-fn own_addresses() -> BTreeSet<IpAddr> {
+/// The addresses of this machine.
+pub fn own_addresses() -> BTreeSet<IpAddr> {
     let Ok(interfaces) = getifaddrs() else {
         return BTreeSet::new();
     };
@@ -108,14 +112,20 @@ impl Selectors {
         roles
     }
 
-    /// By the name alone. What is an uplink is no pod's, though a wide glob covers it.
+    /// By the name alone. Where both match, the narrower pattern wins, and in doubt it is a pod's.
     fn role(&self, link: &Link) -> Role {
-        let any = |patterns: &[Pattern]| patterns.iter().any(|p| p.matches(&link.name));
         if link.is_loopback() {
-            Role::Loopback
-        } else if any(&self.uplinks) {
+            return Role::Loopback;
+        }
+        let globs = |patterns: &[Pattern]| -> Vec<Glob> {
+            let matching = patterns.iter().filter(|p| p.matches(&link.name));
+            matching.map(|p| Glob::or_literal(p.as_str())).collect()
+        };
+        let (uplinks, pods) = (globs(&self.uplinks), globs(&self.pods));
+        let wins = |uplink: &Glob| pods.iter().all(|pod| is_rather_uplink(uplink, pod));
+        if uplinks.iter().any(wins) {
             Role::Uplink
-        } else if any(&self.pods) {
+        } else if !pods.is_empty() {
             Role::Pod
         } else {
             Role::Undeclared
@@ -217,6 +227,23 @@ mod tests {
             ["pod interface `cali*` matches no interface"]
         );
         assert!(selectors.check(&links).is_ok());
+        // Where both match, the narrower wins; in doubt it is a pod's.
+        for (uplinks, pods, name, role) in [
+            ("en*", "eni*", "eni0", Role::Pod),
+            ("en*", "eni*", "ens5", Role::Uplink),
+            ("eth0", "eth*", "eth0", Role::Uplink),
+            ("eth0", "eth*", "eth1", Role::Pod),
+            ("e*0", "eth*", "eth0", Role::Pod),
+            ("?th0", "et?0", "eth0", Role::Pod),
+            ("eth*", "eth*", "eth0", Role::Pod),
+        ] {
+            let selectors = Selectors::new(&[uplinks.into()], &[pods.into()]).unwrap();
+            assert_eq!(
+                selectors.role(&link(2, name, None)),
+                role,
+                "{uplinks} {pods}"
+            );
+        }
         let missing = Selectors::new(&["ens3".into()], &[]).unwrap();
         let error = missing.check(&links).unwrap_err().to_string();
         assert!(

@@ -5,7 +5,7 @@ use std::fmt;
 use enforcer_common::record::Hook;
 use serde::{Deserialize, Serialize};
 
-use crate::{advice::Advice, kernel::Attachment};
+use crate::{advice::Advice, kernel::Attachment, text::shown};
 
 /// What is in force, and what came of it.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -34,6 +34,15 @@ pub struct Status {
     pub cgroups: u64,
     /// Declared, and of no effect at present.
     pub notes: Vec<String>,
+    /// What about this node and its kernel weakens what the policy says, and what to do.
+    #[serde(default)]
+    pub warnings: Vec<String>,
+    /// Sockets that have a port already which the policy would not let them bind.
+    #[serde(default)]
+    pub listeners: Vec<Listener>,
+    /// What does not work at present, beside interfaces, and is tried again.
+    #[serde(default)]
+    pub problems: Vec<Problem>,
     /// Packets by path.
     pub paths: Vec<PathCount>,
     /// Denials by reason; those that never happened are left out.
@@ -51,11 +60,96 @@ pub struct Status {
     /// Why a newer policy is not in force.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub last_error: Option<String>,
+    /// Since when a newer policy can not be put in force (RFC 3339, UTC).
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub last_error_since: Option<String>,
+    /// The last time that a broken policy was repaired.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub repaired: Option<Repaired>,
     /// Why an interface with a role is without its programs, if one is.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub not_attached: Option<String>,
     /// What this kernel offers and is made use of.
     pub kernel: Vec<String>,
+}
+
+/// Something that does not work.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Problem {
+    /// Since when (RFC 3339, UTC).
+    pub since: String,
+    /// What, and why.
+    pub what: String,
+}
+
+/// A policy that was broken, and is no longer.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Repaired {
+    /// Since when it was broken (RFC 3339, UTC).
+    pub broken_since: String,
+    /// When what its files say was in force again.
+    pub repaired_at: String,
+    /// What was wrong, in a line.
+    pub error: String,
+}
+
+/// A socket that has a port which the policy would not let it bind: it had it before.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Listener {
+    /// `tcp` or `udp`.
+    pub protocol: String,
+    /// Its address and port.
+    pub address: String,
+    /// Its port.
+    pub port: u16,
+    /// The declared endpoint that the port is.
+    pub endpoint: String,
+    /// The process that holds it, where it can be told.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub pid: Option<u32>,
+    /// Name of that process.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub comm: Option<String>,
+    /// Path of its cgroup below the root.
+    pub cgroup: String,
+    /// Why it would be refused, as a name that never changes.
+    pub reason: String,
+    /// Why, for people.
+    pub sentence: String,
+    /// Whether its next bind will be refused; in dry-run it is only told.
+    pub will_be_refused: bool,
+}
+
+impl fmt::Display for Listener {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let cgroup = shown(&self.cgroup);
+        match (&self.comm, self.pid) {
+            (Some(comm), Some(pid)) => write!(f, "{} (pid {pid}, cgroup {cgroup})", shown(comm))?,
+            _ => write!(f, "the kernel, for a process of cgroup {cgroup},")?,
+        }
+        let holds = if self.protocol == "tcp" {
+            "listens on"
+        } else {
+            "is bound to"
+        };
+        write!(f, " {holds} {}/{}", self.address, self.protocol)?;
+        if !self.endpoint.is_empty() {
+            write!(f, " ({})", shown(&self.endpoint))?;
+        }
+        let next = if self.will_be_refused {
+            "will be refused"
+        } else {
+            "would be refused if the policy were enforced"
+        };
+        write!(
+            f,
+            ": {}; bound already, the next bind {next} ({})",
+            self.sentence, self.reason
+        )
+    }
 }
 
 /// Packets on a path.
@@ -68,6 +162,9 @@ pub struct PathCount {
     pub forward: u64,
     /// Back.
     pub reply: u64,
+    /// It can not be used on this node, so that it is no news that it was not.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub elsewhere: bool,
 }
 
 /// Denials for a reason.
@@ -93,7 +190,7 @@ pub enum EventVerdict {
 }
 
 /// What kind of thing a subject is.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub enum SubjectKind {
     /// Processes of this node.
@@ -110,7 +207,8 @@ pub struct Subject {
     pub kind: SubjectKind,
     /// The id of the cgroup or the index of the interface.
     pub id: u64,
-    /// The path of the cgroup below the root, or the name of the interface. Empty if it is gone.
+    /// The path of the cgroup below the root, or the name of the interface, also if it has gone since.
+    /// Empty if it went before anybody knew it.
     pub name: String,
 }
 
@@ -229,10 +327,10 @@ impl Event {
 
     /// Who sent it, in words.
     pub fn sender(&self) -> String {
-        let name = &self.subject.name;
+        let name = shown(&self.subject.name);
         let mut who = match (self.subject.kind, name.is_empty()) {
             (SubjectKind::Cgroup, true) => format!("a cgroup that is gone ({})", self.subject.id),
-            (SubjectKind::Cgroup, false) => name.clone(),
+            (SubjectKind::Cgroup, false) => name.into_owned(),
             (SubjectKind::Interface, true) => format!("interface {}", self.subject.id),
             (SubjectKind::Interface, false) => format!("interface {name}"),
         };
@@ -241,7 +339,7 @@ impl Event {
                 .pid
                 .map(|pid| format!(", pid {pid}"))
                 .unwrap_or_default();
-            who = format!("{comm} (in {who}{pid})");
+            who = format!("{} (in {who}{pid})", shown(comm));
         }
         match &self.source {
             Some(source) => format!("{source}, {who}"),
@@ -259,18 +357,18 @@ impl fmt::Display for Event {
         let reply = if self.reply { " a reply to" } else { "" };
         write!(f, "{verdict}{reply} {} → {}", self.sender(), self.target())?;
         if !self.endpoint.is_empty() {
-            write!(f, " ({})", self.endpoint)?;
+            write!(f, " ({})", shown(&self.endpoint))?;
         }
         write!(f, ": {}", self.sentence)?;
         if !self.denial.is_empty() {
-            write!(f, "; {}", self.denial)?;
+            write!(f, "; {}", shown(&self.denial))?;
         }
         write!(f, " [{}, {}]", self.reason, self.hook)?;
         if self.count > 1 {
             write!(f, " × {}", self.count)?;
         }
         for advice in &self.advice {
-            write!(f, "\n    hint: {}", advice.sentence())?;
+            write!(f, "\n    hint: {}", shown(&advice.sentence()))?;
         }
         Ok(())
     }
@@ -334,6 +432,7 @@ pub(super) mod tests {
                 path: "dns".to_owned(),
                 symptom: "names do not resolve".to_owned(),
                 remedy: "It is off: `enable: [dns]`.".to_owned(),
+                wide: false,
             }],
             count: 3,
             ..event()
@@ -343,6 +442,61 @@ pub(super) mod tests {
             "would drop fd00::9, interface eth0 → [fd00::1]:2379/tcp: no path from this sender to this \
              endpoint; not for you [NoPath, cgroup/connect] × 3\n    hint: path dns would allow it; without \
              it names do not resolve. It is off: `enable: [dns]`."
+        );
+    }
+
+    #[test]
+    fn names_that_others_chose_forge_no_line() {
+        let forged = Event {
+            comm: Some("a\nallowed: x\u{1b}[31m".to_owned()),
+            subject: Subject {
+                name: "/x\u{1b}[2J\rFAKE\u{202e}\u{2028}next".to_owned(),
+                ..event().subject
+            },
+            denial: "because\u{85}of that".to_owned(),
+            ..event()
+        };
+        assert_eq!(
+            forged.to_string(),
+            "dropped a\\nallowed: x\\u{1b}[31m (in /x\\u{1b}[2J\\rFAKE\\u{202e}\\u{2028}next, pid 42) → \
+             127.0.0.1:2379/tcp (etcd:client): no path from this sender to this endpoint; \
+             because\\u{85}of that [NoPath, cgroup/connect]"
+        );
+    }
+
+    #[test]
+    fn a_listener_is_one_readable_line() {
+        let listener = Listener {
+            protocol: "tcp".to_owned(),
+            address: "0.0.0.0:10257".to_owned(),
+            port: 10257,
+            endpoint: "controller-manager:secure".to_owned(),
+            pid: Some(7),
+            comm: Some("kube-\ncontroller".to_owned()),
+            cgroup: "/a".to_owned(),
+            reason: "BindNotLoopback".to_owned(),
+            sentence: "this port may be bound to a loopback address only".to_owned(),
+            will_be_refused: true,
+        };
+        assert_eq!(
+            listener.to_string(),
+            "kube-\\ncontroller (pid 7, cgroup /a) listens on 0.0.0.0:10257/tcp \
+             (controller-manager:secure): this port may be bound to a loopback address only; bound already, \
+             the next bind will be refused (BindNotLoopback)"
+        );
+        let dry_run = Listener {
+            protocol: "udp".to_owned(),
+            endpoint: String::new(),
+            pid: None,
+            comm: None,
+            will_be_refused: false,
+            ..listener
+        };
+        assert_eq!(
+            dry_run.to_string(),
+            "the kernel, for a process of cgroup /a, is bound to 0.0.0.0:10257/udp: this port may be bound to a \
+             loopback address only; bound already, the next bind would be refused if the policy were enforced \
+             (BindNotLoopback)"
         );
     }
 

@@ -1,27 +1,39 @@
 //! The agent's life: begin, turn after turn, and an end that leaves nothing behind.
 
 use std::{
-    collections::{BTreeMap, HashMap},
-    io::Write as _,
+    collections::{BTreeMap, HashMap, HashSet},
+    fs::{self, File},
+    io::{self, Write as _},
     mem,
-    path::PathBuf,
+    os::unix::fs::MetadataExt as _,
+    path::{Path, PathBuf},
     time::{Duration, SystemTime},
 };
 
-use enforcer_common::{limits, record::RecordKey, tables::Party};
+use enforcer_common::{
+    limits,
+    record::RecordKey,
+    tables::{Party, Role},
+};
 use tokio::{
     signal::unix::{Signal, SignalKind, signal},
     sync::{broadcast, mpsc},
-    time::{Interval, MissedTickBehavior, interval},
+    time::{Interval, MissedTickBehavior, interval, timeout},
 };
 
 use super::{
-    AgentError, AgentOptions, Event, Output,
+    AgentError, AgentOptions, Event, Listener, Output, SubjectKind,
     control::{Ask, Control, Farewell},
     events::Teller,
-    memory,
+    faults::{Faults, Kind, PolicyFault},
+    flood, listeners, memory,
+    names::{self, Names},
+    reader::{Asked, Outcome, Reader},
+    room::Room,
+    say::say,
     start::{self, Lock, Ready},
-    watch::{self, Watch},
+    warnings,
+    watch::{self, Directories},
 };
 use crate::{
     compile::PathNumbers,
@@ -29,7 +41,7 @@ use crate::{
         CgroupPaths, Kernel, KernelError, KnownCgroup, Link, LinkEvents, Wakes, attach, cgroups,
         load::KernelLog,
     },
-    policy,
+    policy, text,
 };
 
 /// Everything that lives as long as the agent.
@@ -40,14 +52,22 @@ pub struct Agent {
     pub(super) generation: u32,
     pub(super) since: SystemTime,
     pub(super) evicted: u64,
-    pub(super) last_error: Option<String>,
-    /// Why an interface is without its programs, if one is.
-    pub(super) not_attached: Option<String>,
+    /// What does not work at present.
+    pub(super) faults: Faults,
+    /// What became of the newest policy.
+    pub(super) policy_fault: PolicyFault,
+    room: Room,
     cgroup_root: PathBuf,
+    /// The inode of the cgroup root that the programs are attached to.
+    attached_root: Option<u64>,
     cgroups: HashMap<u64, Party>,
+    /// What tells where declared cgroups come and go; nothing where the kernel has no more of them.
+    directories: Option<Directories>,
     paths: CgroupPaths,
+    names: Names,
     links: Vec<Link>,
     news: broadcast::Sender<Event>,
+    budget: flood::Budget,
     ticks: u32,
     /// Whether there may be more records than when they were last counted.
     has_new_records: bool,
@@ -55,10 +75,11 @@ pub struct Agent {
 
 /// What the agent waits for.
 struct Inbox {
-    wakes: Wakes,
+    wakes: Option<Wakes>,
     links: LinkEvents,
-    cgroups: Watch,
-    files: Watch,
+    cgroups: Option<watch::Events>,
+    files: Option<watch::Events>,
+    reader: Reader,
     log: Option<KernelLog>,
     asks: mpsc::Receiver<Ask>,
     tick: Interval,
@@ -69,10 +90,11 @@ struct Inbox {
 
 /// One of the things that happen.
 enum Turn {
-    Denied(Vec<RecordKey>),
+    Denied(Result<Vec<RecordKey>, KernelError>),
     Links,
     Cgroups,
     Files,
+    Read(Outcome),
     Tick,
     Reload,
     Ask(Ask),
@@ -81,48 +103,57 @@ enum Turn {
 
 /// How often what nobody announces is looked after: room for records, the kernel's log.
 const TICK: Duration = Duration::from_secs(1);
-/// In how many ticks cgroups and files are looked at, whose news may have been lost, or which could not
-/// be watched.
+/// In how many ticks interfaces, cgroups and files are looked at, whose news may have been lost, or which could
+/// not be watched, and what did not work is tried again.
 const LOOK: u32 = 5;
+/// How long the kernel may take to list all interfaces.
+const LIST: Duration = Duration::from_secs(5);
 /// Records are removed when there are more than this, until there are at most [`RECORDS_KEPT`].
 const RECORDS_FULL: usize = limits::MAX_RECORDS as usize / 4 * 3;
 const RECORDS_KEPT: usize = limits::MAX_RECORDS as usize / 2;
+/// So many names are enough for a person to see what it is about.
+const NAMED: usize = 8;
+/// As many rows as somebody may read at the end.
+const ROWS: usize = 200;
 
 /// Runs an agent to its end.
 pub async fn run(options: AgentOptions) -> Result<(), AgentError> {
     if !nix::unistd::geteuid().is_root() {
         return Err(AgentError::NotRoot);
     }
-    let texts = policy::read_sources(&options.inputs)?;
+    let texts = policy::read_again_and_again(&options.inputs)?;
     let ready = start::prepare(&options, texts, &PathNumbers::default())?;
     let lock = start::lock(&options.run_dir)?;
-    let (control, asks) = Control::open(&options.run_dir)?;
-    let (mut agent, mut inbox) = begin(options, ready, asks).await?;
+    let room = Room::reserve();
+    let (control, asks) = Control::open(&options.run_dir, room)?;
+    let (mut agent, mut inbox) = begin(options, ready, asks, room).await?;
     agent.tell_begin();
     let farewell = agent.live(&mut inbox).await;
     // From here on nothing may fail, and all of it goes, in this order.
     agent.tell_end();
     drop((agent.kernel, inbox, control));
     drop::<Lock>(lock);
-    if let Some(Farewell { done, written }) = farewell? {
+    if let Some(Farewell { done, written }) = farewell {
         let _ = done.send(());
-        let _ = tokio::time::timeout(Duration::from_secs(1), written).await;
+        let _ = timeout(Duration::from_secs(1), written).await;
     }
     Ok(())
 }
 
-/// Loads, applies and attaches. On failure, what was attached goes with the kernel handle.
+/// Loads, applies and attaches. What can not be attached is tried again later; on failure, what was attached goes
+/// with the kernel handle.
 async fn begin(
     options: AgentOptions,
     ready: Ready,
     asks: mpsc::Receiver<Ask>,
+    room: Room,
 ) -> Result<(Agent, Inbox), AgentError> {
     // From now on a signal is a wish to end, not a sudden death half-way.
     let hangup = listen(SignalKind::hangup())?;
     let interrupt = listen(SignalKind::interrupt())?;
     let terminate = listen(SignalKind::terminate())?;
     let links = LinkEvents::open()?;
-    let there = links.list().await?;
+    let there = list_at_start(&links).await?;
     ready.selectors.check(&there)?;
     let cgroup_root = cgroups::root(&ready.cgroup_root)?;
     let mut kernel = Kernel::load(options.kernel_log)?;
@@ -133,10 +164,11 @@ async fn begin(
     // The policy must be there before the first packet is judged.
     kernel.apply(&ready.compiled, 1, &pairs(&known))?;
     let mut inbox = Inbox {
-        wakes: kernel.wakes()?,
+        wakes: Some(kernel.wakes()?),
         links,
-        cgroups: Watch::for_directories().map_err(AgentError::system("watch cgroups"))?,
-        files: Watch::for_files().map_err(AgentError::system("watch the policy's files"))?,
+        cgroups: None,
+        files: None,
+        reader: Reader::start(options.clone())?,
         log: None,
         asks,
         tick: interval(TICK),
@@ -153,95 +185,158 @@ async fn begin(
             Err(error) => say(&format!("no log of the kernel programs: {error}")),
         }
     }
-    kernel.attach_interfaces(&ready.selectors.roles(&there), options.tc_mode)?;
-    kernel.attach_cgroup(&cgroup_root)?;
     let mut agent = Agent {
         paths: CgroupPaths::new(&cgroup_root),
         cgroups: pairs(&known).into_iter().collect(),
+        directories: None,
         options,
         kernel,
         ready,
         generation: 1,
         since: SystemTime::now(),
         evicted: 0,
-        last_error: None,
-        not_attached: None,
+        faults: Faults::default(),
+        policy_fault: PolicyFault::default(),
+        room,
         cgroup_root,
+        attached_root: None,
+        names: Names::default(),
         links: there,
         news: broadcast::channel(1024).0,
+        budget: flood::Budget::default(),
         ticks: 0,
         has_new_records: true,
     };
-    agent.learn_cgroups(&mut inbox.cgroups);
-    inbox.files.only(watch::of_files(&agent.options.inputs));
+    agent.attach_interfaces(&inbox.links).await;
+    agent.attach_root();
+    agent.watch(&mut inbox);
+    agent.learn_cgroups();
+    // Once more, now that it is watched.
+    inbox.reader.look(Asked::ByAgent, &agent.ready, None);
     memory::give_back();
     Ok((agent, inbox))
 }
 
+/// All interfaces. While many come and go, the kernel may not get to the end of its list.
+async fn list_at_start(links: &LinkEvents) -> Result<Vec<Link>, AgentError> {
+    const TIMES: u32 = 20;
+    let mut tried = 1;
+    loop {
+        match list(links).await {
+            Err(_) if tried < TIMES => tokio::time::sleep(Duration::from_millis(100)).await,
+            result => return Ok(result?),
+        }
+        tried += 1;
+    }
+}
+
+async fn list(links: &LinkEvents) -> Result<Vec<Link>, KernelError> {
+    let late = |_| KernelError::Links(format!("no answer within {} s", LIST.as_secs()));
+    timeout(LIST, links.list()).await.map_err(late)?
+}
+
 impl Inbox {
-    async fn next(&mut self) -> Result<Turn, AgentError> {
-        let turn = tokio::select! {
-            keys = self.wakes.next() => Turn::Denied(keys?),
+    async fn next(&mut self) -> Turn {
+        tokio::select! {
+            keys = denied(&mut self.wakes) => Turn::Denied(keys),
             () = self.links.changed() => Turn::Links,
-            () = self.cgroups.changed() => Turn::Cgroups,
-            () = self.files.changed() => Turn::Files,
+            () = changed(&mut self.cgroups) => Turn::Cgroups,
+            () = changed(&mut self.files) => Turn::Files,
+            outcome = self.reader.outcome() => Turn::Read(outcome),
             _ = self.tick.tick() => Turn::Tick,
             _ = self.hangup.recv() => Turn::Reload,
             _ = self.interrupt.recv() => Turn::Stop,
             _ = self.terminate.recv() => Turn::Stop,
             Some(ask) = self.asks.recv() => Turn::Ask(ask),
-        };
-        Ok(turn)
+        }
+    }
+}
+
+async fn denied(wakes: &mut Option<Wakes>) -> Result<Vec<RecordKey>, KernelError> {
+    match wakes {
+        Some(wakes) => wakes.next().await,
+        None => std::future::pending().await,
+    }
+}
+
+async fn changed(events: &mut Option<watch::Events>) {
+    match events {
+        Some(events) => events.changed().await,
+        None => std::future::pending().await,
     }
 }
 
 impl Agent {
     /// Until somebody ends it; by request, with whom to tell.
-    async fn live(&mut self, inbox: &mut Inbox) -> Result<Option<Farewell>, AgentError> {
+    async fn live(&mut self, inbox: &mut Inbox) -> Option<Farewell> {
         loop {
-            match inbox.next().await? {
-                Turn::Denied(keys) => {
+            match inbox.next().await {
+                Turn::Denied(Ok(keys)) => {
                     self.has_new_records = true;
                     self.tell(&keys);
                 }
-                Turn::Links => self.look_at_links(&inbox.links).await,
-                Turn::Cgroups => self.learn_cgroups(&mut inbox.cgroups),
-                Turn::Files => self.reload(false, inbox),
-                Turn::Tick => {
-                    if let Some(log) = &mut inbox.log {
-                        log.flush();
-                    }
-                    self.ticks = self.ticks.wrapping_add(1);
-                    // To count them takes a walk through all of their table.
-                    if mem::take(&mut self.has_new_records) {
-                        self.make_room();
-                    }
-                    if self.ticks.is_multiple_of(LOOK) {
-                        self.learn_cgroups(&mut inbox.cgroups);
-                        self.reload(false, inbox);
-                        if self.not_attached.is_some() {
-                            self.attach_interfaces();
-                        }
-                    }
+                Turn::Denied(Err(error)) => {
+                    inbox.wakes = None;
+                    self.faults.set(Kind::Records, text::chain(&error));
                 }
-                Turn::Reload => self.reload(true, inbox),
-                Turn::Stop => return Ok(None),
-                Turn::Ask(Ask::Detach(farewell)) => return Ok(Some(farewell)),
+                Turn::Links => self.look_at_links(&inbox.links).await,
+                Turn::Cgroups => self.learn_cgroups(),
+                Turn::Files => inbox.reader.look(Asked::ByAgent, &self.ready, None),
+                Turn::Read(outcome) => self.read(outcome, inbox).await,
+                Turn::Tick => self.tick(inbox).await,
+                Turn::Reload => inbox.reader.look(Asked::ByPerson, &self.ready, None),
+                Turn::Stop => return None,
+                Turn::Ask(Ask::Detach(farewell)) => return Some(farewell),
                 Turn::Ask(ask) => self.answer(ask),
             }
+        }
+    }
+
+    async fn tick(&mut self, inbox: &mut Inbox) {
+        if let Some(log) = &mut inbox.log {
+            log.flush();
+        }
+        self.ticks = self.ticks.wrapping_add(1);
+        match self.budget.next() {
+            0 => {}
+            left => say(&format!(
+                "{left} new denials of this second are left out here: see `enforcer events`"
+            )),
+        }
+        // To count them takes a walk through all of their table.
+        if mem::take(&mut self.has_new_records) {
+            self.make_room();
+        }
+        if inbox.reader.is_late() {
+            self.policy_fault.set(
+                "the policy's files are being read for more than 10 s: does their file system answer?"
+                    .to_owned(),
+            );
+        }
+        if self.ticks.is_multiple_of(LOOK) {
+            self.watch(inbox);
+            self.look_at_links(&inbox.links).await;
+            if self.faults.get(Kind::Interfaces).is_some() {
+                self.attach_interfaces(&inbox.links).await;
+            }
+            self.attach_root();
+            inbox.reader.look(Asked::ByAgent, &self.ready, None);
+        }
+        if self.ticks.is_multiple_of(LOOK) || self.directories.is_none() {
+            self.learn_cgroups();
         }
     }
 
     fn answer(&mut self, ask: Ask) {
         // Whoever asked may have gone.
         match ask {
-            Ask::Status(reply) => drop(reply.send(self.status().map_err(|e| e.to_string()))),
+            Ask::Status(reply) => drop(reply.send(self.status().map_err(|e| text::chain(&e)))),
             Ask::Sources(reply) => drop(reply.send(self.sources())),
             Ask::Events(reply) => {
                 // Subscribed first, so that none is missed between.
                 let new = self.news.subscribe();
                 let events = self.events().map(|events| (events, new));
-                drop(reply.send(events.map_err(|e| e.to_string())));
+                drop(reply.send(events.map_err(|e| text::chain(&e))));
             }
             Ask::Detach(_) => {}
         }
@@ -249,71 +344,216 @@ impl Agent {
 
     /// Tells new denials.
     fn tell(&mut self, keys: &[RecordKey]) {
-        let mut teller = Teller::new(&self.ready, &self.kernel, &mut self.paths);
+        let is_followed = self.news.receiver_count() > 0;
+        let (ready, kernel) = (&self.ready, &self.kernel);
+        let mut teller = Teller::new(ready, kernel, &mut self.paths, &mut self.names);
         for key in keys {
+            let is_written = self.budget.allows(key);
+            if !is_written && !is_followed {
+                teller.learn(key);
+                continue;
+            }
             let Some(value) = self.kernel.record(key) else {
                 continue;
             };
             let event = teller.event(key, &value);
-            print_event(self.options.output, &event);
+            if is_written {
+                print_event(self.options.output, &event);
+            }
             // Nobody may be listening.
             let _ = self.news.send(event);
         }
     }
 
-    /// All denials there are, in the order of their last time.
+    /// All denials there are, in the order of their last time; if they are many, one of each sender and endpoint
+    /// comes first.
     fn events(&mut self) -> Result<Vec<Event>, KernelError> {
         let mut records = self.kernel.records()?;
         records.sort_by_key(|(_, value)| value.last_ns);
-        let mut teller = Teller::new(&self.ready, &self.kernel, &mut self.paths);
-        Ok(records
-            .iter()
-            .map(|(key, value)| teller.event(key, value))
-            .collect())
+        let (ready, kernel) = (&self.ready, &self.kernel);
+        let mut teller = Teller::new(ready, kernel, &mut self.paths, &mut self.names);
+        let events = records.iter().map(|(key, value)| teller.event(key, value));
+        Ok(flood::order_to_list(events.collect()))
     }
 
     async fn look_at_links(&mut self, events: &LinkEvents) {
-        match events.list().await {
-            Ok(links) if links == self.links => {}
+        match list(events).await {
             Ok(links) => {
-                self.links = links;
-                self.attach_interfaces();
+                self.faults.clear(Kind::Links);
+                if links != self.links {
+                    self.links = links;
+                    self.attach_interfaces(events).await;
+                }
             }
-            Err(error) => say(&error.to_string()),
+            Err(error) => self.faults.set(Kind::Links, text::chain(&error)),
         }
     }
 
-    fn attach_interfaces(&mut self) {
+    /// Attaches what is not attached. An interface that goes meanwhile is none that should have been.
+    async fn attach_interfaces(&mut self, events: &LinkEvents) {
+        let mut result = self.try_to_attach();
+        if result.is_err()
+            && let Ok(links) = list(events).await
+        {
+            self.links = links;
+            result = self.try_to_attach();
+        }
+        match result {
+            Ok(()) => self.faults.clear(Kind::Interfaces),
+            Err(error) => self.faults.set(Kind::Interfaces, error),
+        }
+    }
+
+    fn try_to_attach(&mut self) -> Result<(), String> {
         let roles = self.ready.selectors.roles(&self.links);
-        match self.kernel.attach_interfaces(&roles, self.options.tc_mode) {
+        for link in &self.links {
+            let who = (SubjectKind::Interface, link.index.into());
+            self.names.learn(who, &link.name, Role::Undeclared);
+        }
+        for (link, role) in &roles {
+            let who = (SubjectKind::Interface, link.index.into());
+            self.names.learn(who, &link.name, *role);
+        }
+        let error = match self.kernel.attach_interfaces(&roles, self.options.tc_mode) {
             Ok(changes) => {
                 changes.iter().for_each(|change| say(change));
-                self.not_attached = None;
+                return Ok(());
             }
-            Err(error) => {
-                let error = error.to_string();
-                if self.not_attached.as_deref() != Some(&error) {
-                    say(&format!("{error}\ntried again until it works"));
+            Err(error) => text::chain(&error),
+        };
+        let missing: Vec<&str> = roles
+            .iter()
+            .filter(|(link, role)| self.kernel.role(link.index) != *role)
+            .map(|(link, _)| link.name.as_str())
+            .collect();
+        if missing.len() < 2 {
+            return Err(error);
+        }
+        let named = missing.iter().take(NAMED).copied().collect::<Vec<_>>();
+        let more = match missing.len() - named.len() {
+            0 => String::new(),
+            more => format!(" and {more} more"),
+        };
+        let named = named.join(", ");
+        Err(format!("{error}; without their programs: {named}{more}"))
+    }
+
+    /// Attaches what judges processes, unless that is done. The cgroup root may go, and come again as another.
+    fn attach_root(&mut self) {
+        let there = match fs::metadata(&self.cgroup_root) {
+            Ok(metadata) => metadata.ino(),
+            Err(source) => {
+                let path = self.cgroup_root.clone();
+                let error = text::chain(&KernelError::CgroupRoot { path, source });
+                let error = format!("no process is held to the policy: {error}");
+                return self.faults.set(Kind::CgroupRoot, error);
+            }
+        };
+        if self.attached_root == Some(there) {
+            return self.faults.clear(Kind::CgroupRoot);
+        }
+        let is_attached = |agent: &Self| {
+            let attachments = agent.kernel.attachments();
+            agent.attached_root.is_none() && attachments.iter().any(|a| a.how == "cgroup link")
+        };
+        if is_attached(self) {
+            // Some are there. To attach them once more would have them judge twice.
+            return;
+        }
+        self.attached_root = None;
+        let error = match self.kernel.attach_cgroup(&self.cgroup_root) {
+            Ok(()) => {
+                self.attached_root = Some(there);
+                return self.faults.clear(Kind::CgroupRoot);
+            }
+            Err(error) => text::chain(&error),
+        };
+        let then = match is_attached(self) {
+            true => {
+                "; others are attached, and this is not tried again before the agent is started anew"
+            }
+            false => "",
+        };
+        let error = format!("not all that processes do is held to the policy: {error}{then}");
+        self.faults.set(Kind::CgroupRoot, error);
+    }
+
+    /// Has directories watched, unless that is done. Without that, they are looked at by the clock.
+    fn watch(&mut self, inbox: &mut Inbox) {
+        let without = |what: &str, error: &io::Error| {
+            let error = text::chain(error);
+            format!(
+                "{what} ({error}): the kernel's limit of inotify instances is reached; more: \
+                 sysctl -w fs.inotify.max_user_instances=…"
+            )
+        };
+        if self.directories.is_none() {
+            match self.room.within(watch::for_directories) {
+                Ok((events, directories)) => {
+                    (inbox.cgroups, self.directories) = (Some(events), Some(directories));
+                    self.faults.clear(Kind::CgroupWatch);
                 }
-                self.not_attached = Some(error);
+                Err(error) => self.faults.set(
+                    Kind::CgroupWatch,
+                    without(
+                        "declared cgroups are looked for once a second instead of at once",
+                        &error,
+                    ),
+                ),
+            }
+        }
+        if inbox.files.is_none() {
+            match self.room.within(watch::for_files) {
+                Ok((events, directories)) => {
+                    inbox.files = Some(events);
+                    let look = Some(directories);
+                    inbox.reader.look(Asked::ByAgent, &self.ready, look);
+                    self.faults.clear(Kind::FileWatch);
+                }
+                Err(error) => self.faults.set(
+                    Kind::FileWatch,
+                    without(
+                        "the policy's files are looked at every five seconds instead of at once",
+                        &error,
+                    ),
+                ),
             }
         }
     }
 
     /// A declared cgroup may come at any time, with a new id each time, and go.
-    fn learn_cgroups(&mut self, watch: &mut Watch) {
+    fn learn_cgroups(&mut self) {
         self.paths.retry();
-        let rules = &self.ready.compiled.cgroups;
-        // What came before its parent was under watch is found by looking again.
-        while watch.only(watch::of_cgroups(&self.cgroup_root, rules)) {}
-        let known = cgroups::resolve(&self.cgroup_root, rules);
+        // What can not be looked at is not taken for gone.
+        let looked = self.room.within(|| {
+            let root = File::open(&self.cgroup_root);
+            if let Err(error) = root
+                && error.kind() != io::ErrorKind::NotFound
+            {
+                return Err(error);
+            }
+            Ok(look_at_cgroups(
+                &self.cgroup_root,
+                &self.ready,
+                &mut self.directories,
+            ))
+        });
+        let known = match looked {
+            Ok(known) => known,
+            Err(error) => {
+                let error = text::chain(&error);
+                let error = format!("failed to look for the declared cgroups: {error}");
+                return self.faults.set(Kind::Cgroups, error);
+            }
+        };
+        let mut result = Ok(());
         for cgroup in &known {
             if self.cgroups.get(&cgroup.id) == Some(&cgroup.party) {
                 continue;
             }
             match self.kernel.learn_cgroup(cgroup.id, cgroup.party) {
                 Ok(()) => drop(self.cgroups.insert(cgroup.id, cgroup.party)),
-                Err(error) => self.fail(error.to_string()),
+                Err(error) => result = result.and(Err(error)),
             }
         }
         let gone: Vec<u64> = self
@@ -325,65 +565,102 @@ impl Agent {
         for id in gone {
             match self.kernel.forget_cgroup(id) {
                 Ok(()) => drop(self.cgroups.remove(&id)),
-                Err(error) => self.fail(error.to_string()),
+                Err(error) => result = result.and(Err(error)),
             }
+        }
+        let has_no_room = self
+            .directories
+            .as_ref()
+            .is_some_and(Directories::has_no_room);
+        match result {
+            Err(error) => self.faults.set(Kind::Cgroups, text::chain(&error)),
+            Ok(()) if has_no_room => self.faults.set(
+                Kind::Cgroups,
+                "some directories of declared cgroups are looked at every five seconds instead of at once: \
+                 the kernel's limit of inotify watches is reached; more: sysctl -w \
+                 fs.inotify.max_user_watches=…"
+                    .to_owned(),
+            ),
+            Ok(()) => self.faults.clear(Kind::Cgroups),
         }
     }
 
-    /// Removes the oldest records when they are many; what they counted is added up.
+    /// Removes records when they are many; what they counted is added up. Of each sender something is kept.
     fn make_room(&mut self) {
         let Ok(mut records) = self.kernel.records() else {
             return;
         };
-        if records.len() <= RECORDS_FULL {
-            return;
-        }
-        records.sort_by_key(|(_, value)| value.last_ns);
-        for (key, value) in &records[..records.len() - RECORDS_KEPT] {
-            // The count may have grown since it was read: what is removed is what counts.
-            let count = self
-                .kernel
-                .record(key)
-                .map_or(value.count, |value| value.count);
-            if self.kernel.delete_record(key).is_ok() {
-                self.evicted += count;
+        if records.len() > RECORDS_FULL {
+            flood::order_to_keep(&mut records);
+            for (key, value) in records.drain(RECORDS_KEPT..) {
+                // The count may have grown since it was read: what is removed is what counts.
+                let count = self
+                    .kernel
+                    .record(&key)
+                    .map_or(value.count, |value| value.count);
+                if self.kernel.delete_record(&key).is_ok() {
+                    self.evicted += count;
+                }
             }
+        }
+        if self.names.is_full() {
+            let of_records = records.iter().map(|(key, _)| names::who(key));
+            let of_links = self.links.iter();
+            let of_links = of_links.map(|link| (SubjectKind::Interface, link.index.into()));
+            self.names
+                .keep(&HashSet::from_iter(of_records.chain(of_links)));
         }
     }
 
     /// Puts the policy in force if its files changed. One that is broken is told once.
-    fn reload(&mut self, asked: bool, inbox: &mut Inbox) {
-        inbox.files.only(watch::of_files(&self.options.inputs));
-        match self.changed_policy() {
-            Ok(None) if asked => say("the policy is unchanged"),
-            Ok(None) => self.last_error = None,
-            Ok(Some(ready)) => match self.replace(ready) {
+    async fn read(&mut self, outcome: Outcome, inbox: &mut Inbox) {
+        let Outcome {
+            asked,
+            changed,
+            has_no_room,
+        } = outcome;
+        match changed {
+            Ok(None) => {
+                self.policy_fault.clear();
+                if asked == Asked::ByPerson {
+                    say("the policy is unchanged");
+                }
+            }
+            Ok(Some(ready)) => match self.replace(*ready, &inbox.links).await {
                 Ok(()) => {
-                    self.learn_cgroups(&mut inbox.cgroups);
+                    self.learn_cgroups();
                     say(&format!(
                         "policy `{}` is in force, generation {}",
                         self.ready.policy.name, self.generation
                     ));
+                    self.policy_fault.clear();
+                    self.tell_node();
                 }
-                Err(error) => self.fail(error.to_string()),
+                Err(error) => self.policy_fault.set(text::chain(&error)),
             },
-            Err(error) => self.fail(error.to_string()),
+            Err(error) => self.policy_fault.set(text::chain(&error)),
+        }
+        if inbox.files.is_some() {
+            match has_no_room {
+                true => self.faults.set(
+                    Kind::FileWatch,
+                    "the policy's files are looked at every five seconds instead of at once: the kernel's \
+                     limit of inotify watches is reached; more: sysctl -w fs.inotify.max_user_watches=…"
+                        .to_owned(),
+                ),
+                false => self.faults.clear(Kind::FileWatch),
+            }
+        }
+        if let Some(asked) = inbox.reader.again() {
+            inbox.reader.look(asked, &self.ready, None);
         }
     }
 
-    fn changed_policy(&self) -> Result<Option<Ready>, AgentError> {
-        if policy::is_unchanged(&self.options.inputs, &self.ready.texts) {
-            return Ok(None);
-        }
-        let texts = policy::read_sources(&self.options.inputs)?;
-        let ready = start::prepare(&self.options, texts, &self.ready.numbers)?;
+    async fn replace(&mut self, ready: Ready, links: &LinkEvents) -> Result<(), AgentError> {
         ready.selectors.check(&self.links)?;
-        Ok(Some(ready))
-    }
-
-    fn replace(&mut self, ready: Ready) -> Result<(), AgentError> {
         // The programs stay attached where they are: the root itself can not change.
-        let known = cgroups::resolve(&self.cgroup_root, &ready.compiled.cgroups);
+        let resolve = || cgroups::resolve(&self.cgroup_root, &ready.compiled.cgroups);
+        let known = self.room.within(resolve);
         let generation = self.generation.checked_add(1).unwrap_or(1);
         self.kernel
             .apply(&ready.compiled, generation, &pairs(&known))?;
@@ -391,17 +668,27 @@ impl Agent {
         self.generation = generation;
         self.since = SystemTime::now();
         self.ready = ready;
-        self.last_error = None;
-        self.attach_interfaces();
+        self.attach_interfaces(links).await;
         memory::give_back();
         Ok(())
     }
 
-    /// Tells an error, once.
-    fn fail(&mut self, error: String) {
-        if self.last_error.as_deref() != Some(&error) {
-            say(&format!("{error}\nwhat was in force stays in force"));
-            self.last_error = Some(error);
+    /// Sockets that have a port which the policy would not let them bind.
+    pub(super) fn refused_listeners(&mut self) -> Vec<Listener> {
+        let root = cgroups::below_mount(&self.cgroup_root);
+        let (compiled, paths) = (&self.ready.compiled, &mut self.paths);
+        let found = self
+            .room
+            .within(|| listeners::refused(compiled, paths, &root));
+        match found {
+            Ok(found) => {
+                self.faults.clear(Kind::Sockets);
+                found
+            }
+            Err(error) => {
+                self.faults.set(Kind::Sockets, text::chain(&error));
+                Vec::new()
+            }
         }
     }
 
@@ -419,9 +706,9 @@ impl Agent {
         ));
         notes.extend(self.ready.selectors.notes(&self.links));
         for rule in &self.ready.compiled.cgroups {
-            if !rule.components.is_empty()
-                && cgroups::expand(&self.cgroup_root, &rule.pattern).is_empty()
-            {
+            let expand = || cgroups::expand(&self.cgroup_root, &rule.pattern);
+            // That of the node's own init has no component, and need not be there.
+            if !rule.components.is_empty() && self.room.within(expand).is_empty() {
                 let components = rule.components.join(", ");
                 notes.push(format!(
                     "cgroup `{}` of {components} does not exist yet",
@@ -432,7 +719,7 @@ impl Agent {
         notes
     }
 
-    fn tell_begin(&self) {
+    fn tell_begin(&mut self) {
         let Ok(status) = self.status() else { return };
         say(&format!(
             "policy `{}` is in force on node `{}`: {}, other traffic {}, {} attachments",
@@ -446,6 +733,17 @@ impl Agent {
             .notes
             .iter()
             .for_each(|note| say(&format!("note: {note}")));
+        self.tell_node();
+    }
+
+    /// What about the node does not fit the policy.
+    fn tell_node(&mut self) {
+        for warning in warnings::of_node(&self.ready.compiled, self.kernel.sees_all_options()) {
+            say(&format!("warning: {warning}"));
+        }
+        for listener in self.refused_listeners() {
+            say(&format!("warning: {listener}"));
+        }
     }
 
     /// A table of all denials, the most frequent first.
@@ -473,24 +771,43 @@ impl Agent {
         }
         let mut rows: Vec<_> = rows.into_iter().collect();
         rows.sort_by_key(|(_, count)| std::cmp::Reverse(*count));
+        let left_out = rows.len().saturating_sub(ROWS);
+        rows.truncate(ROWS);
         for ([verdict, from, to, reason], count) in rows {
             table.add_row([count.to_string(), verdict, from, to, reason]);
         }
-        let _ = writeln!(std::io::stdout(), "{table}");
+        let _ = writeln!(io::stdout(), "{}", text::lines(&table.to_string()));
+        if left_out > 0 {
+            let _ = writeln!(io::stdout(), "and {left_out} more");
+        }
     }
 }
 
-fn print_event(output: Output, event: &Event) {
-    let line = match output {
-        Output::Text => event.to_string(),
-        Output::Json => serde_json::to_string(event).unwrap_or_default(),
-    };
-    // Enforcement goes on, whether somebody reads or not.
-    let _ = writeln!(std::io::stdout(), "{line}");
+/// The declared cgroups that are there, with all directories watched in which one may come.
+fn look_at_cgroups(
+    root: &Path,
+    ready: &Ready,
+    directories: &mut Option<Directories>,
+) -> Vec<KnownCgroup> {
+    let rules = &ready.compiled.cgroups;
+    if let Some(directories) = directories {
+        // What came before its parent was under watch is found by looking again.
+        while directories.only(watch::of_cgroups(root, rules)) {}
+    }
+    cgroups::resolve(root, rules)
 }
 
-fn say(text: &str) {
-    let _ = writeln!(std::io::stderr(), "enforcer: {text}");
+fn print_event(output: Output, event: &Event) {
+    let json;
+    let line = match output {
+        Output::Text => event.to_string(),
+        Output::Json => {
+            json = serde_json::to_string(event).unwrap_or_default();
+            text::json(&json).into_owned()
+        }
+    };
+    // Enforcement goes on, whether somebody reads or not.
+    let _ = writeln!(io::stdout(), "{}", text::lines(&line));
 }
 
 fn pairs(known: &[KnownCgroup]) -> Vec<(u64, Party)> {

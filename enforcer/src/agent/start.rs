@@ -5,6 +5,7 @@ use std::{
     io::{Read as _, Write as _},
     os::unix::fs::{DirBuilderExt as _, OpenOptionsExt as _},
     path::Path,
+    sync::Arc,
 };
 
 use nix::{
@@ -19,6 +20,7 @@ use super::{
 use crate::{
     compile::{Compiled, PathNumbers, compile},
     policy::{self, Policy, SourceText, model::Mode},
+    text,
 };
 
 /// Held as long as the agent runs; the kernel lets go of it with the process.
@@ -26,7 +28,7 @@ pub struct Lock(#[expect(dead_code, reason = "held, never looked at")] Flock<Fil
 
 /// Takes the lock of a run directory, which is made if it is not there.
 pub fn lock(run_dir: &Path) -> Result<Lock, AgentError> {
-    let shown = run_dir.display();
+    let shown = text::path(run_dir);
     fs::DirBuilder::new()
         .recursive(true)
         .mode(0o700)
@@ -66,8 +68,8 @@ pub fn lock(run_dir: &Path) -> Result<Lock, AgentError> {
 
 /// A policy, ready to be applied to this node.
 pub struct Ready {
-    /// As it was read.
-    pub texts: Vec<SourceText>,
+    /// As it was read. Shared with whoever looks whether it has changed.
+    pub texts: Arc<[SourceText]>,
     /// As it was understood.
     pub policy: Policy,
     /// For this node.
@@ -101,10 +103,10 @@ pub fn prepare(
     let pods = options.pod_interfaces.as_ref().unwrap_or(&pods);
     let selectors = Selectors::new(uplinks, pods)?;
     if let Some(root) = &options.cgroup_root {
-        cgroup_root = root.display().to_string();
+        cgroup_root = root.to_string_lossy().into_owned();
     }
     Ok(Ready {
-        texts,
+        texts: texts.into(),
         policy,
         compiled,
         selectors,

@@ -3,23 +3,29 @@
 use enforcer_common::verdict::{Reason, counter};
 
 use super::{
-    PathCount, ReasonCount, Source, Sources, Status, events::rfc3339, serve::Agent,
-    start::mode_name,
+    PathCount, ReasonCount, Source, Sources, Status, events::rfc3339, faults::Kind, serve::Agent,
+    start::mode_name, warnings,
 };
 use crate::{
     kernel::KernelError,
-    policy::model::{Mode, OtherTraffic},
+    policy::{
+        self,
+        model::{Mode, OtherTraffic},
+    },
 };
 
 impl Agent {
-    pub(super) fn status(&self) -> Result<Status, KernelError> {
+    pub(super) fn status(&mut self) -> Result<Status, KernelError> {
+        let listeners = self.refused_listeners();
         let counters = self.kernel.counters(self.ready.numbers.names().len())?;
+        let elsewhere = policy::paths_elsewhere(&self.ready.policy, &self.ready.compiled.node);
         let paths = self.ready.compiled.paths.iter().map(|(number, name)| {
             let (forward, reply) = counters.path(*number);
             PathCount {
                 name: name.clone(),
                 forward,
                 reply,
+                elsewhere: elsewhere.contains(&name.as_str()),
             }
         });
         let reasons = Reason::ALL.into_iter().filter_map(|reason| {
@@ -31,6 +37,13 @@ impl Agent {
                 would_drop,
             })
         });
+        let mut attachments = Vec::new();
+        for attachment in self.kernel.attachments() {
+            // A cgroup root that was made anew has been attached to again.
+            if !attachments.contains(&attachment) {
+                attachments.push(attachment);
+            }
+        }
         let dry_run = self.ready.compiled.settings.dry_run != 0;
         Ok(Status {
             node: self.ready.compiled.node.clone(),
@@ -44,9 +57,12 @@ impl Agent {
             generation: self.generation,
             since: rfc3339(self.since),
             pid: std::process::id(),
-            attachments: self.kernel.attachments(),
+            attachments,
             cgroups: self.known_cgroups(),
             notes: self.notes(),
+            warnings: warnings::of_node(&self.ready.compiled),
+            listeners,
+            problems: self.faults.problems(),
             paths: paths.collect(),
             reasons: reasons.collect(),
             other_traffic_packets: counters.get(counter::OTHER),
@@ -55,8 +71,10 @@ impl Agent {
             records_lost: counters.get(counter::RECORDS_LOST)
                 + self.kernel.pending_without_record()?,
             records_evicted: self.evicted,
-            last_error: self.last_error.clone(),
-            not_attached: self.not_attached.clone(),
+            last_error: self.policy_fault.error().map(str::to_owned),
+            last_error_since: self.policy_fault.since().map(rfc3339),
+            repaired: self.policy_fault.repaired().cloned(),
+            not_attached: self.faults.get(Kind::Interfaces).map(str::to_owned),
             kernel: self.kernel.features(),
         })
     }

@@ -5,6 +5,7 @@ use std::{
     io,
     os::fd::{AsFd as _, AsRawFd, RawFd},
     path::{Path, PathBuf},
+    sync::Arc,
 };
 
 use nix::{
@@ -15,15 +16,19 @@ use tokio::io::unix::AsyncFd;
 
 use crate::{compile::CgroupRule, kernel::cgroups};
 
+/// Tells that something happened in a directory that is watched.
+pub struct Events(AsyncFd<Handle>);
+
 /// Directories in which something of a kind may happen.
-pub struct Watch {
-    inotify: AsyncFd<Handle>,
+pub struct Directories {
+    inotify: Arc<Inotify>,
     kinds: AddWatchFlags,
     watched: HashMap<PathBuf, WatchDescriptor>,
+    has_no_room: bool,
 }
 
 /// inotify as tokio wants it.
-struct Handle(Inotify);
+struct Handle(Arc<Inotify>);
 
 impl AsRawFd for Handle {
     fn as_raw_fd(&self) -> RawFd {
@@ -31,42 +36,43 @@ impl AsRawFd for Handle {
     }
 }
 
-impl Watch {
-    /// For directories that are made and removed.
-    pub fn for_directories() -> io::Result<Self> {
-        Self::open(
-            AddWatchFlags::IN_CREATE
-                | AddWatchFlags::IN_DELETE
-                | AddWatchFlags::IN_MOVED_TO
-                | AddWatchFlags::IN_ONLYDIR,
-        )
-    }
+/// For directories that are made and removed.
+pub fn for_directories() -> io::Result<(Events, Directories)> {
+    open(
+        AddWatchFlags::IN_CREATE
+            | AddWatchFlags::IN_DELETE
+            | AddWatchFlags::IN_MOVED_TO
+            | AddWatchFlags::IN_ONLYDIR,
+    )
+}
 
-    /// For files that are replaced or written to their end. One that is just being written is not
-    /// told, so that nobody reads half of it.
-    pub fn for_files() -> io::Result<Self> {
-        Self::open(
-            AddWatchFlags::IN_CLOSE_WRITE | AddWatchFlags::IN_MOVED_TO | AddWatchFlags::IN_DELETE,
-        )
-    }
+/// For files that are replaced or written to their end. One that is just being written is not told, so that
+/// nobody reads half of it.
+pub fn for_files() -> io::Result<(Events, Directories)> {
+    open(AddWatchFlags::IN_CLOSE_WRITE | AddWatchFlags::IN_MOVED_TO | AddWatchFlags::IN_DELETE)
+}
 
-    fn open(kinds: AddWatchFlags) -> io::Result<Self> {
-        let inotify = Inotify::init(InitFlags::IN_NONBLOCK | InitFlags::IN_CLOEXEC)?;
-        // SAFETY: the descriptor belongs to the handle, which never changes it and lives as long as the
-        // registration.
-        let inotify = unsafe { AsyncFd::register(Handle(inotify)) }?;
-        Ok(Self {
-            inotify,
-            kinds,
-            watched: HashMap::new(),
-        })
-    }
+fn open(kinds: AddWatchFlags) -> io::Result<(Events, Directories)> {
+    let inotify = Inotify::init(InitFlags::IN_NONBLOCK | InitFlags::IN_CLOEXEC)?;
+    let inotify = Arc::new(inotify);
+    // SAFETY: the descriptor belongs to what the handle shares, which never changes it and lives as long
+    // as the registration.
+    let events = unsafe { AsyncFd::register(Handle(Arc::clone(&inotify))) }?;
+    let directories = Directories {
+        inotify,
+        kinds,
+        watched: HashMap::new(),
+        has_no_room: false,
+    };
+    Ok((Events(events), directories))
+}
 
+impl Directories {
     /// Watches these and no others. Says whether one of them is new, so that something in it may have
     /// been missed. What is not there, or is one too many for the kernel's limit, is left to the look
     /// that comes by the clock.
     pub fn only(&mut self, directories: BTreeSet<PathBuf>) -> bool {
-        let inotify = &self.inotify.get_ref().0;
+        let inotify = &self.inotify;
         self.watched.retain(|path, watch| {
             // The kernel forgets the watch of a directory that is gone by itself; one with the same
             // name is another directory and is watched anew.
@@ -77,19 +83,27 @@ impl Watch {
             stays
         });
         let mut is_new = false;
+        self.has_no_room = false;
         for directory in directories {
-            if let Ok(watch) = inotify.add_watch(&directory, self.kinds) {
-                let before = self.watched.insert(directory, watch);
-                is_new |= before != Some(watch);
+            match inotify.add_watch(&directory, self.kinds) {
+                Ok(watch) => is_new |= self.watched.insert(directory, watch) != Some(watch),
+                Err(error) => self.has_no_room |= error == Errno::ENOSPC,
             }
         }
         is_new
     }
 
+    /// Whether the kernel's limit of watches left some of them out.
+    pub fn has_no_room(&self) -> bool {
+        self.has_no_room
+    }
+}
+
+impl Events {
     /// Waits until something happened in one of them; what happened at once counts once.
     pub async fn changed(&mut self) {
         loop {
-            let Ok(mut ready) = self.inotify.readable_mut().await else {
+            let Ok(mut ready) = self.0.readable_mut().await else {
                 // The runtime ends.
                 return std::future::pending().await;
             };
@@ -151,8 +165,8 @@ mod tests {
         }
     }
 
-    async fn happens(watch: &mut Watch) -> bool {
-        timeout(Duration::from_millis(300), watch.changed())
+    async fn happens(events: &mut Events) -> bool {
+        timeout(Duration::from_millis(300), events.changed())
             .await
             .is_ok()
     }
@@ -162,26 +176,26 @@ mod tests {
         let root = tempfile::tempdir().unwrap();
         let rules = [rule("/a.slice/*.scope/deep"), rule("/b.slice")];
         let all = || of_cgroups(root.path(), &rules);
-        let mut watch = Watch::for_directories().unwrap();
+        let (mut events, mut watch) = for_directories().unwrap();
         assert!(watch.only(all()), "the root is new");
         assert!(!watch.only(all()), "and then it is known");
-        assert!(!happens(&mut watch).await);
+        assert!(!happens(&mut events).await);
         fs::create_dir_all(root.path().join("a.slice/x.scope")).unwrap();
-        assert!(happens(&mut watch).await);
+        assert!(happens(&mut events).await);
         assert!(watch.only(all()), "on the way there are new ones");
-        while happens(&mut watch).await {}
+        while happens(&mut events).await {}
         fs::create_dir(root.path().join("a.slice/x.scope/deep")).unwrap();
-        assert!(happens(&mut watch).await);
+        assert!(happens(&mut events).await);
         fs::remove_dir(root.path().join("a.slice/x.scope/deep")).unwrap();
-        assert!(happens(&mut watch).await);
+        assert!(happens(&mut events).await);
         // Made again under the same name, it is another directory.
         fs::remove_dir(root.path().join("a.slice/x.scope")).unwrap();
         fs::create_dir(root.path().join("a.slice/x.scope")).unwrap();
-        assert!(happens(&mut watch).await);
+        assert!(happens(&mut events).await);
         watch.only(all());
-        while happens(&mut watch).await {}
+        while happens(&mut events).await {}
         fs::create_dir(root.path().join("a.slice/x.scope/deep")).unwrap();
-        assert!(happens(&mut watch).await);
+        assert!(happens(&mut events).await);
     }
 
     #[tokio::test]
@@ -189,17 +203,17 @@ mod tests {
         let root = tempfile::tempdir().unwrap();
         let file = root.path().join("policy.yaml");
         fs::write(&file, "a").unwrap();
-        let mut watch = Watch::for_files().unwrap();
+        let (mut events, mut watch) = for_files().unwrap();
         watch.only(of_files(std::slice::from_ref(&file)));
         let mut open = fs::OpenOptions::new().append(true).open(&file).unwrap();
         std::io::Write::write_all(&mut open, b"half").unwrap();
-        assert!(!happens(&mut watch).await, "half a file is told");
+        assert!(!happens(&mut events).await, "half a file is told");
         drop(open);
-        assert!(happens(&mut watch).await);
+        assert!(happens(&mut events).await);
         fs::write(root.path().join("new"), "b").unwrap();
-        while happens(&mut watch).await {}
+        while happens(&mut events).await {}
         fs::rename(root.path().join("new"), &file).unwrap();
-        assert!(happens(&mut watch).await, "an editor's way");
+        assert!(happens(&mut events).await, "an editor's way");
     }
 
     #[test]

@@ -17,6 +17,9 @@ use crate::{
 ///
 /// Reads a policy and says what was understood. Nothing is loaded, and no privilege is needed.
 ///
+/// What it says fits on a screen; --verbose shows every node, component, path and case. Senders that
+/// reach guarded endpoints and are more than one would think are listed in either.
+///
 /// Every error names file, line and column and says what to write instead. With --cases, the
 /// policy's own tests run: connections, each with the verdict, path or reason that is expected.
 ///
@@ -31,6 +34,9 @@ pub struct Arguments {
     /// A file of cases to run; may be given several times
     #[arg(long, value_name = "FILE")]
     cases: Vec<PathBuf>,
+    /// Show all nodes, components, paths and cases
+    #[arg(short, long)]
+    verbose: bool,
 }
 
 #[derive(Serialize)]
@@ -95,7 +101,12 @@ pub fn run(arguments: &Arguments, format: Format) -> Outcome {
             cases: results.clone(),
         })?;
     } else {
-        tell(&policy, &nodes, &results)?;
+        if arguments.verbose {
+            tell_all(&policy, &nodes)?;
+        } else {
+            say(render::brief(&policy).trim_end())?;
+        }
+        tell_cases(&results, arguments.verbose)?;
     }
     if results.iter().all(|result| result.passed) {
         Ok(())
@@ -115,7 +126,7 @@ fn run_all_cases(policy: &Policy, files: &[PathBuf]) -> Result<Vec<CaseResult>, 
     Ok(results)
 }
 
-fn tell(policy: &Policy, nodes: &[NodeReport], results: &[CaseResult]) -> Outcome {
+fn tell_all(policy: &Policy, nodes: &[NodeReport]) -> Outcome {
     say(render::describe(policy).trim_end())?;
     say("")?;
     for node in nodes {
@@ -135,6 +146,13 @@ fn tell(policy: &Policy, nodes: &[NodeReport], results: &[CaseResult]) -> Outcom
             say(&format!("  - {note}"))?;
         }
     }
+    Ok(())
+}
+
+fn tell_cases(results: &[CaseResult], all: bool) -> Outcome {
+    if !results.is_empty() {
+        say("")?;
+    }
     for result in results {
         let CaseResult {
             name,
@@ -142,6 +160,9 @@ fn tell(policy: &Policy, nodes: &[NodeReport], results: &[CaseResult]) -> Outcom
             expected,
             found,
         } = result;
+        if *passed && !all {
+            continue;
+        }
         if *passed {
             say(&format!("ok      {name}: {found}"))?;
         } else {

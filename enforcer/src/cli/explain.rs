@@ -10,10 +10,11 @@ use clap::Args;
 
 use super::{AgentArguments, Failure, Format, Outcome, policy_of, say, say_json};
 use crate::{
+    agent::own_addresses,
     compile::{PathNumbers, compile},
     explain::{Explanation, explain},
     policy::{
-        cases::{Attempt, Sender, Target, What, target},
+        cases::{At, Attempt, Sender, Target, What, target},
         model::{Component, Node, Policy, Port, PortMatch},
     },
 };
@@ -50,6 +51,33 @@ pub struct Arguments {
     /// It binds that address and port instead of sending there
     #[arg(long)]
     bind: bool,
+    /// Whether this node has the destination itself, where the policy does not say it: a service address, or
+    /// one that nodes share. Not needed on the node itself, which is looked at
+    #[arg(long, value_name = "WHERE", value_enum)]
+    at: Option<Where>,
+}
+
+/// Who has an address.
+#[derive(Debug, Clone, Copy, clap::ValueEnum)]
+enum Where {
+    /// The node that judges
+    ThisNode,
+    /// Another machine, or nobody
+    Elsewhere,
+}
+
+/// What is known of who has the destination.
+fn place(arguments: &Arguments, to: Target) -> Option<At> {
+    match arguments.at {
+        Some(Where::ThisNode) => Some(At::ThisNode),
+        Some(Where::Elsewhere) => Some(At::Elsewhere),
+        // The agent's policy is asked about on the agent's node.
+        None if arguments.policy.is_empty() && arguments.node.is_none() => {
+            let here = own_addresses().contains(&to.address);
+            Some(if here { At::ThisNode } else { At::Elsewhere })
+        }
+        None => None,
+    }
 }
 
 pub fn run(arguments: &Arguments, format: Format) -> Outcome {
@@ -80,8 +108,8 @@ pub fn run(arguments: &Arguments, format: Format) -> Outcome {
     } else {
         Attempt::Send(to)
     };
-    let explanation =
-        explain(&policy, &compiled, &from, attempt).map_err(|error| anyhow!(error))?;
+    let explanation = explain(&policy, &compiled, &from, attempt, place(arguments, to))
+        .map_err(|error| anyhow!(error))?;
     match format {
         Format::Json => say_json(&explanation)?,
         Format::Text => tell(&explanation, &from.to_string(), &to.to_string())?,
@@ -138,7 +166,7 @@ fn tell(explanation: &Explanation, from: &str, to: &str) -> Outcome {
     for advice in &explanation.advice {
         say(&format!("  hint      {}", advice.sentence()))?;
     }
-    if let Some(note) = explanation.note {
+    if let Some(note) = &explanation.note {
         say(&format!("  note      {note}"))?;
     }
     Ok(())

@@ -1,6 +1,9 @@
 //! The command line. Results go to standard output, everything else to standard error. Exit status:
 //! 0 fine, 1 the answer is no (an invalid policy, a denied connection, a failed case), 2 wrong usage
-//! or it could not be done.
+//! or it could not be done. Who reads the results may stop: then this ends as other tools do.
+//!
+//! Everything that is printed goes through [`say`], [`say_json`] or [`complain`], which let no text of others do
+//! anything to a terminal; a name within a line is [`text::shown`] besides.
 
 mod catalog;
 mod check;
@@ -17,15 +20,18 @@ use std::{
 };
 
 use clap::{Args, CommandFactory as _, Parser, Subcommand, ValueEnum, error::ErrorKind};
+use nix::sys::signal::{SigHandler, Signal, raise, signal};
 use serde::Serialize;
 
 use crate::{
     agent::{AgentError, RUN_DIR},
+    kernel::filters::Leftover,
     policy::{
         self, SourceText,
         error::{Paint, PolicyErrors},
         model::{Mode, Policy},
     },
+    text,
 };
 
 /// Drops every connection of a Kubernetes node outside the documented component paths.
@@ -100,6 +106,8 @@ enum Failure {
     Policy(PolicyErrors),
     /// It could not be done.
     Cannot(anyhow::Error),
+    /// Nobody can be asked, but filters are there.
+    Leftovers(Vec<Leftover>),
     /// Nobody reads any more.
     Closed,
 }
@@ -116,6 +124,7 @@ impl From<AgentError> for Failure {
     fn from(error: AgentError) -> Self {
         match error {
             AgentError::Policy(errors) => Self::Policy(errors),
+            AgentError::Leftovers { filters } => Self::Leftovers(filters),
             error => Self::Cannot(error.into()),
         }
     }
@@ -132,14 +141,17 @@ impl From<io::Error> for Failure {
         if error.kind() == io::ErrorKind::BrokenPipe {
             Self::Closed
         } else {
-            Self::Cannot(error.into())
+            Self::Cannot(anyhow::Error::from(error).context("failed to write the result"))
         }
     }
 }
 
 /// Runs the command line of this process.
 pub fn main() -> ExitCode {
-    let cli = Cli::parse();
+    let cli = match Cli::try_parse() {
+        Ok(cli) => cli,
+        Err(said) => return ExitCode::from(tell_usage(&said)),
+    };
     let format = match (cli.output, &cli.command) {
         (Style::Text, _) => Format::Text,
         // Whoever writes YAML has it from the style itself.
@@ -161,49 +173,103 @@ pub fn main() -> ExitCode {
         Command::Detach(arguments) => detach::run(&arguments, format),
         Command::Schema => say(policy::schema::json().trim_end()),
     };
-    match result {
-        Ok(()) | Err(Failure::Closed) => ExitCode::SUCCESS,
-        Err(Failure::No) => ExitCode::from(1),
-        Err(Failure::Policy(errors)) => {
-            tell_policy_errors(&errors, format);
-            ExitCode::from(1)
-        }
-        Err(Failure::Cannot(error)) => {
-            eprintln!("error: {error:#}");
-            ExitCode::from(2)
+    ExitCode::from(match result {
+        Ok(()) => FINE,
+        Err(failure) => failure.tell(format),
+    })
+}
+
+const FINE: u8 = 0;
+const NO: u8 = 1;
+const CANNOT: u8 = 2;
+
+impl Failure {
+    /// Tells it, and says with which status to exit.
+    fn tell(self, format: Format) -> u8 {
+        match self {
+            Self::Closed => die_of_a_closed_pipe(),
+            Self::No => NO,
+            Self::Policy(errors) => {
+                let status = if errors.is_unreadable() { CANNOT } else { NO };
+                match tell_policy_errors(&errors, format) {
+                    Ok(()) => status,
+                    Err(failure) => failure.tell(Format::Text),
+                }
+            }
+            Self::Leftovers(filters) => {
+                let error = AgentError::Leftovers {
+                    filters: filters.clone(),
+                };
+                complain(&format!("error: {error}"));
+                let value = serde_json::json!({ "error": error.to_string(), "leftovers": filters });
+                match format {
+                    Format::Json => {
+                        say_json(&value).map_or_else(|f| f.tell(Format::Text), |()| CANNOT)
+                    }
+                    Format::Text => CANNOT,
+                }
+            }
+            Self::Cannot(error) => {
+                complain(&format!("error: {}", text::chain(error.as_ref())));
+                CANNOT
+            }
         }
     }
 }
 
-fn tell_policy_errors(errors: &PolicyErrors, format: Format) {
-    if format == Format::Json {
-        // Whoever asked for JSON reads it from standard output; a closed pipe changes nothing.
-        let _ = say_json(&serde_json::json!({ "valid": false, "errors": errors }));
-        return;
+/// What clap has to say: help, the version, or what is wrong with the arguments.
+fn tell_usage(said: &clap::Error) -> u8 {
+    let printed = said.print().and_then(|()| io::stdout().flush());
+    match printed {
+        Ok(()) => u8::try_from(said.exit_code()).unwrap_or(CANNOT),
+        Err(error) => Failure::from(error).tell(Format::Text),
     }
-    let paint = if io::stderr().is_terminal() {
-        Paint::Coloured
+}
+
+/// Ends this process as the kernel ends one that writes where nobody reads. Rust has the kernel return an error
+/// instead.
+fn die_of_a_closed_pipe() -> u8 {
+    // SAFETY: the default is no handler, so nothing runs at a time when it may not.
+    let default = unsafe { signal(Signal::SIGPIPE, SigHandler::SigDfl) };
+    let _ = default.and_then(|_| raise(Signal::SIGPIPE));
+    // Who has it blocked goes on here.
+    CANNOT
+}
+
+fn tell_policy_errors(errors: &PolicyErrors, format: Format) -> Outcome {
+    if format == Format::Json {
+        // Whoever asked for JSON reads it from standard output.
+        return say_json(&serde_json::json!({ "valid": false, "errors": errors }));
+    }
+    if io::stderr().is_terminal() {
+        // In colours, which are control sequences: what is in the errors was made harmless when they were made.
+        let _ = writeln!(io::stderr(), "{}", errors.render(Paint::Coloured));
     } else {
-        Paint::Plain
-    };
-    eprintln!("{}", errors.render(paint));
+        complain(&errors.render(Paint::Plain));
+    }
+    Ok(())
+}
+
+/// A line, or several, to standard error. If nobody reads that, either, only the exit status tells.
+fn complain(message: &str) {
+    let _ = writeln!(io::stderr(), "{}", text::lines(message));
 }
 
 /// A line, or several, to standard output.
-fn say(text: &str) -> Outcome {
-    Ok(writeln!(io::stdout().lock(), "{text}")?)
+fn say(message: &str) -> Outcome {
+    Ok(writeln!(io::stdout().lock(), "{}", text::lines(message))?)
 }
 
 /// A JSON document to standard output.
 fn say_json(value: &impl Serialize) -> Outcome {
-    let text = serde_json::to_string_pretty(value).map_err(anyhow::Error::from)?;
-    say(&text)
+    let document = serde_json::to_string_pretty(value).map_err(anyhow::Error::from)?;
+    say(&text::json(&document))
 }
 
 /// A JSON document in one line to standard output.
 fn say_json_line(value: &impl Serialize) -> Outcome {
-    let text = serde_json::to_string(value).map_err(anyhow::Error::from)?;
-    say(&text)
+    let document = serde_json::to_string(value).map_err(anyhow::Error::from)?;
+    say(&text::json(&document))
 }
 
 /// The policy from files, or else the one that the agent has in force, with its node and mode.

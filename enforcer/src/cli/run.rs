@@ -14,10 +14,10 @@ use crate::{
 /// Put a policy in force on this node, and tell what it denies
 ///
 /// Puts a policy in force on this node and stays in the foreground. Each new denial is told once,
-/// with its reason; its repeats are counted.
+/// with its reason; its repeats are counted. Of many at once the log holds some; `enforcer events` has all.
 ///
-/// The policy is read again when a file changes and on SIGHUP. A broken one changes nothing. The node
-/// is let go on SIGINT, on SIGTERM and with `enforcer detach`, and also when the agent is killed.
+/// The policy is read again when a file changes and on SIGHUP. A broken one changes nothing. What can
+/// not be attached is told, and tried again until it can. The node is let go on SIGINT, on SIGTERM and with `enforcer detach`, and also when the agent is killed.
 ///
 /// Example: enforcer run -p policies/control-plane-stacked-etcd.yaml --dry-run
 #[derive(Debug, Args)]

@@ -3,7 +3,10 @@
 use clap::Args;
 
 use super::{AgentArguments, Format, Outcome, say, say_json};
-use crate::agent::{Status, client};
+use crate::{
+    agent::{Status, client},
+    text::shown,
+};
 
 /// Say what is in force here, and what came of it
 ///
@@ -26,6 +29,39 @@ pub fn run(arguments: &Arguments, format: Format) -> Outcome {
     }
 }
 
+/// What a person should look at.
+fn tell_troubles(status: &Status) -> Outcome {
+    if let Some(error) = &status.last_error {
+        let since = status.last_error_since.as_deref().unwrap_or_default();
+        say(&format!(
+            "ERROR     a newer policy is not in force: {error}\n          broken since {since}"
+        ))?;
+    } else if let Some(repaired) = &status.repaired {
+        say(&format!(
+            "repaired  the policy was broken from {} to {}: {}",
+            repaired.broken_since,
+            repaired.repaired_at,
+            shown(&repaired.error)
+        ))?;
+    }
+    if let Some(error) = &status.not_attached {
+        say(&format!("ERROR     an interface is not enforced: {error}"))?;
+    }
+    for problem in &status.problems {
+        say(&format!(
+            "ERROR     since {}: {}",
+            problem.since, problem.what
+        ))?;
+    }
+    for warning in &status.warnings {
+        say(&format!("WARNING   {}", shown(warning)))?;
+    }
+    for listener in &status.listeners {
+        say(&format!("WARNING   {listener}"))?;
+    }
+    Ok(())
+}
+
 fn tell(status: &Status) -> Outcome {
     let mode = match status.mode.as_str() {
         "DryRun" => "dry-run: nothing is dropped",
@@ -38,14 +74,7 @@ fn tell(status: &Status) -> Outcome {
         "policy    {}, generation {} since {}, digest {}",
         status.policy, status.generation, status.since, status.digest
     ))?;
-    if let Some(error) = &status.last_error {
-        say(&format!(
-            "ERROR     a newer policy is not in force: {error}"
-        ))?;
-    }
-    if let Some(error) = &status.not_attached {
-        say(&format!("ERROR     an interface is not enforced: {error}"))?;
-    }
+    tell_troubles(status)?;
     for a in &status.attachments {
         let role = if a.role.is_empty() {
             String::new()
@@ -54,25 +83,29 @@ fn tell(status: &Status) -> Outcome {
         };
         say(&format!(
             "attached  {} at {}{role} by {}",
-            a.hook, a.place, a.how
+            a.hook,
+            shown(&a.place),
+            a.how
         ))?;
     }
     for feature in &status.kernel {
         say(&format!("kernel    {feature}"))?;
     }
     for note in &status.notes {
-        say(&format!("note      {note}"))?;
+        say(&format!("note      {}", shown(note)))?;
     }
     say("")?;
     for path in &status.paths {
-        let unused = if path.forward + path.reply == 0 {
-            "  never used"
-        } else {
-            ""
+        let unused = match (path.forward + path.reply, path.elsewhere) {
+            (0, true) => "  not for this node",
+            (0, false) => "  never used",
+            _ => "",
         };
         say(&format!(
             "path      {:10} {:10}  {}{unused}",
-            path.forward, path.reply, path.name
+            path.forward,
+            path.reply,
+            shown(&path.name)
         ))?;
     }
     say(&format!(

@@ -4,6 +4,7 @@
 //! `ports` reduces ports to classes; `verdicts` fills the dense tables; `simulate` lets the
 //! decision run on them in userspace.
 
+pub mod cgroups;
 mod parties;
 mod ports;
 mod simulate;

@@ -381,10 +381,14 @@ impl Cluster<'_> {
             occupants.extend(indices(&self.policy.components, |c| c.runs_on(there)));
             senders.extend(self.on_any_node());
         }
-        if !loopback && self.is_outside(declared) {
-            occupants.extend(indices(&self.policy.components, Component::is_elsewhere));
-        }
         senders.extend(&occupants);
+        if !loopback && self.is_outside(declared) {
+            let components = &self.policy.components;
+            occupants.extend(indices(components, Component::is_elsewhere));
+            senders.extend(indices(components, |c| {
+                c.is_elsewhere() && !c.only_receives_outside
+            }));
+        }
         // What leads to a service leads to pods; nobody sends from there.
         if declared.service_network {
             occupants.extend(pods());
@@ -443,10 +447,10 @@ impl Cluster<'_> {
         component.runs_on.is_empty() || component.runs_on(self.node)
     }
 
-    /// Who a process in no declared cgroup may be: whatever is here and declares none.
+    /// Who a process in no declared cgroup may be: whatever is here, declares none and needs none.
     fn undeclared(&self) -> Set {
         let mut here = self.located_here();
-        here.retain(|i| self.policy.components[*i].cgroups.is_empty());
+        here.retain(|i| self.policy.components[*i].counts_undeclared());
         here
     }
 

@@ -12,7 +12,7 @@ use enforcer_common::{
     verdict::Verdict,
 };
 
-use super::tables::Compiled;
+use super::{cgroups, tables::Compiled};
 
 /// One generation of a policy, with memories of its own: of UDP flows, and of translated connections.
 pub struct Simulator<'a> {
@@ -39,29 +39,12 @@ impl<'a> Simulator<'a> {
     /// The party of processes in a cgroup, given below the node's cgroup root: that of the deepest
     /// declared cgroup above it.
     pub fn party_of_cgroup(&self, path: &str) -> Party {
-        let segments: Vec<&str> = path.split('/').filter(|s| !s.is_empty()).collect();
-        for depth in (0..=segments.len()).rev() {
-            let found = self
-                .compiled
-                .cgroups
-                .iter()
-                .find(|r| matches(&r.pattern, &segments[..depth]));
-            if let Some(rule) = found {
-                return rule.party;
-            }
+        match cgroups::rule_for(&self.compiled.cgroups, path) {
+            Some(rule) => rule.party,
+            // A party number, widened for the kernel's sake.
+            None => self.compiled.settings.undeclared_process as Party,
         }
-        // A party number, widened for the kernel's sake.
-        self.compiled.settings.undeclared_process as Party
     }
-}
-
-/// Whether a cgroup, by its segments, is one that a pattern means.
-fn matches(pattern: &str, segments: &[&str]) -> bool {
-    let parts: Vec<&str> = pattern.split('/').filter(|s| !s.is_empty()).collect();
-    parts.len() == segments.len()
-        && parts.iter().zip(segments).all(|(part, segment)| {
-            glob::Pattern::new(part).map_or(part == segment, |glob| glob.matches(segment))
-        })
 }
 
 impl Tables for Simulator<'_> {

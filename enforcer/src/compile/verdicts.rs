@@ -14,6 +14,7 @@ use super::{
     ports::{Class, Endpoint, PortClasses},
     tables::{CompileError, Compiled},
 };
+use crate::policy::catalogue::Catalogue;
 use crate::policy::model::{
     Component, Locality, Mode, Node, OtherTraffic, Path, Policy, Port, PortMatch,
 };
@@ -298,9 +299,37 @@ impl<'a> Filler<'a> {
 
     /// What is to be said to whoever is denied there.
     fn denial(&self, meant: &Meant<'_>) -> String {
+        if !meant.guarded {
+            return String::new();
+        }
         let texts = meant.endpoints.iter().map(|e| &self.port(*e).denial);
-        let mut said = texts.filter(|text| meant.guarded && !text.is_empty());
-        said.next().cloned().unwrap_or_default()
+        let mut said: Vec<String> = texts
+            .filter(|text| !text.is_empty())
+            .take(1)
+            .cloned()
+            .collect();
+        said.extend(
+            meant
+                .endpoints
+                .first()
+                .and_then(|e| self.switch_off(*e, meant)),
+        );
+        said.join("; ")
+    }
+
+    /// How a port of the catalogue to which no path leads is left to something else that serves it.
+    fn switch_off(&self, endpoint: Endpoint, meant: &Meant<'_>) -> Option<String> {
+        let (component, port) = (self.component(endpoint), self.port(endpoint));
+        let documented = Catalogue::builtin().components().iter();
+        let mut documented = documented.filter(|known| known.name == component.name);
+        let is_documented = documented.any(|known| known.port(&port.name).is_some());
+        (meant.routes.is_empty() && is_documented).then(|| {
+            format!(
+                "if it is the port of something else here, `{}: {{ ports: {{ {}: null }} }}` in the Inventory leaves \
+                 it alone",
+                component.name, port.name
+            )
+        })
     }
 
     /// Of several endpoints at one port, guarded ones are meant, and of those the narrowest: a path to
@@ -382,7 +411,7 @@ impl<'a> Filler<'a> {
         let from_here = |r: &&Route<'_>| {
             r.from.iter().any(|c| {
                 let component = &self.policy.components[*c];
-                component.runs_on(self.node) && !component.cgroups.is_empty()
+                component.runs_on(self.node) && !component.counts_undeclared()
             })
         };
         if sender.process && reaching().any(from_here) {

@@ -18,7 +18,7 @@ use enforcer_common::tables::Role;
 
 use super::{
     Kernel, KernelError, Link,
-    load::{CGROUP, TC},
+    load::{CGROUP, SETSOCKOPT, TC},
     roles::Roles,
 };
 
@@ -97,7 +97,20 @@ impl Kernel {
             path: root.to_owned(),
             source,
         })?;
-        for name in CGROUP {
+        let sees_all = self.attach_lsm();
+        if sees_all {
+            self.attached.cgroups.push(Attachment {
+                hook: "setsockopt".to_owned(),
+                place: "security modules".to_owned(),
+                how: "lsm".to_owned(),
+                role: String::new(),
+            });
+        }
+        // The other one would tell the same calls a second time.
+        let names = CGROUP
+            .into_iter()
+            .filter(|name| !sees_all || *name != SETSOCKOPT);
+        for name in names {
             let program = self
                 .bpf
                 .program_mut(name)

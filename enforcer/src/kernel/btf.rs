@@ -197,6 +197,33 @@ impl SkbFields {
     }
 }
 
+/// Where it has the network namespace of a socket, in bytes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct SocketFields {
+    /// `struct socket`: `sk`.
+    pub sk: u64,
+    /// `struct sock`: its network namespace.
+    pub net: u64,
+    /// `struct net`: its cookie.
+    pub cookie: u64,
+}
+
+impl SocketFields {
+    /// Those of the running kernel; nothing where it has them in another way than all that are known.
+    pub(super) fn of(info: &TypeInfo) -> Option<Self> {
+        let field = |container, name| info.field(container, name).map(|bits| u64::from(bits / 8));
+        // A socket begins with what all kinds of them have in common.
+        if field("sock", "__sk_common") != Some(0) {
+            return None;
+        }
+        Some(Self {
+            sk: field("socket", "sk")?,
+            net: field("sock_common", "skc_net")?,
+            cookie: field("net", "net_cookie")?,
+        })
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -270,6 +297,7 @@ mod tests {
             return;
         };
         assert!(SkbFields::of(&info).is_some());
+        assert!(SocketFields::of(&info).is_some());
         assert_eq!(info.field("sk_buff", "no_such_field"), None);
     }
 }

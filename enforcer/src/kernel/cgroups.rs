@@ -1,17 +1,22 @@
 //! Directories of cgroups: where they are, which are declared, and whose id it is.
 
 use std::{
-    collections::HashMap,
+    collections::{HashMap, HashSet},
     fs, io,
     os::unix::fs::MetadataExt as _,
     path::{Path, PathBuf},
 };
 
 use enforcer_common::{limits, tables::Party};
-use glob::Pattern;
 
 use super::KernelError;
-use crate::compile::CgroupRule;
+use crate::{
+    compile::{
+        CgroupRule,
+        cgroups::{rule_at, segments},
+    },
+    policy::glob::Glob,
+};
 
 /// A declared cgroup that exists.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -56,6 +61,14 @@ pub fn root(below: &str) -> Result<PathBuf, KernelError> {
     }
 }
 
+/// The path of a cgroup's directory below the mount, as processes name their own; `/` for the mount itself.
+pub fn below_mount(directory: &Path) -> String {
+    let mounts = fs::read_to_string("/proc/self/mountinfo").unwrap_or_default();
+    let mount = mounts.lines().find_map(cgroup2_mount);
+    let below = mount.and_then(|mount| directory.strip_prefix(mount).ok());
+    format!("/{}", below.unwrap_or(Path::new("")).display())
+}
+
 /// The mount point, if a line of mountinfo is about the whole cgroup v2 hierarchy. The fields before
 /// the separator are as many as there are optional ones, see proc_pid_mountinfo(5).
 fn cgroup2_mount(line: &str) -> Option<PathBuf> {
@@ -69,20 +82,21 @@ fn cgroup2_mount(line: &str) -> Option<PathBuf> {
         .map(|path| PathBuf::from(path.replace("\\040", " ")))
 }
 
-/// All existing cgroups that the rules declare. Where two rules mean one directory, the first has it.
+/// All existing cgroups that the rules declare. Where several rules mean one directory, the narrowest has it, as
+/// [`rule_at`] says.
 pub fn resolve(root: &Path, rules: &[CgroupRule]) -> Vec<KnownCgroup> {
     let mut found: Vec<KnownCgroup> = Vec::new();
-    let mut seen = HashMap::new();
+    let mut seen = HashSet::new();
     for rule in rules {
         for path in expand(root, &rule.pattern) {
             let Ok(metadata) = fs::metadata(&path) else {
                 continue;
             };
-            if seen.insert(metadata.ino(), ()).is_none() {
+            if seen.insert(metadata.ino()) {
                 found.push(KnownCgroup {
-                    path,
                     id: metadata.ino(),
-                    party: rule.party,
+                    party: narrowest(root, rules, &path).unwrap_or(rule).party,
+                    path,
                 });
             }
         }
@@ -90,24 +104,28 @@ pub fn resolve(root: &Path, rules: &[CgroupRule]) -> Vec<KnownCgroup> {
     found
 }
 
+fn narrowest<'r>(root: &Path, rules: &'r [CgroupRule], path: &Path) -> Option<&'r CgroupRule> {
+    let below = path.strip_prefix(root).ok()?.to_string_lossy();
+    rule_at(rules, &segments(&below))
+}
+
 /// The directories that a pattern means.
 pub fn expand(root: &Path, pattern: &str) -> Vec<PathBuf> {
     let mut level = vec![root.to_owned()];
     for segment in pattern.split('/').filter(|segment| !segment.is_empty()) {
-        let is_glob = segment.contains(['*', '?', '[']);
-        level = match Pattern::new(segment) {
-            Ok(glob) if is_glob => level.iter().flat_map(|dir| matching(dir, &glob)).collect(),
-            _ => level
-                .iter()
-                .map(|dir| dir.join(segment))
-                .filter(|dir| dir.is_dir())
-                .collect(),
+        let glob = Glob::or_literal(segment);
+        level = match glob.name() {
+            None => level.iter().flat_map(|dir| matching(dir, &glob)).collect(),
+            Some(name) => {
+                let named = level.iter().map(|dir| dir.join(&name));
+                named.filter(|dir| dir.is_dir()).collect()
+            }
         };
     }
     level
 }
 
-fn matching(directory: &Path, glob: &Pattern) -> Vec<PathBuf> {
+fn matching(directory: &Path, glob: &Glob) -> Vec<PathBuf> {
     let mut paths: Vec<PathBuf> = children(directory)
         .filter(|path| {
             path.file_name()
@@ -153,12 +171,27 @@ impl CgroupPaths {
         self.paths.get(&id).map(String::as_str)
     }
 
+    /// Whether there is a process in a cgroup that a pattern means, or below. One that does not say so counts.
+    pub fn is_populated(&self, pattern: &str) -> bool {
+        let is_empty = |path: &PathBuf| {
+            let events = fs::read_to_string(path.join("cgroup.events"));
+            events.is_ok_and(|text| text.lines().any(|line| line == "populated 0"))
+        };
+        expand(&self.mount, pattern)
+            .iter()
+            .any(|path| !is_empty(path))
+    }
+
     /// Forgets which ids were looked for in vain, as a cgroup may have come since.
     pub fn retry(&mut self) {
         self.missed.clear();
     }
 
     fn refresh(&mut self) {
+        // Somebody makes and removes cgroups without end.
+        if self.paths.len() > MAX_KEPT {
+            self.paths.clear();
+        }
         let mut open = vec![(self.mount.clone(), String::new())];
         // Paths of cgroups that are gone stay: their records may come to be told yet.
         while let Some((directory, name)) = open.pop() {
@@ -183,6 +216,9 @@ impl CgroupPaths {
         }
     }
 }
+
+/// More paths of cgroups than this are not kept for those that are gone.
+const MAX_KEPT: usize = 1 << 16;
 
 #[cfg(test)]
 mod tests {
@@ -239,12 +275,19 @@ mod tests {
             party: 7,
             components: vec![],
         };
-        let known = resolve(
-            root.path(),
-            &[rule.clone(), CgroupRule { party: 8, ..rule }],
-        );
+        let wider = CgroupRule {
+            pattern: "/pods/*-pod1".to_owned(),
+            party: 8,
+            components: vec![],
+        };
+        let exact = CgroupRule {
+            pattern: "/pods/a-pod1".to_owned(),
+            party: 9,
+            components: vec![],
+        };
+        let known = resolve(root.path(), &[wider, rule, exact]);
         assert_eq!(known.len(), 1, "one directory is one cgroup");
-        assert_eq!(known[0].party, 7);
+        assert_eq!(known[0].party, 9, "the narrowest has it");
         let mut paths = CgroupPaths::new(root.path());
         assert_eq!(paths.get(known[0].id), Some("/pods/a-pod1"));
         assert_eq!(paths.get(1), None);

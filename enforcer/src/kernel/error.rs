@@ -8,12 +8,12 @@ use aya::{
     programs::{ProgramError, links::LinkError},
 };
 
-/// Why something with the kernel failed.
+/// Why something with the kernel failed. None says its cause itself: [`crate::text::chain`] does.
 #[derive(Debug, thiserror::Error)]
 pub enum KernelError {
     /// Loading needs more rights.
     #[error(
-        "the kernel refused to {action}: {source}; run as root, or with CAP_BPF, CAP_NET_ADMIN and CAP_PERFMON"
+        "the kernel refused to {action} (run as root, or with CAP_BPF, CAP_NET_ADMIN and CAP_PERFMON)"
     )]
     NotAllowed {
         /// What was tried.
@@ -32,15 +32,15 @@ pub enum KernelError {
     )]
     UnknownLayout,
     /// The object can not be loaded.
-    #[error("failed to load the kernel programs: {0}")]
+    #[error("failed to load the kernel programs")]
     Load(#[source] Box<EbpfError>),
     /// The verifier refused a program.
-    #[error("the kernel refused the program `{program}`: {source}\n{log}")]
+    #[error("the kernel refused the program `{program}`: {cause}\n{log}")]
     Refused {
         /// The program.
         program: &'static str,
-        /// What the kernel said.
-        source: io::Error,
+        /// What the kernel said. No source: its place is before the log.
+        cause: io::Error,
         /// The last lines of the verifier's log.
         log: String,
     },
@@ -48,7 +48,7 @@ pub enum KernelError {
     #[error("the built-in kernel object has no {0}: it was built from another version")]
     Missing(&'static str),
     /// A map could not be made, read or written.
-    #[error("failed to {action}: {source}")]
+    #[error("failed to {action}")]
     Map {
         /// What was tried.
         action: &'static str,
@@ -56,7 +56,7 @@ pub enum KernelError {
         source: Box<MapError>,
     },
     /// A program could not be attached.
-    #[error("failed to attach `{program}` to {place}: {source}")]
+    #[error("failed to attach `{program}` to {place}")]
     Attach {
         /// The program.
         program: &'static str,
@@ -69,13 +69,16 @@ pub enum KernelError {
     #[error("failed to list the network interfaces: {0}")]
     Links(String),
     /// A link handle was refused.
-    #[error("failed to keep an attachment: {0}")]
+    #[error("failed to keep an attachment")]
     Link(#[from] Box<LinkError>),
     /// No cgroup v2.
     #[error("no cgroup v2 hierarchy is mounted: mount one (mount -t cgroup2 none /sys/fs/cgroup)")]
     NoCgroup2,
     /// The cgroup root is not there.
-    #[error("the cgroup root {} can not be opened: {source}; see cgroupRoot in the inventory, or --cgroup-root", path.display())]
+    #[error(
+        "the cgroup root {} can not be opened (see cgroupRoot in the inventory, or --cgroup-root)",
+        crate::text::path(path)
+    )]
     CgroupRoot {
         /// The directory.
         path: PathBuf,
@@ -83,7 +86,7 @@ pub enum KernelError {
         source: io::Error,
     },
     /// A system call failed.
-    #[error("failed to {action}: {source}")]
+    #[error("failed to {action}")]
     System {
         /// What was tried.
         action: &'static str,
@@ -136,7 +139,7 @@ impl KernelError {
                 let log = last_lines(&verifier_log.to_string(), 12);
                 Self::Refused {
                     program,
-                    source: io_error,
+                    cause: io_error,
                     log,
                 }
             }

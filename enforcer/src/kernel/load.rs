@@ -6,7 +6,7 @@ use aya::{
     Btf, Ebpf, EbpfLoader, VerifierLogLevel,
     maps::{Map, MapData},
     programs::{
-        CgroupSkb, CgroupSock, CgroupSockAddr, CgroupSockopt, Program, ProgramError,
+        CgroupSkb, CgroupSock, CgroupSockAddr, CgroupSockopt, Lsm, Program, ProgramError,
         SchedClassifier,
     },
 };
@@ -15,7 +15,7 @@ use super::{
     KernelError,
     apply::Slots,
     attach::Attached,
-    btf::{SkbFields, TypeInfo},
+    btf::{SkbFields, SocketFields, TypeInfo},
     mapped::Mapped,
     read::Readers,
 };
@@ -28,13 +28,17 @@ pub struct Kernel {
     pub(super) attached: Attached,
     /// Whether `cgroup_skb` programs can ask for a packet's network namespace.
     netns_of_packets: bool,
+    /// Whether every call of `setsockopt` is seen, see [`Self::attach_lsm`].
+    lsm: bool,
 }
 
 /// The programs that are attached to interfaces: for what comes in, for what goes out, and for what comes in by lo.
 pub(super) const TC: [&str; 3] = ["enforcer_tc_in", "enforcer_tc_out", "enforcer_lo_in"];
+/// The one of them below for `setsockopt`.
+pub(super) const SETSOCKOPT: &str = "enforcer_setopt";
 /// The programs that are attached to the cgroup root, in the order of their attachment: sockets are
 /// stamped before anything judges by the stamp.
-pub(super) const CGROUP: [&str; 10] = [
+pub(super) const CGROUP: [&str; 12] = [
     "enforcer_sock",
     "enforcer_conn4",
     "enforcer_conn6",
@@ -42,10 +46,15 @@ pub(super) const CGROUP: [&str; 10] = [
     "enforcer_send6",
     "enforcer_bind4",
     "enforcer_bind6",
-    "enforcer_setopt",
+    "enforcer_bound4",
+    "enforcer_bound6",
+    SETSOCKOPT,
     "enforcer_skb_out",
     "enforcer_skb_in",
 ];
+
+/// The program for security modules, which not every kernel loads.
+const LSM: &str = "enforcer_lsm_opt";
 
 pub(super) static OBJECT: &[u8] =
     aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/enforcer"));
@@ -61,10 +70,7 @@ impl Kernel {
         if !Path::new("/sys/kernel/btf/vmlinux").exists() && Btf::from_sys_fs().is_err() {
             return Err(KernelError::NoBtf);
         }
-        let fields = TypeInfo::of_kernel()
-            .ok()
-            .and_then(|info| SkbFields::of(&info))
-            .ok_or(KernelError::UnknownLayout)?;
+        let fields = Fields::of_kernel().ok_or(KernelError::UnknownLayout)?;
         let cookie = netns_cookie()?;
         // The verifier refuses the whole program where the helper may not be called, so the newer
         // kernels' way is tried, once, before the older ones'.
@@ -82,6 +88,7 @@ impl Kernel {
             readers,
             attached: Attached::default(),
             netns_of_packets,
+            lsm: false,
         })
     }
 
@@ -96,7 +103,40 @@ impl Kernel {
                     .to_owned(),
             );
         }
+        features.push(if self.lsm {
+            "every setsockopt call is seen (BPF LSM)".to_owned()
+        } else {
+            "setsockopt calls are seen by the cgroup hook, 32-bit ones are not: this kernel loads no BPF LSM program"
+                .to_owned()
+        });
         features
+    }
+
+    /// Attaches the program for `setsockopt` to the kernel's security modules, where BPF is one of them. It sees calls that
+    /// the cgroup hook does not. Whether it does, by trying.
+    pub(super) fn attach_lsm(&mut self) -> bool {
+        let Ok(btf) = Btf::from_sys_fs() else {
+            return false;
+        };
+        let Some(Program::Lsm(program)) = self.bpf.program_mut(LSM) else {
+            return false;
+        };
+        let attached =
+            Lsm::load(program, "socket_setsockopt", &btf).and_then(|()| program.attach());
+        let Ok(link) = attached else { return false };
+        // It may be attached, and never asked: then `bpf` is not in the list of modules.
+        self.lsm = lsm_is_asked();
+        if !self.lsm
+            && let Some(Program::Lsm(program)) = self.bpf.program_mut(LSM)
+        {
+            let _ = program.detach(link);
+        }
+        self.lsm
+    }
+
+    /// Whether every call of `setsockopt` is seen.
+    pub fn sees_all_options(&self) -> bool {
+        self.lsm
     }
 
     /// How many instructions the verifier went through for each program: an account of how near it is
@@ -163,8 +203,24 @@ fn is_refused_for_netns(program: &str) -> bool {
     program.starts_with("enforcer_skb") || program == TC[1]
 }
 
+/// Where the running kernel has what the programs ask for beside their contexts.
+struct Fields {
+    skb: SkbFields,
+    socket: SocketFields,
+}
+
+impl Fields {
+    fn of_kernel() -> Option<Self> {
+        let info = TypeInfo::of_kernel().ok()?;
+        Some(Self {
+            skb: SkbFields::of(&info)?,
+            socket: SocketFields::of(&info)?,
+        })
+    }
+}
+
 fn load_object(
-    fields: &SkbFields,
+    fields: &Fields,
     cookie: u64,
     skb_netns: u32,
     log: bool,
@@ -174,7 +230,12 @@ fn load_object(
         summed_shift,
         csum_start,
         head,
-    } = fields;
+    } = &fields.skb;
+    let SocketFields {
+        sk,
+        net,
+        cookie: at,
+    } = &fields.socket;
     let mut bpf = EbpfLoader::new()
         .verifier_log_level(VerifierLogLevel::DEBUG | VerifierLogLevel::STATS)
         .override_global("HOST_NETNS", &cookie, true)
@@ -183,6 +244,9 @@ fn load_object(
         .override_global("SKB_SUMMED_SHIFT", summed_shift, true)
         .override_global("SKB_CSUM_START", csum_start, true)
         .override_global("SKB_HEAD", head, true)
+        .override_global("SOCKET_SK", sk, true)
+        .override_global("SOCK_NET", net, true)
+        .override_global("NET_COOKIE", at, true)
         .override_global("LOG", &u32::from(log), true)
         .load(OBJECT)
         .map_err(KernelError::load)?;
@@ -222,6 +286,26 @@ pub(super) fn mapped(bpf: &mut Ebpf, name: &'static str) -> Result<Mapped, Kerne
         action: "share a map with the kernel programs",
         source,
     })
+}
+
+/// Whether the program for security modules is asked: it answers `EPERM` to an option that there is not.
+fn lsm_is_asked() -> bool {
+    const PROBE: libc::c_int = 0x656e_6672;
+    let Ok(socket) = std::net::UdpSocket::bind("127.0.0.1:0") else {
+        return false;
+    };
+    let value: libc::c_int = 0;
+    // SAFETY: the pointer is to a value of that length, which outlives the call.
+    let result = unsafe {
+        libc::setsockopt(
+            socket.as_raw_fd(),
+            libc::SOL_PACKET,
+            PROBE,
+            (&raw const value).cast(),
+            size_of::<libc::c_int>() as libc::socklen_t,
+        )
+    };
+    result != 0 && io::Error::last_os_error().raw_os_error() == Some(libc::EPERM)
 }
 
 /// Unchanging name of the network namespace that this process is in.

@@ -7,6 +7,7 @@ mod batch;
 mod btf;
 pub mod cgroups;
 mod error;
+pub mod filters;
 mod hosts;
 pub mod links;
 pub mod load;
@@ -15,6 +16,7 @@ mod mapped;
 mod oldest;
 pub mod read;
 mod roles;
+pub mod sockets;
 pub mod trial;
 
 pub use attach::{Attachment, TcMode};

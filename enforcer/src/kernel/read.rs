@@ -79,7 +79,7 @@ impl Kernel {
     /// The map can not be read.
     pub fn counters(&self, paths: usize) -> Result<Counters, KernelError> {
         let last = counter::PATHS + 2 * u32::try_from(paths).unwrap_or(0);
-        let indices = (0..=counter::KEPT_VERDICTS).chain(counter::PATHS..last.min(counter::COUNT));
+        let indices = (0..=counter::CUT).chain(counter::PATHS..last.min(counter::COUNT));
         let mut all = BTreeMap::new();
         for index in indices {
             let sum = self.counter(index)?;

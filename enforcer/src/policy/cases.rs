@@ -10,9 +10,11 @@ use super::error::{Place, PolicyErrors, Problem, Report, list, quote};
 use super::load::{SourceText, read_source};
 use super::model::Policy;
 use super::scalar;
-use super::source::{CaseSource, Document, ExpectSource, PathCasesSpec, SenderSource, Spec};
+use super::source::{
+    CaseSource, Document, ExpectSource, PLACES, PathCasesSpec, SenderSource, Spec,
+};
 use super::span::{Span, Spanned};
-use super::validate::{Scope, components};
+use super::validate::{Scope, choice, components};
 use super::yaml;
 
 /// One document of kind `PathCases`.
@@ -39,6 +41,8 @@ pub struct Case {
     pub attempt: Attempt,
     /// The place of `to` or `bind`.
     pub attempt_span: Span,
+    /// Whether the node has the address itself, where the case says it.
+    pub at: Option<At>,
     /// The verdict.
     pub expect: Expect,
     /// Why it has to be so.
@@ -77,6 +81,15 @@ pub struct Target {
     pub address: IpAddr,
     /// What is wanted there.
     pub what: What,
+}
+
+/// Who has an address of which the policy does not say it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum At {
+    /// The node that judges: what its sockets receive there is the node's.
+    ThisNode,
+    /// Somebody else.
+    Elsewhere,
 }
 
 /// A port, a message or a protocol.
@@ -127,6 +140,9 @@ pub fn from_texts(sources: &[SourceText]) -> Result<Vec<PathCases>, PolicyErrors
             yaml::check_object(&document, file, &mut report);
             found.extend(read(source, file, document, &mut report));
         }
+    }
+    if found.is_empty() && !sources.is_empty() && report.is_clean() {
+        yaml::no_document(&mut report);
     }
     report.finish(Some(found))
 }
@@ -266,12 +282,20 @@ fn read_case(scope: &mut Scope<'_, '_>, case: Spanned<CaseSource>) -> Option<Cas
         from,
         to,
         bind,
+        at,
         expect,
         because,
     } = case.value;
     let sender = read_sender(scope, &from);
     let attempt = read_attempt(scope, name.span, to, bind);
     let expect = read_expect(scope, expect);
+    let at = at.and_then(|text| {
+        choice(scope, "at", &text, PLACES, |text| match text {
+            "ThisNode" => Some(At::ThisNode),
+            "Elsewhere" => Some(At::Elsewhere),
+            _ => None,
+        })
+    });
     let (from_span, (from, (attempt, attempt_span), expect)) =
         (from.span, (sender?, attempt?, expect?));
     if matches!(attempt, Attempt::Bind(_)) && !matches!(from, Sender::Process { .. }) {
@@ -305,6 +329,7 @@ fn read_case(scope: &mut Scope<'_, '_>, case: Spanned<CaseSource>) -> Option<Cas
         from,
         attempt,
         attempt_span,
+        at,
         expect,
         because,
     })

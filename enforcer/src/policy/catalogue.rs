@@ -73,6 +73,8 @@ pub struct ProfileOption {
     pub disable: Vec<String>,
     /// Components that it guards.
     pub guard: Vec<String>,
+    /// Components that are anywhere outside with it, until the Inventory says where.
+    pub outside: Vec<String>,
     /// Components that must be placed.
     pub requires: Vec<String>,
 }
@@ -125,6 +127,16 @@ impl Catalogue {
     /// The path of that name.
     pub fn path(&self, name: &str) -> Option<&Path> {
         self.paths.iter().find(|path| path.name == name)
+    }
+
+    /// Whether whoever is anywhere outside may be taken for this component: it is there for strangers.
+    pub fn is_for_strangers(&self, component: &str) -> bool {
+        let outside = |known: &Component| known.name == component && known.outside;
+        self.components.iter().any(outside)
+            || self
+                .options
+                .iter()
+                .any(|option| option.outside.iter().any(|name| name == component))
     }
 
     /// The profile of that name.
@@ -282,6 +294,7 @@ fn read_options(
             enable,
             disable,
             guard,
+            outside,
             requires,
         } = &source.value;
         options.push(ProfileOption {
@@ -290,6 +303,7 @@ fn read_options(
             enable: path_names(scope, enable, paths),
             disable: path_names(scope, disable, paths),
             guard: component_names(scope, guard, components),
+            outside: component_names(scope, outside, components),
             requires: component_names(scope, requires, components),
         });
     }

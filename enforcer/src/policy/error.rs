@@ -26,7 +26,18 @@ pub struct PolicyError {
     #[serde(skip_serializing_if = "Option::is_none")]
     pub help: Option<String>,
     #[serde(skip)]
-    excerpt: Option<Excerpt>,
+    about: About,
+}
+
+/// What of a file an error is about.
+#[derive(Debug, Clone, PartialEq, Eq)]
+enum About {
+    /// All of it, or a line that is not shown.
+    File,
+    /// It could not be read, so nothing is known of what it says.
+    Unreadable,
+    /// A line.
+    Line(Excerpt),
 }
 
 /// The line that an error is about.
@@ -54,7 +65,15 @@ impl PolicyError {
             column: None,
             message,
             help,
-            excerpt: None,
+            about: About::File,
+        }
+    }
+
+    /// An error about a file that could not be read.
+    pub fn unreadable(file: &str, message: String, help: Option<String>) -> Self {
+        Self {
+            about: About::Unreadable,
+            ..Self::about_file(file, message, help)
         }
     }
 
@@ -70,7 +89,7 @@ impl PolicyError {
             column: Some(span.column),
             message,
             help,
-            excerpt: Excerpt::cut(&source.text, span),
+            about: Excerpt::cut(&source.text, span).map_or(About::File, About::Line),
         }
     }
 
@@ -81,15 +100,15 @@ impl PolicyError {
             Paint::Coloured => Renderer::styled(),
         };
         let mut group: Group<'_> = Level::ERROR
-            .primary_title(printable(&self.message))
+            .primary_title(crate::text::lines(&self.message))
             .element(self.place());
-        if let Some(excerpt) = &self.excerpt {
+        if let About::Line(excerpt) = &self.about {
             group = Level::ERROR
-                .primary_title(printable(&self.message))
+                .primary_title(crate::text::lines(&self.message))
                 .element(excerpt.snippet(&self.file, self.line, self.column));
         }
         if let Some(help) = &self.help {
-            group = group.element(Level::HELP.message(printable(help)));
+            group = group.element(Level::HELP.message(crate::text::lines(help)));
         }
         renderer.render(&[group])
     }
@@ -152,6 +171,11 @@ impl PolicyErrors {
     /// The errors, in the order of files and lines.
     pub fn iter(&self) -> std::slice::Iter<'_, PolicyError> {
         self.0.iter()
+    }
+
+    /// Whether a file could not be read, so that nothing is known of what it says.
+    pub fn is_unreadable(&self) -> bool {
+        self.0.iter().any(|error| error.about == About::Unreadable)
     }
 
     /// All of it as text; what exceeds a readable number is counted instead.
@@ -329,16 +353,6 @@ pub(crate) fn nearest<'a>(written: &str, known: &[&'a str]) -> Option<&'a str> {
         .filter(|(distance, name)| *distance <= (name.len().max(folded.len()) / 3).max(1))
         .min_by_key(|(distance, _)| *distance)
         .map(|(_, name)| name)
-}
-
-fn printable(text: &str) -> String {
-    text.chars()
-        .flat_map(|c| match c {
-            '\n' => vec![c],
-            c if c.is_control() => c.escape_debug().collect(),
-            c => vec![c],
-        })
-        .collect()
 }
 
 /// Longer lines are not shown: nobody reads them, and painting them takes time.

@@ -1,14 +1,16 @@
 //! Files to a policy.
 
 use std::collections::HashSet;
-use std::fs::{self, File};
+use std::fs::{self, File, FileType, OpenOptions};
 use std::io::{self, BufRead as _, BufReader, Read as _};
+use std::os::unix::fs::{FileTypeExt as _, OpenOptionsExt as _};
 use std::path::{Path, PathBuf};
 
 use super::error::{PolicyError, PolicyErrors, Problem, Report};
 use super::model::Policy;
 use super::span::Span;
 use super::{validate, yaml};
+use crate::text;
 
 /// A file's name and text: what a policy was made of, to be shown and read again.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -47,6 +49,10 @@ pub fn from_texts(sources: &[SourceText]) -> Result<Policy, PolicyErrors> {
             documents.push((file, document));
         }
     }
+    // In a folder, a file of comments alone is none of the policy's.
+    if documents.is_empty() && !sources.is_empty() && report.is_clean() {
+        yaml::no_document(&mut report);
+    }
     let policy = validate::policy(sources, documents, &mut report);
     report.finish(policy)
 }
@@ -55,25 +61,44 @@ pub fn from_texts(sources: &[SourceText]) -> Result<Policy, PolicyErrors> {
 pub fn read_sources(inputs: &[PathBuf]) -> Result<Vec<SourceText>, PolicyErrors> {
     files(inputs)?
         .iter()
-        .map(|file| read_source(file).map_err(PolicyErrors::from))
+        .map(|file| {
+            let source = match file.origin {
+                Origin::Named => read_source(&file.path),
+                Origin::InDirectory => read_regular(&file.path),
+            };
+            source.map_err(PolicyErrors::from)
+        })
         .collect()
 }
 
-/// Whether [`read_sources`] would read the same again. Nothing is kept in memory for it, so that it may be asked often; what
-/// can not be read is not the same.
+/// Reads the files that [`load`] would read, if each of them can be read as often as wanted: what is no
+/// regular file is refused, and never waited for. (A file system that does not answer is.)
+pub fn read_again_and_again(inputs: &[PathBuf]) -> Result<Vec<SourceText>, PolicyErrors> {
+    files(inputs)?
+        .iter()
+        .map(|file| read_regular(&file.path).map_err(PolicyErrors::from))
+        .collect()
+}
+
+/// Whether [`read_again_and_again`] would read the same again. Nothing is kept in memory for it, so that
+/// it may be asked often; what can not be read is not the same.
 pub fn is_unchanged(inputs: &[PathBuf], sources: &[SourceText]) -> bool {
     let Ok(files) = files(inputs) else {
         return false;
     };
     files.len() == sources.len()
         && files.iter().zip(sources).all(|(file, source)| {
-            file.display().to_string() == source.name && holds(file, &source.text).unwrap_or(false)
+            text::path(&file.path) == source.name
+                && holds(&file.path, &source.text).unwrap_or(false)
         })
 }
 
 /// Whether a file holds just that.
 fn holds(path: &Path, text: &str) -> io::Result<bool> {
-    let mut file = BufReader::with_capacity(1 << 16, File::open(path)?);
+    let Ok(file) = open_regular(path)? else {
+        return Ok(false);
+    };
+    let mut file = BufReader::with_capacity(1 << 16, file);
     let mut rest = text.as_bytes();
     loop {
         let part = file.fill_buf()?;
@@ -89,39 +114,106 @@ fn holds(path: &Path, text: &str) -> io::Result<bool> {
     }
 }
 
+/// A file of a policy.
+struct Found {
+    path: PathBuf,
+    origin: Origin,
+}
+
+#[derive(Clone, Copy)]
+enum Origin {
+    /// It was named itself, and may be a pipe.
+    Named,
+    /// It is in a directory that was named.
+    InDirectory,
+}
+
 /// The files that inputs are, or that are in them.
-fn files(inputs: &[PathBuf]) -> Result<Vec<PathBuf>, PolicyErrors> {
+fn files(inputs: &[PathBuf]) -> Result<Vec<Found>, PolicyErrors> {
     let mut files = Vec::new();
     for input in inputs {
         if input.is_dir() {
-            files.extend(policy_files(input)?);
+            let origin = Origin::InDirectory;
+            let inside = policy_files(input)?.into_iter();
+            files.extend(inside.map(|path| Found { path, origin }));
         } else {
-            files.push(input.clone());
+            files.push(Found {
+                path: input.clone(),
+                origin: Origin::Named,
+            });
         }
     }
     // A file that is named twice, say by itself and by its directory, is one file.
     let mut seen = HashSet::new();
-    files.retain(|file| seen.insert(fs::canonicalize(file).unwrap_or_else(|_| file.clone())));
+    files.retain(|Found { path, .. }| {
+        seen.insert(fs::canonicalize(path).unwrap_or_else(|_| path.clone()))
+    });
     Ok(files)
+}
+
+/// Opens a regular file without ever waiting for somebody at its other end; else says what it is.
+fn open_regular(path: &Path) -> io::Result<Result<File, FileType>> {
+    // To open a device may do something already, so it is looked at first; and once more when it is open,
+    // as it may have been replaced between.
+    let kind = fs::metadata(path)?.file_type();
+    if !kind.is_file() {
+        return Ok(Err(kind));
+    }
+    let file = OpenOptions::new()
+        .read(true)
+        .custom_flags(libc::O_NONBLOCK | libc::O_NOCTTY)
+        .open(path)?;
+    let kind = file.metadata()?.file_type();
+    Ok(if kind.is_file() { Ok(file) } else { Err(kind) })
+}
+
+fn read_regular(path: &Path) -> Result<SourceText, PolicyError> {
+    let name = text::path(path);
+    match open_regular(path) {
+        Ok(Ok(file)) => read(name, file),
+        Ok(Err(kind)) => {
+            let message = format!("{} is no file to read again and again", kind_name(kind));
+            let help = "the agent reads its policy again when it changes: give a file, or a \
+                        directory of files";
+            Err(PolicyError::unreadable(
+                &name,
+                message,
+                Some(help.to_owned()),
+            ))
+        }
+        Err(error) => Err(cannot_read(&name, &error)),
+    }
+}
+
+fn kind_name(kind: FileType) -> &'static str {
+    if kind.is_fifo() {
+        "a named pipe"
+    } else if kind.is_socket() {
+        "a socket"
+    } else if kind.is_dir() {
+        "a directory"
+    } else {
+        "a device"
+    }
 }
 
 /// Reads one file, or standard input for `-`, within the limits.
 pub fn read_source(path: &Path) -> Result<SourceText, PolicyError> {
+    if path == Path::new(STANDARD_INPUT) {
+        return read("standard input".to_owned(), io::stdin());
+    }
+    let name = text::path(path);
+    match File::open(path) {
+        Ok(file) => read(name, file),
+        Err(error) => Err(cannot_read(&name, &error)),
+    }
+}
+
+fn read(name: String, from: impl io::Read) -> Result<SourceText, PolicyError> {
     let mut bytes = Vec::new();
-    let name = if path == Path::new(STANDARD_INPUT) {
-        let name = "standard input".to_owned();
-        io::stdin()
-            .take(MAX_FILE_BYTES + 1)
-            .read_to_end(&mut bytes)
-            .map_err(|error| cannot_read(&name, &error))?;
-        name
-    } else {
-        let name = path.display().to_string();
-        File::open(path)
-            .and_then(|file| file.take(MAX_FILE_BYTES + 1).read_to_end(&mut bytes))
-            .map_err(|error| cannot_read(&name, &error))?;
-        name
-    };
+    if let Err(error) = from.take(MAX_FILE_BYTES + 1).read_to_end(&mut bytes) {
+        return Err(cannot_read(&name, &error));
+    }
     if bytes.len() as u64 > MAX_FILE_BYTES {
         return Err(too_long(&name));
     }
@@ -132,7 +224,7 @@ pub fn read_source(path: &Path) -> Result<SourceText, PolicyError> {
 }
 
 fn policy_files(directory: &Path) -> Result<Vec<PathBuf>, PolicyErrors> {
-    let name = directory.display().to_string();
+    let name = text::path(directory);
     let entries: Result<Vec<_>, io::Error> = fs::read_dir(directory).and_then(Iterator::collect);
     let mut files: Vec<PathBuf> = entries
         .map_err(|error| cannot_read(&name, &error))?
@@ -155,11 +247,12 @@ fn is_policy_file(path: &Path) -> bool {
     (name.ends_with(".yaml") || name.ends_with(".yml"))
         && !name.ends_with(CASES_SUFFIX)
         && !name.starts_with('.')
-        && path.is_file()
+        // Whatever else is no file is refused when it is read: a policy without one of its parts is another.
+        && !path.is_dir()
 }
 
 fn cannot_read(name: &str, error: &io::Error) -> PolicyError {
-    PolicyError::about_file(name, format!("failed to read: {error}"), None)
+    PolicyError::unreadable(name, format!("failed to read: {error}"), None)
 }
 
 fn too_long(name: &str) -> PolicyError {
@@ -190,6 +283,44 @@ fn not_utf8(name: String, error: &std::string::FromUtf8Error) -> PolicyError {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn what_is_no_file_is_refused_and_not_waited_for() {
+        let directory = tempfile::tempdir().unwrap();
+        let pipe = directory.path().join("pipe.yaml");
+        nix::unistd::mkfifo(&pipe, nix::sys::stat::Mode::S_IRUSR).unwrap();
+        let link = directory.path().join("loop.yaml");
+        std::os::unix::fs::symlink("loop.yaml", &link).unwrap();
+        for (input, expected) in [
+            (pipe.as_path(), "a named pipe is no file"),
+            (
+                directory.path(),
+                "failed to read: Too many levels of symbolic links",
+            ),
+            (Path::new("/dev/zero"), "a device is no file"),
+            (
+                link.as_path(),
+                "failed to read: Too many levels of symbolic links",
+            ),
+        ] {
+            let inputs = [input.to_owned()];
+            let errors = read_again_and_again(&inputs).unwrap_err();
+            assert!(errors.is_unreadable());
+            let said = errors.to_string();
+            assert!(said.contains(expected), "{said}");
+            let source = SourceText {
+                name: text::path(input),
+                text: String::new(),
+            };
+            assert!(!is_unchanged(&inputs, &[source]));
+        }
+        // Nor is a pipe in a directory waited for by those who read once.
+        fs::remove_file(&link).unwrap();
+        let said = read_sources(&[directory.path().to_owned()])
+            .unwrap_err()
+            .to_string();
+        assert!(said.contains("a named pipe is no file"), "{said}");
+    }
 
     #[test]
     fn what_is_unchanged_is_what_would_be_read_again() {

@@ -10,6 +10,7 @@
 pub mod cases;
 pub mod catalogue;
 pub mod error;
+pub mod glob;
 pub mod load;
 pub mod model;
 pub mod render;
@@ -26,7 +27,7 @@ mod yaml;
 mod tests;
 
 pub use error::{Paint, PolicyError, PolicyErrors};
-pub use load::{SourceText, from_texts, is_unchanged, load, read_sources};
+pub use load::{SourceText, from_texts, is_unchanged, load, read_again_and_again, read_sources};
 pub use model::Policy;
 pub use span::{Span, Spanned};
-pub use validate::notes::for_node as notes_for_node;
+pub use validate::notes::{elsewhere as paths_elsewhere, for_node as notes_for_node};

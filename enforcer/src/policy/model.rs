@@ -56,6 +56,8 @@ pub struct Policy {
     pub paths: Vec<Path>,
     /// What a reader should know though it is no error: inert selectors, options that do nothing.
     pub notes: Vec<String>,
+    /// Senders that reach guarded endpoints and are more than one would think.
+    pub wide_senders: Vec<WideSender>,
     /// SHA-256 over the sources, in hexadecimal: which policy is in force.
     pub digest: String,
 }
@@ -101,6 +103,13 @@ pub struct Component {
     pub cgroups: Vec<String>,
     /// Components it is also counted as when it sends: apiserver is part of `node`.
     pub part_of: Vec<String>,
+    /// No process counts as it before its cgroup is declared. Without it, a process in no declared cgroup may be any
+    /// component of its node that declares none.
+    pub needs_cgroup: bool,
+    /// Names of its programs. They tell people who was probably denied, and allow nobody anything.
+    pub programs: Vec<String>,
+    /// It is found anywhere outside, and nobody who sends from there is taken for it.
+    pub only_receives_outside: bool,
     /// Its named ports.
     pub ports: Vec<Port>,
     /// Whether its ports are guarded under `otherTraffic: Allow`: a peer on no path is denied.
@@ -150,6 +159,19 @@ pub struct Service {
     pub address: IpAddr,
     /// TCP or UDP port at that address; other matches never occur.
     pub at: PortMatch,
+}
+
+/// A component that many may be, as a sender to guarded endpoints.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct WideSender {
+    /// Its name.
+    pub component: String,
+    /// Who may be it: `everybody in 192.0.2.0/24`.
+    pub who: String,
+    /// The guarded endpoints that it reaches, `component:port`.
+    pub endpoints: Vec<String>,
+    /// What would make it narrower.
+    pub remedy: &'static str,
 }
 
 /// Where the two ends of a path may be with regard to each other.
@@ -246,5 +268,10 @@ impl Component {
     /// It is wherever nothing else is: `addresses` would say where.
     pub fn is_elsewhere(&self) -> bool {
         self.outside && self.addresses.is_empty()
+    }
+
+    /// A process of such a node in no declared cgroup counts as it.
+    pub fn counts_undeclared(&self) -> bool {
+        self.cgroups.is_empty() && !self.needs_cgroup
     }
 }

@@ -5,7 +5,7 @@ use std::fmt::Write;
 use comfy_table::{ColumnConstraint, ContentArrangement, LineStyle, Table, TableStyle};
 use serde::Serialize;
 
-use super::model::{Component, Locality, Mode, Node, OtherTraffic, Path, Policy, Port};
+use super::model::{Component, Locality, Mode, Node, OtherTraffic, Path, Policy, Port, WideSender};
 use super::validate::notes::Places;
 
 /// A policy as `enforcer check -o json` prints it. Field names are kept for ever; new ones may be added.
@@ -32,8 +32,24 @@ pub struct Summary {
     pub components: Vec<ComponentSummary>,
     /// The paths in force.
     pub paths: Vec<PathSummary>,
+    /// Senders that reach guarded endpoints and are more than one would think.
+    pub wide_senders: Vec<WideSenderSummary>,
     /// What a reader should know though it is no error.
     pub notes: Vec<String>,
+}
+
+/// A component that many may be, as a sender to guarded endpoints.
+#[derive(Debug, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct WideSenderSummary {
+    /// Its name.
+    pub component: String,
+    /// Who may be it.
+    pub who: String,
+    /// The guarded endpoints that it reaches, `component:port`.
+    pub endpoints: Vec<String>,
+    /// What would make it narrower.
+    pub remedy: &'static str,
 }
 
 /// A node.
@@ -168,30 +184,122 @@ pub fn summary(policy: &Policy) -> Summary {
             .iter()
             .map(|path| path_summary(policy, path))
             .collect(),
+        wide_senders: policy.wide_senders.iter().map(wide_sender).collect(),
         notes: policy.notes.clone(),
+    }
+}
+
+fn wide_sender(wide: &WideSender) -> WideSenderSummary {
+    WideSenderSummary {
+        component: wide.component.clone(),
+        who: wide.who.clone(),
+        endpoints: wide.endpoints.clone(),
+        remedy: wide.remedy,
+    }
+}
+
+/// What fits on a screen: what it is, who reaches more than one would think, and what should be known.
+pub fn brief(policy: &Policy) -> String {
+    let mut text = head(policy);
+    let mut by_roles: Vec<(String, Vec<&str>)> = Vec::new();
+    for node in &policy.nodes {
+        let roles = match node.roles.as_slice() {
+            [] => "no roles".to_owned(),
+            roles => roles.join(", "),
+        };
+        match by_roles.iter_mut().find(|(known, _)| *known == roles) {
+            Some((_, names)) => names.push(&node.name),
+            None => by_roles.push((roles, vec![&node.name])),
+        }
+    }
+    for (roles, names) in by_roles {
+        let _ = writeln!(text, "  nodes with {roles}: {}", some(&names));
+    }
+    let own: Vec<&str> = policy
+        .paths
+        .iter()
+        .filter(|path| path.origin != "catalogue")
+        .map(|path| path.name.as_str())
+        .collect();
+    let from = match (&policy.profile, policy.options.as_slice()) {
+        (None, _) => "no profile".to_owned(),
+        (Some(profile), []) => format!("profile {profile}"),
+        (Some(profile), options) => format!("profile {profile} with {}", options.join(", ")),
+    };
+    let _ = write!(text, "  {} paths: {from}", policy.paths.len());
+    if !own.is_empty() {
+        let _ = write!(text, "; your own: {}", some(&own));
+    }
+    text.push('\n');
+    warnings(policy, &mut text);
+    text
+}
+
+/// Not more than a line takes.
+fn some(names: &[&str]) -> String {
+    match names.get(..SHOWN) {
+        Some(shown) if names.len() > SHOWN + 1 => {
+            format!("{} and {} more", shown.join(", "), names.len() - SHOWN)
+        }
+        _ => names.join(", "),
+    }
+}
+
+fn warnings(policy: &Policy, text: &mut String) {
+    if !policy.wide_senders.is_empty() {
+        let _ = writeln!(text, "\nWider than they may look");
+    }
+    for WideSender {
+        component,
+        who,
+        endpoints,
+        remedy,
+    } in &policy.wide_senders
+    {
+        let endpoints: Vec<&str> = endpoints.iter().map(String::as_str).collect();
+        let _ = writeln!(
+            text,
+            "  - {who} counts as `{component}` and reaches {}; {remedy}",
+            some(&endpoints)
+        );
+    }
+    if !policy.notes.is_empty() {
+        let _ = writeln!(text, "\nNotes");
+    }
+    for note in &policy.notes {
+        let _ = writeln!(text, "  - {note}");
     }
 }
 
 /// The policy as it was understood, for people; ends with a newline.
 pub fn describe(policy: &Policy) -> String {
     let summary = summary(policy);
+    let mut text = head(policy);
+    for (title, table) in [
+        ("Nodes", nodes_table(&summary.nodes)),
+        ("Components", components_table(&summary.components)),
+        ("Paths", paths_table(&summary.paths)),
+    ] {
+        let _ = writeln!(text, "\n{title}\n{}", table.trim_fmt());
+    }
+    warnings(policy, &mut text);
+    text
+}
+
+fn head(policy: &Policy) -> String {
     let mut text = String::new();
     // Writing to a `String` does not fail.
-    let _ = writeln!(
-        text,
-        "Policy {}, digest {:.12}",
-        summary.name, summary.digest
-    );
+    let _ = writeln!(text, "Policy {}, digest {:.12}", policy.name, policy.digest);
     let _ = writeln!(
         text,
         "  mode {}: {}",
-        summary.mode,
+        policy.mode,
         mode_in_words(policy.mode)
     );
     let _ = writeln!(
         text,
         "  other traffic {}: {}",
-        summary.other_traffic,
+        policy.other_traffic,
         other_traffic_in_words(policy.other_traffic)
     );
     if policy.tls_lock == Mode::DryRun && policy.mode == Mode::Enforce {
@@ -200,31 +308,16 @@ pub fn describe(policy: &Policy) -> String {
             "  TLS lock DryRun: plaintext on a path that asks for TLS is told and not dropped"
         );
     }
-    if !summary.pod_networks.is_empty() {
-        let _ = writeln!(
-            text,
-            "  pods have addresses in {}",
-            summary.pod_networks.join(", ")
-        );
-    }
-    if !summary.service_networks.is_empty() {
-        let _ = writeln!(
-            text,
-            "  services have addresses in {}",
-            summary.service_networks.join(", ")
-        );
-    }
-    for (title, table) in [
-        ("Nodes", nodes_table(&summary.nodes)),
-        ("Components", components_table(&summary.components)),
-        ("Paths", paths_table(&summary.paths)),
+    for (what, networks) in [
+        ("pods", &policy.pod_networks),
+        ("services", &policy.service_networks),
     ] {
-        let _ = writeln!(text, "\n{title}\n{}", table.trim_fmt());
-    }
-    if !summary.notes.is_empty() {
-        let _ = writeln!(text, "\nNotes");
-        for note in &summary.notes {
-            let _ = writeln!(text, "  - {note}");
+        if !networks.is_empty() {
+            let _ = writeln!(
+                text,
+                "  {what} have addresses in {}",
+                texts(networks).join(", ")
+            );
         }
     }
     text
@@ -261,7 +354,7 @@ fn node_summary(policy: &Policy, node: &Node) -> NodeSummary {
         cgroup_root: node.cgroup_root.clone(),
         components: here().map(|component| component.name.clone()).collect(),
         processes_without_cgroup: here()
-            .filter(|component| component.cgroups.is_empty())
+            .filter(|component| component.counts_undeclared())
             .map(|component| component.name.clone())
             .collect(),
     }
@@ -483,3 +576,5 @@ fn texts<T: ToString>(values: &[T]) -> Vec<String> {
 const STYLE: TableStyle =
     TableStyle::new().header_separator(LineStyle::none().fill('─').junction('─'));
 const TABLE_WIDTH: u16 = 140;
+/// Names in one line.
+const SHOWN: usize = 6;

@@ -7,6 +7,7 @@ use std::net::{IpAddr, SocketAddr};
 use ipnet::IpNet;
 
 use super::error::{Problem, quote};
+use super::glob::{BadGlob, Glob};
 use super::model::{Locality, Mode, OtherTraffic, PortMatch};
 
 /// A name of a component, port, path, role, profile or option: a DNS label, as Kubernetes has them.
@@ -254,6 +255,7 @@ pub(crate) fn interface(text: &str) -> Result<(), Problem> {
     let plain = text
         .chars()
         .all(|c| c.is_ascii_graphic() && !matches!(c, '/' | '[' | ']' | ':'));
+    glob(text, text)?;
     let is_glob = text.contains(['*', '?']);
     let fits = is_glob || text.len() <= MAX_INTERFACE_NAME;
     if plain && fits && !text.is_empty() && text != "." && text != ".." && text.len() <= 64 {
@@ -283,6 +285,16 @@ pub(crate) fn cgroup(text: &str) -> Result<(), Problem> {
         ));
     }
     let bad = |segment: &str| segment.is_empty() || segment == "." || segment == "..";
+    let too_long = |segment: &str| segment.len() > MAX_CGROUP_NAME;
+    if rest.split('/').any(too_long) {
+        return Err(Problem::new(
+            format!(
+                "a part of {} is longer than {MAX_CGROUP_NAME} bytes",
+                quote(text)
+            ),
+            "no cgroup has such a name: write the path that `systemd-cgls` shows",
+        ));
+    }
     if rest.split('/').any(bad) || text.chars().any(char::is_control) || text.len() > 4096 {
         return Err(Problem::new(
             format!("{} is no path of a cgroup", quote(text)),
@@ -296,6 +308,24 @@ pub(crate) fn cgroup(text: &str) -> Result<(), Problem> {
         ));
     }
     Ok(())
+}
+
+/// A component's cgroup: a path with globs per segment.
+pub(crate) fn cgroup_pattern(text: &str) -> Result<(), Problem> {
+    cgroup(text)?;
+    text.split('/').try_for_each(|segment| glob(segment, text))
+}
+
+fn glob(part: &str, text: &str) -> Result<(), Problem> {
+    Glob::new(part).map(drop).map_err(|bad| {
+        let help = match bad {
+            BadGlob::OpenClass => "write `[a-z]`, or `?` for any one character",
+            BadGlob::DoubleStar => {
+                "write one `*`: it stands for a part of one name, and never for a `/`"
+            }
+        };
+        Problem::new(format!("{} is no pattern: {bad}", quote(text)), help)
+    })
 }
 
 /// `DryRun` or `Enforce`.
@@ -473,7 +503,9 @@ const PROTOCOLS: [&str; 5] = ["tcp", "udp", "icmp", "icmpv6", "ip"];
 const PORT_HELP: &str = "write `2379/tcp`, `30000-32767/udp`, `any/tcp`, `echo/icmp`, `8/icmp`, `135/icmpv6`, `112/ip`, \
                          `arp` or `any`";
 /// IFNAMSIZ without its terminating zero.
-const MAX_INTERFACE_NAME: usize = 15;
+pub(crate) const MAX_INTERFACE_NAME: usize = 15;
+/// NAME_MAX.
+const MAX_CGROUP_NAME: usize = 255;
 
 #[cfg(test)]
 mod tests {

@@ -52,6 +52,18 @@ pub(crate) const KINDS: [&str; 4] = ["Inventory", "PathPolicy", "PathCases", "Ca
 pub(crate) struct Metadata {
     /// The object's name, for people and reports.
     pub name: Spanned<String>,
+    /// Written by kustomize, Helm or Argo CD, and ignored.
+    #[serde(default, rename = "namespace")]
+    #[schemars(with = "String")]
+    _namespace: IgnoredAny,
+    /// Written by kustomize, Helm or Argo CD, and ignored.
+    #[serde(default, rename = "labels")]
+    #[schemars(with = "std::collections::BTreeMap<String, String>")]
+    _labels: IgnoredAny,
+    /// Written by kustomize, Helm or Argo CD, and ignored.
+    #[serde(default, rename = "annotations")]
+    #[schemars(with = "std::collections::BTreeMap<String, String>")]
+    _annotations: IgnoredAny,
 }
 
 /// Where the components are on this cluster: one inventory for all nodes.
@@ -126,17 +138,25 @@ pub(crate) struct ComponentSource {
     pub cgroups: Option<Vec<Spanned<String>>>,
     /// Components that it counts as, too, when it sends.
     pub part_of: Option<Vec<Spanned<String>>>,
+    /// `true`: no process counts as it before `cgroups` says which. Otherwise a process in no declared cgroup may be
+    /// any component of its node that declares none.
+    pub needs_cgroup: Option<bool>,
+    /// Names of its programs, as `ps` shows them: a denial says whom it probably hit. They allow nobody anything.
+    pub programs: Option<Vec<Spanned<String>>>,
     /// Whether its ports are guarded under `otherTraffic: Allow`, so that a peer on no path is denied;
     /// `true` unless said otherwise.
     pub guard: Option<bool>,
-    /// Its ports by name.
+    /// Its ports by name. `null` switches a port of the catalogue off, where something else serves it.
     #[serde(default)]
     pub ports: Entries<PortSource>,
 }
 
-/// A named port: `2379/tcp`, or several, or with `match`, `loopbackOnly` and `denial`.
+/// A named port: `2379/tcp`, or several, or with `match`, `loopbackOnly` and `denial`; or `null`, which
+/// switches a port of the catalogue off.
 #[derive(Debug)]
 pub(crate) struct PortSource {
+    /// `null`: the component has no such port on this cluster.
+    pub off: bool,
     /// The texts; those without a place of their own are at the port's place.
     pub matches: Vec<Spanned<String>>,
     pub loopback_only: bool,
@@ -198,6 +218,8 @@ pub(crate) const MODES: [&str; 2] = ["DryRun", "Enforce"];
 pub(crate) const OTHER_TRAFFIC: [&str; 2] = ["Allow", "Drop"];
 /// The values of `locality`.
 pub(crate) const LOCALITIES: [&str; 2] = ["Any", "SameNode"];
+/// The values of a case's `at`.
+pub(crate) const PLACES: [&str; 2] = ["ThisNode", "Elsewhere"];
 /// The values of `tls`.
 pub(crate) const TLS: [&str; 2] = ["Optional", "Required"];
 
@@ -298,6 +320,9 @@ pub(crate) struct OptionSource {
     /// Components that it guards.
     #[serde(default)]
     pub guard: Vec<Spanned<String>>,
+    /// Components that are anywhere outside with it, until the Inventory says where.
+    #[serde(default)]
+    pub outside: Vec<Spanned<String>>,
     /// Components without which it makes no sense.
     #[serde(default)]
     pub requires: Vec<Spanned<String>>,
@@ -329,6 +354,10 @@ pub(crate) struct CaseSource {
     pub to: Option<Spanned<String>>,
     /// Instead of `to`: the address and port that a process binds, `0.0.0.0:8080/tcp`.
     pub bind: Option<Spanned<String>>,
+    /// Whether this node has the address itself: `ThisNode` or `Elsewhere`. To be said where the policy does not say it,
+    /// for service addresses and for those that nodes share.
+    #[schemars(with = "Option<String>", extend("enum" = PLACES))]
+    pub at: Option<Spanned<String>>,
     /// The verdict.
     pub expect: Spanned<ExpectSource>,
     /// Why it has to be so.
@@ -431,12 +460,26 @@ impl<'de> Visitor<'de> for PortVisitor {
 
     fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(
-            "a port such as 2379/tcp, a list of them, or an object with match, loopbackOnly and denial",
+            "a port such as 2379/tcp, a list of them, an object with match, loopbackOnly and denial, or null for none",
         )
+    }
+
+    fn visit_unit<E: de::Error>(self) -> Result<PortSource, E> {
+        Ok(PortSource {
+            off: true,
+            matches: Vec::new(),
+            loopback_only: false,
+            denial: None,
+        })
+    }
+
+    fn visit_none<E: de::Error>(self) -> Result<PortSource, E> {
+        self.visit_unit()
     }
 
     fn visit_str<E: de::Error>(self, text: &str) -> Result<PortSource, E> {
         Ok(PortSource {
+            off: false,
             matches: TextsVisitor.visit_str::<E>(text)?.0,
             loopback_only: false,
             denial: None,
@@ -461,6 +504,7 @@ impl<'de> Visitor<'de> for PortVisitor {
 
     fn visit_seq<A: SeqAccess<'de>>(self, items: A) -> Result<PortSource, A::Error> {
         Ok(PortSource {
+            off: false,
             matches: TextsVisitor.visit_seq(items)?.0,
             loopback_only: false,
             denial: None,
@@ -474,6 +518,7 @@ impl<'de> Visitor<'de> for PortVisitor {
             text.span = text.span.or(port.r#match.span);
         }
         Ok(PortSource {
+            off: false,
             matches,
             loopback_only: port.loopback_only,
             denial: port.denial,
@@ -544,6 +589,8 @@ pub(crate) struct PortText(#[schemars(extend("pattern" = PORT_PATTERN))] String)
 enum PortShape {
     Texts(PortTexts),
     Detailed(DetailedPort),
+    /// The component has no such port on this cluster.
+    Off,
 }
 
 impl JsonSchema for PortSource {

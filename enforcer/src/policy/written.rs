@@ -113,6 +113,10 @@ struct WrittenComponent<'a> {
     cgroups: &'a [String],
     #[serde(skip_serializing_if = "<[_]>::is_empty")]
     part_of: &'a [String],
+    #[serde(skip_serializing_if = "is_false")]
+    needs_cgroup: bool,
+    #[serde(skip_serializing_if = "<[_]>::is_empty")]
+    programs: &'a [String],
     guard: bool,
     #[serde(skip_serializing_if = "BTreeMap::is_empty")]
     ports: BTreeMap<&'a str, WrittenPort<'a>>,
@@ -132,6 +136,8 @@ impl<'a> WrittenComponent<'a> {
             outside: component.outside,
             cgroups: &component.cgroups,
             part_of: &component.part_of,
+            needs_cgroup: component.needs_cgroup,
+            programs: &component.programs,
             guard: component.guard,
             ports: component
                 .ports

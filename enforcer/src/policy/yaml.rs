@@ -14,28 +14,55 @@ pub(crate) fn documents(
     report: &mut Report<'_>,
 ) -> Vec<Document> {
     let mut documents = Vec::new();
-    let mut seen = 0usize;
     let mut bytes = source.text.as_bytes();
     for document in serde_saphyr::read_with_options::<_, Document>(&mut bytes, options()) {
-        seen += 1;
         match document {
             Ok(document) => documents.push(document),
             Err(error) => {
                 let span = error.location().map(Span::from).unwrap_or_default();
-                report.error(Place { file, span }, || problem(&error));
+                report.error(Place { file, span }, || {
+                    unquoted_comma(&source.text, span).unwrap_or_else(|| problem(&error))
+                });
             }
         }
     }
-    if seen == 0 {
-        report.error(
-            Place {
-                file,
-                span: Span::default(),
-            },
-            || Problem::new("there is no document in this file", document_help()),
-        );
-    }
     documents
+}
+
+/// Reports that there is nothing in any file.
+pub(crate) fn no_document(report: &mut Report<'_>) {
+    let place = Place {
+        file: 0,
+        span: Span::default(),
+    };
+    report.error(place, || {
+        Problem::new("there is no document in this file", document_help())
+    });
+}
+
+/// Between braces, a comma ends a value: what follows it in the same sentence is a name without a value.
+fn unquoted_comma(text: &str, span: Span) -> Option<Problem> {
+    let number = |n: u32| usize::try_from(n).ok()?.checked_sub(1);
+    let line = text.lines().nth(number(span.line)?)?;
+    let start = line.char_indices().nth(number(span.column)?)?.0;
+    let (before, rest) = line.split_at_checked(start)?;
+    let before = before.trim_end();
+    let end = rest.find([',', '}', ':'])?;
+    let part = rest[..end].trim_end();
+    let is_key = rest[end..].starts_with(':');
+    let sentence = before.strip_suffix(',')?.rsplit_once(": ")?.1;
+    let is_quoted = sentence.is_empty() || sentence.contains(['"', '\'', '[', '{', '}', ',']);
+    if is_key || part.is_empty() || part.contains(['"', '\'', '[', '{']) || is_quoted {
+        return None;
+    }
+    Some(Problem::new(
+        format!(
+            "{} has no value: the comma before it ended {}",
+            quote(part),
+            quote(sentence)
+        ),
+        format!("quote what belongs together: `\"{sentence}, {part}\"`"),
+    ))
 }
 
 /// Checks what all documents have in common.

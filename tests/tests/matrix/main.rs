@@ -250,7 +250,14 @@ fn every_path_of_a_stacked_control_plane() -> Result<()> {
         ],
         ..policy(
             "control-plane-stacked-etcd",
-            &["joining-nodes", "node-ports", "plain-etcd"],
+            &[
+                "joining-nodes",
+                "joining-control-plane",
+                "metrics-server",
+                "separate-controllers",
+                "node-ports",
+                "plain-etcd",
+            ],
         )
     };
     replace(&lab, &agents, &narrow)?;
@@ -477,6 +484,8 @@ fn every_path_of_a_worker() -> Result<()> {
     let elsewhere = [
         "monitoring-to-apiserver",
         "load-balancer-to-apiserver",
+        "keepalived-to-apiserver",
+        "keepalived-to-load-balancer",
         "vrrp",
     ];
     shown.extend(

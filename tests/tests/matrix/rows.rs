@@ -5,7 +5,7 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use enforcer_tests::cluster::KNOWN_NAME;
 use enforcer_tests::packet::{Content, Forged};
 use enforcer_tests::plan::{
-    ADMIN, AGENT, CP1, DNS, DNS_SERVICE, INFRA, LB, LOOPBACK, METADATA, METRICS, MONITOR,
+    ADMIN, AGENT, CP1, CP2, DNS, DNS_SERVICE, INFRA, LB, LOOPBACK, METADATA, METRICS, MONITOR,
     NODE_LOCAL_DNS, OUT, POD_A, POD_B, POD_C, Party, PodPlan, SERVICE, VIP, W1, W2,
     WEBHOOK_SERVICE, port,
 };
@@ -107,6 +107,8 @@ pub fn rows(etcd: Party, member: Party) -> Vec<Row> {
         row("admin-to-apiserver", (Host(ADMIN), tcp(CP1, port::APISERVER)), (Host(ADMIN), tcp(CP1, port::KUBELET)), "NoPath"),
         row("client-to-load-balancer", (kubelet, tcp(LB, port::APISERVER)), (manager, tcp(LB, port::APISERVER)), "WrongProcess"),
         row("load-balancer-to-apiserver", (Host(LB), tcp(CP1, port::APISERVER)), (Host(LB), tcp(CP1, port::KUBELET)), "NoPath"),
+        row("keepalived-to-apiserver", (Daemon("cp1", "keepalived"), tcp(CP1, port::APISERVER)), (Daemon("cp1", "keepalived"), tcp(CP1, port::KUBELET)), "WrongProcess"),
+        row("keepalived-to-load-balancer", (Daemon("cp1", "keepalived"), tcp(LB, port::APISERVER)), (Daemon("cp1", "chrony"), tcp(LB, port::APISERVER)), "WrongProcess"),
         row("vrrp", (Daemon("cp1", "keepalived"), What::Protocol(Ipv4Addr::new(224, 0, 0, 18), 112)), (Host(OUT), What::Protocol(Ipv4Addr::new(224, 0, 0, 18), 112)), "OtherTraffic"),
         row("apiserver-to-etcd", (api, tcp(etcd, port::ETCD_CLIENT)), (kubelet_cp, tcp(etcd, port::ETCD_CLIENT)), "WrongProcess"),
         row("etcd-to-etcd", (Daemon(etcd.name, "etcd"), tcp(member, port::ETCD_PEER)), (Daemon(etcd.name, "kubelet"), tcp(member, port::ETCD_PEER)), "WrongProcess"),
@@ -189,6 +191,12 @@ pub fn narrow() -> Vec<Row> {
         row("etcd-to-apiserver", (Daemon("cp1", "etcd"), tcp(CP1, port::APISERVER)), (Daemon("cp1", "etcd"), tcp(CP1, port::KUBELET)), "WrongProcess"),
         row("apiserver-to-webhook-url", (api, tcp(OUT, port::WEBHOOK)), (api, tcp(OUT, port::ECHO)), "OtherTraffic"),
         row("apiserver-to-identity-provider", (api, tcp(OUT, port::SERVICE)), (Daemon("cp1", "kubelet"), tcp(OUT, port::SERVICE)), "OtherTraffic"),
+        row("metrics-server-to-kubelet", (Pod(MONITOR), tcp(W1, port::KUBELET)), (Pod(POD_B), tcp(W1, port::KUBELET)), "NoPath"),
+        row("kubeadm-to-etcd", (Session("cp1"), tcp(CP2, port::ETCD_CLIENT)), (Hostnet("cp1"), tcp(CP2, port::ETCD_CLIENT)), "WrongProcess"),
+        row("kubeadm-to-controller-manager", (Session("cp1"), tcp(LOOPBACK, port::CONTROLLER_MANAGER)), (Hostnet("cp1"), tcp(LOOPBACK, port::CONTROLLER_MANAGER)), "WrongProcess"),
+        row("kubeadm-to-scheduler", (Session("cp1"), tcp(LOOPBACK, port::SCHEDULER)), (Hostnet("cp1"), tcp(LOOPBACK, port::SCHEDULER)), "WrongProcess"),
+        row("controllers-to-apiserver", (Static("cp1", "controller-manager"), tcp(CP2, port::APISERVER)), (Static("cp1", "controller-manager"), tcp(CP2, port::KUBELET)), "WrongProcess"),
+        row("controllers-to-load-balancer", (Static("cp1", "scheduler"), tcp(LB, port::APISERVER)), (Daemon("cp1", "chrony"), tcp(LB, port::APISERVER)), "OtherTraffic"),
         row("node-ports", (Host(OUT), tcp(W1, port::NODE_PORT)), (Host(OUT), tcp(W1, port::ECHO)), "OtherTraffic"),
         row("service-forwarding", (Daemon("w2", "chrony"), tcp(POD_B.party, port::ECHO)), (Host(OUT), tcp(POD_B.party, port::ECHO)), "OtherTraffic"),
     ]

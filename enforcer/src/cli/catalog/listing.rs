@@ -117,6 +117,8 @@ struct OptionListing<'a> {
     enable: &'a [String],
     disable: &'a [String],
     guard: &'a [String],
+    /// Components that are anywhere outside with it, until the Inventory says where.
+    outside: &'a [String],
     requires: &'a [String],
 }
 
@@ -148,6 +150,9 @@ struct ComponentListing<'a> {
     description: &'a str,
     r#where: String,
     guard: bool,
+    /// No process counts as it before its cgroup is declared.
+    needs_cgroup: bool,
+    programs: &'a [String],
     ports: Vec<PortListing<'a>>,
 }
 
@@ -197,6 +202,7 @@ pub(super) fn listing<'a>(catalogue: &'a Catalogue, items: &[Item<'a>]) -> Listi
                 enable: &option.enable,
                 disable: &option.disable,
                 guard: &option.guard,
+                outside: &option.outside,
                 requires: &option.requires,
             })
             .collect(),
@@ -235,6 +241,8 @@ fn component_listing(component: &Component) -> ComponentListing<'_> {
         description: &component.description,
         r#where: whereabouts(component),
         guard: component.guard,
+        needs_cgroup: component.needs_cgroup,
+        programs: &component.programs,
         ports: component
             .ports
             .iter()

@@ -129,6 +129,7 @@ pub(super) fn describe(catalogue: &Catalogue, item: Item<'_>) -> String {
                 ("of profiles", profiles_with(catalogue, option).join(", ")),
                 ("turns off", option.disable.join(", ")),
                 ("guards", option.guard.join(", ")),
+                ("anywhere", option.outside.join(", ")),
                 ("needs", option.requires.join(", ")),
                 ("choose it", format!("`options: [{}]`", option.name)),
             ];
@@ -146,6 +147,8 @@ pub(super) fn describe(catalogue: &Catalogue, item: Item<'_>) -> String {
                 ("where", whereabouts(component)),
                 ("part of", component.part_of.join(", ")),
                 ("guarded", guarded(catalogue, component)),
+                ("processes", processes(component)),
+                ("programs", component.programs.join(", ")),
             ];
             head(
                 &mut text,
@@ -205,6 +208,17 @@ fn guarded(catalogue: &Catalogue, component: &Component) -> String {
         }
         (false, false) => format!("with option {}", options.join(", ")),
         (false, true) => "no: `otherTraffic` decides where no path leads".to_owned(),
+    }
+}
+
+/// Which processes of a node count as it.
+fn processes(component: &Component) -> String {
+    if component.needs_cgroup {
+        "those in its `cgroups`, and none before the Inventory has some".to_owned()
+    } else if component.runs_on.is_empty() {
+        String::new()
+    } else {
+        "those in its `cgroups`; without any, all that are in no declared cgroup".to_owned()
     }
 }
 

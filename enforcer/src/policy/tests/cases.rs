@@ -34,6 +34,7 @@ spec:
     - name: ping
       from: { address: 10.0.0.21 }
       to: 10.0.0.11 echo
+      at: ThisNode
       expect: { allowed: echo-from-node }
 ";
 
@@ -146,6 +147,7 @@ const ERRORS: &[Row] = &[
     ("10.0.0.11 echo", "»10.0.0.11 6/ip", "has a name of its own"),
     ("bind: 0.0.0.0:8080/tcp", "bind: »10.0.0.11 echo", "what is bound is a TCP or UDP port"),
     ("from: { cgroup: /kubepods.slice }", "from: »{ pod: 10.244.0.5 }", "only a process"),
+    ("at: ThisNode", "at: »Here", "`Here` is no at; it is one of `ThisNode` and `Elsewhere`"),
     ("{ denied: BindNotLoopback }", "»{}", "a case expects one verdict"),
     ("{ denied: BindNotLoopback }", "»{ denied: A, allowed: b }", "a case expects one verdict"),
     ("{ allowed: otherTraffic }", "{ allowed: »OtherTraffic }", "no name for a path"),

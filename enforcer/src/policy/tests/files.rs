@@ -53,6 +53,21 @@ fn a_directory_is_its_policy_files_in_order() {
 }
 
 #[test]
+fn a_file_of_comments_is_none_of_the_policys() {
+    let all = [
+        ("a.yaml", SMALL.as_bytes()),
+        ("b.yaml", &b"# to be written\n"[..]),
+        ("c.yaml", &b"# to be written\n---\n# or not\n"[..]),
+        ("d.yaml", &b""[..]),
+    ];
+    let with = directory(&all);
+    assert!(load(&[with.path().to_owned()]).is_ok());
+    let without = directory(&all[1..]);
+    let said = error_of(&[without.path().to_owned()]);
+    assert!(said.contains("there is no document in this file"), "{said}");
+}
+
+#[test]
 fn what_cannot_be_read_is_told() {
     let long = vec![b'#'; MAX_FILE_BYTES as usize + 1];
     let directory = directory(&[

@@ -2,7 +2,7 @@
 
 use std::net::IpAddr;
 
-use super::{EVERYTHING, SMALL, good};
+use super::{EVERYTHING, SMALL, good, read, said};
 use crate::policy::catalogue::Catalogue;
 use crate::policy::model::{Locality, Mode, OtherTraffic, PortMatch};
 use crate::policy::{notes_for_node, render};
@@ -138,6 +138,8 @@ fn every_profile_with_every_option_is_valid() {
     konnectivity-agent: { cgroups: [/agent] }
     monitoring: { cgroups: [/monitoring] }
     dns: { addresses: [10.244.0.9] }
+    session: { cgroups: [/user.slice] }
+    metrics-server: { addresses: [10.244.0.8] }
     backup:";
         let text = SMALL.replace("    backup:", placed);
         let policy = good(&text.replace("profile: control-plane-stacked-etcd", &chosen));
@@ -295,11 +297,7 @@ fn a_node_is_told_what_does_not_concern_it() {
     let control = notes_for_node(&policy, "cp1").join("\n");
     assert!(!control.contains("apiserver-to-etcd"), "{control}");
     let idle = good(&SMALL.replace("roles: [worker]", "roles: []"));
-    assert!(
-        notes_for_node(&idle, "w1")
-            .join("\n")
-            .contains("has no roles")
-    );
+    assert!(idle.notes.join("\n").contains("without roles"));
     assert!(notes_for_node(&policy, "w9").is_empty());
 }
 
@@ -401,5 +399,202 @@ fn what_the_documents_call_https_asks_for_tls() {
     ] {
         let path = catalogue.paths().iter().find(|path| path.name == name);
         assert!(path.unwrap().tls, "{name}");
+    }
+}
+
+/// What the tools of others write beside the name means nothing here.
+#[test]
+fn the_metadata_of_others_is_ignored() {
+    let plain = "metadata: { name: test }";
+    let full = "metadata: { name: test, namespace: kube-system, labels: { a: b }, annotations: { c: '' } }";
+    assert_eq!(good(&SMALL.replace(plain, full)).name, "small");
+}
+
+/// The narrower of two patterns wins, so this is no error: one is written out, or within the other, or they never meet
+/// on a node.
+#[test]
+fn patterns_that_overlap_are_fine_where_one_is_narrower() {
+    for (etcd, backup) in [
+        ("'/s/a*'", "'/s/*'"),
+        ("'/s/a-1'", "'/s/*-1'"),
+        ("'/s/a*'", "'/s/a*'"),
+        ("'/s/*-pod1.slice'", "'/s/*-pod2.slice'"),
+        ("'/s/a*'", "'/*/b'"),
+        ("'/s/a*/x'", "'/s/*b'"),
+    ] {
+        let components =
+            format!("    etcd: {{ cgroups: [{etcd}] }}\n    backup: {{ cgroups: [{backup}], ");
+        good(&SMALL.replace("    backup: { ", &components));
+    }
+    // One may run on workers alone, the other on no worker.
+    let apart =
+        "    etcd: { cgroups: ['/s/a*'] }\n    backup: { runsOn: [worker], cgroups: ['/s/*b'], ";
+    good(&SMALL.replace("    backup: { ", apart));
+    for (uplinks, pods) in [
+        ("'en*'", "'eni*'"),
+        ("eth0", "'*'"),
+        ("'averyverylong*'", "'*eryshortname'"),
+    ] {
+        let text = SMALL.replace("uplinks: [eth0]", &format!("uplinks: [{uplinks}]"));
+        good(&text.replace(
+            "podInterfaces: ['cali*']",
+            &format!("podInterfaces: [{pods}]"),
+        ));
+    }
+}
+
+#[test]
+fn a_port_of_the_catalogue_can_be_switched_off() {
+    let off = SMALL.replace(
+        "    backup:",
+        "    apiserver: { ports: { insecure: null } }\n    etcd: { ports: { metrics: ~ } }\n    backup:",
+    );
+    let policy = good(&off);
+    assert!(
+        policy
+            .component("apiserver")
+            .unwrap()
+            .port("insecure")
+            .is_none()
+    );
+    assert!(
+        policy.paths.iter().all(|path| path.name != "etcd-metrics"),
+        "it leads nowhere"
+    );
+    for (line, name) in [("options", "insecure-port"), ("enable", "insecure-port")] {
+        let asked = off.replace("  mode:", &format!("  {line}: [{name}]\n  mode:"));
+        let errors = said(&read(&asked).expect_err("a path to nowhere"));
+        assert!(
+            errors.contains("leads to `apiserver:insecure`, which the Inventory switches off"),
+            "{errors}"
+        );
+    }
+    // A port that is only kept closed is there for others, by itself.
+    let own = SMALL.replace(
+        "    backup:",
+        "    etcd: { ports: { peer: [2380/tcp, 2383/tcp] } }\n    backup:",
+    );
+    assert!(good(&own).component("etcd").unwrap().port("http").is_none());
+    assert!(
+        good(SMALL)
+            .component("etcd")
+            .unwrap()
+            .port("http")
+            .is_some()
+    );
+}
+
+/// Who reaches a guarded endpoint and is more than one would think.
+#[test]
+fn wide_senders_are_listed() {
+    let wide = |from: &str, to: &str| -> Vec<String> {
+        let text = SMALL.replace(from, to).replace(
+            "  mode: DryRun",
+            "  options: [monitoring, joining-nodes]\n  mode: DryRun",
+        );
+        let policy =
+            good(&text.replace("    pods:", "    monitoring: { cgroups: [/m] }\n    pods:"));
+        let senders = policy.wide_senders.iter();
+        senders
+            .map(|wide| {
+                format!(
+                    "{} is {}: {}",
+                    wide.component,
+                    wide.who,
+                    wide.endpoints.join(" ")
+                )
+            })
+            .collect()
+    };
+    let plain = wide("", "");
+    for part in [
+        "apiserver is every process of its nodes that is in no declared cgroup: apiserver:secure etcd:client kubelet:api",
+        "joining-node is everybody outside of the cluster: apiserver:secure",
+    ] {
+        assert!(
+            plain.iter().any(|line| line == part),
+            "no {part:?} in {plain:#?}"
+        );
+    }
+    let none = |name: &str| {
+        !plain
+            .iter()
+            .any(|line| line.starts_with(&format!("{name} ")))
+    };
+    for name in [
+        "pods",
+        "world",
+        "node",
+        "backup",
+        "kube-proxy",
+        "cloud-controller-manager",
+    ] {
+        assert!(none(name), "{name} in {plain:#?}");
+    }
+    for (addresses, part) in [
+        (
+            "[192.0.2.0/24]",
+            "backup is everybody in 192.0.2.0/24: etcd:client",
+        ),
+        (
+            "[10.244.0.0/16]",
+            "backup is every pod in 10.244.0.0/16: etcd:client",
+        ),
+        (
+            "[10.0.0.0/8]",
+            "backup is every pod in 10.0.0.0/8: etcd:client",
+        ),
+    ] {
+        let found = wide("[192.0.2.7]", addresses);
+        assert!(
+            found.iter().any(|line| line == part),
+            "no {part:?} in {found:#?}"
+        );
+    }
+}
+
+/// An option places strangers; the inventory places nobody's apiserver anywhere.
+#[test]
+fn only_what_is_for_strangers_is_anywhere_outside() {
+    let joining = |text: &str| {
+        let policy = good(text);
+        let component = policy.component("joining-node").unwrap();
+        (component.is_elsewhere(), component.only_receives_outside)
+    };
+    assert_eq!(joining(SMALL), (false, false));
+    let with = SMALL.replace("  mode:", "  options: [joining-nodes]\n  mode:");
+    assert_eq!(joining(&with), (true, false));
+    let placed = with.replace(
+        "    backup:",
+        "    joining-node: { addresses: [10.9.0.0/16] }\n    backup:",
+    );
+    assert_eq!(joining(&placed), (false, false));
+    let anywhere = "    apiserver: { outside: true }\n    mine: { outside: true }\n    backup:";
+    let policy = good(&SMALL.replace("    backup:", anywhere));
+    assert!(policy.component("apiserver").unwrap().only_receives_outside);
+    assert!(!policy.component("mine").unwrap().only_receives_outside);
+    let notes = policy.notes.join("\n");
+    assert!(
+        notes.contains("nobody who sends from there is taken for it"),
+        "{notes}"
+    );
+    assert!(notes.contains("off on the nodes themselves"), "{notes}");
+    assert!(
+        notes.contains("`kube-proxy` (kube-proxy-to-apiserver)"),
+        "{notes}"
+    );
+}
+
+#[test]
+fn what_is_said_first_fits_on_a_screen() {
+    let text = render::brief(&good(EVERYTHING));
+    assert!(text.lines().count() <= 24, "{text}");
+    for part in [
+        "profile control-plane-stacked-etcd with insecure-port",
+        "your own: backup-to-etcd, gateways, gateway-metrics",
+        "nodes with control-plane, etcd: cp1",
+        "Wider than they may look",
+    ] {
+        assert!(text.contains(part), "no {part:?} in\n{text}");
     }
 }

@@ -3,8 +3,9 @@
 use std::collections::{HashMap, HashSet};
 
 use super::Scope;
+use crate::policy::catalogue::Catalogue;
 use crate::policy::error::{Problem, quote};
-use crate::policy::model::{Component, Node, Port, PortMatch};
+use crate::policy::model::{Component, Node, Path, Port, PortMatch};
 use crate::policy::scalar;
 use crate::policy::source::{ComponentSource, PortSource};
 use crate::policy::span::{Entries, Span, Spanned};
@@ -27,7 +28,13 @@ pub(crate) fn read(
             components.push(blank(&name.value));
             components.len() - 1
         });
+        if i < base.len() {
+            yield_closed_ports(&mut components[i], &source.value);
+        }
         apply(scope, &mut components[i], &source.value);
+        if i < base.len() {
+            check_everybody(scope, &name.value, &source.value);
+        }
     }
     if components.len() > MAX_COMPONENTS {
         let span = entries
@@ -48,6 +55,49 @@ pub(crate) fn read(
     }
     check_part_of(scope, entries, &components);
     components
+}
+
+/// A port that the catalogue only keeps closed is the inventory's to use otherwise.
+fn yield_closed_ports(component: &mut Component, source: &ComponentSource) {
+    let written = |name: &str| source.ports.0.iter().any(|(known, _)| known.value == name);
+    let texts = source
+        .ports
+        .0
+        .iter()
+        .flat_map(|(_, port)| &port.value.matches);
+    let wanted: HashSet<PortMatch> = texts
+        .filter_map(|text| scalar::port(&text.value).ok())
+        .flatten()
+        .collect();
+    let name = &component.name;
+    component.ports.retain_mut(|port| {
+        let leads = |path: &Path| path.to_component == *name && path.to_port == port.name;
+        if written(&port.name) || Catalogue::builtin().paths().iter().any(leads) {
+            return true;
+        }
+        port.matches.retain(|found| !wanted.contains(found));
+        !port.matches.is_empty()
+    });
+}
+
+/// Everybody is `world`. As an apiserver, everybody would reach every kubelet.
+fn check_everybody(scope: &mut Scope<'_, '_>, name: &str, source: &ComponentSource) {
+    for text in source.addresses.iter().flatten() {
+        let everybody =
+            scalar::component_network(&text.value).is_ok_and(|net| net.prefix_len() == 0);
+        if everybody && name != "world" {
+            scope.error(text.span, || {
+                Problem::new(
+                    format!("{} would make everybody `{name}`", quote(&text.value)),
+                    format!(
+                        "write the networks that it is in; to let everybody in somewhere, write a path of your own \
+                         `from: [world]`. Where nobody knows its addresses, `{name}: {{ outside: true }}` lets it be \
+                         reached, and is nobody's right to be it"
+                    ),
+                )
+            });
+        }
+    }
 }
 
 /// Two ports at the same place of which only one is loopback only: one of them cannot be kept.
@@ -121,6 +171,9 @@ fn blank(name: &str) -> Component {
         outside: false,
         cgroups: Vec::new(),
         part_of: Vec::new(),
+        needs_cgroup: false,
+        programs: Vec::new(),
+        only_receives_outside: false,
         ports: Vec::new(),
         guard: true,
     }
@@ -135,6 +188,8 @@ fn apply(scope: &mut Scope<'_, '_>, component: &mut Component, source: &Componen
         outside,
         cgroups,
         part_of,
+        needs_cgroup,
+        programs,
         guard,
         ports,
     } = source;
@@ -152,12 +207,16 @@ fn apply(scope: &mut Scope<'_, '_>, component: &mut Component, source: &Componen
     }
     if let Some(paths) = cgroups {
         component.cgroups = unique(scope, paths, |path| {
-            scalar::cgroup(path).map(|()| path.to_owned())
+            scalar::cgroup_pattern(path).map(|()| path.to_owned())
         });
     }
     if let Some(names) = part_of {
         component.part_of = unique(scope, names, |name| Ok(name.to_owned()));
     }
+    if let Some(names) = programs {
+        component.programs = unique(scope, names, |name| Ok(name.to_owned()));
+    }
+    component.needs_cgroup = needs_cgroup.unwrap_or(component.needs_cgroup);
     component.in_pod_networks = in_pod_networks.unwrap_or(component.in_pod_networks);
     component.outside = outside.unwrap_or(component.outside);
     component.guard = guard.unwrap_or(component.guard);
@@ -176,6 +235,18 @@ fn set_port(
     source: &Spanned<PortSource>,
 ) {
     scope.ok(name.span, scalar::name(&name.value, "port"));
+    if source.value.off {
+        let known = component
+            .ports
+            .iter()
+            .position(|port| port.name == name.value);
+        match known {
+            // Whoever else has it on this cluster, it is not this component's.
+            Some(at) => drop(component.ports.remove(at)),
+            None => scope.error(name.span, || unknown_port(&name.value, component)),
+        }
+        return;
+    }
     let matches = read_matches(scope, component, &name.value, source);
     let loopback_only = source.value.loopback_only;
     let denial = source
@@ -214,7 +285,7 @@ fn read_matches(
         scope.error(source.span, || {
             Problem::new(
                 format!("port {} matches nothing", quote(name)),
-                "write at least one port: `2379/tcp`",
+                "write at least one port: `2379/tcp`; `null` switches a port of the catalogue off",
             )
         });
     }

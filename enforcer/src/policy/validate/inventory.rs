@@ -7,7 +7,7 @@ use std::net::IpAddr;
 use ipnet::IpNet;
 
 use super::components::{self, twice, unique, unknown, unknown_port};
-use super::{Scope, networks};
+use super::{Scope, networks, overlap};
 use crate::policy::catalogue::Catalogue;
 use crate::policy::error::{Problem, quote};
 use crate::policy::model::{Component, Node, Port, PortMatch, Service};
@@ -46,6 +46,7 @@ pub(crate) fn read(
     let placed = components::read(scope, components, catalogue.components());
     let nodes = read_nodes(scope, node_entries, spec.span, &placed, catalogue);
     components::check_contradictions(scope, components, &placed, &nodes);
+    overlap::check_cgroups(scope, components, &placed, &nodes);
     let pod_networks = unique(scope, pod_texts, scalar::pod_network);
     let service_networks = unique(scope, service_texts, scalar::service_network);
     networks::check_nodes(scope, node_entries, &pod_networks);
@@ -148,16 +149,7 @@ fn read_node(
         pod_networks: unique(scope, pod_networks, scalar::pod_network),
         cgroup_root: read_cgroup_root(scope, cgroup_root.as_ref()),
     };
-    for text in pod_interfaces {
-        if node.uplinks.contains(&text.value) {
-            scope.error(text.span, || {
-                Problem::new(
-                    format!("{} is an uplink and a pod's interface", quote(&text.value)),
-                    "an uplink leads to other hosts, a pod's interface to one pod: leave one of them out",
-                )
-            });
-        }
-    }
+    overlap::check_interfaces(scope, uplinks, pod_interfaces);
     node
 }
 

@@ -5,7 +5,9 @@ pub(crate) mod components;
 pub(crate) mod inventory;
 pub(crate) mod networks;
 pub(crate) mod notes;
+pub(crate) mod overlap;
 pub(crate) mod paths;
+pub(crate) mod wide;
 
 use sha2::{Digest, Sha256};
 
@@ -46,6 +48,7 @@ pub(crate) fn policy(
         &placed.components,
     );
     guard(&mut placed.components, &chosen.guard, &inventory.spec.value);
+    place_outside(&mut placed.components, &chosen.outside, catalogue);
     if !report.is_clean() {
         return None;
     }
@@ -66,6 +69,7 @@ pub(crate) fn policy(
         services: placed.services,
         paths: chosen.paths,
         notes: Vec::new(),
+        wide_senders: Vec::new(),
         digest: digest(sources, catalogue),
     };
     let mut scope = Scope {
@@ -73,6 +77,7 @@ pub(crate) fn policy(
         report,
     };
     require(&mut scope, &policy, &chosen.requires);
+    policy.wide_senders = wide::senders(&policy);
     policy.notes = notes::of(&policy, &placed.declared, catalogue);
     Some(policy)
 }
@@ -86,6 +91,22 @@ fn guard(components: &mut [Component], names: &[String], inventory: &InventorySp
             .iter()
             .any(|(name, source)| name.value == component.name && source.value.guard.is_some());
         component.guard |= names.contains(&component.name) && !said;
+    }
+}
+
+/// What an option places outside is there, unless the inventory says where. And who is anywhere outside is taken for a
+/// component only where that is the component's meaning: an apiserver whose addresses nobody knows can be reached, and
+/// makes no strangers into apiservers.
+fn place_outside(components: &mut [Component], names: &[String], catalogue: &Catalogue) {
+    for component in components {
+        let is_placed = !component.addresses.is_empty() || !component.cgroups.is_empty();
+        component.outside |= names.contains(&component.name) && !is_placed;
+        let is_documented = catalogue
+            .components()
+            .iter()
+            .any(|known| known.name == component.name);
+        component.only_receives_outside =
+            component.outside && is_documented && !catalogue.is_for_strangers(&component.name);
     }
 }
 

@@ -10,9 +10,12 @@ use crate::policy::model::{Component, Locality, Node, OtherTraffic, Path, Policy
 pub(crate) fn of(policy: &Policy, declared: &[String], catalogue: &Catalogue) -> Vec<String> {
     let places = Places::of(policy);
     let mut notes = Vec::new();
+    without_roles(policy, &mut notes);
     inert_components(policy, &places, &mut notes);
     declared_components(policy, declared, catalogue, &mut notes);
     processes_without_cgroup(policy, &mut notes);
+    off_without_cgroup(policy, &mut notes);
+    only_receivers(policy, &mut notes);
     unused_services(policy, &mut notes);
     unknown_places_of_pods(policy, &mut notes);
     if policy.other_traffic == OtherTraffic::Drop {
@@ -28,9 +31,8 @@ pub(crate) fn of(policy: &Policy, declared: &[String], catalogue: &Catalogue) ->
     notes
 }
 
-/// What has no meaning on one node: a policy is for all of them, and nobody should wait for a path
-/// that can not be used here.
-pub fn for_node(policy: &Policy, node: &str) -> Vec<String> {
+/// Names of the paths that can not be used on one node: both ends, or what has to be here of them, are elsewhere.
+pub fn elsewhere<'a>(policy: &'a Policy, node: &str) -> Vec<&'a str> {
     let Some(node) = policy.node(node) else {
         return Vec::new();
     };
@@ -51,12 +53,18 @@ pub fn for_node(policy: &Policy, node: &str) -> Vec<String> {
             Locality::SameNode => from && to,
         }
     };
-    let elsewhere: Vec<&str> = policy
+    policy
         .paths
         .iter()
         .filter(|path| !concerns(path))
         .map(|path| path.name.as_str())
-        .collect();
+        .collect()
+}
+
+/// What has no meaning on one node: a policy is for all of them, and nobody should wait for a path
+/// that can not be used here.
+pub fn for_node(policy: &Policy, node: &str) -> Vec<String> {
+    let elsewhere = elsewhere(policy, node);
     let mut notes = Vec::new();
     if !elsewhere.is_empty() {
         notes.push(format!(
@@ -66,13 +74,18 @@ pub fn for_node(policy: &Policy, node: &str) -> Vec<String> {
             elsewhere.join(", ")
         ));
     }
-    if node.roles.is_empty() {
+    notes
+}
+
+fn without_roles(policy: &Policy, notes: &mut Vec<String>) {
+    let nodes = policy.nodes.iter().filter(|node| node.roles.is_empty());
+    let names: Vec<&str> = nodes.map(|node| node.name.as_str()).collect();
+    if !names.is_empty() {
         notes.push(format!(
-            "node `{}` has no roles, so it runs what every node runs and nothing else",
-            node.name
+            "without roles, nodes run what every node runs and nothing else: {}",
+            list(&names)
         ));
     }
-    notes
 }
 
 /// On this node, by its roles, as a process, as a pod, or in the way of its packets.
@@ -181,7 +194,10 @@ impl<'a> Places<'a> {
                 receivers.insert(component.name.as_str());
             }
             // Who sends counts as everything that it is part of.
-            if located || !component.cgroups.is_empty() {
+            let nowhere_else = component.only_receives_outside
+                && !policy.nodes.iter().any(|node| component.runs_on(node))
+                && component.addresses.is_empty();
+            if (located && !nowhere_else) || !component.cgroups.is_empty() {
                 let mut open = vec![component];
                 while let Some(component) = open.pop() {
                     if senders.insert(component.name.as_str()) {
@@ -222,7 +238,8 @@ fn inert_components(policy: &Policy, places: &Places<'_>, notes: &mut Vec<String
         };
         let sends = named(&alone);
         let receives = named(&|path| path.to_component == name);
-        if !places.senders.contains(name) && !sends.is_empty() {
+        let is_sender = places.senders.contains(name) || component.only_receives_outside;
+        if !is_sender && !sends.is_empty() {
             notes.push(format!(
                 "component `{name}` {}: it can not use {} {}",
                 without_place(policy, component),
@@ -319,7 +336,7 @@ fn processes_without_cgroup(policy: &Policy, notes: &mut Vec<String>) {
     let on_nodes: Vec<&str> = policy
         .components
         .iter()
-        .filter(|component| component.cgroups.is_empty())
+        .filter(|component| component.counts_undeclared())
         .filter(|component| policy.nodes.iter().any(|node| component.runs_on(node)))
         .map(|component| component.name.as_str())
         .collect();
@@ -336,6 +353,51 @@ fn processes_without_cgroup(policy: &Policy, notes: &mut Vec<String>) {
                 pod.name,
                 list(&on_nodes),
                 pod.name
+            ));
+        }
+    }
+}
+
+/// What has no rights before somebody says which processes it is.
+fn off_without_cgroup(policy: &Policy, notes: &mut Vec<String>) {
+    let off: Vec<String> = policy
+        .components
+        .iter()
+        .filter(|component| component.needs_cgroup && component.cgroups.is_empty())
+        .filter(|component| policy.nodes.iter().any(|node| component.runs_on(node)))
+        .filter_map(|component| {
+            let paths = policy
+                .paths
+                .iter()
+                .filter(|path| path.from.contains(&component.name));
+            let paths: Vec<&str> = paths.map(|path| path.name.as_str()).collect();
+            (!paths.is_empty()).then(|| format!("`{}` ({})", component.name, paths.join(", ")))
+        })
+        .collect();
+    if !off.is_empty() {
+        notes.push(format!(
+            "off on the nodes themselves until `cgroups` in the Inventory says which processes they are: {}",
+            off.join("; ")
+        ));
+    }
+}
+
+/// Anywhere outside, and not taken for itself as a sender.
+fn only_receivers(policy: &Policy, notes: &mut Vec<String>) {
+    for component in &policy.components {
+        let sends: Vec<&str> = policy
+            .paths
+            .iter()
+            .filter(|path| path.from.contains(&component.name))
+            .map(|path| path.name.as_str())
+            .collect();
+        if component.is_elsewhere() && component.only_receives_outside && !sends.is_empty() {
+            notes.push(format!(
+                "component `{}` is anywhere outside: it is reached there, but nobody who sends from there is taken \
+                 for it, so {} {} can not be used from outside; write its networks as `addresses`",
+                component.name,
+                path_or_paths(&sends),
+                list(&sends)
             ));
         }
     }

@@ -20,6 +20,8 @@ pub(crate) struct Chosen {
     pub paths: Vec<Path>,
     /// Components that the chosen options guard.
     pub guard: Vec<String>,
+    /// Components that they place anywhere outside.
+    pub outside: Vec<String>,
     /// Components that the profile, or an option, can not do without.
     pub requires: Vec<Required>,
 }
@@ -66,6 +68,7 @@ pub(crate) fn read(
     let picked = Picked::of(scope, spec, catalogue);
     let mut paths = documented_paths(scope, spec, catalogue, &picked);
     let index = Index::of(components);
+    switched_off(scope, spec, &mut paths, &picked, &index);
     let mut places: HashMap<String, Span> = HashMap::new();
     let mut names: HashSet<String> = paths.iter().map(|path| path.name.clone()).collect();
     let from_profile = names.clone();
@@ -101,7 +104,57 @@ pub(crate) fn read(
         tls_lock,
         paths,
         guard: picked.guard(),
+        outside: picked.outside(),
         requires: picked.requires(spec),
+    }
+}
+
+/// Paths to a port that the Inventory switches off are none. Where nothing is left of what was asked for, that is said.
+fn switched_off(
+    scope: &mut Scope<'_, '_>,
+    spec: &PathPolicySpec,
+    paths: &mut Vec<Path>,
+    picked: &Picked<'_>,
+    index: &Index<'_>,
+) {
+    let is_there = |path: &Path| {
+        let to = index.get(&path.to_component);
+        to.is_some_and(|to| to.port(&path.to_port).is_some())
+    };
+    let off: HashMap<String, String> = paths
+        .iter()
+        .filter(|path| !is_there(path))
+        .map(|path| {
+            (
+                path.name.clone(),
+                format!("{}:{}", path.to_component, path.to_port),
+            )
+        })
+        .collect();
+    paths.retain(is_there);
+    let problem = |what: String, end: &str| {
+        Problem::new(
+            format!("{what} leads to `{end}`, which the Inventory switches off"),
+            "leave one of them out",
+        )
+    };
+    for text in &spec.enable {
+        if let Some(end) = off.get(&text.value) {
+            scope.error(text.span, || {
+                problem(format!("path {}", quote(&text.value)), end)
+            });
+        }
+    }
+    for option in &picked.options {
+        let first = option.enable.first().and_then(|name| off.get(name));
+        let written = spec.options.iter().find(|text| text.value == option.name);
+        if let (Some(end), Some(written)) = (first, written)
+            && option.enable.iter().all(|name| off.contains_key(name))
+        {
+            scope.error(written.span, || {
+                problem(format!("option `{}`", option.name), end)
+            });
+        }
     }
 }
 
@@ -369,6 +422,11 @@ impl<'a> Picked<'a> {
         guarded.cloned().collect()
     }
 
+    fn outside(&self) -> Vec<String> {
+        let outside = self.options.iter().flat_map(|option| &option.outside);
+        outside.cloned().collect()
+    }
+
     fn requires(&self, spec: &PathPolicySpec) -> Vec<Required> {
         let mut all = Vec::new();
         if let (Some(profile), Some(written)) = (self.profile, &spec.profile) {
@@ -557,8 +615,7 @@ fn check_possible(scope: &mut Scope<'_, '_>, span: Span, path: &Path, index: &In
     if !path.loopback && !locked {
         return;
     }
-    let here =
-        |component: &Component| !component.runs_on.is_empty() || !component.cgroups.is_empty();
+    let here = |c: &Component| !c.runs_on.is_empty() || !c.cgroups.is_empty() || c.needs_cgroup;
     let senders = || path.from.iter().filter_map(|name| index.get(name));
     if target.runs_on.is_empty() {
         scope.error(span, || {

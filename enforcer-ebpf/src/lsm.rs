@@ -1,0 +1,77 @@
+//! The hook of the security modules on `setsockopt`, where the kernel has BPF among them (`CONFIG_BPF_LSM`, and `bpf` in the
+//! list of its boot parameter `lsm=`).
+//!
+//! The cgroup hook sees native calls only: `do_sock_setsockopt` in net/socket.c leaves it out for 32-bit ones. This one sees
+//! all of them, those of rings (`io_uring`) among them.
+
+use core::{ffi::c_void, mem::MaybeUninit, ptr};
+
+use aya_ebpf::{helpers::generated::bpf_probe_read_kernel, programs::LsmContext};
+
+use crate::sockopt;
+
+const EPERM: i32 = 1;
+const PASS: i32 = 0;
+
+// Where the kernel's structs have their fields, in bytes. Set before loading, from the kernel's type information.
+/// `struct socket`: `sk`.
+#[unsafe(no_mangle)]
+static SOCKET_SK: u64 = 0;
+/// `struct sock`: the network namespace that it is in.
+#[unsafe(no_mangle)]
+static SOCK_NET: u64 = 0;
+/// `struct net`: its cookie.
+#[unsafe(no_mangle)]
+static NET_COOKIE: u64 = 0;
+
+/// `setsockopt`, before any other hook on it.
+pub fn setting(ctx: &LsmContext) -> i32 {
+    // Arguments of `socket_setsockopt` in include/linux/lsm_hook_defs.h.
+    let socket: *const c_void = ctx.arg(0);
+    let level: i32 = ctx.arg(1);
+    let option: i32 = ctx.arg(2);
+    let before: i32 = ctx.arg(3);
+    if before != 0 {
+        return before;
+    }
+    if (level, option) == (sockopt::SOL_PACKET, sockopt::PROBE) {
+        return -EPERM;
+    }
+    if !sockopt::is_around(level, option) || !is_host(socket) {
+        return PASS;
+    }
+    if sockopt::refuses_around(ptr::null_mut()) {
+        -EPERM
+    } else {
+        PASS
+    }
+}
+
+/// Whether a socket is of the network namespace that the agent enforces in. What can not be read counts as that.
+fn is_host(socket: *const c_void) -> bool {
+    // SAFETY: plain reads of constants that the loader has set.
+    let (sk, net, cookie) = unsafe {
+        (
+            ptr::read_volatile(&raw const SOCKET_SK),
+            ptr::read_volatile(&raw const SOCK_NET),
+            ptr::read_volatile(&raw const NET_COOKIE),
+        )
+    };
+    let found = word(socket as u64, sk)
+        .and_then(|sk| word(sk, net))
+        .and_then(|net| word(net, cookie));
+    found.is_none_or(|cookie| cookie == crate::socket::host())
+}
+
+/// A word of the kernel's memory.
+fn word(base: u64, offset: u64) -> Option<u64> {
+    let mut value = MaybeUninit::<u64>::uninit();
+    let address = base.wrapping_add(offset) as *const c_void;
+    // SAFETY: there is room for as many bytes; the helper reads any address of the kernel's, and fills all or fails.
+    let failed = unsafe { bpf_probe_read_kernel(value.as_mut_ptr().cast(), 8, address) };
+    if failed != 0 {
+        return None;
+    }
+    // SAFETY: filled.
+    Some(unsafe { value.assume_init() })
+}

@@ -1,0 +1,163 @@
+//! What does not work at present, and is tried again until it does: said once when it begins and once when it
+//! is over, and in the status meanwhile. None of it ends the agent.
+
+use std::{collections::BTreeMap, time::SystemTime};
+
+use super::{Problem, Repaired, events::rfc3339, say::say};
+
+/// What it is about. One problem of each kind is known at a time.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub(super) enum Kind {
+    /// An interface is without its programs.
+    Interfaces,
+    /// The interfaces can not be listed.
+    Links,
+    /// Processes are not judged.
+    CgroupRoot,
+    /// A declared cgroup can not be told to the kernel, or not be looked for.
+    Cgroups,
+    /// Cgroups are not watched.
+    CgroupWatch,
+    /// The policy's files are not watched.
+    FileWatch,
+    /// New denials are not announced.
+    Records,
+    /// Sockets that have a port already can not be listed.
+    Sockets,
+}
+
+/// All that does not work.
+#[derive(Debug, Default)]
+pub(super) struct Faults(BTreeMap<Kind, (SystemTime, String)>);
+
+impl Faults {
+    /// Something does not work.
+    pub fn set(&mut self, kind: Kind, what: String) {
+        let known = self.0.get(&kind);
+        if known.is_some_and(|(_, known)| *known == what) {
+            return;
+        }
+        say(&format!("{what}\ntried again until it works"));
+        let since = known.map_or_else(SystemTime::now, |(since, _)| *since);
+        self.0.insert(kind, (since, what));
+    }
+
+    /// It works.
+    pub fn clear(&mut self, kind: Kind) {
+        if let Some((since, what)) = self.0.remove(&kind) {
+            let what = what.lines().next().unwrap_or_default();
+            say(&format!(
+                "works again, since {} it did not: {what}",
+                rfc3339(since)
+            ));
+        }
+    }
+
+    /// What does not work of one kind.
+    pub fn get(&self, kind: Kind) -> Option<&str> {
+        self.0.get(&kind).map(|(_, what)| what.as_str())
+    }
+
+    /// All but those about interfaces, which have a place of their own in the status.
+    pub fn problems(&self) -> Vec<Problem> {
+        let others = self.0.iter().filter(|(kind, _)| **kind != Kind::Interfaces);
+        others
+            .map(|(_, (since, what))| Problem {
+                since: rfc3339(*since),
+                what: what.clone(),
+            })
+            .collect()
+    }
+}
+
+/// What became of the newest policy that was read.
+#[derive(Debug, Default)]
+pub(super) struct PolicyFault {
+    /// Since when it is broken, and why.
+    broken: Option<(SystemTime, String)>,
+    /// The last time that it was.
+    repaired: Option<Repaired>,
+}
+
+impl PolicyFault {
+    /// It can not be put in force.
+    pub fn set(&mut self, error: String) {
+        let known = self.broken.as_ref();
+        if known.is_some_and(|(_, known)| *known == error) {
+            return;
+        }
+        say(&format!("{error}\nwhat was in force stays in force"));
+        let since = known.map_or_else(SystemTime::now, |(since, _)| *since);
+        self.broken = Some((since, error));
+    }
+
+    /// What the files say is in force.
+    pub fn clear(&mut self) {
+        let Some((since, error)) = self.broken.take() else {
+            return;
+        };
+        let repaired = Repaired {
+            broken_since: rfc3339(since),
+            repaired_at: rfc3339(SystemTime::now()),
+            error: error.lines().next().unwrap_or_default().to_owned(),
+        };
+        let since = &repaired.broken_since;
+        say(&format!(
+            "the policy is repaired, and what its files say is in force; it was broken since {since}"
+        ));
+        self.repaired = Some(repaired);
+    }
+
+    /// Why the newest policy is not in force.
+    pub fn error(&self) -> Option<&str> {
+        self.broken.as_ref().map(|(_, error)| error.as_str())
+    }
+
+    /// Since when.
+    pub fn since(&self) -> Option<SystemTime> {
+        self.broken.as_ref().map(|(since, _)| *since)
+    }
+
+    /// The last time that a broken one was repaired.
+    pub fn repaired(&self) -> Option<&Repaired> {
+        self.repaired.as_ref()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_problem_is_known_until_it_is_over() {
+        let mut faults = Faults::default();
+        faults.set(Kind::Cgroups, "a".to_owned());
+        faults.set(Kind::Cgroups, "b".to_owned());
+        faults.set(Kind::Interfaces, "c".to_owned());
+        assert_eq!(faults.get(Kind::Cgroups), Some("b"));
+        assert_eq!(faults.problems().len(), 1, "interfaces are told elsewhere");
+        faults.clear(Kind::Cgroups);
+        faults.clear(Kind::Cgroups);
+        assert_eq!(faults.get(Kind::Cgroups), None);
+        assert!(faults.problems().is_empty());
+    }
+
+    #[test]
+    fn a_repaired_policy_says_since_when_it_was_broken() {
+        let mut fault = PolicyFault::default();
+        fault.clear();
+        assert!(fault.repaired().is_none());
+        fault.set("first\nsecond".to_owned());
+        let since = fault.since().unwrap();
+        fault.set("another".to_owned());
+        assert_eq!(
+            (fault.error(), fault.since()),
+            (Some("another"), Some(since))
+        );
+        fault.clear();
+        assert_eq!(fault.error(), None);
+        let repaired = fault.repaired().unwrap();
+        assert_eq!(repaired.broken_since, rfc3339(since));
+        assert_eq!(repaired.error, "another");
+    }
+}

@@ -1,0 +1,151 @@
+//! Sockets that had their port before the policy could say no: whoever holds one keeps it, and is refused when he
+//! binds it again, after a restart for one. So it is told while there is time.
+
+use std::net::SocketAddr;
+
+use enforcer_common::{
+    addr::Ip,
+    decide,
+    tables::{Party, Place, Tables as _},
+    verdict::{Outcome, Verdict},
+};
+
+use super::Listener;
+use crate::{
+    compile::{Compiled, Simulator},
+    kernel::{
+        CgroupPaths, KernelError,
+        sockets::{self, Bound, Holder},
+    },
+};
+
+/// More are not looked after one by one.
+const MOST: usize = 128;
+
+/// Sockets of this network namespace that the policy would not let bind. `root` is the cgroup whose processes are
+/// held to the policy, as a path below the hierarchy's root.
+///
+/// # Errors
+///
+/// The kernel does not list them.
+pub(super) fn refused(
+    compiled: &Compiled,
+    paths: &mut CgroupPaths,
+    root: &str,
+) -> Result<Vec<Listener>, KernelError> {
+    let tables = Simulator::new(compiled);
+    // A party number, widened for the kernel's sake.
+    let anybody = compiled.settings.undeclared_process as Party;
+    let mut suspects: Vec<(Bound, Option<String>)> = Vec::new();
+    for socket in sockets::bound()? {
+        let cgroup = socket.cgroup.and_then(|id| paths.get(id));
+        let party = cgroup.map_or(anybody, |path| tables.party_of_cgroup(path));
+        if is_refused(&tables, party, &socket).is_some() {
+            let cgroup = cgroup.map(str::to_owned);
+            suspects.push((socket, cgroup));
+        }
+        if suspects.len() == MOST {
+            break;
+        }
+    }
+    if suspects.is_empty() {
+        return Ok(Vec::new());
+    }
+    let inodes: Vec<u32> = suspects.iter().map(|(socket, _)| socket.inode).collect();
+    let holders = sockets::holders(&inodes);
+    let listeners = suspects.into_iter().filter_map(|(socket, cgroup)| {
+        let holder = holders.get(&socket.inode);
+        // Where the socket's own cgroup is not known, or has gone, that of its process counts.
+        let cgroup = match (cgroup, holder) {
+            (Some(cgroup), _) => cgroup,
+            (None, Some(holder)) => below(&holder.cgroup, root)?.to_owned(),
+            // The kernel's own, for a tunnel, made by somebody who has gone: nobody knows who will make the next.
+            (None, None) => return None,
+        };
+        let party = tables.party_of_cgroup(&cgroup);
+        let verdict = is_refused(&tables, party, &socket)?;
+        listener(&tables, &socket, verdict, cgroup, holder)
+    });
+    Ok(listeners.collect())
+}
+
+/// What the hook on `bind` would say, if it is a denial.
+fn is_refused(tables: &Simulator<'_>, by: Party, socket: &Bound) -> Option<Verdict> {
+    let address = Ip::from(socket.address);
+    let verdict = decide::binding(tables, by, &address, socket.space, socket.port);
+    verdict.is_denied().then_some(verdict)
+}
+
+/// The path below the cgroup root whose processes are held to the policy; nothing for one beside it, who may do
+/// what he likes.
+fn below<'a>(path: &'a str, root: &str) -> Option<&'a str> {
+    if root == "/" {
+        return Some(path);
+    }
+    match path.strip_prefix(root)? {
+        "" => Some("/"),
+        rest => rest.starts_with('/').then_some(rest),
+    }
+}
+
+fn listener(
+    tables: &Simulator<'_>,
+    socket: &Bound,
+    verdict: Verdict,
+    cgroup: String,
+    holder: Option<&Holder>,
+) -> Option<Listener> {
+    let Outcome::Denied(denial) = verdict.outcome() else {
+        return None;
+    };
+    let reason = denial.reason;
+    Some(Listener {
+        protocol: socket.space.name().to_owned(),
+        address: SocketAddr::new(socket.address, socket.port).to_string(),
+        port: socket.port,
+        endpoint: endpoint(tables, socket),
+        pid: holder.map(|holder| holder.pid),
+        comm: holder.map(|holder| holder.comm.clone()),
+        cgroup,
+        reason: reason.name().to_owned(),
+        sentence: reason.sentence().to_owned(),
+        will_be_refused: !verdict.passes(),
+    })
+}
+
+/// The declared endpoint that this port is.
+fn endpoint(tables: &Simulator<'_>, socket: &Bound) -> String {
+    let compiled = tables.compiled();
+    let settings = &compiled.settings;
+    let (address, space) = (Ip::from(socket.address), socket.space);
+    let place = tables.place(&address);
+    let at = if address.is_unspecified() || !(place.is(Place::OWN) || address.is_loopback()) {
+        settings.own as Party
+    } else {
+        place.party
+    };
+    let target = tables
+        .class(space, socket.port)
+        .and_then(|class| tables.target(settings, at, class));
+    target
+        .and_then(|target| compiled.target_names.get(usize::from(target)))
+        .map(|names| names.join(", "))
+        .unwrap_or_default()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_cgroup_is_named_below_the_root() {
+        assert_eq!(below("/system.slice/x", "/"), Some("/system.slice/x"));
+        assert_eq!(
+            below("/node/system.slice/x", "/node"),
+            Some("/system.slice/x")
+        );
+        assert_eq!(below("/node", "/node"), Some("/"));
+        assert_eq!(below("/nodes/x", "/node"), None);
+        assert_eq!(below("/else", "/node"), None);
+    }
+}

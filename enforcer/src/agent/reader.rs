@@ -1,0 +1,159 @@
+//! Reads the policy's files on a thread of its own. A file system may take its time, or never answer, and a large
+//! policy takes seconds to compile: the agent is there for everything else meanwhile.
+
+use std::{
+    sync::{Arc, mpsc},
+    thread,
+    time::{Duration, Instant},
+};
+
+use tokio::sync::mpsc as news;
+
+use super::{
+    AgentError, AgentOptions,
+    start::{self, Ready},
+    watch::{self, Directories},
+};
+use crate::{
+    compile::PathNumbers,
+    policy::{self, SourceText},
+};
+
+/// A look that takes longer is told.
+pub(super) const LIMIT: Duration = Duration::from_secs(10);
+
+/// The thread, as the agent sees it.
+pub(super) struct Reader {
+    jobs: mpsc::Sender<Job>,
+    outcomes: news::UnboundedReceiver<Outcome>,
+    /// Since when it has been at it.
+    busy: Option<Instant>,
+    again: Option<Asked>,
+}
+
+/// Who wants to know.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Asked {
+    /// A person, by a signal.
+    ByPerson,
+    /// Something may have changed, or some time is over.
+    ByAgent,
+}
+
+/// What is in force, to be compared.
+struct Job {
+    texts: Arc<[SourceText]>,
+    numbers: PathNumbers,
+    asked: Asked,
+    /// Where the files are is watched from now on.
+    directories: Option<Directories>,
+}
+
+/// What came of a look.
+pub(super) struct Outcome {
+    pub asked: Asked,
+    /// Nothing if the files say what is in force.
+    pub changed: Result<Option<Box<Ready>>, AgentError>,
+    /// Whether the kernel's limit of watches left some of them out.
+    pub has_no_room: bool,
+}
+
+impl Reader {
+    /// Starts the thread. It ends with this handle, or when it gets its answer after that.
+    pub fn start(options: AgentOptions) -> Result<Self, AgentError> {
+        let (jobs, todo) = mpsc::channel::<Job>();
+        let (done, outcomes) = news::unbounded_channel();
+        thread::Builder::new()
+            .name("policy-reader".to_owned())
+            .spawn(move || {
+                let mut watched = None;
+                for job in todo {
+                    if done.send(look(&options, job, &mut watched)).is_err() {
+                        break;
+                    }
+                }
+            })
+            .map_err(AgentError::system("start a thread"))?;
+        Ok(Self {
+            jobs,
+            outcomes,
+            busy: None,
+            again: None,
+        })
+    }
+
+    /// Has the files looked at, or once more if that is being done.
+    pub fn look(&mut self, asked: Asked, ready: &Ready, directories: Option<Directories>) {
+        if self.busy.is_some() && directories.is_none() {
+            if self.again != Some(Asked::ByPerson) {
+                self.again = Some(asked);
+            }
+            return;
+        }
+        let job = Job {
+            texts: Arc::clone(&ready.texts),
+            numbers: ready.numbers.clone(),
+            asked,
+            directories,
+        };
+        // The thread ends only with this handle.
+        if self.jobs.send(job).is_ok() {
+            self.busy.get_or_insert_with(Instant::now);
+        }
+    }
+
+    /// Waits for what came of it. Never ends if nothing was asked for.
+    pub async fn outcome(&mut self) -> Outcome {
+        match self.outcomes.recv().await {
+            Some(outcome) => {
+                self.busy = None;
+                outcome
+            }
+            None => std::future::pending().await,
+        }
+    }
+
+    /// Who asked meanwhile.
+    pub fn again(&mut self) -> Option<Asked> {
+        self.again.take()
+    }
+
+    /// Whether it takes longer than it should.
+    pub fn is_late(&self) -> bool {
+        self.busy.is_some_and(|since| since.elapsed() > LIMIT)
+    }
+}
+
+fn look(options: &AgentOptions, job: Job, watched: &mut Option<Directories>) -> Outcome {
+    let Job {
+        texts,
+        numbers,
+        asked,
+        directories,
+    } = job;
+    if directories.is_some() {
+        *watched = directories;
+    }
+    let mut has_no_room = false;
+    if let Some(watched) = watched {
+        watched.only(watch::of_files(&options.inputs));
+        has_no_room = watched.has_no_room();
+    }
+    Outcome {
+        asked,
+        changed: changed(options, &texts, &numbers),
+        has_no_room,
+    }
+}
+
+fn changed(
+    options: &AgentOptions,
+    texts: &[SourceText],
+    numbers: &PathNumbers,
+) -> Result<Option<Box<Ready>>, AgentError> {
+    if policy::is_unchanged(&options.inputs, texts) {
+        return Ok(None);
+    }
+    let texts = policy::read_again_and_again(&options.inputs)?;
+    start::prepare(options, texts, numbers).map(|ready| Some(Box::new(ready)))
+}

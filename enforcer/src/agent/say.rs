@@ -1,0 +1,10 @@
+//! The agent's log: lines on standard error.
+
+use std::io::Write as _;
+
+use crate::text;
+
+/// A line of the log, or several. Nobody may be reading, and enforcement goes on.
+pub(super) fn say(line: &str) {
+    let _ = writeln!(std::io::stderr(), "enforcer: {}", text::lines(line));
+}

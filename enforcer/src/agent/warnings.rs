@@ -1,0 +1,196 @@
+//! What about this node and its kernel weakens what the policy says. A warning says what to do.
+//!
+//! [`of_node`] collects all of them; a new kind is a function of its own and a line there.
+
+use std::{fs, net::IpAddr, path::Path};
+
+use enforcer_common::{addr::Ip, decide, packet::Space, tables::Party};
+
+use crate::compile::{Compiled, Simulator};
+
+/// All of them, for the status and the log.
+///
+/// `sees_all_options`: whether the programs see every `setsockopt` call.
+pub(super) fn of_node(compiled: &Compiled, sees_all_options: bool) -> Vec<String> {
+    let mut warnings: Vec<String> = ephemeral_ports(compiled).into_iter().collect();
+    if !sees_all_options && takes_32_bit_calls() {
+        warnings.push(BYPASS_BY_32_BIT_CALLS.to_owned());
+    }
+    warnings
+}
+
+const BYPASS_BY_32_BIT_CALLS: &str = "a process with CAP_NET_RAW in this node's network namespace can send frames \
+    that bypass every hook: the kernel hides 32-bit setsockopt calls (PACKET_QDISC_BYPASS, XDP_TX_RING) from cgroup \
+    programs. Such frames are dropped on lo; those that leave by an uplink are seen by nobody here. Boot with `bpf` in \
+    the list of security modules (lsm=…,bpf; CONFIG_BPF_LSM), or without 32-bit system calls (ia32_emulation=0, Linux 6.7)";
+
+/// Whether this kernel takes system calls of 32-bit programs, as far as it shows.
+fn takes_32_bit_calls() -> bool {
+    let command_line = fs::read_to_string("/proc/cmdline").unwrap_or_default();
+    // The file is there where IA32 emulation was built in (arch/x86/entry/vdso/vdso32-setup.c).
+    Path::new("/proc/sys/abi/vsyscall32").exists() && !is_emulation_off(&command_line)
+}
+
+/// Whether the boot parameters switch IA32 emulation off. The last one counts.
+fn is_emulation_off(command_line: &str) -> bool {
+    let values = command_line.split_whitespace();
+    let last = values
+        .filter_map(|word| word.strip_prefix("ia32_emulation="))
+        .last();
+    last.is_some_and(|value| matches!(value, "0" | "n" | "N" | "no" | "off" | "false"))
+}
+
+/// Ports that a component of this node binds and that the kernel may have given to somebody before: as the port
+/// of a socket that did not ask for one.
+fn ephemeral_ports(compiled: &Compiled) -> Option<String> {
+    let read = |name| fs::read_to_string(format!("/proc/sys/net/ipv4/{name}")).unwrap_or_default();
+    let reserved = read("ip_local_reserved_ports");
+    let found = unreserved(compiled, &read("ip_local_port_range"), &reserved);
+    let ports = [(Space::Udp, "udp"), (Space::Tcp, "tcp")].map(|(space, name)| {
+        let ports = found.iter().filter(|(found, _)| *found == space);
+        let ranges = ranges(ports.map(|(_, port)| *port));
+        (!ranges.is_empty()).then(|| format!("{name} {ranges}"))
+    });
+    let ports = ports
+        .into_iter()
+        .flatten()
+        .collect::<Vec<_>>()
+        .join(" and ");
+    if ports.is_empty() {
+        return None;
+    }
+    let mut all: Vec<u16> = found.into_iter().map(|(_, port)| port).collect();
+    all.sort_unstable();
+    all.dedup();
+    let all = ranges(all.into_iter());
+    let reserved = match reserved.trim() {
+        "" => all,
+        before => format!("{before},{all}"),
+    };
+    Some(format!(
+        "the kernel may give {ports} to any socket as an ephemeral port, and what is sent to a component of this \
+         node would reach it: reserve it (sysctl -w net.ipv4.ip_local_reserved_ports={reserved})"
+    ))
+}
+
+/// Ports among the ephemeral ones that not everybody may bind.
+fn unreserved(compiled: &Compiled, range: &str, reserved: &str) -> Vec<(Space, u16)> {
+    let mut range = range.split_whitespace().map(str::parse::<u16>);
+    let (Some(Ok(first)), Some(Ok(last))) = (range.next(), range.next()) else {
+        return Vec::new();
+    };
+    let reserved = parsed(reserved);
+    let is_reserved = |port: u16| reserved.iter().any(|(a, b)| (*a..=*b).contains(&port));
+    let tables = Simulator::new(compiled);
+    // A party number, widened for the kernel's sake.
+    let anybody = compiled.settings.undeclared_process as Party;
+    let every_address = Ip::from(IpAddr::from([0, 0, 0, 0]));
+    let is_guarded = |space, port| {
+        decide::binding(&tables, anybody, &every_address, space, port).is_guarded_denial()
+    };
+    let ports = (first..=last).filter(|port| !is_reserved(*port));
+    ports
+        .flat_map(|port| [(Space::Udp, port), (Space::Tcp, port)])
+        .filter(|(space, port)| is_guarded(*space, *port))
+        .collect()
+}
+
+/// `8080,9148-9150` as pairs.
+fn parsed(list: &str) -> Vec<(u16, u16)> {
+    let range = |part: &str| {
+        let (first, last) = part.split_once('-').unwrap_or((part, part));
+        Some((first.trim().parse().ok()?, last.trim().parse().ok()?))
+    };
+    list.split(',').filter_map(range).collect()
+}
+
+/// The reverse, for ports in their order.
+fn ranges(ports: impl Iterator<Item = u16>) -> String {
+    let mut ranges: Vec<(u16, u16)> = Vec::new();
+    for port in ports {
+        match ranges.last_mut() {
+            Some((_, last)) if last.checked_add(1) == Some(port) => *last = port,
+            _ => ranges.push((port, port)),
+        }
+    }
+    let range = |(first, last): &(u16, u16)| match first == last {
+        true => first.to_string(),
+        false => format!("{first}-{last}"),
+    };
+    ranges.iter().map(range).collect::<Vec<_>>().join(",")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{
+        compile::{PathNumbers, compile},
+        policy::{SourceText, from_texts},
+    };
+
+    #[test]
+    fn emulation_is_off_where_the_last_parameter_says_so() {
+        for (line, off) in [
+            ("quiet ia32_emulation=0", true),
+            ("ia32_emulation=off ia32_emulation=on", false),
+            ("ia32_emulation=on ia32_emulation=false quiet", true),
+            ("quiet", false),
+            ("xia32_emulation=0", false),
+        ] {
+            assert_eq!(is_emulation_off(line), off, "{line}");
+        }
+    }
+
+    #[test]
+    fn guarded_ports_among_the_ephemeral_ones_are_told() {
+        let text = "\
+apiVersion: enforcer.dev/v1alpha1
+kind: Inventory
+metadata: { name: test }
+spec:
+  nodes:
+    n1: { addresses: [10.0.0.1], roles: [worker] }
+  podNetworks: [10.244.0.0/16]
+  serviceNetworks: [10.96.0.0/16]
+  services:
+    apiserver:secure: ['10.96.0.1:443']
+  components:
+    wireguard:
+      partOf: [node]
+      runsOn: [worker]
+      guard: true
+      cgroups: [/system.slice/wg.service]
+      ports: { tunnel: 51820/udp, api: 40000/tcp }
+---
+apiVersion: enforcer.dev/v1alpha1
+kind: PathPolicy
+metadata: { name: test }
+spec:
+  profile: worker
+  mode: Enforce
+  otherTraffic: Allow
+  paths:
+    - { name: wg, from: [wireguard], to: wireguard:tunnel, because: of it }
+";
+        let source = SourceText {
+            name: "p.yaml".to_owned(),
+            text: text.to_owned(),
+        };
+        let policy = from_texts(&[source]).unwrap_or_else(|errors| panic!("{errors}"));
+        let compiled = compile(&policy, "n1", None, &mut PathNumbers::default()).unwrap();
+        let of = |range, reserved| unreserved(&compiled, range, reserved);
+        let [udp, tcp] = [(Space::Udp, 51820), (Space::Tcp, 40000)];
+        assert_eq!(of("32768\t60999\n", "\n"), [tcp, udp]);
+        assert_eq!(of("32768\t60999\n", "51000-52000,8080\n"), [tcp]);
+        assert_eq!(of("52000 60999", ""), []);
+        assert_eq!(of("", ""), []);
+    }
+
+    #[test]
+    fn ports_are_written_as_the_kernel_takes_them() {
+        let ports = [1, 2, 3, 7, 9, 10, u16::MAX];
+        assert_eq!(ranges(ports.into_iter()), "1-3,7,9-10,65535");
+        assert_eq!(parsed("1-3,7,9-10\n"), [(1, 3), (7, 7), (9, 10)]);
+        assert_eq!(ranges([].into_iter()), "");
+    }
+}

@@ -1,0 +1,88 @@
+//! Filters that an agent left which was killed. Unlike links, filters at the clsact qdisc stay when their
+//! process goes, and they go on judging packets by the policy that was in force.
+
+use std::fmt;
+
+use futures_util::TryStreamExt as _;
+use rtnetlink::{
+    TrafficFilterGetRequest,
+    packet_route::tc::{TcAttribute, TcFilterBpfOption, TcMessage, TcOption},
+};
+use serde::Serialize;
+
+use super::{KernelError, LinkEvents, load::TC};
+use crate::text;
+
+/// A filter of ours at an interface.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Leftover {
+    /// The interface.
+    pub interface: String,
+    /// `tc ingress` or `tc egress`.
+    pub hook: &'static str,
+}
+
+impl fmt::Display for Leftover {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{} ({})", text::shown(&self.interface), self.hook)
+    }
+}
+
+/// Filters for a sentence.
+pub fn list(filters: &[Leftover]) -> String {
+    const SHOWN: usize = 8;
+    let mut list: Vec<String> = filters
+        .iter()
+        .take(SHOWN)
+        .map(ToString::to_string)
+        .collect();
+    if filters.len() > SHOWN {
+        list.push(format!("{} more places", filters.len() - SHOWN));
+    }
+    list.join(", ")
+}
+
+/// All filters of ours at the interfaces of this network namespace. Within a runtime.
+///
+/// # Errors
+///
+/// The kernel does not answer.
+pub async fn leftovers() -> Result<Vec<Leftover>, KernelError> {
+    let links = LinkEvents::open()?.list().await?;
+    let (connection, handle, _) =
+        rtnetlink::new_connection().map_err(|error| KernelError::Links(error.to_string()))?;
+    tokio::spawn(connection);
+    let mut found = Vec::new();
+    for link in links {
+        let Ok(index) = i32::try_from(link.index) else {
+            continue;
+        };
+        let ask = || handle.traffic_filter(index).get();
+        for (request, hook, name) in [
+            (ask().ingress(), "tc ingress", TC[0]),
+            (ask().egress(), "tc egress", TC[1]),
+        ] {
+            if has(request, name).await {
+                found.push(Leftover {
+                    interface: link.name.clone(),
+                    hook,
+                });
+            }
+        }
+    }
+    Ok(found)
+}
+
+/// Whether one of the filters has this name. An interface that has gone has none.
+async fn has(request: TrafficFilterGetRequest, name: &str) -> bool {
+    let filters: Result<Vec<TcMessage>, _> = request.execute().try_collect().await;
+    let attributes = filters.into_iter().flatten().flat_map(|f| f.attributes);
+    let options = attributes.flat_map(|attribute| match attribute {
+        TcAttribute::Options(options) => options,
+        _ => Vec::new(),
+    });
+    options.into_iter().any(|option| {
+        matches!(option, TcOption::Bpf(TcFilterBpfOption::ProgName(found)) if found == name)
+    })
+}

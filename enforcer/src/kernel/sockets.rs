@@ -1,0 +1,235 @@
+//! Sockets of this network namespace that have a port already, and whose they are.
+
+use std::{
+    collections::HashMap,
+    fs, io,
+    net::IpAddr,
+    path::{Path, PathBuf},
+};
+
+use enforcer_common::packet::Space;
+use netlink_packet_core::{
+    NLM_F_DUMP, NLM_F_REQUEST, NetlinkHeader, NetlinkMessage, NetlinkPayload,
+};
+use netlink_packet_sock_diag::{
+    SockDiagMessage,
+    constants::{AF_INET, AF_INET6, IPPROTO_TCP, IPPROTO_UDP},
+    inet::{ExtensionFlags, InetRequest, InetResponse, SocketId, StateFlags, nlas::Nla},
+};
+use netlink_sys::{Socket, SocketAddr, protocols::NETLINK_SOCK_DIAG};
+
+use super::KernelError;
+use crate::text;
+
+/// A socket that listens (TCP), or is bound and not connected (UDP).
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Bound {
+    /// TCP or UDP.
+    pub space: Space,
+    /// Where; unspecified for every address.
+    pub address: IpAddr,
+    /// Its port.
+    pub port: u16,
+    /// Its inode: how processes name it.
+    pub inode: u32,
+    /// The cgroup of the process that made it, where the kernel tells (Linux 5.9).
+    pub cgroup: Option<u64>,
+}
+
+/// A process that holds a socket.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Holder {
+    /// Its pid.
+    pub pid: u32,
+    /// Its name.
+    pub comm: String,
+    /// Its cgroup, as a path below the hierarchy's root; empty if it can not be told.
+    pub cgroup: String,
+}
+
+/// Of an answer's attributes (`INET_DIAG_CGROUP_ID`, include/uapi/linux/inet_diag.h).
+const CGROUP_ID: u16 = 21;
+
+/// All sockets that have a port already.
+///
+/// # Errors
+///
+/// The kernel gives no socket for the question, or does not answer it.
+pub fn bound() -> Result<Vec<Bound>, KernelError> {
+    let system = |source| KernelError::System {
+        action: "list the sockets of this network namespace",
+        source,
+    };
+    let mut socket = Socket::new(NETLINK_SOCK_DIAG).map_err(system)?;
+    socket.bind_auto().map_err(system)?;
+    socket.connect(&SocketAddr::new(0, 0)).map_err(system)?;
+    let mut found = Vec::new();
+    for (protocol, space, states) in [
+        (IPPROTO_TCP, Space::Tcp, StateFlags::LISTEN),
+        // Of a UDP socket that is not connected; one that is has a peer, and takes no port from others.
+        (IPPROTO_UDP, Space::Udp, StateFlags::CLOSE),
+    ] {
+        for (family, socket_id) in [
+            (AF_INET, SocketId::new_v4()),
+            (AF_INET6, SocketId::new_v6()),
+        ] {
+            let request = InetRequest {
+                family,
+                protocol,
+                extensions: ExtensionFlags::empty(),
+                states: states.clone(),
+                socket_id,
+            };
+            let answers = dump(&socket, request).map_err(system)?;
+            found.extend(answers.into_iter().map(|answer| bound_of(space, answer)));
+        }
+    }
+    // A UDP socket that nobody bound has no port.
+    found.retain(|socket| socket.port != 0);
+    Ok(found)
+}
+
+fn bound_of(space: Space, answer: InetResponse) -> Bound {
+    let cgroup = answer.nlas.iter().find_map(|attribute| match attribute {
+        Nla::Other(other) if netlink_packet_core::Nla::kind(other) == CGROUP_ID => {
+            let mut value = [0; 8];
+            let length = netlink_packet_core::Nla::value_len(other);
+            (length == value.len()).then(|| {
+                netlink_packet_core::Nla::emit_value(other, &mut value);
+                u64::from_ne_bytes(value)
+            })
+        }
+        _ => None,
+    });
+    Bound {
+        space,
+        address: answer.header.socket_id.source_address,
+        port: answer.header.socket_id.source_port,
+        inode: answer.header.inode,
+        // 0 where the kernel has no cgroups for sockets.
+        cgroup: cgroup.filter(|id| *id != 0),
+    }
+}
+
+fn dump(socket: &Socket, request: InetRequest) -> io::Result<Vec<InetResponse>> {
+    let mut header = NetlinkHeader::default();
+    header.flags = NLM_F_REQUEST | NLM_F_DUMP;
+    let mut message = NetlinkMessage::new(header, SockDiagMessage::InetRequest(request).into());
+    message.finalize();
+    let mut bytes = vec![0; message.buffer_len()];
+    message.serialize(&mut bytes);
+    socket.send(&bytes, 0)?;
+    let mut answers = Vec::new();
+    loop {
+        let (packet, _) = socket.recv_from_full()?;
+        let mut rest = packet.as_slice();
+        while !rest.is_empty() {
+            let message = NetlinkMessage::<SockDiagMessage>::deserialize(rest)
+                .map_err(|error| io::Error::new(io::ErrorKind::InvalidData, error))?;
+            let length = message.header.length as usize;
+            match message.payload {
+                NetlinkPayload::InnerMessage(SockDiagMessage::InetResponse(answer)) => {
+                    answers.push(*answer);
+                }
+                NetlinkPayload::Done(_) => return Ok(answers),
+                NetlinkPayload::Error(error) => return Err(error.to_io()),
+                _ => {}
+            }
+            // Each message begins at a multiple of four.
+            rest = rest.get(length.max(4).next_multiple_of(4)..).unwrap_or(&[]);
+        }
+    }
+}
+
+/// The processes that hold sockets, by the sockets' inodes; of several that share one, the first. Who has
+/// ended, or may not be looked at, is left out.
+pub fn holders(inodes: &[u32]) -> HashMap<u32, Holder> {
+    let mut found = HashMap::new();
+    for process in directories(Path::new("/proc")) {
+        if found.len() == inodes.len() {
+            break;
+        }
+        let Some(pid) = process
+            .file_name()
+            .and_then(|name| name.to_str()?.parse().ok())
+        else {
+            continue;
+        };
+        let open = fs::read_dir(process.join("fd")).into_iter().flatten();
+        for inode in open.flatten().filter_map(|file| inode(&file.path())) {
+            if inodes.contains(&inode) && !found.contains_key(&inode) {
+                found.insert(inode, holder(pid, &process));
+            }
+        }
+    }
+    found
+}
+
+fn directories(path: &Path) -> impl Iterator<Item = PathBuf> {
+    let entries = fs::read_dir(path).into_iter().flatten().flatten();
+    entries.map(|entry| entry.path())
+}
+
+/// The inode of the socket that an open file is.
+fn inode(file: &Path) -> Option<u32> {
+    let target = fs::read_link(file).ok()?;
+    let inode = target.to_str()?.strip_prefix("socket:[")?;
+    inode.strip_suffix(']')?.parse().ok()
+}
+
+fn holder(pid: u32, process: &Path) -> Holder {
+    let read = |name| fs::read(process.join(name)).unwrap_or_default();
+    let (comm, cgroups) = (read("comm"), read("cgroup"));
+    // One line for each hierarchy; that of version 2 has the number 0 and no controllers.
+    let cgroup = cgroups
+        .split(|byte| *byte == b'\n')
+        .find_map(|line| line.strip_prefix(b"0::"));
+    Holder {
+        pid,
+        comm: text::of_bytes(comm.strip_suffix(b"\n").unwrap_or(&comm)),
+        cgroup: cgroup.map(text::of_bytes).unwrap_or_default(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::net::{TcpListener, UdpSocket};
+    use std::os::unix::fs::MetadataExt as _;
+
+    use super::*;
+
+    #[test]
+    fn sockets_of_this_process_are_found_with_their_holder() {
+        let tcp = TcpListener::bind("127.0.0.1:0").unwrap();
+        let udp = UdpSocket::bind("[::]:0")
+            .or_else(|_| UdpSocket::bind("0.0.0.0:0"))
+            .unwrap();
+        let connected = UdpSocket::bind("127.0.0.1:0").unwrap();
+        connected
+            .connect(udp.local_addr().unwrap().port().to_string().as_str())
+            .unwrap_err();
+        connected.connect(("127.0.0.1", 9)).unwrap();
+        let all = bound().unwrap();
+        let find = |space, at: std::net::SocketAddr| {
+            all.iter()
+                .find(|s| (s.space, s.address, s.port) == (space, at.ip(), at.port()))
+        };
+        let listening = find(Space::Tcp, tcp.local_addr().unwrap()).unwrap();
+        assert!(find(Space::Udp, udp.local_addr().unwrap()).is_some());
+        assert!(find(Space::Udp, connected.local_addr().unwrap()).is_none());
+        let holder = &holders(&[listening.inode])[&listening.inode];
+        assert_eq!(holder.pid, std::process::id());
+        if let Some(id) = listening.cgroup {
+            let cgroup = fs::read_to_string("/proc/self/mountinfo").unwrap();
+            let mount = cgroup
+                .lines()
+                .find(|line| line.contains(" - cgroup2 "))
+                .unwrap();
+            let mount = mount.split(' ').nth(4).unwrap();
+            let path = format!("{mount}{}", holder.cgroup);
+            if let Ok(metadata) = fs::metadata(path) {
+                assert_eq!(metadata.ino(), id);
+            }
+        }
+    }
+}
