@@ -195,16 +195,70 @@ impl Crafted {
     }
 }
 
+/// The fields of a TCP segment that somebody might choose.
+#[derive(Debug, Clone, Copy)]
+pub struct Segment<'a> {
+    /// Flags.
+    pub flags: u8,
+    /// Sequence number.
+    pub sequence: u32,
+    /// Acknowledgement number.
+    pub acknowledged: u32,
+    /// Urgent pointer.
+    pub urgent: u16,
+    /// Options, in fours of bytes.
+    pub options: &'a [u8],
+    /// What it carries.
+    pub data: &'a [u8],
+}
+
+impl Segment<'_> {
+    /// A segment with flags, and with nothing in it.
+    pub const fn flags(flags: u8) -> Self {
+        Self {
+            flags,
+            sequence: 1,
+            acknowledged: 0,
+            urgent: 0,
+            options: &[],
+            data: &[],
+        }
+    }
+}
+
 /// A TCP segment. Options come in fours of bytes.
 pub fn tcp(from: SocketAddr, to: SocketAddr, flags: u8, options: &[u8], data: &[u8]) -> Vec<u8> {
+    let plain = Segment::flags(flags);
+    segment(
+        from,
+        to,
+        &Segment {
+            options,
+            data,
+            ..plain
+        },
+    )
+}
+
+/// A TCP segment, field by field.
+pub fn segment(from: SocketAddr, to: SocketAddr, what: &Segment<'_>) -> Vec<u8> {
+    let Segment {
+        flags,
+        sequence,
+        acknowledged,
+        urgent,
+        options,
+        data,
+    } = *what;
     let mut bytes = Vec::new();
     bytes.extend(from.port().to_be_bytes());
     bytes.extend(to.port().to_be_bytes());
-    bytes.extend(1u32.to_be_bytes());
-    bytes.extend(0u32.to_be_bytes());
+    bytes.extend(sequence.to_be_bytes());
+    bytes.extend(acknowledged.to_be_bytes());
     bytes.extend([(((20 + options.len()) / 4) << 4) as u8, flags]);
     bytes.extend(64_240u16.to_be_bytes());
-    bytes.extend([0; 4]);
+    bytes.extend([0; 2]);
+    bytes.extend(urgent.to_be_bytes());
     bytes.extend(options);
     bytes.extend(data);
     fix_checksum(&mut bytes, 16, from.ip(), to.ip(), protocol::TCP);
@@ -248,7 +302,7 @@ fn fix_checksum(bytes: &mut [u8], at: usize, from: IpAddr, to: IpAddr, protocol:
     bytes[at..at + 2].copy_from_slice(&sum);
 }
 
-fn pseudo_header(from: IpAddr, to: IpAddr, protocol: u8, length: usize) -> Vec<u8> {
+pub(crate) fn pseudo_header(from: IpAddr, to: IpAddr, protocol: u8, length: usize) -> Vec<u8> {
     let octets = |address| match address {
         IpAddr::V4(ip) => ip.octets().to_vec(),
         IpAddr::V6(ip) => ip.octets().to_vec(),
@@ -260,7 +314,7 @@ fn pseudo_header(from: IpAddr, to: IpAddr, protocol: u8, length: usize) -> Vec<u
 }
 
 /// The sum of RFC 1071. All parts but the last have an even length.
-fn checksum(parts: &[&[u8]]) -> u16 {
+pub(crate) fn checksum(parts: &[&[u8]]) -> u16 {
     let words = parts.iter().flat_map(|part| part.chunks(2));
     let sum: u32 = words
         .map(|word| u32::from(word[0]) << 8 | u32::from(*word.get(1).unwrap_or(&0)))

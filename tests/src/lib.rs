@@ -26,6 +26,7 @@ pub use place::{Action, Place};
 pub use probe::{Outcome, Report};
 pub use process::{Ran, Running};
 
+pub mod annex;
 pub mod arrivals;
 pub mod attempt;
 pub mod certs;
@@ -37,6 +38,7 @@ pub mod inventory;
 pub mod lab;
 pub mod namespace;
 pub mod net;
+pub mod offload;
 pub mod packet;
 pub mod patience;
 pub mod place;

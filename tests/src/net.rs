@@ -1,9 +1,13 @@
 //! The lab's network: one switch, three hosts on it, pods behind the nodes, service addresses.
 
 use std::fmt::Write as _;
+use std::os::fd::AsRawFd;
 use std::process::Command;
 
-use anyhow::Result;
+use anyhow::{Context, Result};
+use nix::errno::Errno;
+use nix::libc;
+use nix::sys::socket::{AddressFamily, SockFlag, SockType};
 
 use crate::namespace::Namespace;
 use crate::plan::{
@@ -235,6 +239,35 @@ pub fn nft(namespace: &str, rules: &str) -> Result<()> {
     let mut command = command("nft")?;
     command.args(["-f", "-"]);
     Namespace::open(namespace)?.within(|| run_tool(command, rules).map(drop))?
+}
+
+/// Lets the kernel write checksums itself where an interface would do it: as with hardware that can not
+/// do every kind.
+pub fn complete_checksums(namespace: &Namespace, device: &str) -> Result<()> {
+    let device = device.to_owned();
+    let done = namespace.within(move || without_checksums(&device))?;
+    done.context("failed to switch off checksums")
+}
+
+fn without_checksums(device: &str) -> nix::Result<()> {
+    // include/uapi/linux/ethtool.h
+    const ETHTOOL_STXCSUM: u32 = 0x17;
+    let socket = nix::sys::socket::socket(
+        AddressFamily::Inet,
+        SockType::Datagram,
+        SockFlag::SOCK_CLOEXEC,
+        None,
+    )?;
+    let mut value = [ETHTOOL_STXCSUM, 0];
+    // SAFETY: plain numbers, for which zero is a value.
+    let mut request: libc::ifreq = unsafe { std::mem::zeroed() };
+    for (to, byte) in request.ifr_name.iter_mut().zip(device.bytes().take(15)) {
+        *to = byte.cast_signed();
+    }
+    request.ifr_ifru.ifru_data = value.as_mut_ptr().cast();
+    // SAFETY: the pointers are to a whole request and to the value that it is about.
+    let result = unsafe { libc::ioctl(socket.as_raw_fd(), libc::SIOCETHTOOL, &raw mut request) };
+    Errno::result(result).map(drop)
 }
 
 /// A tool's command outside the lab.

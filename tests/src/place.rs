@@ -89,6 +89,14 @@ impl Place {
         }
     }
 
+    /// The same network namespace, in another cgroup.
+    pub fn in_cgroup(&self, cgroup: &Cgroup) -> Self {
+        Self {
+            cgroup: cgroup.clone(),
+            ..self.clone()
+        }
+    }
+
     /// Whose network namespace it is, with its addresses.
     pub fn party(&self) -> &Party {
         &self.party

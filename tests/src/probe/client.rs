@@ -10,12 +10,15 @@ use nix::errno::Errno;
 use nix::libc;
 use nix::sys::socket::sockopt::{BindToDevice, Broadcast, IpTransparent, ReuseAddr};
 use nix::sys::socket::{
-    MsgFlags, SockType, SockaddrStorage, bind, connect as connect_to, sendto, setsockopt,
+    MsgFlags, SockType, SockaddrStorage, bind, connect as connect_to, recv, send, sendto,
+    setsockopt,
 };
 
 use crate::packet::{CLIENT_HELLO, from_hex};
 
-use super::{Connect, Failure, Hold, Outcome, Report, Transfer, Udp, milliseconds, socket, tell};
+use super::{
+    Connect, Failure, Hold, Outcome, Report, Transfer, Udp, compat, milliseconds, socket, tell,
+};
 
 pub(super) fn connect(what: &Connect) -> Report {
     let started = Instant::now();
@@ -41,6 +44,15 @@ fn send_pieces(stream: &mut TcpStream, what: &Connect) -> Report {
     // Each piece is a segment of its own.
     if let Err(error) = stream.set_nodelay(true) {
         return Report::of_error(&error, "nodelay");
+    }
+    for piece in &what.urgent {
+        let Ok(bytes) = from_hex(piece) else {
+            return Report::new(Outcome::Other, "hex");
+        };
+        if let Err(errno) = send(stream.as_raw_fd(), &bytes, MsgFlags::MSG_OOB) {
+            return Report::of_errno(errno, "urgent");
+        }
+        thread::sleep(milliseconds(what.pause_ms));
     }
     for piece in what.piece.iter().skip(usize::from(what.fast_open)) {
         let Ok(bytes) = from_hex(piece) else {
@@ -165,6 +177,15 @@ fn open_stream(what: &Connect) -> Result<TcpStream, Failure> {
     bind_to(&socket, what.from, what.mapped).map_err(at("bind"))?;
     if let Some(first) = what.first {
         connect_to(socket.as_raw_fd(), &SockaddrStorage::from(first)).map_err(at("first"))?;
+        if let Some(piece) = &what.first_piece {
+            let bytes = from_hex(piece).map_err(|_reason| (Errno::EINVAL, "hex"))?;
+            let mut answer = vec![0; 65536];
+            for _ in 0..what.first_count {
+                send(socket.as_raw_fd(), &bytes, MsgFlags::empty()).map_err(at("first-send"))?;
+                recv(socket.as_raw_fd(), &mut answer, MsgFlags::empty())
+                    .map_err(at("first-receive"))?;
+            }
+        }
         socket::disconnect(&socket).map_err(at("disconnect"))?;
     }
     let address = SockaddrStorage::from(to);
@@ -176,6 +197,8 @@ fn open_stream(what: &Connect) -> Result<TcpStream, Failure> {
     let connected = if what.fast_open && !first.is_empty() {
         let flags = MsgFlags::from_bits_retain(libc::MSG_FASTOPEN);
         sendto(socket.as_raw_fd(), &first, &address, flags).map(drop)
+    } else if what.compat {
+        compat::connect(&socket, to)
     } else {
         connect_to(socket.as_raw_fd(), &address)
     };

@@ -9,7 +9,7 @@ use nix::errno::Errno;
 use nix::sys::socket::{Backlog, SockType, listen};
 use serde::{Deserialize, Serialize};
 
-use super::{Bind, Outcome, READY, Report, Serve, socket, tell};
+use super::{Bind, Outcome, READY, Report, Serve, Take, compat, socket, tell};
 use crate::Lab;
 
 /// What a server tells when somebody came.
@@ -30,10 +30,12 @@ pub(super) fn bind(what: &Bind) -> Report {
         SockType::Stream
     };
     let at = socket::mapped(what.at, what.mapped);
-    let bound = if what.multipath {
+    let bound = if what.compat {
+        socket::towards(at, kind, 0).and_then(|socket| compat::bind(&socket, at).map(|()| socket))
+    } else if what.multipath {
         socket::multipath_bound(at)
     } else {
-        socket::bound(at, kind, what.reuse_port)
+        socket::bound(at, kind, what.take, what.reuse_port)
     };
     let bound = match bound {
         Ok(bound) => bound,
@@ -49,8 +51,8 @@ pub(super) fn bind(what: &Bind) -> Report {
 
 pub(super) fn serve(what: &Serve) -> Report {
     let (tcp, udp) = match (
-        open_all(&what.tcp, |at| tcp(at, what.multipath)),
-        open_all(&what.udp, udp),
+        open_all(&what.tcp, |at| tcp(at, what)),
+        open_all(&what.udp, |at| udp(at, what.take)),
     ) {
         (Ok(tcp), Ok(udp)) => (tcp, udp),
         (Err(errno), _) | (_, Err(errno)) => return Report::of_errno(errno, "bind"),
@@ -92,18 +94,18 @@ fn open_all<T>(
     addresses.iter().map(|address| open(*address)).collect()
 }
 
-fn tcp(at: SocketAddr, multipath: bool) -> Result<TcpListener, Errno> {
-    let socket: OwnedFd = if multipath {
+fn tcp(at: SocketAddr, what: &Serve) -> Result<TcpListener, Errno> {
+    let socket: OwnedFd = if what.multipath {
         socket::multipath_bound(at)?
     } else {
-        socket::bound(at, SockType::Stream, false)?
+        socket::bound(at, SockType::Stream, what.take, false)?
     };
     listen(&socket, Backlog::MAXCONN)?;
     Ok(socket.into())
 }
 
-fn udp(at: SocketAddr) -> Result<UdpSocket, Errno> {
-    Ok(socket::bound(at, SockType::Datagram, false)?.into())
+fn udp(at: SocketAddr, take: Take) -> Result<UdpSocket, Errno> {
+    Ok(socket::bound(at, SockType::Datagram, take, false)?.into())
 }
 
 fn accept(listener: &TcpListener, what: &Serve) {

@@ -11,18 +11,25 @@ use nix::errno::Errno;
 use serde::{Deserialize, Serialize};
 
 mod client;
+mod compat;
 mod dns;
+mod express;
+mod flip;
 mod listen;
 mod options;
 mod raw;
+mod ring;
 mod sniff;
 mod socket;
+mod talk;
+mod tap;
 mod tunnel;
+mod uring;
 
 pub use listen::Heard;
 pub use options::{
-    Bind, Connect, Dns, Hold, Inject, Ping, Raw, Serve, Sniff, Transfer, TunnelAgent, TunnelServer,
-    Udp,
+    Bind, Call, Connect, Dns, FlipFrame, FlipPage, Hold, Inject, Ping, Raw, Ring, Serve, Sniff,
+    Take, Talk, Tap, Transfer, TunnelAgent, TunnelServer, Udp, Unread,
 };
 pub use sniff::Frame;
 
@@ -64,7 +71,15 @@ pub enum Probe {
     /// Dials out to a tunnel server, and goes on to a target when it is told to
     TunnelAgent(TunnelAgent),
     /// Asks for a ring to send by an AF_XDP socket
-    Ring,
+    Ring(Ring),
+    /// Sends frames made elsewhere out of a tap device of its own
+    Tap(Tap),
+    /// Sends a frame that changes while it is sent
+    FlipFrame(FlipFrame),
+    /// Sends data over TCP that changes while it is sent
+    FlipPage(FlipPage),
+    /// Speaks TCP segment by segment, by a packet socket
+    Talk(Talk),
     /// Builds a lab without servers, tells its id and keeps it until killed
     KeepLab,
 }
@@ -216,7 +231,11 @@ impl Probe {
             Self::Dns(what) => dns::ask(what),
             Self::TunnelServer(what) => tunnel::server(what),
             Self::TunnelAgent(what) => tunnel::agent(what),
-            Self::Ring => raw::ring(),
+            Self::Ring(what) => raw::ring(what),
+            Self::Tap(what) => tap::send(what),
+            Self::FlipFrame(what) => flip::frame(what),
+            Self::FlipPage(what) => flip::page(what),
+            Self::Talk(what) => talk::talk(what),
             Self::KeepLab => listen::keep_lab(),
         }
     }
@@ -291,6 +310,15 @@ mod tests {
                 first: Some(to),
                 ..Connect::to(to)
             }),
+            Probe::Connect(Connect {
+                piece: vec!["00".into()],
+                urgent: vec!["01".into(), "02".into()],
+                first: Some(to),
+                first_piece: Some("03".into()),
+                first_count: 9,
+                compat: true,
+                ..Connect::to(to)
+            }),
             Probe::Transfer(Transfer {
                 to,
                 bytes: 7,
@@ -307,6 +335,8 @@ mod tests {
                 reuse_port: true,
                 mapped: true,
                 multipath: true,
+                take: Take::Unbound,
+                compat: true,
                 ..Bind::at(to)
             }),
             Probe::Ping(Ping {
@@ -315,7 +345,10 @@ mod tests {
             }),
             Probe::Inject(Inject {
                 cooked: true,
-                bypass: true,
+                bypass: Some(Call::UringCompat),
+                offload: Some("00".into()),
+                ring: true,
+                protocol: Some(7),
                 ..Inject::frames("lo", &[vec![0], vec![1]])
             }),
             Probe::Raw(Raw {
@@ -330,6 +363,7 @@ mod tests {
                 greet: Some("hi".into()),
                 after: 3,
                 multipath: true,
+                take: Take::Range,
             }),
             Probe::Sniff(Sniff {
                 interface: "lo".into(),
@@ -349,7 +383,27 @@ mod tests {
                 server: to,
                 target: to,
             }),
-            Probe::Ring,
+            Probe::Ring(Ring { call: Call::Compat }),
+            Probe::Tap(Tap {
+                device: "tap0".into(),
+                frame: vec!["00".into()],
+                offload: "0000".into(),
+            }),
+            Probe::FlipFrame(FlipFrame {
+                interface: "lo".into(),
+                frame: "00".into(),
+                at: 3,
+                to: 4,
+                count: 5,
+            }),
+            Probe::FlipPage(FlipPage {
+                connect: to,
+                page: "16".into(),
+                to: 0x47,
+                count: 5,
+                way: Unread::Pipe,
+            }),
+            Probe::Talk(Talk::to(to, to, "lo", [[0; 6]; 2]).segment(0x18, 1, 0, b"x")),
             Probe::KeepLab,
         ];
         for probe in probes {

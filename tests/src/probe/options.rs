@@ -2,7 +2,7 @@
 
 use std::net::{IpAddr, SocketAddr};
 
-use clap::Args;
+use clap::{Args, ValueEnum};
 use serde::Serialize;
 
 use super::TIMEOUT_MS;
@@ -27,6 +27,9 @@ pub struct Connect {
     /// reported
     #[arg(long, conflicts_with = "send")]
     pub piece: Vec<String>,
+    /// Pieces to send before those, as urgent data (MSG_OOB)
+    #[arg(long, requires = "piece")]
+    pub urgent: Vec<String>,
     /// How long to wait after each piece
     #[arg(long, default_value_t = 0)]
     pub pause_ms: u64,
@@ -42,9 +45,18 @@ pub struct Connect {
     /// Bind the socket to this interface (SO_BINDTODEVICE)
     #[arg(long)]
     pub device: Option<String>,
+    /// Connect by the system call for 32-bit programs
+    #[arg(long)]
+    pub compat: bool,
     /// Connect to this address first, and then with the same socket to the other
     #[arg(long)]
     pub first: Option<SocketAddr>,
+    /// What to say there, in hexadecimal, as often as --first-count tells, taking each answer
+    #[arg(long, requires = "first")]
+    pub first_piece: Option<String>,
+    /// How often to say it
+    #[arg(long, default_value_t = 1)]
+    pub first_count: u32,
     /// How long each step may take
     #[arg(long, default_value_t = TIMEOUT_MS)]
     pub timeout_ms: u64,
@@ -60,12 +72,16 @@ impl Connect {
             mapped: false,
             send: None,
             piece: Vec::new(),
+            urgent: Vec::new(),
             pause_ms: 0,
             fast_open: false,
             multipath: false,
             transparent: false,
             device: None,
+            compat: false,
             first: None,
+            first_piece: None,
+            first_count: 1,
             timeout_ms,
         }
     }
@@ -189,6 +205,27 @@ pub struct Bind {
     /// Speak multipath TCP
     #[arg(long)]
     pub multipath: bool,
+    /// How to take the address
+    #[arg(long, value_enum, default_value_t)]
+    pub take: Take,
+    /// Bind by the system call for 32-bit programs
+    #[arg(long)]
+    pub compat: bool,
+}
+
+/// How a socket comes by its port.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, ValueEnum, Serialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Take {
+    /// It is bound to it.
+    #[default]
+    Bind,
+    /// It is bound to an address that this host need not have (IP_FREEBIND).
+    Free,
+    /// It is bound to port 0, where the own range of ports holds that one only (IP_LOCAL_PORT_RANGE).
+    Range,
+    /// It is never bound, and has such a range: `listen` takes the port, or the first datagram.
+    Unbound,
 }
 
 impl Bind {
@@ -200,6 +237,8 @@ impl Bind {
             reuse_port: false,
             mapped: false,
             multipath: false,
+            take: Take::Bind,
+            compat: false,
         }
     }
 }
@@ -227,9 +266,39 @@ pub struct Inject {
     /// Let the kernel write the hardware addresses (a packet socket of type SOCK_DGRAM)
     #[arg(long)]
     pub cooked: bool,
-    /// Go around the queueing discipline (PACKET_QDISC_BYPASS)
+    /// Bypass the queueing discipline (PACKET_QDISC_BYPASS), and ask for it by this call
+    #[arg(long, value_enum)]
+    pub bypass: Option<Call>,
+    /// A header with offloads in hexadecimal that goes before each frame (PACKET_VNET_HDR)
     #[arg(long)]
-    pub bypass: bool,
+    pub offload: Option<String>,
+    /// Send from memory shared with the kernel (PACKET_TX_RING)
+    #[arg(long)]
+    pub ring: bool,
+    /// Say that the frames are of this protocol, whatever is written in them
+    #[arg(long)]
+    pub protocol: Option<u16>,
+    /// By a socket of the kind that came before packet sockets (SOCK_PACKET)
+    #[arg(long, conflicts_with_all = ["cooked", "offload", "ring"])]
+    pub old: bool,
+    /// Send by an AF_XDP socket instead, and ask for its ring by this call
+    #[arg(long, value_enum, conflicts_with_all = ["cooked", "bypass", "offload", "ring"])]
+    pub express: Option<Call>,
+}
+
+/// How a process asks its kernel for a socket option.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, ValueEnum, Serialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Call {
+    /// By the system call.
+    #[default]
+    Native,
+    /// By the system call for 32-bit programs.
+    Compat,
+    /// By io_uring.
+    Uring,
+    /// By io_uring, set up by the system call for 32-bit programs.
+    UringCompat,
 }
 
 impl Inject {
@@ -239,8 +308,143 @@ impl Inject {
             interface: interface.to_owned(),
             frame: frames.iter().map(|frame| to_hex(frame)).collect(),
             cooked: false,
-            bypass: false,
+            bypass: None,
+            offload: None,
+            ring: false,
+            protocol: None,
+            old: false,
+            express: None,
         }
+    }
+}
+
+/// `lab-probe ring`.
+#[derive(Debug, Clone, Copy, Default, Args, Serialize)]
+pub struct Ring {
+    /// By this call
+    #[arg(long, value_enum, default_value_t)]
+    pub call: Call,
+}
+
+/// `lab-probe tap`: frames that come out of a tap device of one's own.
+#[derive(Debug, Clone, Args, Serialize)]
+pub struct Tap {
+    /// The device's name
+    #[arg(long)]
+    pub device: String,
+    /// The frames in hexadecimal; the device's own hardware address is put in as their destination
+    #[arg(long = "frame", required = true)]
+    pub frame: Vec<String>,
+    /// A header with offloads in hexadecimal that goes before each frame (IFF_VNET_HDR)
+    #[arg(long)]
+    pub offload: String,
+}
+
+/// `lab-probe flip-frame`: sends one frame again and again from memory shared with the kernel, while
+/// one of its bytes changes all the time.
+#[derive(Debug, Clone, Args, Serialize)]
+pub struct FlipFrame {
+    /// The interface to send on
+    #[arg(long)]
+    pub interface: String,
+    /// The frame in hexadecimal
+    #[arg(long)]
+    pub frame: String,
+    /// Which byte changes
+    #[arg(long)]
+    pub at: usize,
+    /// To this value and back
+    #[arg(long)]
+    pub to: u8,
+    /// How often to send it
+    #[arg(long)]
+    pub count: u32,
+}
+
+/// How bytes get into a TCP connection without being copied.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum, Serialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Unread {
+    /// From a file (`sendfile`).
+    File,
+    /// From memory, through a pipe (`vmsplice`).
+    Pipe,
+    /// From memory (`MSG_ZEROCOPY`).
+    Memory,
+}
+
+/// `lab-probe flip-page`: opens connections again and again, and sends a page whose first byte changes all
+/// the time.
+#[derive(Debug, Clone, Args, Serialize)]
+pub struct FlipPage {
+    /// Where to
+    #[arg(long)]
+    pub connect: SocketAddr,
+    /// What is in the page, in hexadecimal
+    #[arg(long)]
+    pub page: String,
+    /// To this value and back
+    #[arg(long)]
+    pub to: u8,
+    /// How many connections
+    #[arg(long)]
+    pub count: u32,
+    /// How the page is sent
+    #[arg(long, value_enum)]
+    pub way: Unread,
+}
+
+/// `lab-probe talk`: a TCP client of its own on a packet socket.
+#[derive(Debug, Clone, Args, Serialize)]
+pub struct Talk {
+    /// The interface to send on
+    #[arg(long)]
+    pub interface: String,
+    /// The own hardware address and that of the next hop, in hexadecimal
+    #[arg(long)]
+    pub macs: String,
+    /// The own address and port
+    #[arg(long)]
+    pub from: SocketAddr,
+    /// Where to
+    #[arg(long)]
+    pub to: SocketAddr,
+    /// Segments to send once the connection is open, each as FLAGS:URGENT:AT:DATA: the flags and the data in
+    /// hexadecimal, the urgent pointer, and how far from the first byte of the connection the data is
+    #[arg(long = "segment")]
+    pub segment: Vec<String>,
+    /// How long to wait after each segment
+    #[arg(long, default_value_t = 0)]
+    pub pause_ms: u64,
+    /// Bypass the queueing discipline (PACKET_QDISC_BYPASS), and ask for it by this call
+    #[arg(long, value_enum)]
+    pub bypass: Option<Call>,
+    /// How long to wait for an answer
+    #[arg(long, default_value_t = TIMEOUT_MS)]
+    pub timeout_ms: u64,
+}
+
+impl Talk {
+    /// A connection that says nothing yet.
+    pub fn to(to: SocketAddr, from: SocketAddr, interface: &str, macs: [[u8; 6]; 2]) -> Self {
+        Self {
+            interface: interface.to_owned(),
+            macs: to_hex(&macs.concat()),
+            from,
+            to,
+            segment: Vec::new(),
+            pause_ms: 0,
+            bypass: None,
+            timeout_ms: TIMEOUT_MS,
+        }
+    }
+
+    /// With one more segment.
+    pub fn segment(mut self, flags: u8, urgent: u16, at: usize, data: &[u8]) -> Self {
+        let data = to_hex(data);
+        self.segment
+            .push(format!("{flags:02x}:{urgent}:{at}:{data}"));
+        self
     }
 }
 
@@ -279,6 +483,9 @@ pub struct Serve {
     /// Speak multipath TCP
     #[arg(long)]
     pub multipath: bool,
+    /// How to take the addresses
+    #[arg(long, value_enum, default_value_t)]
+    pub take: Take,
 }
 
 /// `lab-probe sniff`: prints [`READY`](super::READY), then a [`Frame`](super::Frame) per frame that matches.

@@ -7,13 +7,18 @@ use std::time::Instant;
 use etherparse::{IcmpEchoHeader, Icmpv4Header, Icmpv4Type, Icmpv6Header, Icmpv6Type};
 use nix::errno::Errno;
 use nix::sys::socket::{
-    AddressFamily, LinkAddr, MsgFlags, SockProtocol, SockType, SockaddrStorage, connect, recv,
-    sendto,
+    AddressFamily, LinkAddr, MsgFlags, SockProtocol, SockType, SockaddrStorage, bind, connect,
+    recv, sendto,
 };
 
-use super::{Failure, Inject, Outcome, Ping, Raw, Report, TIMEOUT_MS, milliseconds, socket};
+use super::ring::TxRing;
+use super::{
+    Failure, Inject, Outcome, Ping, Raw, Report, Ring, TIMEOUT_MS, express, milliseconds, socket,
+};
 use crate::packet::from_hex;
 
+/// The kernel looks into the frame for its protocol.
+const ANY: u16 = nix::libc::ETH_P_ALL as u16;
 /// An echo reply of ICMP and of ICMPv6.
 const REPLIES: [u8; 2] = [0, 129];
 
@@ -31,8 +36,64 @@ pub(super) fn ping(what: &Ping) -> Report {
 }
 
 pub(super) fn inject(what: &Inject) -> Report {
-    // One for all: the kernel waits for all processors when such a socket is closed.
-    let opened = || -> Result<OwnedFd, Failure> {
+    let opened = match Injector::open(what) {
+        Ok(opened) => opened,
+        Err((errno, step)) => return Report::of_errno(errno, step),
+    };
+    if let Some(call) = what.express {
+        let frames: Result<Vec<_>, _> = what.frame.iter().map(|frame| from_hex(frame)).collect();
+        let frames = frames.map_err(|_reason| (Errno::EINVAL, "hex"));
+        let sent = frames.and_then(|frames| express::send_all(&what.interface, &frames, call));
+        return match sent {
+            Ok(()) => each(&what.frame, |_| Ok(())),
+            Err((errno, step)) => Report::of_errno(errno, step),
+        };
+    }
+    if what.old {
+        return each(&what.frame, |frame| {
+            socket::send_as_of_old(&what.interface, frame).map_err(|errno| (errno, "send"))
+        });
+    }
+    let Injector { socket, offload } = opened;
+    if what.ring {
+        let mut ring = match TxRing::of(socket) {
+            Ok(ring) => ring,
+            Err(errno) => return Report::of_errno(errno, "ring"),
+        };
+        let ring = std::cell::RefCell::new(&mut ring);
+        return each(&what.frame, |frame| {
+            let mut ring = ring.borrow_mut();
+            let filled = ring.fill(&[&offload[..], frame].concat());
+            filled
+                .and_then(|()| ring.send())
+                .map_err(|errno| (errno, "send"))
+        });
+    }
+    each(&what.frame, |frame| {
+        let at = |step: &'static str| move |errno| (errno, step);
+        let (frame, address) = if what.cooked {
+            let (address, rest) = cooked(&what.interface, frame).map_err(at("interface"))?;
+            (rest, address)
+        } else {
+            let protocol = what.protocol.unwrap_or(ANY);
+            let address = socket::destination(&what.interface, protocol, [0; 6]);
+            (frame, address.map_err(at("interface"))?)
+        };
+        let bytes = [&offload[..], frame].concat();
+        sendto(socket.as_raw_fd(), &bytes, &address, MsgFlags::empty())
+            .map(drop)
+            .map_err(at("send"))
+    })
+}
+
+/// A packet socket for all frames: the kernel waits for all processors when one is closed.
+struct Injector {
+    socket: OwnedFd,
+    offload: Vec<u8>,
+}
+
+impl Injector {
+    fn open(what: &Inject) -> Result<Self, Failure> {
         let at = |step: &'static str| move |errno| (errno, step);
         let kind = if what.cooked {
             SockType::Datagram
@@ -40,28 +101,24 @@ pub(super) fn inject(what: &Inject) -> Report {
             SockType::Raw
         };
         let socket = packet_socket(kind).map_err(at("socket"))?;
-        if what.bypass {
-            socket::bypass_queue(&socket).map_err(at("bypass"))?;
+        if what.ring {
+            // A ring has no address of its own.
+            let address = socket::destination(&what.interface, 0, [0; 6]);
+            let address = address.map_err(at("interface"))?;
+            bind(socket.as_raw_fd(), &address).map_err(at("bind"))?;
         }
-        Ok(socket)
-    };
-    let socket = match opened() {
-        Ok(socket) => socket,
-        Err((errno, step)) => return Report::of_errno(errno, step),
-    };
-    each(&what.frame, |frame| {
-        let at = |step: &'static str| move |errno| (errno, step);
-        let (frame, address) = if what.cooked {
-            let (address, rest) = cooked(&what.interface, frame).map_err(at("interface"))?;
-            (rest, address)
-        } else {
-            let address = socket::link_address(&what.interface).map_err(at("interface"))?;
-            (frame, address)
+        if let Some(call) = what.bypass {
+            socket::bypass_queue(&socket, call).map_err(at("bypass"))?;
+        }
+        let offload = match &what.offload {
+            Some(header) => {
+                socket::take_offloads(&socket).map_err(at("offload"))?;
+                from_hex(header).map_err(|_reason| (Errno::EINVAL, "hex"))?
+            }
+            None => Vec::new(),
         };
-        sendto(socket.as_raw_fd(), frame, &address, MsgFlags::empty())
-            .map(drop)
-            .map_err(at("send"))
-    })
+        Ok(Self { socket, offload })
+    }
 }
 
 pub(super) fn send(what: &Raw) -> Report {
@@ -85,8 +142,8 @@ pub(super) fn send(what: &Raw) -> Report {
     })
 }
 
-pub(super) fn ring() -> Report {
-    match socket::sending_ring() {
+pub(super) fn ring(what: &Ring) -> Report {
+    match express::open().and_then(|socket| express::ask_for_ring(&socket, what.call)) {
         Ok(()) => Report::new(Outcome::Bound, "ring"),
         Err(errno) => Report::of_errno(errno, "ring"),
     }

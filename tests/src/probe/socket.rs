@@ -7,38 +7,76 @@ use nix::errno::Errno;
 use nix::libc;
 use nix::sys::socket::sockopt::{ReceiveTimeout, ReuseAddr, ReusePort, SendTimeout};
 use nix::sys::socket::{
-    AddressFamily, LinkAddr, SockFlag, SockProtocol, SockType, SockaddrLike, SockaddrStorage, bind,
-    setsockopt, socket,
+    AddressFamily, LinkAddr, MsgFlags, SockFlag, SockProtocol, SockType, SockaddrLike,
+    SockaddrStorage, bind, sendto, setsockopt, socket,
 };
 use nix::sys::time::TimeVal;
 
-use super::milliseconds;
+use super::{Call, Take, compat, milliseconds, uring};
 
-/// Lets a packet socket's frames go around the queueing discipline, and around TC with it.
-pub(super) fn bypass_queue(socket: &OwnedFd) -> Result<(), Errno> {
-    set_number(socket, (libc::SOL_PACKET, libc::PACKET_QDISC_BYPASS), 1)
+// include/uapi/linux/if_packet.h, include/uapi/linux/in.h
+const PACKET_VNET_HDR: libc::c_int = 15;
+const IP_LOCAL_PORT_RANGE: libc::c_int = 51;
+
+/// Lets a packet socket's frames bypass the queueing discipline, and TC with it.
+pub(super) fn bypass_queue(socket: &OwnedFd, call: Call) -> Result<(), Errno> {
+    let option = (libc::SOL_PACKET, libc::PACKET_QDISC_BYPASS);
+    set_option(socket, option, &1i32.to_ne_bytes(), call)
 }
 
-/// A ring of an `AF_XDP` socket, by which it could send to a driver's queue.
-pub(super) fn sending_ring() -> Result<(), Errno> {
+/// Lets a packet socket take a header with offloads before each frame.
+pub(super) fn take_offloads(socket: &OwnedFd) -> Result<(), Errno> {
+    let option = (libc::SOL_PACKET, PACKET_VNET_HDR);
+    set_option(socket, option, &1i32.to_ne_bytes(), Call::Native)
+}
+
+/// Sends a frame by a socket of type `SOCK_PACKET`, which names its interface.
+pub(super) fn send_as_of_old(interface: &str, frame: &[u8]) -> Result<(), Errno> {
+    const SOCK_PACKET: libc::c_int = 10;
     // SAFETY: takes numbers only.
-    let socket = unsafe { libc::socket(libc::AF_XDP, libc::SOCK_RAW | libc::SOCK_CLOEXEC, 0) };
+    let socket = unsafe { libc::socket(libc::AF_PACKET, SOCK_PACKET | libc::SOCK_CLOEXEC, 0) };
     let socket = Errno::result(socket)?;
     // SAFETY: just made, and nobody else has it.
     let socket = unsafe { OwnedFd::from_raw_fd(socket) };
-    set_number(&socket, (libc::SOL_XDP, libc::XDP_TX_RING), 64)
+    // `struct sockaddr_pkt`: a family, a name and a protocol.
+    let mut address = [0u8; 18];
+    address[..2].copy_from_slice(&(libc::AF_PACKET as u16).to_ne_bytes());
+    for (to, byte) in address[2..15].iter_mut().zip(interface.bytes()) {
+        *to = byte;
+    }
+    let protocol = frame.get(12..14).unwrap_or_default();
+    address[16..16 + protocol.len()].copy_from_slice(protocol);
+    let (bytes, length) = (frame.as_ptr().cast(), address.len() as libc::socklen_t);
+    let to = address.as_ptr().cast();
+    // SAFETY: the pointers are to memory of these lengths.
+    let sent = unsafe { libc::sendto(socket.as_raw_fd(), bytes, frame.len(), 0, to, length) };
+    Errno::result(sent).map(drop)
 }
 
-fn set_number(
+/// Sets an option by any of the calls that can.
+pub(super) fn set_option(
     socket: &OwnedFd,
     (level, option): (libc::c_int, libc::c_int),
-    value: libc::c_int,
+    value: &[u8],
+    call: Call,
 ) -> Result<(), Errno> {
-    let length = size_of_val(&value) as libc::socklen_t;
-    let value = (&raw const value).cast();
-    // SAFETY: the pointer is to a valid number of this length.
-    let set = unsafe { libc::setsockopt(socket.as_raw_fd(), level, option, value, length) };
-    Errno::result(set).map(drop)
+    match call {
+        Call::Native => {
+            let (length, value) = (value.len() as libc::socklen_t, value.as_ptr().cast());
+            // SAFETY: the pointer is to a valid value of this length.
+            let set = unsafe { libc::setsockopt(socket.as_raw_fd(), level, option, value, length) };
+            Errno::result(set).map(drop)
+        }
+        Call::Compat => {
+            let page = compat::LowPage::with(value)?;
+            let numbers = [socket.as_raw_fd(), level, option].map(i32::cast_unsigned);
+            let [file, level, option] = numbers;
+            let arguments = [file, level, option, page.address()?, value.len() as u32];
+            compat::call(compat::SETSOCKOPT, arguments).map(drop)
+        }
+        Call::Uring => uring::set_option(socket, (level, option), value, false),
+        Call::UringCompat => uring::set_option(socket, (level, option), value, true),
+    }
 }
 
 /// A socket for talking to an address: its family follows from it.
@@ -110,12 +148,53 @@ fn limit(socket: &OwnedFd, timeout_ms: u64) -> Result<(), Errno> {
 }
 
 /// A socket bound to an address.
-pub(super) fn bound(at: SocketAddr, kind: SockType, reuse_port: bool) -> Result<OwnedFd, Errno> {
+pub(super) fn bound(
+    at: SocketAddr,
+    kind: SockType,
+    take: Take,
+    reuse_port: bool,
+) -> Result<OwnedFd, Errno> {
     let socket = towards(at, kind, 0)?;
     setsockopt(&socket, ReuseAddr, &(kind == SockType::Stream))?;
     setsockopt(&socket, ReusePort, &reuse_port)?;
-    bind(socket.as_raw_fd(), &SockaddrStorage::from(at))?;
+    if take == Take::Free {
+        let on = 1i32.to_ne_bytes();
+        set_option(
+            &socket,
+            (libc::SOL_IP, libc::IP_FREEBIND),
+            &on,
+            Call::Native,
+        )?;
+    }
+    let at = match take {
+        Take::Bind | Take::Free => at,
+        Take::Range | Take::Unbound => {
+            let range = (u32::from(at.port()) << 16 | u32::from(at.port())).to_ne_bytes();
+            let option = (libc::SOL_IP, IP_LOCAL_PORT_RANGE);
+            set_option(&socket, option, &range, Call::Native)?;
+            SocketAddr::new(at.ip(), 0)
+        }
+    };
+    if take != Take::Unbound {
+        bind(socket.as_raw_fd(), &SockaddrStorage::from(at))?;
+    } else if kind == SockType::Datagram {
+        // The first datagram gets it its port; nobody needs to hear it.
+        let nobody = SocketAddr::new(loopback(at), 9);
+        sendto(
+            socket.as_raw_fd(),
+            b"",
+            &SockaddrStorage::from(nobody),
+            MsgFlags::empty(),
+        )?;
+    }
     Ok(socket)
+}
+
+fn loopback(like: SocketAddr) -> IpAddr {
+    match like {
+        SocketAddr::V4(_) => std::net::Ipv4Addr::LOCALHOST.into(),
+        SocketAddr::V6(_) => std::net::Ipv6Addr::LOCALHOST.into(),
+    }
 }
 
 /// The IPv4-mapped IPv6 form of an address, if it is to be used.

@@ -100,6 +100,8 @@ pub struct Attempt<'a> {
     pub told: Option<SocketAddr>,
     /// How much has reached its aim so far.
     pub arrived: Box<dyn Fn() -> Result<u64> + 'a>,
+    /// Why it was not made: what this kernel has not got.
+    pub skipped: Option<&'static str>,
 }
 
 impl<'a> Attempt<'a> {
@@ -114,6 +116,15 @@ impl<'a> Attempt<'a> {
             denials: aimed,
             told,
             arrived: Box::new(arrived),
+            skipped: None,
+        }
+    }
+
+    /// An attack that can not be made on this kernel.
+    pub fn skipped(why: &'static str) -> Self {
+        Self {
+            skipped: Some(why),
+            ..Self::new(0, None, || Ok(0))
         }
     }
 

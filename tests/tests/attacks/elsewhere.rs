@@ -82,6 +82,18 @@ pub fn rows() -> Vec<Elsewhere> {
         row("forged-tunnel", Pod, "sends into the tunnel between nodes", (tc, "NoPath"), ("drop", "pods_talk_through_the_tunnel_and_nobody_else_does")),
         row("loopback-from-wire", Neighbour, "sends to 127.0.0.1 over the wire, while `route_localnet` is set (CVE-2020-8558)", (tc, "LoopbackOffLo"), ("table", "the_table_holds_for_ipv4")),
         row("vrrp", Neighbour, "speaks VRRP or IPIP to a node, under `otherTraffic: Drop`", (tc, "OtherTraffic, NoPath"), ("drop", "protocols_that_nobody_answers_arrive")),
+        row("changing-frame", HostPod, "changes a frame while it is sent, from memory shared with the kernel (`PACKET_TX_RING`): an open port at one time, a guarded one at another; a pod does it, too", ("tc/egress, tc/ingress", "WrongProcess, NoPath"), ("changing", "frames_are_judged_as_they_arrive")),
+        row("changing-page", Pod, "sends plaintext that was a ClientHello when it was looked at: from a file (`sendfile`), through a pipe (`vmsplice`), from memory (`MSG_ZEROCOPY`)", ("tc/ingress, tc/egress, cgroup/ingress, cgroup/egress", "NotTls"), ("changing", "a_client_hello_stays_one")),
+        row("urgent-data", Pod, "sends a ClientHello as urgent data (`MSG_OOB`), which no application reads, and plaintext behind it", ("tc/ingress, cgroup/ingress, cgroup/egress", "NotTls"), ("lock", "urgent_bytes_are_not_what_the_application_reads")),
+        row("urgent-byte", Pod, "makes one byte of a ClientHello urgent", ("tc/ingress, cgroup/ingress, cgroup/egress", "NotTls"), ("lock", "an_urgent_byte_among_others_is_none_of_them")),
+        row("urgent-ahead", Pod, "points to urgent data ahead, from segments with nothing in them", ("tc/ingress, cgroup/ingress, tc/egress", "NotTls"), ("lock", "an_urgent_pointer_that_lies_ahead_is_followed")),
+        row("urgent-within", Pod, "points to urgent data within a ClientHello", ("tc/ingress, cgroup/ingress, tc/egress", "NotTls"), ("lock", "an_urgent_pointer_within_a_client_hello_is_none")),
+        row("multipath-tls", Pod, "speaks multipath TCP where the path asks for TLS: what no mapping tells of, its peer throws away", ("tc/ingress, cgroup/egress", "MultipathTls"), ("lock", "multipath_tcp_falls_back_where_tls_is_required")),
+        row("multipath-join-tls", Pod, "joins a multipath connection where the path asks for TLS (`MP_JOIN`)", (tc, "MultipathTls"), ("lock", "joining_a_multipath_connection_is_refused_where_tls_is_required")),
+        row("kept-verdict", User, "takes a socket that has said its ClientHello to another address, which differs in its first four bytes only", ("cgroup/egress", "NotTls"), ("lock", "a_kept_verdict_is_not_taken_along_to_another_address")),
+        row("asked-by-itself", HostPod, "asks over UDP from a guarded port, so that what comes there next is a reply; a pod does it, too, with somebody on the segment", ("cgroup/egress, tc/ingress", "NoPath, WrongProcess"), ("replies", "a_question_opens_no_guarded_port")),
+        row("unasked-visitor", Pod, "answers a visitor of a node port who never came, or came from another port, under `otherTraffic: Drop`", (tc, "OtherTraffic"), ("replies", "what_is_translated_to_a_pod_is_answered")),
+        row("squatter", HostPod, "takes a component's port without binding it: by a range of ports that holds this one only (`IP_LOCAL_PORT_RANGE`), or by listening", ("cgroup/bind, cgroup/ingress", "BindForeignPort, ForeignListener"), ("squatters", "a_port_that_was_taken_without_asking_hears_nothing")),
         row("unguarded-node", OtherNode, "is anybody's: its daemons, its pods with hostNetwork, its pods", (tc, "NoPath, LoopbackOnly"), (enforcement, "one_node_defends_itself")),
     ]
 }

@@ -5,7 +5,7 @@ use anyhow::Result;
 use enforcer_tests::Outcome;
 use enforcer_tests::craft::{Crafted, tagged};
 use enforcer_tests::plan::{CP1, LOOPBACK, OUT, W1, port};
-use enforcer_tests::probe::{Inject, Probe};
+use enforcer_tests::probe::{Call, Inject, Probe, Ring};
 
 use crate::attack::{Attack, Attacker, Attempt, Others};
 use crate::stage::{At, CP1_MAC, Stage, W1_MAC};
@@ -92,11 +92,11 @@ pub fn rows() -> Vec<Attack> {
         row("packet-bypass", "asks that its packet socket's frames go around the queueing discipline (`PACKET_QDISC_BYPASS`), and with it around TC", "cp1", ASKED, |stage| {
             stage.inject_with(&stage.lab.hostnet("cp1"), INPUT, |mark| {
                 let frames = loopback(mark).map(|packet| packet.frame([0; 6], [0; 6]));
-                Inject { bypass: true, ..Inject::frames("lo", &frames) }
+                Inject { bypass: Some(Call::Native), ..Inject::frames("lo", &frames) }
             })
         }),
         row("express-ring", "asks for a ring to send by an `AF_XDP` socket, which goes around TC", "cp1", ASKED, |stage| {
-            let outcome = stage.lab.hostnet("cp1").probe(&Probe::Ring)?.outcome;
+            let outcome = stage.lab.hostnet("cp1").probe(&Probe::Ring(Ring::default()))?.outcome;
             Ok(Attempt::new(1, None, move || Ok(u64::from(outcome == Outcome::Bound))))
         }),
         row("raw-forged", "sends from another node's address by a raw socket", "cp1", (SENT, "ForgedSource"), |stage| {

@@ -4,12 +4,13 @@
 use anyhow::Result;
 use enforcer_tests::craft::Crafted;
 use enforcer_tests::plan::{CP1, OUT, W1, port};
-use enforcer_tests::probe::{Connect, Udp};
+use enforcer_tests::probe::{Call, Connect, Inject, Udp};
 
 use crate::attack::{Attacker, Attempt, Others};
+use crate::bypass::is_possible;
 use crate::packets::{INPUT, WIRE, both, from_wire, too_narrow};
 use crate::sockets::on_link;
-use crate::stage::Stage;
+use crate::stage::{At, CP1_MAC, Stage};
 
 use Attacker::{HostPod, Neighbour};
 
@@ -59,6 +60,16 @@ pub fn rows() -> Vec<Limit> {
         }),
         row("broadcast-from-host", HostPod, "sends a datagram to all on the segment, to a guarded UDP port", "the other nodes take it for their peer's: what the node itself may do to the tunnels of others; `otherTraffic: Drop` drops it", Allow, |stage| {
             stage.send(&stage.lab.hostnet("cp1"), &stage.tunnel, Udp::to("10.77.0.255:4789".parse()?))
+        }),
+        row("compat-bypass-uplink", HostPod, "asks by a 32-bit system call that its packet socket's frames bypass TC (`PACKET_QDISC_BYPASS`), and sends them by the uplink", "all that its node may do to others, unseen by the agent there: the kernel runs no cgroup program for such calls. Boot with `ia32_emulation=off`, or give no hostNetwork pod `CAP_NET_RAW`. On lo such frames are dropped where they come in", Allow, |stage| {
+            if !is_possible(stage, Call::Compat)? {
+                return Ok(Attempt::skipped("this kernel takes no 32-bit system calls"));
+            }
+            stage.inject_with(&stage.lab.hostnet("cp1"), At::Input("out"), |mark| {
+                let packet = Crafted::tcp(W1.at(FROM), OUT.at(port::ECHO), mark, SYN, b"");
+                let frames = [packet.frame(CP1_MAC, OUT.mac)];
+                Inject { bypass: Some(Call::Compat), ..Inject::frames("eth0", &frames) }
+            })
         }),
         row("link-local-of-another-node", HostPod, "connects from its node's address to the link-local address of another node", "what its node's components may there, for its own agent does not know whose address that is; `otherTraffic: Drop` drops it", Allow, |stage| {
             let lab = &stage.lab;

@@ -464,16 +464,16 @@ fn links() -> Vec<Attack> {
     ]
 }
 
-fn syn_of_pod_b(mark: u16) -> Crafted {
+pub fn syn_of_pod_b(mark: u16) -> Crafted {
     Crafted::tcp(POD_B.party.at(FROM), CP1.at(ETCD), mark, SYN, b"")
 }
 
-fn in_ipip(from: IpAddr, mark: u16) -> Crafted {
+pub fn in_ipip(from: IpAddr, mark: u16) -> Crafted {
     let inner = syn_of_pod_b(mark).packet();
     Crafted::carrying(from, CP1.v4.into(), mark, protocol::IPIP, inner)
 }
 
-fn in_vxlan(from: SocketAddr, inner: &Crafted) -> Crafted {
+pub fn in_vxlan(from: SocketAddr, inner: &Crafted) -> Crafted {
     let header = [8, 0, 0, 0, 0, 0, crate::stage::TUNNEL_ID, 0];
     let frame = inner.frame([2; 6], crate::stage::TUNNEL_MAC);
     Crafted::udp(from, CP1.at(TUNNEL), 1, &[&header[..], &frame].concat())

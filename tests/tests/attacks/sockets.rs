@@ -513,7 +513,15 @@ fn around() -> Vec<Attack> {
 }
 
 /// The kubelet at a node's link-local address of an interface, as somebody at its other end calls it.
-pub fn on_link(lab: &Lab, from: &Place, (node, interface): (&str, &str)) -> Result<SocketAddr> {
+pub fn on_link(lab: &Lab, from: &Place, on: (&str, &str)) -> Result<SocketAddr> {
+    let address = link_local(lab, on)?;
+    let index = || nix::net::if_::if_nametoindex("eth0");
+    let index = from.namespace().within(index)??;
+    Ok(SocketAddrV6::new(address.parse()?, port::KUBELET, 0, index).into())
+}
+
+/// A node's link-local address on an interface.
+pub fn link_local(lab: &Lab, (node, interface): (&str, &str)) -> Result<String> {
     let asked = [
         "-6", "-o", "addr", "show", "dev", interface, "scope", "link",
     ];
@@ -522,9 +530,7 @@ pub fn on_link(lab: &Lab, from: &Place, (node, interface): (&str, &str)) -> Resu
         .split_whitespace()
         .find_map(|word| word.strip_suffix("/64"))
         .with_context(|| format!("{interface} of {node} has no link-local address: {listing}"))?;
-    let index = || nix::net::if_::if_nametoindex("eth0");
-    let index = from.namespace().within(index)??;
-    Ok(SocketAddrV6::new(address.parse()?, port::KUBELET, 0, index).into())
+    Ok(address.to_owned())
 }
 
 /// etcd's process opens from its peer port; its SYN is lost, and the neighbour's comes.

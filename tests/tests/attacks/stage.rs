@@ -26,6 +26,11 @@ pub const TUNNEL_MAC: [u8; 6] = [2, 0x99, 0, 0, 0, 1];
 /// The tunnel's number.
 pub const TUNNEL_ID: u8 = 99;
 
+/// An interface of cp1 and of the neighbour that the inventory knows nothing of, with a link between them.
+pub const UNDECLARED: &str = "eth1";
+/// The hardware address of cp1's end.
+pub const UNDECLARED_MAC: [u8; 6] = [2, 0x98, 0, 0, 0, 1];
+
 /// Everything that somebody might leave open: packets to 127.0.0.1 and source routes are taken from
 /// the wire, data is taken with a SYN from whomever.
 const OPEN: [(&str, &str); 7] = [
@@ -74,6 +79,10 @@ impl Stage {
         lab.claim(&CP1, &VIP)?;
         translate(&lab)?;
         dig_tunnel(&lab)?;
+        connect_again(&lab)?;
+        for (node, device) in [("cp1", "eth0"), ("w1", "eth0")] {
+            net::complete_checksums(lab.host(node).namespace(), device)?;
+        }
         Ok(Self {
             etcd: listen(&lab.etcd(), port::ETCD_CLIENT)?,
             insecure: listen(&lab.apiserver(), port::INSECURE)?,
@@ -116,6 +125,23 @@ impl Stage {
             from.inject(interface, &[frame])?;
         }
         Ok(Attempt::new(count, None, move || total(&arrivals)))
+    }
+
+    /// Sends one frame in a special way, and counts what an expression of nftables matches beside the mark.
+    pub fn inject_one(
+        &self,
+        from: &Place,
+        (at, counted): (At, &str),
+        make: impl FnOnce(u16) -> Result<Inject>,
+    ) -> Result<Attempt<'_>> {
+        let mark = self.fresh();
+        let inject = make(mark)?;
+        let arrivals = [
+            self.counted(at, &format!("ip id {mark} {counted}"))?,
+            self.counted(at, &format!("ip6 flowlabel {mark} {counted}"))?,
+        ];
+        from.inject_with(inject)?;
+        Ok(Attempt::new(1, None, move || total(&arrivals)))
     }
 
     /// Sends crafted packets on `eth0` to a hardware address, and counts those with their mark.
@@ -258,7 +284,7 @@ fn total(arrivals: &[Arrivals]) -> Result<u64> {
     arrivals.iter().map(Arrivals::so_far).sum()
 }
 
-fn heard(victim: &Server, word: &str) -> u64 {
+pub fn heard(victim: &Server, word: &str) -> u64 {
     let all = victim.heard();
     let same = all
         .iter()
@@ -312,6 +338,23 @@ fn dig_tunnel(lab: &Lab) -> Result<()> {
         ),
     )?;
     host.set_sysctls(&[("ipv4/conf/overlay/rp_filter", "0")])
+}
+
+/// A second link between the neighbour and cp1, which nobody declared.
+fn connect_again(lab: &Lab) -> Result<()> {
+    let [out, host] = ["out", "cp1"].map(|name| lab.host(name).namespace().name());
+    net::ip(
+        Some(host),
+        &format!(
+            "link add {UNDECLARED} address {} type veth peer name {UNDECLARED} netns {out}\n\
+             link set {UNDECLARED} up\n",
+            UNDECLARED_MAC.map(|byte| format!("{byte:02x}")).join(":")
+        ),
+    )?;
+    net::ip(Some(out), &format!("link set {UNDECLARED} up\n"))?;
+    let reverse = format!("ipv4/conf/{UNDECLARED}/rp_filter");
+    let host = lab.host("cp1").namespace();
+    host.set_sysctls(&[(&reverse, "0")])
 }
 
 /// The hardware address under which a pod, or the segment, reaches cp1.

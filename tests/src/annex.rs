@@ -1,0 +1,69 @@
+//! A network namespace that a test adds to a lab: of a pod that has more interfaces than its own.
+
+use std::sync::Arc;
+
+use anyhow::Result;
+
+use crate::cgroup::{self, Cgroup};
+use crate::lab::Lab;
+use crate::namespace::Namespace;
+use crate::net;
+use crate::place::Place;
+use crate::plan::Party;
+
+/// The namespace, and a pod's place in it. Dropping it removes the namespace.
+#[derive(Debug)]
+pub struct Annex {
+    place: Place,
+    // Last: the place holds the namespace open.
+    _removed: Removed,
+}
+
+impl Annex {
+    /// Makes an empty one of a host, with `lo` up, and with everything forwarded that it is given. The cgroup is
+    /// a pod's on that host.
+    pub fn create(lab: &Lab, host: &str, party: Party) -> Result<Self> {
+        let name = lab.id().namespace(party.name);
+        net::ip(None, &format!("netns add {name}\n"))?;
+        let removed = Removed(name.clone());
+        net::ip(Some(&name), "link set lo up\n")?;
+        let namespace = Namespace::open(&name)?;
+        namespace.set_sysctls(&[
+            ("ipv4/ip_forward", "1"),
+            ("ipv4/conf/all/rp_filter", "0"),
+            ("ipv4/conf/default/rp_filter", "0"),
+            ("ipv4/conf/all/accept_local", "1"),
+            ("ipv6/conf/default/accept_dad", "0"),
+            ("ipv6/conf/all/forwarding", "1"),
+        ])?;
+        let cgroup = lab.host(host).cgroup_root().join(cgroup::PODS);
+        let cgroup = Cgroup::create(cgroup.join(party.name))?;
+        let kit = Arc::clone(&lab.pod("pod-a").kit);
+        Ok(Self {
+            place: Place::on_host(party, Arc::new(namespace), kit, cgroup),
+            _removed: removed,
+        })
+    }
+
+    /// The pod's place.
+    pub fn place(&self) -> &Place {
+        &self.place
+    }
+
+    /// Its namespace's name.
+    pub fn name(&self) -> &str {
+        self.place.namespace().name()
+    }
+}
+
+#[derive(Debug)]
+struct Removed(String);
+
+impl Drop for Removed {
+    fn drop(&mut self) {
+        if let Err(error) = net::delete_namespaces(std::slice::from_ref(&self.0)) {
+            // A destructor has nobody to tell; the next lab's sweep tries again.
+            eprintln!("failed to remove {}: {error:#}", self.0);
+        }
+    }
+}

@@ -1,0 +1,90 @@
+//! A tap device: what is written to it comes in by an interface, with a header of offloads before it.
+
+use std::fs::{File, OpenOptions};
+use std::io::Write;
+use std::os::fd::{AsRawFd, OwnedFd};
+
+use nix::errno::Errno;
+use nix::libc;
+use nix::sys::socket::{AddressFamily, SockType};
+
+use super::{Failure, Outcome, Report, TIMEOUT_MS, Tap, socket};
+use crate::packet::from_hex;
+
+// include/uapi/linux/if_tun.h
+const TUNSETIFF: libc::Ioctl = 0x4004_54ca;
+const IFF_TAP: libc::c_short = 0x0002;
+const IFF_NO_PI: libc::c_short = 0x1000;
+const IFF_VNET_HDR: libc::c_short = 0x4000;
+
+pub(super) fn send(what: &Tap) -> Report {
+    match write_all(what) {
+        Ok(count) => Report {
+            count,
+            ..Report::new(Outcome::Sent, "send")
+        },
+        Err((errno, step)) => Report::of_errno(errno, step),
+    }
+}
+
+fn write_all(what: &Tap) -> Result<u64, Failure> {
+    let hex = |text: &str| from_hex(text).map_err(|_reason| (Errno::EINVAL, "hex"));
+    let header = hex(&what.offload)?;
+    let (mut device, mac) = open(&what.device)?;
+    let mut count = 0;
+    for frame in &what.frame {
+        let mut frame = hex(frame)?;
+        if let Some(to) = frame.first_chunk_mut::<6>() {
+            *to = mac;
+        }
+        let written = device.write_all(&[&header[..], &frame].concat());
+        written.map_err(|error| {
+            let number = error.raw_os_error().unwrap_or(libc::EIO);
+            (Errno::from_raw(number), "send")
+        })?;
+        count += 1;
+    }
+    Ok(count)
+}
+
+/// Makes the device and brings it up; it goes with the file.
+fn open(name: &str) -> Result<(File, [u8; 6]), Failure> {
+    let at = |step: &'static str| move |errno| (errno, step);
+    let opened = OpenOptions::new()
+        .read(true)
+        .write(true)
+        .open("/dev/net/tun");
+    let device = opened.map_err(|error| {
+        let number = error.raw_os_error().unwrap_or(libc::ENODEV);
+        (Errno::from_raw(number), "device")
+    })?;
+    let mut request = named(name)?;
+    request.ifr_ifru.ifru_flags = IFF_TAP | IFF_NO_PI | IFF_VNET_HDR;
+    ioctl(device.as_raw_fd(), TUNSETIFF, &mut request).map_err(at("device"))?;
+    let socket: OwnedFd = socket::open(AddressFamily::Inet, SockType::Datagram, None, TIMEOUT_MS)
+        .map_err(at("socket"))?;
+    request.ifr_ifru.ifru_flags = (libc::IFF_UP | libc::IFF_RUNNING) as libc::c_short;
+    ioctl(socket.as_raw_fd(), libc::SIOCSIFFLAGS, &mut request).map_err(at("up"))?;
+    let mut request = named(name)?;
+    ioctl(socket.as_raw_fd(), libc::SIOCGIFHWADDR, &mut request).map_err(at("address"))?;
+    // SAFETY: the kernel has written this one.
+    let [a, b, c, d, e, f, ..] = unsafe { request.ifr_ifru.ifru_hwaddr.sa_data };
+    Ok((device, [a, b, c, d, e, f].map(|byte| byte.cast_unsigned())))
+}
+
+fn named(name: &str) -> Result<libc::ifreq, Failure> {
+    // SAFETY: plain numbers, for which zero is a value.
+    let mut request: libc::ifreq = unsafe { std::mem::zeroed() };
+    if name.len() >= request.ifr_name.len() {
+        return Err((Errno::ENAMETOOLONG, "device"));
+    }
+    for (to, byte) in request.ifr_name.iter_mut().zip(name.bytes()) {
+        *to = byte.cast_signed();
+    }
+    Ok(request)
+}
+
+fn ioctl(file: i32, number: libc::Ioctl, request: &mut libc::ifreq) -> Result<(), Errno> {
+    // SAFETY: the pointer is to a whole request, which the kernel reads and writes.
+    Errno::result(unsafe { libc::ioctl(file, number, request) }).map(drop)
+}

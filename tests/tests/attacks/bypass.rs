@@ -1,0 +1,123 @@
+//! Attacks by frames that no queueing discipline sees, and no TC egress with it: asked for in ways that the
+//! kernel's hook on `setsockopt` does not see either. On lo they still have to come in.
+
+use anyhow::Result;
+use enforcer_tests::craft::Crafted;
+use enforcer_tests::plan::{LOOPBACK, port};
+use enforcer_tests::probe::{Call, Inject, Probe, Ring, Talk};
+
+use crate::attack::{Attack, Attacker, Attempt, Others};
+use crate::stage::{At, Stage};
+
+const SYN: u8 = 0x02;
+const ACK: u8 = 0x18;
+const FROM: u16 = 41_500;
+const INPUT: At = At::Input("cp1");
+const ASKED: (&str, &str) = ("cgroup/setsockopt", "AroundHooks");
+const ARRIVED: (&str, &str) = ("tc/ingress", "AroundHooks");
+const NO_COMPAT: &str = "this kernel takes no 32-bit system calls";
+const NO_URING: &str = "this kernel's io_uring sets no socket options";
+
+const fn row(
+    id: &'static str,
+    what: &'static str,
+    (hook, reason): (&'static str, &'static str),
+    attempt: fn(&Stage) -> Result<Attempt<'_>>,
+) -> Attack {
+    Attack {
+        id,
+        who: Attacker::HostPod,
+        what,
+        others: Others::Allow,
+        judge: "cp1",
+        hook,
+        reason,
+        attempt,
+    }
+}
+
+/// Whether an option can be set by a call, if only for harm: a pod is not refused it.
+pub fn is_possible(stage: &Stage, call: Call) -> Result<bool> {
+    let report = stage.lab.pod("pod-a").probe(&Probe::Ring(Ring { call }))?;
+    Ok(report.outcome.worked())
+}
+
+/// SYNs to the insecure port on loopback, of both families.
+fn on_lo<'a>(stage: &'a Stage, how: impl Fn(Inject) -> Inject) -> Result<Attempt<'a>> {
+    let wanted = how(Inject::frames("lo", &[]));
+    for call in [wanted.bypass, wanted.express].into_iter().flatten() {
+        if !is_possible(stage, call)? {
+            let why = if call == Call::Compat {
+                NO_COMPAT
+            } else {
+                NO_URING
+            };
+            return Ok(Attempt::skipped(why));
+        }
+    }
+    stage.inject_with(&stage.lab.hostnet("cp1"), INPUT, |mark| {
+        let to = port::INSECURE;
+        let frames = [
+            Crafted::tcp(LOOPBACK.at(FROM), LOOPBACK.at(to), mark, SYN, b""),
+            Crafted::tcp(LOOPBACK.at6(FROM), LOOPBACK.at6(to), mark, SYN, b""),
+        ];
+        how(Inject::frames(
+            "lo",
+            &frames.map(|packet| packet.frame([0; 6], [0; 6])),
+        ))
+    })
+}
+
+#[rustfmt::skip]
+pub fn rows() -> Vec<Attack> {
+    vec![
+        row("compat-bypass", "asks by a 32-bit system call (`int 0x80`) that its packet socket's frames bypass the queueing discipline (`PACKET_QDISC_BYPASS`), which no hook sees", ARRIVED, |stage| {
+            on_lo(stage, |inject| Inject { bypass: Some(Call::Compat), ..inject })
+        }),
+        row("compat-bypass-talk", "opens a whole connection to the insecure port that way, with a TCP of its own", ARRIVED, |stage| {
+            if !is_possible(stage, Call::Compat)? {
+                return Ok(Attempt::skipped(NO_COMPAT));
+            }
+            let from = LOOPBACK.at6(42_000 + stage.fresh());
+            let to = LOOPBACK.at6(port::INSECURE);
+            let how = Talk { bypass: Some(Call::Compat), ..Talk::to(to, from, "lo", [[0; 6]; 2]) };
+            stage.talk(&stage.lab.hostnet("cp1"), &stage.insecure, how)
+        }),
+        row("compat-express", "sends by an `AF_XDP` socket whose ring it asked for by a 32-bit system call", ARRIVED, |stage| {
+            on_lo(stage, |inject| Inject { express: Some(Call::Compat), ..inject })
+        }),
+        row("compat-ring-bypass", "sends from memory shared with the kernel (`PACKET_TX_RING`), past the queueing discipline", ARRIVED, |stage| {
+            on_lo(stage, |inject| Inject { bypass: Some(Call::Compat), ring: true, ..inject })
+        }),
+        row("compat-cooked-bypass", "the same with a socket for which the kernel writes the link header", ARRIVED, |stage| {
+            on_lo(stage, |inject| Inject { bypass: Some(Call::Compat), cooked: true, ..inject })
+        }),
+        row("uring-bypass", "asks for `PACKET_QDISC_BYPASS` by io_uring", ASKED, |stage| {
+            on_lo(stage, |inject| Inject { bypass: Some(Call::Uring), ..inject })
+        }),
+        row("uring-compat-bypass", "asks by an io_uring that it made by a 32-bit system call, and whose requests the kernel takes for such calls", ARRIVED, |stage| {
+            on_lo(stage, |inject| Inject { bypass: Some(Call::UringCompat), ..inject })
+        }),
+        row("uring-compat-express", "asks that way for the ring of an `AF_XDP` socket", ARRIVED, |stage| {
+            on_lo(stage, |inject| Inject { express: Some(Call::UringCompat), ..inject })
+        }),
+    ]
+}
+
+impl Stage {
+    /// A word by a TCP of one's own.
+    pub fn talk<'a>(
+        &'a self,
+        from: &enforcer_tests::Place,
+        victim: &'a enforcer_tests::Server,
+        talk: Talk,
+    ) -> Result<Attempt<'a>> {
+        let word = format!("word-{}", self.fresh());
+        let timeout_ms = 400;
+        let talk = Talk { timeout_ms, ..talk };
+        from.probe(&Probe::Talk(talk.segment(ACK, 0, 0, word.as_bytes())))?;
+        Ok(Attempt::new(1, None, move || {
+            Ok(crate::stage::heard(victim, &word))
+        }))
+    }
+}

@@ -1,0 +1,275 @@
+//! The second attack: odder options, kinds of sockets, offloads, cgroups and interfaces, tried on what stopped
+//! the first one.
+
+use std::net::SocketAddr;
+
+use anyhow::Result;
+use enforcer_tests::craft::Crafted;
+use enforcer_tests::net;
+use enforcer_tests::offload::{GSO_TCP4, GSO_UDP, Offload, disguised};
+use enforcer_tests::packet::to_hex;
+use enforcer_tests::plan::{CP1, LOOPBACK, OUT, POD_A, POD_GATEWAY_MAC, W1, port};
+use enforcer_tests::probe::{Bind, Call, Connect, Inject, Udp};
+use enforcer_tests::{Outcome, Place};
+
+use crate::attack::{Attack, Attacker, Attempt, Others};
+use crate::bypass::is_possible;
+use crate::stage::{At, CP1_MAC, Stage, TUNNEL, W1_MAC};
+
+use Attacker::{HostPod, Pod, User};
+
+const SYN: u8 = 0x02;
+const FROM: u16 = 44_000;
+const ETCD: u16 = port::ETCD_CLIENT;
+const INPUT: At = At::Input("cp1");
+const INJECTED: (&str, &str) = ("tc/egress", "NoPath");
+const ON_LO: (&str, &str) = ("tc/egress", "WrongProcess");
+const FROM_POD: (&str, &str) = ("tc/ingress", "NoPath");
+const CHECKSUM: (&str, &str) = ("tc/egress", "ChecksumElsewhere");
+/// LLDP, which is nobody's secret.
+const HARMLESS: u16 = 0x88cc;
+
+const fn row(
+    id: &'static str,
+    who: Attacker,
+    what: &'static str,
+    judge: &'static str,
+    (hook, reason): (&'static str, &'static str),
+    attempt: fn(&Stage) -> Result<Attempt<'_>>,
+) -> Attack {
+    Attack {
+        id,
+        who,
+        what,
+        others: Others::Allow,
+        judge,
+        hook,
+        reason,
+        attempt,
+    }
+}
+
+fn on_lo<'a>(stage: &'a Stage, how: impl Fn(Inject) -> Inject) -> Result<Attempt<'a>> {
+    stage.inject_with(&stage.lab.hostnet("cp1"), INPUT, |mark| {
+        let to = port::INSECURE;
+        let frames = [
+            Crafted::tcp(LOOPBACK.at(FROM), LOOPBACK.at(to), mark, SYN, b""),
+            Crafted::tcp(LOOPBACK.at6(FROM), LOOPBACK.at6(to), mark, SYN, b""),
+        ];
+        how(Inject::frames(
+            "lo",
+            &frames.map(|packet| packet.frame([0; 6], [0; 6])),
+        ))
+    })
+}
+
+fn by_uplink<'a>(stage: &'a Stage, how: impl Fn(Inject) -> Inject) -> Result<Attempt<'a>> {
+    stage.inject_with(&stage.lab.hostnet("w1"), INPUT, |mark| {
+        let frames = [
+            Crafted::tcp(W1.at(FROM), CP1.at(ETCD), mark, SYN, b""),
+            Crafted::tcp(W1.at6(FROM), CP1.at6(ETCD), mark, SYN, b""),
+        ];
+        how(Inject::frames(
+            "eth0",
+            &frames.map(|packet| packet.frame(W1_MAC, CP1_MAC)),
+        ))
+    })
+}
+
+fn by_pod<'a>(stage: &'a Stage, how: impl Fn(Inject) -> Inject) -> Result<Attempt<'a>> {
+    stage.inject_with(stage.lab.pod("pod-a"), INPUT, |mark| {
+        let pod = POD_A.party;
+        let frames = [
+            Crafted::tcp(pod.at(FROM), CP1.at(ETCD), mark, SYN, b""),
+            Crafted::tcp(pod.at6(FROM), CP1.at6(ETCD), mark, SYN, b""),
+        ];
+        how(Inject::frames(
+            "eth0",
+            &frames.map(|packet| packet.frame(pod.mac, POD_GATEWAY_MAC)),
+        ))
+    })
+}
+
+/// A frame of w1's with an offload header, and what it is counted by.
+fn offloaded<'a>(
+    stage: &'a Stage,
+    counted: &str,
+    make: impl FnOnce(u16) -> (Vec<u8>, Offload),
+) -> Result<Attempt<'a>> {
+    stage.inject_one(&stage.lab.hostnet("w1"), (INPUT, counted), |mark| {
+        let (frame, what) = make(mark);
+        let offload = Some(to_hex(&what.bytes()));
+        Ok(Inject {
+            offload,
+            ..Inject::frames("eth0", &[frame])
+        })
+    })
+}
+
+fn completed(start: usize, field: usize) -> Offload {
+    let checksum = Some((start as u16, (field - start) as u16));
+    Offload {
+        checksum,
+        ..Offload::default()
+    }
+}
+
+/// A datagram to cp1's tunnel without a checksum, with two bytes to steer by, in a frame.
+fn datagram(from: SocketAddr, mark: u16) -> Vec<u8> {
+    let mut packet = Crafted::udp(from, CP1.at(TUNNEL), mark, b"\0\0 steered");
+    packet.payload[6..8].fill(0);
+    packet.frame(W1_MAC, CP1_MAC)
+}
+
+/// Where the steering bytes of it are.
+const STEER: usize = 42;
+
+/// A place in a cgroup that is so many levels below the pods'.
+fn deep(stage: &Stage, host: &str, levels: usize) -> Result<Place> {
+    let below = vec!["deep"; levels].join("/");
+    stage.lab.place_in(host, &format!("kubepods.slice/{below}"))
+}
+
+#[rustfmt::skip]
+pub fn rows() -> Vec<Attack> {
+    vec![
+        row("old-packet", HostPod, "injects on lo by the kind of socket that came before packet sockets (`SOCK_PACKET`)", "cp1", ON_LO, |stage| {
+            on_lo(stage, |inject| Inject { old: true, ..inject })
+        }),
+        row("old-packet-uplink", HostPod, "the same on the uplink", "w1", INJECTED, |stage| {
+            by_uplink(stage, |inject| Inject { old: true, ..inject })
+        }),
+        row("protocol-lie", HostPod, "says that its frames are of another protocol than is written in them", "w1", INJECTED, |stage| {
+            by_uplink(stage, |inject| Inject { protocol: Some(HARMLESS), ..inject })
+        }),
+        row("protocol-lie-v6", HostPod, "says that they are IPv6, all of them", "w1", INJECTED, |stage| {
+            by_uplink(stage, |inject| Inject { protocol: Some(0x86dd), ..inject })
+        }),
+        row("protocol-lie-lo", HostPod, "the same on lo", "cp1", ON_LO, |stage| {
+            on_lo(stage, |inject| Inject { protocol: Some(HARMLESS), ..inject })
+        }),
+        row("protocol-lie-pod", Pod, "the same", "cp1", FROM_POD, |stage| {
+            by_pod(stage, |inject| Inject { protocol: Some(HARMLESS), ..inject })
+        }),
+        row("ring-lo", HostPod, "injects on lo from memory shared with the kernel (`PACKET_TX_RING`)", "cp1", ON_LO, |stage| {
+            on_lo(stage, |inject| Inject { ring: true, ..inject })
+        }),
+        row("ring-uplink", HostPod, "the same on the uplink", "w1", INJECTED, |stage| {
+            by_uplink(stage, |inject| Inject { ring: true, ..inject })
+        }),
+        row("ring-pod", Pod, "the same", "cp1", FROM_POD, |stage| by_pod(stage, |inject| Inject { ring: true, ..inject })),
+        row("express-pod", Pod, "sends by an `AF_XDP` socket in its own namespace", "cp1", FROM_POD, |stage| {
+            by_pod(stage, |inject| Inject { express: Some(Call::Native), ..inject })
+        }),
+        row("bypass-pod", Pod, "bypasses the queueing discipline in its own namespace", "cp1", FROM_POD, |stage| {
+            by_pod(stage, |inject| Inject { bypass: Some(Call::Native), ..inject })
+        }),
+        row("offload-nothing", HostPod, "says that nothing is left to do (`PACKET_VNET_HDR` with zeroes)", "w1", INJECTED, |stage| {
+            offloaded(stage, "tcp dport 2379", |mark| {
+                (Crafted::tcp(W1.at(FROM), CP1.at(ETCD), mark, SYN, b"").frame(W1_MAC, CP1_MAC), Offload::default())
+            })
+        }),
+        row("segments", HostPod, "leaves it to the kernel to cut its frame into segments", "w1", INJECTED, |stage| {
+            let attempt = stage.inject_one(&stage.lab.hostnet("w1"), (INPUT, "tcp dport 2379"), |mark| {
+                let frame = Crafted::tcp(W1.at(FROM), CP1.at(ETCD), mark, 0x10, &[b'x'; 900]).frame(W1_MAC, CP1_MAC);
+                let what = Offload { checksum: Some((34, 16)), segments: Some((GSO_TCP4, 54, 1_000)) };
+                Ok(Inject { offload: Some(to_hex(&what.bytes())), ..Inject::frames("eth0", &[frame]) })
+            })?;
+            Ok(attempt)
+        }),
+        row("segments-udp", HostPod, "the same with datagrams into a tunnel", "w1", INJECTED, |stage| {
+            offloaded(stage, "udp dport 4789", |mark| {
+                let frame = Crafted::udp(W1.at(FROM), CP1.at(TUNNEL), mark, &[b'x'; 900]).frame(W1_MAC, CP1_MAC);
+                (frame, Offload { checksum: Some((34, 6)), segments: Some((GSO_UDP, 42, 1_000)) })
+            })
+        }),
+        row("segments-of-long-headers", HostPod, "says that its headers are longer than they are", "w1", INJECTED, |stage| {
+            offloaded(stage, "udp dport 4789", |mark| {
+                let frame = Crafted::udp(W1.at(FROM), CP1.at(TUNNEL), mark, &[b'x'; 900]).frame(W1_MAC, CP1_MAC);
+                (frame, Offload { checksum: Some((34, 6)), segments: Some((GSO_UDP, 900, 1_000)) })
+            })
+        }),
+        row("checksum-over-source", HostPod, "has its kernel write a checksum over the source address", "w1", CHECKSUM, |stage| {
+            offloaded(stage, "udp dport 7777", |mark| {
+                let mut packet = Crafted::udp(OUT.at(FROM), CP1.at(port::ECHO), mark, b"\0\0 steered");
+                packet.payload[6..8].fill(0);
+                let [.., high, low] = W1.v4.octets();
+                let frame = disguised(&packet.frame(W1_MAC, CP1_MAC), 28, 28, u16::from_be_bytes([high, low]), STEER);
+                (frame, completed(28, 28))
+            })
+        }),
+        row("checksum-over-protocol", HostPod, "the same over the number of the protocol", "w1", CHECKSUM, |stage| {
+            offloaded(stage, "udp dport 4789", |mark| {
+                (disguised(&datagram(W1.at(FROM), mark), 22, 22, 0x4084, STEER), completed(22, 22))
+            })
+        }),
+        row("checksum-over-fragment", HostPod, "the same over the offset of a fragment", "w1", CHECKSUM, |stage| {
+            offloaded(stage, "udp dport 4789", |mark| {
+                (disguised(&datagram(W1.at(FROM), mark), 20, 20, 0x0100, STEER), completed(20, 20))
+            })
+        }),
+        row("checksum-over-data", HostPod, "the same over the data of TCP, where a lock would look", "w1", INJECTED, |stage| {
+            offloaded(stage, "tcp dport 2379", |mark| {
+                let frame = Crafted::tcp(W1.at(FROM), CP1.at(ETCD), mark, 0x18, b"0123456789ab").frame(W1_MAC, CP1_MAC);
+                (frame, completed(54, 54))
+            })
+        }),
+        row("checksum-with-segments", HostPod, "the same over a port, of a frame that is to be cut into segments as well", "w1", CHECKSUM, |stage| {
+            offloaded(stage, "udp dport 4789", |mark| {
+                let frame = disguised(&datagram(W1.at(FROM), mark), 36, 36, 9_999, STEER);
+                (frame, completed(36, 36))
+            })
+        }),
+        row("deep-cgroup", HostPod, "sends into a tunnel from a cgroup many levels below its own", "cp1", ("cgroup/sendmsg", "NoPath"), |stage| {
+            stage.send(&deep(stage, "cp1", 20)?, &stage.tunnel, Udp::to(W1.at(TUNNEL)))
+        }),
+        row("deep-cgroup-packet", HostPod, "injects on the uplink from there", "w1", INJECTED, |stage| {
+            let place = deep(stage, "w1", 20)?;
+            stage.inject(&place, "eth0", INPUT, |mark| {
+                vec![Crafted::udp(W1.at(FROM), CP1.at(TUNNEL), mark, b"deep").frame(W1_MAC, CP1_MAC)]
+            })
+        }),
+        row("compat-connect", User, "connects to the insecure port by a 32-bit system call", "cp1", ("cgroup/connect", "WrongProcess"), |stage| {
+            if !is_possible(stage, Call::Compat)? {
+                return Ok(Attempt::skipped("this kernel takes no 32-bit system calls"));
+            }
+            let to = LOOPBACK.at(port::INSECURE);
+            let user = stage.lab.daemon("cp1", "somebody").as_user(65534);
+            stage.say(&user, &stage.insecure, Connect { compat: true, ..Connect::to(to) })
+        }),
+        row("compat-bind", HostPod, "binds a component's port by a 32-bit system call", "cp1", ("cgroup/bind", "BindForeignPort"), |stage| {
+            if !is_possible(stage, Call::Compat)? {
+                return Ok(Attempt::skipped("this kernel takes no 32-bit system calls"));
+            }
+            let at = LOOPBACK.at(port::SCHEDULER);
+            let bound = stage.lab.hostnet("cp1").bind_with(Bind { compat: true, ..Bind::at(at) })?.outcome;
+            Ok(Attempt::new(1, Some(at), move || Ok(u64::from(bound == Outcome::Bound))))
+        }),
+        row("macvlan-of-its-own", HostPod, "injects by a macvlan of the uplink in its node's namespace", "w1", INJECTED, |stage| {
+            let host = stage.lab.host("w1").namespace().name();
+            let name = format!("mv{}", stage.fresh());
+            if net::ip(Some(host), &format!("link add {name} link eth0 type macvlan mode bridge\nlink set {name} up\n")).is_err() {
+                return Ok(Attempt::skipped("this kernel has no macvlan"));
+            }
+            let attempt = stage.inject(&stage.lab.hostnet("w1"), &name, INPUT, |mark| {
+                vec![Crafted::tcp(W1.at(FROM), CP1.at(ETCD), mark, SYN, b"").frame(W1_MAC, CP1_MAC)]
+            });
+            net::ip(Some(host), &format!("link del {name}\n"))?;
+            attempt
+        }),
+        row("veth-in-host", HostPod, "bypasses TC by a 32-bit system call on one end of a link within its node's namespace, into the node's own tunnel", "cp1", ("tc/ingress", "NoPath"), |stage| {
+            let host = stage.lab.host("cp1").namespace().name();
+            if !stage.lab.login("cp1").run("ip", ["link", "show", "dev", "pair0"])?.ok() {
+                net::ip(Some(host), "link add pair0 address 02:97:00:00:00:01 type veth peer name pair1\nlink set pair0 up\nlink set pair1 up\n")?;
+            }
+            if !is_possible(stage, Call::Compat)? {
+                return Ok(Attempt::skipped("this kernel takes no 32-bit system calls"));
+            }
+            let attempt = stage.inject_with(&stage.lab.hostnet("cp1"), INPUT, |mark| {
+                let frame = Crafted::udp(W1.at(FROM), CP1.at(TUNNEL), mark, b"looped").frame([2; 6], [2, 0x97, 0, 0, 0, 1]);
+                Inject { bypass: Some(Call::Compat), ..Inject::frames("pair1", &[frame]) }
+            })?;
+            Ok(attempt)
+        }),
+    ]
+}

@@ -1,0 +1,391 @@
+//! The lock `tls: Required` looks at what the application will read, and at nothing else: not at urgent bytes,
+//! which it never gets, not at what multipath TCP throws away, and not at what another connection said.
+
+use std::net::SocketAddr;
+use std::time::Duration;
+
+use anyhow::{Context, Result, ensure};
+use enforcer_tests::attempt::Server;
+use enforcer_tests::craft::{Crafted, protocol, tcp};
+use enforcer_tests::net;
+use enforcer_tests::packet::{CLIENT_HELLO, to_hex};
+use enforcer_tests::plan::{CP1, POD_A, POD_B, POD_GATEWAY_MAC, W1, port};
+use enforcer_tests::probe::{Connect, Probe, Serve, Talk};
+use enforcer_tests::product::{Agent, PolicyText};
+use enforcer_tests::{Lab, Outcome, Place};
+
+/// So much of a ClientHello does the lock look at.
+const LOOKED_AT: usize = 11;
+const URGENT: u8 = 0x30;
+const PUSH: u8 = 0x18;
+const SYN: u8 = 0x02;
+/// How long one may take that must come.
+const SOON: Duration = Duration::from_secs(5);
+
+fn policy() -> PolicyText {
+    PolicyText {
+        other_traffic: "Drop",
+        ..PolicyText::default()
+    }
+}
+
+/// Somebody who may speak TLS to cp1's apiserver, and the node whose agent looks.
+struct Way {
+    name: &'static str,
+    place: Place,
+    guard: &'static str,
+    /// By which interface, from whom, and where a frame goes, for those who make their segments themselves.
+    interface: &'static str,
+    own: SocketAddr,
+    macs: [[u8; 6]; 2],
+}
+
+fn ways(lab: &Lab) -> [Way; 5] {
+    let way = |name, place: &Place, guard, interface, own, macs| Way {
+        name,
+        place: place.clone(),
+        guard,
+        interface,
+        own,
+        macs,
+    };
+    let (pod_a, pod_b) = (POD_A.party, POD_B.party);
+    let (scheduler, kubelet) = (lab.scheduler(), lab.kubelet("w1"));
+    let through = [pod_b.mac, POD_GATEWAY_MAC];
+    [
+        way("over lo", &scheduler, "cp1", "lo", CP1.at(0), [[0; 6]; 2]),
+        way(
+            "from a pod of the node",
+            lab.pod("pod-a"),
+            "cp1",
+            "eth0",
+            pod_a.at(0),
+            [pod_a.mac, POD_GATEWAY_MAC],
+        ),
+        way(
+            "from another node",
+            &kubelet,
+            "cp1",
+            "eth0",
+            W1.at(0),
+            [W1.mac, CP1.mac],
+        ),
+        way(
+            "to another node",
+            &kubelet,
+            "w1",
+            "eth0",
+            W1.at(0),
+            [W1.mac, CP1.mac],
+        ),
+        way(
+            "from a pod, forwarded",
+            lab.pod("pod-b"),
+            "w1",
+            "eth0",
+            pod_b.at(0),
+            through,
+        ),
+    ]
+}
+
+fn apiserver(lab: &Lab) -> Result<Server> {
+    lab.apiserver().serve(Serve {
+        tcp: CP1.both(port::APISERVER).to_vec(),
+        ..Serve::default()
+    })
+}
+
+fn heard(server: &Server, mark: &str) -> bool {
+    let has = |heard: &enforcer_tests::probe::Heard| {
+        heard
+            .data
+            .as_deref()
+            .is_some_and(|data| data.contains(mark))
+    };
+    server.wait_for(has, SOON).is_some()
+}
+
+fn heard_already(server: &Server, mark: &str) -> bool {
+    let all = server.heard();
+    let mut said = all.iter().filter_map(|heard| heard.data.as_deref());
+    said.any(|data| data.contains(mark))
+}
+
+/// Tries something on all ways: without a policy, where the server hears what it is not to, and with one.
+fn is_locked(
+    lab: &Lab,
+    server: &Server,
+    reason: &str,
+    attempt: impl Fn(&Way, SocketAddr, &str) -> Result<()>,
+) -> Result<()> {
+    let ways = ways(lab);
+    let mut number = 0;
+    for way in &ways {
+        for to in CP1.both(port::APISERVER) {
+            let mark = format!("twin of {} to {to}.", way.name);
+            attempt(way, to, &mark).with_context(|| mark.clone())?;
+            ensure!(heard(server, &mark), "{mark} was not heard");
+        }
+    }
+    let mut failures = Vec::new();
+    for guard in ["cp1", "w1"] {
+        let agent = Agent::start(lab, guard, &policy())?;
+        for way in ways.iter().filter(|way| way.guard == guard) {
+            for to in CP1.both(port::APISERVER) {
+                number += 1;
+                let mark = format!("marked {number} {} to {to}.", way.name);
+                let (before, _) = agent.denied(reason)?;
+                attempt(way, to, &mark).with_context(|| mark.clone())?;
+                let (after, _) = agent.denied(reason)?;
+                if heard_already(server, &mark) || after == before {
+                    let told = after - before;
+                    let heard = heard_already(server, &mark);
+                    failures.push(format!("{mark} heard: {heard}, told: {told}"));
+                }
+            }
+        }
+    }
+    ensure!(failures.is_empty(), "{}", failures.join("\n"));
+    Ok(())
+}
+
+#[test]
+fn urgent_bytes_are_not_what_the_application_reads() -> Result<()> {
+    let lab = Lab::builder().build()?;
+    let server = apiserver(&lab)?;
+    is_locked(&lab, &server, "NotTls", |way, to, mark| {
+        way.place.connect_with(Connect {
+            urgent: CLIENT_HELLO[..LOOKED_AT]
+                .iter()
+                .map(|byte| to_hex(&[*byte]))
+                .collect(),
+            piece: vec![to_hex(mark.as_bytes())],
+            pause_ms: 5,
+            timeout_ms: 250,
+            ..Connect::to(to)
+        })?;
+        Ok(())
+    })?;
+    lab.close()
+}
+
+/// One urgent byte within others: an application reads the bytes around it as one.
+#[test]
+fn an_urgent_byte_among_others_is_none_of_them() -> Result<()> {
+    let lab = Lab::builder().build()?;
+    let server = apiserver(&lab)?;
+    is_locked(&lab, &server, "NotTls", |way, to, mark| {
+        // What is read begins with the second byte.
+        way.place.connect_with(Connect {
+            urgent: vec![to_hex(&CLIENT_HELLO[..1])],
+            piece: vec![to_hex(&[&CLIENT_HELLO[1..], mark.as_bytes()].concat())],
+            pause_ms: 5,
+            timeout_ms: 250,
+            ..Connect::to(to)
+        })?;
+        Ok(())
+    })?;
+    lab.close()
+}
+
+fn talk(way: &Way, to: SocketAddr, number: u16) -> Talk {
+    let address = match (to, way.interface) {
+        (SocketAddr::V4(_), _) => way.own.ip(),
+        (SocketAddr::V6(_), _) => way.place.party().v6.into(),
+    };
+    Talk {
+        timeout_ms: 250,
+        ..Talk::to(
+            to,
+            SocketAddr::new(address, 47_000 + number),
+            way.interface,
+            way.macs,
+        )
+    }
+}
+
+/// Segments without anything in them whose urgent pointer lies ahead: the byte that comes there next is never
+/// read, though its own segment says nothing of it.
+#[test]
+fn an_urgent_pointer_that_lies_ahead_is_followed() -> Result<()> {
+    let lab = Lab::builder().build()?;
+    let server = apiserver(&lab)?;
+    let number = std::cell::Cell::new(0);
+    is_locked(&lab, &server, "NotTls", |way, to, mark| {
+        number.set(number.get() + 1);
+        let mut talk = talk(way, to, number.get());
+        for (at, byte) in CLIENT_HELLO[..LOOKED_AT].iter().enumerate() {
+            talk = talk
+                .segment(URGENT, 1, at, &[])
+                .segment(PUSH, 0, at, &[*byte]);
+        }
+        talk.pause_ms = 2;
+        let talk = talk.segment(PUSH, 0, LOOKED_AT, mark.as_bytes());
+        way.place.probe(&Probe::Talk(talk))?;
+        Ok(())
+    })?;
+    lab.close()
+}
+
+/// A segment of a ClientHello with an urgent pointer in it, from the first byte on.
+#[test]
+fn an_urgent_pointer_within_a_client_hello_is_none() -> Result<()> {
+    let lab = Lab::builder().build()?;
+    let server = apiserver(&lab)?;
+    let number = std::cell::Cell::new(100);
+    is_locked(&lab, &server, "NotTls", |way, to, mark| {
+        number.set(number.get() + 1);
+        let data = [&CLIENT_HELLO[..], mark.as_bytes()].concat();
+        // The third byte is taken out of it.
+        let talk = talk(way, to, number.get()).segment(URGENT | PUSH, 3, 0, &data);
+        way.place.probe(&Probe::Talk(talk))?;
+        Ok(())
+    })?;
+    lab.close()
+}
+
+/// A multipath peer throws away bytes that no mapping tells of; what it reads nobody else can follow. It goes on
+/// without.
+#[test]
+fn multipath_tcp_falls_back_where_tls_is_required() -> Result<()> {
+    let lab = Lab::builder().build()?;
+    let server = lab.apiserver().serve(Serve {
+        tcp: CP1.both(port::APISERVER).to_vec(),
+        multipath: true,
+        ..Serve::default()
+    })?;
+    let ways = ways(&lab);
+    // A kernel that fell back once would not try again for an hour; older ones have no such memory.
+    let forgets = [("mptcp/blackhole_timeout", "0")];
+    for way in &ways {
+        let _ = way.place.namespace().set_sysctls(&forgets);
+    }
+    let open = |way: &Way, to, data: &[u8], timeout_ms| {
+        let outcome = way.place.connect_with(Connect {
+            multipath: true,
+            piece: vec![to_hex(data)],
+            timeout_ms,
+            ..Connect::to(to)
+        });
+        outcome.map(|report| report.outcome)
+    };
+    for way in &ways {
+        for to in CP1.both(port::APISERVER) {
+            let outcome = open(way, to, b"twin: plaintext", 5000)?;
+            ensure!(
+                outcome == Outcome::Answered,
+                "twin: {} to {to}: {outcome}",
+                way.name
+            );
+        }
+    }
+    for guard in ["cp1", "w1"] {
+        let agent = Agent::start(&lab, guard, &policy())?;
+        for way in ways.iter().filter(|way| way.guard == guard) {
+            let to = CP1.at(port::APISERVER);
+            let (before, _) = agent.denied("MultipathTls")?;
+            let outcome = open(way, to, &CLIENT_HELLO, 30_000)?;
+            let (after, _) = agent.denied("MultipathTls")?;
+            ensure!(
+                after > before,
+                "{}: {outcome}, and nothing is told",
+                way.name
+            );
+            ensure!(outcome == Outcome::Answered, "{}: {outcome}", way.name);
+        }
+    }
+    drop(server);
+    lab.close()
+}
+
+/// A SYN that joins a connection of others is none that a lock could follow.
+#[test]
+fn joining_a_multipath_connection_is_refused_where_tls_is_required() -> Result<()> {
+    let lab = Lab::builder().build()?;
+    let join = [30, 12, 0x10, 1, 1, 2, 3, 4, 5, 6, 7, 8];
+    let capable = [30, 4, 0x01, 0x01];
+    let to = CP1.at(port::APISERVER);
+    let counted = |mark: u16| {
+        let name = format!("join-{mark}");
+        let expression = format!("ip id {mark}");
+        enforcer_tests::arrivals::Arrivals::matching(&lab.login("cp1"), &name, &expression)
+    };
+    let send = |mark: u16, options: &[u8]| -> Result<_> {
+        let arrivals = counted(mark)?;
+        let from = POD_B.party.at(48_000 + mark);
+        let segment = tcp(from, to, SYN, options, b"");
+        let packet = Crafted::carrying(from.ip(), to.ip(), mark, protocol::TCP, segment);
+        let pod = lab.pod("pod-b");
+        pod.inject("eth0", &[packet.frame(pod.party().mac, POD_GATEWAY_MAC)])?;
+        Ok(arrivals)
+    };
+    for (mark, options) in [(1, &join[..]), (2, &capable[..]), (3, &[][..])] {
+        ensure!(send(mark, options)?.so_far()? == 1, "twin: {options:?}");
+    }
+    let agent = Agent::start(&lab, "w1", &policy())?;
+    for (mark, options) in [(11, &join[..]), (12, &capable[..])] {
+        let (before, _) = agent.denied("MultipathTls")?;
+        let arrivals = send(mark, options)?;
+        agent.event(|event| event.reason == "MultipathTls" && event.hook == "tc/ingress")?;
+        let (after, _) = agent.denied("MultipathTls")?;
+        ensure!(after == before + 1, "{options:?}: {before}, {after}");
+        ensure!(arrivals.so_far()? == 0, "{options:?} arrives");
+    }
+    ensure!(send(13, &[])?.so_far()? == 1, "a plain SYN does not arrive");
+    lab.close()
+}
+
+/// A verdict that is kept on a socket is about two ends, wholly: also where two addresses differ in their first
+/// four bytes only.
+#[test]
+fn a_kept_verdict_is_not_taken_along_to_another_address() -> Result<()> {
+    let lab = Lab::builder().build()?;
+    let (own, node) = ["w1", "cp1"]
+        .map(|name| lab.host(name).namespace().name())
+        .into();
+    // cp1 has a second address, which ends like its first one.
+    net::ip(Some(node), "addr add fd55::11/64 dev eth0 nodad\n")?;
+    net::ip(Some(own), "route add fd55::/64 dev eth0\n")?;
+    let second = SocketAddr::new("fd55::11".parse()?, port::APISERVER);
+    let first = CP1.at6(port::APISERVER);
+    let server = lab.apiserver().serve(Serve {
+        tcp: vec![first, second],
+        ..Serve::default()
+    })?;
+    let inventory = lab.inventory_yaml();
+    let wanted = inventory.replace("\"fd77::11\"]", "\"fd77::11\", \"fd55::11\"]");
+    ensure!(
+        wanted != inventory,
+        "cp1's addresses are not where they were"
+    );
+    let policy = PolicyText {
+        inventory: Some(wanted),
+        ..policy()
+    };
+    let kubelet = lab.kubelet("w1");
+    let go_on = |from: u16, mark: &str| {
+        kubelet.connect_with(Connect {
+            from: Some(W1.at6(from)),
+            first: Some(first),
+            first_piece: Some(to_hex(&CLIENT_HELLO)),
+            first_count: 3_000,
+            piece: vec![to_hex(mark.as_bytes())],
+            timeout_ms: 700,
+            ..Connect::to(second)
+        })
+    };
+    let report = go_on(48_500, "GET / twin")?;
+    ensure!(report.outcome == Outcome::Answered, "twin: {report:?}");
+    let agent = Agent::start(&lab, "w1", &policy)?;
+    let report = go_on(48_501, "GET / marked")?;
+    ensure!(report.outcome == Outcome::Timeout, "{report:?}");
+    agent.event(|event| {
+        event.reason == "NotTls" && event.destination.as_deref() == Some("fd55::11")
+    })?;
+    ensure!(
+        !heard_already(&server, "GET / marked"),
+        "the server has heard it"
+    );
+    lab.close()
+}

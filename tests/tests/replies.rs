@@ -1,0 +1,320 @@
+//! Replies: what is remembered of UDP opens nothing that is guarded, and what was let in through an address
+//! translation is answered under "drop all other connectivity".
+
+use std::net::SocketAddr;
+use std::thread;
+use std::time::Duration;
+
+use anyhow::{Context, Result, ensure};
+use enforcer_tests::arrivals::Arrivals;
+use enforcer_tests::craft::Crafted;
+use enforcer_tests::plan::{CP1, NODE_LOCAL_DNS, OUT, POD_A, POD_B, POD_GATEWAY_MAC, VIP, port};
+use enforcer_tests::probe::{Connect, Serve, Udp};
+use enforcer_tests::product::{Agent, PolicyText};
+use enforcer_tests::{Lab, Outcome, Place, cgroup, net};
+
+const TUNNEL: u16 = 4789;
+const WIREGUARD: u16 = 51820;
+/// Where a question goes whose answer comes from somebody who is in on it.
+const ACCOMPLICE: u16 = 5_300;
+const SYN: u8 = 0x02;
+const SYN_ACK: u8 = 0x12;
+const TUNNEL_MAC: [u8; 6] = [2, 0x99, 0, 0, 0, 2];
+const TUNNEL_ID: u8 = 42;
+
+/// A tunnel's end on cp1, and somebody who hears what comes to another guarded port.
+fn open_tunnel(lab: &Lab) -> Result<()> {
+    let mac = TUNNEL_MAC.map(|byte| format!("{byte:02x}")).join(":");
+    let host = lab.host("cp1").namespace();
+    net::ip(
+        Some(host.name()),
+        &format!(
+            "link add vx0 address {mac} type vxlan id {TUNNEL_ID} dstport {TUNNEL} local {} nolearning\n\
+             link set vx0 up\n",
+            CP1.v4
+        ),
+    )?;
+    host.set_sysctls(&[
+        ("ipv4/conf/vx0/rp_filter", "0"),
+        // Translations are forgotten after a second instead of half a minute.
+        ("netfilter/nf_conntrack_udp_timeout", "1"),
+        ("netfilter/nf_conntrack_udp_timeout_stream", "1"),
+    ])
+}
+
+/// What comes out of the tunnel if it is unpacked.
+fn in_tunnel(mark: u16) -> Vec<u8> {
+    let inner = Crafted::tcp(POD_B.party.at(49_000), CP1.at(port::ECHO), mark, SYN, b"");
+    let header = [8, 0, 0, 0, 0, 0, TUNNEL_ID, 0];
+    [&header[..], &inner.frame([2; 6], TUNNEL_MAC)].concat()
+}
+
+/// A datagram by a raw socket: its source is what somebody writes there.
+fn raw(from: &Place, (source, to): (SocketAddr, SocketAddr), data: &[u8]) -> Result<()> {
+    let packet = Crafted::udp(source, to, 1, data).packet();
+    from.raw_bytes(&[packet]).map(drop)
+}
+
+/// How somebody who is asked answers into a port.
+struct Answer<'a> {
+    name: &'static str,
+    from: &'a Place,
+    source: SocketAddr,
+    hook: &'static str,
+}
+
+/// What is remembered of a question makes its answer a reply, and lifts no denial.
+#[test]
+fn a_question_opens_no_guarded_port() -> Result<()> {
+    let lab = Lab::builder().build()?;
+    open_tunnel(&lab)?;
+    lab.masquerade_pods()?;
+    let word = |mark: u16| format!("word-{mark}");
+    let guarded = lab.daemon("cp1", "wireguard").serve(Serve {
+        udp: vec![CP1.at(WIREGUARD)],
+        ..Serve::default()
+    })?;
+    let (host, out) = (lab.hostnet("cp1"), lab.neighbour());
+    let dns = SocketAddr::new(NODE_LOCAL_DNS.into(), port::DNS);
+    let answers = [
+        Answer {
+            name: "over lo, from node-local DNS",
+            from: &host,
+            source: dns,
+            hook: "cgroup/egress",
+        },
+        Answer {
+            name: "from the neighbour",
+            from: &out,
+            source: OUT.at(port::DNS),
+            hook: "tc/ingress",
+        },
+    ];
+    let unpacked = |mark: u16| {
+        Arrivals::matching(
+            &lab.login("cp1"),
+            &format!("unpacked-{mark}"),
+            &format!("ip id {mark}"),
+        )
+    };
+    // Asks from the guarded port of the node's own address, and lets the answer come.
+    let tried = |answer: &Answer<'_>, to: u16, mark: u16| -> Result<bool> {
+        let arrivals = unpacked(mark)?;
+        raw(&host, (CP1.at(to), answer.source), b"question")?;
+        let text = word(mark);
+        let data = if to == TUNNEL {
+            in_tunnel(mark)
+        } else {
+            text.clone().into_bytes()
+        };
+        raw(answer.from, (answer.source, CP1.at(to)), &data)?;
+        if to == TUNNEL {
+            // It is unpacked before the call is back, over lo; on the wire soon.
+            thread::sleep(Duration::from_millis(50));
+            return Ok(arrivals.so_far()? > 0);
+        }
+        Ok(guarded.hears(&text, Duration::from_millis(150)))
+    };
+    let mut mark = 600;
+    for answer in &answers {
+        for to in [TUNNEL, WIREGUARD] {
+            mark += 1;
+            ensure!(tried(answer, to, mark)?, "twin: {} to {to}", answer.name);
+        }
+    }
+    lab.daemon("cp1", "wireguard").cgroup().id()?;
+    let node_dns = cgroup::static_pod_slice("node-local-dns");
+    let components = format!(
+        "    mesh:\n      addresses: [{}]\n      cgroups: [\"/system.slice/wireguard.service\"]\n      ports: {{ wg: {WIREGUARD}/udp }}\n    \
+         dns: {{ addresses: [{}] }}\n    node-local-dns: {{ cgroups: [\"/{node_dns}\"] }}\n",
+        CP1.v4, OUT.v4
+    );
+    let path = "  paths:\n    - { name: mesh, from: [kubelet], to: \"mesh:wg\", because: test }\n";
+    let policy = PolicyText {
+        options: vec!["insecure-port", "node-local-dns"],
+        inventory: Some(lab.inventory_yaml() + &components),
+        more: path.to_owned(),
+        ..PolicyText::default()
+    };
+    let agent = Agent::start(&lab, "cp1", &policy)?;
+    let mut failures = Vec::new();
+    for answer in &answers {
+        for to in [TUNNEL, WIREGUARD] {
+            mark += 1;
+            let arrived = tried(answer, to, mark)?;
+            let (ip, hook) = (Some(CP1.v4.to_string()), answer.hook);
+            let told = agent.event(|event| {
+                event.hook == hook
+                    && event.destination == ip
+                    && event.port == Some(to)
+                    && matches!(&event.reason[..], "NoPath" | "WrongProcess")
+            });
+            if arrived || told.is_err() {
+                let told = told.is_ok();
+                failures.push(format!(
+                    "{} to {to}: arrived {arrived}, told {told}",
+                    answer.name
+                ));
+            }
+        }
+    }
+    // A plain pod asks from the tunnel's port, and its node's address takes its place.
+    let accomplice = lab.daemon("out", "dns").serve(Serve {
+        udp: vec![OUT.at(ACCOMPLICE)],
+        ..Serve::default()
+    })?;
+    let pod = lab.pod("pod-a");
+    // Its answer would come to the node's tunnel, as far as can be told: the pod does without.
+    pod.udp_with(Udp {
+        from: Some(POD_A.party.at(TUNNEL)),
+        timeout_ms: 200,
+        ..Udp::to(OUT.at(ACCOMPLICE))
+    })?;
+    let seen = accomplice.heard();
+    let seen = seen.last().context("the accomplice heard nothing")?.from;
+    ensure!(seen == CP1.at(TUNNEL), "translated to {seen}");
+    for _ in 0..2 {
+        // The translation is forgotten by now, the question may be remembered.
+        thread::sleep(Duration::from_millis(1500));
+        mark += 1;
+        let arrivals = unpacked(mark)?;
+        raw(&out, (OUT.at(ACCOMPLICE), CP1.at(TUNNEL)), &in_tunnel(mark))?;
+        thread::sleep(Duration::from_millis(50));
+        if arrivals.so_far()? > 0 {
+            failures.push("by a pod and an accomplice: it is unpacked".to_owned());
+        }
+    }
+    // Honest answers go on.
+    let asked = host.udp(OUT.at(ACCOMPLICE))?;
+    ensure!(asked == Outcome::Answered, "an honest question: {asked}");
+    ensure!(failures.is_empty(), "{}", failures.join("\n"));
+    lab.close()
+}
+
+/// Ports of cp1 that lead to its pod, with the visitor's address left as it is: a NodePort with the traffic
+/// policy `Local`, and what a hostPort does.
+const NODE_PORT: u16 = port::NODE_PORT;
+const HOST_PORT: u16 = 31_234;
+
+fn translate(lab: &Lab) -> Result<()> {
+    let pod = POD_A.party;
+    let mut rules =
+        "table inet visitors { chain pre { type nat hook prerouting priority -101;\n".to_owned();
+    for (family, to) in [("ip", pod.at(port::ECHO)), ("ip6", pod.at6(port::ECHO))] {
+        let local = if family == "ip" { "ipv4" } else { "ipv6" };
+        rules.push_str(&format!(
+            "fib daddr type local meta nfproto {local} meta l4proto {{ tcp, udp }} th dport {NODE_PORT} dnat {family} to {to}\n"
+        ));
+    }
+    rules.push_str(&format!(
+        "ip daddr {} tcp dport {HOST_PORT} dnat ip to {}\n}}\n}}",
+        CP1.v4,
+        pod.at(port::ECHO)
+    ));
+    net::nft(lab.host("cp1").namespace().name(), &rules)
+}
+
+#[test]
+fn what_is_translated_to_a_pod_is_answered() -> Result<()> {
+    let lab = Lab::builder().build()?;
+    translate(&lab)?;
+    lab.claim(&CP1, &VIP)?;
+    let pod = lab.pod("pod-a");
+    let own = POD_A.party.both(port::ECHO).to_vec();
+    let _server = pod.serve(Serve {
+        tcp: own.clone(),
+        udp: own,
+        ..Serve::default()
+    })?;
+    let visitor = lab.neighbour();
+    let tcp = [
+        CP1.at(NODE_PORT),
+        CP1.at6(NODE_PORT),
+        CP1.at(HOST_PORT),
+        // An address that the node took beside its own.
+        VIP.at(NODE_PORT),
+        VIP.at6(NODE_PORT),
+    ];
+    let udp = [CP1.at(NODE_PORT), CP1.at6(NODE_PORT), VIP.at(NODE_PORT)];
+    let all = |when: &str| -> Result<Vec<String>> {
+        let mut failures = Vec::new();
+        for to in tcp {
+            let report = visitor.transfer(to, 200_000)?;
+            if report.count != 200_000 {
+                failures.push(format!("{when}: TCP to {to}: {report:?}"));
+            }
+        }
+        for to in udp {
+            let outcome = visitor.udp_with(Udp {
+                count: 3,
+                ..Udp::to(to)
+            })?;
+            if outcome.outcome != Outcome::Answered {
+                failures.push(format!("{when}: UDP to {to}: {outcome:?}"));
+            }
+        }
+        Ok(failures)
+    };
+    let failures = all("twin")?;
+    ensure!(failures.is_empty(), "{}", failures.join("\n"));
+    let inventory = lab.inventory_yaml();
+    let more = format!("\"{}\", \"{}\", \"{}\"]", CP1.v6, VIP.v4, VIP.v6);
+    let declared = inventory.replace(&format!("\"{}\"]", CP1.v6), &more);
+    ensure!(
+        declared != inventory,
+        "cp1's addresses are not where they were"
+    );
+    let policy = PolicyText {
+        options: vec!["insecure-port", "node-ports"],
+        inventory: Some(declared),
+        other_traffic: "Drop",
+        ..PolicyText::default()
+    };
+    let agent = Agent::start(&lab, "cp1", &policy)?;
+    let mut failures = all("under Drop")?;
+    // A visitor that never asked is not answered, nor is one that asked from another port.
+    let before = agent.denied("OtherTraffic")?.0;
+    let asked: Vec<u16> = {
+        let from = 50_000;
+        let connected = visitor.connect_with(Connect {
+            from: Some(OUT.at(from)),
+            ..Connect::to(CP1.at(NODE_PORT))
+        })?;
+        if !connected.outcome.worked() {
+            failures.push(format!("from a port of its own: {connected:?}"));
+        }
+        vec![from + 1, from + 2]
+    };
+    for (number, to) in asked.into_iter().enumerate() {
+        let mark = 900 + number as u16;
+        let arrivals = Arrivals::matching(
+            &lab.login("out"),
+            &format!("unasked-{mark}"),
+            &format!("ip id {mark}"),
+        )?;
+        let from = POD_A.party.at(port::ECHO);
+        let packets = [
+            Crafted::tcp(from, OUT.at(to), mark, SYN_ACK, b""),
+            Crafted::udp(from, OUT.at(to), mark, b"unasked"),
+            Crafted::tcp(from, OUT.at(to), mark, SYN, b""),
+        ];
+        let frames = packets.map(|packet| packet.frame(pod.party().mac, POD_GATEWAY_MAC));
+        pod.inject("eth0", &frames)?;
+        thread::sleep(Duration::from_millis(100));
+        let arrived = arrivals.so_far()?;
+        if arrived > 0 {
+            failures.push(format!(
+                "{arrived} of 3 unasked answers to port {to} arrive"
+            ));
+        }
+    }
+    agent.event(|event| {
+        event.reason == "OtherTraffic" && event.destination == Some(OUT.v4.to_string())
+    })?;
+    let told = agent.denied("OtherTraffic")?.0 - before;
+    if told < 6 {
+        failures.push(format!("{told} of 6 told"));
+    }
+    ensure!(failures.is_empty(), "{}", failures.join("\n"));
+    lab.close()
+}
