@@ -419,7 +419,7 @@ impl Agent {
                 changes.iter().for_each(|change| say(change));
                 return Ok(());
             }
-            Err(error) => text::chain(&error),
+            Err(error) => format!("{}{}", text::chain(&error), out_of_files()),
         };
         let missing: Vec<&str> = roles
             .iter()
@@ -779,6 +779,16 @@ impl Agent {
         if left_out > 0 {
             let _ = writeln!(io::stdout(), "and {left_out} more");
         }
+    }
+}
+
+/// Where no file can be opened, other errors than that come of it.
+fn out_of_files() -> String {
+    match File::open("/dev/null") {
+        Err(error) => {
+            format!("; no file can be opened ({error}): raise the limit (LimitNOFILE=, ulimit -n)")
+        }
+        Ok(_) => String::new(),
     }
 }
 

@@ -11,7 +11,7 @@ use enforcer_common::{limits, tables::Party};
 use glob::Pattern;
 
 use super::KernelError;
-use crate::compile::CgroupRule;
+use crate::{compile::CgroupRule, text};
 
 /// A declared cgroup that exists.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -184,11 +184,8 @@ impl CgroupPaths {
             }
             if name.matches('/').count() < 4 * limits::CGROUP_LEVELS as usize {
                 for child in children(&directory) {
-                    let last = child
-                        .file_name()
-                        .unwrap_or_default()
-                        .to_string_lossy()
-                        .into_owned();
+                    let last = child.file_name().unwrap_or_default();
+                    let last = text::of_bytes(last.as_encoded_bytes());
                     open.push((child, format!("{name}/{last}")));
                 }
             }
