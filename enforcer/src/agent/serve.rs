@@ -32,7 +32,6 @@ use super::{
     room::Room,
     say::say,
     start::{self, Lock, Ready},
-    warnings,
     watch::{self, Directories},
 };
 use crate::{
@@ -737,7 +736,7 @@ impl Agent {
 
     /// What about the node does not fit the policy.
     fn tell_node(&mut self) {
-        for warning in warnings::of_node(&self.ready.compiled) {
+        for warning in self.warnings() {
             say(&format!("warning: {warning}"));
         }
         for listener in self.refused_listeners() {
