@@ -33,11 +33,11 @@ pub const NEW_RECORDS_AT_ONCE: u64 = 1024;
 pub const CGROUP_LEVELS: u32 = 16;
 /// IPv6 extension headers that are read before a packet is called unreadable.
 pub const MAX_EXTENSION_HEADERS: usize = 8;
-/// Where the last of them must end, counted from the packet's first byte: whatever is read of a packet is within
-/// [`MAX_READ`] bytes, which can be made the kernel's own before they are read.
-pub const MAX_HEADERS_END: usize = 2048;
-/// No byte of a packet that decides is further from its beginning: behind the headers stand at most the headers of
-/// the packet that an ICMP error quotes, which end within the same bounds, and a transport header.
+/// What they may take together, in bytes, before it is called that.
+pub const MAX_EXTENSION_BYTES: usize = 1024;
+/// No byte of a packet that decides is further from its beginning, so that all of them can be made the kernel's own before
+/// they are read: a link header, IP and its extension headers, ICMP, the same once more of the packet that an error
+/// quotes, and a transport header.
 pub const MAX_READ: u32 = 4096;
 /// How long a UDP flow, or a translated connection, is remembered after the last packet of whoever opened it, in seconds.
 /// As long as the kernel's own connection tracking remembers a UDP stream, and half of that again.
@@ -47,3 +47,6 @@ pub const MAX_TRANSLATED: u32 = 65_536;
 /// New records for a sender and a guarded endpoint that have none yet, which a flood can not take. See
 /// [`crate::record::PairKey`].
 pub const MAX_PAIRS: u32 = 2048;
+
+// Link header with two tags, IPv6, extension headers, and a transport header; twice where an error quotes a packet.
+const _: () = assert!(22 + 2 * (40 + MAX_EXTENSION_BYTES + 60) <= MAX_READ as usize);

@@ -10,7 +10,7 @@
 
 use crate::{
     addr::Ip,
-    limits::{MAX_EXTENSION_HEADERS, MAX_HEADERS_END},
+    limits::{MAX_EXTENSION_BYTES, MAX_EXTENSION_HEADERS},
     packet::{Packet, PacketBytes, Phase, Ports, Segment, Shape, Space},
     verdict::Reason,
 };
@@ -360,6 +360,7 @@ fn skip_extensions<B: PacketBytes + ?Sized>(
     bytes: &B,
     network: &mut Network,
 ) -> Result<(), Reason> {
+    let first = network.offset;
     for position in 0..=MAX_EXTENSION_HEADERS {
         if !is_extension(network.protocol) || network.fragment_offset != 0 {
             return Ok(());
@@ -368,6 +369,9 @@ fn skip_extensions<B: PacketBytes + ?Sized>(
             break;
         }
         skip_extension(bytes, network)?;
+        if network.offset - first > MAX_EXTENSION_BYTES {
+            break;
+        }
     }
     Err(Reason::TooManyHeaders)
 }
@@ -402,8 +406,6 @@ fn skip_extension<B: PacketBytes + ?Sized>(bytes: &B, network: &mut Network) -> 
     network.offset = bytes.opaque(network.offset + size);
     if network.offset > network.end {
         Err(network.too_short())
-    } else if network.offset > MAX_HEADERS_END {
-        Err(Reason::TooManyHeaders)
     } else {
         Ok(())
     }

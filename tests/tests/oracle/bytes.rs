@@ -222,7 +222,7 @@ fn head_v4(bytes: &[u8], is_whole: bool) -> Read<Head<'_>> {
     })
 }
 
-/// RFC 8200, with at most eight extension headers and hop-by-hop options in the first place only.
+/// RFC 8200, with at most eight extension headers of a kilobyte in all, and hop-by-hop options in the first place only.
 fn head_v6(bytes: &[u8], is_whole: bool) -> Read<Head<'_>> {
     let fixed = bytes.get(..40).ok_or("TruncatedHeader")?;
     let (src, dst) = (v6(&fixed[8..]), v6(&fixed[24..]));
@@ -242,7 +242,7 @@ fn head_v6(bytes: &[u8], is_whole: bool) -> Read<Head<'_>> {
         length: (is_whole && said > 0).then_some(said),
         fragment: Fragment::Whole,
     };
-    let mut seen = 0;
+    let (mut seen, mut taken) = (0, 0);
     while matches!(head.protocol, 0 | 43 | 44 | 51 | 60 | 135) {
         if matches!(head.fragment, Fragment::Later(_)) {
             break;
@@ -271,6 +271,11 @@ fn head_v6(bytes: &[u8], is_whole: bool) -> Read<Head<'_>> {
             head.length = Some(left.ok_or(too_short(head.fragment))?);
         }
         head.payload = head.payload.get(size..).unwrap_or_default();
+        taken += size;
+        // So much can be made the kernel's own before it is read.
+        if taken > 1024 {
+            return Err("TooManyHeaders");
+        }
     }
     Ok(head)
 }
