@@ -409,8 +409,9 @@ pub struct Talk {
     /// Where to
     #[arg(long)]
     pub to: SocketAddr,
-    /// Segments to send once the connection is open, each as FLAGS:URGENT:AT:DATA: the flags and the data in
-    /// hexadecimal, the urgent pointer, and how far from the first byte of the connection the data is
+    /// Segments to send once the connection is open, each as FLAGS:URGENT:AT:DATA:ODD: the flags and the data
+    /// in hexadecimal, the urgent pointer, how far from the first byte of the connection the data is, and what is
+    /// wrong with it (checksum, acknowledgement, hops or nothing)
     #[arg(long = "segment")]
     pub segment: Vec<String>,
     /// How long to wait after each segment
@@ -440,10 +441,15 @@ impl Talk {
     }
 
     /// With one more segment.
-    pub fn segment(mut self, flags: u8, urgent: u16, at: usize, data: &[u8]) -> Self {
+    pub fn segment(self, flags: u8, urgent: u16, at: i32, data: &[u8]) -> Self {
+        self.odd_segment(flags, urgent, at, data, "nothing")
+    }
+
+    /// The same, with something wrong with it: `checksum`, `acknowledgement` or `hops`.
+    pub fn odd_segment(mut self, flags: u8, urgent: u16, at: i32, data: &[u8], odd: &str) -> Self {
         let data = to_hex(data);
         self.segment
-            .push(format!("{flags:02x}:{urgent}:{at}:{data}"));
+            .push(format!("{flags:02x}:{urgent}:{at}:{data}:{odd}"));
         self
     }
 }

@@ -4,7 +4,7 @@
 use std::net::SocketAddr;
 
 use anyhow::Result;
-use enforcer_tests::craft::Crafted;
+use enforcer_tests::craft::{Crafted, fix_ipv4_checksum};
 use enforcer_tests::net;
 use enforcer_tests::offload::{GSO_TCP4, GSO_UDP, Offload, disguised};
 use enforcer_tests::packet::to_hex;
@@ -205,7 +205,11 @@ pub fn rows() -> Vec<Attack> {
         }),
         row("checksum-over-fragment", HostPod, "the same over the offset of a fragment", "w1", CHECKSUM, |stage| {
             offloaded(stage, "udp dport 4789", |mark| {
-                (disguised(&datagram(W1.at(FROM), mark), 20, 20, 0x0100, STEER), completed(20, 20))
+                let mut frame = datagram(W1.at(FROM), mark);
+                // "Do not fragment", for a checksum is never zero.
+                frame[20] = 0x40;
+                fix_ipv4_checksum(&mut frame[14..34]);
+                (disguised(&frame, 20, 20, 0x0100, STEER), completed(20, 20))
             })
         }),
         row("checksum-over-data", HostPod, "the same over the data of TCP, where a lock would look", "w1", INJECTED, |stage| {
