@@ -492,6 +492,9 @@ pub struct Serve {
     /// How to take the addresses
     #[arg(long, value_enum, default_value_t)]
     pub take: Take,
+    /// Use IPv6 sockets and the IPv4-mapped form of TCP addresses
+    #[arg(long)]
+    pub mapped: bool,
 }
 
 /// `lab-probe sniff`: prints [`READY`](super::READY), then a [`Frame`](super::Frame) per frame that matches.
