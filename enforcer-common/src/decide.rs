@@ -61,7 +61,7 @@ pub fn arrived_on_wire<T: Tables>(
     let ends = Ends {
         from,
         to: dst,
-        src: src.party,
+        src: src_on_wire(settings, role, src),
         dst,
     };
     let verdict = decide(tables, settings, ends, packet);
@@ -212,7 +212,7 @@ pub fn delivered<T: Tables>(
     let ends = Ends {
         from,
         to: receiver,
-        src: src.party,
+        src: src_on_wire(settings, role, src),
         dst,
     };
     let verdict = decide(tables, settings, ends, packet);
@@ -308,10 +308,16 @@ pub fn forwarded<T: Tables>(
         Entered::ByUplink(_) => src.party,
     };
     let dst = tables.place(&packet.dst).party;
+    let is_node = src.is(Place::OWN | Place::OTHER_NODE);
+    let src = match entered {
+        // It is a pod's all the same: nothing that a node may answer.
+        Entered::FromPod | Entered::FromKnownPod(_) if is_node => settings.pods as Party,
+        _ => src.party,
+    };
     let ends = Ends {
         from,
         to: dst,
-        src: src.party,
+        src,
         dst,
     };
     let judged = decide(tables, settings, ends, packet);
@@ -440,10 +446,17 @@ pub fn unreadable<T: Tables>(tables: &T, reason: Reason) -> Verdict {
 fn sender_on_wire(settings: &Settings, role: Role, src: Place) -> Party {
     match role {
         Role::Pod => settings.pods as Party,
-        // A node's address is believed where its packets come in. Elsewhere it may be a new pod's, whose interface nobody
-        // has looked at yet.
-        Role::Undeclared if src.is(Place::OWN | Place::OTHER_NODE) => settings.pods as Party,
-        Role::Loopback | Role::Uplink | Role::Undeclared => src.party,
+        Role::Loopback | Role::Uplink | Role::Undeclared => src_on_wire(settings, role, src),
+    }
+}
+
+/// Who is at a source address. A node's is believed where its packets come in. Elsewhere it may be a new pod's, whose interface
+/// nobody has looked at yet.
+fn src_on_wire(settings: &Settings, role: Role, src: Place) -> Party {
+    if matches!(role, Role::Undeclared) && src.is(Place::OWN | Place::OTHER_NODE) {
+        settings.pods as Party
+    } else {
+        src.party
     }
 }
 

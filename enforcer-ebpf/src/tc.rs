@@ -19,7 +19,7 @@ use enforcer_common::{
 
 use crate::{
     cgroup_skb,
-    lock::{self, Lock},
+    lock::{self, Lock, Way},
     maps::{self, Active},
     memo::{self, Found},
     report::{Report, Subject, count, is_of_cut},
@@ -197,13 +197,12 @@ pub fn egress(ctx: &TcContext) -> i32 {
         }
         return PASS;
     }
-    // SAFETY: not null, and a plain field that every socket has.
-    if unsafe { (*sk).family } == AF_PACKET {
-        return injected(skb, role, true);
-    }
     // Lo belongs to one network namespace, and so do the sockets that send by it.
-    if !on_lo && socket::is_elsewhere(skb, sk) {
-        return injected(skb, role, false);
+    let elsewhere = !on_lo && socket::is_elsewhere(skb, sk);
+    // SAFETY: not null, and a plain field that every socket has.
+    let raw = unsafe { (*sk).family } == AF_PACKET;
+    if raw || elsewhere {
+        return injected(skb, role, u32::from(raw) | u32::from(elsewhere) << 1);
     }
     if lock::is_to_be_seen_again(skb, sk) {
         let code = sent_again(skb);
@@ -238,9 +237,10 @@ fn sent_again(skb: Skb) -> i32 {
 }
 
 // Each way out on a stack frame of its own, as only one of them is taken.
-/// What a process sends by a packet socket; or, where not `raw`, by a socket of another network namespace.
+/// What a process sends by a packet socket (1 in `how`), or by a socket of another network namespace (2), or both.
 #[inline(never)]
-fn injected(skb: Skb, role: Role, raw: bool) -> i32 {
+fn injected(skb: Skb, role: Role, how: u32) -> i32 {
+    let (raw, elsewhere) = (how & 1 != 0, how & 2 != 0);
     let active = Active::now();
     let (_, start) = interface(skb.ifindex());
     let mut packet = skb::room();
@@ -258,14 +258,16 @@ fn injected(skb: Skb, role: Role, raw: bool) -> i32 {
     if !raw && cgroup_skb::is_kernels_own(skb, active, sender, &packet) {
         return PASS;
     }
-    let allowed = if raw {
-        cgroup_skb::sent_by(sender, on_lo, active, &packet)
-    } else {
+    let allowed = if elsewhere {
         cgroup_skb::sent_from_elsewhere(sender, active, &packet)
+    } else {
+        cgroup_skb::sent_by(sender, on_lo, active, &packet)
     };
     let verdict = if !allowed.is_denied() && skb.has_checksum_elsewhere(Some(&packet)) {
         decide::refused(&active.generation(), Reason::ChecksumElsewhere)
-    } else if raw && lock::is_asked(allowed, &packet) {
+    } else if !raw {
+        lock::at_socket(Way::Sent, skb, &packet, allowed, || false).verdict(active, allowed)
+    } else if lock::is_asked(allowed, &packet) {
         lock::injected(&packet.segment).verdict(active, allowed)
     } else {
         allowed

@@ -43,7 +43,7 @@ impl Advice {
             (true, _) => remedy.clone(),
             (false, false) => format!("path {path} would allow it; without it {symptom}. {remedy}"),
             (false, true) => format!(
-                "path {path} is for the like (without it {symptom}), and opens much more than this. {remedy}"
+                "path {path} covers this (without it {symptom}) but opens far more. {remedy}"
             ),
         }
     }
@@ -163,14 +163,14 @@ pub fn unrecognised(
     );
     let why = match declared {
         [] => format!("no cgroup of `{name}` is declared"),
-        [one] => format!("the declared cgroup of `{name}`, {one}, is gone or empty"),
-        _ => format!("the declared cgroups of `{name}` are gone or empty"),
+        [one] => format!("the declared cgroup of `{name}`, {one}, does not exist or is empty"),
+        _ => format!("the declared cgroups of `{name}` do not exist or are empty"),
     };
     Some(Advice {
         path: String::new(),
         symptom: String::new(),
         remedy: format!(
-            "A process that calls itself {} runs in {} ({what}), and {why}: if it is the {name} of this node, add {cgroup} \
+            "A process named {} runs in {} ({what}), and {why}: if it is this node's {name}, add {cgroup} \
              to its `cgroups` in the Inventory.",
             process.name, process.cgroup
         ),
@@ -662,7 +662,7 @@ spec:
             "addresses: [\"203.0.113.9\"]",
             "443/tcp",
             "from: [pods]",
-            "opens much more",
+            "opens far more",
         ] {
             assert!(said.contains(part), "no {part} in {said}");
         }
@@ -769,7 +769,7 @@ spec:
         let said = told("kube-apiserver", scope, &["pods"], false);
         for part in [
             "undeclared static pod",
-            "/kubepods.slice/a/pod1, is gone",
+            "/kubepods.slice/a/pod1, does not exist",
             "add /kubepods.slice/a/pod2 to",
         ] {
             assert!(said.contains(part), "no {part} in {said}");

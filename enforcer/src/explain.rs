@@ -213,23 +213,23 @@ fn sent(
         return Ok((At::Elsewhere, judge(At::Elsewhere)?, None));
     };
     let (other, when) = match assumed {
-        At::ThisNode => (At::Elsewhere, "does not have"),
-        At::Elsewhere => (At::ThisNode, "has"),
+        At::ThisNode => (At::Elsewhere, "is not"),
+        At::Elsewhere => (At::ThisNode, "is"),
     };
     let (here, there) = (judge(assumed)?, judge(other)?);
     let note = (here.0.outcome() != there.0.outcome()).then(|| {
         let known = tables.compiled();
         let would = match there.0.outcome() {
             Outcome::Path(number, _) => match known.paths.get(&number) {
-                Some(path) => format!("it is allowed by path {path}"),
-                None => "it is allowed".to_owned(),
+                Some(path) => format!("allowed by path {path}"),
+                None => "allowed".to_owned(),
             },
-            Outcome::Denied(Denial { reason, .. }) => format!("it is denied: {}", reason.name()),
-            Outcome::Other | Outcome::LaterFragment => "it is allowed as other traffic".to_owned(),
+            Outcome::Denied(Denial { reason, .. }) => format!("denied: {}", reason.name()),
+            Outcome::Other | Outcome::LaterFragment => "allowed as other traffic".to_owned(),
         };
         format!(
-            "where {} itself {when} {}, {would} (`at` says which is meant)",
-            node.name, to.address
+            "if {} {when} an address of {} itself: {would} (set `at` to choose)",
+            to.address, node.name
         )
     });
     Ok((assumed, here, note))
@@ -701,7 +701,7 @@ spec: { profile: control-plane-stacked-etcd, options: [load-balancer], mode: Enf
                 None,
                 "NoPath",
                 "etcd:client",
-                "does not have 10.0.0.5, it is allowed as other traffic",
+                "10.0.0.5 is not an address of cp1 itself: allowed as other traffic",
             ),
             (
                 "address 203.0.113.7",
@@ -709,7 +709,7 @@ spec: { profile: control-plane-stacked-etcd, options: [load-balancer], mode: Enf
                 None,
                 "NoPath",
                 "etcd:client",
-                "it is allowed as other traffic",
+                "allowed as other traffic",
             ),
             (
                 "/pods/x",
@@ -717,7 +717,7 @@ spec: { profile: control-plane-stacked-etcd, options: [load-balancer], mode: Enf
                 None,
                 "WrongProcess",
                 "etcd:client",
-                "it is allowed as other traffic",
+                "allowed as other traffic",
             ),
             (
                 "pod 10.244.0.9",
@@ -758,7 +758,7 @@ spec: { profile: control-plane-stacked-etcd, options: [load-balancer], mode: Enf
                 None,
                 "pod-to-pod",
                 "world:any,pods:any",
-                "itself has 10.96.44.4, it is denied: NoPath",
+                "10.96.44.4 is an address of cp1 itself: denied: NoPath",
             ),
             (
                 "pod 10.244.0.9",

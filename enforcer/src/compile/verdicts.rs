@@ -325,8 +325,7 @@ impl<'a> Filler<'a> {
         let is_documented = documented.any(|known| known.port(&port.name).is_some());
         (meant.routes.is_empty() && is_documented).then(|| {
             format!(
-                "if it is the port of something else here, `{}: {{ ports: {{ {}: null }} }}` in the Inventory leaves \
-                 it alone",
+                "if another program uses this port here, set `{}: {{ ports: {{ {}: null }} }}` in the Inventory",
                 component.name, port.name
             )
         })

@@ -247,7 +247,7 @@ fn some(names: &[&str]) -> String {
 
 fn warnings(policy: &Policy, text: &mut String) {
     if !policy.wide_senders.is_empty() {
-        let _ = writeln!(text, "\nWider than they may look");
+        let _ = writeln!(text, "\nBroad senders to guarded endpoints");
     }
     for WideSender {
         component,
@@ -259,7 +259,7 @@ fn warnings(policy: &Policy, text: &mut String) {
         let endpoints: Vec<&str> = endpoints.iter().map(String::as_str).collect();
         let _ = writeln!(
             text,
-            "  - {who} counts as `{component}` and reaches {}; {remedy}",
+            "  - {who} counts as `{component}` and can reach {}; {remedy}",
             some(&endpoints)
         );
     }

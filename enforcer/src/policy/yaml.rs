@@ -61,7 +61,7 @@ fn unquoted_comma(text: &str, span: Span) -> Option<Problem> {
             quote(part),
             quote(sentence)
         ),
-        format!("quote what belongs together: `\"{sentence}, {part}\"`"),
+        format!("quote the whole text: `\"{sentence}, {part}\"`"),
     ))
 }
 

@@ -196,7 +196,7 @@ pub fn narrow() -> Vec<Row> {
         row("kubeadm-to-controller-manager", (Session("cp1"), tcp(LOOPBACK, port::CONTROLLER_MANAGER)), (Hostnet("cp1"), tcp(LOOPBACK, port::CONTROLLER_MANAGER)), "WrongProcess"),
         row("kubeadm-to-scheduler", (Session("cp1"), tcp(LOOPBACK, port::SCHEDULER)), (Hostnet("cp1"), tcp(LOOPBACK, port::SCHEDULER)), "WrongProcess"),
         row("controllers-to-apiserver", (Static("cp1", "controller-manager"), tcp(CP2, port::APISERVER)), (Static("cp1", "controller-manager"), tcp(CP2, port::KUBELET)), "WrongProcess"),
-        row("controllers-to-load-balancer", (Static("cp1", "scheduler"), tcp(LB, port::APISERVER)), (Daemon("cp1", "chrony"), tcp(LB, port::APISERVER)), "OtherTraffic"),
+        row("controllers-to-load-balancer", (Static("cp1", "scheduler"), tcp(LB, port::APISERVER)), (Daemon("cp1", "etcd"), tcp(LB, port::APISERVER)), "OtherTraffic"),
         row("node-ports", (Host(OUT), tcp(W1, port::NODE_PORT)), (Host(OUT), tcp(W1, port::ECHO)), "OtherTraffic"),
         row("service-forwarding", (Daemon("w2", "chrony"), tcp(POD_B.party, port::ECHO)), (Host(OUT), tcp(POD_B.party, port::ECHO)), "OtherTraffic"),
     ]

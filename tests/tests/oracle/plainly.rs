@@ -400,7 +400,8 @@ impl<'a> Oracle<'a> {
         let for_process_here = |(path, port): &(&Path, &Port)| {
             let known = |name: &String| {
                 let component = self.policy.component(name);
-                component.is_some_and(|c| c.runs_on(self.node) && !c.cgroups.is_empty())
+                let has_cgroup = |c: &Component| !c.cgroups.is_empty() || c.needs_cgroup;
+                component.is_some_and(|c| c.runs_on(self.node) && has_cgroup(c))
             };
             reaches(path, port) && path.from.iter().any(known)
         };
@@ -452,16 +453,18 @@ impl<'a> Oracle<'a> {
         let mut residents = BTreeSet::new();
         let mut senders = BTreeSet::new();
         for component in &policy.components {
-            let lives = declared(component)
+            let known = declared(component)
                 || (pod && component.in_pod_networks)
                 || (loopback && self.is_here(component))
-                || node.is_some_and(|node| component.runs_on(node))
-                || (is_outside && component.is_elsewhere());
+                || node.is_some_and(|node| component.runs_on(node));
+            let elsewhere = is_outside && component.is_elsewhere();
+            let lives = known || elsewhere;
             let anywhere = component.runs_on.is_empty() && !component.cgroups.is_empty();
             if lives {
                 residents.insert(component.name.as_str());
             }
-            if lives || ((loopback || node.is_some()) && anywhere) {
+            let is_taken_for_it = known || (elsewhere && !component.only_receives_outside);
+            if is_taken_for_it || ((loopback || node.is_some()) && anywhere) {
                 senders.insert(component.name.as_str());
             }
             if service_network && component.in_pod_networks {
@@ -520,8 +523,8 @@ impl<'a> Oracle<'a> {
         }
     }
 
-    /// A process in a cgroup: what declares the deepest one above it; without, whatever is here and
-    /// declares none.
+    /// A process in a cgroup: what declares the deepest one above it; without, whatever is here,
+    /// declares none and needs none.
     fn process(&self, cgroup: &str) -> Sender<'a> {
         let may = |c: &Component| c.runs_on.is_empty() || c.runs_on(self.node);
         let mut above: Vec<&str> = cgroup.split('/').filter(|s| !s.is_empty()).collect();
@@ -532,7 +535,7 @@ impl<'a> Oracle<'a> {
                 break found;
             }
             if above.pop().is_none() {
-                break self.named(|c| self.is_here(c) && c.cgroups.is_empty());
+                break self.named(|c| self.is_here(c) && c.cgroups.is_empty() && !c.needs_cgroup);
             }
         };
         Sender {

@@ -193,6 +193,9 @@ fn place(random: &mut Random) -> String {
     if random.chance(8) {
         fields.push("outside: true".to_owned());
     }
+    if random.chance(6) {
+        fields.push(format!("needsCgroup: {}", random.chance(2)));
+    }
     if random.chance(8) {
         fields.push("partOf: [node]".to_owned());
     }

@@ -508,8 +508,8 @@ fn wide_senders_are_listed() {
     };
     let plain = wide("", "");
     for part in [
-        "apiserver is every process of its nodes that is in no declared cgroup: apiserver:secure etcd:client kubelet:api",
-        "joining-node is everybody outside of the cluster: apiserver:secure",
+        "apiserver is every process in no declared cgroup on its nodes: apiserver:secure etcd:client kubelet:api",
+        "joining-node is anyone outside the cluster: apiserver:secure",
     ] {
         assert!(
             plain.iter().any(|line| line == part),
@@ -534,7 +534,7 @@ fn wide_senders_are_listed() {
     for (addresses, part) in [
         (
             "[192.0.2.0/24]",
-            "backup is everybody in 192.0.2.0/24: etcd:client",
+            "backup is anyone in 192.0.2.0/24: etcd:client",
         ),
         (
             "[10.244.0.0/16]",
@@ -575,10 +575,13 @@ fn only_what_is_for_strangers_is_anywhere_outside() {
     assert!(!policy.component("mine").unwrap().only_receives_outside);
     let notes = policy.notes.join("\n");
     assert!(
-        notes.contains("nobody who sends from there is taken for it"),
+        notes.contains("no sender outside is recognised as it"),
         "{notes}"
     );
-    assert!(notes.contains("off on the nodes themselves"), "{notes}");
+    assert!(
+        notes.contains("inactive until the Inventory declares their `cgroups`"),
+        "{notes}"
+    );
     assert!(
         notes.contains("`kube-proxy` (kube-proxy-to-apiserver)"),
         "{notes}"
@@ -593,7 +596,7 @@ fn what_is_said_first_fits_on_a_screen() {
         "profile control-plane-stacked-etcd with insecure-port",
         "your own: backup-to-etcd, gateways, gateway-metrics",
         "nodes with control-plane, etcd: cp1",
-        "Wider than they may look",
+        "Broad senders to guarded endpoints",
     ] {
         assert!(text.contains(part), "no {part:?} in\n{text}");
     }

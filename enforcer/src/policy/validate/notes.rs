@@ -376,7 +376,7 @@ fn off_without_cgroup(policy: &Policy, notes: &mut Vec<String>) {
         .collect();
     if !off.is_empty() {
         notes.push(format!(
-            "off on the nodes themselves until `cgroups` in the Inventory says which processes they are: {}",
+            "inactive until the Inventory declares their `cgroups`: {}",
             off.join("; ")
         ));
     }
@@ -393,8 +393,8 @@ fn only_receivers(policy: &Policy, notes: &mut Vec<String>) {
             .collect();
         if component.is_elsewhere() && component.only_receives_outside && !sends.is_empty() {
             notes.push(format!(
-                "component `{}` is anywhere outside: it is reached there, but nobody who sends from there is taken \
-                 for it, so {} {} can not be used from outside; write its networks as `addresses`",
+                "component `{}` is anywhere outside: it can be reached there, but no sender outside is recognised as it, so \
+                 {} {} can not be used from there; declare its networks as `addresses`",
                 component.name,
                 path_or_paths(&sends),
                 list(&sends)

@@ -56,7 +56,7 @@ pub(crate) fn check_interfaces(
             }
             Problem::new(
                 format!(
-                    "{} and the uplinks' {} both match {}, and neither is the narrower",
+                    "{} and the uplinks' {} both match {}, and neither is narrower",
                     quote(pod.as_str()),
                     quote(uplink.as_str()),
                     quote(&common)
@@ -163,7 +163,7 @@ fn ambiguous(
     };
     Problem::new(
         format!(
-            "{} of {} and {} of {} (line {}) both mean a cgroup such as {}, and neither is the narrower",
+            "{} of {} and {} of {} (line {}) both match a cgroup such as {}, and neither is narrower",
             quote(second.text),
             names(second),
             quote(first.text),
@@ -171,8 +171,8 @@ fn ambiguous(
             first.span.line,
             quote(common)
         ),
-        "write one of them out, or go on with both until they differ (`*-pod1234.slice`): of two patterns at one depth \
-         the one wins whose cgroups the other means, too",
+        "write one of them in full, or extend both until they differ (`*-pod1234.slice`): of two patterns at one depth \
+         the narrower wins, the one whose cgroups the other matches too",
     )
 }
 

@@ -1,4 +1,4 @@
-//! Senders to guarded endpoints that are wider than they look.
+//! Senders to guarded endpoints that are broader than they look.
 
 use std::collections::{BTreeSet, HashSet};
 
@@ -59,7 +59,7 @@ fn reasons(policy: &Policy, component: &Component) -> Vec<Reason> {
         });
     };
     if component.is_elsewhere() && !component.only_receives_outside {
-        let who = "everybody outside of the cluster".to_owned();
+        let who = "anyone outside the cluster".to_owned();
         add(who, "`addresses` would narrow it", false);
     }
     let overlaps = |pods: &IpNet, net: &IpNet| pods.contains(net) || net.contains(pods);
@@ -78,12 +78,12 @@ fn reasons(policy: &Policy, component: &Component) -> Vec<Reason> {
         add(format!("every pod in {}", texts(&pods)), remedy, false);
     }
     if !ranges.is_empty() {
-        let who = format!("everybody in {}", texts(&ranges));
+        let who = format!("anyone in {}", texts(&ranges));
         add(who, "single addresses would narrow it", false);
     }
     let runs = policy.nodes.iter().any(|node| component.runs_on(node));
     if runs && component.counts_undeclared() && component.name != "node" {
-        let who = "every process of its nodes that is in no declared cgroup".to_owned();
+        let who = "every process in no declared cgroup on its nodes".to_owned();
         add(who, "its `cgroups` would narrow it", true);
     }
     reasons
