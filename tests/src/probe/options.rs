@@ -329,10 +329,10 @@ pub struct Ring {
 /// `lab-probe tap`: frames that come out of a tap device of one's own.
 #[derive(Debug, Clone, Args, Serialize)]
 pub struct Tap {
-    /// The device's name
+    /// The device's name; or, with a slash in it, the file of a macvtap device
     #[arg(long)]
     pub device: String,
-    /// The frames in hexadecimal; the device's own hardware address is put in as their destination
+    /// The frames in hexadecimal; a tap device's own hardware address is put in as their destination
     #[arg(long = "frame", required = true)]
     pub frame: Vec<String>,
     /// A header with offloads in hexadecimal that goes before each frame (IFF_VNET_HDR)
