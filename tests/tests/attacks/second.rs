@@ -130,7 +130,7 @@ fn deep(stage: &Stage, host: &str, levels: usize) -> Result<Place> {
     stage.lab.place_in(host, &format!("kubepods.slice/{below}"))
 }
 
-/// A SYN to etcd by a macvtap device of w1's uplink, opened by somebody who was given it.
+/// A datagram into cp1's tunnel by a macvtap device of w1's uplink, opened by somebody who was given it.
 fn by_macvtap<'a>(stage: &'a Stage, from: &Place) -> Result<Attempt<'a>> {
     let host = stage.lab.login("w1");
     let namespace = host.namespace().name();
@@ -146,8 +146,8 @@ fn by_macvtap<'a>(stage: &'a Stage, from: &Place) -> Result<Attempt<'a>> {
     );
     host.run("sh", ["-c", &line])?.checked()?;
     let mark = stage.fresh();
-    let arrivals = stage.counted(INPUT, &format!("ip id {mark} tcp dport {ETCD}"))?;
-    let frame = Crafted::tcp(W1.at(FROM), CP1.at(ETCD), mark, SYN, b"").frame(W1_MAC, CP1_MAC);
+    let arrivals = stage.counted(INPUT, &format!("ip id {mark} udp dport {TUNNEL}"))?;
+    let frame = Crafted::udp(W1.at(FROM), CP1.at(TUNNEL), mark, b"tapped").frame(W1_MAC, CP1_MAC);
     let report = from.probe(&Probe::Tap(Tap {
         device: file.display().to_string(),
         frame: vec![to_hex(&frame)],
@@ -292,7 +292,7 @@ pub fn rows() -> Vec<Attack> {
         row("macvtap", HostPod, "writes to a macvtap device of the uplink in its node's namespace, as a virtual machine does", "w1", INJECTED, |stage| {
             by_macvtap(stage, &stage.lab.hostnet("w1"))
         }),
-        row("macvtap-pod", Pod, "the same from its own namespace", "w1", INJECTED, |stage| {
+        row("macvtap-pod", Pod, "the same from its own namespace", "w1", ("tc/egress", "ForgedSource"), |stage| {
             by_macvtap(stage, stage.lab.pod("pod-b"))
         }),
         row("veth-in-host", HostPod, "bypasses TC by a 32-bit system call on one end of a link within its node's namespace, into the node's own tunnel", "cp1", ("tc/ingress", "NoPath"), |stage| {
