@@ -2,7 +2,7 @@
 //! and files, and what a policy says. A newline would forge a line of a log, an escape sequence
 //! would move a terminal's cursor, and a bidirectional control would turn a line around.
 //!
-//! Text is kept as it is everywhere else. [`shown`] is for a name within a line, [`lines`] for text
+//! Text is kept as it is everywhere else. [`shown`] is for text within a line ([`name`] for who did something), [`lines`] for text
 //! that has lines of its own, [`json`] for a JSON document. All three escape the same characters,
 //! and escape no backslash: what is harmless stays as it is, systemd's `\x2d` in the names of
 //! cgroups for one. So escaping twice changes nothing.
@@ -12,6 +12,17 @@ use std::{borrow::Cow, error::Error, fmt::Write as _, path::Path};
 /// A name within a line.
 pub fn shown(text: &str) -> Cow<'_, str> {
     escaped(text, is_harmful, visible)
+}
+
+/// A name within a line that says who did something. One with spaces is quoted, so that it says nothing more than
+/// its name.
+pub fn name(text: &str) -> Cow<'_, str> {
+    let text = shown(text);
+    if text.contains([' ', '"']) {
+        Cow::Owned(format!("\"{}\"", text.replace('"', "\\\"")))
+    } else {
+        text
+    }
 }
 
 /// Text of several lines: newlines stay.
@@ -29,6 +40,16 @@ pub fn json(document: &str) -> Cow<'_, str> {
             let _ = write!(out, "\\u{unit:04x}");
         }
     })
+}
+
+/// A line of a file, to be shown with marks below: each character stays one. What ASCII has of controls is left to
+/// who shows it.
+pub fn excerpt(line: &str) -> String {
+    let shown = |c: char| match c.is_ascii() || !is_harmful(c) {
+        true => c,
+        false => char::REPLACEMENT_CHARACTER,
+    };
+    line.chars().map(shown).collect()
 }
 
 /// The name of a file, as it is shown.
@@ -172,7 +193,18 @@ mod tests {
                 "{text}"
             );
         }
+        assert_eq!(excerpt("a\u{1b}é\u{2028}b"), "a\u{1b}é\u{fffd}b");
         assert_eq!(shown("a\nb\u{1b}[31m\u{202e}"), "a\\nb\\u{1b}[31m\\u{202e}");
+    }
+
+    #[test]
+    fn a_name_says_nothing_but_itself() {
+        assert_eq!(name("/a/b\\x2d.slice"), "/a/b\\x2d.slice");
+        assert_eq!(
+            name("a → 10.0.0.1 [NoPath]\n"),
+            "\"a → 10.0.0.1 [NoPath]\\n\""
+        );
+        assert_eq!(name("a\" b"), "\"a\\\" b\"");
     }
 
     #[test]

@@ -12,6 +12,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::{Context, Result};
+use nix::errno::Errno;
 use nix::sched::{CloneFlags, setns};
 use nix::sys::prctl::set_pdeathsig;
 use nix::sys::signal::Signal;
@@ -297,6 +298,14 @@ impl Action {
         Ok(self)
     }
 
+    /// Has the kernel refuse it a system call, as if something it needs for it had run out.
+    pub fn refused(mut self, call: libc::c_long, error: Errno) -> Self {
+        let refusal = Refusal::of(call, error);
+        // SAFETY: between fork and exec it makes one system call with what was made before the fork.
+        unsafe { self.command.pre_exec(move || refusal.install()) };
+        self
+    }
+
     /// Gives it a file to read from standard input.
     pub fn input(mut self, file: File) -> Self {
         self.command.stdin(file);
@@ -326,6 +335,47 @@ impl Action {
         child
             .wait()
             .with_context(|| format!("failed to wait for {}", self.what))
+    }
+}
+
+/// A filter of system calls that refuses one of them.
+struct Refusal([libc::sock_filter; 4]);
+
+impl Refusal {
+    fn of(call: libc::c_long, error: Errno) -> Self {
+        let statement = |code: u32, k: u32| libc::sock_filter {
+            code: code as u16,
+            jt: 0,
+            jf: 0,
+            k,
+        };
+        // The number of the call is what a filter sees first (`struct seccomp_data`).
+        let load = statement(libc::BPF_LD | libc::BPF_W | libc::BPF_ABS, 0);
+        let mut is_it = statement(libc::BPF_JMP | libc::BPF_JEQ | libc::BPF_K, call as u32);
+        is_it.jf = 1;
+        let finish = |action| statement(libc::BPF_RET | libc::BPF_K, action);
+        Self([
+            load,
+            is_it,
+            finish(libc::SECCOMP_RET_ERRNO | error as u32),
+            finish(libc::SECCOMP_RET_ALLOW),
+        ])
+    }
+
+    fn install(&self) -> io::Result<()> {
+        let program = libc::sock_fprog {
+            len: self.0.len() as u16,
+            filter: self.0.as_ptr().cast_mut(),
+        };
+        // SAFETY: the kernel copies the program, which lives as long as the call.
+        let result = unsafe {
+            libc::prctl(
+                libc::PR_SET_SECCOMP,
+                libc::SECCOMP_MODE_FILTER,
+                &raw const program,
+            )
+        };
+        Errno::result(result).map(drop).map_err(io::Error::from)
     }
 }
 

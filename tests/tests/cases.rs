@@ -18,7 +18,7 @@ use enforcer::compile::{Compiled, PathNumbers, Simulator, compile};
 use enforcer::kernel::{Kernel, Link, TcMode, cgroups, trial::Trial};
 use enforcer::policy::cases::{self, Attempt, Case, Expect, Sender, Target, What};
 use enforcer::policy::model::{Mode, Policy};
-use enforcer_common::packet::Segment;
+use enforcer_common::packet::Packet;
 use enforcer_common::parse::{Start, parse};
 use enforcer_common::tables::Role;
 use enforcer_common::verdict::{Direction, Reason, Verdict, counter};
@@ -143,7 +143,7 @@ fn random_packets_agree(drop: bool) -> Result<()> {
                 let allowed = decide::arrived_on_wire(&tables, role, &packet, |_| {
                     IpAddr::from(packet.src) == lives_there
                 });
-                with_tls_lock(&tables, allowed, &frame, &packet.segment)
+                with_tls_lock(&tables, allowed, &frame, &packet)
             }
             Err(reason) => decide::unreadable(&tables, reason),
         };
@@ -172,13 +172,14 @@ fn with_tls_lock(
     tables: &Simulator<'_>,
     allowed: Verdict,
     frame: &[u8],
-    segment: &Segment,
+    packet: &Packet,
 ) -> Verdict {
-    let looked_at = allowed.is_tls_path()
-        && allowed.direction() == Direction::Forward
-        && segment.is_syn()
-        && !segment.is_empty();
-    if looked_at && !tls::may_follow(frame, segment, segment.start()) {
+    let segment = &packet.segment;
+    let looked_at =
+        allowed.is_tls_path() && allowed.direction() == Direction::Forward && segment.is_syn();
+    if looked_at && tls::is_multipath(frame, packet) {
+        decide::not_tls(tables, allowed, Reason::MultipathTls)
+    } else if looked_at && !tls::may_follow(frame, segment, segment.start()) {
         decide::not_tls(tables, allowed, Reason::NotTls)
     } else {
         allowed

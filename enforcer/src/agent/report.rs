@@ -5,7 +5,11 @@ use std::fmt;
 use enforcer_common::record::Hook;
 use serde::{Deserialize, Serialize};
 
-use crate::{advice::Advice, kernel::Attachment, text::shown};
+use crate::{
+    advice::Advice,
+    kernel::Attachment,
+    text::{name, shown},
+};
 
 /// What is in force, and what came of it.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -125,9 +129,9 @@ pub struct Listener {
 
 impl fmt::Display for Listener {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let cgroup = shown(&self.cgroup);
+        let cgroup = name(&self.cgroup);
         match (&self.comm, self.pid) {
-            (Some(comm), Some(pid)) => write!(f, "{} (pid {pid}, cgroup {cgroup})", shown(comm))?,
+            (Some(comm), Some(pid)) => write!(f, "{} (pid {pid}, cgroup {cgroup})", name(comm))?,
             _ => write!(f, "the kernel, for a process of cgroup {cgroup},")?,
         }
         let holds = if self.protocol == "tcp" {
@@ -327,19 +331,19 @@ impl Event {
 
     /// Who sent it, in words.
     pub fn sender(&self) -> String {
-        let name = shown(&self.subject.name);
-        let mut who = match (self.subject.kind, name.is_empty()) {
+        let subject = name(&self.subject.name);
+        let mut who = match (self.subject.kind, subject.is_empty()) {
             (SubjectKind::Cgroup, true) => format!("a cgroup that is gone ({})", self.subject.id),
-            (SubjectKind::Cgroup, false) => name.into_owned(),
+            (SubjectKind::Cgroup, false) => subject.into_owned(),
             (SubjectKind::Interface, true) => format!("interface {}", self.subject.id),
-            (SubjectKind::Interface, false) => format!("interface {name}"),
+            (SubjectKind::Interface, false) => format!("interface {subject}"),
         };
         if let Some(comm) = &self.comm {
             let pid = self
                 .pid
                 .map(|pid| format!(", pid {pid}"))
                 .unwrap_or_default();
-            who = format!("{} (in {who}{pid})", shown(comm));
+            who = format!("{} (in {who}{pid})", name(comm));
         }
         match &self.source {
             Some(source) => format!("{source}, {who}"),
@@ -458,7 +462,7 @@ pub(super) mod tests {
         };
         assert_eq!(
             forged.to_string(),
-            "dropped a\\nallowed: x\\u{1b}[31m (in /x\\u{1b}[2J\\rFAKE\\u{202e}\\u{2028}next, pid 42) → \
+            "dropped \"a\\nallowed: x\\u{1b}[31m\" (in /x\\u{1b}[2J\\rFAKE\\u{202e}\\u{2028}next, pid 42) → \
              127.0.0.1:2379/tcp (etcd:client): no path from this sender to this endpoint; \
              because\\u{85}of that [NoPath, cgroup/connect]"
         );

@@ -32,7 +32,6 @@ use super::{
     room::Room,
     say::say,
     start::{self, Lock, Ready},
-    warnings,
     watch::{self, Directories},
 };
 use crate::{
@@ -419,7 +418,7 @@ impl Agent {
                 changes.iter().for_each(|change| say(change));
                 return Ok(());
             }
-            Err(error) => text::chain(&error),
+            Err(error) => format!("{}{}", text::chain(&error), out_of_files()),
         };
         let missing: Vec<&str> = roles
             .iter()
@@ -738,7 +737,7 @@ impl Agent {
 
     /// What about the node does not fit the policy.
     fn tell_node(&mut self) {
-        for warning in warnings::of_node(&self.ready.compiled, self.kernel.sees_all_options()) {
+        for warning in self.warnings() {
             say(&format!("warning: {warning}"));
         }
         for listener in self.refused_listeners() {
@@ -780,6 +779,16 @@ impl Agent {
         if left_out > 0 {
             let _ = writeln!(io::stdout(), "and {left_out} more");
         }
+    }
+}
+
+/// Where no file can be opened, other errors than that come of it.
+fn out_of_files() -> String {
+    match File::open("/dev/null") {
+        Err(error) => {
+            format!("; no file can be opened ({error}): raise the limit (LimitNOFILE=, ulimit -n)")
+        }
+        Ok(_) => String::new(),
     }
 }
 

@@ -60,7 +60,7 @@ impl Agent {
             attachments,
             cgroups: self.known_cgroups(),
             notes: self.notes(),
-            warnings: warnings::of_node(&self.ready.compiled, self.kernel.sees_all_options()),
+            warnings: self.warnings(),
             listeners,
             problems: self.faults.problems(),
             paths: paths.collect(),
@@ -77,6 +77,11 @@ impl Agent {
             not_attached: self.faults.get(Kind::Interfaces).map(str::to_owned),
             kernel: self.kernel.features(),
         })
+    }
+
+    /// What about this node and its kernel weakens what the policy says. The place for what the kernel side knows.
+    pub(super) fn warnings(&self) -> Vec<String> {
+        warnings::of_node(&self.ready.compiled, self.kernel.sees_all_options())
     }
 
     pub(super) fn sources(&self) -> Sources {

@@ -4,7 +4,13 @@
 
 use std::{fs, net::IpAddr, path::Path};
 
-use enforcer_common::{addr::Ip, decide, packet::Space, tables::Party};
+use enforcer_common::{
+    addr::Ip,
+    decide,
+    packet::Space,
+    tables::{NOBODY, Party, Tables as _},
+    verdict::Verdict,
+};
 
 use crate::compile::{Compiled, Simulator};
 
@@ -73,7 +79,7 @@ fn ephemeral_ports(compiled: &Compiled) -> Option<String> {
     ))
 }
 
-/// Ports among the ephemeral ones that not everybody may bind.
+/// Ports among the ephemeral ones that are guarded on this node.
 fn unreserved(compiled: &Compiled, range: &str, reserved: &str) -> Vec<(Space, u16)> {
     let mut range = range.split_whitespace().map(str::parse::<u16>);
     let (Some(Ok(first)), Some(Ok(last))) = (range.next(), range.next()) else {
@@ -82,11 +88,18 @@ fn unreserved(compiled: &Compiled, range: &str, reserved: &str) -> Vec<(Space, u
     let reserved = parsed(reserved);
     let is_reserved = |port: u16| reserved.iter().any(|(a, b)| (*a..=*b).contains(&port));
     let tables = Simulator::new(compiled);
-    // A party number, widened for the kernel's sake.
-    let anybody = compiled.settings.undeclared_process as Party;
+    let settings = &compiled.settings;
+    // Party numbers, widened for the kernel's sake.
+    let (anybody, own) = (settings.undeclared_process as Party, settings.own as Party);
     let every_address = Ip::from(IpAddr::from([0, 0, 0, 0]));
+    // Not everybody may bind it; or, where nobody knows who binds it, not everybody may send there.
     let is_guarded = |space, port| {
-        decide::binding(&tables, anybody, &every_address, space, port).is_guarded_denial()
+        let target = tables
+            .class(space, port)
+            .and_then(|class| tables.target(settings, own, class));
+        let packet = target.and_then(|target| tables.entry(settings, NOBODY, target));
+        packet.is_some_and(Verdict::is_guarded_denial)
+            || decide::binding(&tables, anybody, &every_address, space, port).is_guarded_denial()
     };
     let ports = (first..=last).filter(|port| !is_reserved(*port));
     ports
@@ -159,8 +172,13 @@ spec:
       partOf: [node]
       runsOn: [worker]
       guard: true
-      cgroups: [/system.slice/wg.service]
-      ports: { tunnel: 51820/udp, api: 40000/tcp }
+      ports: { tunnel: 51820/udp }
+    agent:
+      partOf: [node]
+      runsOn: [worker]
+      guard: true
+      cgroups: [/system.slice/agent.service]
+      ports: { api: 40000/tcp }
 ---
 apiVersion: enforcer.dev/v1alpha1
 kind: PathPolicy

@@ -2,7 +2,7 @@
 //! 0 fine, 1 the answer is no (an invalid policy, a denied connection, a failed case), 2 wrong usage
 //! or it could not be done. Who reads the results may stop: then this ends as other tools do.
 //!
-//! Everything that is printed goes through [`say`], [`say_json`] or [`complain`], which let no text of others do
+//! Everything that is printed goes through `say`, `say_json` or `complain`, which let no text of others do
 //! anything to a terminal; a name within a line is [`text::shown`] besides.
 
 mod catalog;

@@ -16,6 +16,7 @@ use crate::{
         cgroups::{rule_at, segments},
     },
     policy::glob::Glob,
+    text,
 };
 
 /// A declared cgroup that exists.
@@ -205,11 +206,8 @@ impl CgroupPaths {
             }
             if name.matches('/').count() < 4 * limits::CGROUP_LEVELS as usize {
                 for child in children(&directory) {
-                    let last = child
-                        .file_name()
-                        .unwrap_or_default()
-                        .to_string_lossy()
-                        .into_owned();
+                    let last = child.file_name().unwrap_or_default();
+                    let last = text::of_bytes(last.as_encoded_bytes());
                     open.push((child, format!("{name}/{last}")));
                 }
             }

@@ -126,7 +126,7 @@ impl Excerpt {
     fn cut(text: &str, span: Span) -> Option<Self> {
         let line = text.lines().nth(span.line as usize - 1)?;
         (line.len() <= MAX_EXCERPT).then(|| Self {
-            line: line.to_owned(),
+            line: crate::text::excerpt(line),
             length: span.length,
         })
     }

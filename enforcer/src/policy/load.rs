@@ -156,13 +156,20 @@ fn open_regular(path: &Path) -> io::Result<Result<File, FileType>> {
     // To open a device may do something already, so it is looked at first; and once more when it is open,
     // as it may have been replaced between.
     let kind = fs::metadata(path)?.file_type();
+    let open = || {
+        OpenOptions::new()
+            .read(true)
+            .custom_flags(libc::O_NONBLOCK | libc::O_NOCTTY)
+            .open(path)
+    };
+    if kind.is_fifo() {
+        // Whoever waits for a reader is told that there is none, instead of waiting for ever.
+        drop(open());
+    }
     if !kind.is_file() {
         return Ok(Err(kind));
     }
-    let file = OpenOptions::new()
-        .read(true)
-        .custom_flags(libc::O_NONBLOCK | libc::O_NOCTTY)
-        .open(path)?;
+    let file = open()?;
     let kind = file.metadata()?.file_type();
     Ok(if kind.is_file() { Ok(file) } else { Err(kind) })
 }

@@ -171,15 +171,17 @@ pub fn with_lock<T: enforcer_common::tables::Tables>(
     allowed: Verdict,
 ) -> Verdict {
     let segment = &packet.segment;
-    if !allowed.is_tls_path() || segment.is_empty() || packet.ports.space as u8 != 0 {
+    if !allowed.is_tls_path() || packet.ports.space as u8 != 0 {
         return allowed;
     }
     let forward = allowed.direction() == Direction::Forward;
+    let is_looked_at = matches!(at, At::Arrives(_)) && forward && segment.is_syn();
+    if is_looked_at && tls::is_multipath(frame, packet) {
+        return decide::not_tls(tables, allowed, Reason::MultipathTls);
+    }
     let holds = match at {
-        At::Sent(_) => false,
-        At::Arrives(_) => {
-            !forward || !segment.is_syn() || tls::may_follow(frame, segment, segment.start())
-        }
+        At::Sent(_) => segment.is_empty(),
+        At::Arrives(_) => !is_looked_at || tls::may_follow(frame, segment, segment.start()),
     };
     if holds {
         allowed

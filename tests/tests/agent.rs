@@ -1,0 +1,747 @@
+//! The agent goes on whatever happens around it: files that never answer, interfaces that vanish, no file
+//! descriptors, names that were chosen to deceive. And it says so.
+
+use std::fs::{self, File, OpenOptions};
+use std::os::fd::AsRawFd;
+use std::os::unix::ffi::OsStrExt;
+use std::os::unix::fs::symlink;
+use std::os::unix::process::ExitStatusExt;
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, ensure};
+use enforcer_tests::packet::{Content, Forged};
+use enforcer_tests::patience::patient;
+use enforcer_tests::plan::{CP1, LOOPBACK, POD_A, port};
+use enforcer_tests::probe::Serve;
+use enforcer_tests::product::{Agent, Event, PolicyText};
+use enforcer_tests::{Lab, Outcome, Ran, Running, net, tools};
+use nix::errno::Errno;
+use nix::mount::{MntFlags, MsFlags, mount, umount2};
+use nix::sys::signal::Signal;
+use nix::sys::stat::Mode;
+use nix::unistd::mkfifo;
+use serde_json::Value;
+
+/// How long what the agent does at once, or within a look at everything, may take on a busy machine.
+const SOON: Duration = Duration::from_secs(10);
+/// What a name may not do to a line: each is in names that others chose.
+const HARMFUL: &[char] = &[
+    '\u{1b}', '\r', '\u{7}', '\u{202e}', '\u{2028}', '\u{200b}', '\u{85}',
+];
+
+/// Asks again until something is there.
+fn wait_for<T>(what: &str, mut look: impl FnMut() -> Result<Option<T>>) -> Result<T> {
+    let deadline = Instant::now() + patient(SOON);
+    loop {
+        if let Some(found) = look()? {
+            return Ok(found);
+        }
+        ensure!(Instant::now() < deadline, "{what} does not come");
+        thread::sleep(Duration::from_millis(50));
+    }
+}
+
+fn status_with(agent: &Agent, wanted: impl Fn(&Value) -> bool) -> Result<Value> {
+    wait_for("the status", || {
+        Ok(Some(agent.status()?).filter(|status| wanted(status)))
+    })
+}
+
+/// The product's command line on cp1.
+fn enforcer(lab: &Lab, args: &[&str]) -> Result<Ran> {
+    lab.daemon("cp1", "enforcer")
+        .command_of(&tools::enforcer()?)?
+        .args(args)
+        .run()
+}
+
+/// An agent on cp1 that a shell starts, after some commands of its own.
+fn start_after(lab: &Lab, commands: &str, policy: &PolicyText) -> Result<Running> {
+    let file = lab.directory().join("policy.yaml");
+    fs::write(&file, policy.yaml(lab))?;
+    let place = lab.daemon("cp1", "enforcer");
+    place
+        .command("sh")?
+        .arg("-c")
+        .arg(format!("{commands}; exec \"$0\" run --node cp1 -p \"$1\""))
+        .arg(tools::enforcer()?.path)
+        .arg(&file)
+        .spawn()
+}
+
+fn status(lab: &Lab) -> Result<Value> {
+    let said = enforcer(lab, &["status", "-o", "json"])?.checked()?;
+    serde_json::from_str(&said.stdout).context("status is no JSON")
+}
+
+fn text(value: &Value) -> &str {
+    value.as_str().unwrap_or_default()
+}
+
+#[test]
+fn a_pipe_is_no_policy_and_is_not_waited_for() -> Result<()> {
+    let lab = Lab::builder().build()?;
+    let policy = PolicyText::default();
+    let pipe = lab.directory().join("pipe.yaml");
+    mkfifo(&pipe, Mode::S_IRUSR | Mode::S_IWUSR)?;
+    for input in [pipe.as_path(), Path::new("/dev/zero"), Path::new("-")] {
+        let said = enforcer(
+            &lab,
+            &["run", "--node", "cp1", "-p", &input.to_string_lossy()],
+        )?;
+        ensure!(
+            said.code() == Some(2) && said.stderr.contains("give a file"),
+            "{}: {said}",
+            input.display()
+        );
+    }
+    // Nor when it takes the place of a file.
+    let agent = Agent::start(&lab, "cp1", &policy)?;
+    fs::rename(&pipe, agent.policy())?;
+    let broken = status_with(&agent, |status| status["lastError"].is_string())?;
+    ensure!(
+        text(&broken["lastError"]).contains("a named pipe"),
+        "{broken:#}"
+    );
+    ensure!(broken["lastErrorSince"].is_string(), "{broken:#}");
+    fs::remove_file(agent.policy())?;
+    fs::write(agent.policy(), policy.yaml(&lab))?;
+    let repaired = status_with(&agent, |status| status["lastError"].is_null())?;
+    let told = &repaired["repaired"];
+    ensure!(
+        told["brokenSince"] == broken["lastErrorSince"],
+        "{repaired:#}"
+    );
+    ensure!(repaired["generation"] == 1, "{repaired:#}");
+    let shown = agent.command(&["status"])?.checked()?.stdout;
+    ensure!(
+        shown.contains("repaired  the policy was broken from "),
+        "{shown}"
+    );
+    let log = agent.stop()?.checked()?.stderr;
+    ensure!(log.contains("the policy is repaired"), "{log}");
+    lab.close()
+}
+
+/// A file system that never answers: nobody is behind it.
+struct Silent {
+    at: PathBuf,
+    // Whoever waits is let go when this is closed.
+    _device: File,
+}
+
+impl Silent {
+    fn mount(at: &Path) -> Result<Self> {
+        let device = OpenOptions::new()
+            .read(true)
+            .write(true)
+            .open("/dev/fuse")?;
+        let options = format!(
+            "fd={},rootmode=40000,user_id=0,group_id=0",
+            device.as_raw_fd()
+        );
+        let flags = MsFlags::MS_NOSUID | MsFlags::MS_NODEV;
+        mount(
+            Some("silent"),
+            at,
+            Some("fuse"),
+            flags,
+            Some(options.as_str()),
+        )?;
+        Ok(Self {
+            at: at.to_owned(),
+            _device: device,
+        })
+    }
+}
+
+impl Drop for Silent {
+    fn drop(&mut self) {
+        let _ = umount2(&self.at, MntFlags::MNT_DETACH);
+    }
+}
+
+#[test]
+fn a_file_system_that_does_not_answer_stops_nothing() -> Result<()> {
+    let directory = tempfile::tempdir()?;
+    // Before the lab: its hosts have mounts of their own.
+    let silent = Silent::mount(directory.path())?;
+    let lab = Lab::builder().build()?;
+    let policy = PolicyText::default();
+    let (good, file) = (
+        lab.directory().join("good.yaml"),
+        lab.directory().join("p.yaml"),
+    );
+    fs::write(&good, policy.yaml(&lab))?;
+    symlink(&good, &file)?;
+    let agent = Agent::start_on_file(&lab, "cp1", &file)?;
+    let next = lab.directory().join("next.yaml");
+    symlink(directory.path().join("policy.yaml"), &next)?;
+    fs::rename(&next, &file)?;
+    agent.running().signal(Signal::SIGHUP)?;
+    let deadline = Instant::now() + patient(Duration::from_secs(30));
+    let told = loop {
+        let asked = Instant::now();
+        let status = agent.status()?;
+        ensure!(
+            asked.elapsed() < patient(Duration::from_secs(3)),
+            "{:?}",
+            asked.elapsed()
+        );
+        if status["lastError"].is_string() {
+            break status;
+        }
+        ensure!(Instant::now() < deadline, "nothing is told: {status:#}");
+        thread::sleep(Duration::from_millis(100));
+    };
+    ensure!(
+        text(&told["lastError"]).contains("are being read for more than"),
+        "{told:#}"
+    );
+    // Everything else goes on: a new cgroup, and the end.
+    let apiserver = lab.hostnet("cp1").connect(LOOPBACK.at(port::INSECURE))?;
+    ensure!(apiserver == Outcome::Eperm, "{apiserver}");
+    let node = lab.host("cp1").namespace().name();
+    net::ip(
+        Some(node),
+        "link add cali-late type veth peer name late-peer\n",
+    )?;
+    status_with(&agent, |status| {
+        status["attachments"].to_string().contains("cali-late")
+    })?;
+    let asked = Instant::now();
+    agent.running().signal(Signal::SIGTERM)?;
+    agent.stop()?.checked()?;
+    ensure!(asked.elapsed() < patient(SOON), "{:?}", asked.elapsed());
+    drop(silent);
+    lab.close()
+}
+
+#[test]
+fn without_inotify_it_looks_by_the_clock_and_says_so() -> Result<()> {
+    let lab = Lab::builder().apiserver().build()?;
+    let file = lab.directory().join("policy.yaml");
+    fs::write(&file, PolicyText::default().yaml(&lab))?;
+    lab.static_pod("cp1", "scheduler").cgroup().id()?;
+    let agent = lab
+        .daemon("cp1", "enforcer")
+        .command_of(&tools::enforcer()?)?
+        .args(["run", "--node", "cp1", "-p"])
+        .arg(&file)
+        .refused(libc::SYS_inotify_init1, Errno::EMFILE)
+        .spawn()?;
+    let told = wait_for("the status", || Ok(status(&lab).ok()))?;
+    let problems = told["problems"].to_string();
+    ensure!(
+        problems.contains("declared cgroups are looked for once a second")
+            && problems.contains("files are looked at every five seconds")
+            && problems.contains("fs.inotify.max_user_instances"),
+        "{told:#}"
+    );
+    // A static pod that is made anew is known, a little later.
+    let slice = lab
+        .host("cp1")
+        .cgroup_root()
+        .join(enforcer_tests::cgroup::static_pod_slice("scheduler"));
+    let to = LOOPBACK.at(port::INSECURE);
+    let _ = fs::remove_dir(slice.join("cri-scheduler.scope"));
+    fs::remove_dir(&slice)?;
+    wait_for("the scheduler", || {
+        Ok((lab.scheduler().connect(to)? == Outcome::Connected).then_some(()))
+    })?;
+    // And so is another policy.
+    fs::write(&file, PolicyText::dry_run().yaml(&lab))?;
+    wait_for("the policy", || {
+        Ok((status(&lab)?["generation"] == 2).then_some(()))
+    })?;
+    agent.signal(Signal::SIGTERM)?;
+    agent.finish(SOON)?.checked()?;
+    lab.close()
+}
+
+#[test]
+fn without_file_descriptors_it_answers_and_says_what_is_open() -> Result<()> {
+    // Enough to begin, and not for all interfaces: each takes one for each program.
+    const LIMIT: usize = 150;
+    const MANY: usize = 100;
+    let lab = Lab::builder().build()?;
+    let node = lab.host("cp1").namespace().name().to_owned();
+    lab.static_pod("cp1", "scheduler").cgroup().id()?;
+    let agent = start_after(&lab, &format!("ulimit -n {LIMIT}"), &PolicyText::default())?;
+    wait_for("the agent", || Ok(status(&lab).ok()))?;
+    let add: String = (0..MANY)
+        .map(|n| format!("link add cali-x{n} type veth peer name peer-x{n}\n"))
+        .collect();
+    net::ip(Some(&node), &add)?;
+    let told = wait_for("the status", || {
+        Ok(Some(status(&lab)?).filter(|status| status["notAttached"].is_string()))
+    })?;
+    let error = text(&told["notAttached"]);
+    ensure!(
+        error.contains("no file can be opened (Too many open files")
+            && error.contains("without their programs: cali-x"),
+        "{error}"
+    );
+    ensure!(
+        error.matches("os error 24").count() == 1,
+        "said twice: {error}"
+    );
+    // Those who follow keep nobody from asking.
+    let followers: Vec<Running> = (0..4)
+        .map(|_| {
+            let place = lab.daemon("cp1", "enforcer");
+            place
+                .command_of(&tools::enforcer()?)?
+                .args(["events", "--follow"])
+                .spawn()
+        })
+        .collect::<Result<_>>()?;
+    let attached = |status: &Value| status["attachments"].as_array().map_or(0, Vec::len);
+    ensure!(attached(&status(&lab)?) > 20, "{told:#}");
+    // A declared cgroup is still one that is there.
+    ensure!(
+        !told["notes"].to_string().contains("podscheduler"),
+        "{told:#}"
+    );
+    drop(followers);
+    let gone: String = (0..MANY - 10)
+        .map(|n| format!("link del cali-x{n}\n"))
+        .collect();
+    net::ip(Some(&node), &gone)?;
+    let told = wait_for("the attachments", || {
+        Ok(Some(status(&lab)?).filter(|status| status["notAttached"].is_null()))
+    })?;
+    let here = told["attachments"].as_array().into_iter().flatten();
+    let here = here.filter(|a| text(&a["where"]).starts_with("cali-x"));
+    ensure!(here.count() == 20, "{told:#}");
+    let said = enforcer(&lab, &["detach"])?.checked()?;
+    ensure!(said.stdout.contains("detached"), "{said}");
+    agent.finish(SOON)?.checked()?;
+    lab.close()
+}
+
+#[test]
+fn a_start_while_interfaces_come_and_go_works() -> Result<()> {
+    const STARTS: usize = 8;
+    let lab = Lab::builder().build()?;
+    let node = lab.host("cp1").namespace().name().to_owned();
+    let stop = AtomicBool::new(false);
+    thread::scope(|scope| -> Result<()> {
+        let churn = scope.spawn(|| -> Result<()> {
+            while !stop.load(Ordering::Relaxed) {
+                for n in 0..8 {
+                    net::ip(
+                        Some(&node),
+                        &format!("link add cali-c{n} type veth peer name p{n}\n"),
+                    )?;
+                }
+                for n in 0..8 {
+                    net::ip(Some(&node), &format!("link del cali-c{n}\n"))?;
+                }
+            }
+            Ok(())
+        });
+        let starts = (0..STARTS).try_for_each(|start| -> Result<()> {
+            let policy = if start % 2 == 0 {
+                PolicyText::default()
+            } else {
+                PolicyText::dry_run()
+            };
+            let agent =
+                Agent::start(&lab, "cp1", &policy).with_context(|| format!("start {start}"))?;
+            status_with(&agent, |status| {
+                let attachments = status["attachments"].to_string();
+                attachments.contains("eth0") && attachments.contains(&POD_A.host_interface())
+            })?;
+            agent.stop()?.checked()?;
+            Ok(())
+        });
+        stop.store(true, Ordering::Relaxed);
+        let churned = churn
+            .join()
+            .map_err(|_panic| anyhow::anyhow!("the churn panicked"))?;
+        starts.and(churned)
+    })?;
+    lab.close()
+}
+
+#[test]
+fn a_cgroup_root_that_is_made_anew_is_enforced_anew() -> Result<()> {
+    let lab = Lab::builder().build()?;
+    let to = CP1.at(port::ETCD_CLIENT);
+    let root = lab.host("cp1").cgroup_root().join("kubepods.slice");
+    let connect = || lab.hostnet("cp1").connect(to);
+    ensure!(connect()? == Outcome::Refused, "twin: {}", connect()?);
+    let more = ["--cgroup-root", &*root.to_string_lossy()];
+    let agent = Agent::start_with(&lab, "cp1", &PolicyText::default(), &more)?;
+    ensure!(connect()? == Outcome::Eperm, "{}", connect()?);
+    enforcer_tests::cgroup::remove_tree(&root)?;
+    let status = status_with(&agent, |status| {
+        status["problems"]
+            .to_string()
+            .contains("no process is held to the policy")
+    })?;
+    ensure!(status["problems"][0]["since"].is_string(), "{status:#}");
+    let attached = status["attachments"].clone();
+    // Whoever comes back first is not judged yet, and then he is.
+    wait_for("a denial", || {
+        Ok((connect()? == Outcome::Eperm).then_some(()))
+    })?;
+    let status = status_with(&agent, |status| status["problems"] == serde_json::json!([]))?;
+    ensure!(status["attachments"] == attached, "{status:#}");
+    let log = agent.stop()?.checked()?.stderr;
+    ensure!(log.contains("works again, since"), "{log}");
+    lab.close()
+}
+
+#[test]
+fn names_that_others_chose_forge_nothing() -> Result<()> {
+    let lab = Lab::builder().build()?;
+    let node = lab.host("cp1").namespace().name().to_owned();
+    let chosen = "x\u{1b}[2J\rFAKE\u{202e}\u{2028}\u{200b}";
+    let interface = "cali\u{1b}[31m\u{85}X";
+    // A pod's, before the agent is there.
+    net::ip(
+        Some(&node),
+        &format!("link add \"{interface}\" type veth peer name nobody\n"),
+    )?;
+    let agent = Agent::start(&lab, "cp1", &PolicyText::default())?;
+    status_with(&agent, |status| {
+        status["attachments"].to_string().contains("[31m")
+    })?;
+    let program = lab.directory().join("a\nok: x\u{1b}[m\u{7}");
+    let curl = tools::find("curl")?;
+    fs::copy(&curl.path, &program)?;
+    let to = CP1.at(port::ETCD_CLIENT);
+    let bytes = std::ffi::OsStr::from_bytes(b"bad\xff\xfename").to_owned();
+    for cgroup in [chosen.into(), bytes] {
+        let root = lab
+            .host("cp1")
+            .cgroup_root()
+            .join("kubepods.slice")
+            .join(&cgroup);
+        fs::create_dir_all(&root)?;
+        let place = match cgroup.to_str() {
+            Some(name) => lab.place_in("cp1", &format!("kubepods.slice/{name}"))?,
+            None => continue,
+        };
+        let said = place
+            .command(&program)?
+            .with_libraries_of(&curl)?
+            .args(["-sS", "-m", "2", &format!("http://{to}/")])
+            .run()?;
+        ensure!(said.code() == Some(7), "{said}");
+    }
+    let event = agent.event(|event: &Event| event.subject.name.ends_with(chosen))?;
+    ensure!(
+        event.comm.as_deref() == Some("a\nok: x\u{1b}[m\u{7}"),
+        "{event:?}"
+    );
+    let listed = agent.command(&["events"])?.checked()?.stdout;
+    let json = agent.command(&["events", "-o", "json"])?.checked()?.stdout;
+    let shown = agent.command(&["status"])?.checked()?.stdout;
+    let shown_json = agent.command(&["status", "-o", "json"])?.checked()?.stdout;
+    ensure!(shown.contains("cali\\u{1b}[31m\\u{85}X"), "{shown}");
+    ensure!(
+        shown_json.contains("cali\\u001b[31m\\u0085X"),
+        "{shown_json}"
+    );
+    let log = agent.stop()?.checked()?;
+    for text in [
+        &listed,
+        &json,
+        &shown,
+        &shown_json,
+        &log.stdout,
+        &log.stderr,
+    ] {
+        let found = text.chars().find(|c| HARMFUL.contains(c));
+        ensure!(found.is_none(), "{found:?} in {text:?}");
+    }
+    for text in [&listed, &log.stdout] {
+        let line = text
+            .lines()
+            .find(|line| line.contains("FAKE"))
+            .context("no line")?;
+        let expected = "dropped \"a\\nok: x\\u{1b}[m\\u{7}\" (in /kubepods.slice/x\\u{1b}[2J\\rFAKE\\u{202e}\
+                        \\u{2028}\\u{200b}, pid ";
+        ensure!(line.starts_with(expected), "{line}");
+        ensure!(
+            !text.lines().any(|line| line.starts_with("ok:")),
+            "a forged line: {text}"
+        );
+    }
+    lab.close()
+}
+
+#[test]
+fn what_has_gone_keeps_its_name() -> Result<()> {
+    let lab = Lab::builder().build()?;
+    let node = lab.host("cp1").namespace().name().to_owned();
+    let agent = Agent::start(&lab, "cp1", &PolicyText::default())?;
+    let to = CP1.at(port::ETCD_CLIENT);
+    let pod = lab.pod("pod-a");
+    ensure!(pod.connect(to)? == Outcome::Timeout, "the pod reaches etcd");
+    let place = lab.place_in("cp1", "kubepods.slice/short-lived")?;
+    ensure!(
+        place.connect(to)? == Outcome::Eperm,
+        "the process reaches etcd"
+    );
+    let interface = POD_A.host_interface();
+    let of_pod =
+        |event: &Event| event.subject.kind == "interface" && event.subject.name == interface;
+    let of_process = |event: &Event| event.subject.name.ends_with("/short-lived");
+    let (first, second) = (agent.event(of_pod)?, agent.event(of_process)?);
+    net::ip(Some(&node), &format!("link del {interface}\n"))?;
+    fs::remove_dir(place.cgroup().directory())?;
+    status_with(&agent, |status| {
+        !status["attachments"].to_string().contains(&interface)
+    })?;
+    let (first_again, second_again) = (agent.event(of_pod)?, agent.event(of_process)?);
+    ensure!(first_again.source == first.source && second_again.count >= second.count);
+    let listed = agent.command(&["events"])?.checked()?.stdout;
+    ensure!(!listed.contains("gone"), "{listed}");
+    agent.stop()?.checked()?;
+    lab.close()
+}
+
+#[test]
+fn who_has_a_port_already_is_told() -> Result<()> {
+    let lab = Lab::builder().build()?;
+    let manager = lab.controller_manager();
+    let everywhere = "0.0.0.0:10257".parse()?;
+    let serve = |tcp| Serve {
+        tcp: vec![tcp],
+        ..Serve::default()
+    };
+    for (policy, next) in [
+        (
+            PolicyText::dry_run(),
+            "would be refused if the policy were enforced",
+        ),
+        (PolicyText::default(), "will be refused"),
+    ] {
+        // As it should be, nothing is told; nor of a stranger's port that is nobody's.
+        let _stranger = lab.hostnet("cp1").serve(serve(CP1.at(9999)))?;
+        let right = manager.serve(serve(LOOPBACK.at(port::CONTROLLER_MANAGER)))?;
+        let agent = Agent::start(&lab, "cp1", &policy)?;
+        ensure!(
+            agent.status()?["listeners"] == serde_json::json!([]),
+            "{:#}",
+            agent.status()?
+        );
+        drop(right);
+        agent.stop()?.checked()?;
+
+        let _wrong = manager.serve(serve(everywhere))?;
+        let _squatter = lab.hostnet("cp1").serve(Serve {
+            tcp: vec![CP1.at(port::ETCD_PEER)],
+            ..Serve::default()
+        })?;
+        let agent = Agent::start(&lab, "cp1", &policy)?;
+        let status = agent.status()?;
+        let listeners = status["listeners"].as_array().context("no listeners")?;
+        ensure!(listeners.len() == 2, "{status:#}");
+        let of = |port: u16| {
+            let found = listeners.iter().find(|listener| listener["port"] == port);
+            found.with_context(|| format!("not {port}: {status:#}"))
+        };
+        let told = of(port::CONTROLLER_MANAGER)?;
+        ensure!(
+            told["reason"] == "BindNotLoopback" && told["comm"] == "lab-probe",
+            "{told:#}"
+        );
+        ensure!(told["endpoint"] == "controller-manager:secure", "{told:#}");
+        ensure!(
+            told["willBeRefused"] == (policy.mode == "Enforce"),
+            "{told:#}"
+        );
+        ensure!(text(&told["cgroup"]).contains("podcontroller"), "{told:#}");
+        ensure!(
+            of(port::ETCD_PEER)?["reason"] == "BindForeignPort",
+            "{status:#}"
+        );
+        let shown = agent.command(&["status"])?.checked()?.stdout;
+        // It is true, too.
+        let again = manager.bind(everywhere)?;
+        ensure!(
+            if policy.mode == "Enforce" {
+                again == Outcome::Eperm
+            } else {
+                again != Outcome::Eperm
+            },
+            "{again}"
+        );
+        let log = agent.stop()?.checked()?.stderr;
+        for text in [shown, log] {
+            let line = text
+                .lines()
+                .find(|line| line.contains(":10257/tcp"))
+                .context("not told")?;
+            ensure!(
+                line.contains("listens on 0.0.0.0:10257/tcp (controller-manager:secure): ")
+                    && line.ends_with(&format!(
+                        "bound already, the next bind {next} (BindNotLoopback)"
+                    )),
+                "{line}"
+            );
+        }
+    }
+    lab.close()
+}
+
+#[test]
+fn filters_of_a_killed_agent_are_told() -> Result<()> {
+    let lab = Lab::builder().build()?;
+    let agent = Agent::start_with(&lab, "cp1", &PolicyText::default(), &["--tc", "clsact"])?;
+    agent.running().signal(Signal::SIGKILL)?;
+    agent.stop().ok();
+    let pod = lab.pod("pod-a");
+    let to = CP1.at(port::ETCD_CLIENT);
+    ensure!(pod.connect(to)? == Outcome::Timeout, "nothing is left");
+    let said = enforcer(&lab, &["status"])?;
+    ensure!(said.code() == Some(2), "{said}");
+    for part in [
+        "no agent runs here",
+        "eth0 (tc ingress)",
+        "`enforcer detach` removes them",
+    ] {
+        ensure!(said.stderr.contains(part), "{said}");
+    }
+    let said = enforcer(&lab, &["status", "-o", "json"])?;
+    let json: Value = serde_json::from_str(&said.stdout)?;
+    ensure!(
+        said.code() == Some(2) && json["leftovers"].is_array(),
+        "{said}"
+    );
+    enforcer(&lab, &["detach"])?.checked()?;
+    ensure!(pod.connect(to)? == Outcome::Refused, "something is left");
+    let said = enforcer(&lab, &["status"])?;
+    ensure!(
+        said.code() == Some(2)
+            && said.stderr.contains("start one with")
+            && !said.stderr.contains("eth0"),
+        "{said}"
+    );
+    lab.close()
+}
+
+#[test]
+fn a_stopped_agent_is_told_and_not_waited_for() -> Result<()> {
+    let lab = Lab::builder().build()?;
+    let agent = Agent::start(&lab, "cp1", &PolicyText::default())?;
+    agent.running().signal(Signal::SIGSTOP)?;
+    let said = lab
+        .daemon("cp1", "enforcer")
+        .command_of(&tools::enforcer()?)?
+        .arg("status")
+        .run_within(patient(Duration::from_secs(40)))?;
+    agent.running().signal(Signal::SIGCONT)?;
+    ensure!(
+        said.code() == Some(2) && said.stderr.contains("its process is stopped"),
+        "{said}"
+    );
+    agent.status()?;
+    agent.stop()?.checked()?;
+    lab.close()
+}
+
+/// Many senders at once: the log holds some of them, all are counted, and one who tried something else is listed.
+#[test]
+fn a_flood_hides_nobody_and_fills_no_log() -> Result<()> {
+    let lab = Lab::builder().build()?;
+    let pod = lab.pod("pod-a");
+    let agent = Agent::start(&lab, "cp1", &PolicyText::default())?;
+    let frame = |source: u32, to: u16| {
+        let packet = Forged {
+            source: std::net::SocketAddr::new(
+                std::net::Ipv4Addr::from(0x0a4e_0100 + source).into(),
+                40_000,
+            ),
+            destination: CP1.at(to),
+            content: Content::SYN,
+        };
+        packet.frame(POD_A.party.mac, pod.next_hop(CP1.v4.into()))
+    };
+    let rare = lab.hostnet("cp1").connect(CP1.at(port::ETCD_PEER))?;
+    ensure!(rare == Outcome::Eperm, "{rare}");
+    let flood: Vec<_> = (0..400)
+        .map(|n| frame(n, port::ETCD_CLIENT))
+        .collect::<Result<_>>()?;
+    pod.inject("eth0", &flood)?;
+    pod.inject("eth0", &[frame(1, port::KUBELET)?])?;
+    let events = wait_for("the events", || {
+        Ok(Some(agent.events()?).filter(|events| events.len() > 200))
+    })?;
+    // Of each sender and endpoint one, before all that repeats.
+    let first: Vec<_> = events[..3]
+        .iter()
+        .map(|event| event.endpoint.as_deref())
+        .collect();
+    for endpoint in ["etcd:peer", "kubelet:api", "etcd:client"] {
+        ensure!(first.contains(&Some(endpoint)), "{endpoint}: {first:?}");
+    }
+    let left_out = |line: &str| line.contains("new denials of this second are left out here");
+    agent.running().wait_for_line(left_out, patient(SOON))?;
+    let log = agent.stop()?.checked()?;
+    let lines = log
+        .stdout
+        .lines()
+        .filter(|line| line.starts_with("dropped "))
+        .count();
+    ensure!((3..100).contains(&lines), "{lines} lines");
+    lab.close()
+}
+
+/// The exit status says what happened, and nothing is said twice.
+#[test]
+fn the_command_line_ends_as_others_do() -> Result<()> {
+    let lab = Lab::builder().build()?;
+    let place = lab.daemon("cp1", "enforcer");
+    let missing = enforcer(&lab, &["check", "-p", "/missing.yaml"])?;
+    ensure!(
+        missing.code() == Some(2) && missing.stderr.matches("os error 2").count() == 1,
+        "{missing}"
+    );
+    let json = enforcer(&lab, &["check", "-p", "/missing.yaml", "-o", "json"])?;
+    ensure!(json.code() == Some(2), "{json}");
+    serde_json::from_str::<Value>(&json.stdout)?;
+    let policy = lab.directory().join("broken.yaml");
+    fs::write(&policy, "kind: nonsense")?;
+    let invalid = enforcer(&lab, &["check", "-p", &policy.to_string_lossy()])?;
+    ensure!(invalid.code() == Some(1), "{invalid}");
+    let shell = |command: &str| -> Result<Ran> {
+        let shell = place.command("sh")?.arg("-c").arg(command);
+        shell.arg(tools::enforcer()?.path).run()
+    };
+    for command in [
+        "\"$0\" schema >/dev/full",
+        "\"$0\" --help >/dev/full",
+        "\"$0\" --version >/dev/full",
+    ] {
+        let full = shell(command)?;
+        ensure!(
+            full.code() == Some(2)
+                && full
+                    .stderr
+                    .contains("failed to write the result: No space left on device"),
+            "{command}: {full}"
+        );
+    }
+    // Nobody reads: it ends as the kernel ends others, and says nothing.
+    let closed = shell("{ \"$0\" schema; echo $? >&2; } | true; sleep 0.2")?;
+    let quiet = ["141", "0"].contains(&closed.stderr.trim());
+    ensure!(closed.ok() && quiet, "{closed}");
+    let closed = shell("exec 3>&1; (sleep 0.2; exec \"$0\" schema; ) | exec true")?;
+    ensure!(closed.stderr.is_empty(), "{closed}");
+    let twice = enforcer(&lab, &["status", "--run-dir", "/proc/1/mem/x"])?;
+    ensure!(
+        twice.code() == Some(2) && twice.stderr.matches("os error").count() == 1,
+        "{twice}"
+    );
+    ensure!(ExitStatusExt::signal(&twice.status.context("killed")?).is_none());
+    lab.close()
+}
