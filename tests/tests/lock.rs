@@ -215,13 +215,13 @@ fn an_urgent_pointer_that_lies_ahead_is_followed() -> Result<()> {
     is_locked(&lab, &server, "NotTls", |way, to, mark| {
         number.set(number.get() + 1);
         let mut talk = talk(way, to, number.get());
-        for (at, byte) in CLIENT_HELLO[..LOOKED_AT].iter().enumerate() {
+        for (at, byte) in (0..).zip(&CLIENT_HELLO[..LOOKED_AT]) {
             talk = talk
                 .segment(URGENT, 1, at, &[])
                 .segment(PUSH, 0, at, &[*byte]);
         }
         talk.pause_ms = 2;
-        let talk = talk.segment(PUSH, 0, LOOKED_AT, mark.as_bytes());
+        let talk = talk.segment(PUSH, 0, LOOKED_AT as i32, mark.as_bytes());
         way.place.probe(&Probe::Talk(talk))?;
         Ok(())
     })?;
@@ -387,5 +387,255 @@ fn a_kept_verdict_is_not_taken_along_to_another_address() -> Result<()> {
         !heard_already(&server, "GET / marked"),
         "the server has heard it"
     );
+    lab.close()
+}
+
+/// What comes before the plaintext, and how the plaintext comes.
+type Sequence = fn(Talk, &[u8]) -> Talk;
+
+/// Sequences of segments after which a server reads no ClientHello, though something like one was seen.
+fn sequences() -> Vec<(&'static str, Sequence)> {
+    const HELLO: [u8; 16] = CLIENT_HELLO;
+    const ACK: u8 = 0x10;
+    vec![
+        ("a ClientHello with a wrong checksum", |talk, plain| {
+            talk.odd_segment(PUSH, 0, 0, &HELLO, "checksum")
+                .segment(PUSH, 0, 0, plain)
+        }),
+        (
+            "a ClientHello that acknowledges what was never sent",
+            |talk, plain| {
+                talk.odd_segment(PUSH, 0, 0, &HELLO, "acknowledgement")
+                    .segment(PUSH, 0, 0, plain)
+            },
+        ),
+        ("a ClientHello without ACK", |talk, plain| {
+            talk.segment(0x08, 0, 0, &HELLO).segment(PUSH, 0, 0, plain)
+        }),
+        ("a ClientHello long before the first byte", |talk, plain| {
+            talk.segment(PUSH, 0, -100_000, &HELLO)
+                .segment(PUSH, 0, 0, plain)
+        }),
+        (
+            "a ClientHello right before the first byte",
+            |talk, plain| {
+                talk.segment(PUSH, 0, -16, &HELLO)
+                    .segment(PUSH, 0, 0, plain)
+            },
+        ),
+        ("a ClientHello far beyond the window", |talk, plain| {
+            talk.segment(PUSH, 0, 500_000_000, &HELLO)
+                .segment(PUSH, 0, 0, plain)
+        }),
+        ("a ClientHello one byte late", |talk, plain| {
+            talk.segment(PUSH, 0, 1, &HELLO)
+                .segment(PUSH, 0, 0, &plain[..1])
+                .segment(PUSH, 0, 17, plain)
+        }),
+        ("plaintext that begins one byte early", |talk, plain| {
+            talk.segment(PUSH, 0, -1, &[b"x", plain].concat())
+        }),
+        ("plaintext byte by byte", |talk, plain| {
+            (0..)
+                .zip(plain)
+                .fold(talk, |talk, (at, byte)| talk.segment(PUSH, 0, at, &[*byte]))
+        }),
+        ("plaintext from behind", |talk, plain| {
+            let (first, rest) = plain.split_at(3);
+            talk.segment(PUSH, 0, 3, rest).segment(PUSH, 0, 0, first)
+        }),
+        (
+            "half a ClientHello, and plaintext over it",
+            |talk, plain| {
+                talk.segment(PUSH, 0, 0, &HELLO[..5])
+                    .segment(PUSH, 0, 3, &[b"xx", plain].concat())
+            },
+        ),
+        (
+            "the second half of a ClientHello, and plaintext before it",
+            |talk, plain| {
+                talk.segment(PUSH, 0, 5, &HELLO[5..])
+                    .segment(PUSH, 0, 0, &plain[..5])
+                    .segment(PUSH, 0, 16, plain)
+            },
+        ),
+        ("plaintext with FIN", |talk, plain| {
+            talk.segment(0x19, 0, 0, plain)
+        }),
+        ("plaintext without PSH", |talk, plain| {
+            talk.segment(ACK, 0, 0, plain)
+        }),
+        ("plaintext with ECE and CWR", |talk, plain| {
+            talk.segment(0xd8, 0, 0, plain)
+        }),
+        (
+            "an urgent pointer of nothing, and plaintext",
+            |talk, plain| {
+                talk.segment(URGENT, 0, 0, &[])
+                    .segment(PUSH, 0, 0, &[b"x", plain].concat())
+            },
+        ),
+        (
+            "an urgent pointer far ahead, and plaintext",
+            |talk, plain| {
+                talk.segment(URGENT, 65_535, 0, &[])
+                    .segment(PUSH, 0, 0, plain)
+            },
+        ),
+        ("a ServerHello", |talk, plain| {
+            let mut hello = HELLO;
+            hello[5] = 2;
+            talk.segment(PUSH, 0, 0, &[&hello[..], plain].concat())
+        }),
+        ("a ClientHello of SSL 3", |talk, plain| {
+            let mut hello = HELLO;
+            (hello[2], hello[10]) = (0, 0);
+            talk.segment(PUSH, 0, 0, &[&hello[..], plain].concat())
+        }),
+        ("an alert", |talk, plain| {
+            talk.segment(PUSH, 0, 0, &[&[21, 3, 1, 0, 2, 1, 0][..], plain].concat())
+        }),
+        ("a record that is too long", |talk, plain| {
+            let mut hello = HELLO;
+            hello[3] = 0x7f;
+            talk.segment(PUSH, 0, 0, &[&hello[..], plain].concat())
+        }),
+        (
+            "ten bytes of a ClientHello, and plaintext",
+            |talk, plain| {
+                talk.segment(PUSH, 0, 0, &HELLO[..10])
+                    .segment(PUSH, 0, 10, plain)
+            },
+        ),
+    ]
+}
+
+#[test]
+fn what_a_server_throws_away_is_no_client_hello() -> Result<()> {
+    let lab = Lab::builder().build()?;
+    let server = apiserver(&lab)?;
+    let ways = ways(&lab);
+    let number = std::cell::Cell::new(200);
+    let say = |way: &Way, to, sequence: Sequence, mark: &str| {
+        number.set(number.get() + 1);
+        let talk = sequence(talk(way, to, number.get()), mark.as_bytes());
+        let timeout_ms = 150;
+        way.place.probe(&Probe::Talk(Talk { timeout_ms, ..talk }))
+    };
+    // Byte by byte it is heard as well, and not in one piece.
+    let heard_all = |mark: &str| {
+        let all = server.heard();
+        let said: String = all
+            .iter()
+            .filter_map(|heard| heard.data.as_deref())
+            .collect();
+        said.contains(mark)
+    };
+    let sequences = sequences();
+    for (at, (name, sequence)) in sequences.iter().enumerate() {
+        let mark = format!("twin of sequence {at}.");
+        say(&ways[4], CP1.at(port::APISERVER), *sequence, &mark)?;
+        let deadline = std::time::Instant::now() + SOON;
+        while !heard_all(&mark) {
+            ensure!(
+                std::time::Instant::now() < deadline,
+                "twin: {name} was not heard"
+            );
+            std::thread::sleep(Duration::from_millis(10));
+        }
+    }
+    let mut failures = Vec::new();
+    for guard in ["cp1", "w1"] {
+        let agent = Agent::start(&lab, guard, &policy())?;
+        for way in ways.iter().filter(|way| way.guard == guard) {
+            for (at, (name, sequence)) in sequences.iter().enumerate() {
+                let to = CP1.both(port::APISERVER)[at % 2];
+                let mark = format!("marked {at} {}.", way.name);
+                let (before, _) = agent.denied("NotTls")?;
+                say(way, to, *sequence, &mark)?;
+                let (after, _) = agent.denied("NotTls")?;
+                if heard_all(&mark) || after == before {
+                    let (heard, told) = (heard_all(&mark), after - before);
+                    failures.push(format!(
+                        "{name}, {}: heard: {heard}, told: {told}",
+                        way.name
+                    ));
+                }
+            }
+        }
+    }
+    ensure!(failures.is_empty(), "{}", failures.join("\n"));
+    lab.close()
+}
+
+/// An option of multipath TCP is found behind others, and not where the kernel itself would not look.
+#[test]
+fn multipath_options_are_read_as_the_kernel_reads_them() -> Result<()> {
+    let lab = Lab::builder().build()?;
+    let to = CP1.at(port::APISERVER);
+    let multipath = [30, 4, 0x01, 0x01];
+    let options: [(&str, Vec<u8>, bool); 9] = [
+        ("behind padding", [&[1; 8][..], &multipath].concat(), true),
+        (
+            "behind a segment size",
+            [&[2, 4, 5, 0xb4][..], &multipath].concat(),
+            true,
+        ),
+        (
+            "behind timestamps",
+            [&[1, 1, 8, 10, 0, 0, 0, 0, 0, 0, 0, 0][..], &multipath].concat(),
+            true,
+        ),
+        ("at the very end", [&[1; 36][..], &multipath].concat(), true),
+        (
+            "behind an unknown option",
+            [&[77, 4, 0, 0][..], &multipath].concat(),
+            true,
+        ),
+        (
+            "a join",
+            [&[1; 4][..], &[30, 12, 0x10, 1, 1, 2, 3, 4, 5, 6, 7, 8]].concat(),
+            true,
+        ),
+        (
+            "behind the end of options",
+            [&[0, 0, 0, 0][..], &multipath].concat(),
+            false,
+        ),
+        (
+            "behind an option of no length",
+            [&[77, 0, 0, 0][..], &multipath].concat(),
+            false,
+        ),
+        (
+            "behind an option that is longer than all",
+            [&[77, 40, 0, 0][..], &multipath].concat(),
+            false,
+        ),
+    ];
+    let send = |number: u16, options: &[u8]| -> Result<bool> {
+        let name = format!("options-{number}");
+        let expression = format!("ip id {number}");
+        let arrivals =
+            enforcer_tests::arrivals::Arrivals::matching(&lab.login("cp1"), &name, &expression)?;
+        let from = POD_B.party.at(49_500 + number);
+        let segment = tcp(from, to, SYN, options, b"");
+        let packet = Crafted::carrying(from.ip(), to.ip(), number, protocol::TCP, segment);
+        let pod = lab.pod("pod-b");
+        pod.inject("eth0", &[packet.frame(pod.party().mac, POD_GATEWAY_MAC)])?;
+        std::thread::sleep(Duration::from_millis(20));
+        Ok(arrivals.so_far()? > 0)
+    };
+    for ((name, options, _), number) in options.iter().zip(1..) {
+        ensure!(send(number, options)?, "twin: {name}");
+    }
+    let agent = Agent::start(&lab, "w1", &policy())?;
+    for ((name, options, is_one), number) in options.iter().zip(101..) {
+        let (before, _) = agent.denied("MultipathTls")?;
+        let arrived = send(number, options)?;
+        let (after, _) = agent.denied("MultipathTls")?;
+        ensure!(arrived != *is_one, "{name}: arrived: {arrived}");
+        ensure!((after > before) == *is_one, "{name}: {before}, {after}");
+    }
     lab.close()
 }

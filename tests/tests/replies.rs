@@ -318,3 +318,242 @@ fn what_is_translated_to_a_pod_is_answered() -> Result<()> {
     ensure!(failures.is_empty(), "{}", failures.join("\n"));
     lab.close()
 }
+
+/// One datagram, and whether it answers what was asked.
+struct Datagram {
+    name: &'static str,
+    packet: fn(u16) -> Crafted,
+    answers: bool,
+}
+
+/// A memory of what was asked is of these two ends, and of nothing like them.
+#[test]
+fn an_answer_is_of_whom_was_asked_and_to_who_asked() -> Result<()> {
+    const ASKING: u16 = 40_001;
+    let lab = Lab::builder().build()?;
+    let host = lab.kubelet("cp1");
+    let out = lab.neighbour();
+    let datagram = |name, packet, answers| Datagram {
+        name,
+        packet,
+        answers,
+    };
+    fn other(port: u16) -> SocketAddr {
+        SocketAddr::new([10, 77, 0, 98].into(), port)
+    }
+    let dns = port::DNS;
+    ensure!(dns == 53);
+    let tried = [
+        datagram(
+            "another port asked",
+            |mark| Crafted::udp(OUT.at(54), CP1.at(ASKING), mark, b"no"),
+            false,
+        ),
+        datagram(
+            "another port asking",
+            |mark| Crafted::udp(OUT.at(53), CP1.at(ASKING + 1), mark, b"no"),
+            false,
+        ),
+        datagram(
+            "another address asked",
+            |mark| Crafted::udp(other(53), CP1.at(ASKING), mark, b"no"),
+            false,
+        ),
+        datagram(
+            "another address asking",
+            |mark| Crafted::udp(OUT.at(53), VIP.at(ASKING), mark, b"no"),
+            false,
+        ),
+        datagram(
+            "both ports the other way",
+            |mark| Crafted::udp(OUT.at(ASKING), CP1.at(53), mark, b"no"),
+            false,
+        ),
+        datagram(
+            "IPv6",
+            |mark| Crafted::udp(OUT.at6(53), CP1.at6(ASKING), mark, b"no"),
+            false,
+        ),
+        datagram(
+            "TCP",
+            |mark| Crafted::tcp(OUT.at(53), CP1.at(ASKING), mark, SYN, b""),
+            false,
+        ),
+        datagram(
+            "the answer itself",
+            |mark| Crafted::udp(OUT.at(53), CP1.at(ASKING), mark, b"yes"),
+            true,
+        ),
+        datagram(
+            "the answer, in fragments",
+            |mark| {
+                let whole = Crafted::udp(OUT.at(53), CP1.at(ASKING), mark, b"0123456789abcdef");
+                whole.part(0, &whole.payload, false)
+            },
+            true,
+        ),
+    ];
+    lab.claim(&CP1, &VIP)?;
+    let all = |from: u16| -> Result<Vec<bool>> {
+        let numbered = tried.iter().zip(from..);
+        let mut arrived = Vec::new();
+        for (datagram, mark) in numbered {
+            let arrivals = [format!("ip id {mark}"), format!("ip6 flowlabel {mark}")];
+            let cp1 = lab.login("cp1");
+            let counted = arrivals.iter().zip(0..).map(|(what, number)| {
+                Arrivals::matching(&cp1, &format!("answer-{mark}-{number}"), what)
+            });
+            let counted = counted.collect::<Result<Vec<_>>>()?;
+            out.inject("eth0", &[(datagram.packet)(mark).frame(OUT.mac, CP1.mac)])?;
+            thread::sleep(Duration::from_millis(20));
+            let so_far: Result<Vec<u64>> = counted.iter().map(Arrivals::so_far).collect();
+            arrived.push(so_far?.iter().sum::<u64>() > 0);
+        }
+        Ok(arrived)
+    };
+    let twin = all(2_000)?;
+    ensure!(twin.iter().all(|arrived| *arrived), "twin: {twin:?}");
+    let policy = PolicyText {
+        other_traffic: "Drop",
+        ..PolicyText::default()
+    };
+    let agent = Agent::start(&lab, "cp1", &policy)?;
+    let early = all(2_100)?;
+    ensure!(
+        early.iter().all(|arrived| !arrived),
+        "before anybody asked: {early:?}"
+    );
+    raw(&host, (CP1.at(ASKING), OUT.at(dns)), b"question")?;
+    let answers = all(2_200)?;
+    let mut failures = Vec::new();
+    for (datagram, arrived) in tried.iter().zip(answers) {
+        if arrived != datagram.answers {
+            failures.push(format!("{}: arrived: {arrived}", datagram.name));
+        }
+    }
+    agent.event(|event| event.reason == "OtherTraffic" && event.hook == "tc/ingress")?;
+    ensure!(failures.is_empty(), "{}", failures.join("\n"));
+    lab.close()
+}
+
+/// What is remembered of a visitor lets the pod answer him, and nothing else; and it goes with its path.
+#[test]
+fn a_visitor_is_answered_and_nobody_else() -> Result<()> {
+    const VISITOR: u16 = 50_100;
+    let lab = Lab::builder().build()?;
+    translate(&lab)?;
+    let pod = lab.pod("pod-a");
+    let _server = pod.serve(Serve {
+        tcp: POD_A.party.both(port::ECHO).to_vec(),
+        udp: POD_A.party.both(port::ECHO).to_vec(),
+        ..Serve::default()
+    })?;
+    let own = POD_A.party;
+    let (echo, other) = (port::ECHO, port::ECHO + 1);
+    let visitor = OUT.at(VISITOR);
+    let stranger = SocketAddr::new([10, 77, 0, 98].into(), VISITOR);
+    let ack = 0x10;
+    let packets: [(&str, Crafted, bool); 9] = [
+        (
+            "a segment of the connection",
+            Crafted::tcp(own.at(echo), visitor, 0, ack, b""),
+            true,
+        ),
+        (
+            "its end",
+            Crafted::tcp(own.at(echo), visitor, 0, 0x14, b""),
+            true,
+        ),
+        (
+            "a connection to the visitor",
+            Crafted::tcp(own.at(echo), visitor, 0, SYN, b""),
+            false,
+        ),
+        (
+            "from another port",
+            Crafted::tcp(own.at(other), visitor, 0, ack, b""),
+            false,
+        ),
+        (
+            "to another port",
+            Crafted::tcp(own.at(echo), OUT.at(VISITOR + 1), 0, ack, b""),
+            false,
+        ),
+        (
+            "to somebody else",
+            Crafted::tcp(own.at(echo), stranger, 0, ack, b""),
+            false,
+        ),
+        (
+            "by another protocol",
+            Crafted::udp(own.at(echo), visitor, 0, b"no"),
+            false,
+        ),
+        (
+            "over IPv6",
+            Crafted::tcp(own.at6(echo), OUT.at6(VISITOR), 0, ack, b""),
+            false,
+        ),
+        (
+            "from another pod's address",
+            Crafted::tcp(POD_B.party.at(echo), visitor, 0, ack, b""),
+            false,
+        ),
+    ];
+    let all = |first: u16| -> Result<Vec<bool>> {
+        let mut passed = Vec::new();
+        for ((_, packet, _), mark) in packets.iter().zip(first..) {
+            // Conntrack gives some of them other addresses: it is the mark by which they are known.
+            let (what, kind) = (format!("ip id {mark}"), format!("ip6 flowlabel {mark}"));
+            let cp1 = lab.login("cp1");
+            let counted = [what, kind];
+            let counted = counted.iter().zip(0..).map(|(what, number)| {
+                let name = format!("visitor-{mark}-{number}");
+                Arrivals::on_device(&cp1, "cali-pod-a", &name, what)
+            });
+            let counted = counted.collect::<Result<Vec<_>>>()?;
+            let marked = Crafted {
+                mark,
+                ..packet.clone()
+            };
+            pod.inject("eth0", &[marked.frame(own.mac, POD_GATEWAY_MAC)])?;
+            thread::sleep(Duration::from_millis(20));
+            let so_far: Result<Vec<u64>> = counted.iter().map(Arrivals::so_far).collect();
+            passed.push(so_far?.iter().sum::<u64>() > 0);
+        }
+        Ok(passed)
+    };
+    let twin = all(3_000)?;
+    ensure!(twin.iter().all(|passed| *passed), "twin: {twin:?}");
+    let policy = |options| PolicyText {
+        options,
+        other_traffic: "Drop",
+        ..PolicyText::default()
+    };
+    let agent = Agent::start(&lab, "cp1", &policy(vec!["insecure-port", "node-ports"]))?;
+    let early = all(3_100)?;
+    ensure!(
+        early.iter().all(|passed| !passed),
+        "before anybody came: {early:?}"
+    );
+    let visit = lab.neighbour().connect_with(Connect {
+        from: Some(visitor),
+        send: Some("hello".to_owned()),
+        ..Connect::to(CP1.at(NODE_PORT))
+    })?;
+    ensure!(visit.outcome == Outcome::Answered, "{visit:?}");
+    let mut failures = Vec::new();
+    for ((name, _, wanted), passed) in packets.iter().zip(all(3_200)?) {
+        if passed != *wanted {
+            failures.push(format!("{name}: passed: {passed}"));
+        }
+    }
+    agent.replace_policy(&lab, &policy(vec!["insecure-port"]))?;
+    let late = all(3_300)?;
+    if late.contains(&true) {
+        failures.push(format!("without its path: {late:?}"));
+    }
+    agent.event(|event| event.reason == "OtherTraffic" && event.subject.name == "cali-pod-a")?;
+    ensure!(failures.is_empty(), "{}", failures.join("\n"));
+    lab.close()
+}

@@ -22,6 +22,8 @@ struct Squat {
     at: SocketAddr,
     udp: bool,
     take: Take,
+    multipath: bool,
+    mapped: bool,
     caller: Place,
     to: SocketAddr,
 }
@@ -34,6 +36,8 @@ impl Squat {
             tcp,
             udp,
             take: self.take,
+            multipath: self.multipath,
+            mapped: self.mapped,
             ..Serve::default()
         }
     }
@@ -77,6 +81,8 @@ fn all(lab: &Lab) -> Vec<Squat> {
         at,
         udp: false,
         take,
+        multipath: false,
+        mapped: false,
         caller: caller.clone(),
         to,
     };
@@ -115,11 +121,52 @@ fn all(lab: &Lab) -> Vec<Squat> {
                 CP1.at(port::ETCD_PEER),
             ),
         ]);
+        squats.extend([
+            Squat {
+                multipath: true,
+                ..tcp(
+                    "kubelet, multipath",
+                    any(kubelet_port),
+                    take,
+                    &apiserver,
+                    CP1.at(kubelet_port),
+                )
+            },
+            Squat {
+                mapped: true,
+                ..tcp(
+                    "kubelet, mapped",
+                    any(kubelet_port),
+                    take,
+                    &apiserver,
+                    CP1.at(kubelet_port),
+                )
+            },
+            Squat {
+                mapped: true,
+                ..tcp(
+                    "kubelet's address, mapped",
+                    CP1.at(kubelet_port),
+                    take,
+                    &apiserver,
+                    CP1.at(kubelet_port),
+                )
+            },
+            tcp(
+                "kubelet, from afar",
+                any6(kubelet_port),
+                take,
+                &lab.static_pod("w1", "apiserver"),
+                CP1.at6(kubelet_port),
+            ),
+        ]);
         squats.push(Squat {
             name: "WireGuard",
             at: any(WIREGUARD),
             udp: true,
             take,
+            multipath: false,
+            mapped: false,
             caller: kubelet.clone(),
             to: CP1.at(WIREGUARD),
         });

@@ -2,7 +2,6 @@
 
 use std::io::{Read, Write};
 use std::net::{SocketAddr, TcpListener, TcpStream, UdpSocket};
-use std::os::fd::OwnedFd;
 use std::thread;
 
 use nix::errno::Errno;
@@ -32,10 +31,8 @@ pub(super) fn bind(what: &Bind) -> Report {
     let at = socket::mapped(what.at, what.mapped);
     let bound = if what.compat {
         socket::towards(at, kind, 0).and_then(|socket| compat::bind(&socket, at).map(|()| socket))
-    } else if what.multipath {
-        socket::multipath_bound(at)
     } else {
-        socket::bound(at, kind, what.take, what.reuse_port)
+        socket::bound(at, kind, what.take, [what.reuse_port, what.multipath])
     };
     let bound = match bound {
         Ok(bound) => bound,
@@ -95,17 +92,14 @@ fn open_all<T>(
 }
 
 fn tcp(at: SocketAddr, what: &Serve) -> Result<TcpListener, Errno> {
-    let socket: OwnedFd = if what.multipath {
-        socket::multipath_bound(at)?
-    } else {
-        socket::bound(at, SockType::Stream, what.take, false)?
-    };
+    let at = socket::mapped(at, what.mapped);
+    let socket = socket::bound(at, SockType::Stream, what.take, [false, what.multipath])?;
     listen(&socket, Backlog::MAXCONN)?;
     Ok(socket.into())
 }
 
 fn udp(at: SocketAddr, take: Take) -> Result<UdpSocket, Errno> {
-    Ok(socket::bound(at, SockType::Datagram, take, false)?.into())
+    Ok(socket::bound(at, SockType::Datagram, take, [false; 2])?.into())
 }
 
 fn accept(listener: &TcpListener, what: &Serve) {

@@ -364,6 +364,7 @@ mod tests {
                 after: 3,
                 multipath: true,
                 take: Take::Range,
+                mapped: true,
             }),
             Probe::Sniff(Sniff {
                 interface: "lo".into(),

@@ -329,10 +329,10 @@ pub struct Ring {
 /// `lab-probe tap`: frames that come out of a tap device of one's own.
 #[derive(Debug, Clone, Args, Serialize)]
 pub struct Tap {
-    /// The device's name
+    /// The device's name; or, with a slash in it, the file of a macvtap device
     #[arg(long)]
     pub device: String,
-    /// The frames in hexadecimal; the device's own hardware address is put in as their destination
+    /// The frames in hexadecimal; a tap device's own hardware address is put in as their destination
     #[arg(long = "frame", required = true)]
     pub frame: Vec<String>,
     /// A header with offloads in hexadecimal that goes before each frame (IFF_VNET_HDR)
@@ -409,8 +409,9 @@ pub struct Talk {
     /// Where to
     #[arg(long)]
     pub to: SocketAddr,
-    /// Segments to send once the connection is open, each as FLAGS:URGENT:AT:DATA: the flags and the data in
-    /// hexadecimal, the urgent pointer, and how far from the first byte of the connection the data is
+    /// Segments to send once the connection is open, each as FLAGS:URGENT:AT:DATA:ODD: the flags and the data
+    /// in hexadecimal, the urgent pointer, how far from the first byte of the connection the data is, and what is
+    /// wrong with it (checksum, acknowledgement, hops or nothing)
     #[arg(long = "segment")]
     pub segment: Vec<String>,
     /// How long to wait after each segment
@@ -440,10 +441,15 @@ impl Talk {
     }
 
     /// With one more segment.
-    pub fn segment(mut self, flags: u8, urgent: u16, at: usize, data: &[u8]) -> Self {
+    pub fn segment(self, flags: u8, urgent: u16, at: i32, data: &[u8]) -> Self {
+        self.odd_segment(flags, urgent, at, data, "nothing")
+    }
+
+    /// The same, with something wrong with it: `checksum`, `acknowledgement` or `hops`.
+    pub fn odd_segment(mut self, flags: u8, urgent: u16, at: i32, data: &[u8], odd: &str) -> Self {
         let data = to_hex(data);
         self.segment
-            .push(format!("{flags:02x}:{urgent}:{at}:{data}"));
+            .push(format!("{flags:02x}:{urgent}:{at}:{data}:{odd}"));
         self
     }
 }
@@ -486,6 +492,9 @@ pub struct Serve {
     /// How to take the addresses
     #[arg(long, value_enum, default_value_t)]
     pub take: Take,
+    /// Use IPv6 sockets and the IPv4-mapped form of TCP addresses
+    #[arg(long)]
+    pub mapped: bool,
 }
 
 /// `lab-probe sniff`: prints [`READY`](super::READY), then a [`Frame`](super::Frame) per frame that matches.

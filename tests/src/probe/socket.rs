@@ -118,14 +118,6 @@ pub(super) fn multipath(to: SocketAddr, timeout_ms: u64) -> Result<OwnedFd, Errn
     Ok(socket)
 }
 
-/// The same, bound to an address.
-pub(super) fn multipath_bound(at: SocketAddr) -> Result<OwnedFd, Errno> {
-    let socket = multipath(at, 0)?;
-    setsockopt(&socket, ReuseAddr, &true)?;
-    bind(socket.as_raw_fd(), &SockaddrStorage::from(at))?;
-    Ok(socket)
-}
-
 /// Ends a connection and keeps the socket for another one.
 pub(super) fn disconnect(socket: &OwnedFd) -> Result<(), Errno> {
     let nobody = libc::sockaddr {
@@ -152,9 +144,13 @@ pub(super) fn bound(
     at: SocketAddr,
     kind: SockType,
     take: Take,
-    reuse_port: bool,
+    [reuse_port, is_multipath]: [bool; 2],
 ) -> Result<OwnedFd, Errno> {
-    let socket = towards(at, kind, 0)?;
+    let socket = if is_multipath {
+        multipath(at, 0)?
+    } else {
+        towards(at, kind, 0)?
+    };
     setsockopt(&socket, ReuseAddr, &(kind == SockType::Stream))?;
     setsockopt(&socket, ReusePort, &reuse_port)?;
     if take == Take::Free {

@@ -15,7 +15,7 @@ use nix::sys::socket::{
 };
 
 use super::{Failure, Outcome, Report, Talk, milliseconds, socket};
-use crate::craft::{Crafted, Segment, protocol, segment};
+use crate::craft::{Crafted, Segment, fix_ipv4_checksum, protocol, segment};
 use crate::packet::from_hex;
 
 const SYN: u8 = 0x02;
@@ -49,14 +49,18 @@ fn converse(what: &Talk) -> Result<Vec<u8>, Failure> {
     line.send(Segment::flags(ACK), own, line.acknowledged)?;
     let mut end = own;
     for text in &what.segment {
-        let (flags, urgent, at, data) = read(text).ok_or((Errno::EINVAL, "segment"))?;
-        let sequence = own.wrapping_add(at);
+        let (flags, urgent, at, data, odd) = read(text).ok_or((Errno::EINVAL, "segment"))?;
+        let sequence = own.wrapping_add_signed(at);
         let segment = Segment {
             urgent,
             data: &data,
             ..Segment::flags(flags)
         };
-        line.send(segment, sequence, line.acknowledged)?;
+        let acknowledged = match odd {
+            Odd::Acknowledgement => line.acknowledged.wrapping_add(1_000_000),
+            _ => line.acknowledged,
+        };
+        line.send_odd(segment, sequence, acknowledged, odd)?;
         end = end.max(sequence.wrapping_add(data.len() as u32));
         thread::sleep(milliseconds(what.pause_ms));
     }
@@ -70,12 +74,28 @@ fn converse(what: &Talk) -> Result<Vec<u8>, Failure> {
     Ok(data)
 }
 
-/// `FLAGS:URGENT:AT:DATA`
-fn read(text: &str) -> Option<(u8, u16, u32, Vec<u8>)> {
-    let mut parts = text.splitn(4, ':');
+/// For what a segment is thrown away.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Odd {
+    Nothing,
+    Checksum,
+    Acknowledgement,
+    Hops,
+}
+
+/// `FLAGS:URGENT:AT:DATA:ODD`
+fn read(text: &str) -> Option<(u8, u16, i32, Vec<u8>, Odd)> {
+    let mut parts = text.splitn(5, ':');
     let flags = u8::from_str_radix(parts.next()?, 16).ok()?;
     let (urgent, at) = (parts.next()?.parse().ok()?, parts.next()?.parse().ok()?);
-    Some((flags, urgent, at, from_hex(parts.next()?).ok()?))
+    let data = from_hex(parts.next()?).ok()?;
+    let odd = match parts.next()? {
+        "checksum" => Odd::Checksum,
+        "acknowledgement" => Odd::Acknowledgement,
+        "hops" => Odd::Hops,
+        _ => Odd::Nothing,
+    };
+    Some((flags, urgent, at, data, odd))
 }
 
 /// The own kernel would reset a connection that it knows nothing of, were there not somebody who hears
@@ -103,6 +123,17 @@ fn silence(at: SocketAddr) -> Result<OwnedFd, Errno> {
     Errno::result(set)?;
     listen(&socket, Backlog::new(1)?)?;
     Ok(socket)
+}
+
+/// Leaves one hop, which a router takes away.
+fn spend_hops(frame: &mut [u8]) {
+    match frame.get(14).map(|byte| byte >> 4) {
+        Some(4) => {
+            frame[22] = 1;
+            fix_ipv4_checksum(&mut frame[14..34]);
+        }
+        _ => frame[21] = 1,
+    }
 }
 
 struct Wire<'a> {
@@ -137,8 +168,18 @@ impl<'a> Wire<'a> {
     }
 
     fn send(&self, what: Segment<'_>, sequence: u32, acknowledged: u32) -> Result<(), Failure> {
+        self.send_odd(what, sequence, acknowledged, Odd::Nothing)
+    }
+
+    fn send_odd(
+        &self,
+        what: Segment<'_>,
+        sequence: u32,
+        acknowledged: u32,
+        odd: Odd,
+    ) -> Result<(), Failure> {
         let (from, to) = (self.what.from, self.what.to);
-        let bytes = segment(
+        let mut bytes = segment(
             from,
             to,
             &Segment {
@@ -147,11 +188,18 @@ impl<'a> Wire<'a> {
                 ..what
             },
         );
+        if odd == Odd::Checksum {
+            // Of the checksum itself.
+            bytes[16] ^= 0xff;
+        }
         let packet = Crafted::carrying(from.ip(), to.ip(), 0, protocol::TCP, bytes);
         let [own, hop] = self.macs;
         let address = socket::link_address(&self.what.interface);
         let address = address.map_err(|errno| (errno, "interface"))?;
-        let frame = packet.frame(own, hop);
+        let mut frame = packet.frame(own, hop);
+        if odd == Odd::Hops {
+            spend_hops(&mut frame);
+        }
         match sendto(self.socket.as_raw_fd(), &frame, &address, MsgFlags::empty()) {
             // What is dropped on its way out is told to the sender; the next may pass.
             Ok(_) | Err(Errno::ENOBUFS | Errno::EPERM) => Ok(()),

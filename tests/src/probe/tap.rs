@@ -30,11 +30,16 @@ pub(super) fn send(what: &Tap) -> Report {
 fn write_all(what: &Tap) -> Result<u64, Failure> {
     let hex = |text: &str| from_hex(text).map_err(|_reason| (Errno::EINVAL, "hex"));
     let header = hex(&what.offload)?;
-    let (mut device, mac) = open(&what.device)?;
+    let (mut device, mac) = if what.device.contains('/') {
+        (open_file(&what.device)?, None)
+    } else {
+        let (device, mac) = open(&what.device)?;
+        (device, Some(mac))
+    };
     let mut count = 0;
     for frame in &what.frame {
         let mut frame = hex(frame)?;
-        if let Some(to) = frame.first_chunk_mut::<6>() {
+        if let (Some(to), Some(mac)) = (frame.first_chunk_mut::<6>(), mac) {
             *to = mac;
         }
         let written = device.write_all(&[&header[..], &frame].concat());
@@ -50,14 +55,7 @@ fn write_all(what: &Tap) -> Result<u64, Failure> {
 /// Makes the device and brings it up; it goes with the file.
 fn open(name: &str) -> Result<(File, [u8; 6]), Failure> {
     let at = |step: &'static str| move |errno| (errno, step);
-    let opened = OpenOptions::new()
-        .read(true)
-        .write(true)
-        .open("/dev/net/tun");
-    let device = opened.map_err(|error| {
-        let number = error.raw_os_error().unwrap_or(libc::ENODEV);
-        (Errno::from_raw(number), "device")
-    })?;
+    let device = open_file("/dev/net/tun")?;
     let mut request = named(name)?;
     request.ifr_ifru.ifru_flags = IFF_TAP | IFF_NO_PI | IFF_VNET_HDR;
     ioctl(device.as_raw_fd(), TUNSETIFF, &mut request).map_err(at("device"))?;
@@ -70,6 +68,14 @@ fn open(name: &str) -> Result<(File, [u8; 6]), Failure> {
     // SAFETY: the kernel has written this one.
     let [a, b, c, d, e, f, ..] = unsafe { request.ifr_ifru.ifru_hwaddr.sa_data };
     Ok((device, [a, b, c, d, e, f].map(|byte| byte.cast_unsigned())))
+}
+
+fn open_file(path: &str) -> Result<File, Failure> {
+    let opened = OpenOptions::new().read(true).write(true).open(path);
+    opened.map_err(|error| {
+        let number = error.raw_os_error().unwrap_or(libc::ENODEV);
+        (Errno::from_raw(number), "device")
+    })
 }
 
 fn named(name: &str) -> Result<libc::ifreq, Failure> {

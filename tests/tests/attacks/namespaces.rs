@@ -194,7 +194,7 @@ pub fn rows() -> Vec<Attack> {
             })?;
             Ok(holding(annex, attempt))
         }),
-        row("macvlan-packet-node-address", Pod, "the same from its node's address and hardware address", "w1", (EGRESS, "NoPath"), |stage| {
+        row("macvlan-packet-node-address", Pod, "the same from its node's address and hardware address", "w1", (EGRESS, "ForgedSource"), |stage| {
             let Some(annex) = annexed(stage, Child::Macvlan, &SIDE)? else {
                 return Ok(Attempt::skipped(Child::Macvlan.missing()));
             };
@@ -232,7 +232,7 @@ pub fn rows() -> Vec<Attack> {
             });
             Ok(attempt.told(CP1.v4.into(), TUNNEL))
         }),
-        row("macvlan-packet-tunnel", Pod, "sends so into another node's tunnel, from a cgroup that nobody declared", "w1", (EGRESS, "NoPath"), |stage| {
+        row("macvlan-packet-tunnel", Pod, "sends so into another node's tunnel, from a cgroup that nobody declared", "w1", (EGRESS, "ForgedSource"), |stage| {
             let Some(annex) = annexed(stage, Child::Macvlan, &SIDE)? else {
                 return Ok(Attempt::skipped(Child::Macvlan.missing()));
             };

@@ -3,13 +3,13 @@
 
 use std::net::SocketAddr;
 
-use anyhow::Result;
-use enforcer_tests::craft::Crafted;
+use anyhow::{Result, ensure};
+use enforcer_tests::craft::{Crafted, fix_ipv4_checksum};
 use enforcer_tests::net;
 use enforcer_tests::offload::{GSO_TCP4, GSO_UDP, Offload, disguised};
 use enforcer_tests::packet::to_hex;
 use enforcer_tests::plan::{CP1, LOOPBACK, OUT, POD_A, POD_GATEWAY_MAC, W1, port};
-use enforcer_tests::probe::{Bind, Call, Connect, Inject, Udp};
+use enforcer_tests::probe::{Bind, Call, Connect, Inject, Probe, Tap, Udp};
 use enforcer_tests::{Outcome, Place};
 
 use crate::attack::{Attack, Attacker, Attempt, Others};
@@ -130,6 +130,34 @@ fn deep(stage: &Stage, host: &str, levels: usize) -> Result<Place> {
     stage.lab.place_in(host, &format!("kubepods.slice/{below}"))
 }
 
+/// A datagram into cp1's tunnel by a macvtap device of w1's uplink, opened by somebody who was given it.
+fn by_macvtap<'a>(stage: &'a Stage, from: &Place) -> Result<Attempt<'a>> {
+    let host = stage.lab.login("w1");
+    let namespace = host.namespace().name();
+    let name = format!("mt{}", stage.fresh());
+    let made = format!("link add {name} link eth0 type macvtap mode bridge\nlink set {name} up\n");
+    if net::ip(Some(namespace), &made).is_err() {
+        return Ok(Attempt::skipped("this kernel has no macvtap"));
+    }
+    let file = stage.lab.directory().join(&name);
+    let line = format!(
+        "mknod {} c $(cat /sys/class/net/{name}/macvtap/tap*/dev | tr : ' ')",
+        file.display()
+    );
+    host.run("sh", ["-c", &line])?.checked()?;
+    let mark = stage.fresh();
+    let arrivals = stage.counted(INPUT, &format!("ip id {mark} udp dport {TUNNEL}"))?;
+    let frame = Crafted::udp(W1.at(FROM), CP1.at(TUNNEL), mark, b"tapped").frame(W1_MAC, CP1_MAC);
+    let report = from.probe(&Probe::Tap(Tap {
+        device: file.display().to_string(),
+        frame: vec![to_hex(&frame)],
+        offload: to_hex(&Offload::default().bytes()),
+    }))?;
+    net::ip(Some(namespace), &format!("link del {name}\n"))?;
+    ensure!(report.step == "send", "{report:?}");
+    Ok(Attempt::new(1, None, move || arrivals.so_far()))
+}
+
 #[rustfmt::skip]
 pub fn rows() -> Vec<Attack> {
     vec![
@@ -205,7 +233,11 @@ pub fn rows() -> Vec<Attack> {
         }),
         row("checksum-over-fragment", HostPod, "the same over the offset of a fragment", "w1", CHECKSUM, |stage| {
             offloaded(stage, "udp dport 4789", |mark| {
-                (disguised(&datagram(W1.at(FROM), mark), 20, 20, 0x0100, STEER), completed(20, 20))
+                let mut frame = datagram(W1.at(FROM), mark);
+                // "Do not fragment", for a checksum is never zero.
+                frame[20] = 0x40;
+                fix_ipv4_checksum(&mut frame[14..34]);
+                (disguised(&frame, 20, 20, 0x0100, STEER), completed(20, 20))
             })
         }),
         row("checksum-over-data", HostPod, "the same over the data of TCP, where a lock would look", "w1", INJECTED, |stage| {
@@ -256,6 +288,12 @@ pub fn rows() -> Vec<Attack> {
             });
             net::ip(Some(host), &format!("link del {name}\n"))?;
             attempt
+        }),
+        row("macvtap", HostPod, "writes to a macvtap device of the uplink in its node's namespace, as a virtual machine does", "w1", INJECTED, |stage| {
+            by_macvtap(stage, &stage.lab.hostnet("w1"))
+        }),
+        row("macvtap-pod", Pod, "the same from its own namespace", "w1", ("tc/egress", "ForgedSource"), |stage| {
+            by_macvtap(stage, stage.lab.pod("pod-b"))
         }),
         row("veth-in-host", HostPod, "bypasses TC by a 32-bit system call on one end of a link within its node's namespace, into the node's own tunnel", "cp1", ("tc/ingress", "NoPath"), |stage| {
             let host = stage.lab.host("cp1").namespace().name();
