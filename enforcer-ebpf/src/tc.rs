@@ -27,8 +27,9 @@ use crate::{
     socket,
 };
 
-/// Family of a packet socket.
-const AF_PACKET: u32 = 17;
+// include/linux/socket.h
+const AF_INET: u32 = 2;
+const AF_INET6: u32 = 10;
 
 /// The next program, or the stack, has its say: we never override somebody else's filter.
 const PASS: i32 = TC_ACT_UNSPEC;
@@ -199,8 +200,9 @@ pub fn egress(ctx: &TcContext) -> i32 {
     }
     // Lo belongs to one network namespace, and so do the sockets that send by it.
     let elsewhere = !on_lo && socket::is_elsewhere(skb, sk);
+    // A packet socket, a macvtap device's queue: whatever makes frames without a network layer that asks `cgroup_skb`.
     // SAFETY: not null, and a plain field that every socket has.
-    let raw = unsafe { (*sk).family } == AF_PACKET;
+    let raw = !matches!(unsafe { (*sk).family }, AF_INET | AF_INET6);
     if raw || elsewhere {
         return injected(skb, role, u32::from(raw) | u32::from(elsewhere) << 1);
     }
@@ -237,7 +239,7 @@ fn sent_again(skb: Skb) -> i32 {
 }
 
 // Each way out on a stack frame of its own, as only one of them is taken.
-/// What a process sends by a packet socket (1 in `how`), or by a socket of another network namespace (2), or both.
+/// What a process sends as frames (1 in `how`), or by a socket of another network namespace (2), or both.
 #[inline(never)]
 fn injected(skb: Skb, role: Role, how: u32) -> i32 {
     let (raw, elsewhere) = (how & 1 != 0, how & 2 != 0);
