@@ -89,7 +89,12 @@ pub fn build_programs() -> Result<Programs> {
 }
 
 /// Makes the archive for a kernel.
-pub fn make(series: &str, kernel: &Kernel, programs: &Programs, all: bool) -> Result<PathBuf> {
+pub fn make(
+    series: &str,
+    kernel: &Kernel,
+    programs: &Programs,
+    extent: &Extent,
+) -> Result<PathBuf> {
     let root = shell::workspace().join("target/kernels").join(series);
     let _ = fs::remove_dir_all(&root);
     let mut stage = Stage {
@@ -124,7 +129,7 @@ pub fn make(series: &str, kernel: &Kernel, programs: &Programs, all: bool) -> Re
     let modules = stage.modules(kernel)?;
     stage.write(
         Path::new("plan.json"),
-        plan(&modules, all).to_string().as_bytes(),
+        plan(&modules, extent).to_string().as_bytes(),
     )?;
     stage.write(
         Path::new("etc/passwd"),
@@ -138,6 +143,22 @@ pub fn make(series: &str, kernel: &Kernel, programs: &Programs, all: bool) -> Re
     Ok(archive)
 }
 
+/// How much is run in each machine.
+#[derive(Debug, Clone)]
+pub enum Extent {
+    /// What fits into minutes.
+    Some,
+    /// All tests of every binary.
+    All,
+    /// All tests of one binary.
+    One(String),
+}
+
+/// The binaries that there are.
+pub fn tests() -> impl Iterator<Item = &'static str> {
+    STEPS.iter().map(|step| step.test)
+}
+
 /// A test binary to run in each machine.
 struct Step {
     test: &'static str,
@@ -147,7 +168,12 @@ struct Step {
 }
 
 /// What fits into minutes; `--all` runs these binaries without filters.
-const STEPS: [Step; 3] = [
+const STEPS: [Step; 4] = [
+    Step {
+        test: "options",
+        filters: &[],
+        seconds: 600,
+    },
     Step {
         test: "cases",
         filters: &[],
@@ -171,11 +197,18 @@ const STEPS: [Step; 3] = [
     },
 ];
 
-fn plan(modules: &[String], all: bool) -> Value {
+fn plan(modules: &[String], extent: &Extent) -> Value {
     let steps: Vec<Value> = STEPS
         .iter()
+        .filter(|step| match extent {
+            Extent::Some | Extent::All => true,
+            Extent::One(test) => step.test == test,
+        })
         .map(|step| {
-            let filters = if all { &[] } else { step.filters };
+            let filters = match extent {
+                Extent::Some => step.filters,
+                Extent::All | Extent::One(_) => &[],
+            };
             json!({
                 "name": step.test,
                 "program": format!("/programs/test-{}", step.test),
@@ -191,7 +224,10 @@ fn plan(modules: &[String], all: bool) -> Value {
                     ["ENFORCER_LAB_PATIENCE", "10"],
                     ["RUST_TEST_THREADS", "1"],
                 ],
-                "seconds": if all { 1700 } else { step.seconds },
+                "seconds": match extent {
+                    Extent::Some => step.seconds,
+                    Extent::All | Extent::One(_) => 1700,
+                },
             })
         })
         .collect();

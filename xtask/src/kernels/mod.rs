@@ -20,6 +20,7 @@ use anyhow::{Context as _, Result, bail};
 
 use crate::{lab, setup, shell};
 use emulator::Emulator;
+use image::Extent;
 use outcome::Outcome;
 
 /// The series that are tried, oldest first. The README's supported kernels are these, and the one that
@@ -35,8 +36,11 @@ pub struct Args {
     /// Runs all end-to-end tests of the small lab in each machine (half an hour).
     #[arg(long)]
     all: bool,
+    /// Runs all tests of this binary in each machine, and nothing else.
+    #[arg(long, value_name = "TEST", value_parser = image::tests().collect::<Vec<_>>(), conflicts_with = "all")]
+    test: Option<String>,
     /// Writes docs/kernels.md anew, with this machine's own kernel beside the others (as root).
-    #[arg(long, conflicts_with_all = ["only", "all"])]
+    #[arg(long, conflicts_with_all = ["only", "all", "test"])]
     write: bool,
 }
 
@@ -45,7 +49,12 @@ pub fn run(args: &Args) -> Result<ExitCode> {
     setup::ensure(&[setup::Part::Toolchain, setup::Part::Lab])?;
     let chosen = |series: &&str| args.only.as_deref().is_none_or(|only| only == *series);
     let series: Vec<&str> = SERIES.into_iter().filter(chosen).collect();
-    let outcomes = try_all(&series, args.all)?;
+    let extent = match &args.test {
+        Some(test) => Extent::One(test.clone()),
+        None if args.all => Extent::All,
+        None => Extent::Some,
+    };
+    let outcomes = try_all(&series, &extent)?;
     for outcome in &outcomes {
         print!("{outcome}");
     }
@@ -65,7 +74,7 @@ pub fn run(args: &Args) -> Result<ExitCode> {
 
 /// For `cargo xtask test`: what each kernel said, or what was wrong with one.
 pub fn check() -> Result<()> {
-    let outcomes = try_all(&SERIES, false)?;
+    let outcomes = try_all(&SERIES, &Extent::Some)?;
     let said: String = outcomes.iter().map(Outcome::to_string).collect();
     if outcomes.iter().all(Outcome::is_good) {
         return Ok(());
@@ -82,7 +91,7 @@ pub fn slowness() -> Result<Option<String>> {
     let series = SERIES[0];
     let kernel = packages::kernel(series)?;
     // It ends when it is dropped.
-    let machine = Machine::start(&emulator, series, &kernel, &programs, false)?;
+    let machine = Machine::start(&emulator, series, &kernel, &programs, &Extent::Some)?;
     while machine.began.elapsed() < PATIENCE {
         let text = fs::read(&machine.log).context("failed to read a machine's log")?;
         if String::from_utf8_lossy(&text).contains("@@ kernel") {
@@ -103,7 +112,7 @@ pub fn obstacle() -> Option<String> {
 }
 
 /// Runs the machines beside each other: each has one processor.
-fn try_all(series: &[&str], all: bool) -> Result<Vec<Outcome>> {
+fn try_all(series: &[&str], extent: &Extent) -> Result<Vec<Outcome>> {
     if let Some(obstacle) = obstacle() {
         bail!("{obstacle}");
     }
@@ -112,7 +121,9 @@ fn try_all(series: &[&str], all: bool) -> Result<Vec<Outcome>> {
     let mut machines = Vec::new();
     for series in series {
         let kernel = packages::kernel(series)?;
-        machines.push(Machine::start(&emulator, series, &kernel, &programs, all)?);
+        machines.push(Machine::start(
+            &emulator, series, &kernel, &programs, extent,
+        )?);
     }
     machines.into_iter().map(Machine::wait).collect()
 }
@@ -154,9 +165,9 @@ impl Machine {
         series: &str,
         kernel: &packages::Kernel,
         programs: &image::Programs,
-        all: bool,
+        extent: &Extent,
     ) -> Result<Self> {
-        let image = image::make(series, kernel, programs, all)?;
+        let image = image::make(series, kernel, programs, extent)?;
         let log = shell::log_path(&format!("kernel-{series}"))?;
         let output =
             File::create(&log).with_context(|| format!("failed to create {}", log.display()))?;

@@ -1,0 +1,56 @@
+//! Socket options that would let a socket send past every hook: who sees that they are asked for.
+
+use anyhow::{Result, ensure};
+use enforcer_tests::probe::{Call, Probe, Ring};
+use enforcer_tests::product::{Agent, PolicyText};
+use enforcer_tests::{Lab, Outcome, Place};
+
+fn asks(place: &Place, call: Call) -> Result<Outcome> {
+    let report = place.probe(&Probe::Ring(Ring { call }))?;
+    Ok(report.outcome)
+}
+
+/// A 32-bit call is hidden from the cgroup hook. Where the kernel has BPF among its security modules it is refused
+/// like any other; where not, the status says what that means.
+#[test]
+fn a_32_bit_setsockopt_call_is_refused_or_warned_about() -> Result<()> {
+    let lab = Lab::builder().build()?;
+    let intruder = lab.hostnet("cp1");
+    ensure!(asks(&intruder, Call::Native)?.worked(), "without a policy");
+    if !asks(&intruder, Call::Compat)?.worked() {
+        eprintln!("skipped: this kernel takes no 32-bit system calls");
+        return lab.close();
+    }
+    let agent = Agent::start(&lab, "cp1", &PolicyText::default())?;
+    let status = agent.status()?;
+    let texts = |field: &str| -> Vec<String> {
+        let all = status[field].as_array().into_iter().flatten();
+        all.filter_map(|text| text.as_str().map(str::to_owned))
+            .collect()
+    };
+    let sees_all = texts("kernel")
+        .iter()
+        .any(|text| text.contains("(BPF LSM)"));
+    let warned = texts("warnings")
+        .iter()
+        .any(|text| text.contains("32-bit setsockopt calls"));
+    ensure!(sees_all != warned, "{status:#}");
+    ensure!(asks(&intruder, Call::Native)? == Outcome::Eperm, "native");
+    let compat = asks(&intruder, Call::Compat)?;
+    if sees_all {
+        println!("this kernel has BPF among its security modules");
+        ensure!(compat == Outcome::Eperm, "{compat:?}");
+    } else {
+        println!("this kernel has not");
+        ensure!(compat.worked(), "{compat:?}: then the warning is wrong");
+    }
+    let event = agent.event(|event| event.reason == "AroundHooks")?;
+    ensure!(event.subject.name.ends_with("hostnet"), "{event:?}");
+    let asked = if sees_all { 2 } else { 1 };
+    ensure!(agent.denied("AroundHooks")? == (asked, 0), "{event:?}");
+    // What a pod's own socket does comes out at its interface.
+    for call in [Call::Native, Call::Compat] {
+        ensure!(asks(lab.pod("pod-a"), call)?.worked(), "a pod, {call:?}");
+    }
+    lab.close()
+}
