@@ -1,6 +1,6 @@
 //! What is explained, held against the shipped policies and against what a node does.
 
-use std::path::Path;
+use std::{fs, path::Path};
 
 use super::*;
 use crate::{
@@ -36,6 +36,60 @@ fn shipped_policies_hold_their_cases() {
             }
         }
     }
+}
+
+/// What a folder of `tests/situations` is about is said in its policy's first comment. `cases.yaml` is what must
+/// come of it, and each line of `says.txt` is in what `check` says: an error, a note or a broad sender.
+#[test]
+fn situations_come_out_right() {
+    let directory = Path::new(env!("CARGO_MANIFEST_DIR")).join("../tests/situations");
+    let mut failures = Vec::new();
+    let mut count = 0;
+    for entry in fs::read_dir(directory).unwrap() {
+        let folder = entry.unwrap().path();
+        count += 1;
+        if let Err(failure) = situation(&folder) {
+            failures.push(format!("{}: {failure}", folder.display()));
+        }
+    }
+    assert!(failures.is_empty(), "{}", failures.join("\n"));
+    assert!(count >= 30, "{count} situations");
+}
+
+fn situation(folder: &Path) -> Result<(), String> {
+    let (cases, says) = (folder.join("cases.yaml"), folder.join("says.txt"));
+    if !cases.exists() && !says.exists() {
+        return Err("nothing is expected of it".to_owned());
+    }
+    let loaded = policy::load(&[folder.join("policy.yaml")]);
+    let said = match &loaded {
+        Ok(policy) => policy::render::brief(policy),
+        Err(error) => error.to_string(),
+    };
+    if says.exists() {
+        let expected = fs::read_to_string(&says).map_err(|error| error.to_string())?;
+        for line in expected.lines() {
+            if !said.contains(line) {
+                return Err(format!("check does not say `{line}` but:\n{said}"));
+            }
+        }
+    }
+    if !cases.exists() {
+        // Where there are none, that it is refused is the point.
+        return loaded.map_or(Ok(()), |_| Err("it is not refused".to_owned()));
+    }
+    let policy = loaded.map_err(|error| error.to_string())?;
+    for file in cases::load(&[cases]).map_err(|error| error.to_string())? {
+        let checked = file.check(&policy, &reason_names());
+        checked.map_err(|error| error.to_string())?;
+        let compiled = compile(&policy, &file.node.value, None, &mut PathNumbers::default());
+        let compiled = compiled.map_err(|error| error.to_string())?;
+        let results = run_cases(&policy, &compiled, &file);
+        if let Some(failed) = results.iter().find(|result| !result.passed) {
+            return Err(format!("{failed:?}"));
+        }
+    }
+    Ok(())
 }
 
 const SHARED: &str = "\
