@@ -83,7 +83,10 @@ fn tell(status: &Status, all: bool) -> Outcome {
     say(&format!("other     otherTraffic: {}", status.other_traffic))?;
     say(&format!(
         "policy    {}, generation {} since {}, digest {}",
-        status.policy, status.generation, status.since, status.digest
+        status.policy,
+        status.generation,
+        status.since,
+        status.digest.get(..12).unwrap_or(&status.digest)
     ))?;
     tell_troubles(status)?;
     tell_attachments(&status.attachments, all)?;
@@ -132,21 +135,26 @@ fn tell_attachments(attachments: &[Attachment], all: bool) -> Outcome {
             _ => places.push((attachment, vec![&attachment.hook])),
         }
     }
-    let mut lines: Vec<(String, Vec<String>)> = Vec::new();
+    // The same programs in the same role, and where.
+    let mut lines: Vec<(String, &str, Vec<String>)> = Vec::new();
     for (first, hooks) in places {
-        let role = match first.role.as_str() {
+        let what = format!("{} by {}", hooks.join(", "), first.how);
+        let role = first.role.as_str();
+        let place = shown(&first.place).into_owned();
+        let same = lines
+            .iter_mut()
+            .find(|line| line.0 == what && line.1 == role);
+        match same {
+            Some((_, _, places)) if !all => places.push(place),
+            _ => lines.push((what, role, vec![place])),
+        }
+    }
+    for (what, role, places) in lines {
+        let role = match role {
             "" => String::new(),
             role => format!(" ({role})"),
         };
-        let what = format!("{} by {}{role}", hooks.join(", "), first.how);
-        let place = shown(&first.place).into_owned();
-        match lines.iter_mut().find(|(known, _)| *known == what) {
-            Some((_, places)) if !all => places.push(place),
-            _ => lines.push((what, vec![place])),
-        }
-    }
-    for (what, places) in lines {
-        say(&format!("attached  {what} at {}", listed(&places)))?;
+        say(&format!("attached  {what} at {}{role}", listed(&places)))?;
     }
     Ok(())
 }
