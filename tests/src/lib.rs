@@ -33,6 +33,7 @@ pub mod certs;
 pub mod cgroup;
 pub mod cluster;
 pub mod craft;
+pub mod holder;
 pub mod host;
 pub mod inventory;
 pub mod lab;

@@ -9,13 +9,10 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, ensure};
 use enforcer_tests::arrivals::Arrivals;
 use enforcer_tests::packet::{Content, Forged};
-use enforcer_tests::patience::patient;
 use enforcer_tests::plan::{CP1, LOOPBACK, NODE_LOCAL_DNS, OUT, POD_A, POD_B, Party, W1, port};
 use enforcer_tests::probe::{Connect, Hold, Serve};
 use enforcer_tests::product::{Agent, PolicyText};
 use enforcer_tests::{Lab, Outcome, Place, net, plan};
-use nix::sys::signal::Signal;
-use serde_json::Value;
 
 const SOON: Duration = Duration::from_secs(3);
 
@@ -297,95 +294,6 @@ fn multipath_within_a_pod_is_the_pods() -> Result<()> {
     Ok(())
 }
 
-/// As the bridge plugin does with a new pod's interface: attached a second time, programs would be refused or taken away.
-#[test]
-fn an_interface_that_joins_a_bridge_stays_enforced() -> Result<()> {
-    // Until the agent has heard of it.
-    const HEARD: Duration = Duration::from_millis(500);
-    let lab = Lab::builder().build()?;
-    let (pod, interface) = (lab.pod("pod-a"), POD_A.host_interface());
-    let node = lab.host("cp1").namespace().name();
-    let packet = Forged {
-        source: W1.at(40_000),
-        destination: CP1.at(9999),
-        content: Content::SYN,
-    };
-    let at = lab.login("cp1");
-    let arrivals = Arrivals::count(&at, packet.source.ip(), packet.destination)?;
-    pod.forge(&packet)?;
-    ensure!(arrivals.so_far()? == 1, "twin");
-    for mode in ["auto", "clsact"] {
-        let agent = Agent::start_with(&lab, "cp1", &PolicyText::default(), &["--tc", mode])?;
-        let attached = agent.status()?["attachments"].clone();
-        for change in [
-            format!("link add br-x type bridge\nlink set {interface} master br-x\n"),
-            format!("link set {interface} nomaster\nlink del br-x\n"),
-        ] {
-            net::ip(Some(node), &change)?;
-            thread::sleep(HEARD);
-            let status = agent.status()?;
-            ensure!(status["notAttached"].is_null(), "{mode}: {status}");
-            ensure!(status["attachments"] == attached, "{mode}: {status}");
-        }
-        pod.forge(&packet)?;
-        agent.event(|event| event.reason == "ForgedSource")?;
-        ensure!(
-            arrivals.so_far()? == 1,
-            "{mode}: a forged packet has arrived"
-        );
-        agent.stop()?.checked()?;
-    }
-    Ok(())
-}
-
-/// Somebody else's filter is where the agent's would be. The agent says so, and takes the place once it is free.
-#[test]
-fn an_interface_that_can_not_be_enforced_is_told() -> Result<()> {
-    const NEW: &str = "cali-new";
-    let lab = Lab::builder().build()?;
-    let node = lab.host("cp1").namespace().name();
-    let agent = Agent::start_with(&lab, "cp1", &PolicyText::default(), &["--tc", "clsact"])?;
-    // The agent takes every interface: so the filter comes while it does not look.
-    agent.running().signal(Signal::SIGSTOP)?;
-    net::ip(Some(node), "link add late type veth peer name late-peer\n")?;
-    net::tc(
-        node,
-        "qdisc add dev late clsact\n\
-         filter add dev late ingress prio 1 protocol all u32 match u32 0 0 classid 1:1\n",
-    )?;
-    net::ip(Some(node), &format!("link set late name {NEW}\n"))?;
-    agent.running().signal(Signal::SIGCONT)?;
-    let wait_for = |wanted: &dyn Fn(&Value) -> bool| -> Result<Value> {
-        // The agent tries again every five seconds.
-        let deadline = Instant::now() + patient(Duration::from_secs(8));
-        loop {
-            let status = agent.status()?;
-            if wanted(&status) {
-                return Ok(status);
-            }
-            ensure!(Instant::now() < deadline, "{status:#}");
-            thread::sleep(Duration::from_millis(50));
-        }
-    };
-    let status = wait_for(&|status| status["notAttached"].is_string())?;
-    let told = status["notAttached"].as_str().unwrap_or_default();
-    ensure!(told.contains(NEW), "{told}");
-    let attached = |status: &Value| {
-        let places = status["attachments"].as_array().into_iter().flatten();
-        places.filter(|place| place["where"] == NEW).count()
-    };
-    ensure!(attached(&status) == 0, "{status:#}");
-    let shown = agent.command(&["status"])?.checked()?.stdout;
-    ensure!(
-        shown.contains("ERROR     an interface is not enforced: ") && shown.contains(NEW),
-        "{shown}"
-    );
-    net::tc(node, &format!("filter del dev {NEW} ingress prio 1\n"))?;
-    let status = wait_for(&|status| status["notAttached"].is_null())?;
-    ensure!(attached(&status) == 2, "{status:#}");
-    Ok(())
-}
-
 /// A hostNetwork pod's packet socket bypasses the cgroup hooks, and still has a subject.
 #[test]
 fn an_injected_frame_is_known_by_its_cgroup() -> Result<()> {
@@ -585,51 +493,6 @@ fn counts_are_exact_under_a_flood() -> Result<()> {
         );
         agent.stop()?.checked()?;
     }
-    Ok(())
-}
-
-/// More senders than there is room to tell at once: each packet is counted, and either told or counted as not
-/// told. One that goes on is told all the same.
-#[test]
-fn a_flood_from_everywhere_is_counted_whole_and_told_in_part() -> Result<()> {
-    const CALLS: u16 = 6;
-    const EACH: u16 = 1000;
-    let lab = Lab::builder().build()?;
-    let (neighbour, to) = (lab.neighbour(), CP1.at(port::ETCD_CLIENT));
-    let frame = |source: Ipv4Addr| {
-        let packet = Forged {
-            source: SocketAddr::new(source.into(), 40_000),
-            destination: to,
-            content: Content::SYN,
-        };
-        packet.frame(neighbour.party().mac, CP1.mac)
-    };
-    let agent = Agent::start(&lab, "cp1", &PolicyText::default())?;
-    for call in 0..CALLS {
-        let source = |n: u16| Ipv4Addr::from(0xc633_0000 | u32::from(call * EACH + n));
-        let frames: Vec<Vec<u8>> = (0..EACH).map(|n| frame(source(n))).collect::<Result<_>>()?;
-        neighbour.inject("eth0", &frames)?;
-    }
-    let all = u64::from(CALLS * EACH);
-    let deadline = Instant::now() + SOON;
-    while agent.denied("NoPath")? != (all, 0) {
-        let so_far = agent.denied("NoPath")?;
-        ensure!(Instant::now() < deadline, "{so_far:?} of {all}");
-        thread::sleep(Duration::from_millis(20));
-    }
-    let told: u64 = agent.events()?.iter().map(|event| event.count).sum();
-    let status = agent.status()?;
-    let lost = status["recordsLost"].as_u64().context("no recordsLost")?;
-    ensure!(
-        told + lost == all && told >= 1024 && lost > 0,
-        "{told} told, {lost} not, of {all}"
-    );
-    // There is room again in the next tick.
-    let who = Ipv4Addr::new(198, 18, 0, 1);
-    thread::sleep(Duration::from_millis(50));
-    neighbour.inject("eth0", &[frame(who)?])?;
-    let who = who.to_string();
-    agent.event(|event| event.source.as_deref() == Some(&who))?;
     Ok(())
 }
 

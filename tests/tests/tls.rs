@@ -3,7 +3,7 @@
 
 use std::net::SocketAddr;
 
-use anyhow::{Result, ensure};
+use anyhow::{Context, Result, ensure};
 use enforcer_tests::attempt::Server;
 use enforcer_tests::packet::{CLIENT_HELLO, to_hex};
 use enforcer_tests::plan::{CP1, LOOPBACK, POD_B, SERVICE, W1, port};
@@ -494,9 +494,18 @@ fn real_programs_speak_tls_and_others_are_cut_off() -> Result<()> {
     }
     let ran = plain(&client, port::ETCD_CLIENT)?;
     ensure!(!ran.ok(), "plain HTTP to etcd: {ran}");
+    let mut cut = 0;
     for agent in &agents {
         agent.event(|event| event.reason == "NotTls")?;
+        let status = agent.status()?;
+        let packets = status["cutPackets"].as_u64().context("no cutPackets")?;
+        let shown = agent.command(&["status"])?.checked()?.stdout;
+        let is_shown = shown.contains("packets of connections that a TLS lock has cut off");
+        ensure!(is_shown == (packets > 0), "{packets}: {shown}");
+        cut += packets;
     }
+    // What was sent again counts as no denial of its own.
+    ensure!(cut > 0, "nothing was sent again");
     Ok(())
 }
 

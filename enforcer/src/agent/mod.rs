@@ -2,6 +2,7 @@
 //!
 //! [`run`] is the agent; [`client`] asks a running one over its control socket.
 
+mod attaching;
 pub mod client;
 mod control;
 mod error;
@@ -19,6 +20,7 @@ mod say;
 mod serve;
 mod start;
 mod status;
+mod tell;
 mod warnings;
 mod watch;
 

@@ -57,6 +57,9 @@ pub struct Status {
     pub later_fragments: u64,
     /// Verdicts kept on sockets of connections that go on, so that their packets are not judged one by one.
     pub kept_verdicts: u64,
+    /// Packets of connections that a TLS lock has cut off, beyond the one that was counted and told as the denial.
+    #[serde(default)]
+    pub cut_packets: u64,
     /// Denials that found no room among the records. They are in the counters all the same.
     pub records_lost: u64,
     /// Denials in records that were removed to make room.

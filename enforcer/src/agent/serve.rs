@@ -1,20 +1,14 @@
 //! The agent's life: begin, turn after turn, and an end that leaves nothing behind.
 
 use std::{
-    collections::{BTreeMap, HashMap, HashSet},
-    fs::{self, File},
-    io::{self, Write as _},
-    mem,
-    os::unix::fs::MetadataExt as _,
+    collections::{HashMap, HashSet},
+    fs::File,
+    io, mem,
     path::{Path, PathBuf},
     time::{Duration, SystemTime},
 };
 
-use enforcer_common::{
-    limits,
-    record::RecordKey,
-    tables::{Party, Role},
-};
+use enforcer_common::{limits, record::RecordKey, tables::Party};
 use tokio::{
     signal::unix::{Signal, SignalKind, signal},
     sync::{broadcast, mpsc},
@@ -22,7 +16,8 @@ use tokio::{
 };
 
 use super::{
-    AgentError, AgentOptions, Event, Listener, Output, SubjectKind,
+    AgentError, AgentOptions, Event, Listener, SubjectKind,
+    attaching::list_at_start,
     control::{Ask, Control, Farewell},
     events::Teller,
     faults::{Faults, Kind, PolicyFault},
@@ -55,18 +50,18 @@ pub struct Agent {
     pub(super) faults: Faults,
     /// What became of the newest policy.
     pub(super) policy_fault: PolicyFault,
-    room: Room,
-    cgroup_root: PathBuf,
-    /// The inode of the cgroup root that the programs are attached to.
-    attached_root: Option<u64>,
+    pub(super) room: Room,
+    pub(super) cgroup_root: PathBuf,
+    /// The inode of the cgroup root that programs are attached to, or as many of them as can be.
+    pub(super) attached_root: Option<u64>,
     cgroups: HashMap<u64, Party>,
     /// What tells where declared cgroups come and go; nothing where the kernel has no more of them.
     directories: Option<Directories>,
-    paths: CgroupPaths,
-    names: Names,
-    links: Vec<Link>,
-    news: broadcast::Sender<Event>,
-    budget: flood::Budget,
+    pub(super) paths: CgroupPaths,
+    pub(super) names: Names,
+    pub(super) links: Vec<Link>,
+    pub(super) news: broadcast::Sender<Event>,
+    pub(super) budget: flood::Budget,
     ticks: u32,
     /// Whether there may be more records than when they were last counted.
     has_new_records: bool,
@@ -105,15 +100,9 @@ const TICK: Duration = Duration::from_secs(1);
 /// In how many ticks interfaces, cgroups and files are looked at, whose news may have been lost, or which could
 /// not be watched, and what did not work is tried again.
 const LOOK: u32 = 5;
-/// How long the kernel may take to list all interfaces.
-const LIST: Duration = Duration::from_secs(5);
 /// Records are removed when there are more than this, until there are at most [`RECORDS_KEPT`].
 const RECORDS_FULL: usize = limits::MAX_RECORDS as usize / 4 * 3;
 const RECORDS_KEPT: usize = limits::MAX_RECORDS as usize / 2;
-/// So many names are enough for a person to see what it is about.
-const NAMED: usize = 8;
-/// As many rows as somebody may read at the end.
-const ROWS: usize = 200;
 
 /// Runs an agent to its end.
 pub async fn run(options: AgentOptions) -> Result<(), AgentError> {
@@ -214,24 +203,6 @@ async fn begin(
     inbox.reader.look(Asked::ByAgent, &agent.ready, None);
     memory::give_back();
     Ok((agent, inbox))
-}
-
-/// All interfaces. While many come and go, the kernel may not get to the end of its list.
-async fn list_at_start(links: &LinkEvents) -> Result<Vec<Link>, AgentError> {
-    const TIMES: u32 = 20;
-    let mut tried = 1;
-    loop {
-        match list(links).await {
-            Err(_) if tried < TIMES => tokio::time::sleep(Duration::from_millis(100)).await,
-            result => return Ok(result?),
-        }
-        tried += 1;
-    }
-}
-
-async fn list(links: &LinkEvents) -> Result<Vec<Link>, KernelError> {
-    let late = |_| KernelError::Links(format!("no answer within {} s", LIST.as_secs()));
-    timeout(LIST, links.list()).await.map_err(late)?
 }
 
 impl Inbox {
@@ -341,140 +312,15 @@ impl Agent {
         }
     }
 
-    /// Tells new denials.
-    fn tell(&mut self, keys: &[RecordKey]) {
-        let is_followed = self.news.receiver_count() > 0;
-        let (ready, kernel) = (&self.ready, &self.kernel);
-        let mut teller = Teller::new(ready, kernel, &mut self.paths, &mut self.names);
-        for key in keys {
-            let is_written = self.budget.allows(key);
-            if !is_written && !is_followed {
-                teller.learn(key);
-                continue;
-            }
-            let Some(value) = self.kernel.record(key) else {
-                continue;
-            };
-            let event = teller.event(key, &value);
-            if is_written {
-                print_event(self.options.output, &event);
-            }
-            // Nobody may be listening.
-            let _ = self.news.send(event);
-        }
-    }
-
     /// All denials there are, in the order of their last time; if they are many, one of each sender and endpoint
     /// comes first.
-    fn events(&mut self) -> Result<Vec<Event>, KernelError> {
+    pub(super) fn events(&mut self) -> Result<Vec<Event>, KernelError> {
         let mut records = self.kernel.records()?;
         records.sort_by_key(|(_, value)| value.last_ns);
         let (ready, kernel) = (&self.ready, &self.kernel);
         let mut teller = Teller::new(ready, kernel, &mut self.paths, &mut self.names);
         let events = records.iter().map(|(key, value)| teller.event(key, value));
         Ok(flood::order_to_list(events.collect()))
-    }
-
-    async fn look_at_links(&mut self, events: &LinkEvents) {
-        match list(events).await {
-            Ok(links) => {
-                self.faults.clear(Kind::Links);
-                if links != self.links {
-                    self.links = links;
-                    self.attach_interfaces(events).await;
-                }
-            }
-            Err(error) => self.faults.set(Kind::Links, text::chain(&error)),
-        }
-    }
-
-    /// Attaches what is not attached. An interface that goes meanwhile is none that should have been.
-    async fn attach_interfaces(&mut self, events: &LinkEvents) {
-        let mut result = self.try_to_attach();
-        if result.is_err()
-            && let Ok(links) = list(events).await
-        {
-            self.links = links;
-            result = self.try_to_attach();
-        }
-        match result {
-            Ok(()) => self.faults.clear(Kind::Interfaces),
-            Err(error) => self.faults.set(Kind::Interfaces, error),
-        }
-    }
-
-    fn try_to_attach(&mut self) -> Result<(), String> {
-        let roles = self.ready.selectors.roles(&self.links);
-        for link in &self.links {
-            let who = (SubjectKind::Interface, link.index.into());
-            self.names.learn(who, &link.name, Role::Undeclared);
-        }
-        for (link, role) in &roles {
-            let who = (SubjectKind::Interface, link.index.into());
-            self.names.learn(who, &link.name, *role);
-        }
-        let error = match self.kernel.attach_interfaces(&roles, self.options.tc_mode) {
-            Ok(changes) => {
-                changes.iter().for_each(|change| say(change));
-                return Ok(());
-            }
-            Err(error) => format!("{}{}", text::chain(&error), out_of_files()),
-        };
-        let missing: Vec<&str> = roles
-            .iter()
-            .filter(|(link, role)| self.kernel.role(link.index) != *role)
-            .map(|(link, _)| link.name.as_str())
-            .collect();
-        if missing.len() < 2 {
-            return Err(error);
-        }
-        let named = missing.iter().take(NAMED).copied().collect::<Vec<_>>();
-        let more = match missing.len() - named.len() {
-            0 => String::new(),
-            more => format!(" and {more} more"),
-        };
-        let named = named.join(", ");
-        Err(format!("{error}; without their programs: {named}{more}"))
-    }
-
-    /// Attaches what judges processes, unless that is done. The cgroup root may go, and come again as another.
-    fn attach_root(&mut self) {
-        let there = match fs::metadata(&self.cgroup_root) {
-            Ok(metadata) => metadata.ino(),
-            Err(source) => {
-                let path = self.cgroup_root.clone();
-                let error = text::chain(&KernelError::CgroupRoot { path, source });
-                let error = format!("no process is held to the policy: {error}");
-                return self.faults.set(Kind::CgroupRoot, error);
-            }
-        };
-        if self.attached_root == Some(there) {
-            return self.faults.clear(Kind::CgroupRoot);
-        }
-        let is_attached = |agent: &Self| {
-            let attachments = agent.kernel.attachments();
-            agent.attached_root.is_none() && attachments.iter().any(|a| a.how == "cgroup link")
-        };
-        if is_attached(self) {
-            // Some are there. To attach them once more would have them judge twice.
-            return;
-        }
-        self.attached_root = None;
-        let error = match self.kernel.attach_cgroup(&self.cgroup_root) {
-            Ok(()) => {
-                self.attached_root = Some(there);
-                return self.faults.clear(Kind::CgroupRoot);
-            }
-            Err(error) => text::chain(&error),
-        };
-        let then = match is_attached(self) {
-            true => {
-                "; others are attached, and this is not tried again before the agent is started anew"
-            }
-            false => "",
-        };
-        let error = format!("not all that processes do is held to the policy: {error}{then}");
-        self.faults.set(Kind::CgroupRoot, error);
     }
 
     /// Has directories watched, unless that is done. Without that, they are looked at by the clock.
@@ -717,79 +563,6 @@ impl Agent {
         }
         notes
     }
-
-    fn tell_begin(&mut self) {
-        let Ok(status) = self.status() else { return };
-        say(&format!(
-            "policy `{}` is in force on node `{}`: {}, other traffic {}, {} attachments",
-            status.policy,
-            status.node,
-            status.mode,
-            status.other_traffic,
-            status.attachments.len()
-        ));
-        status
-            .notes
-            .iter()
-            .for_each(|note| say(&format!("note: {note}")));
-        self.tell_node();
-    }
-
-    /// What about the node does not fit the policy.
-    fn tell_node(&mut self) {
-        for warning in self.warnings() {
-            say(&format!("warning: {warning}"));
-        }
-        for listener in self.refused_listeners() {
-            say(&format!("warning: {listener}"));
-        }
-    }
-
-    /// A table of all denials, the most frequent first.
-    fn tell_end(&mut self) {
-        let Ok(events) = self.events() else { return };
-        if events.is_empty() || self.options.output == Output::Json {
-            return;
-        }
-        let mut table = comfy_table::Table::new();
-        table.load_style(comfy_table::TableStyle::new());
-        table.set_header(["COUNT", "VERDICT", "FROM", "TO", "REASON"]);
-        let mut rows: BTreeMap<[String; 4], u64> = BTreeMap::new();
-        for event in events {
-            let verdict = if event.is_dropped() {
-                "dropped"
-            } else {
-                "would drop"
-            };
-            let to = match event.endpoint.as_str() {
-                "" => event.target(),
-                endpoint => format!("{} ({endpoint})", event.target()),
-            };
-            let row = [verdict.to_owned(), event.sender(), to, event.reason];
-            *rows.entry(row).or_default() += event.count;
-        }
-        let mut rows: Vec<_> = rows.into_iter().collect();
-        rows.sort_by_key(|(_, count)| std::cmp::Reverse(*count));
-        let left_out = rows.len().saturating_sub(ROWS);
-        rows.truncate(ROWS);
-        for ([verdict, from, to, reason], count) in rows {
-            table.add_row([count.to_string(), verdict, from, to, reason]);
-        }
-        let _ = writeln!(io::stdout(), "{}", text::lines(&table.to_string()));
-        if left_out > 0 {
-            let _ = writeln!(io::stdout(), "and {left_out} more");
-        }
-    }
-}
-
-/// Where no file can be opened, other errors than that come of it.
-fn out_of_files() -> String {
-    match File::open("/dev/null") {
-        Err(error) => {
-            format!("; no file can be opened ({error}): raise the limit (LimitNOFILE=, ulimit -n)")
-        }
-        Ok(_) => String::new(),
-    }
 }
 
 /// The declared cgroups that are there, with all directories watched in which one may come.
@@ -804,19 +577,6 @@ fn look_at_cgroups(
         while directories.only(watch::of_cgroups(root, rules)) {}
     }
     cgroups::resolve(root, rules)
-}
-
-fn print_event(output: Output, event: &Event) {
-    let json;
-    let line = match output {
-        Output::Text => event.to_string(),
-        Output::Json => {
-            json = serde_json::to_string(event).unwrap_or_default();
-            text::json(&json).into_owned()
-        }
-    };
-    // Enforcement goes on, whether somebody reads or not.
-    let _ = writeln!(io::stdout(), "{}", text::lines(&line));
 }
 
 fn pairs(known: &[KnownCgroup]) -> Vec<(u64, Party)> {

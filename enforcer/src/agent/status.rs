@@ -37,13 +37,6 @@ impl Agent {
                 would_drop,
             })
         });
-        let mut attachments = Vec::new();
-        for attachment in self.kernel.attachments() {
-            // A cgroup root that was made anew has been attached to again.
-            if !attachments.contains(&attachment) {
-                attachments.push(attachment);
-            }
-        }
         let dry_run = self.ready.compiled.settings.dry_run != 0;
         Ok(Status {
             node: self.ready.compiled.node.clone(),
@@ -57,7 +50,7 @@ impl Agent {
             generation: self.generation,
             since: rfc3339(self.since),
             pid: std::process::id(),
-            attachments,
+            attachments: self.kernel.attachments(),
             cgroups: self.known_cgroups(),
             notes: self.notes(),
             warnings: self.warnings(),
@@ -68,6 +61,7 @@ impl Agent {
             other_traffic_packets: counters.get(counter::OTHER),
             later_fragments: counters.get(counter::LATER_FRAGMENT),
             kept_verdicts: counters.get(counter::KEPT_VERDICTS),
+            cut_packets: counters.get(counter::CUT),
             records_lost: counters.get(counter::RECORDS_LOST)
                 + self.kernel.pending_without_record()?,
             records_evicted: self.evicted,

@@ -4,7 +4,8 @@ use clap::Args;
 
 use super::{AgentArguments, Format, Outcome, say, say_json};
 use crate::{
-    agent::{Status, client},
+    agent::{PathCount, Status, client},
+    kernel::Attachment,
     text::shown,
 };
 
@@ -13,19 +14,29 @@ use crate::{
 /// Says what is in force on this node: mode, policy, attachments, what has no effect, and how many
 /// packets each path and each reason saw.
 ///
+/// Interfaces, and paths that no packet used, are summed up; --verbose shows each, and the JSON has all.
+///
 /// Example: enforcer status -o json
 #[derive(Debug, Args)]
 pub struct Arguments {
     #[command(flatten)]
     agent: AgentArguments,
+    /// Show every attachment and every path
+    #[arg(short, long)]
+    verbose: bool,
 }
+
+/// So many names are enough for a person to see what it is about.
+const NAMED: usize = 8;
+/// Where a line of names ends.
+const COLUMNS: usize = 100;
 
 pub fn run(arguments: &Arguments, format: Format) -> Outcome {
     let status = client::status(&arguments.agent.run_dir)?;
     if format == Format::Json {
         say_json(&status)
     } else {
-        tell(&status)
+        tell(&status, arguments.verbose)
     }
 }
 
@@ -62,7 +73,7 @@ fn tell_troubles(status: &Status) -> Outcome {
     Ok(())
 }
 
-fn tell(status: &Status) -> Outcome {
+fn tell(status: &Status, all: bool) -> Outcome {
     let mode = match status.mode.as_str() {
         "DryRun" => "dry-run: nothing is dropped",
         _ => "enforced: denied connections are dropped",
@@ -72,22 +83,13 @@ fn tell(status: &Status) -> Outcome {
     say(&format!("other     otherTraffic: {}", status.other_traffic))?;
     say(&format!(
         "policy    {}, generation {} since {}, digest {}",
-        status.policy, status.generation, status.since, status.digest
+        status.policy,
+        status.generation,
+        status.since,
+        status.digest.get(..12).unwrap_or(&status.digest)
     ))?;
     tell_troubles(status)?;
-    for a in &status.attachments {
-        let role = if a.role.is_empty() {
-            String::new()
-        } else {
-            format!(" ({})", a.role)
-        };
-        say(&format!(
-            "attached  {} at {}{role} by {}",
-            a.hook,
-            shown(&a.place),
-            a.how
-        ))?;
-    }
+    tell_attachments(&status.attachments, all)?;
     for feature in &status.kernel {
         say(&format!("kernel    {feature}"))?;
     }
@@ -95,19 +97,7 @@ fn tell(status: &Status) -> Outcome {
         say(&format!("note      {}", shown(note)))?;
     }
     say("")?;
-    for path in &status.paths {
-        let unused = match (path.forward + path.reply, path.elsewhere) {
-            (0, true) => "  not for this node",
-            (0, false) => "  never used",
-            _ => "",
-        };
-        say(&format!(
-            "path      {:10} {:10}  {}{unused}",
-            path.forward,
-            path.reply,
-            shown(&path.name)
-        ))?;
-    }
+    tell_paths(&status.paths, all)?;
     say(&format!(
         "other     {:10}             passed by otherTraffic",
         status.other_traffic_packets
@@ -119,6 +109,12 @@ fn tell(status: &Status) -> Outcome {
             reason.reason
         ))?;
     }
+    if status.cut_packets > 0 {
+        say(&format!(
+            "cut       {:10}             packets of connections that a TLS lock has cut off already",
+            status.cut_packets
+        ))?;
+    }
     if status.records_lost + status.records_evicted > 0 {
         say(&format!(
             "records   {} denials had no room, {} were removed for others; the counters hold all",
@@ -126,4 +122,91 @@ fn tell(status: &Status) -> Outcome {
         ))?;
     }
     Ok(())
+}
+
+/// One line for all programs at a cgroup, and for all interfaces that have the same ones.
+fn tell_attachments(attachments: &[Attachment], all: bool) -> Outcome {
+    // What is at a place, and in which way.
+    let mut places: Vec<(&Attachment, Vec<&str>)> = Vec::new();
+    for attachment in attachments {
+        let same = |a: &Attachment| a.place == attachment.place && a.how == attachment.how;
+        match places.last_mut() {
+            Some((first, hooks)) if same(first) => hooks.push(&attachment.hook),
+            _ => places.push((attachment, vec![&attachment.hook])),
+        }
+    }
+    // The same programs in the same role, and where.
+    let mut lines: Vec<(String, &str, Vec<String>)> = Vec::new();
+    for (first, hooks) in places {
+        let what = format!("{} by {}", hooks.join(", "), first.how);
+        let role = first.role.as_str();
+        let place = shown(&first.place).into_owned();
+        let same = lines
+            .iter_mut()
+            .find(|line| line.0 == what && line.1 == role);
+        match same {
+            Some((_, _, places)) if !all => places.push(place),
+            _ => lines.push((what, role, vec![place])),
+        }
+    }
+    for (what, role, places) in lines {
+        let role = match role {
+            "" => String::new(),
+            role => format!(" ({role})"),
+        };
+        say(&format!("attached  {what} at {}{role}", listed(&places)))?;
+    }
+    Ok(())
+}
+
+fn tell_paths(paths: &[PathCount], all: bool) -> Outcome {
+    let is_used = |path: &PathCount| path.forward + path.reply > 0;
+    for path in paths.iter().filter(|path| all || is_used(path)) {
+        let unused = match (is_used(path), path.elsewhere) {
+            (true, _) => "",
+            (false, true) => "  not for this node",
+            (false, false) => "  never used",
+        };
+        let name = shown(&path.name);
+        let (forward, reply) = (path.forward, path.reply);
+        say(&format!(
+            "path      {forward:10} {reply:10}  {name}{unused}"
+        ))?;
+    }
+    if all {
+        return Ok(());
+    }
+    let unused = paths.iter().filter(|path| !is_used(path));
+    let (elsewhere, never): (Vec<_>, Vec<_>) = unused.partition(|path| path.elsewhere);
+    if !never.is_empty() {
+        let mut line = format!("unused    {} never used:", never.len());
+        let last = never.len() - 1;
+        for (index, path) in never.into_iter().enumerate() {
+            let comma = if index < last { "," } else { "" };
+            let name = format!(" {}{comma}", shown(&path.name));
+            if line.len() + name.len() > COLUMNS {
+                say(&line)?;
+                line = " ".repeat(9);
+            }
+            line += &name;
+        }
+        say(&line)?;
+    }
+    if !elsewhere.is_empty() {
+        say(&format!(
+            "elsewhere {} of {} paths do not concern this node",
+            elsewhere.len(),
+            paths.len()
+        ))?;
+    }
+    Ok(())
+}
+
+/// Names in a line, the first of them if they are many.
+fn listed(names: &[String]) -> String {
+    let named = names.iter().take(NAMED).cloned().collect::<Vec<_>>();
+    match names.len() - named.len() {
+        0 => named.join(", "),
+        more => format!("{} and {more} more (--verbose)", named.join(", ")),
+    }
 }

@@ -5,7 +5,11 @@ use std::{collections::BTreeMap, fs::File, path::Path};
 use aya::{
     Ebpf,
     programs::{
-        LinkOrder, Program, ProgramError, SchedClassifier, TcAttachType,
+        CgroupSkbAttachType, LinkOrder, Program, ProgramError, SchedClassifier, TcAttachType,
+        cgroup_skb::CgroupSkbLinkId,
+        cgroup_sock::CgroupSockLinkId,
+        cgroup_sock_addr::CgroupSockAddrLinkId,
+        cgroup_sockopt::CgroupSockoptLinkId,
         links::CgroupAttachMode,
         tc::{
             NlOptions, SchedClassifierLinkId, TcAttachOptions, TcHandle, qdisc_add_clsact,
@@ -54,7 +58,23 @@ pub struct Attachment {
 pub(super) struct Attached {
     roles: Option<Roles>,
     interfaces: BTreeMap<u32, Interface>,
-    cgroups: Vec<Attachment>,
+    /// In the order of [`CGROUP`].
+    cgroups: Vec<CgroupHook>,
+}
+
+/// One program that is attached to the cgroup root.
+struct CgroupHook {
+    name: &'static str,
+    place: String,
+    link: CgroupLink,
+}
+
+/// What to detach it by.
+enum CgroupLink {
+    Skb(CgroupSkbLinkId),
+    Sock(CgroupSockLinkId),
+    SockAddr(CgroupSockAddrLinkId),
+    Sockopt(CgroupSockoptLinkId),
 }
 
 struct Interface {
@@ -86,62 +106,70 @@ const CLSACT_PRIORITY: u16 = 1;
 const CLSACT_HANDLE: TcHandle = TcHandle::new(0, 0x0e_f0);
 
 impl Kernel {
-    /// Attaches all programs for processes to a cgroup directory.
+    /// Attaches the programs for processes to a cgroup directory, all but those that are attached to it
+    /// already: after an error it can be called again.
     ///
     /// # Errors
     ///
     /// The directory can not be opened, or the kernel refuses, for instance because another holds
-    /// the hook for itself.
+    /// a hook for itself: the first that it refused. The others are attached all the same.
     pub fn attach_cgroup(&mut self, root: &Path) -> Result<(), KernelError> {
+        if self.attached.cgroups.is_empty() && !self.sees_all_options() {
+            self.attach_lsm();
+        }
+        let missing = self.missing_cgroup_hooks();
+        if missing.is_empty() {
+            return Ok(());
+        }
         let directory = File::open(root).map_err(|source| KernelError::CgroupRoot {
             path: root.to_owned(),
             source,
         })?;
-        let sees_all = self.attach_lsm();
-        if sees_all {
-            self.attached.cgroups.push(Attachment {
-                hook: "setsockopt".to_owned(),
-                place: "security modules".to_owned(),
-                how: "lsm".to_owned(),
-                role: String::new(),
-            });
-        }
-        // The other one would tell the same calls a second time.
-        let names = CGROUP
-            .into_iter()
-            .filter(|name| !sees_all || *name != SETSOCKOPT);
-        for name in names {
+        let place = root.display().to_string();
+        let mut result = Ok(());
+        for name in missing {
             let program = self
                 .bpf
                 .program_mut(name)
                 .ok_or(KernelError::Missing(name))?;
-            // With a link, `Single` sends no flags at all, and the kernel lets others attach, too.
-            let mode = CgroupAttachMode::Single;
-            let result = match program {
-                Program::CgroupSkb(program) => {
-                    let direction = match name {
-                        "enforcer_skb_in" => aya::programs::CgroupSkbAttachType::Ingress,
-                        _ => aya::programs::CgroupSkbAttachType::Egress,
-                    };
-                    program.attach(&directory, direction, mode).map(drop)
-                }
-                Program::CgroupSock(program) => program.attach(&directory, mode).map(drop),
-                Program::CgroupSockAddr(program) => program.attach(&directory, mode).map(drop),
-                Program::CgroupSockopt(program) => program.attach(&directory, mode).map(drop),
-                _ => Err(ProgramError::UnexpectedProgramType),
-            };
-            let place = root.display().to_string();
-            result.map_err(|source| failed(name, &place, source))?;
-            let hook = name.trim_start_matches("enforcer_").to_owned();
-            let how = "cgroup link".to_owned();
-            self.attached.cgroups.push(Attachment {
-                hook,
-                place,
-                how,
-                role: String::new(),
-            });
+            match attach_to_cgroup(name, program, &directory) {
+                Ok(link) => self.attached.cgroups.push(CgroupHook {
+                    name,
+                    place: place.clone(),
+                    link,
+                }),
+                Err(source) => result = result.and(Err(failed(name, &place, source))),
+            }
         }
-        Ok(())
+        result
+    }
+
+    fn missing_cgroup_hooks(&self) -> Vec<&'static str> {
+        // The other one would tell the same calls a second time.
+        let is_wanted = |name: &str| !(self.sees_all_options() && name == SETSOCKOPT);
+        let is_there = |name: &str| self.attached.cgroups.iter().any(|hook| hook.name == name);
+        let names = CGROUP.into_iter();
+        names
+            .filter(|name| is_wanted(name) && !is_there(name))
+            .collect()
+    }
+
+    /// Detaches the programs for processes from the cgroup that they are attached to, which may be gone.
+    pub fn detach_cgroup(&mut self) {
+        for CgroupHook { name, link, .. } in self.attached.cgroups.drain(..) {
+            // A link whose cgroup is gone has nothing left to detach; it is closed all the same.
+            let _ = match (self.bpf.program_mut(name), link) {
+                (Some(Program::CgroupSkb(program)), CgroupLink::Skb(id)) => program.detach(id),
+                (Some(Program::CgroupSock(program)), CgroupLink::Sock(id)) => program.detach(id),
+                (Some(Program::CgroupSockAddr(program)), CgroupLink::SockAddr(id)) => {
+                    program.detach(id)
+                }
+                (Some(Program::CgroupSockopt(program)), CgroupLink::Sockopt(id)) => {
+                    program.detach(id)
+                }
+                _ => Ok(()),
+            };
+        }
     }
 
     /// Makes the roles and attachments of interfaces what they are to be, given all interfaces that
@@ -294,7 +322,21 @@ impl Kernel {
 
     /// All attachments.
     pub fn attachments(&self) -> Vec<Attachment> {
-        let mut all = self.attached.cgroups.clone();
+        let mut all = Vec::new();
+        if self.sees_all_options() {
+            all.push(Attachment {
+                hook: "setsockopt".to_owned(),
+                place: "security modules".to_owned(),
+                how: "lsm".to_owned(),
+                role: String::new(),
+            });
+        }
+        all.extend(self.attached.cgroups.iter().map(|hook| Attachment {
+            hook: hook.name.trim_start_matches("enforcer_").to_owned(),
+            place: hook.place.clone(),
+            how: "cgroup link".to_owned(),
+            role: String::new(),
+        }));
         for Interface { link, role, links } in self.attached.interfaces.values() {
             for (direction, how, _) in links {
                 let hook = match direction {
@@ -330,6 +372,31 @@ impl Kernel {
             .interfaces
             .get(&index)
             .map(|i| i.link.name.as_str())
+    }
+}
+
+fn attach_to_cgroup(
+    name: &'static str,
+    program: &mut Program,
+    directory: &File,
+) -> Result<CgroupLink, ProgramError> {
+    // With a link, `Single` sends no flags at all, and the kernel lets others attach, too.
+    let mode = CgroupAttachMode::Single;
+    match program {
+        Program::CgroupSkb(program) => {
+            let direction = match name {
+                "enforcer_skb_in" => CgroupSkbAttachType::Ingress,
+                _ => CgroupSkbAttachType::Egress,
+            };
+            let link = program.attach(directory, direction, mode);
+            link.map(CgroupLink::Skb)
+        }
+        Program::CgroupSock(program) => program.attach(directory, mode).map(CgroupLink::Sock),
+        Program::CgroupSockAddr(program) => {
+            program.attach(directory, mode).map(CgroupLink::SockAddr)
+        }
+        Program::CgroupSockopt(program) => program.attach(directory, mode).map(CgroupLink::Sockopt),
+        _ => Err(ProgramError::UnexpectedProgramType),
     }
 }
 

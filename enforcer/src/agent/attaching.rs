@@ -1,0 +1,136 @@
+//! The programs stay where they are to be: interfaces come and go, the cgroup root may be made anew, and what the
+//! kernel refused is tried again.
+
+use std::{fs, fs::File, os::unix::fs::MetadataExt as _, time::Duration};
+
+use enforcer_common::tables::Role;
+use tokio::time::timeout;
+
+use super::{AgentError, SubjectKind, faults::Kind, say::say, serve::Agent};
+use crate::{
+    kernel::{KernelError, Link, LinkEvents},
+    text,
+};
+
+/// How long the kernel may take to list all interfaces.
+const LIST: Duration = Duration::from_secs(5);
+/// So many names are enough for a person to see what it is about.
+const NAMED: usize = 8;
+
+impl Agent {
+    pub(super) async fn look_at_links(&mut self, events: &LinkEvents) {
+        match list(events).await {
+            Ok(links) => {
+                self.faults.clear(Kind::Links);
+                if links != self.links {
+                    self.links = links;
+                    self.attach_interfaces(events).await;
+                }
+            }
+            Err(error) => self.faults.set(Kind::Links, text::chain(&error)),
+        }
+    }
+
+    /// Attaches what is not attached. An interface that goes meanwhile is none that should have been.
+    pub(super) async fn attach_interfaces(&mut self, events: &LinkEvents) {
+        let mut result = self.try_to_attach();
+        if result.is_err()
+            && let Ok(links) = list(events).await
+        {
+            self.links = links;
+            result = self.try_to_attach();
+        }
+        match result {
+            Ok(()) => self.faults.clear(Kind::Interfaces),
+            Err(error) => self.faults.set(Kind::Interfaces, error),
+        }
+    }
+
+    fn try_to_attach(&mut self) -> Result<(), String> {
+        let roles = self.ready.selectors.roles(&self.links);
+        for link in &self.links {
+            let who = (SubjectKind::Interface, link.index.into());
+            self.names.learn(who, &link.name, Role::Undeclared);
+        }
+        for (link, role) in &roles {
+            let who = (SubjectKind::Interface, link.index.into());
+            self.names.learn(who, &link.name, *role);
+        }
+        let error = match self.kernel.attach_interfaces(&roles, self.options.tc_mode) {
+            Ok(changes) => {
+                changes.iter().for_each(|change| say(change));
+                return Ok(());
+            }
+            Err(error) => format!("{}{}", text::chain(&error), out_of_files()),
+        };
+        let missing: Vec<&str> = roles
+            .iter()
+            .filter(|(link, role)| self.kernel.role(link.index) != *role)
+            .map(|(link, _)| link.name.as_str())
+            .collect();
+        if missing.len() < 2 {
+            return Err(error);
+        }
+        let named = missing.iter().take(NAMED).copied().collect::<Vec<_>>();
+        let more = match missing.len() - named.len() {
+            0 => String::new(),
+            more => format!(" and {more} more"),
+        };
+        let named = named.join(", ");
+        Err(format!("{error}; without their programs: {named}{more}"))
+    }
+
+    /// Attaches what judges processes, unless that is done. The cgroup root may go, and come again as another.
+    pub(super) fn attach_root(&mut self) {
+        let there = match fs::metadata(&self.cgroup_root) {
+            Ok(metadata) => metadata.ino(),
+            Err(source) => {
+                let path = self.cgroup_root.clone();
+                let error = text::chain(&KernelError::CgroupRoot { path, source });
+                let error = format!("no process is held to the policy: {error}");
+                return self.faults.set(Kind::CgroupRoot, error);
+            }
+        };
+        if self.attached_root != Some(there) {
+            // Programs at a cgroup that is gone judge nobody.
+            self.kernel.detach_cgroup();
+            self.attached_root = Some(there);
+        }
+        match self.kernel.attach_cgroup(&self.cgroup_root) {
+            Ok(()) => self.faults.clear(Kind::CgroupRoot),
+            Err(error) => {
+                let error = text::chain(&error);
+                let error = format!("not all that processes do is held to the policy: {error}");
+                self.faults.set(Kind::CgroupRoot, error);
+            }
+        }
+    }
+}
+
+/// All interfaces. While many come and go, the kernel may not get to the end of its list.
+pub(super) async fn list_at_start(links: &LinkEvents) -> Result<Vec<Link>, AgentError> {
+    const TIMES: u32 = 20;
+    let mut tried = 1;
+    loop {
+        match list(links).await {
+            Err(_) if tried < TIMES => tokio::time::sleep(Duration::from_millis(100)).await,
+            result => return Ok(result?),
+        }
+        tried += 1;
+    }
+}
+
+async fn list(links: &LinkEvents) -> Result<Vec<Link>, KernelError> {
+    let late = |_| KernelError::Links(format!("no answer within {} s", LIST.as_secs()));
+    timeout(LIST, links.list()).await.map_err(late)?
+}
+
+/// Where no file can be opened, other errors than that come of it.
+fn out_of_files() -> String {
+    match File::open("/dev/null") {
+        Err(error) => {
+            format!("; no file can be opened ({error}): raise the limit (LimitNOFILE=, ulimit -n)")
+        }
+        Ok(_) => String::new(),
+    }
+}

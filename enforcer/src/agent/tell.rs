@@ -1,0 +1,115 @@
+//! What the agent prints: its begin, each new denial, and a table at the end.
+
+use std::{
+    collections::BTreeMap,
+    io::{self, Write as _},
+};
+
+use enforcer_common::record::RecordKey;
+
+use super::{Event, Output, events::Teller, say::say, serve::Agent};
+use crate::text;
+
+/// As many rows as somebody may read at the end.
+const ROWS: usize = 200;
+
+impl Agent {
+    /// Tells new denials.
+    pub(super) fn tell(&mut self, keys: &[RecordKey]) {
+        let is_followed = self.news.receiver_count() > 0;
+        let (ready, kernel) = (&self.ready, &self.kernel);
+        let mut teller = Teller::new(ready, kernel, &mut self.paths, &mut self.names);
+        for key in keys {
+            let is_written = self.budget.allows(key);
+            if !is_written && !is_followed {
+                teller.learn(key);
+                continue;
+            }
+            let Some(value) = self.kernel.record(key) else {
+                continue;
+            };
+            let event = teller.event(key, &value);
+            if is_written {
+                print_event(self.options.output, &event);
+            }
+            // Nobody may be listening.
+            let _ = self.news.send(event);
+        }
+    }
+
+    pub(super) fn tell_begin(&mut self) {
+        let Ok(status) = self.status() else { return };
+        say(&format!(
+            "policy `{}` is in force on node `{}`: {}, other traffic {}, {} attachments",
+            status.policy,
+            status.node,
+            status.mode,
+            status.other_traffic,
+            status.attachments.len()
+        ));
+        status
+            .notes
+            .iter()
+            .for_each(|note| say(&format!("note: {note}")));
+        self.tell_node();
+    }
+
+    /// What about the node does not fit the policy.
+    pub(super) fn tell_node(&mut self) {
+        for warning in self.warnings() {
+            say(&format!("warning: {warning}"));
+        }
+        for listener in self.refused_listeners() {
+            say(&format!("warning: {listener}"));
+        }
+    }
+
+    /// A table of all denials, the most frequent first.
+    pub(super) fn tell_end(&mut self) {
+        let Ok(events) = self.events() else { return };
+        if events.is_empty() || self.options.output == Output::Json {
+            return;
+        }
+        let mut table = comfy_table::Table::new();
+        table.load_style(comfy_table::TableStyle::new());
+        table.set_header(["COUNT", "VERDICT", "FROM", "TO", "REASON"]);
+        let mut rows: BTreeMap<[String; 4], u64> = BTreeMap::new();
+        for event in events {
+            let verdict = if event.is_dropped() {
+                "dropped"
+            } else {
+                "would drop"
+            };
+            let to = match event.endpoint.as_str() {
+                "" => event.target(),
+                endpoint => format!("{} ({endpoint})", event.target()),
+            };
+            let row = [verdict.to_owned(), event.sender(), to, event.reason];
+            *rows.entry(row).or_default() += event.count;
+        }
+        let mut rows: Vec<_> = rows.into_iter().collect();
+        rows.sort_by_key(|(_, count)| std::cmp::Reverse(*count));
+        let left_out = rows.len().saturating_sub(ROWS);
+        rows.truncate(ROWS);
+        for ([verdict, from, to, reason], count) in rows {
+            table.add_row([count.to_string(), verdict, from, to, reason]);
+        }
+        let _ = writeln!(io::stdout(), "{}", text::lines(&table.to_string()));
+        if left_out > 0 {
+            let _ = writeln!(io::stdout(), "and {left_out} more");
+        }
+    }
+}
+
+fn print_event(output: Output, event: &Event) {
+    let json;
+    let line = match output {
+        Output::Text => event.to_string(),
+        Output::Json => {
+            json = serde_json::to_string(event).unwrap_or_default();
+            text::json(&json).into_owned()
+        }
+    };
+    // Enforcement goes on, whether somebody reads or not.
+    let _ = writeln!(io::stdout(), "{}", text::lines(&line));
+}

@@ -1,0 +1,102 @@
+//! Somebody who holds a hook of a cgroup for himself, as programs do that attach without the flag for several.
+
+use std::fs::File;
+use std::io;
+use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
+use std::path::Path;
+
+use anyhow::{Context, Result};
+
+const BPF_PROG_LOAD: libc::c_int = 5;
+const BPF_PROG_ATTACH: libc::c_int = 8;
+const BPF_PROG_DETACH: libc::c_int = 9;
+const BPF_PROG_TYPE_CGROUP_SOCK_ADDR: u32 = 18;
+const BPF_CGROUP_INET4_CONNECT: u32 = 10;
+
+/// Holds `connect` of IPv4 at a cgroup until it is dropped. Its program allows everything.
+#[derive(Debug)]
+pub struct Holder {
+    cgroup: File,
+    program: OwnedFd,
+}
+
+/// The beginning of `union bpf_attr` for `BPF_PROG_LOAD`.
+#[repr(C)]
+#[derive(Default)]
+struct Load {
+    prog_type: u32,
+    insn_cnt: u32,
+    insns: u64,
+    license: u64,
+    log_level: u32,
+    log_size: u32,
+    log_buf: u64,
+    kern_version: u32,
+    prog_flags: u32,
+    prog_name: [u8; 16],
+    prog_ifindex: u32,
+    expected_attach_type: u32,
+}
+
+/// The same for `BPF_PROG_ATTACH` and `BPF_PROG_DETACH`. No flags: nobody else may attach.
+#[repr(C)]
+struct Attach {
+    target_fd: u32,
+    attach_bpf_fd: u32,
+    attach_type: u32,
+    attach_flags: u32,
+    replace_bpf_fd: u32,
+}
+
+impl Holder {
+    /// Takes the hook.
+    pub fn take(cgroup: &Path) -> Result<Self> {
+        let cgroup = File::open(cgroup).context("failed to open the cgroup")?;
+        // r0 = 1; exit
+        let program: [u64; 2] = [0x0000_0001_0000_00b7, 0x95];
+        let license = c"GPL";
+        let load = Load {
+            prog_type: BPF_PROG_TYPE_CGROUP_SOCK_ADDR,
+            insn_cnt: 2,
+            insns: program.as_ptr() as u64,
+            license: license.as_ptr() as u64,
+            expected_attach_type: BPF_CGROUP_INET4_CONNECT,
+            ..Load::default()
+        };
+        let descriptor = bpf(BPF_PROG_LOAD, load).context("failed to load the program")?;
+        // SAFETY: the kernel has just made it for us, and nobody else knows of it.
+        let program = unsafe { OwnedFd::from_raw_fd(descriptor) };
+        let holder = Self { cgroup, program };
+        bpf(BPF_PROG_ATTACH, holder.attach()).context("failed to attach the program")?;
+        Ok(holder)
+    }
+
+    fn attach(&self) -> Attach {
+        Attach {
+            // Descriptors are not negative.
+            target_fd: self.cgroup.as_raw_fd() as u32,
+            attach_bpf_fd: self.program.as_raw_fd() as u32,
+            attach_type: BPF_CGROUP_INET4_CONNECT,
+            attach_flags: 0,
+            replace_bpf_fd: 0,
+        }
+    }
+}
+
+impl Drop for Holder {
+    fn drop(&mut self) {
+        let _ = bpf(BPF_PROG_DETACH, self.attach());
+    }
+}
+
+fn bpf<T>(command: libc::c_int, mut attributes: T) -> io::Result<libc::c_int> {
+    // SAFETY: the pointer is to a structure of the length that is told, and outlives the call. What it points to
+    // in turn is kept alive by the callers, and the kernel only reads it.
+    let result =
+        unsafe { libc::syscall(libc::SYS_bpf, command, &raw mut attributes, size_of::<T>()) };
+    if result < 0 {
+        return Err(io::Error::last_os_error());
+    }
+    // A descriptor or zero.
+    Ok(result as libc::c_int)
+}
