@@ -38,10 +38,10 @@ fn a_32_bit_setsockopt_call_is_refused_or_warned_about() -> Result<()> {
     ensure!(asks(&intruder, Call::Native)? == Outcome::Eperm, "native");
     let compat = asks(&intruder, Call::Compat)?;
     if sees_all {
-        println!("this kernel has BPF among its security modules");
+        println!("\nfeature: 32-bit setsockopt calls are refused (BPF LSM)");
         ensure!(compat == Outcome::Eperm, "{compat:?}");
     } else {
-        println!("this kernel has not");
+        println!("\nfeature: 32-bit setsockopt calls are seen by no program");
         ensure!(compat.worked(), "{compat:?}: then the warning is wrong");
     }
     let event = agent.event(|event| event.reason == "AroundHooks")?;

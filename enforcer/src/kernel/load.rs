@@ -11,6 +11,8 @@ use aya::{
     },
 };
 
+use crate::text;
+
 use super::{
     KernelError,
     apply::Slots,
@@ -29,7 +31,9 @@ pub struct Kernel {
     /// Whether `cgroup_skb` programs can ask for a packet's network namespace.
     netns_of_packets: bool,
     /// Whether every call of `setsockopt` is seen, see [`Self::attach_lsm`].
-    lsm: bool,
+    lsm: Result<(), String>,
+    /// Whether the program for it could be loaded.
+    lsm_loaded: Result<(), String>,
 }
 
 /// The programs that are attached to interfaces: for what comes in, for what goes out, and for what comes in by lo.
@@ -80,6 +84,8 @@ impl Kernel {
             }
             loaded => (loaded?, true),
         };
+        // While all maps are there: what is taken out may be closed, and a program is loaded with their descriptors.
+        let lsm_loaded = load_lsm(&mut bpf);
         let slots = Slots::take(&mut bpf)?;
         let readers = Readers::take(&mut bpf)?;
         Ok(Self {
@@ -88,7 +94,8 @@ impl Kernel {
             readers,
             attached: Attached::default(),
             netns_of_packets,
-            lsm: false,
+            lsm: Err("nothing is attached yet".to_owned()),
+            lsm_loaded,
         })
     }
 
@@ -103,11 +110,11 @@ impl Kernel {
                     .to_owned(),
             );
         }
-        features.push(if self.lsm {
-            "every setsockopt call is seen (BPF LSM)".to_owned()
-        } else {
-            "setsockopt calls are seen by the cgroup hook, 32-bit ones are not: this kernel loads no BPF LSM program"
-                .to_owned()
+        features.push(match &self.lsm {
+            Ok(()) => "every setsockopt call is seen (BPF LSM)".to_owned(),
+            Err(why) => {
+                format!("setsockopt calls are seen by the cgroup hook, which 32-bit ones pass: no BPF LSM ({why})")
+            }
         });
         features
     }
@@ -115,28 +122,27 @@ impl Kernel {
     /// Attaches the program for `setsockopt` to the kernel's security modules, where BPF is one of them. It sees calls that
     /// the cgroup hook does not. Whether it does, by trying.
     pub(super) fn attach_lsm(&mut self) -> bool {
-        let Ok(btf) = Btf::from_sys_fs() else {
-            return false;
-        };
-        let Some(Program::Lsm(program)) = self.bpf.program_mut(LSM) else {
-            return false;
-        };
-        let attached =
-            Lsm::load(program, "socket_setsockopt", &btf).and_then(|()| program.attach());
-        let Ok(link) = attached else { return false };
-        // It may be attached, and never asked: then `bpf` is not in the list of modules.
-        self.lsm = lsm_is_asked();
-        if !self.lsm
-            && let Some(Program::Lsm(program)) = self.bpf.program_mut(LSM)
-        {
-            let _ = program.detach(link);
+        self.lsm = self.try_lsm();
+        self.lsm.is_ok()
+    }
+
+    fn try_lsm(&mut self) -> Result<(), String> {
+        self.lsm_loaded.clone()?;
+        let program = lsm_program(&mut self.bpf)?;
+        let link = program
+            .attach()
+            .map_err(|error| first_line(&text::chain(&error)))?;
+        // It may be attached, and never asked.
+        if lsm_is_asked() {
+            return Ok(());
         }
-        self.lsm
+        let _ = program.detach(link);
+        Err("`bpf` is not in the kernel's list of security modules (lsm=)".to_owned())
     }
 
     /// Whether every call of `setsockopt` is seen.
     pub fn sees_all_options(&self) -> bool {
-        self.lsm
+        self.lsm.is_ok()
     }
 
     /// How many instructions the verifier went through for each program: an account of how near it is
@@ -286,6 +292,26 @@ pub(super) fn mapped(bpf: &mut Ebpf, name: &'static str) -> Result<Mapped, Kerne
         action: "share a map with the kernel programs",
         source,
     })
+}
+
+/// Loads the program for security modules, which many kernels refuse.
+fn load_lsm(bpf: &mut Ebpf) -> Result<(), String> {
+    let btf = Btf::from_sys_fs().map_err(|error| text::chain(&error))?;
+    lsm_program(bpf)?
+        .load("socket_setsockopt", &btf)
+        .map_err(|error| first_line(&text::chain(&error)))
+}
+
+fn lsm_program(bpf: &mut Ebpf) -> Result<&mut Lsm, String> {
+    match bpf.program_mut(LSM) {
+        Some(Program::Lsm(program)) => Ok(program),
+        _ => Err(KernelError::Missing(LSM).to_string()),
+    }
+}
+
+/// What an error says first: the verifier's log is for those who write programs.
+fn first_line(text: &str) -> String {
+    text.lines().next().unwrap_or_default().to_owned()
 }
 
 /// Whether the program for security modules is asked: it answers `EPERM` to an option that there is not.

@@ -162,7 +162,7 @@ pub fn tests() -> impl Iterator<Item = &'static str> {
 /// A test binary to run in each machine.
 struct Step {
     test: &'static str,
-    /// Part of a test's name, or several; all tests if there is none.
+    /// Part of a test's name, or several; all tests if there is none. And options of the test runner.
     filters: &'static [&'static str],
     seconds: u64,
 }
@@ -171,7 +171,7 @@ struct Step {
 const STEPS: [Step; 4] = [
     Step {
         test: "options",
-        filters: &[],
+        filters: &["--nocapture"],
         seconds: 600,
     },
     Step {
@@ -205,10 +205,11 @@ fn plan(modules: &[String], extent: &Extent) -> Value {
             Extent::One(test) => step.test == test,
         })
         .map(|step| {
-            let filters = match extent {
-                Extent::Some => step.filters,
-                Extent::All | Extent::One(_) => &[],
+            let is_wanted = |filter: &&str| match extent {
+                Extent::Some => true,
+                Extent::All | Extent::One(_) => filter.starts_with("--"),
             };
+            let filters: Vec<&str> = step.filters.iter().copied().filter(is_wanted).collect();
             json!({
                 "name": step.test,
                 "program": format!("/programs/test-{}", step.test),
