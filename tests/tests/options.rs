@@ -28,9 +28,11 @@ fn a_32_bit_setsockopt_call_is_refused_or_warned_about() -> Result<()> {
         all.filter_map(|text| text.as_str().map(str::to_owned))
             .collect()
     };
-    let sees_all = texts("kernel")
-        .iter()
-        .any(|text| text.contains("(BPF LSM)"));
+    let features = texts("kernel");
+    for feature in &features {
+        println!("\nfeature: {feature}");
+    }
+    let sees_all = features.iter().any(|text| text.contains("(BPF LSM)"));
     let warned = texts("warnings")
         .iter()
         .any(|text| text.contains("32-bit setsockopt calls"));
@@ -38,10 +40,8 @@ fn a_32_bit_setsockopt_call_is_refused_or_warned_about() -> Result<()> {
     ensure!(asks(&intruder, Call::Native)? == Outcome::Eperm, "native");
     let compat = asks(&intruder, Call::Compat)?;
     if sees_all {
-        println!("\nfeature: 32-bit setsockopt calls are refused (BPF LSM)");
         ensure!(compat == Outcome::Eperm, "{compat:?}");
     } else {
-        println!("\nfeature: 32-bit setsockopt calls are seen by no program");
         ensure!(compat.worked(), "{compat:?}: then the warning is wrong");
     }
     let event = agent.event(|event| event.reason == "AroundHooks")?;
