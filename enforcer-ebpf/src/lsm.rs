@@ -4,13 +4,12 @@
 //! The cgroup hook sees native calls only: `do_sock_setsockopt` in net/socket.c leaves it out for 32-bit ones. This one sees
 //! all of them, those of rings (`io_uring`) among them.
 
-use core::{ffi::c_void, mem::MaybeUninit, ptr};
+use core::{arch::asm, ffi::c_void, mem::MaybeUninit, ptr};
 
 use aya_ebpf::{helpers::generated::bpf_probe_read_kernel, programs::LsmContext};
 
 use crate::sockopt;
 
-const EPERM: i32 = 1;
 const PASS: i32 = 0;
 
 // Where the kernel's structs have their fields, in bytes. Set before loading, from the kernel's type information.
@@ -25,28 +24,33 @@ static SOCK_NET: u64 = 0;
 static NET_COOKIE: u64 = 0;
 
 /// `setsockopt`, before any other hook on it.
+#[inline(always)]
 pub fn setting(ctx: &LsmContext) -> i32 {
+    if is_refused(ctx) { refusal() } else { PASS }
+}
+
+/// `-EPERM`, as a number that the verifier knows: since 6.12 it asks whether what is returned is no more than an error, and the
+/// compiler would make it from a truth value.
+#[inline(always)]
+fn refusal() -> i32 {
+    let code: i64;
+    // SAFETY: a number.
+    unsafe { asm!("{} = -1", out(reg) code, options(nomem, nostack)) };
+    code as i32
+}
+
+#[inline(never)]
+fn is_refused(ctx: &LsmContext) -> bool {
     // Arguments of `socket_setsockopt` in include/linux/lsm_hook_defs.h.
     let socket: *const c_void = ctx.arg(0);
     let level: i32 = ctx.arg(1);
     let option: i32 = ctx.arg(2);
     let before: i32 = ctx.arg(3);
-    // Another program has refused it. As a number that the verifier knows: since 6.12 it asks for one that is no more than an
-    // error.
-    if before != 0 {
-        return -EPERM;
+    // Another program has refused it, or the agent asks whether this one is asked.
+    if before != 0 || (level, option) == (sockopt::SOL_PACKET, sockopt::PROBE) {
+        return true;
     }
-    if (level, option) == (sockopt::SOL_PACKET, sockopt::PROBE) {
-        return -EPERM;
-    }
-    if !sockopt::is_around(level, option) || !is_host(socket) {
-        return PASS;
-    }
-    if sockopt::refuses_around(ptr::null_mut()) {
-        -EPERM
-    } else {
-        PASS
-    }
+    sockopt::is_around(level, option) && is_host(socket) && sockopt::refuses_around(ptr::null_mut())
 }
 
 /// Whether a socket is of the network namespace that the agent enforces in. What can not be read counts as that.

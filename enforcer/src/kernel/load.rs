@@ -131,7 +131,7 @@ impl Kernel {
         let program = lsm_program(&mut self.bpf)?;
         let link = program
             .attach()
-            .map_err(|error| first_line(&text::chain(&error)))?;
+            .map_err(|error| gist(&text::chain(&error)))?;
         // It may be attached, and never asked.
         if lsm_is_asked() {
             return Ok(());
@@ -299,7 +299,7 @@ fn load_lsm(bpf: &mut Ebpf) -> Result<(), String> {
     let btf = Btf::from_sys_fs().map_err(|error| text::chain(&error))?;
     lsm_program(bpf)?
         .load("socket_setsockopt", &btf)
-        .map_err(|error| first_line(&text::chain(&error)))
+        .map_err(|error| gist(&text::chain(&error)))
 }
 
 fn lsm_program(bpf: &mut Ebpf) -> Result<&mut Lsm, String> {
@@ -309,9 +309,25 @@ fn lsm_program(bpf: &mut Ebpf) -> Result<&mut Lsm, String> {
     }
 }
 
-/// What an error says first: the verifier's log is for those who write programs.
-fn first_line(text: &str) -> String {
-    text.lines().next().unwrap_or_default().to_owned()
+/// What an error comes down to: of the verifier's log, the last line before its account.
+fn gist(text: &str) -> String {
+    let is_account = |line: &&str| {
+        [
+            "verification time",
+            "stack depth",
+            "processed",
+            ":",
+            "mark_",
+        ]
+        .iter()
+        .any(|start| line.starts_with(start))
+    };
+    let mut lines = text.lines().filter(|line| !is_account(line));
+    let first = lines.next().unwrap_or_default();
+    match lines.next_back() {
+        Some(last) => format!("{first} … {last}"),
+        None => first.to_owned(),
+    }
 }
 
 /// Whether the program for security modules is asked: it answers `EPERM` to an option that there is not.
