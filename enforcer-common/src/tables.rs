@@ -234,7 +234,7 @@ pub trait Tables {
     fn bind_entry(&self, settings: &Settings, by: Party, target: u16) -> Option<Verdict>;
     /// Whether two parties may exchange anything at all.
     fn related(&self, settings: &Settings, a: Party, b: Party) -> bool;
-    /// What is remembered of a flow, if that is not older than [`MEMORY_SECONDS`](crate::limits::MEMORY_SECONDS).
+    /// What is remembered of a flow, if that is not older than [`MEMORY_SECONDS`].
     fn remembered(&self, flow: &FlowKey) -> Option<Memory>;
     /// Remember that this flow was seen. UDP.
     fn remember(&self, flow: &FlowKey, memory: Memory);

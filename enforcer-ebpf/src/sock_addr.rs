@@ -4,6 +4,7 @@
 //! in dry-run only a `bind`, which sends no packet, is told from here.
 
 use aya_ebpf::{
+    EbpfContext,
     bindings::bpf_sock,
     helpers::generated::{bpf_get_current_ancestor_cgroup_id, bpf_get_current_cgroup_id},
     programs::{SockAddrContext, SockContext},
@@ -118,26 +119,7 @@ pub fn binding(ctx: &SockAddrContext, addr: Ip) -> i32 {
         socket::ask_for_any_port(sk);
         return PASS;
     }
-    let active = Active::now();
-    let generation = active.generation();
-    if generation.settings().is_none() {
-        return REFUSE;
-    }
-    let by = enforcer_caller(active.word()) as Party;
-    let verdict = decide::binding(&generation, by, &addr, space, port);
-    if !verdict.is_denied() {
-        return PASS;
-    }
-    socket::stamp(ctx, sk);
-    Call {
-        active,
-        hook: Hook::Bind,
-        addr,
-        space,
-        port,
-        sk,
-    }
-    .told(verdict)
+    holding(ctx, sk, addr, space, port)
 }
 
 /// After `bind` to port 0: the port that the kernel has found. It may be a component's, as a process can say from which
@@ -153,7 +135,12 @@ pub fn bound(ctx: &SockContext, addr: Ip) -> i32 {
         return PASS;
     };
     // In host byte order.
-    let port = port as u16;
+    holding(ctx, sk, addr, space, port as u16)
+}
+
+/// Whether the calling process may hold a port at an address.
+#[inline(always)]
+fn holding<C: EbpfContext>(ctx: &C, sk: *mut bpf_sock, addr: Ip, space: Space, port: u16) -> i32 {
     let active = Active::now();
     let generation = active.generation();
     if generation.settings().is_none() {

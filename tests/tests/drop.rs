@@ -556,3 +556,43 @@ fn joining_nodes_and_node_ports_are_one_option_each() -> Result<()> {
     drop(agents);
     lab.close()
 }
+
+/// What a missing path would drop is one line in dry-run: the answers to it, and what follows, are no news.
+#[test]
+fn in_dry_run_a_missing_path_is_one_line() -> Result<()> {
+    let lab = Lab::builder().build()?;
+    let (w1, from) = (lab.login("w1"), lab.neighbour());
+    let at = W1.at(9999);
+    let _server = w1.serve(Serve {
+        tcp: vec![at],
+        udp: vec![at],
+        ..Serve::default()
+    })?;
+    let policy = PolicyText {
+        mode: "DryRun",
+        other_traffic: "Drop",
+        ..PolicyText::default()
+    };
+    let agent = Agent::start(&lab, "w1", &policy)?;
+    for _ in 0..3 {
+        ensure!(from.connect(at)?.worked(), "TCP is dropped");
+        let asked = from.udp(at)?;
+        ensure!(asked == Outcome::Answered, "UDP: {asked:?}");
+    }
+    // Both are told for what was asked, as often as it was.
+    let tcp = agent.event(|event| event.port == Some(9999) && event.count >= 3)?;
+    ensure!(
+        tcp.verdict == "wouldDrop" && tcp.reason == "OtherTraffic",
+        "{tcp:?}"
+    );
+    let here = |event: &&enforcer_tests::product::Event| {
+        event.port.is_some_and(|port| port == 9999 || port > 30_000)
+    };
+    let events = agent.events()?;
+    let told: Vec<_> = events.iter().filter(here).collect();
+    ensure!(
+        told.len() == 2 && told.iter().all(|event| event.port == Some(9999)),
+        "{told:#?}"
+    );
+    Ok(())
+}

@@ -7,9 +7,10 @@ use anyhow::{Result, ensure};
 use enforcer_tests::arrivals::Arrivals;
 use enforcer_tests::packet::{Content, Forged};
 use enforcer_tests::patience::patient;
-use enforcer_tests::plan::{CP1, POD_A, W1};
+use enforcer_tests::plan::{CP1, POD_A, W1, port};
+use enforcer_tests::probe::Serve;
 use enforcer_tests::product::{Agent, PolicyText};
-use enforcer_tests::{Lab, net};
+use enforcer_tests::{Lab, Outcome, net};
 use nix::sys::signal::Signal;
 use serde_json::Value;
 
@@ -99,5 +100,66 @@ fn an_interface_that_can_not_be_enforced_is_told() -> Result<()> {
     net::tc(node, &format!("filter del dev {NEW} ingress prio 1\n"))?;
     let status = wait_for(&|status| status["notAttached"].is_null())?;
     ensure!(attached(&status) == 2, "{status:#}");
+    Ok(())
+}
+
+/// A pod whose interface comes while the agent does not run: no program is on it, so what it sends on to other nodes is a pod's,
+/// though it bears its node's address by then. It takes that address itself, too.
+#[test]
+fn a_pod_that_comes_while_the_agent_is_stopped_is_a_pod() -> Result<()> {
+    const OWN: &str = "10.78.1.77";
+    let lab = Lab::builder().build()?;
+    lab.masquerade_pods()?;
+    let (node, pod) = (lab.host("cp1").namespace().name(), lab.pod("pod-a"));
+    let inside = pod.namespace().name();
+    let kubelet = W1.at(port::KUBELET);
+    let target = kubelet.ip();
+    let _server = lab.kubelet("w1").serve(Serve {
+        tcp: vec![kubelet],
+        ..Serve::default()
+    })?;
+    let come = || -> Result<()> {
+        net::ip(
+            Some(node),
+            &format!(
+                "link add late address 02:00:00:00:00:99 type veth peer name late0 address 02:00:00:00:00:98 netns {inside}\n\
+                 link set late up\n\
+                 neigh replace {OWN} lladdr 02:00:00:00:00:98 dev late\n\
+                 route add {OWN}/32 dev late\n"
+            ),
+        )?;
+        net::ip(
+            Some(inside),
+            &format!(
+                "link set late0 up\n\
+                 addr add {OWN}/32 dev late0\n\
+                 neigh replace {target} lladdr 02:00:00:00:00:99 dev late0\n\
+                 route add {target}/32 dev late0 src {OWN}\n"
+            ),
+        )
+    };
+    come()?;
+    let outcome = pod.connect(kubelet)?;
+    ensure!(outcome == Outcome::Connected, "twin: {outcome:?}");
+    net::ip(Some(node), "link del late\n")?;
+    let agent = Agent::start(&lab, "cp1", &PolicyText::default())?;
+    agent.running().signal(Signal::SIGSTOP)?;
+    come()?;
+    let outcome = pod.connect(kubelet)?;
+    // From its node's address, which is also that of its node's apiserver.
+    let packet = Forged {
+        source: CP1.at(40_000),
+        destination: kubelet,
+        content: Content::SYN,
+    };
+    let arrivals = Arrivals::count(&lab.login("w1"), packet.source.ip(), packet.destination)?;
+    pod.forge(&packet)?;
+    let arrived = arrivals.so_far();
+    agent.running().signal(Signal::SIGCONT)?;
+    ensure!(outcome == Outcome::Timeout, "{outcome:?}");
+    ensure!(arrived? == 0, "a forged packet has arrived");
+    agent.event(|event| {
+        event.hook == "tc/egress" && event.reason == "NoPath" && event.port == Some(port::KUBELET)
+    })?;
     Ok(())
 }
