@@ -141,7 +141,8 @@ impl Report {
         if is_counted(key, tick) {
             return;
         }
-        if !takes_room(tick) && !(guarded && is_first_of_pair(key)) {
+        let has_room = takes_room(tick) || (guarded && is_first_of_pair(key));
+        if !has_room {
             return count(self.hook, counter::RECORDS_LOST);
         }
         self.begin(key, tick, source_port);
@@ -253,10 +254,10 @@ fn takes_room(tick: u64) -> bool {
 #[inline(never)]
 fn is_first_of_pair(key: &RecordKey) -> bool {
     let pair = PairKey::of(key);
-    if PAIRS.get_ptr(&pair).is_some() {
+    if PAIRS.get_ptr(pair).is_some() {
         return false;
     }
-    PAIRS.insert(&pair, 1_u32, 0).is_ok()
+    PAIRS.insert(pair, 1_u32, 0).is_ok()
 }
 
 /// How many records there are.

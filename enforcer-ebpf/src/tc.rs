@@ -38,6 +38,10 @@ const DROP: i32 = TC_ACT_SHOT;
 /// What comes in by an interface other than lo.
 pub fn ingress(ctx: &TcContext) -> i32 {
     let skb = Skb::of(ctx);
+    // A copy of what this node sends to many was judged at its socket, and begins with no link header.
+    if skb.is_looped_back() {
+        return PASS;
+    }
     let active = Active::now();
     let (role, start) = interface(skb.ifindex());
     let mut packet = skb::room();

@@ -23,11 +23,13 @@ const DECIDE: &str = "enforcer-common/src/decide.rs";
 const PARSE: &str = "enforcer-common/src/parse.rs";
 const MEMO: &str = "enforcer-common/src/memo.rs";
 const TLS: &str = "enforcer-common/src/tls.rs";
+const OFFLOAD: &str = "enforcer-common/src/offload.rs";
+const MARK: &str = "enforcer-common/src/mark.rs";
 const VERDICTS: &str = "enforcer/src/compile/verdicts.rs";
 const PARTIES: &str = "enforcer/src/compile/parties.rs";
 
 #[rustfmt::skip]
-const MUTANTS: [Mutant; 31] = [
+const MUTANTS: [Mutant; 35] = [
     Mutant { what: "a neighbour may use this node's address", file: DECIDE, from: "Role::Uplink => src.is(Place::OWN),", to: "Role::Uplink => false," },
     Mutant { what: "a pod may use a node's address", file: DECIDE, from: "Role::Pod if src.is(Place::OWN | Place::OTHER_NODE) => true,", to: "Role::Pod if src.is(Place::OWN) => true," },
     Mutant { what: "loopback addresses come over the wire", file: DECIDE, from: "    if packet.src.is_loopback() || packet.dst.is_loopback() {\n        return denied(settings, Reason::LoopbackOffLo);\n    }\n    let src = tables.place(&packet.src);\n    if is_forged", to: "    let src = tables.place(&packet.src);\n    if is_forged" },
@@ -38,7 +40,7 @@ const MUTANTS: [Mutant; 31] = [
     Mutant { what: "a wide path makes anything a reply", file: DECIDE, from: "    if forward.is_guarded_denial() || back.is_guarded_denial() {", to: "    if forward.is_guarded_denial() && back.is_guarded_denial() {" },
     Mutant { what: "later fragments always pass", file: DECIDE, from: "if tables.related(settings, from, to) || tables.related(settings, to, from) {", to: "if true || tables.related(settings, from, to) || tables.related(settings, to, from) {" },
     Mutant { what: "a process may use another node's address", file: DECIDE, from: "    if src.is(Place::OTHER_NODE) {\n        return denied(settings, Reason::ForgedSource);\n    }\n", to: "" },
-    Mutant { what: "a wildcard is no address of this node", file: DECIDE, from: "        settings.own as Party\n    } else if place", to: "        place.party\n    } else if place" },
+    Mutant { what: "a wildcard is no address of this node", file: DECIDE, from: "        settings.own as Party\n    } else {\n        received_at(", to: "        tables.place(addr).party\n    } else {\n        received_at(" },
     Mutant { what: "a wide path opens guarded ports", file: VERDICTS, from: "            endpoints.retain(|e| self.component(*e).guard);\n", to: "" },
     Mutant { what: "loopback only is for everybody", file: VERDICTS, from: "        target.loopback || !(route.path.loopback || self.port(route.to).loopback_only)", to: "        let _ = (route, target);\n        true" },
     Mutant { what: "a service may be on the same node", file: VERDICTS, from: "(Locality::SameNode, ..) => !target.is_virtual,", to: "(Locality::SameNode, ..) => true," },
@@ -55,6 +57,10 @@ const MUTANTS: [Mutant; 31] = [
     Mutant { what: "an error may quote what its receiver never sent", file: PARSE, from: "if source != packet.dst {", to: "if source == packet.quoted_dst {" },
     Mutant { what: "a lock counts though another path has none", file: VERDICTS, from: "as_narrow.find(|r| !r.path.tls).or(Some(first))", to: "as_narrow.find(|r| r.path.tls).or(Some(first))" },
     Mutant { what: "a ServerHello opens a stream", file: TLS, from: "5 => byte == 1,", to: "5 => matches!(byte, 1 | 2)," },
+    Mutant { what: "urgent data is read with the rest", file: TLS, from: "    if segment.is_urgent() {\n        return false;\n    }\n", to: "" },
+    Mutant { what: "a checksum may be written anywhere", file: OFFLOAD, from: "Space::Tcp => start == transport && field == transport + TCP,", to: "Space::Tcp => start == transport," },
+    Mutant { what: "what nobody judged came by an uplink", file: MARK, from: "        if !self.is_judged() {\n            return Entered::FromPod;\n        }\n", to: "" },
+    Mutant { what: "the mark forgets the path", file: MARK, from: "Some(path) if self.0 & Self::KNOWN == 0 && path < Self::NUMBER => {", to: "Some(path) if self.0 & Self::KNOWN != 0 && path < Self::NUMBER => {" },
     Mutant { what: "a verdict outlives its policy", file: MEMO, from: "            && self.epoch == question.moment.epoch\n            && self.src", to: "            && self.src" },
     Mutant { what: "a verdict outlives its tick", file: MEMO, from: "self.tick == question.moment.tick\n            && self.how", to: "self.how" },
     Mutant { what: "one's verdict is another's", file: MEMO, from: "            && self.asked == question.asked\n", to: "" },
