@@ -9,6 +9,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, ensure};
 use enforcer_tests::arrivals::Arrivals;
 use enforcer_tests::packet::{Content, Forged};
+use enforcer_tests::patience::patient;
 use enforcer_tests::plan::{
     CP1, CP2, CP3, DNS_SERVICE, INFRA, LB, LOOPBACK, NODE_LOCAL_DNS, OUT, POD_B, Party, VIP, W1,
     W2, WEBHOOK_SERVICE, port,
@@ -145,8 +146,11 @@ fn what_is_older_than_the_policy_goes_on() -> Result<()> {
     let agents = Agent::on_all(&lab, &drop_policy())?;
     for held in &held {
         let answers = held.answers();
-        thread::sleep(Duration::from_millis(400));
-        ensure!(held.answers() > answers, "a connection of before ended");
+        let deadline = Instant::now() + patient(Duration::from_secs(5));
+        while held.answers() == answers {
+            ensure!(Instant::now() < deadline, "a connection of before ended");
+            thread::sleep(Duration::from_millis(20));
+        }
     }
     drop(agents);
     lab.close()
