@@ -229,12 +229,9 @@ fn sent_again(skb: Skb) -> i32 {
     let active = Active::now();
     let (_, start) = interface(skb.ifindex());
     let mut packet = skb::room();
-    if skb.read_owned(start, &mut packet).is_err() {
-        // Its socket's hook has read it.
-        return DROP;
-    }
-    let lock = lock::sent_again(skb, &packet);
-    if lock != Lock::Broken {
+    // Its socket's hook has read it: what can not be read now has no memory to be read in, and is no ClientHello.
+    if skb.read_owned(start, &mut packet).is_ok() && lock::sent_again(skb, &packet) != Lock::Broken
+    {
         return PASS;
     }
     let verdict = decide::not_tls(&active.generation(), Verdict::OTHER, Reason::NotTls);
@@ -314,8 +311,12 @@ fn forwarded(skb: Skb) -> i32 {
     let (role, start) = interface(skb.ifindex());
     // What can not be read was denied where it came in.
     let mut packet = skb::room();
-    if skb.read_owned(start, &mut packet).is_err() {
-        return if mark.is_judged() { PASS } else { DROP };
+    if let Err(reason) = skb.read_owned(start, &mut packet) {
+        return if mark.is_judged() {
+            PASS
+        } else {
+            left_unread(skb, active, reason)
+        };
     }
     let manner = entered as u8 | u8::from(matches!(role, Role::Pod)) << 2;
     let asker = Asker {
@@ -348,6 +349,16 @@ fn forwarded(skb: Skb) -> i32 {
         return PASS;
     }
     told::<false>(skb, active, verdict, Some(&packet));
+    action(verdict)
+}
+
+/// What is forwarded, could not be read, and was judged nowhere: as where nobody declared the interface that it came in by.
+#[inline(never)]
+fn left_unread(skb: Skb, active: Active, reason: Reason) -> i32 {
+    let verdict = decide::unreadable_on_wire(&active.generation(), Role::Undeclared, reason);
+    if verdict.is_denied() {
+        told::<false>(skb, active, verdict, None);
+    }
     action(verdict)
 }
 

@@ -314,7 +314,7 @@ impl Kernel {
 
     /// Those of an interface that is gone went with it.
     fn detach_classifiers(&mut self, link: &Link, links: Vec<Classifier>) {
-        for (direction, _, id) in links {
+        for (direction, _, id) in links.into_iter().rev() {
             let _ =
                 classifier(&mut self.bpf, link, direction).map(|(_, program)| program.detach(id));
         }
@@ -426,7 +426,9 @@ fn directions(link: &Link, role: Role) -> &'static [TcAttachType] {
         Role::Pod if link.controls_pods => &[],
         // What comes in by a port of a bridge or a bond comes in by that, and is judged there, or is for others.
         Role::Undeclared if link.is_port => &[TcAttachType::Egress],
-        Role::Undeclared | Role::Loopback | Role::Uplink | Role::Pod => {
+        // What leaves by lo is marked before anything asks for the mark where it comes in.
+        Role::Loopback => &[TcAttachType::Egress, TcAttachType::Ingress],
+        Role::Undeclared | Role::Uplink | Role::Pod => {
             &[TcAttachType::Ingress, TcAttachType::Egress]
         }
     }
