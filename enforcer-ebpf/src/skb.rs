@@ -179,7 +179,7 @@ impl Skb {
 
     /// Whether a checksum is still to be written into it (`ip_summed` is `CHECKSUM_PARTIAL`).
     #[inline(always)]
-    fn waits_for_checksum(self) -> bool {
+    pub fn waits_for_checksum(self) -> bool {
         const CHECKSUM_PARTIAL: u8 = 3;
         // SAFETY: a plain read of a constant that the loader has set.
         let (at, shift) = unsafe {

@@ -62,7 +62,10 @@ pub fn ingress(ctx: &TcContext) -> i32 {
         ))
     });
     let allowed = found.verdict();
-    let verdict = if !allowed.is_denied() && skb.has_checksum_elsewhere(Some(&packet)) {
+    let verdict = if !allowed.is_denied()
+        && is_checksum_asked_about(role)
+        && skb.has_checksum_elsewhere(Some(&packet))
+    {
         skb.set_mark(PacketMark::JUDGED.told());
         decide::refused(&active.generation(), Reason::ChecksumElsewhere)
     } else if lock::is_asked(allowed, &packet) && is_forward(allowed) {
@@ -90,6 +93,12 @@ pub fn ingress(ctx: &TcContext) -> i32 {
     action(verdict)
 }
 
+/// Whether what has come in by an interface is asked there whether a checksum is still to be written into it. What comes by an
+/// uplink is asked when it leaves, as nobody writes that before: for most of it there is nothing to ask, and asking is a call.
+const fn is_checksum_asked_about(role: Role) -> bool {
+    !matches!(role, Role::Uplink)
+}
+
 /// What comes in by an interface that nobody declared is counted where it is judged in full.
 fn is_counted_later(role: Role, verdict: Verdict) -> bool {
     matches!(role, Role::Undeclared) && !verdict.is_denied()
@@ -101,7 +110,7 @@ fn arrived_unread(skb: Skb, active: Active, role: Role, reason: Reason) -> i32 {
     let generation = active.generation();
     let mut verdict = decide::unreadable_on_wire(&generation, role, reason);
     // What is not read now must not become something that would have been.
-    if !verdict.is_denied() && skb.has_checksum_elsewhere(None) {
+    if !verdict.is_denied() && is_checksum_asked_about(role) && skb.has_checksum_elsewhere(None) {
         verdict = decide::refused(&generation, Reason::ChecksumElsewhere);
     }
     skb.set_mark(if verdict.is_denied() {
@@ -194,8 +203,12 @@ pub fn egress(ctx: &TcContext) -> i32 {
     let role = Role::from_word(maps::role(skb.ifindex()));
     let on_lo = matches!(role, Role::Loopback);
     if !socket::is_full(sk) {
-        if skb.entered_by() != 0 && !matches!(role, Role::Undeclared) {
-            return forwarded(skb);
+        if skb.entered_by() != 0 {
+            return if matches!(role, Role::Undeclared) {
+                forwarded_anywhere(skb)
+            } else {
+                forwarded(skb)
+            };
         }
         if on_lo {
             skb.set_mark(PacketMark::JUDGED);
@@ -307,16 +320,12 @@ fn forwarded(skb: Skb) -> i32 {
     // Within another network namespace it is somebody else's to say, or nobody's.
     skb.set_mark(PacketMark::NONE);
     let (entered, _) = interface(skb.entered_by());
+    let is_complete = mark.is_judged() && is_checksum_asked_about(entered);
     let active = Active::now();
     let (role, start) = interface(skb.ifindex());
-    // What can not be read was denied where it came in.
     let mut packet = skb::room();
     if let Err(reason) = skb.read_owned(start, &mut packet) {
-        return if mark.is_judged() {
-            PASS
-        } else {
-            left_unread(skb, active, reason)
-        };
+        return left_unread(skb, active, reason, mark.is_judged(), is_complete);
     }
     let manner = entered as u8 | u8::from(matches!(role, Role::Pod)) << 2;
     let asker = Asker {
@@ -345,6 +354,12 @@ fn forwarded(skb: Skb) -> i32 {
     } else {
         verdict
     };
+    let verdict =
+        if !verdict.is_denied() && !is_complete && skb.has_checksum_elsewhere(Some(&packet)) {
+            decide::refused(&active.generation(), Reason::ChecksumElsewhere)
+        } else {
+            verdict
+        };
     if !verdict.is_denied() || (verdict.passes() && mark.is_told()) {
         return PASS;
     }
@@ -352,13 +367,49 @@ fn forwarded(skb: Skb) -> i32 {
     action(verdict)
 }
 
-/// What is forwarded, could not be read, and was judged nowhere: as where nobody declared the interface that it came in by.
+/// What is forwarded and could not be read. If it was judged nowhere: as where nobody declared the interface that it came in by.
 #[inline(never)]
-fn left_unread(skb: Skb, active: Active, reason: Reason) -> i32 {
-    let verdict = decide::unreadable_on_wire(&active.generation(), Role::Undeclared, reason);
+fn left_unread(
+    skb: Skb,
+    active: Active,
+    reason: Reason,
+    is_judged: bool,
+    is_complete: bool,
+) -> i32 {
+    let generation = active.generation();
+    let mut verdict = if is_judged {
+        Verdict::OTHER
+    } else {
+        decide::unreadable_on_wire(&generation, Role::Undeclared, reason)
+    };
+    // What is not read now must not become something that would have been.
+    if !verdict.is_denied() && !is_complete && skb.has_checksum_elsewhere(None) {
+        verdict = decide::refused(&generation, Reason::ChecksumElsewhere);
+    }
     if verdict.is_denied() {
         told::<false>(skb, active, verdict, None);
     }
+    action(verdict)
+}
+
+/// What is forwarded by an interface that nobody declared: judged where it came in, but for a checksum that an uplink's packet
+/// is still to get.
+#[inline(never)]
+fn forwarded_anywhere(skb: Skb) -> i32 {
+    let (entered, _) = interface(skb.entered_by());
+    if is_checksum_asked_about(entered) || !skb.waits_for_checksum() {
+        return PASS;
+    }
+    let active = Active::now();
+    let (_, start) = interface(skb.ifindex());
+    let mut packet = skb::room();
+    let read = skb.read_owned(start, &mut packet);
+    let packet = read.is_ok().then_some(&packet);
+    if !skb.has_checksum_elsewhere(packet) {
+        return PASS;
+    }
+    let verdict = decide::refused(&active.generation(), Reason::ChecksumElsewhere);
+    told::<false>(skb, active, verdict, packet);
     action(verdict)
 }
 

@@ -12,9 +12,9 @@ use enforcer_tests::probe::{Inject, Probe, Tap};
 use enforcer_tests::{Place, net};
 
 use crate::attack::{Attack, Attacker, Attempt, Others};
-use crate::stage::{At, CP1_MAC, Stage, TUNNEL, W1_MAC};
+use crate::stage::{At, BEHIND_UNDECLARED, CP1_MAC, Stage, TUNNEL, UNDECLARED, W1_MAC};
 
-use Attacker::{HostPod, Pod};
+use Attacker::{HostPod, Neighbour, Pod};
 
 const SYN: u8 = 0x02;
 const ETCD: u16 = port::ETCD_CLIENT;
@@ -90,6 +90,12 @@ fn syn(from: IpAddr, to: SocketAddr, mark: u16, field: usize) -> (Vec<u8>, usize
     let mut shown = frame.clone();
     shown[field..field + 2].copy_from_slice(&SHOWN.to_be_bytes());
     (shown, field, field)
+}
+
+/// A frame, sent to another hardware address than it was made for.
+fn to_hop(mut frame: Vec<u8>, hop: [u8; 6]) -> Vec<u8> {
+    frame[..6].copy_from_slice(&hop);
+    frame
 }
 
 /// A datagram without a checksum, which IPv4 allows, to a tunnel.
@@ -179,6 +185,18 @@ pub fn rows() -> Vec<Attack> {
                 let (frame, start, field) = syn(W1.v4.into(), CP1.at(ETCD), mark, PORT);
                 let offload = Some(completed(start, field));
                 Ok(Inject { offload, ring: true, ..Inject::frames("eth0", &[frame]) })
+            })
+        }),
+        row("checksum-through-uplink", Neighbour, "has a node write a checksum over the port of what that forwards for it to another node", "w1", SENT, |stage| {
+            stage.inject_one(&stage.lab.neighbour(), (At::Input("cp1"), "tcp dport 2379"), |mark| {
+                let (frame, start, field) = syn(OUT.v4.into(), CP1.at(ETCD), mark, PORT);
+                Ok(Inject { offload: Some(completed(start, field)), ..Inject::frames("eth0", &[to_hop(frame, W1_MAC)]) })
+            })
+        }),
+        row("checksum-through-undeclared", Neighbour, "the same, where the node forwards it by an interface that nobody declared", "cp1", SENT, |stage| {
+            stage.inject_one(&stage.lab.neighbour(), (At::Device("out", UNDECLARED), "tcp dport 2379"), |mark| {
+                let (frame, start, field) = syn(OUT.v4.into(), SocketAddr::new(BEHIND_UNDECLARED.into(), ETCD), mark, PORT);
+                Ok(Inject { offload: Some(completed(start, field)), ..Inject::frames("eth0", &[frame]) })
             })
         }),
         row("checksum-through", Pod, "has its node write a checksum over the port of what it sends through it, into the tunnel of another node", "cp1", ENTERED, |stage| {

@@ -1,7 +1,7 @@
 //! The lab that is attacked: victims that tell what they heard, everything open that an operator might
 //! leave open, and ways of counting what arrives.
 
-use std::net::{IpAddr, SocketAddr};
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::sync::atomic::{AtomicU16, Ordering};
 
 use anyhow::Result;
@@ -30,6 +30,9 @@ pub const TUNNEL_ID: u8 = 99;
 pub const UNDECLARED: &str = "eth1";
 /// The hardware address of cp1's end.
 pub const UNDECLARED_MAC: [u8; 6] = [2, 0x98, 0, 0, 0, 1];
+
+/// An address that cp1 forwards to by that interface.
+pub const BEHIND_UNDECLARED: Ipv4Addr = Ipv4Addr::new(10, 79, 0, 9);
 
 /// Everything that somebody might leave open: packets to 127.0.0.1 and source routes are taken from
 /// the wire, data is taken with a SYN from whomever.
@@ -80,7 +83,7 @@ impl Stage {
         translate(&lab)?;
         dig_tunnel(&lab)?;
         connect_again(&lab)?;
-        for (node, device) in [("cp1", "eth0"), ("w1", "eth0")] {
+        for (node, device) in [("cp1", "eth0"), ("cp1", UNDECLARED), ("w1", "eth0")] {
             net::complete_checksums(lab.host(node).namespace(), device)?;
         }
         Ok(Self {
@@ -347,7 +350,9 @@ fn connect_again(lab: &Lab) -> Result<()> {
         Some(host),
         &format!(
             "link add {UNDECLARED} address {} type veth peer name {UNDECLARED} netns {out}\n\
-             link set {UNDECLARED} up\n",
+             link set {UNDECLARED} up\n\
+             neigh replace {BEHIND_UNDECLARED} lladdr 02:98:00:00:00:02 dev {UNDECLARED}\n\
+             route add {BEHIND_UNDECLARED}/32 dev {UNDECLARED}\n",
             UNDECLARED_MAC.map(|byte| format!("{byte:02x}")).join(":")
         ),
     )?;
