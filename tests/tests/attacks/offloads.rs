@@ -92,9 +92,10 @@ fn syn(from: IpAddr, to: SocketAddr, mark: u16, field: usize) -> (Vec<u8>, usize
     (shown, field, field)
 }
 
-/// A frame, sent to another hardware address than it was made for.
-fn to_hop(mut frame: Vec<u8>, hop: [u8; 6]) -> Vec<u8> {
+/// A frame with the neighbour's own hardware address, to another than it was made for.
+fn by_neighbour(mut frame: Vec<u8>, hop: [u8; 6]) -> Vec<u8> {
     frame[..6].copy_from_slice(&hop);
+    frame[6..12].copy_from_slice(&OUT.mac);
     frame
 }
 
@@ -190,13 +191,13 @@ pub fn rows() -> Vec<Attack> {
         row("checksum-through-uplink", Neighbour, "has a node write a checksum over the port of what that forwards for it to another node", "w1", SENT, |stage| {
             stage.inject_one(&stage.lab.neighbour(), (At::Input("cp1"), "tcp dport 2379"), |mark| {
                 let (frame, start, field) = syn(OUT.v4.into(), CP1.at(ETCD), mark, PORT);
-                Ok(Inject { offload: Some(completed(start, field)), ..Inject::frames("eth0", &[to_hop(frame, W1_MAC)]) })
+                Ok(Inject { offload: Some(completed(start, field)), ..Inject::frames("eth0", &[by_neighbour(frame, W1_MAC)]) })
             })
         }),
         row("checksum-through-undeclared", Neighbour, "the same, where the node forwards it by an interface that nobody declared", "cp1", SENT, |stage| {
             stage.inject_one(&stage.lab.neighbour(), (At::Device("out", UNDECLARED), "tcp dport 2379"), |mark| {
                 let (frame, start, field) = syn(OUT.v4.into(), SocketAddr::new(BEHIND_UNDECLARED.into(), ETCD), mark, PORT);
-                Ok(Inject { offload: Some(completed(start, field)), ..Inject::frames("eth0", &[frame]) })
+                Ok(Inject { offload: Some(completed(start, field)), ..Inject::frames("eth0", &[by_neighbour(frame, CP1_MAC)]) })
             })
         }),
         row("checksum-through", Pod, "has its node write a checksum over the port of what it sends through it, into the tunnel of another node", "cp1", ENTERED, |stage| {
