@@ -11,7 +11,7 @@ use anyhow::{Context as _, Result, bail};
 
 use crate::{build, shell};
 
-/// Checks README.md and the documents in `docs`.
+/// Checks the documents in the root that show commands, and those in `docs`.
 pub fn check() -> Result<()> {
     let mut problems = Vec::new();
     let mut checked = 0;
@@ -35,7 +35,7 @@ pub fn check() -> Result<()> {
         bail!("{}", problems.join("\n"));
     }
     if checked == 0 {
-        bail!("README.md shows no command of ours in a ```sh or ```console block");
+        bail!("no document shows a command of ours in a ```sh or ```console block");
     }
     Ok(())
 }
@@ -56,8 +56,14 @@ impl Tool {
     }
 }
 
+/// The documents in the root that show commands.
+const IN_ROOT: [&str; 2] = ["README.md", "CONTRIBUTING.md"];
+
 fn documents() -> Result<Vec<PathBuf>> {
-    let mut documents = vec![shell::workspace().join("README.md")];
+    let mut documents: Vec<PathBuf> = IN_ROOT
+        .iter()
+        .map(|name| shell::workspace().join(name))
+        .collect();
     if let Ok(entries) = shell::workspace().join("docs").read_dir() {
         documents.extend(entries.flatten().map(|entry| entry.path()));
     }
