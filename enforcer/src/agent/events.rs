@@ -189,7 +189,12 @@ impl<'a> Teller<'a> {
             return Vec::new();
         };
         // Where TLS is asked for, the path is there already.
-        let lock = [Reason::NotTls, Reason::FastOpenThrough].map(Reason::code);
+        let lock = [
+            Reason::NotTls,
+            Reason::MultipathTls,
+            Reason::FastOpenThrough,
+        ]
+        .map(Reason::code);
         if Hook::from_code(key.hook) == Some(Hook::Bind)
             || key.reply != 0
             || lock.contains(&key.reason)

@@ -309,7 +309,7 @@ impl Event {
         let Some(destination) = &self.destination else {
             let asked = self.hook == Hook::Setsockopt.name();
             let what = if asked {
-                "a packet socket"
+                "an option that bypasses hooks"
             } else {
                 "an unreadable packet"
             };

@@ -34,11 +34,11 @@ use crate::{
     text,
 };
 
-/// Drops every connection of a Kubernetes node outside the documented component paths.
+/// Drops connections to the guarded ports of a Kubernetes node that no documented component path allows.
 ///
 /// A policy says where the cluster's components are and which paths may be used; kernel programs at
-/// the TC and cgroup hooks hold the node to it. Begin with `enforcer check`, then `enforcer run
-/// --dry-run`, which drops nothing and tells what would have been dropped.
+/// the TC and cgroup hooks enforce it. With `otherTraffic: Drop` they drop everything else, too. Begin with `enforcer check`,
+/// then `enforcer run --dry-run`, which drops nothing and reports what it would have dropped.
 #[derive(Debug, Parser)]
 #[command(name = "enforcer", version, max_term_width = 100)]
 struct Cli {
@@ -62,7 +62,7 @@ enum Style {
     /// For people
     #[value(alias = "table")]
     Text,
-    /// For programs: stable names, see the documentation
+    /// For programs, with names that stay
     Json,
     /// A policy: `catalog` alone
     Yaml,

@@ -17,7 +17,7 @@ use crate::{
 /// with its reason; its repeats are counted. Of many at once the log holds some; `enforcer events` has all.
 ///
 /// The policy is read again when a file changes and on SIGHUP. A broken one changes nothing. What can
-/// not be attached is told, and tried again until it can. The node is let go on SIGINT, on SIGTERM and with `enforcer detach`, and also when the agent is killed.
+/// not be attached is told, and tried again until it can. Enforcement ends on SIGINT, on SIGTERM, with `enforcer detach`, and when the agent is killed; with clsact, filters stay behind after a kill until `enforcer detach` removes them.
 ///
 /// Example: enforcer run -p policies/control-plane-stacked-etcd.yaml --dry-run
 #[derive(Debug, Args)]

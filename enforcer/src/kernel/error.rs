@@ -13,7 +13,7 @@ use aya::{
 pub enum KernelError {
     /// Loading needs more rights.
     #[error(
-        "the kernel refused to {action} (run as root, or with CAP_BPF, CAP_NET_ADMIN and CAP_PERFMON)"
+        "the kernel refused to {action} (run as root, with CAP_BPF, CAP_NET_ADMIN and CAP_PERFMON)"
     )]
     NotAllowed {
         /// What was tried.

@@ -59,11 +59,11 @@ pub async fn leftovers() -> Result<Vec<Leftover>, KernelError> {
             continue;
         };
         let ask = || handle.traffic_filter(index).get();
-        for (request, hook, name) in [
-            (ask().ingress(), "tc ingress", TC[0]),
-            (ask().egress(), "tc egress", TC[1]),
+        for (request, hook) in [
+            (ask().ingress(), "tc ingress"),
+            (ask().egress(), "tc egress"),
         ] {
-            if has(request, name).await {
+            if has_ours(request).await {
                 found.push(Leftover {
                     interface: link.name.clone(),
                     hook,
@@ -74,8 +74,8 @@ pub async fn leftovers() -> Result<Vec<Leftover>, KernelError> {
     Ok(found)
 }
 
-/// Whether one of the filters has this name. An interface that has gone has none.
-async fn has(request: TrafficFilterGetRequest, name: &str) -> bool {
+/// Whether one of the filters has the name of a program of ours. An interface that has gone has none.
+async fn has_ours(request: TrafficFilterGetRequest) -> bool {
     let filters: Result<Vec<TcMessage>, _> = request.execute().try_collect().await;
     let attributes = filters.into_iter().flatten().flat_map(|f| f.attributes);
     let options = attributes.flat_map(|attribute| match attribute {
@@ -83,6 +83,6 @@ async fn has(request: TrafficFilterGetRequest, name: &str) -> bool {
         _ => Vec::new(),
     });
     options.into_iter().any(|option| {
-        matches!(option, TcOption::Bpf(TcFilterBpfOption::ProgName(found)) if found == name)
+        matches!(option, TcOption::Bpf(TcFilterBpfOption::ProgName(found)) if TC.contains(&found.as_str()))
     })
 }
