@@ -222,7 +222,6 @@ fn sent_again(skb: Skb) -> i32 {
 fn injected(skb: Skb, role: Role, how: u32) -> i32 {
     let (raw, elsewhere) = (how & 1 != 0, how & 2 != 0);
     let active = Active::now();
-    let generation = active.generation();
     let (_, start) = role_and_start(skb.ifindex());
     let vantage = Vantage::new(View::Sent {
         sender: skb.party(active),
@@ -234,47 +233,53 @@ fn injected(skb: Skb, role: Role, how: u32) -> i32 {
         on_lo: matches!(role, Role::Loopback),
     });
     let mut packet = skb::room();
-    let read = skb.read_owned(start, &mut packet);
-    if !raw
-        && read.is_ok()
-        && cgroup_skb::is_kernels_own(skb, active, vantage.number() as Party, &packet)
-    {
+    if let Err(reason) = skb.read_owned(start, &mut packet) {
+        return injected_unread(skb, active, vantage, reason);
+    }
+    if !raw && cgroup_skb::is_kernels_own(skb, active, vantage.number() as Party, &packet) {
         return PASS;
     }
-    let (judged, packet) = match read {
-        Ok(()) => (cgroup_skb::judged(active, vantage, &packet), Some(&packet)),
-        Err(reason) => (
-            judge_unreadable(&generation, vantage, PacketMark::NONE, reason),
-            None,
-        ),
-    };
-    let Examined { verdict, .. } = examine(
-        &generation,
+    let judged = cgroup_skb::judged(active, vantage, &packet);
+    let Examined { verdict, mark, .. } = examine(
+        &active.generation(),
         vantage,
         PacketMark::NONE,
         judged,
-        packet,
-        || skb.has_checksum_elsewhere(packet),
-        || match packet {
-            Some(packet) if raw => lock::injected(&packet.segment),
-            Some(packet) => lock::at_socket(Way::Sent, skb, packet, judged.verdict, false),
-            None => Lock::Open,
+        Some(&packet),
+        || skb.has_checksum_elsewhere(Some(&packet)),
+        || {
+            if raw {
+                lock::injected(&packet.segment)
+            } else {
+                lock::at_socket(Way::Sent, skb, &packet, judged.verdict, false)
+            }
         },
     );
-    told_of_process(skb, active, verdict, packet);
-    left(skb, role, verdict)
-}
-
-/// Lets a frame go or not, with its mark where it comes in again.
-#[inline(always)]
-fn left(skb: Skb, role: Role, verdict: Verdict) -> i32 {
-    if matches!(role, Role::Loopback) {
-        skb.set_mark(PacketMark::JUDGED);
-    }
+    told_of_process(skb, active, verdict, Some(&packet));
+    skb.set_mark(mark);
     action(verdict)
 }
 
-/// Likewise, of a process that has sent from a packet socket.
+/// Likewise what could not be read.
+#[inline(never)]
+fn injected_unread(skb: Skb, active: Active, vantage: Vantage, reason: Reason) -> i32 {
+    let generation = active.generation();
+    let vantage = Vantage::from_word(Kind::Sent, vantage.word());
+    let Examined { verdict, mark, .. } = examine(
+        &generation,
+        vantage,
+        PacketMark::NONE,
+        judge_unreadable(&generation, vantage, PacketMark::NONE, reason),
+        None,
+        || skb.has_checksum_elsewhere(None),
+        || Lock::Open,
+    );
+    told_of_process(skb, active, verdict, None);
+    skb.set_mark(mark);
+    action(verdict)
+}
+
+/// Counts a verdict on what a process has sent, and keeps a record of a denial. On a stack frame of its own.
 #[inline(never)]
 fn told_of_process(skb: Skb, active: Active, verdict: Verdict, packet: Option<&Packet>) {
     Report {
