@@ -3,9 +3,9 @@
 //! removed in 6.3). No sender can set them: only programs at TC hooks can.
 
 use crate::{
-    decide::Entered,
     limits::{MAX_PARTIES, MAX_PATHS},
     tables::{Party, Role},
+    vantage::Entered,
     verdict::Verdict,
 };
 
@@ -93,11 +93,6 @@ impl PacketMark {
             Role::Uplink => Entered::ByUplink(None),
             Role::Pod | Role::Loopback | Role::Undeclared => Entered::FromPod,
         }
-    }
-
-    /// What of it a verdict on the packet may depend on.
-    pub const fn of_entry(self) -> u16 {
-        self.0 & (Self::NUMBER | Self::KNOWN | Self::SEEN)
     }
 
     /// As a word.

@@ -14,7 +14,12 @@
 
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
 
-use crate::packet::{Packet, PacketBytes, Segment};
+use crate::{
+    decide,
+    packet::{Packet, PacketBytes, Segment},
+    tables::Tables,
+    verdict::{Reason, Verdict},
+};
 
 /// How many bytes of a stream are looked at: up to the version in the ClientHello.
 pub const HELLO: u32 = 11;
@@ -37,6 +42,49 @@ pub mod stage {
     pub const HEARD: u32 = 2;
     /// It was something else. No more of it passes.
     pub const CUT: u32 = 3;
+}
+
+/// What the lock says of a packet that its path allows.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+#[repr(u32)]
+pub enum Lock {
+    /// There is none, or it is open for good.
+    Open = 0,
+    /// It lets this one pass.
+    Holds = 1,
+    /// It is broken.
+    Broken = 2,
+    /// The connection is one of several that make one (multipath TCP).
+    Multipath = 3,
+    /// It was broken earlier, and the connection is cut off.
+    Cut = 4,
+}
+
+impl Lock {
+    /// From its number; what is none counts as broken.
+    pub const fn from_number(number: u32) -> Self {
+        match number {
+            0 => Self::Open,
+            1 => Self::Holds,
+            3 => Self::Multipath,
+            4 => Self::Cut,
+            _ => Self::Broken,
+        }
+    }
+
+    /// Holds, or is broken.
+    pub const fn holds_if(fine: bool) -> Self {
+        if fine { Self::Holds } else { Self::Broken }
+    }
+
+    /// The verdict with the lock in mind.
+    pub fn verdict<T: Tables>(self, tables: &T, allowed: Verdict) -> Verdict {
+        match self {
+            Self::Open | Self::Holds => allowed,
+            Self::Broken | Self::Cut => decide::not_tls(tables, allowed, Reason::NotTls),
+            Self::Multipath => decide::not_tls(tables, allowed, Reason::MultipathTls),
+        }
+    }
 }
 
 /// What an answer means for the lock.

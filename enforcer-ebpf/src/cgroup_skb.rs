@@ -4,21 +4,22 @@ use core::ptr;
 
 use aya_ebpf::{bindings::bpf_sock, programs::SkBuffContext};
 use enforcer_common::{
-    decide,
+    judge::{self, Examined, Judgement, examine, judge_unreadable, report},
     mark::PacketMark,
-    memo::Asker,
     packet::{Packet, Space},
     parse::Start,
     record::{Hook, SocketState},
-    tables::{NOBODY, Party, Role, Tables as _},
+    tables::{Party, Role, Tables as _},
+    tls::Lock,
+    vantage::{Kind, Origin, Vantage, View},
     verdict::{Direction, Reason, Verdict, counter},
 };
 
 use crate::{
-    lock::{self, Lock, Way},
+    cache::{self, CachedVerdict},
+    lock::{self, Way},
     maps::{self, Active},
-    memo::{self, Found},
-    report::{Report, Subject, count, is_of_cut},
+    report::{Report, Subject, count},
     skb::{self, Skb},
     socket,
 };
@@ -62,108 +63,81 @@ pub fn egress(ctx: &SkBuffContext) -> i32 {
     if !socket::skb_is_host(skb, state) {
         return PASS;
     }
+    let on_lo = skb.ifindex() == LOOPBACK_IFINDEX;
     let mut packet = skb::room();
     if let Err(reason) = skb.read(Start::Ip, &mut packet) {
-        let verdict = decide::unreadable(&active.generation(), reason);
-        told_of_sender(skb, active, verdict, None);
-        return action(verdict);
+        return sent_unread(skb, active, on_lo, reason);
     }
-    let allowed = sent(skb, sk, active, &packet);
-    let connected = connected.with_place(skb, allowed, &packet);
-    let lock = lock::at_socket(Way::Sent, skb, &packet, allowed, || connected.is_cut());
-    let verdict = lock.verdict(active, allowed);
-    if is_of_cut(Hook::CgroupEgress, lock, verdict) {
-        return DROP;
-    }
-    if verdict.is_recorded() {
-        told_of_sender(skb, active, verdict, Some(&packet));
-    } else {
-        count(Hook::CgroupEgress, counter::of(verdict));
+    let vantage = Vantage::new(View::Sent {
+        sender: skb.party(active),
+        // What opens nothing may be the kernel's own answer.
+        origin: if packet.opens() {
+            Origin::Socket
+        } else {
+            origin(skb, sk)
+        },
+        on_lo,
+    });
+    let judged = cache::verdict::<true>(vantage, active, &packet, || {
+        CachedVerdict::of(enforcer_sent(active.word(), vantage.word(), &packet))
+    })
+    .judgement();
+    let connected = connected.with_place(skb, judged.verdict, &packet);
+    let Examined { verdict, lock, .. } = examine(
+        &active.generation(),
+        vantage,
+        PacketMark::NONE,
+        judged,
+        Some(&packet),
+        || false,
+        || lock::at_socket(Way::Sent, skb, &packet, judged.verdict, connected.is_cut()),
+    );
+    match report(vantage, PacketMark::NONE, verdict, lock) {
+        judge::Report::Nothing => {}
+        judge::Report::Cut => {
+            count(Hook::CgroupEgress, counter::CUT);
+            return DROP;
+        }
+        judge::Report::Verdict if verdict.is_recorded() => {
+            told_of_sender(skb, active, verdict, Some(&packet));
+        }
+        judge::Report::Verdict => count(Hook::CgroupEgress, counter::of(verdict)),
     }
     connected.keep(Way::Sent, lock, active, verdict);
     action(verdict)
 }
 
-/// The verdict on what a socket sends and could be read.
-#[inline(always)]
-fn sent(skb: Skb, sk: *mut bpf_sock, active: Active, packet: &Packet) -> Verdict {
-    let on_lo = skb.ifindex() == LOOPBACK_IFINDEX;
-    // What opens nothing may be the kernel's own answer.
-    let kernel = if packet.opens() {
-        Kernel::No
-    } else {
-        Kernel::of(skb, sk)
-    };
-    let party = u32::from(skb.party(active));
-    let asker = Asker {
-        hook: Hook::CgroupEgress,
-        manner: u8::from(on_lo) | (kernel as u8) << 1,
-        who: party,
-    };
-    memo::verdict::<true>(asker, active, packet, || {
-        Found::of(enforcer_sent(
-            active.word(),
-            asker.manner.into(),
-            party,
-            packet,
-        ))
-    })
-    .verdict()
+/// Likewise what could not be read.
+#[inline(never)]
+fn sent_unread(skb: Skb, active: Active, on_lo: bool, reason: Reason) -> i32 {
+    let vantage = Vantage::new(View::Sent {
+        sender: 0,
+        origin: Origin::Socket,
+        on_lo,
+    });
+    let Judgement { verdict, .. } =
+        judge_unreadable(&active.generation(), vantage, PacketMark::NONE, reason);
+    told_of_sender(skb, active, verdict, None);
+    action(verdict)
 }
 
-/// The verdict on what a process sends in another way than by a socket that makes packets.
-pub fn sent_by(sender: Party, on_lo: bool, active: Active, packet: &Packet) -> Verdict {
-    let manner = u32::from(on_lo) | (Kernel::No as u32) << 1;
-    Found::of(enforcer_sent(active.word(), manner, sender.into(), packet)).verdict()
+/// The judgement on what a process sends in another way than by a socket of this network namespace.
+pub fn judged(active: Active, vantage: Vantage, packet: &Packet) -> Judgement {
+    CachedVerdict::of(enforcer_sent(active.word(), vantage.word(), packet)).judgement()
 }
 
-/// The verdict on what a process sends by a socket of another network namespace.
-pub fn sent_from_elsewhere(sender: Party, active: Active, packet: &Packet) -> Verdict {
-    Found::of(enforcer_sent(
-        active.word(),
-        ELSEWHERE,
-        sender.into(),
-        packet,
-    ))
-    .verdict()
-}
-
-/// In place of how a packet was sent: by a socket of another network namespace.
-const ELSEWHERE: u32 = 1 << 3;
-
-/// The word of [`Found`] about it. A global function, which the verifier goes through once and by itself.
+/// The word of a [`CachedVerdict`] about what is sent. A global function, which the verifier goes through once and by itself.
 #[unsafe(no_mangle)]
 #[inline(never)]
-pub extern "C" fn enforcer_sent(
-    active: u32,
-    manner: u32,
-    party: u32,
-    packet: *const Packet,
-) -> u64 {
+pub extern "C" fn enforcer_sent(active: u32, vantage: u64, packet: *const Packet) -> u64 {
     // SAFETY: null or a whole packet, as the verifier has made sure of every caller.
     let Some(packet) = (unsafe { packet.as_ref() }) else {
-        return Found::HOLE;
+        return CachedVerdict::HOLE;
     };
     let generation = Active::of(active).generation();
-    let Some(settings) = generation.settings() else {
-        return Found::HOLE;
-    };
-    if manner == ELSEWHERE {
-        let verdict = decide::sent_from_elsewhere(&generation, party as Party, packet);
-        return Found::new(&generation, verdict, 0).word();
-    }
-    let (on_lo, kernel) = (manner & 1 != 0, manner >> 1);
-    let sender = if party != settings.undeclared_process {
-        party
-    } else if kernel == Kernel::Raw as u32 {
-        settings.local
-    } else if kernel == Kernel::NoSocket as u32 {
-        NOBODY.into()
-    } else {
-        party
-    };
-    let verdict = decide::sent_by_process(&generation, sender as Party, on_lo, packet);
-    Found::new(&generation, verdict, 0).word()
+    let vantage = Vantage::from_word(Kind::Sent, vantage);
+    let judged = judge::judge(&generation, vantage, packet, || false);
+    CachedVerdict::new(&generation, judged).word()
 }
 
 /// What a socket receives.
@@ -200,67 +174,72 @@ pub fn ingress(ctx: &SkBuffContext) -> i32 {
     }
     let mut packet = skb::room();
     if let Err(reason) = skb.read(Start::Ip, &mut packet) {
-        let verdict = decide::unreadable(&active.generation(), reason);
-        if !is_told_elsewhere(mark, role, judged, verdict) {
+        let vantage = Vantage::new(View::Received {
+            receiver: 0,
+            role,
+            judged,
+        });
+        let Judgement { verdict, .. } =
+            judge_unreadable(&active.generation(), vantage, mark, reason);
+        if report(vantage, mark, verdict, Lock::Open) != judge::Report::Nothing {
             told_at_receiver(skb, active, verdict, None);
         }
         return action(verdict);
     }
-    let allowed = delivered(skb, active, (role, judged), &packet);
-    let connected = connected.with_place(skb, allowed, &packet);
-    let lock = lock::at_socket(Way::Received, skb, &packet, allowed, || connected.is_cut());
-    let verdict = lock.verdict(active, allowed);
-    if is_of_cut(Hook::CgroupIngress, lock, verdict) {
-        return DROP;
-    }
-    if is_told_elsewhere(mark, role, judged, verdict) {
-        // Counted there, too.
-    } else if !verdict.is_recorded() {
-        count(Hook::CgroupIngress, counter::of(verdict));
-    } else {
-        told_at_receiver(skb, active, verdict, Some(&packet));
+    let vantage = Vantage::new(View::Received {
+        receiver: skb.party(active),
+        role,
+        judged,
+    });
+    let judged = cache::verdict::<true>(vantage, active, &packet, || {
+        CachedVerdict::of(enforcer_received(active.word(), vantage.word(), &packet))
+    })
+    .judgement();
+    let connected = connected.with_place(skb, judged.verdict, &packet);
+    let Examined { verdict, lock, .. } = examine(
+        &active.generation(),
+        vantage,
+        mark,
+        judged,
+        Some(&packet),
+        || false,
+        || {
+            lock::at_socket(
+                Way::Received,
+                skb,
+                &packet,
+                judged.verdict,
+                connected.is_cut(),
+            )
+        },
+    );
+    match report(vantage, mark, verdict, lock) {
+        judge::Report::Nothing => {}
+        judge::Report::Cut => {
+            count(Hook::CgroupIngress, counter::CUT);
+            return DROP;
+        }
+        judge::Report::Verdict if verdict.is_recorded() => {
+            told_at_receiver(skb, active, verdict, Some(&packet));
+        }
+        judge::Report::Verdict => count(Hook::CgroupIngress, counter::of(verdict)),
     }
     connected.keep(Way::Received, lock, active, verdict);
     action(verdict)
 }
 
-/// The verdict on what a socket receives and could be read.
-#[inline(always)]
-fn delivered(skb: Skb, active: Active, (role, judged): (Role, bool), packet: &Packet) -> Verdict {
-    let receiver = u32::from(skb.party(active));
-    let asker = Asker {
-        hook: Hook::CgroupIngress,
-        manner: role as u8 | u8::from(judged) << 2,
-        who: receiver,
-    };
-    memo::verdict::<true>(asker, active, packet, || {
-        Found::of(enforcer_delivered(
-            active.word(),
-            asker.manner.into(),
-            receiver,
-            packet,
-        ))
-    })
-    .verdict()
-}
-
 /// Likewise about what a socket receives.
 #[unsafe(no_mangle)]
 #[inline(never)]
-pub extern "C" fn enforcer_delivered(
-    active: u32,
-    manner: u32,
-    receiver: u32,
-    packet: *const Packet,
-) -> u64 {
+pub extern "C" fn enforcer_received(active: u32, vantage: u64, packet: *const Packet) -> u64 {
     // SAFETY: as above.
     let Some(packet) = (unsafe { packet.as_ref() }) else {
-        return Found::HOLE;
+        return CachedVerdict::HOLE;
     };
     let generation = Active::of(active).generation();
-    let (role, judged) = (Role::from_word(manner & 3), manner & 4 != 0);
-    let verdict = decide::delivered(&generation, role, judged, receiver as Party, packet);
-    Found::new(&generation, verdict, 0).word()
+    let vantage = Vantage::from_word(Kind::Received, vantage);
+    let judged = judge::judge(&generation, vantage, packet, || false);
+    CachedVerdict::new(&generation, judged).word()
 }
 
 /// Counts a verdict on what a socket sends, and keeps a record of a denial. On a stack frame of its own.
@@ -294,42 +273,23 @@ fn told_at_receiver(skb: Skb, active: Active, verdict: Verdict, packet: Option<&
     .packet(verdict, packet);
 }
 
-/// What was judged where it came in, or at its sender's socket, has been counted there.
-fn is_told_elsewhere(mark: PacketMark, role: Role, judged: bool, verdict: Verdict) -> bool {
-    if !verdict.is_denied() {
-        return judged;
+/// What made a packet that opens nothing. The kernel answers for sockets that are no more (resets) from a raw TCP socket of
+/// its own.
+fn origin(skb: Skb, sk: *mut bpf_sock) -> Origin {
+    if !socket::is_full(sk) {
+        return Origin::NoSocket;
     }
-    verdict.passes() && (matches!(role, Role::Loopback) || mark.is_told())
-}
-
-/// The kernel answers for sockets that are no more (resets, TIME_WAIT) from a raw TCP socket of its
-/// own, which is nobody's process: such a segment has for its sender whoever is at its address. It
-/// opens nothing. A process's own raw socket is known by its cgroup.
-#[derive(Clone, Copy, PartialEq, Eq)]
-#[repr(u8)]
-enum Kernel {
-    No = 0,
-    Raw = 1,
-    NoSocket = 2,
-}
-
-impl Kernel {
-    fn of(skb: Skb, sk: *mut bpf_sock) -> Self {
-        if !socket::is_full(sk) {
-            return Self::NoSocket;
-        }
-        // That socket of the kernel's is never connected, and asking for its type is a call.
-        // SAFETY: not null, and a plain field.
-        if unsafe { (*sk).state } != TCP_CLOSE {
-            return Self::No;
-        }
-        let sk = skb.full_socket();
-        // SAFETY: a full socket, whose plain fields the verifier lets programs read.
-        if !sk.is_null() && unsafe { (*sk).type_ == SOCK_RAW && (*sk).protocol == IPPROTO_TCP } {
-            Self::Raw
-        } else {
-            Self::No
-        }
+    // That socket of the kernel's is never connected, and asking for its type is a call.
+    // SAFETY: not null, and a plain field.
+    if unsafe { (*sk).state } != TCP_CLOSE {
+        return Origin::Socket;
+    }
+    let sk = skb.full_socket();
+    // SAFETY: a full socket, whose plain fields the verifier lets programs read.
+    if !sk.is_null() && unsafe { (*sk).type_ == SOCK_RAW && (*sk).protocol == IPPROTO_TCP } {
+        Origin::KernelSocket
+    } else {
+        Origin::Socket
     }
 }
 

@@ -20,64 +20,21 @@ use aya_ebpf::{
 };
 use enforcer_common::{
     decide,
-    packet::{Packet, Segment, Shape},
+    packet::{Packet, Segment},
     record::Hook,
     tables::FlowKey,
-    tls::{self, Answer, HELLO, Stream, stage},
-    verdict::{Direction, Reason, Verdict},
+    tls::{self, Answer, HELLO, Lock, Stream, stage},
+    verdict::{Direction, Verdict},
 };
 
 use crate::{
-    maps::{Active, accept_tls, follow_tls_stream, tls_accepted, tls_stream},
+    maps::{accept_tls, follow_tls_stream, tls_accepted, tls_stream},
     skb::Skb,
     socket,
 };
 
 // include/net/tcp_states.h
 const TCP_LISTEN: u32 = 10;
-
-/// What the lock says of a packet that its path allows.
-#[derive(Clone, Copy, PartialEq, Eq)]
-#[repr(u32)]
-pub enum Lock {
-    /// There is none, or it is open for good.
-    Open = 0,
-    /// It lets this one pass.
-    Holds = 1,
-    /// It is broken.
-    Broken = 2,
-    /// The connection is one of several that make one (multipath TCP).
-    Multipath = 3,
-    /// It was broken earlier, and the connection is cut off.
-    Cut = 4,
-}
-
-impl Lock {
-    const fn of(number: u32) -> Self {
-        match number {
-            0 => Self::Open,
-            1 => Self::Holds,
-            3 => Self::Multipath,
-            4 => Self::Cut,
-            _ => Self::Broken,
-        }
-    }
-
-    const fn unless(fine: bool) -> Self {
-        if fine { Self::Holds } else { Self::Broken }
-    }
-
-    /// The verdict with the lock in mind.
-    pub fn verdict(self, active: Active, allowed: Verdict) -> Verdict {
-        match self {
-            Self::Open | Self::Holds => allowed,
-            Self::Broken | Self::Cut => {
-                decide::not_tls(&active.generation(), allowed, Reason::NotTls)
-            }
-            Self::Multipath => decide::not_tls(&active.generation(), allowed, Reason::MultipathTls),
-        }
-    }
-}
 
 /// Which way a packet goes at a socket.
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -99,29 +56,15 @@ impl Way {
     }
 }
 
-/// Whether a verdict is about a lock at all.
-pub fn is_asked(verdict: Verdict, packet: &Packet) -> bool {
-    verdict.is_tls_path() && matches!(packet.shape, Shape::Flow)
-}
-
 /// The lock at a socket of this node, for what it sends or receives. `is_cut`: whether it has been broken before.
 #[inline(always)]
-pub fn at_socket(
-    way: Way,
-    skb: Skb,
-    packet: &Packet,
-    verdict: Verdict,
-    is_cut: impl FnOnce() -> bool,
-) -> Lock {
-    if !is_asked(verdict, packet) {
-        return Lock::Open;
-    }
-    Lock::of(enforcer_lock(
+pub fn at_socket(way: Way, skb: Skb, packet: &Packet, verdict: Verdict, is_cut: bool) -> Lock {
+    Lock::from_number(enforcer_lock(
         skb.as_ptr(),
         packet,
         verdict.word(),
         way as u32,
-        is_cut().into(),
+        is_cut.into(),
     ))
 }
 
@@ -167,7 +110,7 @@ fn sent(skb: Skb, sk: *mut bpf_sock, packet: &Packet, verdict: Verdict, cut: boo
             if has_received_hello(tcp) {
                 Lock::Open
             } else {
-                Lock::unless(segment.is_empty())
+                Lock::holds_if(segment.is_empty())
             }
         }
         Direction::Forward => {
@@ -176,7 +119,7 @@ fn sent(skb: Skb, sk: *mut bpf_sock, packet: &Packet, verdict: Verdict, cut: boo
             } else if segment.is_syn() && tls::is_multipath(&skb, packet) {
                 Lock::Multipath
             } else if segment.is_empty() {
-                Lock::unless(!segment.is_urgent())
+                Lock::holds_if(!segment.is_urgent())
             } else {
                 if cut {
                     return Lock::Cut;
@@ -186,7 +129,7 @@ fn sent(skb: Skb, sk: *mut bpf_sock, packet: &Packet, verdict: Verdict, cut: boo
                 } else {
                     first_sent(tcp)
                 };
-                Lock::unless(tls::may_follow(&skb, segment, first))
+                Lock::holds_if(tls::may_follow(&skb, segment, first))
             }
         }
     }
@@ -210,7 +153,7 @@ fn received(skb: Skb, sk: *mut bpf_sock, packet: &Packet, verdict: Verdict, cut:
                 return Lock::Multipath;
             }
             if segment.is_empty() {
-                return Lock::unless(!segment.is_urgent());
+                return Lock::holds_if(!segment.is_urgent());
             }
             if cut {
                 return Lock::Cut;
@@ -229,7 +172,7 @@ fn received(skb: Skb, sk: *mut bpf_sock, packet: &Packet, verdict: Verdict, cut:
             } else {
                 first_received(tcp)
             };
-            Lock::unless(tls::may_follow(&skb, segment, first))
+            Lock::holds_if(tls::may_follow(&skb, segment, first))
         }
         Direction::Reply => {
             if has_sent_hello(tcp) {
@@ -245,7 +188,7 @@ fn received(skb: Skb, sk: *mut bpf_sock, packet: &Packet, verdict: Verdict, cut:
 
 /// What a packet socket injects: no TCP, so no TLS.
 pub fn injected(segment: &Segment) -> Lock {
-    Lock::unless(segment.is_empty())
+    Lock::holds_if(segment.is_empty())
 }
 
 /// What comes in by an interface from a client behind it. Where a socket of this node is to receive
@@ -264,14 +207,14 @@ pub fn entered(skb: Skb, packet: &Packet) -> Lock {
         if tls::is_multipath(&skb, packet) {
             return Lock::Multipath;
         }
-        return Lock::unless(tls::may_follow(&skb, segment, segment.start()));
+        return Lock::holds_if(tls::may_follow(&skb, segment, segment.start()));
     }
     let flow = decide::flow_of(packet, Direction::Forward);
     let Some(Stream { first, stage }) = read(&flow) else {
         return Lock::Holds;
     };
     match stage {
-        stage::OPEN => Lock::unless(tls::may_follow(&skb, segment, first)),
+        stage::OPEN => Lock::holds_if(tls::may_follow(&skb, segment, first)),
         stage::CUT => Lock::Cut,
         _ => Lock::Holds,
     }
@@ -314,7 +257,7 @@ pub fn sent_again(skb: Skb, packet: &Packet) -> Lock {
     } else {
         first_sent(tcp)
     };
-    Lock::unless(tls::may_follow(&skb, segment, first))
+    Lock::holds_if(tls::may_follow(&skb, segment, first))
 }
 
 /// What goes out by an interface to a client behind it.
@@ -325,7 +268,7 @@ pub fn returned(packet: &Packet) -> Lock {
     if segment.is_syn_ack() {
         let (first, stage) = (segment.ack, stage::OPEN);
         follow_tls_stream(&flow, &Stream { first, stage });
-        return Lock::unless(segment.is_empty());
+        return Lock::holds_if(segment.is_empty());
     }
     let Some(Stream { first, stage }) = read(&flow) else {
         return Lock::Holds;

@@ -10,12 +10,12 @@
     reason = "the program macros lose the doc comments below"
 )]
 
+mod cache;
 mod cgroup_skb;
 mod lock;
 mod log;
 mod lsm;
 mod maps;
-mod memo;
 mod report;
 mod skb;
 mod sock_addr;

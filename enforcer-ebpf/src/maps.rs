@@ -16,9 +16,9 @@ use aya_ebpf::{
 };
 use enforcer_common::{
     addr::Ip,
+    cache::{self, CacheEntry, CgroupParty},
     hosts::{self, Bucket, Kind},
     interfaces, limits,
-    memo::{self, CgroupParty, Line},
     packet::Space,
     record::{PairKey, RecordKey, RecordPlace, RecordValue},
     tables::{
@@ -66,7 +66,7 @@ static CGROUPS: ArrayOfMaps<HashMap<u64, u32, 1, { BPF_F_NO_PREALLOC as usize }>
 
 /// Who is in a cgroup, declared or not, in this epoch.
 #[btf_map]
-static CGROUP_PARTIES: PerCpuArray<CgroupParty, { memo::CGROUPS as usize }> = PerCpuArray::new();
+static CGROUP_PARTIES: PerCpuArray<CgroupParty, { cache::CGROUPS as usize }> = PerCpuArray::new();
 /// What interfaces are for, see [`enforcer_common::interfaces`].
 #[btf_map]
 static INTERFACES: Array<u64, { interfaces::SLOTS as usize }> = Array::new();
@@ -99,9 +99,9 @@ pub static PAIRS: LruHashMap<PairKey, u32, { limits::MAX_PAIRS as usize }> = Lru
 /// How many new records this CPU may begin.
 #[btf_map]
 pub static ROOM: PerCpuArray<Room, 1> = PerCpuArray::new();
-/// Verdicts of this moment, see [`enforcer_common::memo`].
+/// The verdict cache, see [`enforcer_common::cache`].
 #[btf_map]
-pub static VERDICTS: PerCpuArray<Line, { memo::LINES as usize }> = PerCpuArray::new();
+pub static VERDICTS: PerCpuArray<CacheEntry, { cache::ENTRIES as usize }> = PerCpuArray::new();
 /// Keys of new records ([`RecordKey`]), to wake the agent. Declared without a type, as libbpf takes no
 /// ring buffer with one.
 #[btf_map]

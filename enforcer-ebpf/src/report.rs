@@ -8,18 +8,15 @@ use aya_ebpf::{
 };
 use enforcer_common::{
     addr::Ip,
+    cache::CacheEntry,
     decide, limits,
-    memo::Line,
     packet::{Packet, Shape, Space},
     record::{Hook, PairKey, RecordKey, RecordPlace, RecordValue, SocketState, Whose, subject},
     tables::Tables as _,
     verdict::{Direction, Outcome, Verdict, counter},
 };
 
-use crate::{
-    lock::Lock,
-    maps::{Active, COUNTERS, PAIRS, RECORD_PLACES, RECORDS, ROOM, WAKES},
-};
+use crate::maps::{Active, COUNTERS, PAIRS, RECORD_PLACES, RECORDS, ROOM, WAKES};
 
 /// Who is told to have sent it. No enum with fields: those leave bytes unset.
 #[derive(Clone, Copy)]
@@ -210,17 +207,17 @@ impl Report {
     }
 }
 
-/// Adds what is pending in a line to its record. Where that found no room, or was taken out since, they are
+/// Adds what is pending in an entry to its record. Where that found no room, or was taken out since, they are
 /// counted as lost to it.
 #[inline(never)]
-pub fn settle(line: &mut Line) {
-    let pending = u64::from(line.pending);
-    line.pending = 0;
-    let Some(key) = line.record() else {
+pub fn settle(entry: &mut CacheEntry) {
+    let pending = u64::from(entry.pending);
+    entry.pending = 0;
+    let Some(key) = entry.record() else {
         return;
     };
     match RECORDS.get_ptr_mut(key) {
-        // Its times are right: it was there when the line was written, in the same tick.
+        // Its times are right: it was there when the entry was written, in the same tick.
         // SAFETY: as in `is_counted`; should userspace delete it meanwhile, these go with it.
         Some(value) => unsafe { add_to(&raw mut (*value).count, pending) },
         None => count_lost(counter::RECORDS_LOST, pending),
@@ -306,16 +303,6 @@ fn is_counted(key: &RecordKey, tick: u64) -> bool {
         }
     }
     true
-}
-
-/// Counts a packet of a connection that is cut off, whose denial has been counted and told when that was done. Whether it is one.
-#[inline(always)]
-pub fn is_of_cut(hook: Hook, lock: Lock, verdict: Verdict) -> bool {
-    let is_cut = lock == Lock::Cut && !verdict.passes();
-    if is_cut {
-        count(hook, counter::CUT);
-    }
-    is_cut
 }
 
 /// Counts a verdict, call or packet of a hook, on this CPU.

@@ -83,15 +83,7 @@ pub fn connecting(ctx: &SockAddrContext, dst: Ip, hook: Hook) -> i32 {
         // Its packets may be told.
         socket::stamp(ctx, sk);
     }
-    // What is no declared endpoint is left to the packets of a UDP socket: programs connect them just
-    // to learn which source address they would get, and replies need the memory of flows. In dry-run
-    // the packets tell.
-    let refused = if matches!(space, Space::Tcp) {
-        verdict.is_denied()
-    } else {
-        verdict.is_guarded_denial()
-    };
-    if !refused || verdict.passes() {
+    if !decide::fails_at_once(verdict, space) {
         return PASS;
     }
     Call {

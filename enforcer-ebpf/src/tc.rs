@@ -8,21 +8,23 @@ use aya_ebpf::{
 };
 use enforcer_common::{
     decide,
+    judge::{self, Examined, examine, judge_unreadable, report},
     mark::PacketMark,
-    memo::Asker,
     packet::Packet,
     parse::Start,
     record::Hook,
-    tables::Role,
-    verdict::{Direction, Reason, Verdict, counter},
+    tables::{Party, Role},
+    tls::Lock,
+    vantage::{Kind, Origin, Vantage, View},
+    verdict::{Reason, Verdict, counter},
 };
 
 use crate::{
+    cache::{self, CachedVerdict},
     cgroup_skb,
-    lock::{self, Lock, Way},
+    lock::{self, Way},
     maps::{self, Active},
-    memo::{self, Found},
-    report::{Report, Subject, count, is_of_cut},
+    report::{Report, Subject, count},
     skb::{self, Skb},
     socket,
 };
@@ -43,82 +45,71 @@ pub fn ingress(ctx: &TcContext) -> i32 {
         return PASS;
     }
     let active = Active::now();
-    let (role, start) = interface(skb.ifindex());
+    let interface = skb.ifindex();
+    let (role, start) = role_and_start(interface);
+    let vantage = Vantage::new(View::Arrived { role, interface });
     let mut packet = skb::room();
     if let Err(reason) = skb.read_owned(start, &mut packet) {
-        return arrived_unread(skb, active, role, reason);
+        return arrived_unread(skb, active, vantage, reason);
     }
-    let asker = Asker {
-        hook: Hook::TcIngress,
-        manner: role as u8,
-        who: skb.ifindex(),
-    };
-    let found = memo::verdict::<true>(asker, active, &packet, || {
-        Found::of(enforcer_arrived(
+    let found = cache::verdict::<true>(vantage, active, &packet, || {
+        CachedVerdict::of(enforcer_arrived(
             skb.as_ptr(),
             active.word(),
-            role as u32,
+            vantage.word(),
             &packet,
         ))
     });
-    let allowed = found.verdict();
-    let verdict = if !allowed.is_denied()
-        && is_checksum_asked_about(role)
-        && skb.has_checksum_elsewhere(Some(&packet))
-    {
-        skb.set_mark(PacketMark::JUDGED.told());
-        decide::refused(&active.generation(), Reason::ChecksumElsewhere)
-    } else if lock::is_asked(allowed, &packet) && is_forward(allowed) {
-        let lock = lock::entered(skb, &packet);
-        let verdict = lock.verdict(active, allowed);
-        if is_of_cut(Hook::TcIngress, lock, verdict) {
-            return DROP;
-        }
-        entered(skb, lock, verdict, &packet, found);
-        verdict
-    } else {
-        skb.set_mark(PacketMark::from_word(found.note()));
-        if found.is_recalled() && allowed.is_denied() {
-            // If it is to be told, it has been counted where it was found.
-            count(Hook::TcIngress, counter::of(allowed));
-            return action(allowed);
-        }
-        allowed
-    };
-    if verdict.is_recorded() {
-        told::<true>(skb, active, verdict, Some(&packet));
-    } else if !is_counted_later(role, verdict) {
+    let Examined {
+        verdict,
+        mark,
+        lock,
+    } = examine(
+        &active.generation(),
+        vantage,
+        PacketMark::NONE,
+        found.judgement(),
+        Some(&packet),
+        || skb.has_checksum_elsewhere(Some(&packet)),
+        || lock::entered(skb, &packet),
+    );
+    if lock == Lock::Broken && !verdict.passes() {
+        lock::cut(&packet);
+    }
+    skb.set_mark(mark);
+    if found.is_recalled() && found.verdict().is_denied() {
+        // If it is to be recorded, it has been counted where it was found.
         count(Hook::TcIngress, counter::of(verdict));
+        return action(verdict);
+    }
+    match report(vantage, PacketMark::NONE, verdict, lock) {
+        judge::Report::Nothing => {}
+        judge::Report::Cut => count(Hook::TcIngress, counter::CUT),
+        judge::Report::Verdict if verdict.is_recorded() => {
+            told::<true>(skb, active, verdict, Some(&packet));
+        }
+        judge::Report::Verdict => count(Hook::TcIngress, counter::of(verdict)),
     }
     action(verdict)
 }
 
-/// Whether what has come in by an interface is asked there whether a checksum is still to be written into it. What comes by an
-/// uplink is asked when it leaves, as nobody writes that before: for most of it there is nothing to ask, and asking is a call.
-const fn is_checksum_asked_about(role: Role) -> bool {
-    !matches!(role, Role::Uplink)
-}
-
-/// What comes in by an interface that nobody declared is counted where it is judged in full.
-fn is_counted_later(role: Role, verdict: Verdict) -> bool {
-    matches!(role, Role::Undeclared) && !verdict.is_denied()
-}
-
 /// Likewise what could not be read.
 #[inline(never)]
-fn arrived_unread(skb: Skb, active: Active, role: Role, reason: Reason) -> i32 {
+fn arrived_unread(skb: Skb, active: Active, vantage: Vantage, reason: Reason) -> i32 {
+    let vantage = Vantage::from_word(Kind::Arrived, vantage.word());
     let generation = active.generation();
-    let mut verdict = decide::unreadable_on_wire(&generation, role, reason);
-    // What is not read now must not become something that would have been.
-    if !verdict.is_denied() && is_checksum_asked_about(role) && skb.has_checksum_elsewhere(None) {
-        verdict = decide::refused(&generation, Reason::ChecksumElsewhere);
-    }
-    skb.set_mark(if verdict.is_denied() {
-        PacketMark::JUDGED.told()
-    } else {
-        PacketMark::JUDGED
-    });
-    if !is_counted_later(role, verdict) {
+    let Examined { verdict, mark, .. } = examine(
+        &generation,
+        vantage,
+        PacketMark::NONE,
+        judge_unreadable(&generation, vantage, PacketMark::NONE, reason),
+        None,
+        // What is not read now must not become something that would have been.
+        || skb.has_checksum_elsewhere(None),
+        || Lock::Open,
+    );
+    skb.set_mark(mark);
+    if report(vantage, PacketMark::NONE, verdict, Lock::Open) != judge::Report::Nothing {
         told::<true>(skb, active, verdict, None);
     }
     action(verdict)
@@ -138,61 +129,34 @@ pub fn looped(ctx: &TcContext) -> i32 {
 fn unseen(skb: Skb) -> i32 {
     let active = Active::now();
     let verdict = decide::refused(&active.generation(), Reason::AroundHooks);
-    let (_, start) = interface(skb.ifindex());
+    let (_, start) = role_and_start(skb.ifindex());
     let mut packet = skb::room();
     let read = skb.read_owned(start, &mut packet);
     told::<true>(skb, active, verdict, read.is_ok().then_some(&packet));
     action(verdict)
 }
 
-/// The word of [`Found`] about what has arrived and could be read, with a note for those who look at it later. A
-/// global function, which the verifier goes through once and by itself.
+/// The word of a [`CachedVerdict`] about what has arrived and could be read. A global function, which the verifier goes
+/// through once and by itself.
 #[unsafe(no_mangle)]
 #[inline(never)]
 pub extern "C" fn enforcer_arrived(
     skb: *mut __sk_buff,
     active: u32,
-    role: u32,
+    vantage: u64,
     packet: *const Packet,
 ) -> u64 {
     // SAFETY: null or a whole packet, as the verifier has made sure of every caller.
     let Some(packet) = (unsafe { packet.as_ref() }) else {
-        return Found::HOLE;
+        return CachedVerdict::HOLE;
     };
     let skb = Skb::from_ptr(skb);
     let generation = Active::of(active).generation();
-    let mut mark = PacketMark::JUDGED;
-    let role = Role::from_word(role);
-    let verdict = decide::arrived_on_wire(&generation, role, packet, |party| {
-        let at_home = skb.is_route_back(&packet.src, &packet.dst);
-        if at_home {
-            mark = PacketMark::from_known_pod(party);
-        }
-        at_home
+    let vantage = Vantage::from_word(Kind::Arrived, vantage);
+    let judged = judge::judge(&generation, vantage, packet, || {
+        skb.is_route_back(&packet.src, &packet.dst)
     });
-    if matches!(role, Role::Uplink) {
-        mark = mark.let_in_by(verdict);
-    }
-    if verdict.is_denied() {
-        mark = mark.told();
-    }
-    Found::new(&generation, verdict, mark.word()).word()
-}
-
-/// Marks what has entered from a client on a path that asks for TLS, and cuts it off if it is none.
-#[inline(always)]
-fn entered(skb: Skb, lock: Lock, verdict: Verdict, packet: &Packet, allowed: Found) {
-    let mut mark = PacketMark::from_word(allowed.note());
-    if packet.segment.is_syn() && !packet.segment.is_empty() {
-        mark = mark.with_fast_open();
-    }
-    if lock == Lock::Broken && !verdict.passes() {
-        lock::cut(packet);
-    }
-    if verdict.is_denied() {
-        mark = mark.told();
-    }
-    skb.set_mark(mark);
+    CachedVerdict::new(&generation, judged).word()
 }
 
 /// What goes out: frames of packet sockets, and what was forwarded. Packets of other sockets had
@@ -240,7 +204,7 @@ pub fn egress(ctx: &TcContext) -> i32 {
 #[inline(never)]
 fn sent_again(skb: Skb) -> i32 {
     let active = Active::now();
-    let (_, start) = interface(skb.ifindex());
+    let (_, start) = role_and_start(skb.ifindex());
     let mut packet = skb::room();
     // Its socket's hook has read it: what can not be read now has no memory to be read in, and is no ClientHello.
     if skb.read_owned(start, &mut packet).is_ok() && lock::sent_again(skb, &packet) != Lock::Broken
@@ -258,50 +222,64 @@ fn sent_again(skb: Skb) -> i32 {
 fn injected(skb: Skb, role: Role, how: u32) -> i32 {
     let (raw, elsewhere) = (how & 1 != 0, how & 2 != 0);
     let active = Active::now();
-    let (_, start) = interface(skb.ifindex());
+    let (_, start) = role_and_start(skb.ifindex());
+    let vantage = Vantage::new(View::Sent {
+        sender: skb.party(active),
+        origin: if elsewhere {
+            Origin::OtherNamespace
+        } else {
+            Origin::Frames
+        },
+        on_lo: matches!(role, Role::Loopback),
+    });
     let mut packet = skb::room();
     if let Err(reason) = skb.read_owned(start, &mut packet) {
-        let generation = active.generation();
-        let mut verdict = decide::unreadable(&generation, reason);
-        if !verdict.is_denied() && skb.has_checksum_elsewhere(None) {
-            verdict = decide::refused(&generation, Reason::ChecksumElsewhere);
-        }
-        told_of_process(skb, active, verdict, None);
-        return left(skb, role, verdict);
+        return injected_unread(skb, active, vantage, reason);
     }
-    let on_lo = matches!(role, Role::Loopback);
-    let sender = skb.party(active);
-    if !raw && cgroup_skb::is_kernels_own(skb, active, sender, &packet) {
+    if !raw && cgroup_skb::is_kernels_own(skb, active, vantage.number() as Party, &packet) {
         return PASS;
     }
-    let allowed = if elsewhere {
-        cgroup_skb::sent_from_elsewhere(sender, active, &packet)
-    } else {
-        cgroup_skb::sent_by(sender, on_lo, active, &packet)
-    };
-    let verdict = if !allowed.is_denied() && skb.has_checksum_elsewhere(Some(&packet)) {
-        decide::refused(&active.generation(), Reason::ChecksumElsewhere)
-    } else if !raw {
-        lock::at_socket(Way::Sent, skb, &packet, allowed, || false).verdict(active, allowed)
-    } else if lock::is_asked(allowed, &packet) {
-        lock::injected(&packet.segment).verdict(active, allowed)
-    } else {
-        allowed
-    };
+    let judged = cgroup_skb::judged(active, vantage, &packet);
+    let Examined { verdict, mark, .. } = examine(
+        &active.generation(),
+        vantage,
+        PacketMark::NONE,
+        judged,
+        Some(&packet),
+        || skb.has_checksum_elsewhere(Some(&packet)),
+        || {
+            if raw {
+                lock::injected(&packet.segment)
+            } else {
+                lock::at_socket(Way::Sent, skb, &packet, judged.verdict, false)
+            }
+        },
+    );
     told_of_process(skb, active, verdict, Some(&packet));
-    left(skb, role, verdict)
-}
-
-/// Lets a frame go or not, with its mark where it comes in again.
-#[inline(always)]
-fn left(skb: Skb, role: Role, verdict: Verdict) -> i32 {
-    if matches!(role, Role::Loopback) {
-        skb.set_mark(PacketMark::JUDGED);
-    }
+    skb.set_mark(mark);
     action(verdict)
 }
 
-/// Likewise, of a process that has sent from a packet socket.
+/// Likewise what could not be read.
+#[inline(never)]
+fn injected_unread(skb: Skb, active: Active, vantage: Vantage, reason: Reason) -> i32 {
+    let generation = active.generation();
+    let vantage = Vantage::from_word(Kind::Sent, vantage.word());
+    let Examined { verdict, mark, .. } = examine(
+        &generation,
+        vantage,
+        PacketMark::NONE,
+        judge_unreadable(&generation, vantage, PacketMark::NONE, reason),
+        None,
+        || skb.has_checksum_elsewhere(None),
+        || Lock::Open,
+    );
+    told_of_process(skb, active, verdict, None);
+    skb.set_mark(mark);
+    action(verdict)
+}
+
+/// Counts a verdict on what a process has sent, and keeps a record of a denial. On a stack frame of its own.
 #[inline(never)]
 fn told_of_process(skb: Skb, active: Active, verdict: Verdict, packet: Option<&Packet>) {
     Report {
@@ -316,77 +294,63 @@ fn told_of_process(skb: Skb, active: Active, verdict: Verdict, packet: Option<&P
 
 #[inline(never)]
 fn forwarded(skb: Skb) -> i32 {
-    let mark = skb.mark();
+    let borne = skb.mark();
     // Within another network namespace it is somebody else's to say, or nobody's.
     skb.set_mark(PacketMark::NONE);
-    let (entered, _) = interface(skb.entered_by());
-    let is_complete = mark.is_judged() && is_checksum_asked_about(entered);
+    let (entered, _) = role_and_start(skb.entered_by());
     let active = Active::now();
-    let (role, start) = interface(skb.ifindex());
+    let (role, start) = role_and_start(skb.ifindex());
+    let vantage = Vantage::new(View::Left {
+        entered: borne.entered(entered),
+        to_pod: matches!(role, Role::Pod),
+    });
     let mut packet = skb::room();
     if let Err(reason) = skb.read_owned(start, &mut packet) {
-        return left_unread(skb, active, reason, mark.is_judged(), is_complete);
+        return left_unread(skb, active, vantage, borne, reason);
     }
-    let manner = entered as u8 | u8::from(matches!(role, Role::Pod)) << 2;
-    let asker = Asker {
-        hook: Hook::TcEgress,
-        manner,
-        who: mark.of_entry().into(),
-    };
-    let verdict = memo::verdict::<false>(asker, active, &packet, || {
-        Found::of(enforcer_left(
-            active.word(),
-            manner.into(),
-            mark.word().into(),
-            &packet,
-        ))
+    let judged = cache::verdict::<false>(vantage, active, &packet, || {
+        CachedVerdict::of(enforcer_left(active.word(), vantage.word(), &packet))
     })
-    .verdict();
-    let verdict = if mark.is_fast_open() && !verdict.is_denied() {
-        decide::not_tls(&active.generation(), verdict, Reason::FastOpenThrough)
-    } else if lock::is_asked(verdict, &packet) && !is_forward(verdict) {
-        let lock = lock::returned(&packet);
-        let verdict = lock.verdict(active, verdict);
-        if is_of_cut(Hook::TcEgress, lock, verdict) {
-            return DROP;
-        }
-        verdict
-    } else {
-        verdict
-    };
-    let verdict =
-        if !verdict.is_denied() && !is_complete && skb.has_checksum_elsewhere(Some(&packet)) {
-            decide::refused(&active.generation(), Reason::ChecksumElsewhere)
-        } else {
-            verdict
-        };
-    if !verdict.is_denied() || (verdict.passes() && mark.is_told()) {
-        return PASS;
+    .judgement();
+    let Examined { verdict, lock, .. } = examine(
+        &active.generation(),
+        vantage,
+        borne,
+        judged,
+        Some(&packet),
+        || skb.has_checksum_elsewhere(Some(&packet)),
+        || lock::returned(&packet),
+    );
+    match report(vantage, borne, verdict, lock) {
+        judge::Report::Nothing => {}
+        judge::Report::Cut => count(Hook::TcEgress, counter::CUT),
+        judge::Report::Verdict => told::<false>(skb, active, verdict, Some(&packet)),
     }
-    told::<false>(skb, active, verdict, Some(&packet));
     action(verdict)
 }
 
-/// What is forwarded and could not be read. If it was judged nowhere: as where nobody declared the interface that it came in by.
+/// What is forwarded and could not be read.
 #[inline(never)]
 fn left_unread(
     skb: Skb,
     active: Active,
+    vantage: Vantage,
+    borne: PacketMark,
     reason: Reason,
-    is_judged: bool,
-    is_complete: bool,
 ) -> i32 {
     let generation = active.generation();
-    let mut verdict = if is_judged {
-        Verdict::OTHER
-    } else {
-        decide::unreadable_on_wire(&generation, Role::Undeclared, reason)
-    };
-    // What is not read now must not become something that would have been.
-    if !verdict.is_denied() && !is_complete && skb.has_checksum_elsewhere(None) {
-        verdict = decide::refused(&generation, Reason::ChecksumElsewhere);
-    }
-    if verdict.is_denied() {
+    let vantage = Vantage::from_word(Kind::Left, vantage.word());
+    let Examined { verdict, .. } = examine(
+        &generation,
+        vantage,
+        borne,
+        judge_unreadable(&generation, vantage, borne, reason),
+        None,
+        // What is not read now must not become something that would have been.
+        || skb.has_checksum_elsewhere(None),
+        || Lock::Open,
+    );
+    if report(vantage, borne, verdict, Lock::Open) != judge::Report::Nothing {
         told::<false>(skb, active, verdict, None);
     }
     action(verdict)
@@ -396,12 +360,13 @@ fn left_unread(
 /// is still to get.
 #[inline(never)]
 fn forwarded_anywhere(skb: Skb) -> i32 {
-    let (entered, _) = interface(skb.entered_by());
-    if is_checksum_asked_about(entered) || !skb.waits_for_checksum() {
+    let borne = skb.mark();
+    let (entered, _) = role_and_start(skb.entered_by());
+    if !borne.is_judged() || !matches!(entered, Role::Uplink) || !skb.waits_for_checksum() {
         return PASS;
     }
     let active = Active::now();
-    let (_, start) = interface(skb.ifindex());
+    let (_, start) = role_and_start(skb.ifindex());
     let mut packet = skb::room();
     let read = skb.read_owned(start, &mut packet);
     let packet = read.is_ok().then_some(&packet);
@@ -413,18 +378,18 @@ fn forwarded_anywhere(skb: Skb) -> i32 {
     action(verdict)
 }
 
-/// The word of [`Found`] about what leaves after it was forwarded. Global, too.
+/// The word of a [`CachedVerdict`] about what leaves after it was forwarded. Global, too.
 #[unsafe(no_mangle)]
 #[inline(never)]
-pub extern "C" fn enforcer_left(active: u32, manner: u32, mark: u32, packet: *const Packet) -> u64 {
+pub extern "C" fn enforcer_left(active: u32, vantage: u64, packet: *const Packet) -> u64 {
     // SAFETY: as above.
     let Some(packet) = (unsafe { packet.as_ref() }) else {
-        return Found::HOLE;
+        return CachedVerdict::HOLE;
     };
     let generation = Active::of(active).generation();
-    let entered = PacketMark::from_word(mark as u16).entered(Role::from_word(manner));
-    let verdict = decide::forwarded(&generation, entered, manner & 4 != 0, packet);
-    Found::new(&generation, verdict, 0).word()
+    let vantage = Vantage::from_word(Kind::Left, vantage);
+    let judged = judge::judge(&generation, vantage, packet, || false);
+    CachedVerdict::new(&generation, judged).word()
 }
 
 /// Counts a verdict at an interface, and keeps a record of a denial. `ENTERED` tells ingress, where a packet is
@@ -447,7 +412,7 @@ fn told<const ENTERED: bool>(skb: Skb, active: Active, verdict: Verdict, packet:
 }
 
 /// The role of an interface, and where its packets begin.
-fn interface(ifindex: u32) -> (Role, Start) {
+fn role_and_start(ifindex: u32) -> (Role, Start) {
     let word = maps::role(ifindex);
     let start = if word & Role::NO_LINK_HEADER != 0 {
         Start::Ip
@@ -455,11 +420,6 @@ fn interface(ifindex: u32) -> (Role, Start) {
         Start::Ethernet
     };
     (Role::from_word(word), start)
-}
-
-/// Whether a packet goes along its path, and not back.
-fn is_forward(verdict: Verdict) -> bool {
-    matches!(verdict.direction(), Direction::Forward)
 }
 
 fn action(verdict: Verdict) -> i32 {

@@ -5,9 +5,11 @@ use std::net::IpAddr;
 use enforcer_common::{
     addr::Ip,
     decide,
+    judge::{Judgement, judge},
     packet::{Packet, Phase, Ports, Space},
     record::Hook,
     tables::{Party, Role, Tables as _},
+    vantage::{Entered, Origin, Vantage, View},
     verdict::{Denial, Outcome, Reason, Verdict},
 };
 use ipnet::IpNet;
@@ -303,7 +305,12 @@ fn send(
         }
         // A party number, widened for the kernel's sake.
         let receiver = tables.compiled().settings.local as Party;
-        let verdict = decide::delivered(tables, role, true, receiver, packet);
+        let vantage = Vantage::new(View::Received {
+            receiver,
+            role,
+            judged: true,
+        });
+        let verdict = judge(tables, vantage, packet, || false).verdict;
         match verdict.is_denied() {
             true => (verdict, Hook::CgroupIngress, first.2),
             false => first,
@@ -325,15 +332,17 @@ fn send(
         }
     };
     let settings = tables.compiled().settings;
+    // Which interface it is makes no difference here: `judge` is told where the route back leads.
+    let arrived = |role| Vantage::new(View::Arrived { role, interface: 0 });
     match from {
         Sender::Pod(source) => {
             // It is asked about the pod that has this address, not about one that forges it.
-            let mut sender = settings.pods as Party;
             let packet = packet(*source)?;
-            let verdict = decide::arrived_on_wire(tables, Role::Pod, &packet, |known| {
-                sender = known;
-                true
-            });
+            let Judgement { verdict, mark } = judge(tables, arrived(Role::Pod), &packet, || true);
+            let sender = match mark.entered(Role::Pod) {
+                Entered::FromKnownPod(known) => known,
+                Entered::ByUplink(_) | Entered::FromPod => settings.pods as Party,
+            };
             Ok(own_socket(
                 Role::Pod,
                 (verdict, Hook::TcIngress, sender),
@@ -342,7 +351,7 @@ fn send(
         }
         Sender::Remote(source) => {
             let packet = packet(*source)?;
-            let verdict = decide::arrived_on_wire(tables, Role::Uplink, &packet, |_| false);
+            let verdict = judge(tables, arrived(Role::Uplink), &packet, || false).verdict;
             let first = (verdict, Hook::TcIngress, tables.place(&packet.src).party);
             Ok(own_socket(Role::Uplink, first, &packet))
         }
@@ -365,7 +374,12 @@ fn send(
             if let Some(refusal) = refused_at_once(tables, party, &packet) {
                 return Ok((refusal, Hook::Connect, party));
             }
-            let verdict = decide::sent_by_process(tables, party, local, &packet);
+            let vantage = Vantage::new(View::Sent {
+                sender: party,
+                origin: Origin::Socket,
+                on_lo: local,
+            });
+            let verdict = judge(tables, vantage, &packet, || false).verdict;
             Ok((verdict, Hook::CgroupEgress, party))
         }
     }
@@ -378,12 +392,7 @@ fn refused_at_once(tables: &Simulator<'_>, by: Party, packet: &Packet) -> Option
         space, destination, ..
     } = packet.ports;
     let verdict = decide::connecting(tables, by, &packet.dst, space, destination);
-    let refused = match space {
-        Space::Tcp => verdict.is_denied(),
-        Space::Udp => verdict.is_guarded_denial(),
-        _ => false,
-    };
-    (refused && !verdict.passes()).then_some(verdict)
+    decide::fails_at_once(verdict, space).then_some(verdict)
 }
 
 /// Sentences where a packet from there to there is not what the node would see every day.

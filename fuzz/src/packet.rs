@@ -8,11 +8,13 @@ use enforcer::{
 };
 use enforcer_common::{
     decide,
+    judge::{examine, judge, report},
     mark::PacketMark,
     offload::Completion,
     parse::{Start, parse},
     tables::{Party, Role, Tables as _},
-    tls::{is_multipath, may_follow},
+    tls::{Lock, is_multipath, may_follow},
+    vantage::{Origin, Vantage, View},
     verdict::Verdict,
 };
 
@@ -66,15 +68,47 @@ pub fn packet(bytes: &[u8]) {
         assert!(completion.field >= packet.transport);
     }
     let _ = is_multipath(bytes, &packet);
-    let verdicts = [
-        decide::arrived_on_wire(&tables, role, &packet, |_| flag),
-        decide::sent_by_process(&tables, party, flag, &packet),
-        decide::delivered(&tables, role, flag, party, &packet),
-        decide::sent_from_elsewhere(&tables, party, &packet),
-        decide::forwarded(&tables, mark.entered(role), flag, &packet),
+    let views = [
+        View::Arrived { role, interface: 1 },
+        View::Left {
+            entered: mark.entered(role),
+            to_pod: flag,
+        },
+        View::Sent {
+            sender: party,
+            origin: Origin::Socket,
+            on_lo: flag,
+        },
+        View::Sent {
+            sender: party,
+            origin: Origin::OtherNamespace,
+            on_lo: false,
+        },
+        View::Received {
+            receiver: party,
+            role,
+            judged: flag,
+        },
     ];
-    for verdict in verdicts {
-        is_known(verdict);
+    for view in views {
+        let vantage = Vantage::new(view);
+        let judged = judge(&tables, vantage, &packet, || flag);
+        is_known(judged.verdict);
+        let examined = examine(
+            &tables,
+            vantage,
+            mark,
+            judged,
+            Some(&packet),
+            || !completion.is_harmless(&packet),
+            || Lock::from_number(u32::from(how >> 5)),
+        );
+        is_known(examined.verdict);
+        assert!(
+            examined.verdict.is_denied() || !judged.verdict.is_denied(),
+            "a second look lets pass what the first one denied"
+        );
+        let _ = report(vantage, mark, examined.verdict, examined.lock);
     }
 }
 

@@ -18,9 +18,11 @@ use enforcer::compile::{Compiled, PathNumbers, Simulator, compile};
 use enforcer::kernel::{Kernel, Link, TcMode, cgroups, trial::Trial};
 use enforcer::policy::cases::{self, Attempt, Case, Expect, Sender, Target, What};
 use enforcer::policy::model::{Mode, Policy};
+use enforcer_common::judge::judge;
 use enforcer_common::packet::Packet;
 use enforcer_common::parse::{Start, parse};
 use enforcer_common::tables::Role;
+use enforcer_common::vantage::{Vantage, View};
 use enforcer_common::verdict::{Direction, Reason, Verdict, counter};
 use enforcer_common::{decide, tls};
 use enforcer_tests::cgroup::OwnTree;
@@ -140,10 +142,11 @@ fn random_packets_agree(drop: bool) -> Result<()> {
         };
         let verdict = match parse(&frame[..], Start::Ethernet) {
             Ok(packet) => {
-                let allowed = decide::arrived_on_wire(&tables, role, &packet, |_| {
+                let vantage = Vantage::new(View::Arrived { role, interface });
+                let judged = judge(&tables, vantage, &packet, || {
                     IpAddr::from(packet.src) == lives_there
                 });
-                with_tls_lock(&tables, allowed, &frame, &packet)
+                with_tls_lock(&tables, judged.verdict, &frame, &packet)
             }
             Err(reason) => decide::unreadable(&tables, reason),
         };

@@ -11,7 +11,7 @@ use aya::{
     maps::{HashMap, PerCpuArray, RingBuf},
 };
 use enforcer_common::{
-    memo::{self, Line},
+    cache::{self, CacheEntry},
     record::{RecordKey, RecordPlace, RecordValue},
     verdict::{Direction, Reason, counter},
 };
@@ -24,7 +24,7 @@ use super::{
 };
 
 type KeyBytes = [u8; size_of::<RecordKey>()];
-type LineBytes = [u8; size_of::<Line>()];
+type LineBytes = [u8; size_of::<CacheEntry>()];
 type ValueBytes = [u8; size_of::<RecordValue>()];
 
 /// The maps that userspace reads.
@@ -143,33 +143,33 @@ impl Kernel {
     /// Denials that stand in no record yet, by the one they belong to.
     fn pending(&self) -> Result<StdHashMap<RecordKey, u64>, KernelError> {
         let mut pending = StdHashMap::new();
-        for index in 0..memo::LINES {
-            let lines = self.lines(index)?;
-            if lines.iter().all(|line| line.pending == 0) {
+        for index in 0..cache::ENTRIES {
+            let entries = self.entries(index)?;
+            if entries.iter().all(|entry| entry.pending == 0) {
                 continue;
             }
-            // A line that is written while it is read is half of one and half of another. Its version is read first, so
+            // An entry that is written while it is read is half of one and half of another. Its version is read first, so
             // that what has the same one a second time was whole the first. The next reading has the others.
-            let again = self.lines(index)?;
-            for (line, again) in lines.iter().zip(again) {
-                if line.pending != 0
-                    && !Line::is_written(line.version)
-                    && line.version == again.version
-                    && let Some(key) = line.record()
+            let again = self.entries(index)?;
+            for (entry, again) in entries.iter().zip(again) {
+                if entry.pending != 0
+                    && !CacheEntry::is_written(entry.version)
+                    && entry.version == again.version
+                    && let Some(key) = entry.record()
                 {
-                    *pending.entry(key).or_default() += u64::from(line.pending);
+                    *pending.entry(key).or_default() += u64::from(entry.pending);
                 }
             }
         }
         Ok(pending)
     }
 
-    /// The line at a place, of each CPU.
-    fn lines(&self, index: u32) -> Result<Vec<Line>, KernelError> {
-        let lines = self.readers.verdicts.get(&index, 0);
-        let lines = lines.map_err(KernelError::map("read the verdicts of this moment"))?;
-        let line = |bytes: &_| zerocopy::transmute!(*bytes);
-        Ok(lines.iter().map(line).collect())
+    /// The entry with an index, of each CPU.
+    fn entries(&self, index: u32) -> Result<Vec<CacheEntry>, KernelError> {
+        let entries = self.readers.verdicts.get(&index, 0);
+        let entries = entries.map_err(KernelError::map("read the cached verdicts"))?;
+        let entry = |bytes: &_| zerocopy::transmute!(*bytes);
+        Ok(entries.iter().map(entry).collect())
     }
 
     /// The record of a key, if it is there still, as it stood when the last moment began.

@@ -13,6 +13,10 @@ pub enum Trial {
     Arrives,
     /// As if a socket of the calling process's cgroup sent it.
     Sent,
+    /// As if it left by an interface, sent by a socket of that cgroup and of the calling thread's network namespace.
+    Leaves,
+    /// As if it had come in by an interface for a socket of that cgroup.
+    Received,
 }
 
 impl Kernel {
@@ -33,8 +37,8 @@ impl Kernel {
         let returned = self.trial(trial, frame, interface, 1)?.return_value;
         Ok(match trial {
             // TC_ACT_SHOT is 2, everything else lets the next one decide.
-            Trial::Arrives => returned != 2,
-            Trial::Sent => returned & 1 == 1,
+            Trial::Arrives | Trial::Leaves => returned != 2,
+            Trial::Sent | Trial::Received => returned & 1 == 1,
         })
     }
 
@@ -74,6 +78,8 @@ impl Kernel {
         let name = match trial {
             Trial::Arrives => "enforcer_tc_in",
             Trial::Sent => "enforcer_skb_out",
+            Trial::Leaves => "enforcer_tc_out",
+            Trial::Received => "enforcer_skb_in",
         };
         let program = self
             .bpf

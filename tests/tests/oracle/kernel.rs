@@ -1,7 +1,7 @@
 //! The third judge: the loaded kernel programs, on the same packets (`BPF_PROG_TEST_RUN`).
 
 use std::collections::HashSet;
-use std::fs;
+use std::fs::{self, File};
 use std::process::Command;
 
 use anyhow::{Context, Result, ensure};
@@ -14,9 +14,9 @@ use enforcer_common::verdict::{Direction, Reason, Verdict, counter};
 use enforcer_common::{decide, tls};
 use enforcer_tests::cgroup::OwnTree;
 use nix::net::if_::if_nametoindex;
-use nix::sched::{CloneFlags, unshare};
+use nix::sched::{CloneFlags, setns, unshare};
 
-use crate::plainly::Entry;
+use crate::plainly::{Came, Entry};
 use crate::random::CGROUPS;
 
 /// A network namespace and a cgroup of this test's own, with the programs loaded.
@@ -30,16 +30,33 @@ pub struct Judge {
     /// By this one nobody is.
     other: u32,
     lo: u32,
+    /// This one nobody declared.
+    undeclared: u32,
+    here: File,
+    /// Another network namespace, where an interface has the uplink's number.
+    elsewhere: File,
     /// Datagrams that a path let pass.
     asked: HashSet<FlowKey>,
 }
 
-/// Where a frame is.
+/// What the programs are to do with a frame.
 #[derive(Debug, Clone, Copy)]
+pub struct Expected {
+    pub verdict: Verdict,
+    /// Whether it is counted there.
+    pub reported: bool,
+}
+
+/// Where a frame is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum At {
     Arrives(Entry),
-    /// Sent by the process itself; `true` over lo.
+    /// Sent by a socket of the process; `true` over lo.
     Sent(bool),
+    /// Sent by a socket of the process in another network namespace, by an interface on top of the uplink.
+    Elsewhere,
+    /// For a socket of the process.
+    Received(Came),
 }
 
 impl Judge {
@@ -50,6 +67,7 @@ impl Judge {
             "link add eth0 type veth peer name peer0",
             "link add cali0 type veth peer name peer1",
             "link add cali1 type veth peer name peer2",
+            "link add eth9 type veth peer name peer9",
         ] {
             ip(line)?;
         }
@@ -87,9 +105,17 @@ impl Judge {
             (link("eth0", nix::libc::ARPHRD_ETHER)?, Role::Uplink),
             (link("cali0", nix::libc::ARPHRD_ETHER)?, Role::Pod),
             (link("cali1", nix::libc::ARPHRD_ETHER)?, Role::Pod),
+            (link("eth9", nix::libc::ARPHRD_ETHER)?, Role::Undeclared),
         ];
         kernel.attach_interfaces(&links, TcMode::Auto)?;
-        let [lo, uplink, home, other] = links.map(|(link, _)| link.index);
+        let [lo, uplink, home, other, undeclared] = links.map(|(link, _)| link.index);
+        let here = own_namespace()?;
+        unshare(CloneFlags::CLONE_NEWNET).context("a second network namespace")?;
+        ip(&format!(
+            "link add eth0 index {uplink} type veth peer name peer0"
+        ))?;
+        let elsewhere = own_namespace()?;
+        setns(&here, CloneFlags::CLONE_NEWNET)?;
         Ok(Self {
             kernel,
             root,
@@ -99,6 +125,9 @@ impl Judge {
             home,
             other,
             lo,
+            undeclared,
+            here,
+            elsewhere,
         })
     }
 
@@ -113,13 +142,19 @@ impl Judge {
 
     /// The programs do to a frame what the verdict says, and count it as that; and so they do at once again,
     /// when they remember what they have decided.
-    pub fn agrees(&mut self, at: At, frame: &[u8], verdict: Verdict) -> Result<()> {
+    pub fn agrees(&mut self, at: At, frame: &[u8], expected: Expected) -> Result<()> {
+        let Expected { verdict, reported } = expected;
         let (trial, interface) = match at {
             At::Arrives(Entry::Uplink) => (Trial::Arrives, self.uplink),
             At::Arrives(Entry::Pod(true)) => (Trial::Arrives, self.home),
             At::Arrives(Entry::Pod(false)) => (Trial::Arrives, self.other),
             At::Sent(true) => (Trial::Sent, self.lo),
             At::Sent(false) => (Trial::Sent, self.uplink),
+            At::Elsewhere => (Trial::Leaves, self.uplink),
+            At::Received(Came::Lo) => (Trial::Received, self.lo),
+            At::Received(Came::Uplink) => (Trial::Received, self.uplink),
+            At::Received(Came::Pod) => (Trial::Received, self.home),
+            At::Received(Came::Undeclared) => (Trial::Received, self.undeclared),
         };
         if self.answers(frame, verdict) {
             return Ok(());
@@ -127,10 +162,18 @@ impl Judge {
         let index = counter::of(verdict);
         for time in ["", " the second time"] {
             let before = self.kernel.counter(index)?;
-            let passed = self.kernel.try_frame(trial, frame, interface)?;
+            // The socket of a trial belongs to the network namespace of whoever asks for it.
+            if at == At::Elsewhere {
+                setns(&self.elsewhere, CloneFlags::CLONE_NEWNET)?;
+            }
+            let passed = self.kernel.try_frame(trial, frame, interface);
+            if at == At::Elsewhere {
+                setns(&self.here, CloneFlags::CLONE_NEWNET)?;
+            }
+            let passed = passed?;
             let after = self.kernel.counter(index)?;
             ensure!(
-                passed == verdict.passes() && after == before + 1,
+                passed == verdict.passes() && after == before + u64::from(reported),
                 "the kernel {} it{time}, and counted {} of {verdict:?}",
                 if passed { "passes" } else { "drops" },
                 after - before
@@ -180,7 +223,9 @@ pub fn with_lock<T: enforcer_common::tables::Tables>(
         return decide::not_tls(tables, allowed, Reason::MultipathTls);
     }
     let holds = match at {
-        At::Sent(_) => segment.is_empty(),
+        At::Sent(_) | At::Elsewhere => segment.is_empty(),
+        // It is no TCP socket: a raw one gets a copy.
+        At::Received(_) => true,
         At::Arrives(_) => !is_looked_at || tls::may_follow(frame, segment, segment.start()),
     };
     if holds {
@@ -204,6 +249,10 @@ pub fn takes(frame: &[u8]) -> bool {
 /// Whether it is a packet right behind the link header, as sockets send them.
 pub fn is_plain_ip(frame: &[u8]) -> bool {
     matches!(frame.get(12..14), Some([0x08, 0x00] | [0x86, 0xdd]))
+}
+
+fn own_namespace() -> Result<File> {
+    File::open("/proc/thread-self/ns/net").context("failed to open the network namespace")
 }
 
 fn ip(line: &str) -> Result<()> {

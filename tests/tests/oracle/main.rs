@@ -17,13 +17,17 @@ use anyhow::{Context, Result, bail, ensure};
 use enforcer::compile::{Compiled, PathNumbers, Simulator, compile};
 use enforcer::policy::{Policy, SourceText, from_texts};
 use enforcer_common::decide;
+use enforcer_common::judge::{Report, report};
+use enforcer_common::mark::PacketMark;
 use enforcer_common::packet::{Packet, Phase, Ports, Space};
 use enforcer_common::parse::{Start, parse};
-use enforcer_common::tables::Role;
+use enforcer_common::tables::{Party, Role};
+use enforcer_common::tls::Lock;
+use enforcer_common::vantage::{Entered, Origin, Vantage, View};
 use enforcer_common::verdict::{Outcome, Verdict};
 use enforcer_tests::packet::{Content, Forged};
-use kernel::{At, Judge};
-use plainly::{Entry, Kind, Oracle, Said};
+use kernel::{At, Expected, Judge};
+use plainly::{Came, Entry, Kind, Oracle, Said, Through};
 use random::{CGROUPS, Random};
 
 /// Packets in all, unless more are asked for.
@@ -40,6 +44,12 @@ enum Question {
     Frame(Entry, Vec<u8>),
     /// The same from a process.
     SentFrame(&'static str, bool, Vec<u8>),
+    /// From a process in another network namespace, by an interface on top of the uplink.
+    SendsFromElsewhere(&'static str, IpAddr, IpAddr, Kind),
+    /// For a socket of a process.
+    Receives(&'static str, Came, IpAddr, IpAddr, Kind),
+    /// Forwarded.
+    Leaves(Through, IpAddr, IpAddr, Kind),
     Connects(&'static str, IpAddr, Space, u16),
     Binds(&'static str, IpAddr, Space, u16),
 }
@@ -83,20 +93,25 @@ fn tables_say_what_the_policy_means() -> Result<()> {
         judge_in_kernel.apply(&compiled, here)?;
         for _ in 0..each {
             let question = ask(&mut random, here);
-            let expected = answer(&oracle, &question);
+            let meant = answer(&oracle, &question);
             let (found, tried) = judge(&compiled, &question, here)?;
             packets += 1;
-            if let Some(Tried { at, frame, verdict }) = tried {
+            if let Some(Tried {
+                at,
+                frame,
+                expected,
+            }) = tried
+            {
                 in_kernel += 1;
-                judge_in_kernel.agrees(at, &frame, verdict).with_context(|| {
+                judge_in_kernel.agrees(at, &frame, expected).with_context(|| {
                     format!("seed {seed}, policy {policies}: on {}, in {here}, {question:?}\n{text}", node.name)
                 })?;
             }
-            *outcomes.entry(format!("{expected:?}")).or_default() += 1;
-            if found != expected {
+            *outcomes.entry(format!("{meant:?}")).or_default() += 1;
+            if found != meant {
                 let (line, smaller) = shrink(&text, &question);
                 bail!(
-                    "seed {seed}, policy {policies}: on {} {line:?}: the policy means {expected:?}, the tables say {found:?}\n{smaller}",
+                    "seed {seed}, policy {policies}: on {} {line:?}: the policy means {meant:?}, the tables say {found:?}\n{smaller}",
                     node.name
                 );
             }
@@ -134,7 +149,16 @@ fn ask(random: &mut Random, here: &'static str) -> Question {
         Kind::Udp(_, port) => Kind::Udp(49_152 + random.below(16_384) as u16, port),
         kind => kind,
     };
-    match random.below(14) {
+    match random.below(18) {
+        14 => Question::SendsFromElsewhere(here, src, dst, kind),
+        15 | 16 => {
+            let came = *random.pick(&[Came::Lo, Came::Uplink, Came::Pod, Came::Undeclared]);
+            Question::Receives(here, came, src, dst, kind)
+        }
+        17 => {
+            let through = *random.pick(&[Through::Uplink, Through::Pod]);
+            Question::Leaves(through, src, dst, kind)
+        }
         8..=12 => {
             let entry = *random.pick(&[Entry::Uplink, Entry::Pod(true), Entry::Pod(false)]);
             Question::Frame(entry, bytes::frame(random))
@@ -174,7 +198,7 @@ const MORE_CGROUPS: [&str; 3] = ["/kubepods.slice/x/y", "/c", "/"];
 struct Tried {
     at: At,
     frame: Vec<u8>,
-    verdict: Verdict,
+    expected: Expected,
 }
 
 fn cgroup(random: &mut Random) -> &'static str {
@@ -192,6 +216,13 @@ fn answer(oracle: &Oracle<'_>, question: &Question) -> Said {
         Question::Sends(cgroup, on_lo, src, dst, kind) => {
             oracle.sends(cgroup, on_lo, src, dst, kind)
         }
+        Question::SendsFromElsewhere(cgroup, src, dst, kind) => {
+            oracle.sends_from_elsewhere(cgroup, src, dst, kind)
+        }
+        Question::Receives(cgroup, came, src, dst, kind) => {
+            oracle.is_received(cgroup, came, src, dst, kind)
+        }
+        Question::Leaves(through, src, dst, kind) => oracle.leaves(through, src, dst, kind),
         Question::Connects(cgroup, at, space, number) => oracle.connects(cgroup, at, space, number),
         Question::Binds(cgroup, at, space, number) => oracle.binds(cgroup, at, space, number),
     }
@@ -200,11 +231,20 @@ fn answer(oracle: &Oracle<'_>, question: &Question) -> Said {
 /// What the tables say, and what is to be tried in the kernel, where that can be.
 fn judge(compiled: &Compiled, question: &Question, here: &str) -> Result<(Said, Option<Tried>)> {
     let tables = Simulator::new(compiled);
-    let tried = |at, (packet, bytes): (&Packet, Option<Vec<u8>>), allowed| {
+    let expected = |vantage, verdict| Expected {
+        verdict,
+        reported: report(vantage, PacketMark::NONE, verdict, Lock::Open) == Report::Verdict,
+    };
+    let tried = |at, vantage, (packet, bytes): (&Packet, Option<Vec<u8>>), allowed| {
         let frame = frame(bytes?, packet.src.is_v4());
         // The link header has 14 bytes.
         let verdict = kernel::with_lock(&tables, at, &frame[14..], packet, allowed);
-        Some(Tried { at, frame, verdict })
+        let expected = expected(vantage, verdict);
+        Some(Tried {
+            at,
+            frame,
+            expected,
+        })
     };
     let (verdict, tried) = match *question {
         Question::Frame(entry, ref frame) => {
@@ -213,7 +253,7 @@ fn judge(compiled: &Compiled, question: &Question, here: &str) -> Result<(Said, 
             let read = parse(&frame[..], Start::Ethernet);
             let (verdict, locked) = match read {
                 Ok(packet) => {
-                    let verdict = decide::arrived_on_wire(&tables, role, &packet, |_| home);
+                    let verdict = judge_from(&tables, arrived(role), &packet, home);
                     (
                         verdict,
                         kernel::with_lock(&tables, at, frame, &packet, verdict),
@@ -229,7 +269,7 @@ fn judge(compiled: &Compiled, question: &Question, here: &str) -> Result<(Said, 
                 kernel::takes(frame).then(|| Tried {
                     at,
                     frame: frame.clone(),
-                    verdict: locked,
+                    expected: expected(arrived(role), locked),
                 }),
             )
         }
@@ -239,7 +279,8 @@ fn judge(compiled: &Compiled, question: &Question, here: &str) -> Result<(Said, 
             let (verdict, locked) = match parse(packet, Start::Ip) {
                 Ok(read) => {
                     let party = tables.party_of_cgroup(cgroup);
-                    let verdict = decide::sent_by_process(&tables, party, on_lo, &read);
+                    let verdict =
+                        judge_from(&tables, sent(party, Origin::Socket, on_lo), &read, false);
                     (
                         verdict,
                         kernel::with_lock(&tables, at, packet, &read, verdict),
@@ -256,25 +297,71 @@ fn judge(compiled: &Compiled, question: &Question, here: &str) -> Result<(Said, 
                 can.then(|| Tried {
                     at,
                     frame: frame.clone(),
-                    verdict: locked,
+                    expected: expected(sent(0, Origin::Socket, on_lo), locked),
                 }),
             )
         }
         Question::Arrives(entry, src, dst, kind) => {
             let (packet, bytes) = packet(src, dst, kind)?;
             let (role, home) = role(entry);
-            let verdict = decide::arrived_on_wire(&tables, role, &packet, |_| home);
+            let verdict = judge_from(&tables, arrived(role), &packet, home);
             (
                 verdict,
-                tried(At::Arrives(entry), (&packet, bytes), verdict),
+                tried(At::Arrives(entry), arrived(role), (&packet, bytes), verdict),
             )
         }
         Question::Sends(cgroup, on_lo, src, dst, kind) => {
             let (packet, bytes) = packet(src, dst, kind)?;
             let party = tables.party_of_cgroup(cgroup);
-            let verdict = decide::sent_by_process(&tables, party, on_lo, &packet);
+            let vantage = sent(party, Origin::Socket, on_lo);
+            let verdict = judge_from(&tables, vantage, &packet, false);
             let bytes = bytes.filter(|_| cgroup == here);
-            (verdict, tried(At::Sent(on_lo), (&packet, bytes), verdict))
+            (
+                verdict,
+                tried(At::Sent(on_lo), vantage, (&packet, bytes), verdict),
+            )
+        }
+        Question::SendsFromElsewhere(cgroup, src, dst, kind) => {
+            let (packet, bytes) = packet(src, dst, kind)?;
+            let party = tables.party_of_cgroup(cgroup);
+            let vantage = sent(party, Origin::OtherNamespace, false);
+            let verdict = judge_from(&tables, vantage, &packet, false);
+            let bytes = bytes.filter(|_| cgroup == here);
+            (
+                verdict,
+                tried(At::Elsewhere, vantage, (&packet, bytes), verdict),
+            )
+        }
+        Question::Receives(cgroup, came, src, dst, kind) => {
+            let (packet, bytes) = packet(src, dst, kind)?;
+            let (role, judged) = match came {
+                Came::Lo => (Role::Loopback, true),
+                Came::Uplink => (Role::Uplink, true),
+                Came::Pod => (Role::Pod, true),
+                Came::Undeclared => (Role::Undeclared, false),
+            };
+            let vantage = Vantage::new(View::Received {
+                receiver: tables.party_of_cgroup(cgroup),
+                role,
+                judged,
+            });
+            let verdict = judge_from(&tables, vantage, &packet, false);
+            let bytes = bytes.filter(|_| cgroup == here);
+            (
+                verdict,
+                tried(At::Received(came), vantage, (&packet, bytes), verdict),
+            )
+        }
+        // A trial's packet has a socket, so it has not been forwarded.
+        Question::Leaves(through, src, dst, kind) => {
+            let (packet, _) = packet(src, dst, kind)?;
+            let entered = match through {
+                Through::Uplink => Entered::ByUplink(None),
+                Through::Pod => Entered::FromPod,
+            };
+            let to_pod = false;
+            let vantage = Vantage::new(View::Left { entered, to_pod });
+            (judge_from(&tables, vantage, &packet, false), None)
         }
         Question::Connects(cgroup, at, space, number) => {
             let party = tables.party_of_cgroup(cgroup);
@@ -295,6 +382,27 @@ fn role(entry: Entry) -> (Role, bool) {
         Entry::Uplink => (Role::Uplink, false),
         Entry::Pod(home) => (Role::Pod, home),
     }
+}
+
+fn arrived(role: Role) -> Vantage {
+    Vantage::new(View::Arrived { role, interface: 0 })
+}
+
+fn sent(sender: Party, origin: Origin, on_lo: bool) -> Vantage {
+    Vantage::new(View::Sent {
+        sender,
+        origin,
+        on_lo,
+    })
+}
+
+fn judge_from(
+    tables: &Simulator<'_>,
+    vantage: Vantage,
+    packet: &Packet,
+    is_route_back: bool,
+) -> Verdict {
+    enforcer_common::judge::judge(tables, vantage, packet, || is_route_back).verdict
 }
 
 /// A frame without its link header.

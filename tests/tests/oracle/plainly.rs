@@ -26,6 +26,27 @@ pub enum Said {
 struct Opinion {
     said: Said,
     guarded: bool,
+    /// It is about what comes back.
+    back: bool,
+}
+
+impl Opinion {
+    /// Of what was judged before, only what is denied for a guarded port's sake is denied.
+    fn only_guarded(self) -> Said {
+        match self.said {
+            Said::Denied(_) if !self.guarded => Said::Other,
+            said => said,
+        }
+    }
+}
+
+/// A denial for what the packet is, whatever it is for.
+fn denied(reason: &'static str) -> Opinion {
+    Opinion {
+        said: Said::Denied(reason),
+        guarded: true,
+        back: false,
+    }
 }
 
 /// What a packet is, as its sender would describe it.
@@ -70,6 +91,23 @@ pub enum Entry {
     Uplink,
     /// `true`: by the interface by which its source address is reached.
     Pod(bool),
+}
+
+/// Where a packet came in that a socket of this node receives.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Came {
+    Lo,
+    Uplink,
+    Pod,
+    /// By an interface that nobody declared, so that nobody has judged it.
+    Undeclared,
+}
+
+/// Where a packet came in that leaves this node again.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Through {
+    Uplink,
+    Pod,
 }
 
 /// Who somebody is, when he sends.
@@ -178,7 +216,7 @@ impl<'a> Oracle<'a> {
             Entry::Pod(true) if from.pod && from.named => from.sender.clone(),
             Entry::Pod(_) => self.pods(),
         };
-        self.decide(&sender, &to.sender.clone(), &from, &to, kind)
+        self.decide(&sender, &to.sender, &from, &to, kind).said
     }
 
     fn may_come_from(&self, entry: Entry, src: IpAddr, dst: IpAddr) -> Result<(), &'static str> {
@@ -220,6 +258,110 @@ impl<'a> Oracle<'a> {
             to.sender.clone()
         };
         self.decide(&self.process(cgroup), &receiver, &from, &to, kind)
+            .said
+    }
+
+    /// A packet of a process in another network namespace, whose interface is on top of an uplink.
+    pub fn sends_from_elsewhere(&self, cgroup: &str, src: IpAddr, dst: IpAddr, kind: Kind) -> Said {
+        if src.is_loopback() || dst.is_loopback() {
+            return Said::Denied("LoopbackOffLo");
+        }
+        let (from, to) = (self.spot(src), self.spot(dst));
+        if from.own || from.other_node {
+            return Said::Denied("ForgedSource");
+        }
+        let mut sender = self.process(cgroup);
+        // Whoever is nobody in particular is a pod there.
+        if sender.is == self.with_wholes(self.undeclared()) {
+            sender = self.pods();
+        }
+        self.decide(&sender, &to.sender, &from, &to, kind).said
+    }
+
+    /// A packet that a socket of a process is about to receive.
+    pub fn is_received(
+        &self,
+        cgroup: &str,
+        came: Came,
+        src: IpAddr,
+        dst: IpAddr,
+        kind: Kind,
+    ) -> Said {
+        let (mut from, mut to) = (self.spot(src), self.spot(dst));
+        let mut sender = self.anybody_here();
+        if came != Came::Lo {
+            if src.is_loopback() || dst.is_loopback() {
+                return Said::Denied("LoopbackOffLo");
+            }
+            if from.own {
+                return Said::Denied("ForgedSource");
+            }
+            // A node's packets come by its uplink; elsewhere a new pod may have taken its address.
+            if came == Came::Undeclared && from.other_node {
+                from = self.nobodys(self.pods());
+            }
+            sender = match came {
+                Came::Pod => self.pods(),
+                Came::Lo | Came::Uplink | Came::Undeclared => from.sender.clone(),
+            };
+        }
+        if let Some((space, _, number)) = kind.numbers() {
+            to = self.spot_on_lo(to, space, number);
+        }
+        let opinion = self.decide(&sender, &self.process(cgroup), &from, &to, kind);
+        // A component's port may be in somebody else's hands.
+        if let (Said::Path(_) | Said::TlsPath(_), Some((space, _, number))) =
+            (&opinion.said, kind.numbers())
+            && opinion.guarded
+            && !opinion.back
+            && self.holds(cgroup, &to, space, number) == Said::Denied("BindForeignPort")
+        {
+            return Said::Denied("ForeignListener");
+        }
+        match came {
+            Came::Undeclared => opinion.said,
+            Came::Lo | Came::Uplink | Came::Pod => opinion.only_guarded(),
+        }
+    }
+
+    /// A packet that this node has let in and forwards.
+    pub fn leaves(&self, through: Through, src: IpAddr, dst: IpAddr, kind: Kind) -> Said {
+        let (mut from, to) = (self.spot(src), self.spot(dst));
+        let sender = match through {
+            Through::Pod => {
+                // Its source may have been translated to the node's address: it is a pod's all the same.
+                if from.own || from.other_node {
+                    from = self.nobodys(self.pods());
+                }
+                self.pods()
+            }
+            // Likewise, and nobody of this node has sent it: those have sockets.
+            Through::Uplink if from.own => Sender {
+                is: self.with_wholes(BTreeSet::new()),
+                node: None,
+                process: false,
+                by_address: true,
+            },
+            Through::Uplink => from.sender.clone(),
+        };
+        self.decide(&sender, &to.sender, &from, &to, kind)
+            .only_guarded()
+    }
+
+    /// An address where nothing is that could be answered from.
+    fn nobodys(&self, sender: Sender<'a>) -> Spot<'a> {
+        Spot {
+            node: sender.node,
+            sender,
+            residents: BTreeSet::new(),
+            services: Vec::new(),
+            loopback: false,
+            is_virtual: false,
+            own: false,
+            other_node: false,
+            pod: false,
+            named: false,
+        }
     }
 
     /// What goes by lo goes from this node to itself, so both addresses are its own, though nobody may have
@@ -262,9 +404,14 @@ impl<'a> Oracle<'a> {
             _ => at,
         };
         let spot = self.spot_on_lo(self.spot(at), space, number);
+        self.holds(cgroup, &spot, space, number)
+    }
+
+    /// Whether a process may hold a port at an address.
+    fn holds(&self, cgroup: &str, spot: &Spot<'a>, space: Space, number: u16) -> Said {
         let by = self.process(cgroup);
         let mut refused = None;
-        for (component, port) in self.ends(&spot, space, number) {
+        for (component, port) in self.ends(spot, space, number) {
             if !component.guard || port.matches.contains(&PortMatch::Any) {
                 continue;
             }
@@ -288,29 +435,35 @@ impl<'a> Oracle<'a> {
         from: &Spot<'a>,
         to: &Spot<'a>,
         kind: Kind,
-    ) -> Said {
+    ) -> Opinion {
         let forward = |space, number| self.toward(sender, to, space, number);
-        let back = |space, number| self.toward(receiver, from, space, number);
+        let back = |space, number| Opinion {
+            back: true,
+            ..self.toward(receiver, from, space, number)
+        };
         match kind {
-            Kind::Syn(_, port) => forward(Space::Tcp, port).said,
-            Kind::Segment(own, port) => either(forward(Space::Tcp, port), back(Space::Tcp, own)),
+            Kind::Syn(_, port) => forward(Space::Tcp, port),
+            Kind::Segment(own, port) => weightier(forward(Space::Tcp, port), back(Space::Tcp, own)),
             // Nothing was sent before that this could answer.
-            Kind::Udp(_, port) => forward(Space::Udp, port).said,
-            Kind::Message(space, number) => forward(space, number.into()).said,
-            Kind::EchoReply(space) => back(space, request_of(space)).said,
-            Kind::Protocol(number) => either(
+            Kind::Udp(_, port) => forward(Space::Udp, port),
+            Kind::Message(space, number) => forward(space, number.into()),
+            Kind::EchoReply(space) => back(space, request_of(space)),
+            Kind::Protocol(number) => weightier(
                 forward(Space::Protocol, number.into()),
                 back(Space::Protocol, number.into()),
             ),
-            Kind::Arp => either(forward(Space::Arp, 0), back(Space::Arp, 0)),
+            Kind::Arp => weightier(forward(Space::Arp, 0), back(Space::Arp, 0)),
             Kind::LaterFragment => {
                 // Who is known by a cgroup or an interface has no ports by that.
                 let there = receiver.by_address && self.knows(sender, to);
                 let here = sender.by_address && self.knows(receiver, from);
                 if self.policy.other_traffic == OtherTraffic::Allow || there || here {
-                    Said::Other
+                    Opinion {
+                        said: Said::Other,
+                        ..denied("")
+                    }
                 } else {
-                    Said::Denied("FragmentWithoutPath")
+                    denied("FragmentWithoutPath")
                 }
             }
         }
@@ -352,6 +505,11 @@ impl<'a> Oracle<'a> {
     fn toward(&self, sender: &Sender<'a>, to: &Spot<'a>, space: Space, number: u16) -> Opinion {
         let mut ends = self.ends(to, space, number);
         let guarded = ends.iter().any(|(component, _)| component.guard);
+        let opinion = |said| Opinion {
+            said,
+            guarded,
+            back: false,
+        };
         if guarded {
             ends.retain(|(component, _)| component.guard);
             let narrowest = ends.iter().map(|(_, port)| port.width()).min();
@@ -382,11 +540,10 @@ impl<'a> Oracle<'a> {
         // A path is a permission: where one asks for no TLS, none is asked for.
         if let Some((path, _)) = allows.iter().find(|(path, _)| !path.tls) {
             let said = Said::Path(path.name.clone());
-            return Opinion { said, guarded };
+            return opinion(said);
         }
         if let Some((path, _)) = allows.first() {
-            let said = Said::TlsPath(path.name.clone());
-            return Opinion { said, guarded };
+            return opinion(Said::TlsPath(path.name.clone()));
         }
         let mine = |(path, port): &(&Path, &Port)| is_from(path, sender) && reaches(path, port);
         if !guarded {
@@ -395,7 +552,7 @@ impl<'a> Oracle<'a> {
                 OtherTraffic::Drop if paths.iter().any(mine) => Said::Denied("OtherNode"),
                 OtherTraffic::Drop => Said::Denied("OtherTraffic"),
             };
-            return Opinion { said, guarded };
+            return opinion(said);
         }
         let for_process_here = |(path, port): &(&Path, &Port)| {
             let known = |name: &String| {
@@ -416,10 +573,7 @@ impl<'a> Oracle<'a> {
         } else {
             "NoPath"
         };
-        Opinion {
-            said: Said::Denied(reason),
-            guarded,
-        }
+        opinion(Said::Denied(reason))
     }
 
     fn spot(&self, at: IpAddr) -> Spot<'a> {
@@ -535,7 +689,7 @@ impl<'a> Oracle<'a> {
                 break found;
             }
             if above.pop().is_none() {
-                break self.named(|c| self.is_here(c) && c.cgroups.is_empty() && !c.needs_cgroup);
+                break self.undeclared();
             }
         };
         Sender {
@@ -544,6 +698,10 @@ impl<'a> Oracle<'a> {
             process: true,
             by_address: false,
         }
+    }
+
+    fn undeclared(&self) -> BTreeSet<&'a str> {
+        self.named(|c| self.is_here(c) && c.cgroups.is_empty() && !c.needs_cgroup)
     }
 
     fn named(&self, wanted: impl Fn(&Component) -> bool) -> BTreeSet<&'a str> {
@@ -580,11 +738,7 @@ fn is_from(path: &Path, sender: &Sender<'_>) -> bool {
         .any(|from| sender.is.contains(from.as_str()))
 }
 
-/// A segment may belong to a connection of either direction; what is said of a guarded port counts first.
-fn either(forward: Opinion, back: Opinion) -> Said {
-    weightier(forward, back).said
-}
-
+/// What may belong to either direction: what is said of a guarded port counts first.
 fn weightier(forward: Opinion, back: Opinion) -> Opinion {
     let is_path = |opinion: &Opinion| matches!(opinion.said, Said::Path(_) | Said::TlsPath(_));
     let is_denied = |opinion: &Opinion| matches!(opinion.said, Said::Denied(_));

@@ -1,31 +1,33 @@
-//! What was decided a moment ago, so that a stream of packets, or a flood of them, is not decided about one
-//! by one.
+//! The verdict cache: what was decided a moment ago, so that a stream of packets, or a flood of them, is not decided one by
+//! one.
 //!
-//! A [`Line`] holds one [`Question`], whole, and the verdict that the decision gave to it: so it says what
-//! the decision would say. It does so for one [`Moment`], which ends with every change of the tables and with
-//! every tick of the kernel's clock (1 to 10 ms): nothing that a verdict depends on beside the tables, such as
-//! routes and the memory of UDP, is believed for longer.
+//! A [`CacheEntry`] holds one [`CacheKey`], whole, and the verdict that the decision gave to it: so it says what the decision
+//! would say. It does so for one [`Stamp`], which ends with every change of the tables and with every tick of the kernel's
+//! clock (1 to 10 ms): nothing that a verdict depends on beside the tables, such as routes and the memory of UDP, is
+//! believed for longer.
 //!
-//! The lines are the kernel's; that they stand here makes them readable for userspace, too, which has to
-//! know what they have [counted](Line::pending).
+//! The entries are the kernel's; that they are defined here makes them readable for userspace, too, which has to know what
+//! they have [counted](CacheEntry::pending).
 
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
 
 use crate::{
     addr::Ip,
     limits::{MAX_CLASSES, MAX_PARTIES},
+    mark::PacketMark,
     packet::{Packet, Phase, Ports, Shape, Space},
     record::{Hook, RecordKey, Whose, subject},
     tables::{FlowKey, Party},
+    vantage::{Kind, Vantage},
     verdict::{Outcome, Verdict},
 };
 
 /// Lines of each CPU, half of them for each path below: together half of what a CPU's first cache holds.
-pub const LINES: u32 = 256;
-/// The receive path is never interrupted by itself, so what it [counts](Line::pending) in its lines is exact. The
-/// send path may be, by either: its lines are its own.
-const LINES_OF_A_PATH: u32 = LINES / 2;
-const _: () = assert!(LINES_OF_A_PATH.is_power_of_two());
+pub const ENTRIES: u32 = 256;
+/// The receive path is never interrupted by itself, so what it [counts](CacheEntry::pending) in its entries is exact. The
+/// send path may be, by either: its entries are its own.
+const ENTRIES_OF_A_LANE: u32 = ENTRIES / 2;
+const _: () = assert!(ENTRIES_OF_A_LANE.is_power_of_two());
 
 /// In place of the class of a port that has none: no class has this number.
 const NO_CLASS: u16 = u16::MAX;
@@ -33,47 +35,36 @@ const _: () = assert!(MAX_CLASSES <= NO_CLASS as u32);
 
 /// How long a verdict is believed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Moment {
+pub struct Stamp {
     /// Changes with every generation, and with every declared cgroup that comes or goes.
     pub epoch: u32,
     /// The kernel's clock (jiffies).
     pub tick: u32,
 }
 
-/// Who asks, and where: what a verdict depends on beside the packet, the tables and the moment.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Asker {
-    /// Where it is asked.
-    pub hook: Hook,
-    /// Whatever else the hook knows that the verdict depends on, in four bits.
-    pub manner: u8,
-    /// An interface or a party, as the hook has it.
-    pub who: u32,
-}
-
 /// All that a verdict depends on beside the tables.
 #[derive(Debug, Clone, Copy)]
-pub struct Question<'a> {
-    moment: Moment,
+pub struct CacheKey<'a> {
+    stamp: Stamp,
     how: u16,
-    /// [`Line::asked`].
+    /// [`CacheEntry::asked`].
     asked: u64,
     /// A hash of the addresses and the words above, but for the moment.
     mixed: u64,
     packet: &'a Packet,
 }
 
-impl<'a> Question<'a> {
+impl<'a> CacheKey<'a> {
     /// The question that a packet [poses](Self::is_posed_by). Beside the tables, nothing else may matter to
     /// the verdict.
     ///
     /// `class` tells the class of a port. Of TCP the tables know no more than that, so that connections between
-    /// the same two, which differ in a port of no account, are one question. Not where denials are
-    /// [counted](Line::pending), as their records name ports; nor for UDP, whose memory knows them.
+    /// the same two, which differ in a port of no account, are one key. Not where denials are
+    /// [counted](CacheEntry::pending), as their records name ports; nor for UDP, whose memory knows them.
     #[inline(always)]
     pub fn new(
-        asker: Asker,
-        moment: Moment,
+        vantage: Vantage,
+        stamp: Stamp,
         packet: &'a Packet,
         class: impl Fn(Space, u16) -> Option<u16>,
     ) -> Self {
@@ -83,8 +74,7 @@ impl<'a> Question<'a> {
             source,
             destination,
         } = packet.ports;
-        let Asker { hook, manner, who } = asker;
-        let by_class = matches!(space, Space::Tcp) && !matches!(hook, Hook::TcIngress);
+        let by_class = matches!(space, Space::Tcp) && !vantage.is(Kind::Arrived);
         let name = |number| {
             if by_class {
                 class(space, number).unwrap_or(NO_CLASS)
@@ -98,12 +88,11 @@ impl<'a> Question<'a> {
         } else {
             name(source)
         };
-        let how =
-            (hook as u16) << 12 | u16::from(manner & 0xf) << 8 | (space as u16) << 4 | phase as u16;
+        let how = u16::from(vantage.head()) << 8 | (space as u16) << 4 | phase as u16;
         let ports = u32::from(source) << 16 | u32::from(name(destination));
         let [a, b] = packet.src.halves();
         let [c, d] = packet.dst.halves();
-        let asked = u64::from(who) << 32 | u64::from(ports);
+        let asked = u64::from(vantage.number()) << 32 | u64::from(ports);
         // Odd constants without a pattern: the fractions of the golden ratio and of the roots of 2, 3 and 5. The upper
         // bits of a product have something of all the bits below them.
         let mixed = (a ^ asked).wrapping_mul(0x9e37_79b9_7f4a_7c15)
@@ -111,7 +100,7 @@ impl<'a> Question<'a> {
             ^ (c ^ u64::from(how)).wrapping_mul(0xbb67_ae85_84ca_a73b)
             ^ d.wrapping_mul(0x3c6e_f372_fe94_f82b);
         Self {
-            moment,
+            stamp,
             how,
             asked,
             mixed,
@@ -124,40 +113,40 @@ impl<'a> Question<'a> {
         matches!(packet.shape, Shape::Flow)
     }
 
-    /// Whether it is asked at a hook.
+    /// Whether it is asked at a kind of vantage.
     #[inline(always)]
-    pub const fn is_of(&self, hook: Hook) -> bool {
-        self.how >> 12 == hook as u16
+    pub const fn is_at(&self, kind: Kind) -> bool {
+        self.how >> 12 == kind as u16
     }
 
-    /// The line where its answer may stand.
+    /// The index of the entry where its answer may be.
     #[inline(always)]
-    pub const fn line(&self) -> u32 {
-        let place = (self.mixed >> (u64::BITS - LINES_OF_A_PATH.trailing_zeros())) as u32;
-        if self.is_of(Hook::CgroupEgress) {
-            LINES_OF_A_PATH + place
+    pub const fn index(&self) -> u32 {
+        let place = (self.mixed >> (u64::BITS - ENTRIES_OF_A_LANE.trailing_zeros())) as u32;
+        if self.is_at(Kind::Sent) {
+            ENTRIES_OF_A_LANE + place
         } else {
             place
         }
     }
 }
 
-/// A question and its answer, in one line of the cache.
+/// A key and its verdict, in one line of the processor's cache.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout)]
 #[repr(C)]
-pub struct Line {
-    /// Odd while somebody writes, and another one after. The send path may be interrupted in the midst of a line, by a
-    /// program that has the same line: that one does not write, and whoever has read finds another version.
+pub struct CacheEntry {
+    /// Odd while somebody writes, and another one after. The send path may be interrupted in the midst of an entry, by a
+    /// program that has the same one: that one does not write, and whoever has read finds another version.
     pub version: u32,
-    /// [`Moment::tick`].
+    /// [`Stamp::tick`].
     pub tick: u32,
-    /// [`Moment::epoch`].
+    /// [`Stamp::epoch`].
     pub epoch: u32,
-    /// Hook, manner, space and phase, four bits each; 0 where the line holds nothing.
+    /// [`Vantage::head`], and space and phase with four bits each; 0 where the entry is empty.
     pub how: u16,
-    /// What else the hook remembers of it.
-    pub note: u16,
-    /// [`Asker::who`] in the upper half, and below it source port and destination port, or their classes.
+    /// The [mark](crate::mark) that goes with the verdict.
+    pub mark: u16,
+    /// [`Vantage::number`] in the upper half, and below it source port and destination port, or their classes.
     pub asked: u64,
     /// The answer.
     pub verdict: Verdict,
@@ -169,24 +158,24 @@ pub struct Line {
     pub dst: Ip,
 }
 
-const _: () = assert!(size_of::<Line>() == 64);
+const _: () = assert!(size_of::<CacheEntry>() == 64);
 
-impl Line {
-    /// Whether it answers a question.
+impl CacheEntry {
+    /// Whether it answers a key.
     #[inline(always)]
-    pub fn answers(&self, question: &Question<'_>) -> bool {
-        self.tick == question.moment.tick
-            && self.how == question.how
-            && self.asked == question.asked
-            && self.epoch == question.moment.epoch
-            && self.src == question.packet.src
-            && self.dst == question.packet.dst
+    pub fn answers(&self, key: &CacheKey<'_>) -> bool {
+        self.tick == key.stamp.tick
+            && self.how == key.how
+            && self.asked == key.asked
+            && self.epoch == key.stamp.epoch
+            && self.src == key.packet.src
+            && self.dst == key.packet.dst
     }
 
     /// Whether it holds an answer of the same moment.
     #[inline(always)]
-    pub fn is_of(&self, question: &Question<'_>) -> bool {
-        self.tick == question.moment.tick && self.epoch == question.moment.epoch
+    pub fn is_of(&self, key: &CacheKey<'_>) -> bool {
+        self.tick == key.stamp.tick && self.epoch == key.stamp.epoch
     }
 
     /// Whether somebody writes it.
@@ -197,17 +186,17 @@ impl Line {
     /// Holds a question and its answer from now on. What was [pending](Self::pending) must be in its record, and the
     /// [version](Self::version) must say that it is written.
     #[inline(always)]
-    pub fn hold(&mut self, question: &Question<'_>, verdict: Verdict, note: u16) {
-        self.tick = question.moment.tick;
-        self.epoch = question.moment.epoch;
-        self.how = question.how;
-        self.asked = question.asked;
+    pub fn hold(&mut self, key: &CacheKey<'_>, verdict: Verdict, mark: PacketMark) {
+        self.tick = key.stamp.tick;
+        self.epoch = key.stamp.epoch;
+        self.how = key.how;
+        self.asked = key.asked;
         self.verdict = verdict;
-        self.note = note;
+        self.mark = mark.word();
         self.pending = 0;
         // By words: the compiler would call a function to move these bytes one by one.
-        let [a, b] = question.packet.src.halves();
-        let [c, d] = question.packet.dst.halves();
+        let [a, b] = key.packet.src.halves();
+        let [c, d] = key.packet.dst.halves();
         (self.src, self.dst) = (Ip::of_halves([a, b]), Ip::of_halves([c, d]));
     }
 
@@ -217,7 +206,7 @@ impl Line {
         let Outcome::Denied(denial) = self.verdict.outcome() else {
             return None;
         };
-        if self.how >> 12 != Hook::TcIngress as u16 {
+        if self.how >> 12 != Kind::Arrived as u16 {
             return None;
         }
         let whose = Whose {
@@ -293,14 +282,17 @@ impl CgroupParty {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::verdict::Reason;
-
-    const NOW: Moment = Moment { epoch: 3, tick: 7 };
-    const ASKER: Asker = Asker {
-        hook: Hook::TcIngress,
-        manner: 2,
-        who: 5,
+    use crate::{
+        tables::Role,
+        vantage::{Entered, Origin, View},
+        verdict::Reason,
     };
+
+    const NOW: Stamp = Stamp { epoch: 3, tick: 7 };
+    const HERE: Vantage = Vantage::new(View::Arrived {
+        role: Role::Uplink,
+        interface: 5,
+    });
 
     fn packet(phase: Phase) -> Packet {
         let ports = Ports {
@@ -317,32 +309,66 @@ mod tests {
         Some(if number < 1024 { number } else { 0 })
     }
 
-    fn ask(asker: Asker, moment: Moment, packet: &Packet) -> Question<'_> {
-        Question::new(asker, moment, packet, class)
+    fn key(vantage: Vantage, stamp: Stamp, packet: &Packet) -> CacheKey<'_> {
+        CacheKey::new(vantage, stamp, packet, class)
     }
 
-    fn line(question: &Question<'_>) -> Line {
-        let mut line: Line = zerocopy::transmute!([0_u32; 16]);
-        assert!(!line.answers(question), "an empty line answers");
+    const MARK: PacketMark = PacketMark::JUDGED;
+    const ELSEWHERE: [Vantage; 3] = [
+        Vantage::new(View::Left {
+            entered: Entered::FromPod,
+            to_pod: false,
+        }),
+        Vantage::new(View::Sent {
+            sender: 5,
+            origin: Origin::Socket,
+            on_lo: false,
+        }),
+        Vantage::new(View::Received {
+            receiver: 5,
+            role: Role::Uplink,
+            judged: true,
+        }),
+    ];
+
+    fn entry(key: &CacheKey<'_>) -> CacheEntry {
+        let mut entry: CacheEntry = zerocopy::transmute!([0_u32; 16]);
+        assert!(!entry.answers(key), "an empty entry answers");
         let denied = Verdict::denied(Reason::NoPath, false, true);
-        line.hold(question, denied, 9);
-        assert!(line.answers(question));
-        line
+        entry.hold(key, denied, MARK);
+        assert!(entry.answers(key));
+        entry
     }
 
-    /// Whatever differs, the line has no answer.
+    /// Whatever differs, the entry has no answer.
     #[test]
-    fn a_line_answers_its_own_question_alone() {
+    fn an_entry_answers_its_own_key_alone() {
         let first = packet(Phase::Datagram);
-        let line = line(&ask(ASKER, NOW, &first));
-        assert_eq!(line.note, 9);
-        type Change = fn(&mut Asker, &mut Moment, &mut Packet);
+        let entry = entry(&key(HERE, NOW, &first));
+        assert_eq!(entry.mark, MARK.word());
+        type Change = fn(&mut Vantage, &mut Stamp, &mut Packet);
         let changes: [Change; 12] = [
             |_, now, _| now.epoch += 1,
             |_, now, _| now.tick += 1,
-            |asker, _, _| asker.hook = Hook::TcEgress,
-            |asker, _, _| asker.manner = 3,
-            |asker, _, _| asker.who = 6,
+            |vantage, _, _| {
+                *vantage = Vantage::new(View::Received {
+                    receiver: 5,
+                    role: Role::Uplink,
+                    judged: false,
+                });
+            },
+            |vantage, _, _| {
+                *vantage = Vantage::new(View::Arrived {
+                    role: Role::Pod,
+                    interface: 5,
+                });
+            },
+            |vantage, _, _| {
+                *vantage = Vantage::new(View::Arrived {
+                    role: Role::Uplink,
+                    interface: 6,
+                });
+            },
             |_, _, packet| packet.src = Ip::v4([10, 0, 0, 3]),
             |_, _, packet| packet.dst = Ip::v4([10, 0, 0, 3]),
             |_, _, packet| packet.src.0[0] = 1,
@@ -352,47 +378,46 @@ mod tests {
             |_, _, packet| packet.ports.destination += 1,
         ];
         for (number, change) in changes.iter().enumerate() {
-            let (mut asker, mut now, mut packet) = (ASKER, NOW, first);
-            change(&mut asker, &mut now, &mut packet);
-            assert!(!line.answers(&ask(asker, now, &packet)), "{number}");
+            let (mut vantage, mut now, mut packet) = (HERE, NOW, first);
+            change(&mut vantage, &mut now, &mut packet);
+            assert!(!entry.answers(&key(vantage, now, &packet)), "{number}");
         }
     }
 
-    /// Whether it has an answer or not, a line of another moment is free for all.
+    /// Whether it has an answer or not, an entry of another moment is free for all.
     #[test]
-    fn a_line_is_taken_for_its_moment() {
+    fn an_entry_is_taken_for_its_moment() {
         let (one, mut other) = (packet(Phase::Datagram), packet(Phase::Datagram));
-        let line = line(&ask(ASKER, NOW, &one));
+        let entry = entry(&key(HERE, NOW, &one));
         other.ports.destination += 1;
-        assert!(line.is_of(&ask(ASKER, NOW, &other)));
-        for later in [Moment { tick: 8, ..NOW }, Moment { epoch: 4, ..NOW }] {
-            assert!(!line.is_of(&ask(ASKER, later, &one)));
+        assert!(entry.is_of(&key(HERE, NOW, &other)));
+        for later in [Stamp { tick: 8, ..NOW }, Stamp { epoch: 4, ..NOW }] {
+            assert!(!entry.is_of(&key(HERE, later, &one)));
         }
     }
 
     #[test]
-    fn what_is_sent_has_lines_of_its_own() {
+    fn what_is_sent_has_entries_of_its_own() {
         let packet = packet(Phase::Datagram);
-        for hook in Hook::ALL {
-            let question = ask(Asker { hook, ..ASKER }, NOW, &packet);
-            let own = question.line() >= LINES_OF_A_PATH;
-            assert_eq!(own, hook == Hook::CgroupEgress, "{}", hook.name());
+        for vantage in [HERE].into_iter().chain(ELSEWHERE) {
+            let own = key(vantage, NOW, &packet).index() >= ENTRIES_OF_A_LANE;
+            assert_eq!(own, vantage.is(Kind::Sent), "{vantage:?}");
         }
     }
 
     #[test]
-    fn what_opens_is_one_question_from_every_port() {
+    fn what_opens_has_one_key_from_every_port() {
         let mut packet = packet(Phase::Opening);
-        let question = ask(ASKER, NOW, &packet);
-        let (line, place) = (line(&question), question.line());
+        let first = key(HERE, NOW, &packet);
+        let (entry, index) = (entry(&first), first.index());
         packet.ports.source += 1;
-        let question = ask(ASKER, NOW, &packet);
-        assert!(line.answers(&question) && question.line() == place);
+        let second = key(HERE, NOW, &packet);
+        assert!(entry.answers(&second) && second.index() == index);
     }
 
-    /// At sockets, where nothing is counted in lines.
+    /// At sockets, where nothing is counted in entries.
     #[test]
-    fn connections_between_the_same_two_are_one_question() {
+    fn connections_between_the_same_two_have_one_key() {
         let mut packet = packet(Phase::Following);
         packet.ports = Ports {
             space: Space::Tcp,
@@ -400,29 +425,28 @@ mod tests {
             destination: 443,
             ..packet.ports
         };
-        for hook in [Hook::TcEgress, Hook::CgroupEgress, Hook::CgroupIngress] {
-            let asker = Asker { hook, ..ASKER };
-            let line = line(&ask(asker, NOW, &packet));
+        for vantage in ELSEWHERE {
+            let entry = entry(&key(vantage, NOW, &packet));
             let mut other = packet;
             other.ports.source += 1;
-            assert!(line.answers(&ask(asker, NOW, &other)));
+            assert!(entry.answers(&key(vantage, NOW, &other)));
             other.ports.destination = 444;
-            assert!(!line.answers(&ask(asker, NOW, &other)));
+            assert!(!entry.answers(&key(vantage, NOW, &other)));
         }
-        let line = line(&ask(ASKER, NOW, &packet));
+        let entry = entry(&key(HERE, NOW, &packet));
         packet.ports.source += 1;
-        assert!(!line.answers(&ask(ASKER, NOW, &packet)));
+        assert!(!entry.answers(&key(HERE, NOW, &packet)));
     }
 
     #[test]
-    fn neighbours_stand_in_lines_of_their_own() {
+    fn neighbours_have_entries_of_their_own() {
         let mut taken = std::collections::HashSet::new();
         let mut packet = packet(Phase::Following);
         for last in 0..64 {
             packet.src.0[15] = last;
-            taken.insert(ask(ASKER, NOW, &packet).line());
+            taken.insert(key(HERE, NOW, &packet).index());
         }
-        assert!(taken.len() > 40, "{} lines for 64", taken.len());
+        assert!(taken.len() > 40, "{} entries for 64", taken.len());
     }
 
     #[test]
@@ -445,14 +469,20 @@ mod tests {
     #[test]
     fn what_is_pending_belongs_to_who_opened() {
         let packet = packet(Phase::Datagram);
-        let mut line = line(&ask(ASKER, NOW, &packet));
-        let key = line.record().unwrap();
-        assert_eq!((key.src, key.dst, key.port), (packet.src, packet.dst, 53));
-        assert_eq!((key.subject, key.hook), (5, Hook::TcIngress as u8));
-        line.verdict = line.verdict.back();
-        let key = line.record().unwrap();
-        assert_eq!((key.src, key.dst, key.port), (packet.dst, packet.src, 1000));
-        line.verdict = Verdict::OTHER;
-        assert_eq!(line.record(), None);
+        let mut entry = entry(&key(HERE, NOW, &packet));
+        let record = entry.record().unwrap();
+        assert_eq!(
+            (record.src, record.dst, record.port),
+            (packet.src, packet.dst, 53)
+        );
+        assert_eq!((record.subject, record.hook), (5, Hook::TcIngress as u8));
+        entry.verdict = entry.verdict.back();
+        let record = entry.record().unwrap();
+        assert_eq!(
+            (record.src, record.dst, record.port),
+            (packet.dst, packet.src, 1000)
+        );
+        entry.verdict = Verdict::OTHER;
+        assert_eq!(entry.record(), None);
     }
 }

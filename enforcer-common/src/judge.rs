@@ -1,0 +1,757 @@
+//! From a [`Vantage`], a packet and the tables to a judgement: the verdict, the mark that the packet bears from there on,
+//! and whether it is reported there. What the hooks do is fetch bytes and identity, ask, and do what the answer says.
+//!
+//! Each packet has one judge. What a process of this node sends is judged at its socket, by its cgroup; what comes from a
+//! pod at the pod's interface, whatever source address it bears; and what comes from outside at the uplink, by source
+//! address. Two more looks catch what address translation hides from the judge: at the receiving socket, and at the
+//! interface that a forwarded packet leaves by. They may deny, but what they let pass has been counted already.
+//!
+//! ```text
+//! judge (who sends, the tables) → verdict → examine (checksums, locks) → verdict → report
+//! ```
+//!
+//! The first step is what is cached; the second asks about the packet at hand.
+
+use crate::{
+    addr::Ip,
+    decide::{Ends, decide, denied, flow, not_tls, only_guarded, received_at, refused, unreadable},
+    mark::PacketMark,
+    packet::{Packet, Phase, Ports, Shape},
+    tables::{Memory, NOBODY, Party, Place, Role, Settings, Tables},
+    tls::Lock,
+    vantage::{Entered, Origin, Vantage, View},
+    verdict::{Direction, Reason, Verdict, counter},
+};
+
+/// What was decided about a packet at a vantage.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Judgement {
+    /// The verdict.
+    pub verdict: Verdict,
+    /// What the hooks that follow have to know.
+    pub mark: PacketMark,
+}
+
+/// What is left of a verdict at a vantage.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Report {
+    /// Nothing: another hook reports it.
+    Nothing,
+    /// A counter of packets that belong to a connection that was cut off; its denial was reported when that was done.
+    Cut,
+    /// The verdict's counter, and a record where [`Verdict::is_recorded`] says so.
+    Verdict,
+}
+
+/// Judges a packet. `is_route_back` is asked, for a packet from a pod whose source address is a component's, whether this
+/// node would send to that address by the interface that the packet came in by.
+#[inline(always)]
+pub fn judge<T: Tables>(
+    tables: &T,
+    vantage: Vantage,
+    packet: &Packet,
+    is_route_back: impl FnOnce() -> bool,
+) -> Judgement {
+    let verdict = match vantage.view() {
+        View::Arrived { role, interface: _ } => {
+            return arrived(tables, role, packet, is_route_back);
+        }
+        View::Left { entered, to_pod } => left(tables, entered, to_pod, packet),
+        View::Sent {
+            sender,
+            origin: Origin::OtherNamespace,
+            on_lo: _,
+        } => sent_from_other_namespace(tables, sender, packet),
+        View::Sent {
+            sender,
+            origin,
+            on_lo,
+        } => sent(tables, sender, origin, on_lo, packet),
+        View::Received {
+            receiver,
+            role,
+            judged,
+        } => received(tables, role, judged, receiver, packet),
+    };
+    let mark = match vantage.view() {
+        // It comes in again, where only what was judged may.
+        View::Sent { on_lo: true, .. } => PacketMark::JUDGED,
+        _ => PacketMark::NONE,
+    };
+    Judgement { verdict, mark }
+}
+
+/// Judges what could not be read. `mark` is what the packet bears.
+pub fn judge_unreadable<T: Tables>(
+    tables: &T,
+    vantage: Vantage,
+    mark: PacketMark,
+    reason: Reason,
+) -> Judgement {
+    let verdict = match vantage.view() {
+        // Where nobody declared the interface, it is denied only for what it may do to a guarded endpoint.
+        View::Arrived {
+            role: Role::Undeclared,
+            ..
+        } => only_guarded(unreadable(tables, reason)),
+        // It was judged where it came in; unless nothing is attached there, as to the ports of a bridge.
+        View::Left { .. } if mark.is_judged() => Verdict::OTHER,
+        View::Left { .. } => only_guarded(unreadable(tables, reason)),
+        View::Arrived { .. } | View::Sent { .. } | View::Received { .. } => {
+            unreadable(tables, reason)
+        }
+    };
+    let mark = match vantage.view() {
+        View::Arrived { .. } if verdict.is_denied() => PacketMark::JUDGED.told(),
+        View::Arrived { .. } | View::Sent { on_lo: true, .. } => PacketMark::JUDGED,
+        View::Left { .. } | View::Sent { .. } | View::Received { .. } => PacketMark::NONE,
+    };
+    Judgement { verdict, mark }
+}
+
+/// A judgement, and what the packet itself has shown.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Examined {
+    /// The verdict in the end.
+    pub verdict: Verdict,
+    /// What the hooks that follow have to know.
+    pub mark: PacketMark,
+    /// The state of the lock of its path.
+    pub lock: Lock,
+}
+
+/// Asks about the packet itself what no cached verdict can know, if it is allowed so far: whether a checksum is still to be
+/// written over what it was judged by, and whether it keeps to the lock of its path. `borne` is the mark that it bears;
+/// `packet` is none where it could not be read.
+#[inline(always)]
+pub fn examine<T: Tables>(
+    tables: &T,
+    vantage: Vantage,
+    borne: PacketMark,
+    judged: Judgement,
+    packet: Option<&Packet>,
+    has_checksum_elsewhere: impl FnOnce() -> bool,
+    lock: impl FnOnce() -> Lock,
+) -> Examined {
+    let Judgement { verdict, mark } = judged;
+    let mut examined = Examined {
+        verdict,
+        mark,
+        lock: Lock::Open,
+    };
+    if verdict.is_denied() {
+        return examined;
+    }
+    // Before the lock is asked, as that must see the bytes that will be there.
+    if is_checksum_asked(vantage, borne) && has_checksum_elsewhere() {
+        examined.verdict = refused(tables, Reason::ChecksumElsewhere);
+    } else if let Some(packet) = packet
+        && is_lock_asked(vantage, verdict, packet)
+    {
+        if matches!(vantage.view(), View::Arrived { .. })
+            && packet.segment.is_syn()
+            && !packet.segment.is_empty()
+        {
+            examined.mark = mark.with_fast_open();
+        }
+        examined.lock = lock();
+        examined.verdict = examined.lock.verdict(tables, verdict);
+    } else if matches!(vantage.view(), View::Left { .. }) && borne.is_fast_open() {
+        examined.verdict = not_tls(tables, verdict, Reason::FastOpenThrough);
+    }
+    if matches!(vantage.view(), View::Arrived { .. }) && examined.verdict.is_denied() {
+        examined.mark = examined.mark.told();
+    }
+    examined
+}
+
+/// Whether a packet is asked at a vantage about a checksum that is still to be written into it. Where it comes in, if it does
+/// not come by an uplink: nobody writes it before the packet leaves, and to ask is a call, which most of what an uplink
+/// brings is spared. Where it leaves, if nobody has asked before.
+pub const fn is_checksum_asked(vantage: Vantage, borne: PacketMark) -> bool {
+    match vantage.view() {
+        View::Arrived { role, .. } => !matches!(role, Role::Uplink),
+        View::Left { entered, .. } => !borne.is_judged() || matches!(entered, Entered::ByUplink(_)),
+        View::Sent { origin, .. } => origin.is_judged_by_tc(),
+        View::Received { .. } => false,
+    }
+}
+
+/// Whether a verdict is about a lock. At an interface only what goes along the path is looked at where it comes in, and only
+/// what comes back where it leaves: there the client is behind the interface.
+pub const fn is_lock_asked(vantage: Vantage, verdict: Verdict, packet: &Packet) -> bool {
+    if !verdict.is_tls_path() || !matches!(packet.shape, Shape::Flow) {
+        return false;
+    }
+    match (vantage.view(), verdict.direction()) {
+        (View::Arrived { .. }, Direction::Reply) | (View::Left { .. }, Direction::Forward) => false,
+        (View::Arrived { .. } | View::Left { .. }, _)
+        | (View::Sent { .. } | View::Received { .. }, _) => true,
+    }
+}
+
+/// What is counted and recorded of a verdict at a vantage, so that each packet is reported once. `borne` is the mark that it
+/// bore when it came there.
+pub const fn report(vantage: Vantage, borne: PacketMark, verdict: Verdict, lock: Lock) -> Report {
+    if matches!(lock, Lock::Cut) && !verdict.passes() {
+        return Report::Cut;
+    }
+    let is_elsewhere = match vantage.view() {
+        // It is counted where it is judged in full.
+        View::Arrived { role, .. } => matches!(role, Role::Undeclared) && !verdict.is_denied(),
+        View::Left { .. } => !verdict.is_denied() || (verdict.passes() && borne.is_told()),
+        View::Sent { .. } => false,
+        View::Received { judged, .. } if !verdict.is_denied() => judged,
+        // What dry-run has let pass was reported where it came in, or at its sender's socket.
+        View::Received { role, .. } => {
+            verdict.passes() && (matches!(role, Role::Loopback) || borne.is_told())
+        }
+    };
+    if is_elsewhere {
+        Report::Nothing
+    } else {
+        Report::Verdict
+    }
+}
+
+/// A packet that entered by an interface, judged before any address translation.
+///
+/// Behind a pod's interface is a pod, whatever source address it bears. Only where a component has an
+/// address of its own among the pods (DNS, an agent), the route back is looked up.
+#[inline(always)]
+fn arrived<T: Tables>(
+    tables: &T,
+    role: Role,
+    packet: &Packet,
+    is_route_back: impl FnOnce() -> bool,
+) -> Judgement {
+    let judged = |verdict: Verdict, mark: PacketMark| Judgement {
+        verdict,
+        mark: if verdict.is_denied() {
+            mark.told()
+        } else {
+            mark
+        },
+    };
+    let denied = |reason| {
+        let verdict = refused(tables, reason);
+        judged(verdict, PacketMark::JUDGED)
+    };
+    let Some(settings) = tables.settings() else {
+        return judged(Verdict::HOLE, PacketMark::JUDGED);
+    };
+    if packet.src.is_loopback() || packet.dst.is_loopback() {
+        return denied(Reason::LoopbackOffLo);
+    }
+    let src = tables.place(&packet.src);
+    if is_forged_on_wire(role, src, &packet.src) {
+        return denied(Reason::ForgedSource);
+    }
+    let mut mark = PacketMark::JUDGED;
+    let from = if matches!(role, Role::Pod) && src.is(Place::NAMED) && is_route_back() {
+        mark = PacketMark::from_known_pod(src.party);
+        src.party
+    } else {
+        sender_on_wire(settings, role, src)
+    };
+    let dst = tables.place(&packet.dst).party;
+    let ends = Ends {
+        from,
+        to: dst,
+        src: src_on_wire(settings, role, src),
+        dst,
+    };
+    let verdict = decide(tables, settings, ends, packet);
+    match role {
+        Role::Uplink => judged(verdict, mark.let_in_by(verdict)),
+        Role::Pod => judged(answered(tables, settings, verdict, packet), mark),
+        // Nobody declared it, so what is not guarded is judged where a socket of this node receives it.
+        Role::Undeclared | Role::Loopback => judged(only_guarded(verdict), mark),
+    }
+}
+
+/// What a pod answers to a connection whose destination was translated to its address (NodePort, hostPort, load
+/// balancers): it is a reply of what was let in under the address that the client knows, and goes back before it is
+/// translated again. That lifts nothing that is said of a guarded endpoint.
+fn answered<T: Tables>(
+    tables: &T,
+    settings: &Settings,
+    verdict: Verdict,
+    packet: &Packet,
+) -> Verdict {
+    let may_answer = verdict.is_denied()
+        && !verdict.is_guarded_denial()
+        && matches!(packet.shape, Shape::Flow)
+        && matches!(packet.ports.phase, Phase::Following | Phase::Datagram);
+    if !may_answer {
+        return verdict;
+    }
+    match tables.translated(settings, &flow(packet).back()) {
+        Some(path) => Verdict::path(path).back(),
+        None => verdict,
+    }
+}
+
+/// A packet of a socket in another network namespace, which leaves by an interface of this one: a pod has a macvlan, an
+/// ipvlan or a VLAN of it. It is known by its process's cgroup, and has no address of a node.
+#[inline(always)]
+fn sent_from_other_namespace<T: Tables>(tables: &T, sender: Party, packet: &Packet) -> Verdict {
+    let Some(settings) = tables.settings() else {
+        return Verdict::HOLE;
+    };
+    if packet.src.is_loopback() || packet.dst.is_loopback() {
+        return denied(settings, Reason::LoopbackOffLo);
+    }
+    let src = tables.place(&packet.src);
+    if src.is(Place::OWN | Place::OTHER_NODE) {
+        return denied(settings, Reason::ForgedSource);
+    }
+    // What nobody declared is no process of the node, where its network is another.
+    let from = if u32::from(sender) == settings.undeclared_process {
+        settings.pods as Party
+    } else {
+        sender
+    };
+    let dst = tables.place(&packet.dst).party;
+    let ends = Ends {
+        from,
+        to: dst,
+        src: src.party,
+        dst,
+    };
+    decide(tables, settings, ends, packet)
+}
+
+/// A packet of a process of this node: from a socket, or injected by a packet socket. `on_lo` says
+/// that it goes out by the loopback interface.
+// Into its caller's stack frame, as `delivered`.
+#[inline(always)]
+fn sent<T: Tables>(
+    tables: &T,
+    sender: Party,
+    origin: Origin,
+    on_lo: bool,
+    packet: &Packet,
+) -> Verdict {
+    let Some(settings) = tables.settings() else {
+        return Verdict::HOLE;
+    };
+    // A process's own raw socket is known by its cgroup.
+    let sender = if u32::from(sender) != settings.undeclared_process {
+        sender
+    } else {
+        match origin {
+            Origin::KernelSocket => settings.local as Party,
+            Origin::NoSocket => NOBODY,
+            Origin::Socket | Origin::Frames | Origin::OtherNamespace => sender,
+        }
+    };
+    if !on_lo && (packet.src.is_loopback() || packet.dst.is_loopback()) {
+        return denied(settings, Reason::LoopbackOffLo);
+    }
+    let src = tables.place(&packet.src);
+    if src.is(Place::OTHER_NODE) {
+        return denied(settings, Reason::ForgedSource);
+    }
+    let Ports {
+        space,
+        source,
+        destination,
+        ..
+    } = packet.ports;
+    // What goes out by lo comes in by it: both addresses are of this node, whatever they are declared
+    // as. Whose socket is at the other end is not known here; `delivered` knows.
+    let (to, src, dst) = if on_lo {
+        (
+            settings.local as Party,
+            received_at(tables, settings, &packet.src, space, source),
+            received_at(tables, settings, &packet.dst, space, destination),
+        )
+    } else {
+        let dst = tables.place(&packet.dst).party;
+        (dst, src.party, dst)
+    };
+    decide(
+        tables,
+        settings,
+        Ends {
+            from: sender,
+            to,
+            src,
+            dst,
+        },
+        packet,
+    )
+}
+
+/// A packet that is handed to a socket of this node, after all address translation and reassembly.
+/// `judged` says that it was judged where it came in.
+// Into its caller's stack frame: the kernel allows 512 bytes for a chain of calls, in steps of 32.
+#[inline(always)]
+fn received<T: Tables>(
+    tables: &T,
+    role: Role,
+    judged: bool,
+    receiver: Party,
+    packet: &Packet,
+) -> Verdict {
+    let Some(settings) = tables.settings() else {
+        return Verdict::HOLE;
+    };
+    let src = tables.place(&packet.src);
+    let from = if matches!(role, Role::Loopback) {
+        settings.local as Party
+    } else {
+        if packet.src.is_loopback() || packet.dst.is_loopback() {
+            return denied(settings, Reason::LoopbackOffLo);
+        }
+        // What this node sends to itself goes by lo, so this came from elsewhere, in a tunnel perhaps.
+        if src.is(Place::OWN) {
+            return denied(settings, Reason::ForgedSource);
+        }
+        sender_on_wire(settings, role, src)
+    };
+    let dst = received_at(
+        tables,
+        settings,
+        &packet.dst,
+        packet.ports.space,
+        packet.ports.destination,
+    );
+    let ends = Ends {
+        from,
+        to: receiver,
+        src: src_on_wire(settings, role, src),
+        dst,
+    };
+    let verdict = decide(tables, settings, ends, packet);
+    if verdict.is_guarded_path()
+        && matches!(verdict.direction(), Direction::Forward)
+        && matches!(packet.shape, Shape::Flow)
+        && let Some(foreign) = held_by_another(tables, settings, receiver, dst, packet.ports)
+    {
+        return foreign;
+    }
+    if judged {
+        only_guarded(verdict)
+    } else {
+        verdict
+    }
+}
+
+/// The denial of what a component's port receives, where the socket there is another's: it was bound before the agent
+/// came, or by a call that binds no number (`listen` alone, a range of ephemeral ports of its own).
+// A call of its own, as few packets open something.
+#[inline(always)]
+fn held_by_another<T: Tables>(
+    tables: &T,
+    settings: &Settings,
+    receiver: Party,
+    at: Party,
+    ports: Ports,
+) -> Option<Verdict> {
+    let entry = tables
+        .class(ports.space, ports.destination)
+        .and_then(|class| tables.target(settings, at, class))
+        .and_then(|target| tables.bind_entry(settings, receiver, target))?;
+    let is_foreign =
+        entry.is_denied() && counter::reason(counter::of(entry)) == Some(Reason::BindForeignPort);
+    is_foreign.then(|| entry.because(Reason::ForeignListener))
+}
+
+/// A packet that leaves this node after it was forwarded, perhaps with translated addresses. `to_pod` says that it goes
+/// out by a pod's interface.
+#[inline(always)]
+fn left<T: Tables>(tables: &T, entered: Entered, to_pod: bool, packet: &Packet) -> Verdict {
+    let Some(settings) = tables.settings() else {
+        return Verdict::HOLE;
+    };
+    let src = tables.place(&packet.src);
+    let from = match entered {
+        Entered::FromKnownPod(known) => known,
+        Entered::FromPod => settings.pods as Party,
+        // Source translation has hidden who sends. It is nobody of this node: those have sockets.
+        Entered::ByUplink(_) if src.is(Place::OWN) => NOBODY,
+        Entered::ByUplink(_) => src.party,
+    };
+    let dst = tables.place(&packet.dst).party;
+    let is_node = src.is(Place::OWN | Place::OTHER_NODE);
+    let src = match entered {
+        // It is a pod's all the same: nothing that a node may answer.
+        Entered::FromPod | Entered::FromKnownPod(_) if is_node => settings.pods as Party,
+        _ => src.party,
+    };
+    let ends = Ends {
+        from,
+        to: dst,
+        src,
+        dst,
+    };
+    let judged = decide(tables, settings, ends, packet);
+    let verdict = only_guarded(judged);
+    if verdict.is_denied() || !matches!(packet.shape, Shape::Flow) {
+        return verdict;
+    }
+    // A path let it in, and none leads from its sender to where it goes now: its destination was translated.
+    if let Entered::ByUplink(Some(path)) = entered
+        && to_pod
+        && judged.is_denied()
+    {
+        tables.remember_translated(settings, &flow(packet), path);
+    }
+    // The answer will come to the addresses that it leaves with.
+    if matches!(packet.ports.phase, Phase::Datagram) {
+        tables.remember(&flow(packet), Memory::Allowed);
+    }
+    verdict
+}
+
+fn sender_on_wire(settings: &Settings, role: Role, src: Place) -> Party {
+    match role {
+        Role::Pod => settings.pods as Party,
+        Role::Loopback | Role::Uplink | Role::Undeclared => src_on_wire(settings, role, src),
+    }
+}
+
+/// Who is at a source address. A node's is believed where its packets come in. Elsewhere it may be a new pod's, whose interface
+/// nobody has looked at yet.
+fn src_on_wire(settings: &Settings, role: Role, src: Place) -> Party {
+    if matches!(role, Role::Undeclared) && src.is(Place::OWN | Place::OTHER_NODE) {
+        settings.pods as Party
+    } else {
+        src.party
+    }
+}
+
+/// A pod sends from a pod's address or from one that is good on its link only, and never from one
+/// that a node has among the pods (its bridge, its tunnel); nobody outside sends from an address of
+/// this node. ARP probes and DHCP come from nobody yet.
+fn is_forged_on_wire(role: Role, src: Place, addr: &Ip) -> bool {
+    match role {
+        Role::Pod if src.is(Place::OWN | Place::OTHER_NODE) => true,
+        Role::Pod => !src.is(Place::POD) && !addr.is_link_local() && !addr.is_unspecified(),
+        Role::Uplink => src.is(Place::OWN),
+        Role::Loopback | Role::Undeclared => false,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{packet::Space, tables::FlowKey};
+
+    /// A policy that allows everything: what is asked besides is what is tried.
+    struct Open(Settings);
+
+    impl Open {
+        const fn new() -> Self {
+            Self(Settings {
+                generation: 1,
+                dry_run: 0,
+                tls_dry_run: 0,
+                classes: 1,
+                targets: 1,
+                parties: 1,
+                undeclared_process: 7,
+                local: 8,
+                own: 0,
+                pods: 9,
+                v4_buckets: 0,
+                v6_buckets: 0,
+                networks: 0,
+                other: Verdict::OTHER,
+            })
+        }
+    }
+
+    impl Tables for Open {
+        fn settings(&self) -> Option<&Settings> {
+            Some(&self.0)
+        }
+        fn place(&self, _: &Ip) -> Place {
+            Place::UNKNOWN
+        }
+        fn class(&self, _: Space, _: u16) -> Option<u16> {
+            Some(0)
+        }
+        fn target(&self, _: &Settings, _: Party, _: u16) -> Option<u16> {
+            Some(0)
+        }
+        fn declares(&self, _: &Settings, _: Party, _: u16) -> bool {
+            false
+        }
+        // The path's number says who is taken to have sent it.
+        fn entry(&self, _: &Settings, from: Party, _: u16) -> Option<Verdict> {
+            Some(Verdict::path(from).to_guarded().with_tls())
+        }
+        fn bind_entry(&self, _: &Settings, _: Party, _: u16) -> Option<Verdict> {
+            Some(Verdict::OTHER)
+        }
+        fn related(&self, _: &Settings, _: Party, _: Party) -> bool {
+            true
+        }
+        fn remembered(&self, _: &FlowKey) -> Option<Memory> {
+            None
+        }
+        fn remember(&self, _: &FlowKey, _: Memory) {}
+        fn translated(&self, _: &Settings, _: &FlowKey) -> Option<u16> {
+            None
+        }
+        fn remember_translated(&self, _: &Settings, _: &FlowKey, _: u16) {}
+    }
+
+    fn packet(phase: Phase) -> Packet {
+        let ports = Ports {
+            phase,
+            space: Space::Tcp,
+            source: 40_000,
+            destination: 443,
+        };
+        Packet::flow(Ip::v4([10, 0, 0, 1]), Ip::v4([10, 0, 0, 2]), ports)
+    }
+
+    const fn sent(sender: Party, origin: Origin) -> Vantage {
+        let on_lo = false;
+        Vantage::new(View::Sent {
+            sender,
+            origin,
+            on_lo,
+        })
+    }
+
+    const fn arrived_by(role: Role) -> Vantage {
+        Vantage::new(View::Arrived { role, interface: 3 })
+    }
+
+    const fn left_after(entered: Entered) -> Vantage {
+        let to_pod = false;
+        Vantage::new(View::Left { entered, to_pod })
+    }
+
+    const fn received_by(role: Role, judged: bool) -> Vantage {
+        Vantage::new(View::Received {
+            receiver: 4,
+            role,
+            judged,
+        })
+    }
+
+    #[test]
+    fn what_the_kernel_sends_by_itself_is_nobodys_process() {
+        let tables = Open::new();
+        let from = |sender, origin| {
+            let packet = packet(Phase::Following);
+            let judged = judge(&tables, sent(sender, origin), &packet, || false);
+            judged.verdict.forward_path()
+        };
+        assert_eq!(from(5, Origin::KernelSocket), Some(5), "a declared one");
+        assert_eq!(from(7, Origin::Socket), Some(7));
+        assert_eq!(from(7, Origin::Frames), Some(7));
+        assert_eq!(from(7, Origin::KernelSocket), Some(8));
+        assert_eq!(from(7, Origin::NoSocket), Some(NOBODY));
+        assert_eq!(from(7, Origin::OtherNamespace), Some(9), "a pod");
+    }
+
+    /// What is asked of an allowed packet, and in which order.
+    #[test]
+    fn a_checksum_is_asked_for_before_a_lock_and_once() {
+        let tables = Open::new();
+        let allowed = Judgement {
+            verdict: Verdict::path(1).with_tls(),
+            mark: PacketMark::JUDGED,
+        };
+        let asked = |vantage, borne, elsewhere: bool| {
+            let calls = core::cell::Cell::new((0, 0));
+            let examined = examine(
+                &tables,
+                vantage,
+                borne,
+                allowed,
+                Some(&packet(Phase::Following)),
+                || {
+                    calls.set((calls.get().0 + 1, calls.get().1));
+                    elsewhere
+                },
+                || {
+                    calls.set((calls.get().0, calls.get().1 + 1));
+                    Lock::Broken
+                },
+            );
+            (calls.get(), counter::reason(counter::of(examined.verdict)))
+        };
+        let none = PacketMark::NONE;
+        let judged = PacketMark::JUDGED;
+        let elsewhere = Some(Reason::ChecksumElsewhere);
+        let not_tls = Some(Reason::NotTls);
+        for (vantage, borne, once) in [
+            (arrived_by(Role::Pod), none, (1, 0)),
+            (arrived_by(Role::Undeclared), none, (1, 0)),
+            (sent(5, Origin::Frames), none, (1, 0)),
+            (sent(5, Origin::OtherNamespace), none, (1, 0)),
+            (left_after(Entered::ByUplink(None)), judged, (1, 0)),
+            (left_after(Entered::FromPod), none, (1, 0)),
+        ] {
+            assert_eq!(
+                asked(vantage, borne, true),
+                (once, elsewhere),
+                "{vantage:?}"
+            );
+        }
+        for (vantage, borne) in [
+            (arrived_by(Role::Uplink), none),
+            (sent(5, Origin::Socket), none),
+            (received_by(Role::Uplink, true), judged),
+        ] {
+            assert_eq!(
+                asked(vantage, borne, true),
+                ((0, 1), not_tls),
+                "{vantage:?}"
+            );
+        }
+        // It was asked for where the pod's packet came in; and the client is not behind this interface.
+        let from_pod = left_after(Entered::FromPod);
+        assert_eq!(asked(from_pod, judged, true), ((0, 0), None));
+        let (calls, reason) = asked(from_pod, judged.with_fast_open(), true);
+        assert_eq!((calls, reason), ((0, 0), Some(Reason::FastOpenThrough)));
+    }
+
+    #[test]
+    fn a_packet_is_reported_once() {
+        let (path, other) = (Verdict::path(1), Verdict::OTHER);
+        let dropped = Verdict::denied(Reason::NoPath, false, true);
+        let would_drop = Verdict::denied(Reason::NoPath, true, true);
+        let (none, judged) = (PacketMark::NONE, PacketMark::JUDGED);
+        let told = judged.told();
+        let from_pod = left_after(Entered::FromPod);
+        for (vantage, borne, verdict, is_reported) in [
+            (arrived_by(Role::Uplink), none, path, true),
+            (arrived_by(Role::Pod), none, other, true),
+            (arrived_by(Role::Undeclared), none, other, false),
+            (arrived_by(Role::Undeclared), none, would_drop, true),
+            (from_pod, judged, path, false),
+            (from_pod, judged, dropped, true),
+            (from_pod, judged, would_drop, true),
+            (from_pod, told, would_drop, false),
+            (from_pod, told, dropped, true),
+            (sent(5, Origin::Socket), none, path, true),
+            (received_by(Role::Uplink, true), judged, path, false),
+            (received_by(Role::Undeclared, false), judged, path, true),
+            (received_by(Role::Uplink, true), judged, would_drop, true),
+            (received_by(Role::Uplink, true), told, would_drop, false),
+            (received_by(Role::Uplink, true), told, dropped, true),
+            (received_by(Role::Loopback, true), none, would_drop, false),
+            (received_by(Role::Loopback, true), none, dropped, true),
+        ] {
+            let expected = if is_reported {
+                Report::Verdict
+            } else {
+                Report::Nothing
+            };
+            let found = report(vantage, borne, verdict, Lock::Open);
+            assert_eq!(found, expected, "{vantage:?} {borne:?} {verdict:?}");
+        }
+        let cut = |verdict| report(sent(5, Origin::Socket), none, verdict, Lock::Cut);
+        assert_eq!(cut(dropped), Report::Cut);
+        assert_eq!(cut(would_drop), Report::Verdict);
+    }
+}

@@ -1,0 +1,271 @@
+//! The verdict cache ([`enforcer_common::cache`]), one for each CPU.
+
+use core::arch::asm;
+
+use aya_ebpf::helpers::generated::bpf_jiffies64;
+use enforcer_common::{
+    cache::{CacheEntry, CacheKey, Stamp},
+    judge::Judgement,
+    mark::PacketMark,
+    packet::Packet,
+    vantage::{Kind, Vantage},
+    verdict::{Verdict, counter},
+};
+
+use crate::{
+    maps::{Active, Generation, VERDICTS},
+    report,
+};
+
+/// A judgement, and where it is from, in a word: functions of their own can return that, whose variables need no place on
+/// the stack of the caller.
+#[derive(Clone, Copy)]
+pub struct CachedVerdict(u64);
+
+impl CachedVerdict {
+    const NOT_TO_KEEP: u64 = 1 << 63;
+    const RECALLED: u64 = 1 << 62;
+    const TAKEN: u64 = 1 << 61;
+    /// The word of a verdict by no policy.
+    pub const HOLE: u64 = Verdict::HOLE.word() as u64;
+
+    /// A verdict that a generation has just made. One that another packet may change at once is not to be
+    /// kept.
+    #[inline(always)]
+    pub fn new(generation: &Generation, judged: Judgement) -> Self {
+        let Judgement { verdict, mark } = judged;
+        let mut word = u64::from(verdict.word()) | u64::from(mark.word()) << 32;
+        if verdict.is_denied() && generation.memory_was_asked() {
+            word |= Self::NOT_TO_KEEP;
+        }
+        Self(word)
+    }
+
+    /// The same again, from its word.
+    #[inline(always)]
+    pub const fn of(word: u64) -> Self {
+        Self(word)
+    }
+
+    /// The word, for global functions, which return numbers.
+    #[inline(always)]
+    pub const fn word(self) -> u64 {
+        self.0
+    }
+
+    /// Whether it was made earlier in this moment.
+    #[inline(always)]
+    pub fn is_recalled(self) -> bool {
+        self.0 & Self::RECALLED != 0
+    }
+
+    /// The verdict.
+    #[inline(always)]
+    pub fn verdict(self) -> Verdict {
+        zerocopy::transmute!(self.0 as u32)
+    }
+
+    /// The judgement.
+    #[inline(always)]
+    pub fn judgement(self) -> Judgement {
+        Judgement {
+            verdict: self.verdict(),
+            mark: PacketMark::from_word((self.0 >> 32) as u16),
+        }
+    }
+}
+
+/// The judgement on a packet, recalled or made by `judge`. `HERE`: recalled without a call, which saves some nanoseconds and
+/// takes 80 bytes of the caller's stack frame.
+#[inline(always)]
+pub fn verdict<const HERE: bool>(
+    vantage: Vantage,
+    active: Active,
+    packet: &Packet,
+    judge: impl FnOnce() -> CachedVerdict,
+) -> CachedVerdict {
+    if !CacheKey::is_posed_by(packet) {
+        return judge();
+    }
+    // What is decided from now on is good in this tick and no other.
+    let tick = tick();
+    let recalled = if HERE {
+        recall(tick, vantage, active, packet)
+    } else {
+        CachedVerdict::of(enforcer_recall(tick, vantage.word(), active.word(), packet))
+    };
+    if recalled.is_recalled() {
+        return recalled;
+    }
+    let found = judge();
+    let is_kept = found.0 & CachedVerdict::NOT_TO_KEEP == 0
+        && (recalled.0 & CachedVerdict::TAKEN == 0 || may_replace(found.verdict()));
+    if is_kept {
+        let both = u64::from(tick) << 32 | u64::from(active.word());
+        enforcer_keep(both, vantage.word(), packet, found.word());
+    }
+    found
+}
+
+/// Whether a verdict may replace an entry that was made in this tick: one in so many packets' may. What comes often gets its
+/// entry soon; a flood of keys that come once neither drives out the others nor pays for entries.
+#[inline(always)]
+fn may_replace(verdict: Verdict) -> bool {
+    const RIVALS: u64 = 8;
+    report::counted(counter::of(verdict)).is_multiple_of(RIVALS)
+}
+
+/// The key of a packet at a vantage.
+#[inline(always)]
+fn key<'a>(tick: u32, vantage: Vantage, active: Active, packet: &'a Packet) -> CacheKey<'a> {
+    let stamp = Stamp {
+        epoch: active.epoch(),
+        tick,
+    };
+    CacheKey::new(vantage, stamp, packet, |space, number| {
+        active.class(space, number)
+    })
+}
+
+/// The kernel's clock.
+#[inline(always)]
+fn tick() -> u32 {
+    // SAFETY: the helper takes nothing and reads a counter.
+    unsafe { bpf_jiffies64() as u32 }
+}
+
+/// What is in the packet's entry, if it is about such a packet; else nothing that is recalled. A denial at an interface is
+/// counted there.
+#[inline(always)]
+fn recall(tick: u32, vantage: Vantage, active: Active, packet: &Packet) -> CachedVerdict {
+    const NOTHING: CachedVerdict = CachedVerdict::of(0);
+    const TAKEN: CachedVerdict = CachedVerdict::of(CachedVerdict::TAKEN);
+    let key = key(tick, vantage, active, packet);
+    let Some(entry) = VERDICTS.get_ptr_mut(key.index()) else {
+        return NOTHING;
+    };
+    let before = version(entry);
+    // SAFETY: this CPU's own entry, which a program that comes between may write: then its version tells, and what was
+    // read is not believed.
+    let found = unsafe {
+        if CacheEntry::is_written(before) || !(*entry).answers(&key) {
+            let is_taken = (*entry).is_of(&key);
+            return if is_taken { TAKEN } else { NOTHING };
+        }
+        u64::from((*entry).verdict.word()) | u64::from((*entry).mark) << 32
+    };
+    if version(entry) != before {
+        return NOTHING;
+    }
+    let found = CachedVerdict(found | CachedVerdict::RECALLED);
+    if key.is_at(Kind::Arrived) && found.verdict().is_recorded() {
+        // SAFETY: the receive path is not interrupted by itself, and nobody else counts.
+        unsafe { (*entry).pending += 1 };
+    }
+    found
+}
+
+/// The version of an entry. Nothing is read before that stands behind it in the code, nor after what stands before.
+#[inline(always)]
+fn version(entry: *mut CacheEntry) -> u32 {
+    fence();
+    // SAFETY: an entry of the map.
+    let version = unsafe { (&raw const (*entry).version).read_volatile() };
+    fence();
+    version
+}
+
+/// For the compiler alone, as an entry belongs to one CPU.
+#[inline(always)]
+fn fence() {
+    // SAFETY: no instruction.
+    unsafe { asm!("", options(nostack)) }
+}
+
+/// Takes an entry to write it, unless somebody else has it. The version to [set](release) then.
+#[inline(always)]
+fn acquire(entry: *mut CacheEntry) -> Option<u32> {
+    let before = version(entry);
+    if CacheEntry::is_written(before) {
+        return None;
+    }
+    // With the tick behind it, as the compiler has this instruction for words of 64 bits only.
+    // SAFETY: an entry of the map, whose first two fields are these.
+    let tick = unsafe { (*entry).tick };
+    let pair = |version: u32| -> u64 { zerocopy::transmute!([version, tick]) };
+    let found: u64;
+    // SAFETY: one instruction on these (Linux 5.12). `core` has none of them for BPF.
+    unsafe {
+        asm!(
+            "r0 = cmpxchg_64({entry} + 0, r0, {written})",
+            entry = in(reg) entry,
+            written = in(reg) pair(before.wrapping_add(1)),
+            inlateout("r0") pair(before) => found,
+            options(nostack),
+        );
+    }
+    (found == pair(before)).then(|| before.wrapping_add(2))
+}
+
+/// Ends writing.
+#[inline(always)]
+fn release(entry: *mut CacheEntry, version: u32) {
+    fence();
+    // SAFETY: an entry of the map.
+    unsafe { (&raw mut (*entry).version).write_volatile(version) };
+}
+
+/// The word of what is recalled. A global function, which the verifier goes through once and by itself.
+#[unsafe(no_mangle)]
+#[inline(never)]
+pub extern "C" fn enforcer_recall(
+    tick: u32,
+    vantage: u64,
+    active: u32,
+    packet: *const Packet,
+) -> u64 {
+    // SAFETY: null or a whole packet, as the verifier has made sure of every caller.
+    let Some(packet) = (unsafe { packet.as_ref() }) else {
+        return 0;
+    };
+    let vantage = Vantage::from_any_word(vantage);
+    recall(tick, vantage, Active::of(active), packet).word()
+}
+
+/// Writes a judgement ([`CachedVerdict`]) into the packet's entry. Answers nothing, which is 0. `moment` is the tick in its
+/// upper half, and what is in force below. Global, too.
+#[unsafe(no_mangle)]
+#[inline(never)]
+pub extern "C" fn enforcer_keep(
+    moment: u64,
+    vantage: u64,
+    packet: *const Packet,
+    found: u64,
+) -> u32 {
+    // SAFETY: as above.
+    let Some(packet) = (unsafe { packet.as_ref() }) else {
+        return 0;
+    };
+    let (begun, active) = ((moment >> 32) as u32, Active::of(moment as u32));
+    let tick = tick();
+    if tick != begun {
+        return 0;
+    }
+    let key = key(tick, Vantage::from_any_word(vantage), active, packet);
+    let Some(entry) = VERDICTS.get_ptr_mut(key.index()) else {
+        return 0;
+    };
+    let Some(version) = acquire(entry) else {
+        return 0;
+    };
+    // SAFETY: this CPU's own entry, which is ours alone to write until it is released.
+    unsafe {
+        if (*entry).pending != 0 {
+            report::settle(&mut *entry);
+        }
+        let Judgement { verdict, mark } = CachedVerdict::of(found).judgement();
+        (*entry).hold(&key, verdict, mark);
+    }
+    release(entry, version);
+    0
+}
