@@ -145,6 +145,8 @@ pub fn examine<T: Tables>(
     // Before the lock is asked, as that must see the bytes that will be there.
     if is_checksum_asked(vantage, borne) && has_checksum_elsewhere() {
         examined.verdict = refused(tables, Reason::ChecksumElsewhere);
+    } else if matches!(vantage.view(), View::Left { .. }) && borne.is_fast_open() {
+        examined.verdict = not_tls(tables, verdict, Reason::FastOpenThrough);
     } else if let Some(packet) = packet
         && is_lock_asked(vantage, verdict, packet)
     {
@@ -156,8 +158,6 @@ pub fn examine<T: Tables>(
         }
         examined.lock = lock();
         examined.verdict = examined.lock.verdict(tables, verdict);
-    } else if matches!(vantage.view(), View::Left { .. }) && borne.is_fast_open() {
-        examined.verdict = not_tls(tables, verdict, Reason::FastOpenThrough);
     }
     if matches!(vantage.view(), View::Arrived { .. }) && examined.verdict.is_denied() {
         examined.mark = examined.mark.told();
@@ -183,10 +183,10 @@ pub const fn is_lock_asked(vantage: Vantage, verdict: Verdict, packet: &Packet) 
     if !verdict.is_tls_path() || !matches!(packet.shape, Shape::Flow) {
         return false;
     }
-    match (vantage.view(), verdict.direction()) {
-        (View::Arrived { .. }, Direction::Reply) | (View::Left { .. }, Direction::Forward) => false,
-        (View::Arrived { .. } | View::Left { .. }, _)
-        | (View::Sent { .. } | View::Received { .. }, _) => true,
+    match vantage.view() {
+        View::Arrived { .. } => matches!(verdict.direction(), Direction::Forward),
+        View::Left { .. } => matches!(verdict.direction(), Direction::Reply),
+        View::Sent { .. } | View::Received { .. } => true,
     }
 }
 
@@ -713,6 +713,25 @@ mod tests {
         assert_eq!(asked(from_pod, judged, true), ((0, 0), None));
         let (calls, reason) = asked(from_pod, judged.with_fast_open(), true);
         assert_eq!((calls, reason), ((0, 0), Some(Reason::FastOpenThrough)));
+    }
+
+    /// A UDP socket may be connected just to learn its own address; replies need the memory.
+    #[test]
+    fn calls_fail_at_once_for_tcp_and_for_what_is_guarded() {
+        use crate::decide::fails_at_once;
+        let guarded = Verdict::denied(Reason::NoPath, false, true);
+        let other = Verdict::denied(Reason::OtherTraffic, false, false);
+        let would_deny = Verdict::denied(Reason::NoPath, true, true);
+        for (verdict, tcp, udp) in [
+            (guarded, true, true),
+            (other, true, false),
+            (would_deny, false, false),
+            (Verdict::path(1), false, false),
+            (Verdict::OTHER, false, false),
+        ] {
+            assert_eq!(fails_at_once(verdict, Space::Tcp), tcp, "{verdict:?}");
+            assert_eq!(fails_at_once(verdict, Space::Udp), udp, "{verdict:?}");
+        }
     }
 
     #[test]

@@ -21,7 +21,9 @@ struct Mutant {
 
 const DECIDE: &str = "enforcer-common/src/decide.rs";
 const PARSE: &str = "enforcer-common/src/parse.rs";
-const MEMO: &str = "enforcer-common/src/memo.rs";
+const JUDGE: &str = "enforcer-common/src/judge.rs";
+const VANTAGE: &str = "enforcer-common/src/vantage.rs";
+const CACHE: &str = "enforcer-common/src/cache.rs";
 const TLS: &str = "enforcer-common/src/tls.rs";
 const OFFLOAD: &str = "enforcer-common/src/offload.rs";
 const MARK: &str = "enforcer-common/src/mark.rs";
@@ -29,17 +31,29 @@ const VERDICTS: &str = "enforcer/src/compile/verdicts.rs";
 const PARTIES: &str = "enforcer/src/compile/parties.rs";
 
 #[rustfmt::skip]
-const MUTANTS: [Mutant; 35] = [
-    Mutant { what: "a neighbour may use this node's address", file: DECIDE, from: "Role::Uplink => src.is(Place::OWN),", to: "Role::Uplink => false," },
-    Mutant { what: "a pod may use a node's address", file: DECIDE, from: "Role::Pod if src.is(Place::OWN | Place::OTHER_NODE) => true,", to: "Role::Pod if src.is(Place::OWN) => true," },
-    Mutant { what: "loopback addresses come over the wire", file: DECIDE, from: "    if packet.src.is_loopback() || packet.dst.is_loopback() {\n        return denied(settings, Reason::LoopbackOffLo);\n    }\n    let src = tables.place(&packet.src);\n    if is_forged", to: "    let src = tables.place(&packet.src);\n    if is_forged" },
-    Mutant { what: "a stolen pod address counts", file: DECIDE, from: "src.is(Place::NAMED) && is_at_home(src.party)", to: "src.is(Place::NAMED)" },
+const MUTANTS: [Mutant; 47] = [
+    Mutant { what: "a neighbour may use this node's address", file: JUDGE, from: "Role::Uplink => src.is(Place::OWN),", to: "Role::Uplink => false," },
+    Mutant { what: "a pod may use a node's address", file: JUDGE, from: "Role::Pod if src.is(Place::OWN | Place::OTHER_NODE) => true,", to: "Role::Pod if src.is(Place::OWN) => true," },
+    Mutant { what: "loopback addresses come over the wire", file: JUDGE, from: "    if packet.src.is_loopback() || packet.dst.is_loopback() {\n        return denied(Reason::LoopbackOffLo);\n    }\n", to: "" },
+    Mutant { what: "a stolen pod address counts", file: JUDGE, from: "src.is(Place::NAMED) && is_route_back()", to: "src.is(Place::NAMED)" },
+    Mutant { what: "the kernel's answers are a process's", file: JUDGE, from: "Origin::KernelSocket => settings.local as Party,", to: "Origin::KernelSocket => sender," },
+    Mutant { what: "another namespace's socket may use a node's address", file: JUDGE, from: "    if src.is(Place::OWN | Place::OTHER_NODE) {\n        return denied(settings, Reason::ForgedSource);\n    }\n    // What nobody declared", to: "    // What nobody declared" },
+    Mutant { what: "anybody listens on a component's port", file: JUDGE, from: "    is_foreign.then(", to: "    (is_foreign && ports.destination == 0).then(" },
+    Mutant { what: "what an uplink brought is never asked for its checksum", file: JUDGE, from: "!borne.is_judged() || matches!(entered, Entered::ByUplink(_))", to: "!borne.is_judged() && matches!(entered, Entered::FromPod)" },
+    Mutant { what: "data comes through with a SYN", file: JUDGE, from: "matches!(vantage.view(), View::Left { .. }) && borne.is_fast_open()", to: "false" },
+    Mutant { what: "a lock is asked whichever way it goes", file: JUDGE, from: "View::Left { .. } => matches!(verdict.direction(), Direction::Reply),", to: "View::Left { .. } => true," },
+    Mutant { what: "dry-run reports twice", file: JUDGE, from: "matches!(role, Role::Loopback) || borne.is_told()", to: "matches!(role, Role::Loopback)" },
+    Mutant { what: "dry-run reports what is forwarded twice", file: JUDGE, from: "(verdict.passes() && borne.is_told()),", to: "(verdict.passes() && !borne.is_judged())," },
+    Mutant { what: "a packet is judged twice at its socket", file: VANTAGE, from: "judged: facts & 4 != 0,", to: "judged: false," },
+    Mutant { what: "lo is any interface", file: VANTAGE, from: "on_lo: facts & 8 != 0,", to: "on_lo: false," },
+    Mutant { what: "a verdict holds at every hook", file: CACHE, from: "u16::from(vantage.head()) << 8", to: "u16::from(vantage.head() >> 7) << 8" },
+    Mutant { what: "UDP is refused at once like TCP", file: DECIDE, from: "Space::Udp => verdict.is_guarded_denial(),", to: "Space::Udp => verdict.is_denied()," },
     Mutant { what: "a SYN may match a path backwards", file: DECIDE, from: "    if matches!(phase, Phase::Opening) {\n        return forward;\n    }\n", to: "    if matches!(phase, Phase::Opening) {\n        let approach = Approach { from: ends.to, at: ends.src, space, number: source };\n        return either(forward, toward(tables, settings, &approach).back());\n    }\n" },
     Mutant { what: "a segment must match a path forwards", file: DECIDE, from: "Phase::Following => either(forward, back),", to: "Phase::Following => forward," },
     Mutant { what: "an echo reply is a request", file: DECIDE, from: "Phase::Answer => back,", to: "Phase::Answer => forward," },
     Mutant { what: "a wide path makes anything a reply", file: DECIDE, from: "    if forward.is_guarded_denial() || back.is_guarded_denial() {", to: "    if forward.is_guarded_denial() && back.is_guarded_denial() {" },
     Mutant { what: "later fragments always pass", file: DECIDE, from: "if tables.related(settings, from, to) || tables.related(settings, to, from) {", to: "if true || tables.related(settings, from, to) || tables.related(settings, to, from) {" },
-    Mutant { what: "a process may use another node's address", file: DECIDE, from: "    if src.is(Place::OTHER_NODE) {\n        return denied(settings, Reason::ForgedSource);\n    }\n", to: "" },
+    Mutant { what: "a process may use another node's address", file: JUDGE, from: "    if src.is(Place::OTHER_NODE) {\n        return denied(settings, Reason::ForgedSource);\n    }\n", to: "" },
     Mutant { what: "a wildcard is no address of this node", file: DECIDE, from: "        settings.own as Party\n    } else {\n        received_at(", to: "        tables.place(addr).party\n    } else {\n        received_at(" },
     Mutant { what: "a wide path opens guarded ports", file: VERDICTS, from: "            endpoints.retain(|e| self.component(*e).guard);\n", to: "" },
     Mutant { what: "loopback only is for everybody", file: VERDICTS, from: "        target.loopback || !(route.path.loopback || self.port(route.to).loopback_only)", to: "        let _ = (route, target);\n        true" },
@@ -61,9 +75,9 @@ const MUTANTS: [Mutant; 35] = [
     Mutant { what: "a checksum may be written anywhere", file: OFFLOAD, from: "Space::Tcp => start == transport && field == transport + TCP,", to: "Space::Tcp => start == transport," },
     Mutant { what: "what nobody judged came by an uplink", file: MARK, from: "        if !self.is_judged() {\n            return Entered::FromPod;\n        }\n", to: "" },
     Mutant { what: "the mark forgets the path", file: MARK, from: "Some(path) if self.0 & Self::KNOWN == 0 && path < Self::NUMBER => {", to: "Some(path) if self.0 & Self::KNOWN != 0 && path < Self::NUMBER => {" },
-    Mutant { what: "a verdict outlives its policy", file: MEMO, from: "            && self.epoch == question.moment.epoch\n            && self.src", to: "            && self.src" },
-    Mutant { what: "a verdict outlives its tick", file: MEMO, from: "self.tick == question.moment.tick\n            && self.how", to: "self.how" },
-    Mutant { what: "one's verdict is another's", file: MEMO, from: "            && self.asked == question.asked\n", to: "" },
+    Mutant { what: "a verdict outlives its policy", file: CACHE, from: "            && self.epoch == key.stamp.epoch\n            && self.src", to: "            && self.src" },
+    Mutant { what: "a verdict outlives its tick", file: CACHE, from: "self.tick == key.stamp.tick\n            && self.how", to: "self.how" },
+    Mutant { what: "one's verdict is another's", file: CACHE, from: "            && self.asked == key.asked\n", to: "" },
     Mutant { what: "nobody counts as what he is part of", file: PARTIES, from: "            if all.insert(index) {", to: "            if all.insert(index) && index > components.len() {" },
 ];
 
