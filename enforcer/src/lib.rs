@@ -9,6 +9,7 @@ pub mod agent;
 pub mod cli;
 pub mod compile;
 pub mod explain;
+pub mod files;
 pub mod kernel;
 pub mod policy;
 pub mod text;

@@ -16,7 +16,7 @@ use std::process::{Command, ExitCode};
 use anyhow::{Context, Result, bail, ensure};
 use enforcer::compile::{Compiled, PathNumbers, Simulator, compile};
 use enforcer::kernel::{Kernel, Link, TcMode, cgroups, trial::Trial};
-use enforcer::policy::cases::{self, Attempt, Case, Expect, Sender, Target, What};
+use enforcer::policy::cases::{Attempt, Case, Expect, Sender, Target, What};
 use enforcer::policy::model::{Mode, Policy};
 use enforcer_common::packet::Packet;
 use enforcer_common::parse::{Start, parse};
@@ -67,7 +67,7 @@ fn run() -> Result<(usize, usize)> {
         } else {
             "cases.yaml"
         };
-        for cases in cases::load(&[file.with_extension(extension)])? {
+        for cases in enforcer::files::load_cases(&[file.with_extension(extension)])? {
             let mut bench = Bench::new(&policy, &cases.node.value)?;
             for case in &cases.cases {
                 match bench.run(case) {
@@ -105,7 +105,7 @@ const NAMED: [&str; 2] = ["10.244.0.9", "10.244.0.10"];
 fn random_packets_agree(drop: bool) -> Result<()> {
     let file =
         Path::new(env!("CARGO_MANIFEST_DIR")).join("../policies/control-plane-stacked-etcd.yaml");
-    let mut texts = enforcer::policy::read_sources(&[file])?;
+    let mut texts = enforcer::files::read_sources(&[file])?;
     let components = format!(
         "\n  components:\n    dns: {{ addresses: [{}] }}\n    monitoring: {{ addresses: [{}] }}\n",
         NAMED[0], NAMED[1]
@@ -297,7 +297,7 @@ impl Random {
 
 /// A shipped policy, as it is or with all other traffic dropped.
 fn shipped(file: &Path, drop: bool) -> Result<Policy> {
-    let mut texts = enforcer::policy::read_sources(&[file.to_owned()])?;
+    let mut texts = enforcer::files::read_sources(&[file.to_owned()])?;
     if drop {
         for source in &mut texts {
             source.text = source

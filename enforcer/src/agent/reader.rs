@@ -14,10 +14,7 @@ use super::{
     start::{self, Ready},
     watch::{self, Directories},
 };
-use crate::{
-    compile::PathNumbers,
-    policy::{self, SourceText},
-};
+use crate::{compile::PathNumbers, files, policy::SourceText};
 
 /// A look that takes longer is told.
 pub(super) const LIMIT: Duration = Duration::from_secs(10);
@@ -151,9 +148,9 @@ fn changed(
     texts: &[SourceText],
     numbers: &PathNumbers,
 ) -> Result<Option<Box<Ready>>, AgentError> {
-    if policy::is_unchanged(&options.inputs, texts) {
+    if files::is_unchanged(&options.inputs, texts) {
         return Ok(None);
     }
-    let texts = policy::read_again_and_again(&options.inputs)?;
+    let texts = files::read_again_and_again(&options.inputs)?;
     start::prepare(options, texts, numbers).map(|ready| Some(Box::new(ready)))
 }

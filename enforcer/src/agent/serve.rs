@@ -31,6 +31,7 @@ use super::{
 };
 use crate::{
     compile::PathNumbers,
+    files,
     kernel::{
         CgroupPaths, Kernel, KernelError, KnownCgroup, Link, LinkEvents, Wakes, attach, cgroups,
         load::KernelLog,
@@ -109,7 +110,7 @@ pub async fn run(options: AgentOptions) -> Result<(), AgentError> {
     if !nix::unistd::geteuid().is_root() {
         return Err(AgentError::NotRoot);
     }
-    let texts = policy::read_again_and_again(&options.inputs)?;
+    let texts = files::read_again_and_again(&options.inputs)?;
     let ready = start::prepare(&options, texts, &PathNumbers::default())?;
     let lock = start::lock(&options.run_dir)?;
     let room = Room::reserve();

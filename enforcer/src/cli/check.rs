@@ -10,7 +10,8 @@ use super::{Failure, Format, Outcome, PolicyArguments, say, say_json};
 use crate::{
     compile::{Compiled, PathNumbers, compile},
     explain::{CaseResult, reason_names, run_cases},
-    policy::{self, cases, model::Policy, render},
+    files,
+    policy::{self, model::Policy, render},
 };
 
 /// Read a policy, say what was understood, and run its cases
@@ -77,7 +78,7 @@ impl NodeReport {
 }
 
 pub fn run(arguments: &Arguments, format: Format) -> Outcome {
-    let policy = policy::load(&arguments.policy.policy)?;
+    let policy = files::load(&arguments.policy.policy)?;
     let nodes: Vec<String> = match &arguments.node {
         Some(node) => vec![node.clone()],
         None => policy.nodes.iter().map(|node| node.name.clone()).collect(),
@@ -117,7 +118,7 @@ pub fn run(arguments: &Arguments, format: Format) -> Outcome {
 
 fn run_all_cases(policy: &Policy, files: &[PathBuf]) -> Result<Vec<CaseResult>, Failure> {
     let mut results = Vec::new();
-    for cases in cases::load(files)? {
+    for cases in files::load_cases(files)? {
         cases.check(policy, &reason_names())?;
         let compiled = compile(policy, &cases.node.value, None, &mut PathNumbers::default())
             .context("the policy is valid but can not be compiled")?;

@@ -25,6 +25,7 @@ use serde::Serialize;
 
 use crate::{
     agent::{AgentError, RUN_DIR},
+    files,
     kernel::filters::Leftover,
     policy::{
         self, SourceText,
@@ -278,7 +279,7 @@ fn policy_of(
     agent: &AgentArguments,
 ) -> Result<(Policy, Option<String>, Option<Mode>), Failure> {
     if !files.is_empty() {
-        return Ok((policy::load(files)?, None, None));
+        return Ok((files::load(files)?, None, None));
     }
     let sources = crate::agent::client::sources(&agent.run_dir)?;
     let texts: Vec<SourceText> = sources

@@ -5,8 +5,19 @@ use std::{fs, path::Path};
 use super::*;
 use crate::{
     compile::{PathNumbers, compile},
-    policy::{self, cases},
+    policy::{self, PolicyErrors, SourceText, cases},
 };
+
+fn read(file: &Path) -> SourceText {
+    SourceText {
+        name: file.display().to_string(),
+        text: fs::read_to_string(file).unwrap(),
+    }
+}
+
+fn read_cases(file: &Path) -> Result<Vec<PathCases>, PolicyErrors> {
+    cases::from_texts(&[read(file)])
+}
 
 /// There is a policy for each profile, and it says what the cases beside it expect; those of
 /// `NAME.drop.cases.yaml` with all other traffic dropped.
@@ -15,17 +26,16 @@ fn shipped_policies_hold_their_cases() {
     let directory = Path::new(env!("CARGO_MANIFEST_DIR")).join("../policies");
     let names = policy::catalogue::Catalogue::builtin().profiles().iter();
     for (name, drop) in names.flat_map(|p| [(&p.name, false), (&p.name, true)]) {
-        let mut texts = policy::read_sources(&[directory.join(format!("{name}.yaml"))]).unwrap();
+        let mut source = read(&directory.join(format!("{name}.yaml")));
         let mut cases = "cases";
         if drop {
-            let text = &mut texts[0].text;
+            let text = &mut source.text;
             assert!(text.contains("otherTraffic: Allow"), "{name}");
             *text = text.replace("otherTraffic: Allow", "otherTraffic: Drop");
             cases = "drop.cases";
         }
-        let policy = policy::from_texts(&texts).unwrap();
-        let files = cases::load(&[directory.join(format!("{name}.{cases}.yaml"))]).unwrap();
-        for file in files {
+        let policy = policy::from_texts(&[source]).unwrap();
+        for file in read_cases(&directory.join(format!("{name}.{cases}.yaml"))).unwrap() {
             file.check(&policy, &reason_names()).unwrap();
             let node = &file.node.value;
             let compiled = compile(&policy, node, None, &mut PathNumbers::default()).unwrap();
@@ -61,7 +71,7 @@ fn situation(folder: &Path) -> Result<(), String> {
     if !cases.exists() && !says.exists() {
         return Err("nothing is expected of it".to_owned());
     }
-    let loaded = policy::load(&[folder.join("policy.yaml")]);
+    let loaded = policy::from_texts(&[read(&folder.join("policy.yaml"))]);
     let said = match &loaded {
         Ok(policy) => policy::render::brief(policy),
         Err(error) => error.to_string(),
@@ -79,7 +89,7 @@ fn situation(folder: &Path) -> Result<(), String> {
         return loaded.map_or(Ok(()), |_| Err("it is not refused".to_owned()));
     }
     let policy = loaded.map_err(|error| error.to_string())?;
-    for file in cases::load(&[cases]).map_err(|error| error.to_string())? {
+    for file in read_cases(&cases).map_err(|error| error.to_string())? {
         let checked = file.check(&policy, &reason_names());
         checked.map_err(|error| error.to_string())?;
         let compiled = compile(&policy, &file.node.value, None, &mut PathNumbers::default());
@@ -340,7 +350,8 @@ fn what_needs_a_cgroup_is_nobody_before_it_has_one() {
 #[test]
 fn a_wrong_expectation_is_found() {
     let directory = Path::new(env!("CARGO_MANIFEST_DIR")).join("../policies");
-    let policy = policy::load(&[directory.join("control-plane-stacked-etcd.yaml")]).unwrap();
+    let policy =
+        policy::from_texts(&[read(&directory.join("control-plane-stacked-etcd.yaml"))]).unwrap();
     let text = "apiVersion: enforcer.dev/v1alpha1\nkind: PathCases\nmetadata: { name: x }\nspec:\n  \
                     node: cp1\n  cases:\n    - name: wrong\n      from: { pod: 10.244.1.5 }\n      \
                     to: 10.0.0.11:2379/tcp\n      expect: { allowed: pod-to-apiserver }\n";

@@ -4,16 +4,14 @@
 use std::collections::HashSet;
 use std::fmt;
 use std::net::{IpAddr, SocketAddr};
-use std::path::PathBuf;
 
 use super::error::{Place, PolicyErrors, Problem, Report, list, quote};
-use super::load::{SourceText, read_source};
 use super::model::Policy;
 use super::scalar;
 use super::source::{
     CaseSource, Document, ExpectSource, PLACES, PathCasesSpec, SenderSource, Spec,
 };
-use super::span::{Span, Spanned};
+use super::span::{SourceText, Span, Spanned};
 use super::validate::{Scope, choice, components};
 use super::yaml;
 
@@ -123,12 +121,6 @@ pub enum Expect {
         /// The endpoint it was denied from: component and port.
         endpoint: Option<Spanned<(String, String)>>,
     },
-}
-
-/// Reads files of cases.
-pub fn load(files: &[PathBuf]) -> Result<Vec<PathCases>, PolicyErrors> {
-    let sources: Result<Vec<SourceText>, _> = files.iter().map(|file| read_source(file)).collect();
-    from_texts(&sources?)
 }
 
 /// Reads texts of cases.

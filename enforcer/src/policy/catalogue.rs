@@ -3,10 +3,9 @@
 use std::sync::LazyLock;
 
 use super::error::{Place, PolicyErrors, Problem, Report, quote};
-use super::load::SourceText;
 use super::model::{Component, Path};
 use super::source::{CatalogueSpec, GroupSource, OptionSource, ProfileSource, Spec};
-use super::span::{Entries, Spanned};
+use super::span::{Entries, SourceText, Spanned};
 use super::validate::components::twice;
 use super::validate::{Scope, components, paths};
 use super::yaml;

@@ -5,8 +5,7 @@ use std::fmt;
 use annotate_snippets::{AnnotationKind, Group, Level, Origin, Renderer, Snippet};
 use serde::Serialize;
 
-use super::load::SourceText;
-use super::span::Span;
+use super::span::{SourceText, Span};
 
 /// One error of a policy. Serialises to `file`, `line`, `column`, `message` and `help`, of which `line`,
 /// `column` and `help` may be missing.
@@ -75,6 +74,18 @@ impl PolicyError {
             about: About::Unreadable,
             ..Self::about_file(file, message, help)
         }
+    }
+
+    /// An error about a file that is longer than [`SourceText::MAX_BYTES`].
+    pub fn too_long(file: &str) -> Self {
+        Self::about_file(
+            file,
+            format!(
+                "the file is longer than {} MiB",
+                SourceText::MAX_BYTES >> 20
+            ),
+            Some("split it: -p takes several files, or a directory".to_owned()),
+        )
     }
 
     /// An error at a place of a text.

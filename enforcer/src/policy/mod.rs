@@ -1,9 +1,8 @@
 //! The policy language: from YAML to a [`model::Policy`] that is valid, or to errors that name the
 //! file, line and column and say what to write instead.
 //!
-//! Data flows one way: bytes ([`mod@load`]) → YAML documents (`yaml`, in the shapes of `source`) → checks
-//! (`validate`, with the built-in [`catalogue`]) → [`model`]. Nothing here touches the kernel, and the
-//! only I/O is reading the files.
+//! Data flows one way: texts → YAML documents (`yaml`, in the shapes of `source`) → checks
+//! (`validate`, with the built-in [`catalogue`]) → [`model`]. Nothing here does any I/O.
 //!
 //! [`cases`] reads a policy's own tests, [`render`] tells what was understood, [`written`] writes documents, [`schema`] is for editors.
 
@@ -11,7 +10,6 @@ pub mod cases;
 pub mod catalogue;
 pub mod error;
 pub mod glob;
-pub mod load;
 pub mod model;
 pub mod render;
 pub mod schema;
@@ -27,7 +25,7 @@ mod yaml;
 mod tests;
 
 pub use error::{Paint, PolicyError, PolicyErrors};
-pub use load::{SourceText, from_texts, is_unchanged, load, read_again_and_again, read_sources};
 pub use model::Policy;
-pub use span::{Span, Spanned};
+pub use span::{SourceText, Span, Spanned};
+pub use validate::from_texts;
 pub use validate::notes::{elsewhere as paths_elsewhere, for_node as notes_for_node};

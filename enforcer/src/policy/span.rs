@@ -1,4 +1,4 @@
-//! Where a value stands in its file.
+//! A file's text, and where a value stands in it.
 
 use std::borrow::Cow;
 use std::fmt;
@@ -6,6 +6,20 @@ use std::marker::PhantomData;
 
 use schemars::{JsonSchema, Schema, SchemaGenerator};
 use serde::de::{self, Deserialize, Deserializer, MapAccess, Visitor};
+
+/// A file's name and text: what a policy was made of, to be shown and read again.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct SourceText {
+    /// The file, as errors name it.
+    pub name: String,
+    /// What it holds.
+    pub text: String,
+}
+
+impl SourceText {
+    /// Longer ones are refused before they are parsed.
+    pub const MAX_BYTES: u64 = 4 << 20;
+}
 
 /// A place in a text: the first character of a value and how long it is.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]

@@ -3,9 +3,8 @@
 use serde_saphyr::{Error, Options, UserMessageFormatter};
 
 use super::error::{Place, Problem, Report, list, quote};
-use super::load::SourceText;
 use super::source::{API_VERSION, Document, KINDS, Spec};
-use super::span::Span;
+use super::span::{SourceText, Span};
 
 /// Reads all documents of a text. What cannot be read is reported, and the next document is tried.
 pub(crate) fn documents(

@@ -1,6 +1,6 @@
 //! One row per error: what is written, and what is said about it at which place.
 
-use nix::time::{ClockId, clock_gettime};
+use std::time::{Duration, Instant};
 
 use super::{Row, SMALL, check_rows, read, said};
 use crate::policy::{Paint, SourceText, from_texts};
@@ -205,12 +205,11 @@ fn bombs_are_refused() {
         "x,".repeat(400_000)
     );
     for text in [laughs, deep, block, documents, nodes] {
-        // Of this thread's own processor time: other work on the machine does not count.
-        let now = || clock_gettime(ClockId::CLOCK_THREAD_CPUTIME_ID).expect("a clock");
-        let started = now();
+        // With room for a busy machine: a bomb that goes off takes far longer.
+        let started = Instant::now();
         let errors = read(&text).expect_err("refused");
         assert!(!errors.to_string().is_empty());
-        assert!((now() - started).tv_sec() < 10, "{:.60}", text);
+        assert!(started.elapsed() < Duration::from_secs(60), "{text:.60}");
     }
 }
 

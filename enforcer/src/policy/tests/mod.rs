@@ -2,7 +2,6 @@
 
 mod cases;
 mod errors;
-mod files;
 mod understood;
 
 use super::{Policy, PolicyErrors, SourceText, from_texts};

@@ -1,4 +1,4 @@
-//! Documents to a valid policy. Every check goes on after an error, so that a person sees all of them
+//! Texts to a valid policy. Every check goes on after an error, so that a person sees all of them
 //! at once; what depends on something broken is left out quietly.
 
 pub(crate) mod components;
@@ -12,15 +12,36 @@ pub(crate) mod wide;
 use sha2::{Digest, Sha256};
 
 use super::catalogue::Catalogue;
-use super::error::{Place, Problem, Report, list};
-use super::load::SourceText;
+use super::error::{Place, PolicyError, PolicyErrors, Problem, Report, list};
 use super::model::{Component, Policy};
 use super::source::{Document, InventorySpec, PathPolicySpec, Spec};
-use super::span::{Span, Spanned};
+use super::span::{SourceText, Span, Spanned};
+use super::yaml;
 use paths::Required;
 
+/// Reads a policy from the texts of its files, and checks it.
+pub fn from_texts(sources: &[SourceText]) -> Result<Policy, PolicyErrors> {
+    let mut report = Report::new(sources);
+    let mut documents = Vec::new();
+    for (file, source) in sources.iter().enumerate() {
+        if source.text.len() as u64 > SourceText::MAX_BYTES {
+            return Err(PolicyError::too_long(&source.name).into());
+        }
+        for document in yaml::documents(source, file, &mut report) {
+            yaml::check_object(&document, file, &mut report);
+            documents.push((file, document));
+        }
+    }
+    // In a folder, a file of comments alone is none of the policy's.
+    if documents.is_empty() && !sources.is_empty() && report.is_clean() {
+        yaml::no_document(&mut report);
+    }
+    let policy = policy(sources, documents, &mut report);
+    report.finish(policy)
+}
+
 /// Checks all documents together. `None` if something was reported.
-pub(crate) fn policy(
+fn policy(
     sources: &[SourceText],
     documents: Vec<(usize, Document)>,
     report: &mut Report<'_>,

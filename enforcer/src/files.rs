@@ -1,4 +1,4 @@
-//! Files to a policy.
+//! Reads the files of policies and cases. Nothing else does.
 
 use std::collections::HashSet;
 use std::fs::{self, File, FileType, OpenOptions};
@@ -6,23 +6,13 @@ use std::io::{self, BufRead as _, BufReader, Read as _};
 use std::os::unix::fs::{FileTypeExt as _, OpenOptionsExt as _};
 use std::path::{Path, PathBuf};
 
-use super::error::{PolicyError, PolicyErrors, Problem, Report};
-use super::model::Policy;
-use super::span::Span;
-use super::{validate, yaml};
+use crate::policy::{
+    Policy, PolicyError, PolicyErrors, SourceText, Span,
+    cases::{self, PathCases},
+    error::Problem,
+    from_texts,
+};
 use crate::text;
-
-/// A file's name and text: what a policy was made of, to be shown and read again.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct SourceText {
-    /// The file, as errors name it.
-    pub name: String,
-    /// What it holds.
-    pub text: String,
-}
-
-/// Files that are longer are refused before they are parsed.
-pub const MAX_FILE_BYTES: u64 = 4 << 20;
 
 /// What stands for standard input where a file is wanted.
 pub const STANDARD_INPUT: &str = "-";
@@ -36,25 +26,10 @@ pub fn load(inputs: &[PathBuf]) -> Result<Policy, PolicyErrors> {
     from_texts(&read_sources(inputs)?)
 }
 
-/// Checks a policy that has been read, from [`read_sources`] or from elsewhere.
-pub fn from_texts(sources: &[SourceText]) -> Result<Policy, PolicyErrors> {
-    let mut report = Report::new(sources);
-    let mut documents = Vec::new();
-    for (file, source) in sources.iter().enumerate() {
-        if source.text.len() as u64 > MAX_FILE_BYTES {
-            return Err(too_long(&source.name).into());
-        }
-        for document in yaml::documents(source, file, &mut report) {
-            yaml::check_object(&document, file, &mut report);
-            documents.push((file, document));
-        }
-    }
-    // In a folder, a file of comments alone is none of the policy's.
-    if documents.is_empty() && !sources.is_empty() && report.is_clean() {
-        yaml::no_document(&mut report);
-    }
-    let policy = validate::policy(sources, documents, &mut report);
-    report.finish(policy)
+/// Reads and checks files of cases.
+pub fn load_cases(files: &[PathBuf]) -> Result<Vec<PathCases>, PolicyErrors> {
+    let sources: Result<Vec<SourceText>, _> = files.iter().map(|file| read_source(file)).collect();
+    cases::from_texts(&sources?)
 }
 
 /// Reads the files that [`load`] would read.
@@ -205,7 +180,7 @@ fn kind_name(kind: FileType) -> &'static str {
 }
 
 /// Reads one file, or standard input for `-`, within the limits.
-pub fn read_source(path: &Path) -> Result<SourceText, PolicyError> {
+fn read_source(path: &Path) -> Result<SourceText, PolicyError> {
     if path == Path::new(STANDARD_INPUT) {
         return read("standard input".to_owned(), io::stdin());
     }
@@ -218,11 +193,11 @@ pub fn read_source(path: &Path) -> Result<SourceText, PolicyError> {
 
 fn read(name: String, from: impl io::Read) -> Result<SourceText, PolicyError> {
     let mut bytes = Vec::new();
-    if let Err(error) = from.take(MAX_FILE_BYTES + 1).read_to_end(&mut bytes) {
+    if let Err(error) = from.take(SourceText::MAX_BYTES + 1).read_to_end(&mut bytes) {
         return Err(cannot_read(&name, &error));
     }
-    if bytes.len() as u64 > MAX_FILE_BYTES {
-        return Err(too_long(&name));
+    if bytes.len() as u64 > SourceText::MAX_BYTES {
+        return Err(PolicyError::too_long(&name));
     }
     match String::from_utf8(bytes) {
         Ok(text) => Ok(SourceText { name, text }),
@@ -262,14 +237,6 @@ fn cannot_read(name: &str, error: &io::Error) -> PolicyError {
     PolicyError::unreadable(name, format!("failed to read: {error}"), None)
 }
 
-fn too_long(name: &str) -> PolicyError {
-    PolicyError::about_file(
-        name,
-        format!("the file is longer than {} MiB", MAX_FILE_BYTES >> 20),
-        Some("split it: -p takes several files, or a directory".to_owned()),
-    )
-}
-
 fn not_utf8(name: String, error: &std::string::FromUtf8Error) -> PolicyError {
     let offset = error.utf8_error().valid_up_to();
     let valid = String::from_utf8_lossy(&error.as_bytes()[..offset]).into_owned();
@@ -288,74 +255,4 @@ fn not_utf8(name: String, error: &std::string::FromUtf8Error) -> PolicyError {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn what_is_no_file_is_refused_and_not_waited_for() {
-        let directory = tempfile::tempdir().unwrap();
-        let pipe = directory.path().join("pipe.yaml");
-        nix::unistd::mkfifo(&pipe, nix::sys::stat::Mode::S_IRUSR).unwrap();
-        let link = directory.path().join("loop.yaml");
-        std::os::unix::fs::symlink("loop.yaml", &link).unwrap();
-        for (input, expected) in [
-            (pipe.as_path(), "a named pipe is no file"),
-            (
-                directory.path(),
-                "failed to read: Too many levels of symbolic links",
-            ),
-            (Path::new("/dev/zero"), "a device is no file"),
-            (
-                link.as_path(),
-                "failed to read: Too many levels of symbolic links",
-            ),
-        ] {
-            let inputs = [input.to_owned()];
-            let errors = read_again_and_again(&inputs).unwrap_err();
-            assert!(errors.is_unreadable());
-            let said = errors.to_string();
-            assert!(said.contains(expected), "{said}");
-            let source = SourceText {
-                name: text::path(input),
-                text: String::new(),
-            };
-            assert!(!is_unchanged(&inputs, &[source]));
-        }
-        // Nor is a pipe in a directory waited for by those who read once.
-        fs::remove_file(&link).unwrap();
-        let said = read_sources(&[directory.path().to_owned()])
-            .unwrap_err()
-            .to_string();
-        assert!(said.contains("a named pipe is no file"), "{said}");
-    }
-
-    #[test]
-    fn what_is_unchanged_is_what_would_be_read_again() {
-        let directory = tempfile::tempdir().unwrap();
-        let inputs = [directory.path().to_owned()];
-        let write = |name: &str, text: &str| fs::write(directory.path().join(name), text).unwrap();
-        assert!(!is_unchanged(&inputs, &[]), "nothing there is an error");
-        // Longer than what is read at a time.
-        let long = "# a policy\n".repeat(20_000);
-        write("a.yaml", &long);
-        write("b.yaml", "");
-        let sources = read_sources(&inputs).unwrap();
-        assert!(is_unchanged(&inputs, &sources));
-        for (name, changed, before) in [
-            ("a.yaml", format!("{long}#"), &*long),
-            ("a.yaml", long[1..].to_owned(), &long),
-            ("a.yaml", long.replacen('p', "P", 1), &long),
-            ("b.yaml", "#".to_owned(), ""),
-        ] {
-            write(name, &changed);
-            assert!(!is_unchanged(&inputs, &sources), "{name}");
-            write(name, before);
-            assert!(is_unchanged(&inputs, &sources), "{name}");
-        }
-        write("c.yaml", "");
-        assert!(!is_unchanged(&inputs, &sources), "one more");
-        fs::remove_file(directory.path().join("c.yaml")).unwrap();
-        fs::remove_file(directory.path().join("a.yaml")).unwrap();
-        assert!(!is_unchanged(&inputs, &sources), "one less");
-    }
-}
+mod tests;
