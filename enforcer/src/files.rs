@@ -6,13 +6,12 @@ use std::io::{self, BufRead as _, BufReader, Read as _};
 use std::os::unix::fs::{FileTypeExt as _, OpenOptionsExt as _};
 use std::path::{Path, PathBuf};
 
-use crate::policy::{
+use enforcer_policy::{
     Policy, PolicyError, PolicyErrors, SourceText, Span,
     cases::{self, PathCases},
     error::Problem,
-    from_texts,
+    from_texts, text,
 };
-use crate::text;
 
 /// What stands for standard input where a file is wanted.
 pub const STANDARD_INPUT: &str = "-";

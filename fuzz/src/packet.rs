@@ -2,10 +2,6 @@
 
 use std::sync::LazyLock;
 
-use enforcer::{
-    compile::{Compiled, PathNumbers, Simulator, compile},
-    policy::{SourceText, from_texts},
-};
 use enforcer_common::{
     decide,
     mark::PacketMark,
@@ -14,6 +10,11 @@ use enforcer_common::{
     tables::{Party, Role, Tables as _},
     tls::{is_multipath, may_follow},
     verdict::Verdict,
+};
+use enforcer_policy::{
+    SourceText,
+    compile::{Compiled, PathNumbers, Simulator, compile},
+    from_texts,
 };
 
 /// A policy of the repository, where everything is guarded and a good deal is allowed.

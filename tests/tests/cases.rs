@@ -14,15 +14,15 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, ExitCode};
 
 use anyhow::{Context, Result, bail, ensure};
-use enforcer::compile::{Compiled, PathNumbers, Simulator, compile};
 use enforcer::kernel::{Kernel, Link, TcMode, cgroups, trial::Trial};
-use enforcer::policy::cases::{Attempt, Case, Expect, Sender, Target, What};
-use enforcer::policy::model::{Mode, Policy};
 use enforcer_common::packet::Packet;
 use enforcer_common::parse::{Start, parse};
 use enforcer_common::tables::Role;
 use enforcer_common::verdict::{Direction, Reason, Verdict, counter};
 use enforcer_common::{decide, tls};
+use enforcer_policy::cases::{Attempt, Case, Expect, Sender, Target, What};
+use enforcer_policy::compile::{Compiled, PathNumbers, Simulator, compile};
+use enforcer_policy::model::{Mode, Policy};
 use enforcer_tests::cgroup::OwnTree;
 use enforcer_tests::packet::{Content, Forged};
 use nix::net::if_::if_nametoindex;
@@ -117,7 +117,7 @@ fn random_packets_agree(drop: bool) -> Result<()> {
     if drop {
         *text = text.replace("otherTraffic: Allow", "otherTraffic: Drop");
     }
-    let policy = enforcer::policy::from_texts(&texts)?;
+    let policy = enforcer_policy::from_texts(&texts)?;
     let mut bench = Bench::new(&policy, "cp1")?;
     ip(&format!("route add {}/32 dev cali0", NAMED[0]))?;
     let lives_there: IpAddr = NAMED[0].parse()?;
@@ -305,7 +305,7 @@ fn shipped(file: &Path, drop: bool) -> Result<Policy> {
                 .replace("otherTraffic: Allow", "otherTraffic: Drop");
         }
     }
-    Ok(enforcer::policy::from_texts(&texts)?)
+    Ok(enforcer_policy::from_texts(&texts)?)
 }
 
 /// The shipped policies, each with whether all other traffic is to be dropped.

@@ -4,13 +4,11 @@
 use std::{fs, fs::File, os::unix::fs::MetadataExt as _, time::Duration};
 
 use enforcer_common::tables::Role;
+use enforcer_policy::text;
 use tokio::time::timeout;
 
 use super::{AgentError, SubjectKind, faults::Kind, say::say, serve::Agent};
-use crate::{
-    kernel::{KernelError, Link, LinkEvents},
-    text,
-};
+use crate::kernel::{KernelError, Link, LinkEvents};
 
 /// How long the kernel may take to list all interfaces.
 const LIST: Duration = Duration::from_secs(5);

@@ -7,6 +7,7 @@ use std::{
     time::{Duration, Instant},
 };
 
+use enforcer_policy::{SourceText, compile::PathNumbers};
 use tokio::sync::mpsc as news;
 
 use super::{
@@ -14,7 +15,7 @@ use super::{
     start::{self, Ready},
     watch::{self, Directories},
 };
-use crate::{compile::PathNumbers, files, policy::SourceText};
+use crate::files;
 
 /// A look that takes longer is told.
 pub(super) const LIMIT: Duration = Duration::from_secs(10);

@@ -9,6 +9,7 @@ use std::{
 };
 
 use enforcer_common::{limits, record::RecordKey, tables::Party};
+use enforcer_policy::{compile::PathNumbers, text};
 use tokio::{
     signal::unix::{Signal, SignalKind, signal},
     sync::{broadcast, mpsc},
@@ -30,13 +31,11 @@ use super::{
     watch::{self, Directories},
 };
 use crate::{
-    compile::PathNumbers,
     files,
     kernel::{
         CgroupPaths, Kernel, KernelError, KnownCgroup, Link, LinkEvents, Wakes, attach, cgroups,
         load::KernelLog,
     },
-    policy, text,
 };
 
 /// Everything that lives as long as the agent.
@@ -546,7 +545,7 @@ impl Agent {
     /// Declared, and of no effect at present.
     pub(super) fn notes(&self) -> Vec<String> {
         let mut notes = self.ready.policy.notes.clone();
-        notes.extend(policy::notes_for_node(
+        notes.extend(enforcer_policy::notes_for_node(
             &self.ready.policy,
             &self.ready.compiled.node,
         ));

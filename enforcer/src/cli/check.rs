@@ -4,15 +4,16 @@ use std::{io, path::PathBuf};
 
 use anyhow::Context as _;
 use clap::Args;
+use enforcer_policy::{
+    compile::{Compiled, PathNumbers, compile},
+    explain::{CaseResult, reason_names, run_cases},
+    model::Policy,
+    render,
+};
 use serde::Serialize;
 
 use super::{Failure, Format, Outcome, PolicyArguments, say, say_json};
-use crate::{
-    compile::{Compiled, PathNumbers, compile},
-    explain::{CaseResult, reason_names, run_cases},
-    files,
-    policy::{self, model::Policy, render},
-};
+use crate::files;
 
 /// Read a policy, say what was understood, and run its cases
 ///
@@ -72,7 +73,7 @@ impl NodeReport {
             parties: compiled.settings.parties,
             port_classes: compiled.settings.classes,
             targets: compiled.settings.targets,
-            notes: policy::notes_for_node(policy, &compiled.node),
+            notes: enforcer_policy::notes_for_node(policy, &compiled.node),
         }
     }
 }

@@ -15,6 +15,7 @@ use enforcer_common::{
     limits,
     tables::{self, CLASSES_PER_BLOCK, Party, active},
 };
+use enforcer_policy::compile::{Compiled, PrefixEntry};
 use zerocopy::IntoBytes as _;
 
 use super::{
@@ -22,7 +23,6 @@ use super::{
     load::{Owned, mapped, take},
     mapped::Mapped,
 };
-use crate::compile::{Compiled, PrefixEntry};
 
 type Settings = [u8; size_of::<tables::Settings>()];
 type Word = [u8; 4];

@@ -10,8 +10,7 @@ use aya::{
         SchedClassifier,
     },
 };
-
-use crate::text;
+use enforcer_policy::text;
 
 use super::{
     KernelError,

@@ -14,13 +14,13 @@ use std::net::{IpAddr, SocketAddr};
 use std::time::Instant;
 
 use anyhow::{Context, Result, bail, ensure};
-use enforcer::compile::{Compiled, PathNumbers, Simulator, compile};
-use enforcer::policy::{Policy, SourceText, from_texts};
 use enforcer_common::decide;
 use enforcer_common::packet::{Packet, Phase, Ports, Space};
 use enforcer_common::parse::{Start, parse};
 use enforcer_common::tables::Role;
 use enforcer_common::verdict::{Outcome, Verdict};
+use enforcer_policy::compile::{Compiled, PathNumbers, Simulator, compile};
+use enforcer_policy::{Policy, SourceText, from_texts};
 use enforcer_tests::packet::{Content, Forged};
 use kernel::{At, Judge};
 use plainly::{Entry, Kind, Oracle, Said};
@@ -389,7 +389,7 @@ fn shrink<'q>(text: &str, question: &'q Question) -> (&'q Question, String) {
     (question, lines.join("\n"))
 }
 
-fn difference(policy: &Policy, node: &enforcer::policy::model::Node, question: &Question) -> bool {
+fn difference(policy: &Policy, node: &enforcer_policy::model::Node, question: &Question) -> bool {
     let Ok(compiled) = compile(policy, &node.name, None, &mut PathNumbers::default()) else {
         return false;
     };

@@ -1,0 +1,40 @@
+//! The policy language and its compiler, pure: texts in, tables and explanations out, and nothing else
+//! touched. No I/O, no clock, nothing of Linux; so all of it is tested anywhere in seconds.
+//!
+//! Data flows one way: texts → YAML documents (`yaml`, in the shapes of `source`) → checks
+//! (`validate`, with the built-in [`catalogue`]) → [`model`], or errors that name the file, line and
+//! column and say what to write instead → [`mod@compile`] (the tables of one node).
+//!
+//! [`mod@explain`] and [`advice`] say what comes of a policy and why, [`cases`] reads a policy's own
+//! tests, [`render`] tells what was understood, [`written`] writes documents, [`schema`] is for
+//! editors, and [`text`] makes harmless what others wrote, wherever it is shown.
+
+#![forbid(unsafe_code)]
+
+pub mod advice;
+pub mod cases;
+pub mod catalogue;
+pub mod compile;
+pub mod error;
+pub mod explain;
+pub mod glob;
+pub mod model;
+pub mod render;
+pub mod schema;
+pub mod text;
+pub mod written;
+
+mod scalar;
+mod source;
+mod span;
+mod validate;
+mod yaml;
+
+#[cfg(test)]
+mod tests;
+
+pub use error::{Paint, PolicyError, PolicyErrors};
+pub use model::Policy;
+pub use span::{SourceText, Span, Spanned};
+pub use validate::from_texts;
+pub use validate::notes::{elsewhere as paths_elsewhere, for_node as notes_for_node};
