@@ -9,9 +9,6 @@ use enforcer_common::{
     verdict::Verdict,
 };
 
-use super::{parties::Parties, ports::PortClasses, verdicts};
-use crate::model::{Mode, Policy};
-
 /// An address prefix and who is there.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct PrefixEntry {
@@ -42,7 +39,7 @@ pub struct PathNumbers {
 
 impl PathNumbers {
     /// The number of a name, a new one if it has none yet.
-    fn number(&mut self, name: &str) -> Result<u16, CompileError> {
+    pub(super) fn number(&mut self, name: &str) -> Result<u16, CompileError> {
         let index = match self.names.iter().position(|known| known == name) {
             Some(index) => index,
             None => {
@@ -125,41 +122,4 @@ pub struct Compiled {
     pub target_denials: Vec<String>,
     /// Path numbers in force and their names.
     pub paths: BTreeMap<u16, String>,
-}
-
-/// Compiles a policy for a node. `mode` overrides the policy's.
-///
-/// # Errors
-///
-/// An unknown node, or a policy that exceeds the [limits].
-pub fn compile(
-    policy: &Policy,
-    node: &str,
-    mode: Option<Mode>,
-    numbers: &mut PathNumbers,
-) -> Result<Compiled, CompileError> {
-    let Some(node) = policy.node(node) else {
-        return Err(CompileError::UnknownNode {
-            name: node.to_owned(),
-            known: policy.nodes.iter().map(|node| node.name.clone()).collect(),
-        });
-    };
-    // Numbers are taken only by a policy that compiles: a failed one must leave no trace.
-    let mut taken = numbers.clone();
-    let mut path_numbers = Vec::with_capacity(policy.paths.len());
-    for path in &policy.paths {
-        path_numbers.push(taken.number(&path.name)?);
-    }
-    let parties = Parties::of(policy, node)?;
-    let ports = PortClasses::of(policy)?;
-    let compiled = verdicts::fill(
-        policy,
-        node,
-        mode.unwrap_or(policy.mode),
-        &parties,
-        &ports,
-        &path_numbers,
-    )?;
-    *numbers = taken;
-    Ok(compiled)
 }
