@@ -7,13 +7,12 @@ use std::net::{IpAddr, SocketAddr};
 
 use crate::error::{Place, PolicyErrors, Problem, Report, list, quote};
 use crate::model::Policy;
-use crate::scalar;
-use crate::source::{
+use crate::read::scope::{Scope, choice};
+use crate::read::source::{
     CaseSource, Document, ExpectSource, PLACES, PathCasesSpec, SenderSource, Spec,
 };
+use crate::read::{components, scalar, yaml};
 use crate::span::{SourceText, Span, Spanned};
-use crate::validate::{Scope, choice, components};
-use crate::yaml;
 
 /// One document of kind `PathCases`.
 #[derive(Debug, Clone)]

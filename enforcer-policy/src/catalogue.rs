@@ -4,11 +4,11 @@ use std::sync::LazyLock;
 
 use crate::error::{Place, PolicyErrors, Problem, Report, quote};
 use crate::model::{Component, Path};
-use crate::source::{CatalogueSpec, GroupSource, OptionSource, ProfileSource, Spec};
+use crate::read::components::{self, Base};
+use crate::read::scope::{Scope, twice, unique};
+use crate::read::source::{CatalogueSpec, GroupSource, OptionSource, ProfileSource, Spec};
+use crate::read::{paths, yaml};
 use crate::span::{Entries, SourceText, Spanned};
-use crate::validate::components::twice;
-use crate::validate::{Scope, components, paths};
-use crate::yaml;
 
 /// Components, paths and profiles that every policy can count on.
 #[derive(Debug)]
@@ -173,7 +173,7 @@ impl Catalogue {
     }
 
     fn from_spec(scope: &mut Scope<'_, '_>, text: &str, spec: &CatalogueSpec) -> Self {
-        let components = components::read(scope, &spec.components, &[]);
+        let components = components::read(scope, &spec.components, Base::default());
         for (name, component) in &spec.components.0 {
             if component.value.description.is_none() {
                 scope.error(name.span, || missing(&name.value, "description"));
@@ -323,14 +323,14 @@ fn read_profiles(
             options,
             requires,
         } = &source.value;
-        let groups: Vec<&Group> = components::unique(scope, groups, |name| {
+        let groups: Vec<&Group> = unique(scope, groups, |name| {
             let found = known.groups.iter().find(|group| group.name == name);
             found.ok_or_else(|| {
                 let names = known.groups.iter().map(|group| group.name.as_str());
                 Problem::unknown(format!("no group is called {}", quote(name)), name, names)
             })
         });
-        let options = components::unique(scope, options, |name| {
+        let options = unique(scope, options, |name| {
             let found = known.options.iter().find(|option| option.name == name);
             found.cloned().ok_or_else(|| {
                 let names = known.options.iter().map(|option| option.name.as_str());
@@ -359,7 +359,7 @@ fn component_names(
     texts: &[Spanned<String>],
     components: &[Component],
 ) -> Vec<String> {
-    components::unique(scope, texts, |name| {
+    unique(scope, texts, |name| {
         if components.iter().any(|component| component.name == name) {
             return Ok(name.to_owned());
         }
@@ -368,7 +368,7 @@ fn component_names(
 }
 
 fn path_names(scope: &mut Scope<'_, '_>, texts: &[Spanned<String>], paths: &[Path]) -> Vec<String> {
-    components::unique(scope, texts, |name| {
+    unique(scope, texts, |name| {
         if paths.iter().any(|path| path.name == name) {
             return Ok(name.to_owned());
         }

@@ -1,13 +1,13 @@
-//! The policy language and its compiler, pure: texts in, tables and explanations out, and nothing else
-//! touched. No I/O, no clock, nothing of Linux; so all of it is tested anywhere in seconds.
+//! The policy language and its compiler: texts in, tables and explanations out. Pure: no I/O, no
+//! clock, nothing that needs Linux, so that all of it can be tested anywhere in seconds.
 //!
-//! Data flows one way: texts → YAML documents (`yaml`, in the shapes of `source`) → checks
-//! (`validate`, with the built-in [`catalogue`]) → [`model`], or errors that name the file, line and
-//! column and say what to write instead → [`mod@compile`] (the tables of one node).
+//! Data flows one way: texts → values (`read`) → checks (`validate`, with the built-in [`catalogue`])
+//! → [`model`], or errors that name the file, line and column and say what to write instead →
+//! [`mod@compile`] (the tables of one node).
 //!
-//! [`mod@explain`] and [`advice`] say what comes of a policy and why, [`cases`] reads a policy's own
-//! tests, [`render`] tells what was understood, [`written`] writes documents, [`schema`] is for
-//! editors, and [`text`] makes harmless what others wrote, wherever it is shown.
+//! [`mod@explain`] and [`advice`] say what a policy does and why, [`cases`] reads a policy's own
+//! tests, [`render`] prints what was understood, [`written`] writes documents, [`schema`] is for
+//! editors, and [`text`] escapes what others wrote before it is shown.
 
 #![forbid(unsafe_code)]
 
@@ -24,11 +24,9 @@ pub mod schema;
 pub mod text;
 pub mod written;
 
-mod scalar;
-mod source;
+mod read;
 mod span;
 mod validate;
-mod yaml;
 
 #[cfg(test)]
 mod tests;

@@ -3,7 +3,7 @@
 use schemars::generate::SchemaSettings;
 use schemars::{JsonSchema, Schema, SchemaGenerator, json_schema};
 
-use crate::source::{API_VERSION, InventorySpec, Metadata, PathCasesSpec, PathPolicySpec};
+use crate::read::source::{API_VERSION, InventorySpec, Metadata, PathCasesSpec, PathPolicySpec};
 
 /// The schema as JSON text, with a newline at the end: what `policies/enforcer.schema.json` holds.
 pub fn json() -> String {

@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use serde::Serialize;
 
 use crate::model::{Component, Locality, Mode, Path, Port};
-use crate::source::{API_VERSION, TLS};
+use crate::read::source::{API_VERSION, TLS};
 
 /// A policy of these components and paths on an example cluster: an `Inventory` and a `PathPolicy`
 /// that a user can keep parts of. The addresses are those that documents may use (RFC 5737, RFC 3849).

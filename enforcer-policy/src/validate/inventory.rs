@@ -6,13 +6,14 @@ use std::net::IpAddr;
 
 use ipnet::IpNet;
 
-use super::components::{self, twice, unique, unknown, unknown_port};
-use super::{Scope, networks, overlap};
+use super::{networks, overlap, ports};
 use crate::catalogue::Catalogue;
 use crate::error::{Problem, quote};
 use crate::model::{Component, Node, Port, PortMatch, Service};
-use crate::scalar;
-use crate::source::{InventorySpec, NodeSource};
+use crate::read::components::{self, Base, unknown, unknown_port};
+use crate::read::scalar;
+use crate::read::scope::{Scope, twice, unique};
+use crate::read::source::{InventorySpec, NodeSource};
 use crate::span::{Entries, Span, Spanned};
 
 /// An inventory that has been read.
@@ -43,9 +44,13 @@ pub(crate) fn read(
         .iter()
         .map(|(name, _)| name.value.clone())
         .collect();
-    let placed = components::read(scope, components, catalogue.components());
+    let base = Base {
+        components: catalogue.components(),
+        paths: catalogue.paths(),
+    };
+    let placed = components::read(scope, components, base);
     let nodes = read_nodes(scope, node_entries, spec.span, &placed, catalogue);
-    components::check_contradictions(scope, components, &placed, &nodes);
+    ports::check(scope, components, &placed, &nodes);
     overlap::check_cgroups(scope, components, &placed, &nodes);
     let pod_networks = unique(scope, pod_texts, scalar::pod_network);
     let service_networks = unique(scope, service_texts, scalar::service_network);

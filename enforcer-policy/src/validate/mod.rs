@@ -1,22 +1,25 @@
 //! Texts to a valid policy. Every check goes on after an error, so that a person sees all of them
 //! at once; what depends on something broken is left out quietly.
 
-pub(crate) mod components;
-pub(crate) mod inventory;
-pub(crate) mod networks;
+mod documents;
+mod inventory;
+mod networks;
 pub(crate) mod notes;
-pub(crate) mod overlap;
-pub(crate) mod paths;
-pub(crate) mod wide;
+mod overlap;
+mod paths;
+mod ports;
+mod wide;
 
 use sha2::{Digest, Sha256};
 
 use crate::catalogue::Catalogue;
-use crate::error::{Place, PolicyError, PolicyErrors, Problem, Report, list, quote};
+use crate::error::{PolicyError, PolicyErrors, Problem, Report};
 use crate::model::{Component, Policy};
-use crate::source::{Document, InventorySpec, PathPolicySpec, Spec};
-use crate::span::{SourceText, Span, Spanned};
-use crate::yaml;
+use crate::read::scope::Scope;
+use crate::read::source::{Document, InventorySpec};
+use crate::read::yaml;
+use crate::span::{SourceText, Spanned};
+use documents::one_of_each;
 use paths::Required;
 
 /// Reads a policy from the texts of its files, and checks it.
@@ -162,130 +165,6 @@ fn require(scope: &mut Scope<'_, '_>, policy: &Policy, required: &[Required]) {
     }
 }
 
-/// Where errors go while one document is checked.
-pub(crate) struct Scope<'r, 's> {
-    /// Index of the document's source.
-    pub file: usize,
-    /// The collected errors.
-    pub report: &'r mut Report<'s>,
-}
-
-impl Scope<'_, '_> {
-    /// Reports a problem.
-    pub fn error(&mut self, span: Span, problem: impl FnOnce() -> Problem) {
-        self.report.error(
-            Place {
-                file: self.file,
-                span,
-            },
-            problem,
-        );
-    }
-
-    /// The value, or its problem reported.
-    pub fn ok<T>(&mut self, span: Span, result: Result<T, Problem>) -> Option<T> {
-        result.map_err(|problem| self.error(span, || problem)).ok()
-    }
-}
-
-/// A document of a known kind.
-pub(crate) struct Found<T> {
-    /// Index of its source.
-    pub file: usize,
-    /// `metadata.name`.
-    pub name: String,
-    /// The place of `spec:`.
-    pub spec_span: Span,
-    /// What it says.
-    pub spec: Spanned<T>,
-}
-
-fn one_of_each(
-    documents: Vec<(usize, Document)>,
-    report: &mut Report<'_>,
-) -> Option<(Found<InventorySpec>, Found<PathPolicySpec>)> {
-    let (mut inventories, mut policies) = (Vec::new(), Vec::new());
-    for (file, document) in documents {
-        let name = document
-            .metadata
-            .map(|metadata| metadata.value.name.value)
-            .unwrap_or_default();
-        let spec_span = document.spec_span;
-        let kind_span = document.kind.map_or(spec_span, |kind| kind.span);
-        let place = Place {
-            file,
-            span: kind_span,
-        };
-        match document.spec {
-            Spec::Inventory(spec) => {
-                inventories.push((
-                    place,
-                    Found {
-                        file,
-                        name,
-                        spec_span,
-                        spec,
-                    },
-                ));
-            }
-            Spec::PathPolicy(spec) => policies.push((
-                place,
-                Found {
-                    file,
-                    name,
-                    spec_span,
-                    spec,
-                },
-            )),
-            Spec::Catalogue(_) => report.error(place, || {
-                Problem::new(
-                    "the catalogue is built in and no input",
-                    "declare components in an Inventory and paths in a PathPolicy",
-                )
-            }),
-            Spec::PathCases(_) => report.error(place, || {
-                Problem::new(
-                    "PathCases are a policy's tests and no part of it",
-                    "put them in a file NAME.cases.yaml and pass it with --cases",
-                )
-            }),
-            Spec::Missing | Spec::BeforeKind | Spec::UnknownKind => {}
-        }
-    }
-    let inventory = single(inventories, "Inventory", INVENTORY_TWICE, report);
-    let policy = single(policies, "PathPolicy", POLICY_TWICE, report);
-    inventory.zip(policy)
-}
-
-fn single<T>(
-    found: Vec<(Place, T)>,
-    kind: &str,
-    twice: &'static str,
-    report: &mut Report<'_>,
-) -> Option<T> {
-    let mut found = found.into_iter();
-    let first = found.next();
-    for (place, _) in found {
-        report.error(place, || Problem::new(format!("a second {kind}"), twice));
-    }
-    // If something could not be read, that may have been it.
-    if first.is_none() && report.is_clean() {
-        report.error(
-            Place {
-                file: 0,
-                span: Span::default(),
-            },
-            || {
-                Problem::new(
-                    format!("there is no {kind} in the input"),
-                    "a policy is one Inventory and one PathPolicy, in one file or in several",
-                )
-            },
-        );
-    }
-    first.map(|(_, found)| found)
-}
-
 /// The catalogue counts, too: with another one the same files would mean something else.
 fn digest(sources: &[SourceText], catalogue: &Catalogue) -> String {
     let mut hash = Sha256::new();
@@ -299,29 +178,3 @@ fn digest(sources: &[SourceText], catalogue: &Catalogue) -> String {
         .map(|byte| format!("{byte:02x}"))
         .collect()
 }
-
-/// Reports a value that is none of the known ones.
-pub(crate) fn choice<T>(
-    scope: &mut Scope<'_, '_>,
-    field: &str,
-    text: &Spanned<String>,
-    known: [&'static str; 2],
-    read: fn(&str) -> Option<T>,
-) -> Option<T> {
-    let value = read(&text.value);
-    if value.is_none() {
-        scope.error(text.span, || {
-            let message = format!(
-                "{} is no {field}; it is one of {}",
-                quote(&text.value),
-                list(&known)
-            );
-            Problem::unknown(message, &text.value, known)
-        });
-    }
-    value
-}
-
-const INVENTORY_TWICE: &str =
-    "inventories are not merged: write all nodes and components in one of them";
-const POLICY_TWICE: &str = "policies are not merged: pass one at a time, with its paths in it";

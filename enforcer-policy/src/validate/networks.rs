@@ -2,11 +2,11 @@
 
 use ipnet::IpNet;
 
-use super::Scope;
 use crate::error::{Problem, quote};
 use crate::model::Node;
-use crate::scalar;
-use crate::source::NodeSource;
+use crate::read::scalar;
+use crate::read::scope::Scope;
+use crate::read::source::NodeSource;
 use crate::span::{Entries, Spanned};
 
 /// A node's part of the pod networks lies in them and is no other node's; and no node has an address

@@ -2,12 +2,12 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use super::Scope;
 use crate::error::{Problem, list, quote};
 use crate::glob::{Glob, is_rather_uplink};
 use crate::model::{Component, Node};
-use crate::scalar;
-use crate::source::ComponentSource;
+use crate::read::scalar;
+use crate::read::scope::Scope;
+use crate::read::source::ComponentSource;
 use crate::span::{Entries, Span, Spanned};
 
 /// No interface may be an uplink and a pod's at once. A pattern that is narrower than the other decides.

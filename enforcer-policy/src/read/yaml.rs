@@ -2,8 +2,8 @@
 
 use serde_saphyr::{Error, Options, UserMessageFormatter};
 
+use super::source::{API_VERSION, Document, KINDS, Spec};
 use crate::error::{Place, Problem, Report, list, quote};
-use crate::source::{API_VERSION, Document, KINDS, Spec};
 use crate::span::{SourceText, Span};
 
 /// Reads all documents of a text. What cannot be read is reported, and the next document is tried.

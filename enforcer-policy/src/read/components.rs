@@ -2,22 +2,29 @@
 
 use std::collections::{HashMap, HashSet};
 
-use super::Scope;
-use crate::catalogue::Catalogue;
+use super::scalar;
+use super::scope::{Scope, twice, unique};
+use super::source::{ComponentSource, PortSource};
 use crate::error::{Problem, quote};
-use crate::model::{Component, Node, Path, Port, PortMatch};
-use crate::scalar;
-use crate::source::{ComponentSource, PortSource};
-use crate::span::{Entries, Span, Spanned};
+use crate::model::{Component, Path, Port, PortMatch};
+use crate::span::{Entries, Spanned};
 
-/// Reads components over a base of known ones: a known name is changed field by field, another one is new.
+/// The components that entries may change, and the paths that lead to them.
+#[derive(Clone, Copy, Default)]
+pub(crate) struct Base<'a> {
+    pub components: &'a [Component],
+    pub paths: &'a [Path],
+}
+
+/// Reads components over a base: a known name is changed field by field, another one is new.
 pub(crate) fn read(
     scope: &mut Scope<'_, '_>,
     entries: &Entries<ComponentSource>,
-    base: &[Component],
+    base: Base<'_>,
 ) -> Vec<Component> {
-    let mut components = base.to_vec();
-    let mut index: HashMap<String, usize> = base
+    let known = base.components.len();
+    let mut components = base.components.to_vec();
+    let mut index: HashMap<String, usize> = components
         .iter()
         .enumerate()
         .map(|(i, component)| (component.name.clone(), i))
@@ -28,11 +35,11 @@ pub(crate) fn read(
             components.push(blank(&name.value));
             components.len() - 1
         });
-        if i < base.len() {
-            yield_closed_ports(&mut components[i], &source.value);
+        if i < known {
+            yield_closed_ports(&mut components[i], &source.value, base.paths);
         }
         apply(scope, &mut components[i], &source.value);
-        if i < base.len() {
+        if i < known {
             check_everybody(scope, &name.value, &source.value);
         }
     }
@@ -57,8 +64,8 @@ pub(crate) fn read(
     components
 }
 
-/// A port that the catalogue only keeps closed is the inventory's to use otherwise.
-fn yield_closed_ports(component: &mut Component, source: &ComponentSource) {
+/// A port of the base that no path leads to is only kept closed: the inventory may use it otherwise.
+fn yield_closed_ports(component: &mut Component, source: &ComponentSource, paths: &[Path]) {
     let written = |name: &str| source.ports.0.iter().any(|(known, _)| known.value == name);
     let texts = source
         .ports
@@ -72,7 +79,7 @@ fn yield_closed_ports(component: &mut Component, source: &ComponentSource) {
     let name = &component.name;
     component.ports.retain_mut(|port| {
         let leads = |path: &Path| path.to_component == *name && path.to_port == port.name;
-        if written(&port.name) || Catalogue::builtin().paths().iter().any(leads) {
+        if written(&port.name) || paths.iter().any(leads) {
             return true;
         }
         port.matches.retain(|found| !wanted.contains(found));
@@ -98,67 +105,6 @@ fn check_everybody(scope: &mut Scope<'_, '_>, name: &str, source: &ComponentSour
             });
         }
     }
-}
-
-/// Two ports at the same place of which only one is loopback only: one of them cannot be kept.
-pub(crate) fn check_contradictions(
-    scope: &mut Scope<'_, '_>,
-    entries: &Entries<ComponentSource>,
-    components: &[Component],
-    nodes: &[Node],
-) {
-    let mut by_match: HashMap<PortMatch, Vec<(&Component, &Port)>> = HashMap::new();
-    for component in components {
-        for port in &component.ports {
-            for found in &port.matches {
-                by_match.entry(*found).or_default().push((component, port));
-            }
-        }
-    }
-    let mut clashes: Vec<_> = by_match
-        .iter()
-        .filter_map(|(found, ends)| clash(ends, nodes).map(|(one, other)| (*found, one, other)))
-        .collect();
-    clashes.sort_by_key(|(found, ..)| *found);
-    for (found, locked, open) in clashes {
-        let span = span_of(entries, open.0).or(span_of(entries, locked.0));
-        scope.error(span, || {
-            Problem::new(
-                format!(
-                    "`{}:{}` and `{}:{}` are both {found} on one node, and only the first is loopback only",
-                    locked.0.name, locked.1.name, open.0.name, open.1.name
-                ),
-                format!(
-                    "give one of them another port, or write `{}: {{ ports: {{ {}: {found} }} }}` to open the first",
-                    locked.0.name, locked.1.name
-                ),
-            )
-        });
-    }
-}
-
-type End<'a> = (&'a Component, &'a Port);
-
-fn clash<'a>(ends: &[End<'a>], nodes: &[Node]) -> Option<(End<'a>, End<'a>)> {
-    let meet =
-        |a: &Component, b: &Component| nodes.iter().any(|node| a.runs_on(node) && b.runs_on(node));
-    let locked = ends
-        .iter()
-        .filter(|(component, port)| component.guard && port.loopback_only)
-        .take(MAX_COMPARED);
-    let open = || ends.iter().filter(|(_, port)| !port.loopback_only);
-    locked
-        .flat_map(|one| open().map(move |other| (*one, *other)))
-        .find(|(one, other)| meet(one.0, other.0))
-}
-
-fn span_of(entries: &Entries<ComponentSource>, component: &Component) -> Span {
-    entries
-        .0
-        .iter()
-        .find(|(name, _)| name.value == component.name)
-        .map(|(name, _)| name.span)
-        .unwrap_or_default()
 }
 
 fn blank(name: &str) -> Component {
@@ -405,29 +351,6 @@ pub(crate) fn unknown_port(written: &str, component: &Component) -> Problem {
     )
 }
 
-/// Reads each text of a list and reports those that are there twice.
-pub(crate) fn unique<T: PartialEq>(
-    scope: &mut Scope<'_, '_>,
-    texts: &[Spanned<String>],
-    read: impl Fn(&str) -> Result<T, Problem>,
-) -> Vec<T> {
-    let mut written = HashSet::new();
-    let mut values = Vec::new();
-    for text in texts {
-        if !written.insert(text.value.as_str()) {
-            scope.error(text.span, || twice(&text.value));
-        } else if let Some(value) = scope.ok(text.span, read(&text.value)) {
-            values.push(value);
-        }
-    }
-    values
-}
-
-/// The problem of a value that a list has already.
-pub(crate) fn twice(text: &str) -> Problem {
-    Problem::new(format!("{} is here twice", quote(text)), "write it once")
-}
-
 fn too_many(what: &str) -> Problem {
     Problem::new(
         format!("more than {MAX_PORTS} {what}"),
@@ -437,5 +360,3 @@ fn too_many(what: &str) -> Problem {
 
 const MAX_COMPONENTS: usize = 4096;
 const MAX_PORTS: usize = 1024;
-/// Components with the same loopback-only port that are compared with the others.
-const MAX_COMPARED: usize = 64;
