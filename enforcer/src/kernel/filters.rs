@@ -11,7 +11,7 @@ use rtnetlink::{
 };
 use serde::Serialize;
 
-use super::{KernelError, LinkEvents, load::TC};
+use super::{KernelError, LinkEvents, programs::TC};
 
 /// A filter of ours at an interface.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
