@@ -18,11 +18,12 @@ use tokio::{
 
 use super::{
     AgentError, AgentOptions, Event, Listener, SubjectKind,
-    attaching::list_at_start,
     control::{Ask, Control, Farewell},
     events::Teller,
     faults::{Faults, Kind, PolicyFault},
-    flood, listeners, memory,
+    flood,
+    interfaces::list_at_start,
+    listeners, memory,
     names::{self, Names},
     reader::{Asked, Outcome, Reader},
     room::Room,
