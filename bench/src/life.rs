@@ -8,10 +8,10 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, ensure};
-use enforcer::compile::{PathNumbers, compile};
 use enforcer::kernel::{Kernel, Link, TcMode, trial::Trial};
-use enforcer::policy::{SourceText, from_texts};
 use enforcer_common::tables::Role;
+use enforcer_policy::compile::{PathNumbers, compile};
+use enforcer_policy::{SourceText, from_texts};
 use enforcer_tests::plan::CP1;
 use enforcer_tests::product::Agent;
 use enforcer_tests::{Lab, tools};
@@ -56,7 +56,7 @@ fn loaded() -> Result<(Kernel, u32)> {
     Ok((kernel, index))
 }
 
-fn read(text: String) -> Result<enforcer::policy::Policy> {
+fn read(text: String) -> Result<enforcer_policy::Policy> {
     let name = "bench.yaml".to_owned();
     Ok(from_texts(&[SourceText { name, text }])?)
 }

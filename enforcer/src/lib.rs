@@ -1,14 +1,10 @@
-//! The enforcer as a library: a policy in, tables for the kernel out, and what the kernel says of it
-//! back to a person.
+//! The agent and the command line as a library: loads compiled policies into the kernel, and reports
+//! what the kernel counts and denies.
 //!
-//! Data flows one way: [`policy`] (YAML to a valid policy) → [`compile`] (tables) → [`kernel`]
-//! (programs and maps) → [`agent`] (the running whole) → [`cli`] (people).
+//! Data flows one way: [`files`] (texts) → [`enforcer_policy`] (a valid policy, and its tables) →
+//! [`kernel`] (programs and maps) → [`agent`] (the running whole) → [`cli`] (people).
 
-pub mod advice;
 pub mod agent;
 pub mod cli;
-pub mod compile;
-pub mod explain;
+pub mod files;
 pub mod kernel;
-pub mod policy;
-pub mod text;

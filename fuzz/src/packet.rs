@@ -2,10 +2,6 @@
 
 use std::sync::LazyLock;
 
-use enforcer::{
-    compile::{Compiled, PathNumbers, Simulator, compile},
-    policy::{SourceText, from_texts},
-};
 use enforcer_common::{
     decide,
     judge::{examine, judge, report},
@@ -16,6 +12,11 @@ use enforcer_common::{
     tls::{Lock, is_multipath, may_follow},
     vantage::{Origin, Vantage, View},
     verdict::Verdict,
+};
+use enforcer_policy::{
+    SourceText,
+    compile::{Compiled, PathNumbers, Simulator, compile},
+    from_texts,
 };
 
 /// A policy of the repository, where everything is guarded and a good deal is allowed.

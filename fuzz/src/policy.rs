@@ -1,8 +1,9 @@
 //! The reader and the compiler of policies.
 
-use enforcer::{
+use enforcer_policy::{
+    SourceText, cases as path_cases,
     compile::{Compiled, PathNumbers, compile},
-    policy::{SourceText, cases as path_cases, from_texts, render},
+    from_texts, render,
 };
 
 fn source(bytes: &[u8]) -> [SourceText; 1] {

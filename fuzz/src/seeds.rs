@@ -3,7 +3,7 @@
 /// The policies of the repository, and one that uses every word of the language.
 pub fn policies() -> Vec<Vec<u8>> {
     [
-        include_str!("../../enforcer/src/policy/tests/everything.yaml"),
+        include_str!("../../enforcer-policy/src/tests/everything.yaml"),
         include_str!("../../policies/worker.yaml"),
         include_str!("../../policies/control-plane-stacked-etcd.yaml"),
         SMALL,

@@ -14,10 +14,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, ExitCode};
 
 use anyhow::{Context, Result, bail, ensure};
-use enforcer::compile::{Compiled, PathNumbers, Simulator, compile};
 use enforcer::kernel::{Kernel, Link, TcMode, cgroups, trial::Trial};
-use enforcer::policy::cases::{self, Attempt, Case, Expect, Sender, Target, What};
-use enforcer::policy::model::{Mode, Policy};
 use enforcer_common::judge::judge;
 use enforcer_common::packet::Packet;
 use enforcer_common::parse::{Start, parse};
@@ -25,6 +22,9 @@ use enforcer_common::tables::Role;
 use enforcer_common::vantage::{Vantage, View};
 use enforcer_common::verdict::{Direction, Reason, Verdict, counter};
 use enforcer_common::{decide, tls};
+use enforcer_policy::cases::{Attempt, Case, Expect, Sender, Target, What};
+use enforcer_policy::compile::{Compiled, PathNumbers, Simulator, compile};
+use enforcer_policy::model::{Mode, Policy};
 use enforcer_tests::cgroup::OwnTree;
 use enforcer_tests::packet::{Content, Forged};
 use nix::net::if_::if_nametoindex;
@@ -69,7 +69,7 @@ fn run() -> Result<(usize, usize)> {
         } else {
             "cases.yaml"
         };
-        for cases in cases::load(&[file.with_extension(extension)])? {
+        for cases in enforcer::files::load_cases(&[file.with_extension(extension)])? {
             let mut bench = Bench::new(&policy, &cases.node.value)?;
             for case in &cases.cases {
                 match bench.run(case) {
@@ -107,7 +107,7 @@ const NAMED: [&str; 2] = ["10.244.0.9", "10.244.0.10"];
 fn random_packets_agree(drop: bool) -> Result<()> {
     let file =
         Path::new(env!("CARGO_MANIFEST_DIR")).join("../policies/control-plane-stacked-etcd.yaml");
-    let mut texts = enforcer::policy::read_sources(&[file])?;
+    let mut texts = enforcer::files::read_sources(&[file])?;
     let components = format!(
         "\n  components:\n    dns: {{ addresses: [{}] }}\n    monitoring: {{ addresses: [{}] }}\n",
         NAMED[0], NAMED[1]
@@ -119,7 +119,7 @@ fn random_packets_agree(drop: bool) -> Result<()> {
     if drop {
         *text = text.replace("otherTraffic: Allow", "otherTraffic: Drop");
     }
-    let policy = enforcer::policy::from_texts(&texts)?;
+    let policy = enforcer_policy::from_texts(&texts)?;
     let mut bench = Bench::new(&policy, "cp1")?;
     ip(&format!("route add {}/32 dev cali0", NAMED[0]))?;
     let lives_there: IpAddr = NAMED[0].parse()?;
@@ -300,7 +300,7 @@ impl Random {
 
 /// A shipped policy, as it is or with all other traffic dropped.
 fn shipped(file: &Path, drop: bool) -> Result<Policy> {
-    let mut texts = enforcer::policy::read_sources(&[file.to_owned()])?;
+    let mut texts = enforcer::files::read_sources(&[file.to_owned()])?;
     if drop {
         for source in &mut texts {
             source.text = source
@@ -308,7 +308,7 @@ fn shipped(file: &Path, drop: bool) -> Result<Policy> {
                 .replace("otherTraffic: Allow", "otherTraffic: Drop");
         }
     }
-    Ok(enforcer::policy::from_texts(&texts)?)
+    Ok(enforcer_policy::from_texts(&texts)?)
 }
 
 /// The shipped policies, each with whether all other traffic is to be dropped.

@@ -27,8 +27,8 @@ const CACHE: &str = "enforcer-common/src/cache.rs";
 const TLS: &str = "enforcer-common/src/tls.rs";
 const OFFLOAD: &str = "enforcer-common/src/offload.rs";
 const MARK: &str = "enforcer-common/src/mark.rs";
-const VERDICTS: &str = "enforcer/src/compile/verdicts.rs";
-const PARTIES: &str = "enforcer/src/compile/parties.rs";
+const VERDICTS: &str = "enforcer-policy/src/compile/verdicts.rs";
+const PARTIES: &str = "enforcer-policy/src/compile/parties.rs";
 
 #[rustfmt::skip]
 const MUTANTS: [Mutant; 47] = [
@@ -150,14 +150,14 @@ fn copy_tree(tree: &Path) -> Result<()> {
 fn is_noticed(tree: &Path) -> Result<Option<&'static str>> {
     let log = shell::log_path("mutants")?;
     for (name, arguments) in [
-        // First what builds without the kernel programs: seconds, where the others take a minute.
+        // First what builds without the kernel programs: seconds, where the last takes a minute.
         (
             "the reader's and the lock's own tests",
             &["test", "-p", "enforcer-common"][..],
         ),
         (
             "the shipped policies' cases",
-            &["test", "-p", "enforcer", "--lib", "explain"][..],
+            &["test", "-p", "enforcer-policy", "explain"][..],
         ),
         (
             "the oracle",

@@ -1,19 +1,14 @@
 //! The programs stay where they are to be: interfaces come and go, the cgroup root may be made anew, and what the
 //! kernel refused is tried again.
 
-use std::{fs, fs::File, os::unix::fs::MetadataExt as _, time::Duration};
+use std::{fs, fs::File, os::unix::fs::MetadataExt as _};
 
 use enforcer_common::tables::Role;
-use tokio::time::timeout;
+use enforcer_policy::text;
 
-use super::{AgentError, SubjectKind, faults::Kind, say::say, serve::Agent};
-use crate::{
-    kernel::{KernelError, Link, LinkEvents},
-    text,
-};
+use super::{SubjectKind, faults::Kind, interfaces::list, say::say, serve::Agent};
+use crate::kernel::{KernelError, LinkEvents};
 
-/// How long the kernel may take to list all interfaces.
-const LIST: Duration = Duration::from_secs(5);
 /// So many names are enough for a person to see what it is about.
 const NAMED: usize = 8;
 
@@ -105,24 +100,6 @@ impl Agent {
             }
         }
     }
-}
-
-/// All interfaces. While many come and go, the kernel may not get to the end of its list.
-pub(super) async fn list_at_start(links: &LinkEvents) -> Result<Vec<Link>, AgentError> {
-    const TIMES: u32 = 20;
-    let mut tried = 1;
-    loop {
-        match list(links).await {
-            Err(_) if tried < TIMES => tokio::time::sleep(Duration::from_millis(100)).await,
-            result => return Ok(result?),
-        }
-        tried += 1;
-    }
-}
-
-async fn list(links: &LinkEvents) -> Result<Vec<Link>, KernelError> {
-    let late = |_| KernelError::Links(format!("no answer within {} s", LIST.as_secs()));
-    timeout(LIST, links.list()).await.map_err(late)?
 }
 
 /// Where no file can be opened, other errors than that come of it.

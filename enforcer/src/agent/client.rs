@@ -10,6 +10,7 @@ use std::{
     time::{Duration, Instant},
 };
 
+use enforcer_policy::text;
 use nix::{
     errno::Errno,
     sys::socket::{AddressFamily, SockFlag, SockType, UnixAddr, connect, socket},
@@ -21,7 +22,7 @@ use super::{
     AgentError, Event, Sources, Status,
     control::{Request, SIGN_OF_LIFE, socket_path},
 };
-use crate::{kernel::filters, text};
+use crate::kernel::filters;
 
 /// How long an answer may take on a busy machine.
 const ANSWER: Duration = Duration::from_secs(15);

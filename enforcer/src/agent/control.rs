@@ -12,6 +12,7 @@ use std::{
     time::Duration,
 };
 
+use enforcer_policy::text;
 use serde::{Deserialize, Serialize};
 use tokio::{
     io::{AsyncBufReadExt as _, AsyncReadExt as _, AsyncWriteExt as _, BufReader, unix::AsyncFd},
@@ -24,7 +25,6 @@ use super::{
     AgentError, Event, Sources, Status,
     room::{CONNECTIONS, Room},
 };
-use crate::text;
 
 /// What can be asked for.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]

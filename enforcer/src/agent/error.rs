@@ -2,14 +2,12 @@
 
 use std::{io, path::PathBuf, time::Duration};
 
-use crate::{
-    compile::CompileError,
-    kernel::{KernelError, filters::Leftover},
-    policy::PolicyErrors,
-};
+use enforcer_policy::{PolicyErrors, compile::CompileError};
+
+use crate::kernel::{KernelError, filters::Leftover};
 
 /// Why an agent does not run, or does not answer. None says its cause itself:
-/// [`crate::text::chain`] does.
+/// [`enforcer_policy::text::chain`] does.
 #[derive(Debug, thiserror::Error)]
 pub enum AgentError {
     /// Not root.
@@ -26,7 +24,7 @@ pub enum AgentError {
     /// Nobody answers at the control socket.
     #[error(
         "no agent runs here ({}): start one with `enforcer run -p …`",
-        crate::text::path(socket)
+        enforcer_policy::text::path(socket)
     )]
     NoAgent {
         /// Where it would answer.

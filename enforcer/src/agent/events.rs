@@ -13,6 +13,13 @@ use enforcer_common::{
     tables::{NOBODY, Party, Role, Tables as _},
     verdict::Reason,
 };
+use enforcer_policy::{
+    Policy,
+    advice::{Advice, Denied, Process, advise, unrecognised},
+    catalogue::Catalogue,
+    compile::{Compiled, Simulator},
+    text,
+};
 use nix::time::{ClockId, clock_gettime};
 
 use super::{
@@ -20,13 +27,7 @@ use super::{
     report::{Event, EventVerdict, Subject, SubjectKind},
     start::Ready,
 };
-use crate::{
-    advice::{Advice, Denied, Process, advise, unrecognised},
-    compile::{Compiled, Simulator},
-    kernel::{CgroupPaths, Kernel},
-    policy::{Policy, catalogue::Catalogue},
-    text,
-};
+use crate::kernel::{CgroupPaths, Kernel};
 
 /// What turns records into events: names of everything. Made for a batch of records.
 pub struct Teller<'a> {

@@ -9,14 +9,12 @@ use enforcer_common::{
     tables::{Party, Place, Tables as _},
     verdict::{Outcome, Verdict},
 };
+use enforcer_policy::compile::{Compiled, Simulator};
 
 use super::Listener;
-use crate::{
-    compile::{Compiled, Simulator},
-    kernel::{
-        CgroupPaths, KernelError,
-        sockets::{self, Bound, Holder},
-    },
+use crate::kernel::{
+    CgroupPaths, KernelError,
+    sockets::{self, Bound, Holder},
 };
 
 /// More are not looked after one by one.

@@ -9,6 +9,7 @@ mod error;
 mod events;
 mod faults;
 mod flood;
+mod interfaces;
 mod listeners;
 mod memory;
 mod names;

@@ -3,17 +3,15 @@
 use std::{collections::BTreeSet, fs, net::IpAddr};
 
 use enforcer_common::tables::Role;
+use enforcer_policy::{
+    glob::{Glob, is_rather_uplink},
+    model::{Node, Policy},
+};
 use glob::Pattern;
 use nix::ifaddrs::getifaddrs;
 
 use super::AgentError;
-use crate::{
-    kernel::Link,
-    policy::{
-        glob::{Glob, is_rather_uplink},
-        model::{Node, Policy},
-    },
-};
+use crate::kernel::Link;
 
 /// The node that was named, or else the one with this machine's addresses or host name.
 pub fn choose(policy: &Policy, named: Option<&str>) -> Result<String, AgentError> {

@@ -7,6 +7,7 @@ use std::{
     time::{Duration, Instant},
 };
 
+use enforcer_policy::{SourceText, compile::PathNumbers};
 use tokio::sync::mpsc as news;
 
 use super::{
@@ -14,10 +15,7 @@ use super::{
     start::{self, Ready},
     watch::{self, Directories},
 };
-use crate::{
-    compile::PathNumbers,
-    policy::{self, SourceText},
-};
+use crate::files;
 
 /// A look that takes longer is told.
 pub(super) const LIMIT: Duration = Duration::from_secs(10);
@@ -151,9 +149,9 @@ fn changed(
     texts: &[SourceText],
     numbers: &PathNumbers,
 ) -> Result<Option<Box<Ready>>, AgentError> {
-    if policy::is_unchanged(&options.inputs, texts) {
+    if files::is_unchanged(&options.inputs, texts) {
         return Ok(None);
     }
-    let texts = policy::read_again_and_again(&options.inputs)?;
+    let texts = files::read_again_and_again(&options.inputs)?;
     start::prepare(options, texts, numbers).map(|ready| Some(Box::new(ready)))
 }

@@ -3,13 +3,13 @@
 use std::fmt;
 
 use enforcer_common::record::Hook;
-use serde::{Deserialize, Serialize};
-
-use crate::{
+use enforcer_policy::{
     advice::Advice,
-    kernel::Attachment,
     text::{name, shown},
 };
+use serde::{Deserialize, Serialize};
+
+use crate::kernel::Attachment;
 
 /// What is in force, and what came of it.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]

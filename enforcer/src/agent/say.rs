@@ -2,7 +2,7 @@
 
 use std::io::Write as _;
 
-use crate::text;
+use enforcer_policy::text;
 
 /// A line of the log, or several. Nobody may be reading, and enforcement goes on.
 pub(super) fn say(line: &str) {

@@ -9,6 +9,7 @@ use std::{
 };
 
 use enforcer_common::{limits, record::RecordKey, tables::Party};
+use enforcer_policy::{compile::PathNumbers, text};
 use tokio::{
     signal::unix::{Signal, SignalKind, signal},
     sync::{broadcast, mpsc},
@@ -17,11 +18,12 @@ use tokio::{
 
 use super::{
     AgentError, AgentOptions, Event, Listener, SubjectKind,
-    attaching::list_at_start,
     control::{Ask, Control, Farewell},
     events::Teller,
     faults::{Faults, Kind, PolicyFault},
-    flood, listeners, memory,
+    flood,
+    interfaces::list_at_start,
+    listeners, memory,
     names::{self, Names},
     reader::{Asked, Outcome, Reader},
     room::Room,
@@ -30,12 +32,11 @@ use super::{
     watch::{self, Directories},
 };
 use crate::{
-    compile::PathNumbers,
+    files,
     kernel::{
         CgroupPaths, Kernel, KernelError, KnownCgroup, Link, LinkEvents, Wakes, attach, cgroups,
         load::KernelLog,
     },
-    policy, text,
 };
 
 /// Everything that lives as long as the agent.
@@ -109,7 +110,7 @@ pub async fn run(options: AgentOptions) -> Result<(), AgentError> {
     if !nix::unistd::geteuid().is_root() {
         return Err(AgentError::NotRoot);
     }
-    let texts = policy::read_again_and_again(&options.inputs)?;
+    let texts = files::read_again_and_again(&options.inputs)?;
     let ready = start::prepare(&options, texts, &PathNumbers::default())?;
     let lock = start::lock(&options.run_dir)?;
     let room = Room::reserve();
@@ -545,7 +546,7 @@ impl Agent {
     /// Declared, and of no effect at present.
     pub(super) fn notes(&self) -> Vec<String> {
         let mut notes = self.ready.policy.notes.clone();
-        notes.extend(policy::notes_for_node(
+        notes.extend(enforcer_policy::notes_for_node(
             &self.ready.policy,
             &self.ready.compiled.node,
         ));

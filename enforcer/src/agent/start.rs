@@ -8,6 +8,12 @@ use std::{
     sync::Arc,
 };
 
+use enforcer_policy::{
+    Policy, SourceText,
+    compile::{Compiled, PathNumbers, compile},
+    model::Mode,
+    text,
+};
 use nix::{
     errno::Errno,
     fcntl::{Flock, FlockArg},
@@ -16,11 +22,6 @@ use nix::{
 use super::{
     AgentError, AgentOptions,
     node::{self, Selectors},
-};
-use crate::{
-    compile::{Compiled, PathNumbers, compile},
-    policy::{self, Policy, SourceText, model::Mode},
-    text,
 };
 
 /// Held as long as the agent runs; the kernel lets go of it with the process.
@@ -88,7 +89,7 @@ pub fn prepare(
     texts: Vec<SourceText>,
     numbers: &PathNumbers,
 ) -> Result<Ready, AgentError> {
-    let policy = policy::from_texts(&texts)?;
+    let policy = enforcer_policy::from_texts(&texts)?;
     let name = node::choose(&policy, options.node.as_deref())?;
     let mut numbers = numbers.clone();
     let mode = options.dry_run.then_some(Mode::DryRun);

@@ -1,24 +1,20 @@
 //! The agent's state as a [`Status`].
 
 use enforcer_common::verdict::{Reason, counter};
+use enforcer_policy::model::{Mode, OtherTraffic};
 
 use super::{
     PathCount, ReasonCount, Source, Sources, Status, events::rfc3339, faults::Kind, serve::Agent,
     start::mode_name, warnings,
 };
-use crate::{
-    kernel::KernelError,
-    policy::{
-        self,
-        model::{Mode, OtherTraffic},
-    },
-};
+use crate::kernel::KernelError;
 
 impl Agent {
     pub(super) fn status(&mut self) -> Result<Status, KernelError> {
         let listeners = self.refused_listeners();
         let counters = self.kernel.counters(self.ready.numbers.names().len())?;
-        let elsewhere = policy::paths_elsewhere(&self.ready.policy, &self.ready.compiled.node);
+        let elsewhere =
+            enforcer_policy::paths_elsewhere(&self.ready.policy, &self.ready.compiled.node);
         let paths = self.ready.compiled.paths.iter().map(|(number, name)| {
             let (forward, reply) = counters.path(*number);
             PathCount {
@@ -80,7 +76,7 @@ impl Agent {
 
     pub(super) fn sources(&self) -> Sources {
         let texts = self.ready.texts.iter();
-        let source = |t: &crate::policy::SourceText| Source {
+        let source = |t: &enforcer_policy::SourceText| Source {
             name: t.name.clone(),
             text: t.text.clone(),
         };

@@ -6,9 +6,9 @@ use std::{
 };
 
 use enforcer_common::record::RecordKey;
+use enforcer_policy::text;
 
 use super::{Event, Output, events::Teller, say::say, serve::Agent};
-use crate::text;
 
 /// As many rows as somebody may read at the end.
 const ROWS: usize = 200;

@@ -11,8 +11,7 @@ use enforcer_common::{
     tables::{NOBODY, Party, Tables as _},
     verdict::Verdict,
 };
-
-use crate::compile::{Compiled, Simulator};
+use enforcer_policy::compile::{Compiled, Simulator};
 
 /// All of them, for the status and the log.
 ///
@@ -136,9 +135,10 @@ fn ranges(ports: impl Iterator<Item = u16>) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::{
+    use enforcer_policy::{
+        SourceText,
         compile::{PathNumbers, compile},
-        policy::{SourceText, from_texts},
+        from_texts,
     };
 
     #[test]

@@ -8,13 +8,14 @@ use std::{
     sync::Arc,
 };
 
+use enforcer_policy::compile::CgroupRule;
 use nix::{
     errno::Errno,
     sys::inotify::{AddWatchFlags, InitFlags, Inotify, WatchDescriptor},
 };
 use tokio::io::unix::AsyncFd;
 
-use crate::{compile::CgroupRule, kernel::cgroups};
+use crate::kernel::cgroups;
 
 /// Tells that something happened in a directory that is watched.
 pub struct Events(AsyncFd<Handle>);

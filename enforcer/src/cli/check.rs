@@ -4,14 +4,16 @@ use std::{io, path::PathBuf};
 
 use anyhow::Context as _;
 use clap::Args;
+use enforcer_policy::{
+    compile::{Compiled, PathNumbers, compile},
+    explain::{CaseResult, reason_names, run_cases},
+    model::Policy,
+    render,
+};
 use serde::Serialize;
 
 use super::{Failure, Format, Outcome, PolicyArguments, say, say_json};
-use crate::{
-    compile::{Compiled, PathNumbers, compile},
-    explain::{CaseResult, reason_names, run_cases},
-    policy::{self, cases, model::Policy, render},
-};
+use crate::files;
 
 /// Read a policy, say what was understood, and run its cases
 ///
@@ -71,13 +73,13 @@ impl NodeReport {
             parties: compiled.settings.parties,
             port_classes: compiled.settings.classes,
             targets: compiled.settings.targets,
-            notes: policy::notes_for_node(policy, &compiled.node),
+            notes: enforcer_policy::notes_for_node(policy, &compiled.node),
         }
     }
 }
 
 pub fn run(arguments: &Arguments, format: Format) -> Outcome {
-    let policy = policy::load(&arguments.policy.policy)?;
+    let policy = files::load(&arguments.policy.policy)?;
     let nodes: Vec<String> = match &arguments.node {
         Some(node) => vec![node.clone()],
         None => policy.nodes.iter().map(|node| node.name.clone()).collect(),
@@ -117,7 +119,7 @@ pub fn run(arguments: &Arguments, format: Format) -> Outcome {
 
 fn run_all_cases(policy: &Policy, files: &[PathBuf]) -> Result<Vec<CaseResult>, Failure> {
     let mut results = Vec::new();
-    for cases in cases::load(files)? {
+    for cases in files::load_cases(files)? {
         cases.check(policy, &reason_names())?;
         let compiled = compile(policy, &cases.node.value, None, &mut PathNumbers::default())
             .context("the policy is valid but can not be compiled")?;

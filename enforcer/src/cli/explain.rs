@@ -7,17 +7,15 @@ use std::{
 
 use anyhow::{Context as _, anyhow, bail};
 use clap::Args;
-
-use super::{AgentArguments, Failure, Format, Outcome, policy_of, say, say_json};
-use crate::{
-    agent::own_addresses,
+use enforcer_policy::{
+    cases::{At, Attempt, Sender, Target, What, target},
     compile::{PathNumbers, compile},
     explain::{Explanation, explain},
-    policy::{
-        cases::{At, Attempt, Sender, Target, What, target},
-        model::{Component, Node, Policy, Port, PortMatch},
-    },
+    model::{Component, Node, Policy, Port, PortMatch},
 };
+
+use super::{AgentArguments, Failure, Format, Outcome, policy_of, say, say_json};
+use crate::agent::own_addresses;
 
 /// Say what would happen to a connection, and why
 ///
@@ -338,7 +336,7 @@ fn sender(policy: &Policy, here: &Node, text: &str, to: IpAddr) -> anyhow::Resul
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::policy::{SourceText, from_texts};
+    use enforcer_policy::{SourceText, from_texts};
 
     const POLICY: &str = "\
 apiVersion: enforcer.dev/v1alpha1

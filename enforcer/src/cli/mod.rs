@@ -20,18 +20,20 @@ use std::{
 };
 
 use clap::{Args, CommandFactory as _, Parser, Subcommand, ValueEnum, error::ErrorKind};
+use enforcer_policy::{
+    SourceText,
+    error::{Paint, PolicyErrors},
+    from_texts,
+    model::{Mode, Policy},
+    schema, text,
+};
 use nix::sys::signal::{SigHandler, Signal, raise, signal};
 use serde::Serialize;
 
 use crate::{
     agent::{AgentError, RUN_DIR},
+    files,
     kernel::filters::Leftover,
-    policy::{
-        self, SourceText,
-        error::{Paint, PolicyErrors},
-        model::{Mode, Policy},
-    },
-    text,
 };
 
 /// Drops connections to the guarded ports of a Kubernetes node that no documented component path allows.
@@ -171,7 +173,7 @@ pub fn main() -> ExitCode {
         Command::Explain(arguments) => explain::run(&arguments, format),
         Command::Catalog(arguments) => catalog::run(&arguments, cli.output),
         Command::Detach(arguments) => detach::run(&arguments, format),
-        Command::Schema => say(policy::schema::json().trim_end()),
+        Command::Schema => say(schema::json().trim_end()),
     };
     ExitCode::from(match result {
         Ok(()) => FINE,
@@ -278,7 +280,7 @@ fn policy_of(
     agent: &AgentArguments,
 ) -> Result<(Policy, Option<String>, Option<Mode>), Failure> {
     if !files.is_empty() {
-        return Ok((policy::load(files)?, None, None));
+        return Ok((files::load(files)?, None, None));
     }
     let sources = crate::agent::client::sources(&agent.run_dir)?;
     let texts: Vec<SourceText> = sources
@@ -290,7 +292,7 @@ fn policy_of(
         })
         .collect();
     let mode = sources.mode_override.map(|_| Mode::DryRun);
-    Ok((policy::from_texts(&texts)?, Some(sources.node), mode))
+    Ok((from_texts(&texts)?, Some(sources.node), mode))
 }
 
 #[cfg(test)]

@@ -8,7 +8,7 @@ use clap::{Args, ValueEnum};
 use super::{AgentArguments, Failure, Format, Outcome, PolicyArguments};
 use crate::{
     agent::{self, AgentOptions, Output, TcMode},
-    policy::load::STANDARD_INPUT,
+    files::STANDARD_INPUT,
 };
 
 /// Put a policy in force on this node, and tell what it denies

@@ -1,12 +1,12 @@
 //! `enforcer status`.
 
 use clap::Args;
+use enforcer_policy::text::shown;
 
 use super::{AgentArguments, Format, Outcome, say, say_json};
 use crate::{
     agent::{PathCount, Status, client},
     kernel::Attachment,
-    text::shown,
 };
 
 /// Say what is in force here, and what came of it

@@ -8,68 +8,26 @@ use std::{
 
 use aya::{
     Ebpf,
-    maps::{Array, ArrayOfMaps, HashMap, IterableMap as _, LpmTrie, MapError, lpm_trie::Key},
+    maps::{Array, IterableMap as _, MapError, lpm_trie::Key},
 };
 use enforcer_common::{
-    hosts::Bucket,
     limits,
-    tables::{self, CLASSES_PER_BLOCK, Party, active},
+    tables::{self, Party, active},
 };
+use enforcer_policy::compile::{Compiled, PrefixEntry};
 use zerocopy::IntoBytes as _;
 
 use super::{
-    Kernel, KernelError, batch, hosts,
-    load::{Owned, mapped, take},
-    mapped::Mapped,
+    KernelError, batch, hosts,
+    maps::{Owned, mapped, take},
+    state::{Addresses, Block, Cell, Cgroups, Kernel, Places, Settings, Slots, Word, Words},
 };
-use crate::compile::{Compiled, PrefixEntry};
-
-type Settings = [u8; size_of::<tables::Settings>()];
-type Word = [u8; 4];
-type Block = [u8; 2 * CLASSES_PER_BLOCK];
-type Cell = [u8; 8];
-type Words = Array<Owned, Word>;
-type Cgroups = HashMap<Owned, u64, u32>;
-type Hosts = Array<Owned, [u8; size_of::<Bucket>()]>;
-type Places = LpmTrie<Owned, [u8; 16], [u8; 4]>;
 
 /// The kernel takes inner arrays of different sizes if they are made with this flag (Linux 5.10).
 const BPF_F_INNER_MAP: u32 = 1 << 12;
 /// An array's elements begin with a page if it is made with this flag (Linux 5.5).
 const BPF_F_MMAPABLE: u32 = 1 << 10;
 const BPF_F_NO_PREALLOC: u32 = 1;
-
-/// The slots, the word that says which is in force, and the live map of cgroups.
-pub(super) struct Slots {
-    active: Mapped,
-    /// The slot in force.
-    slot: u32,
-    /// See [`active::next`].
-    epoch: u32,
-    settings: ArrayOfMaps<Owned, Array<Owned, Settings>>,
-    hosts: ArrayOfMaps<Owned, Hosts>,
-    places: ArrayOfMaps<Owned, Places>,
-    classes: ArrayOfMaps<Owned, Array<Owned, Block>>,
-    targets: ArrayOfMaps<Owned, Words>,
-    entries: ArrayOfMaps<Owned, Array<Owned, Cell>>,
-    related: ArrayOfMaps<Owned, Words>,
-    cgroups: ArrayOfMaps<Owned, Cgroups>,
-    live: Option<Cgroups>,
-    /// The addresses in force: most policies that follow have the same.
-    addresses: Option<Arc<Addresses>>,
-}
-
-/// Who is where, as the kernel holds it.
-struct Addresses {
-    prefixes: Arc<[PrefixEntry]>,
-    hosts: Hosts,
-    /// In how many buckets a search for an IPv4 address may begin.
-    first_v4: u32,
-    /// Likewise for IPv6.
-    first_v6: u32,
-    places: Places,
-    networks: bool,
-}
 
 /// The inner maps of one generation, filled and not in use yet.
 struct Filled {

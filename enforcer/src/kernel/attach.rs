@@ -6,10 +6,6 @@ use aya::{
     Ebpf,
     programs::{
         CgroupSkbAttachType, LinkOrder, Program, ProgramError, SchedClassifier, TcAttachType,
-        cgroup_skb::CgroupSkbLinkId,
-        cgroup_sock::CgroupSockLinkId,
-        cgroup_sock_addr::CgroupSockAddrLinkId,
-        cgroup_sockopt::CgroupSockoptLinkId,
         links::CgroupAttachMode,
         tc::{
             NlOptions, SchedClassifierLinkId, TcAttachOptions, TcHandle, qdisc_add_clsact,
@@ -21,9 +17,10 @@ use aya::{
 use enforcer_common::tables::Role;
 
 use super::{
-    Kernel, KernelError, Link,
-    load::{CGROUP, SETSOCKOPT, TC},
+    KernelError, Link,
+    programs::{CGROUP, SETSOCKOPT, TC},
     roles::Roles,
+    state::{CgroupHook, CgroupLink, Classifier, How, Interface, Kernel},
 };
 
 /// How programs are attached to interfaces.
@@ -53,36 +50,6 @@ pub struct Attachment {
     pub role: String,
 }
 
-/// What is attached, and what interfaces are for.
-#[derive(Default)]
-pub(super) struct Attached {
-    roles: Option<Roles>,
-    interfaces: BTreeMap<u32, Interface>,
-    /// In the order of [`CGROUP`].
-    cgroups: Vec<CgroupHook>,
-}
-
-/// One program that is attached to the cgroup root.
-struct CgroupHook {
-    name: &'static str,
-    place: String,
-    link: CgroupLink,
-}
-
-/// What to detach it by.
-enum CgroupLink {
-    Skb(CgroupSkbLinkId),
-    Sock(CgroupSockLinkId),
-    SockAddr(CgroupSockAddrLinkId),
-    Sockopt(CgroupSockoptLinkId),
-}
-
-struct Interface {
-    link: Link,
-    role: Role,
-    links: Vec<Classifier>,
-}
-
 impl Interface {
     /// Whether the programs that are attached are those that an interface is to have.
     fn is_as_wanted(&self, link: &Link, role: Role) -> bool {
@@ -90,15 +57,6 @@ impl Interface {
             && self.role == role
             && directions(&self.link, role) == directions(link, role)
     }
-}
-
-/// One program that is attached to an interface.
-type Classifier = (TcAttachType, How, SchedClassifierLinkId);
-
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum How {
-    Tcx,
-    Clsact,
 }
 
 /// Ours among the filters of an interface. One priority and handle, so that no two are ever there.

@@ -8,16 +8,16 @@ use std::{
 };
 
 use enforcer_common::{limits, tables::Party};
-
-use super::KernelError;
-use crate::{
+use enforcer_policy::{
     compile::{
         CgroupRule,
         cgroups::{rule_at, segments},
     },
-    policy::glob::Glob,
+    glob::Glob,
     text,
 };
+
+use super::KernelError;
 
 /// A declared cgroup that exists.
 #[derive(Debug, Clone, PartialEq, Eq)]

@@ -8,7 +8,7 @@ use aya::{
     programs::{ProgramError, links::LinkError},
 };
 
-/// Why something with the kernel failed. None says its cause itself: [`crate::text::chain`] does.
+/// Why something with the kernel failed. None says its cause itself: [`enforcer_policy::text::chain`] does.
 #[derive(Debug, thiserror::Error)]
 pub enum KernelError {
     /// Loading needs more rights.
@@ -77,7 +77,7 @@ pub enum KernelError {
     /// The cgroup root is not there.
     #[error(
         "the cgroup root {} can not be opened (see cgroupRoot in the inventory, or --cgroup-root)",
-        crate::text::path(path)
+        enforcer_policy::text::path(path)
     )]
     CgroupRoot {
         /// The directory.

@@ -3,6 +3,7 @@
 
 use std::fmt;
 
+use enforcer_policy::text;
 use futures_util::TryStreamExt as _;
 use rtnetlink::{
     TrafficFilterGetRequest,
@@ -10,8 +11,7 @@ use rtnetlink::{
 };
 use serde::Serialize;
 
-use super::{KernelError, LinkEvents, load::TC};
-use crate::text;
+use super::{KernelError, LinkEvents, programs::TC};
 
 /// A filter of ours at an interface.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]

@@ -1,8 +1,7 @@
 //! Fills the table of [`enforcer_common::hosts`].
 
 use enforcer_common::hosts::{self, Bucket, Kind, REACH, takes};
-
-use crate::compile::PrefixEntry;
+use enforcer_policy::compile::PrefixEntry;
 
 /// Length of a prefix that is an address.
 const WHOLE: u32 = 128;

@@ -4,64 +4,19 @@ use std::{io, os::fd::AsRawFd as _, path::Path};
 
 use aya::{
     Btf, Ebpf, EbpfLoader, VerifierLogLevel,
-    maps::{Map, MapData},
     programs::{
-        CgroupSkb, CgroupSock, CgroupSockAddr, CgroupSockopt, Lsm, Program, ProgramError,
+        CgroupSkb, CgroupSock, CgroupSockAddr, CgroupSockopt, Program, ProgramError,
         SchedClassifier,
     },
 };
 
-use crate::text;
-
 use super::{
     KernelError,
-    apply::Slots,
-    attach::Attached,
     btf::{SkbFields, SocketFields, TypeInfo},
-    mapped::Mapped,
-    read::Readers,
+    lsm,
+    programs::{CGROUP, OBJECT, TC},
+    state::{Attached, Kernel, Readers, Slots},
 };
-
-/// The programs and maps in the kernel. Dropping it detaches everything.
-pub struct Kernel {
-    pub(super) bpf: Ebpf,
-    pub(super) slots: Slots,
-    pub(super) readers: Readers,
-    pub(super) attached: Attached,
-    /// Whether `cgroup_skb` programs can ask for a packet's network namespace.
-    netns_of_packets: bool,
-    /// Whether every call of `setsockopt` is seen, see [`Self::attach_lsm`].
-    lsm: Result<(), String>,
-    /// Whether the program for it could be loaded.
-    lsm_loaded: Result<(), String>,
-}
-
-/// The programs that are attached to interfaces: for what comes in, for what goes out, and for what comes in by lo.
-pub(super) const TC: [&str; 3] = ["enforcer_tc_in", "enforcer_tc_out", "enforcer_lo_in"];
-/// The one of them below for `setsockopt`.
-pub(super) const SETSOCKOPT: &str = "enforcer_setopt";
-/// The programs that are attached to the cgroup root, in the order of their attachment: sockets are
-/// stamped before anything judges by the stamp.
-pub(super) const CGROUP: [&str; 12] = [
-    "enforcer_sock",
-    "enforcer_conn4",
-    "enforcer_conn6",
-    "enforcer_send4",
-    "enforcer_send6",
-    "enforcer_bind4",
-    "enforcer_bind6",
-    "enforcer_bound4",
-    "enforcer_bound6",
-    SETSOCKOPT,
-    "enforcer_skb_out",
-    "enforcer_skb_in",
-];
-
-/// The program for security modules, which not every kernel loads.
-const LSM: &str = "enforcer_lsm_opt";
-
-pub(super) static OBJECT: &[u8] =
-    aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/enforcer"));
 
 impl Kernel {
     /// Loads all programs. Nothing is attached yet, and no policy is in the maps. `log` lets the
@@ -85,7 +40,7 @@ impl Kernel {
             loaded => (loaded?, true),
         };
         // While all maps are there: what is taken out may be closed, and a program is loaded with their descriptors.
-        let lsm_loaded = load_lsm(&mut bpf);
+        let lsm_loaded = lsm::load(&mut bpf);
         let slots = Slots::take(&mut bpf)?;
         let readers = Readers::take(&mut bpf)?;
         Ok(Self {
@@ -117,32 +72,6 @@ impl Kernel {
             }
         });
         features
-    }
-
-    /// Attaches the program for `setsockopt` to the kernel's security modules, where BPF is one of them. It sees calls that
-    /// the cgroup hook does not. Whether it does, by trying.
-    pub(super) fn attach_lsm(&mut self) -> bool {
-        self.lsm = self.try_lsm();
-        self.lsm.is_ok()
-    }
-
-    fn try_lsm(&mut self) -> Result<(), String> {
-        self.lsm_loaded.clone()?;
-        let program = lsm_program(&mut self.bpf)?;
-        let link = program
-            .attach()
-            .map_err(|error| gist(&text::chain(&error)))?;
-        // It may be attached, and never asked.
-        if lsm_is_asked() {
-            return Ok(());
-        }
-        let _ = program.detach(link);
-        Err("`bpf` is not in the kernel's list of security modules (lsm=)".to_owned())
-    }
-
-    /// Whether every call of `setsockopt` is seen.
-    pub fn sees_all_options(&self) -> bool {
-        self.lsm.is_ok()
     }
 
     /// How many instructions the verifier went through for each program: an account of how near it is
@@ -274,82 +203,6 @@ fn load_program(program: &mut Program) -> Result<(), ProgramError> {
     }
 }
 
-/// Takes a map out of the object, so that it can be used while the programs are borrowed.
-pub(super) fn take<T>(bpf: &mut Ebpf, name: &'static str) -> Result<T, KernelError>
-where
-    T: TryFrom<Map, Error = aya::maps::MapError>,
-{
-    let map = bpf.take_map(name).ok_or(KernelError::Missing(name))?;
-    T::try_from(map).map_err(KernelError::map("open a map of the kernel programs"))
-}
-
-/// Takes an array out of the object, into memory.
-pub(super) fn mapped(bpf: &mut Ebpf, name: &'static str) -> Result<Mapped, KernelError> {
-    let Some(Map::Array(array)) = bpf.take_map(name) else {
-        return Err(KernelError::Missing(name));
-    };
-    Mapped::new(&array).map_err(|source| KernelError::System {
-        action: "share a map with the kernel programs",
-        source,
-    })
-}
-
-/// Loads the program for security modules, which many kernels refuse.
-fn load_lsm(bpf: &mut Ebpf) -> Result<(), String> {
-    let btf = Btf::from_sys_fs().map_err(|error| text::chain(&error))?;
-    lsm_program(bpf)?
-        .load("socket_setsockopt", &btf)
-        .map_err(|error| gist(&text::chain(&error)))
-}
-
-fn lsm_program(bpf: &mut Ebpf) -> Result<&mut Lsm, String> {
-    match bpf.program_mut(LSM) {
-        Some(Program::Lsm(program)) => Ok(program),
-        _ => Err(KernelError::Missing(LSM).to_string()),
-    }
-}
-
-/// What an error comes down to: of the verifier's log, the last line before its account.
-fn gist(text: &str) -> String {
-    let is_account = |line: &&str| {
-        [
-            "verification time",
-            "stack depth",
-            "processed",
-            ":",
-            "mark_",
-        ]
-        .iter()
-        .any(|start| line.starts_with(start))
-    };
-    let mut lines = text.lines().filter(|line| !is_account(line));
-    let first = lines.next().unwrap_or_default();
-    match lines.next_back() {
-        Some(last) => format!("{first} … {last}"),
-        None => first.to_owned(),
-    }
-}
-
-/// Whether the program for security modules is asked: it answers `EPERM` to an option that there is not.
-fn lsm_is_asked() -> bool {
-    const PROBE: libc::c_int = 0x656e_6672;
-    let Ok(socket) = std::net::UdpSocket::bind("127.0.0.1:0") else {
-        return false;
-    };
-    let value: libc::c_int = 0;
-    // SAFETY: the pointer is to a value of that length, which outlives the call.
-    let result = unsafe {
-        libc::setsockopt(
-            socket.as_raw_fd(),
-            libc::SOL_PACKET,
-            PROBE,
-            (&raw const value).cast(),
-            size_of::<libc::c_int>() as libc::socklen_t,
-        )
-    };
-    result != 0 && io::Error::last_os_error().raw_os_error() == Some(libc::EPERM)
-}
-
 /// Unchanging name of the network namespace that this process is in.
 fn netns_cookie() -> Result<u64, KernelError> {
     let system = |source| KernelError::System {
@@ -377,6 +230,3 @@ fn netns_cookie() -> Result<u64, KernelError> {
         Err(system(io::Error::last_os_error()))
     }
 }
-
-/// The data of a map that is owned.
-pub(super) type Owned = MapData;

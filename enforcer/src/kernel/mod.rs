@@ -11,17 +11,21 @@ pub mod filters;
 mod hosts;
 pub mod links;
 pub mod load;
+mod lsm;
 mod mapped;
+mod maps;
 #[cfg(test)]
 mod oldest;
+mod programs;
 pub mod read;
 mod roles;
 pub mod sockets;
+mod state;
 pub mod trial;
 
 pub use attach::{Attachment, TcMode};
 pub use cgroups::{CgroupPaths, KnownCgroup};
 pub use error::KernelError;
 pub use links::{Link, LinkEvents};
-pub use load::Kernel;
 pub use read::{Counters, Wakes};
+pub use state::Kernel;

@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, HashSet};
 
 use aya_obj::{Object, generated::bpf_insn};
 
-use super::load::OBJECT;
+use super::programs::OBJECT;
 
 // include/linux/filter.h; include/uapi/linux/bpf.h and bpf_common.h.
 const MAX_BPF_STACK: u32 = 512;

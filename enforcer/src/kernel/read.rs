@@ -6,10 +6,7 @@ use std::{
     sync::atomic::Ordering,
 };
 
-use aya::{
-    Ebpf,
-    maps::{HashMap, PerCpuArray, RingBuf},
-};
+use aya::{Ebpf, maps::RingBuf};
 use enforcer_common::{
     cache::{self, CacheEntry},
     record::{RecordKey, RecordPlace, RecordValue},
@@ -18,23 +15,10 @@ use enforcer_common::{
 use tokio::io::{Interest, unix::AsyncFd};
 
 use super::{
-    Kernel, KernelError,
-    load::{Owned, mapped, take},
-    mapped::Mapped,
+    KernelError,
+    maps::{Owned, mapped, take},
+    state::{Kernel, KeyBytes, Readers, ValueBytes},
 };
-
-type KeyBytes = [u8; size_of::<RecordKey>()];
-type LineBytes = [u8; size_of::<CacheEntry>()];
-type ValueBytes = [u8; size_of::<RecordValue>()];
-
-/// The maps that userspace reads.
-pub(super) struct Readers {
-    counters: PerCpuArray<Owned, counter::Words>,
-    records: HashMap<Owned, KeyBytes, ValueBytes>,
-    record_places: Mapped,
-    verdicts: PerCpuArray<Owned, LineBytes>,
-    wakes: Option<RingBuf<Owned>>,
-}
 
 impl Readers {
     pub(super) fn take(bpf: &mut Ebpf) -> Result<Self, KernelError> {

@@ -7,7 +7,7 @@ use enforcer_common::interfaces;
 
 use super::{
     KernelError,
-    load::{Owned, take},
+    maps::{Owned, take},
 };
 
 /// The kernel's table, and the same here.

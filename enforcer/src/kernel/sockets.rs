@@ -8,6 +8,7 @@ use std::{
 };
 
 use enforcer_common::packet::Space;
+use enforcer_policy::text;
 use netlink_packet_core::{
     NLM_F_DUMP, NLM_F_REQUEST, NetlinkHeader, NetlinkMessage, NetlinkPayload,
 };
@@ -19,7 +20,6 @@ use netlink_packet_sock_diag::{
 use netlink_sys::{Socket, SocketAddr, protocols::NETLINK_SOCK_DIAG};
 
 use super::KernelError;
-use crate::text;
 
 /// A socket that listens (TCP), or is bound and not connected (UDP).
 #[derive(Debug, Clone, PartialEq, Eq)]

@@ -13,8 +13,8 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::thread;
 
 use anyhow::{Context, Result, anyhow, bail, ensure};
-use enforcer::policy::catalogue::Catalogue;
-use enforcer::policy::{SourceText, from_texts};
+use enforcer_policy::catalogue::Catalogue;
+use enforcer_policy::{SourceText, from_texts};
 use enforcer_tests::plan::{CP1, CP2, CP3, Party, W1, W2, port};
 use enforcer_tests::product::{Agent, Event, PolicyText};
 use enforcer_tests::{Lab, cluster};

@@ -5,13 +5,13 @@ use std::fs::{self, File};
 use std::process::Command;
 
 use anyhow::{Context, Result, ensure};
-use enforcer::compile::Compiled;
 use enforcer::kernel::{Kernel, Link, TcMode, cgroups, trial::Trial};
 use enforcer_common::packet::{Packet, Phase, Shape};
 use enforcer_common::parse::{Start, parse};
 use enforcer_common::tables::{FlowKey, Role};
 use enforcer_common::verdict::{Direction, Reason, Verdict, counter};
 use enforcer_common::{decide, tls};
+use enforcer_policy::compile::Compiled;
 use enforcer_tests::cgroup::OwnTree;
 use nix::net::if_::if_nametoindex;
 use nix::sched::{CloneFlags, setns, unshare};

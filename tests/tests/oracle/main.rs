@@ -14,8 +14,6 @@ use std::net::{IpAddr, SocketAddr};
 use std::time::Instant;
 
 use anyhow::{Context, Result, bail, ensure};
-use enforcer::compile::{Compiled, PathNumbers, Simulator, compile};
-use enforcer::policy::{Policy, SourceText, from_texts};
 use enforcer_common::decide;
 use enforcer_common::judge::{Report, report};
 use enforcer_common::mark::PacketMark;
@@ -25,6 +23,8 @@ use enforcer_common::tables::{Party, Role};
 use enforcer_common::tls::Lock;
 use enforcer_common::vantage::{Entered, Origin, Vantage, View};
 use enforcer_common::verdict::{Outcome, Verdict};
+use enforcer_policy::compile::{Compiled, PathNumbers, Simulator, compile};
+use enforcer_policy::{Policy, SourceText, from_texts};
 use enforcer_tests::packet::{Content, Forged};
 use kernel::{At, Expected, Judge};
 use plainly::{Came, Entry, Kind, Oracle, Said, Through};
@@ -497,7 +497,7 @@ fn shrink<'q>(text: &str, question: &'q Question) -> (&'q Question, String) {
     (question, lines.join("\n"))
 }
 
-fn difference(policy: &Policy, node: &enforcer::policy::model::Node, question: &Question) -> bool {
+fn difference(policy: &Policy, node: &enforcer_policy::model::Node, question: &Question) -> bool {
     let Ok(compiled) = compile(policy, &node.name, None, &mut PathNumbers::default()) else {
         return false;
     };

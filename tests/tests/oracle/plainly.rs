@@ -4,10 +4,10 @@
 use std::collections::BTreeSet;
 use std::net::{IpAddr, Ipv6Addr};
 
-use enforcer::policy::model::{
+use enforcer_common::packet::Space;
+use enforcer_policy::model::{
     Component, Locality, Node, OtherTraffic, Path, Policy, Port, PortMatch, Service,
 };
-use enforcer_common::packet::Space;
 
 use crate::bytes::Meaning;
 

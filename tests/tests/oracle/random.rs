@@ -3,8 +3,8 @@
 use std::fmt::Write as _;
 use std::net::IpAddr;
 
-use enforcer::policy::catalogue::Catalogue;
 use enforcer_common::packet::Space;
+use enforcer_policy::catalogue::Catalogue;
 
 use crate::plainly::Kind;
 

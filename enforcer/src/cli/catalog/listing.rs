@@ -1,12 +1,12 @@
 //! The catalogue, or what of it a name means, for programs.
 
-use serde::Serialize;
-
-use super::{Item, has, is_about};
-use crate::policy::{
+use enforcer_policy::{
     catalogue::{Catalogue, Profile, ProfileOption},
     model::{Component, Locality, Path},
 };
+use serde::Serialize;
+
+use super::{Item, has, is_about};
 
 /// What the catalogue says of a path beyond the path itself.
 #[derive(Serialize)]

@@ -5,17 +5,16 @@ mod text;
 
 use anyhow::anyhow;
 use clap::Args;
-
-use super::{Failure, Outcome, Style, say, say_json};
-use listing::listing;
-use text::{describe, overview};
-
-use crate::policy::{
+use enforcer_policy::{
     catalogue::{Catalogue, Group, Profile, ProfileOption, Role},
     error::nearest,
     model::{Component, Path, Port},
     written,
 };
+
+use super::{Failure, Outcome, Style, say, say_json};
+use listing::listing;
+use text::{describe, overview};
 
 /// List and explain the documented paths that are built in
 ///
@@ -162,7 +161,7 @@ mod tests {
     use std::collections::BTreeSet;
 
     use super::*;
-    use crate::policy::{Policy, SourceText, from_texts};
+    use enforcer_policy::{Policy, SourceText, from_texts};
 
     fn policy(text: &str) -> Policy {
         let source = SourceText {

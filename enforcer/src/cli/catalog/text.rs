@@ -3,14 +3,14 @@
 use std::fmt::Write as _;
 
 use comfy_table::{ColumnConstraint, ContentArrangement, Table, TableStyle};
+use enforcer_policy::{
+    catalogue::Catalogue,
+    model::{Component, Path, Port},
+};
 
 use super::{
     Item, has,
     listing::{PathListing, option_names, profiles_with, whereabouts},
-};
-use crate::policy::{
-    catalogue::Catalogue,
-    model::{Component, Path, Port},
 };
 
 pub(super) fn overview(catalogue: &Catalogue) -> String {

@@ -1,0 +1,517 @@
+//! The dense tables: what a sender may do to what it finds at an address.
+
+use std::collections::{BTreeMap, HashMap};
+use std::sync::Arc;
+
+use enforcer_common::{
+    limits,
+    tables::{DECLARED_PORT, Settings},
+    verdict::{Reason, Verdict},
+};
+
+use super::{
+    parties::{Parties, PartyInfo},
+    ports::{Class, Endpoint, PortClasses},
+    tables::{CompileError, Compiled},
+};
+use crate::catalogue::Catalogue;
+use crate::model::{Component, Locality, Mode, Node, OtherTraffic, Path, Policy, Port, PortMatch};
+
+/// A distinct set of endpoints at a kind of place.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Hash)]
+struct Target {
+    endpoints: Vec<Endpoint>,
+    loopback: bool,
+    node: Option<usize>,
+    is_virtual: bool,
+}
+
+/// What can be said of a target for any sender.
+struct Meant<'a> {
+    target: &'a Target,
+    /// The endpoints that a path has to lead to.
+    endpoints: Vec<Endpoint>,
+    /// Whether those are guarded.
+    guarded: bool,
+    /// The paths that lead to one of them, the narrowest endpoint first.
+    routes: Vec<&'a Route<'a>>,
+}
+
+/// A path with its names resolved.
+struct Route<'a> {
+    number: u16,
+    path: &'a Path,
+    from: Vec<usize>,
+    to: Endpoint,
+}
+
+struct Filler<'a> {
+    policy: &'a Policy,
+    node: &'a Node,
+    mode: Mode,
+    /// Per component and port: the mode of the paths to it, where they have one of their own.
+    endpoint_modes: HashMap<Endpoint, Mode>,
+    routes: Vec<Route<'a>>,
+    /// Which of them lead to an endpoint.
+    by_endpoint: HashMap<Endpoint, Vec<usize>>,
+}
+
+/// Fills all tables.
+pub fn fill(
+    policy: &Policy,
+    node: &Node,
+    mode: Mode,
+    parties: &Parties,
+    ports: &PortClasses,
+    numbers: &[u16],
+) -> Result<Compiled, CompileError> {
+    let filler = Filler::new(policy, node, mode, numbers);
+    let infos = parties.infos();
+    let (targets, table) = targets(policy, infos, &ports.classes)?;
+    check_cells(
+        "combinations of sets of components and endpoints",
+        infos.len() * targets.len(),
+    )?;
+    let meant: Vec<Meant<'_>> = targets.iter().map(|t| filler.meant(t)).collect();
+    let mut entries = Vec::with_capacity(infos.len() * targets.len());
+    for sender in infos {
+        entries.extend(
+            meant
+                .iter()
+                .map(|m| [filler.verdict(sender, m), filler.bind(sender, m.target)]),
+        );
+    }
+    let names = |info: &PartyInfo| {
+        info.senders
+            .iter()
+            .map(|i| policy.components[*i].name.clone())
+            .collect()
+    };
+    let target_names = meant.iter().map(|m| filler.names(m));
+    let target_endpoints = meant.iter().map(|m| {
+        let reached = m
+            .endpoints
+            .iter()
+            .filter(|e| filler.is_reached(**e, m.target));
+        reached.map(|e| filler.endpoint_name(*e)).collect()
+    });
+    let target_denials = meant.iter().map(|m| filler.denial(m));
+    Ok(Compiled {
+        node: node.name.clone(),
+        settings: Settings {
+            generation: 0,
+            dry_run: u32::from(mode == Mode::DryRun),
+            tls_dry_run: u32::from(policy.tls_lock == Mode::DryRun),
+            // All three are within their limits.
+            classes: ports.classes.len() as u32,
+            targets: targets.len() as u32,
+            parties: infos.len() as u32,
+            undeclared_process: parties.undeclared.into(),
+            local: parties.local.into(),
+            own: parties.own.into(),
+            pods: parties.pods.into(),
+            v4_buckets: 0,
+            v6_buckets: 0,
+            networks: 0,
+            other: filler.other(false),
+        },
+        prefixes: Arc::clone(&parties.prefixes),
+        prefix_lengths: parties.prefix_lengths.clone(),
+        classes: ports.table.clone(),
+        targets: table,
+        entries,
+        related: filler.related(infos)?,
+        cgroups: parties.cgroups.clone(),
+        party_names: infos.iter().map(names).collect(),
+        target_names: target_names.collect(),
+        target_endpoints: target_endpoints.collect(),
+        target_denials: target_denials.collect(),
+        paths: filler
+            .routes
+            .iter()
+            .map(|r| (r.number, r.path.name.clone()))
+            .collect(),
+    })
+}
+
+/// The distinct targets, and which one a port class means at the place of a party.
+fn targets(
+    policy: &Policy,
+    infos: &[PartyInfo],
+    classes: &[Class],
+) -> Result<(Vec<Target>, Vec<u32>), CompileError> {
+    check_cells(
+        "combinations of places and ports",
+        infos.len() * classes.len(),
+    )?;
+    let mut targets = vec![Target::default()];
+    let mut numbers = HashMap::from([(Target::default(), 0)]);
+    let mut table = Vec::with_capacity(infos.len() * classes.len());
+    for info in infos {
+        for class in classes {
+            let target = target(policy, info, class);
+            let names_port = |(c, p): &Endpoint| {
+                let component = &policy.components[*c];
+                !component.is_elsewhere() && !component.ports[*p].matches.contains(&PortMatch::Any)
+            };
+            // A node may have the addresses of services (IPVS). Only what is declared for one at that very port has it there;
+            // what may be behind others is no socket of the node.
+            let declared = if info.is_virtual {
+                class.services.intersection(&info.services).next().is_some()
+            } else {
+                target.endpoints.iter().any(names_port)
+            };
+            let number = *numbers.entry(target).or_insert_with_key(|target| {
+                targets.push(target.clone());
+                targets.len() as u32 - 1
+            });
+            table.push(if declared {
+                number | DECLARED_PORT
+            } else {
+                number
+            });
+        }
+        if targets.len() > limits::MAX_TARGETS as usize {
+            let (what, max) = ("distinct sets of endpoints", limits::MAX_TARGETS);
+            return Err(CompileError::TooMany { what, max });
+        }
+    }
+    Ok((targets, table))
+}
+
+fn target(policy: &Policy, info: &PartyInfo, class: &Class) -> Target {
+    let at = class
+        .endpoints
+        .iter()
+        .filter(|(c, _)| info.occupants.contains(c))
+        .copied();
+    let behind = class.services.intersection(&info.services).filter_map(|s| {
+        let service = &policy.services[*s];
+        endpoint(policy, &service.component, &service.port)
+    });
+    let mut endpoints: Vec<Endpoint> = at.chain(behind).collect();
+    if endpoints.is_empty() {
+        return Target::default();
+    }
+    endpoints.sort_unstable();
+    endpoints.dedup();
+    Target {
+        endpoints,
+        loopback: info.loopback,
+        node: info.node,
+        is_virtual: info.is_virtual,
+    }
+}
+
+fn endpoint(policy: &Policy, component: &str, port: &str) -> Option<Endpoint> {
+    let c = policy.components.iter().position(|x| x.name == component)?;
+    let p = policy.components[c]
+        .ports
+        .iter()
+        .position(|x| x.name == port)?;
+    Some((c, p))
+}
+
+fn check_cells(what: &'static str, cells: usize) -> Result<(), CompileError> {
+    let max = limits::MAX_CELLS;
+    if cells > max as usize {
+        Err(CompileError::TooMany { what, max })
+    } else {
+        Ok(())
+    }
+}
+
+impl<'a> Filler<'a> {
+    fn new(policy: &'a Policy, node: &'a Node, mode: Mode, numbers: &[u16]) -> Self {
+        let mut endpoint_modes = HashMap::new();
+        let mut routes = Vec::new();
+        let mut by_endpoint: HashMap<Endpoint, Vec<usize>> = HashMap::new();
+        for (path, number) in policy.paths.iter().zip(numbers) {
+            // A valid policy names nothing that is not there.
+            let Some(to) = endpoint(policy, &path.to_component, &path.to_port) else {
+                continue;
+            };
+            let named = |c: &Component| path.from.contains(&c.name);
+            let from = (0..policy.components.len()).filter(|i| named(&policy.components[*i]));
+            by_endpoint.entry(to).or_default().push(routes.len());
+            routes.push(Route {
+                number: *number,
+                path,
+                from: from.collect(),
+                to,
+            });
+            if let Some(own) = path.mode {
+                endpoint_modes.insert(to, own);
+            }
+        }
+        // The policy in dry-run as a whole is a promise that nothing is dropped.
+        if mode == Mode::DryRun {
+            endpoint_modes.clear();
+        }
+        Self {
+            policy,
+            node,
+            mode,
+            endpoint_modes,
+            routes,
+            by_endpoint,
+        }
+    }
+
+    fn component(&self, (c, _): Endpoint) -> &Component {
+        &self.policy.components[c]
+    }
+
+    fn port(&self, (c, p): Endpoint) -> &Port {
+        &self.policy.components[c].ports[p]
+    }
+
+    fn endpoint_name(&self, endpoint: Endpoint) -> String {
+        format!(
+            "{}:{}",
+            self.component(endpoint).name,
+            self.port(endpoint).name
+        )
+    }
+
+    /// What a target is called. Wide ports are named where nothing narrower is there.
+    fn names(&self, meant: &Meant<'_>) -> Vec<String> {
+        let width = |e: &Endpoint| self.port(*e).width();
+        let candidates: Vec<&Endpoint> = meant
+            .endpoints
+            .iter()
+            .filter(|e| meant.guarded || self.is_reached(**e, meant.target))
+            .collect();
+        let narrowest = candidates.iter().map(|e| width(e)).min();
+        candidates
+            .iter()
+            .filter(|e| Some(width(e)) == narrowest)
+            .map(|e| self.endpoint_name(**e))
+            .collect()
+    }
+
+    /// What is loopback only is nowhere else.
+    fn is_reached(&self, endpoint: Endpoint, target: &Target) -> bool {
+        target.loopback || !self.port(endpoint).loopback_only
+    }
+
+    /// What is to be said to whoever is denied there.
+    fn denial(&self, meant: &Meant<'_>) -> String {
+        if !meant.guarded {
+            return String::new();
+        }
+        let texts = meant.endpoints.iter().map(|e| &self.port(*e).denial);
+        let mut said: Vec<String> = texts
+            .filter(|text| !text.is_empty())
+            .take(1)
+            .cloned()
+            .collect();
+        said.extend(
+            meant
+                .endpoints
+                .first()
+                .and_then(|e| self.switch_off(*e, meant)),
+        );
+        said.join("; ")
+    }
+
+    /// How a port of the catalogue to which no path leads is left to something else that serves it.
+    fn switch_off(&self, endpoint: Endpoint, meant: &Meant<'_>) -> Option<String> {
+        let (component, port) = (self.component(endpoint), self.port(endpoint));
+        let documented = Catalogue::builtin().components().iter();
+        let mut documented = documented.filter(|known| known.name == component.name);
+        let is_documented = documented.any(|known| known.port(&port.name).is_some());
+        (meant.routes.is_empty() && is_documented).then(|| {
+            format!(
+                "if another program uses this port here, set `{}: {{ ports: {{ {}: null }} }}` in the Inventory",
+                component.name, port.name
+            )
+        })
+    }
+
+    /// Of several endpoints at one port, guarded ones are meant, and of those the narrowest: a path to
+    /// every port of a node, or to the world, leads to none that is guarded.
+    fn meant<'s>(&'s self, target: &'s Target) -> Meant<'s> {
+        let mut endpoints: Vec<Endpoint> = target.endpoints.clone();
+        let guarded = endpoints.iter().any(|e| self.component(*e).guard);
+        if guarded {
+            endpoints.retain(|e| self.component(*e).guard);
+            let narrowest = endpoints.iter().map(|e| self.port(*e).width()).min();
+            endpoints.retain(|e| Some(self.port(*e).width()) == narrowest);
+        }
+        let mut routes: Vec<&Route<'_>> = endpoints
+            .iter()
+            .filter_map(|e| self.by_endpoint.get(e))
+            .flatten()
+            .map(|r| &self.routes[*r])
+            .collect();
+        routes.sort_by_key(|r| (self.port(r.to).width(), r.number));
+        Meant {
+            target,
+            endpoints,
+            guarded,
+            routes,
+        }
+    }
+
+    fn verdict(&self, sender: &PartyInfo, meant: &Meant<'_>) -> Verdict {
+        if let Some(route) = self.allowing(sender, meant) {
+            let mut verdict = Verdict::path(route.number);
+            if route.path.tls {
+                verdict = verdict.with_tls();
+            }
+            return if meant.guarded {
+                verdict.to_guarded()
+            } else {
+                verdict
+            };
+        }
+        if !meant.guarded {
+            return self.other(self.is_elsewhere_only(sender, meant));
+        }
+        let dry_run = meant
+            .endpoints
+            .iter()
+            .any(|e| *self.endpoint_modes.get(e).unwrap_or(&self.mode) == Mode::DryRun);
+        Verdict::denied(self.reason(sender, meant), dry_run, true)
+    }
+
+    /// The path that lets a sender through: to the narrowest endpoint, and of several one that does
+    /// not ask for TLS, as a path is a permission and takes none away.
+    fn allowing<'m>(&self, sender: &PartyInfo, meant: &'m Meant<'_>) -> Option<&'m Route<'m>> {
+        let target = meant.target;
+        let mut allowed = meant.routes.iter().copied().filter(|r| {
+            r.is_from(sender) && self.reaches(r, target) && is_local_enough(r, sender, target)
+        });
+        let first = allowed.next()?;
+        let width = |r: &Route<'_>| self.port(r.to).width();
+        let mut as_narrow = allowed.take_while(|r| width(r) == width(first));
+        if first.path.tls {
+            as_narrow.find(|r| !r.path.tls).or(Some(first))
+        } else {
+            Some(first)
+        }
+    }
+
+    fn reason(&self, sender: &PartyInfo, meant: &Meant<'_>) -> Reason {
+        let target = meant.target;
+        if !target.loopback && meant.endpoints.iter().all(|e| self.port(*e).loopback_only) {
+            return Reason::LoopbackOnly;
+        }
+        if meant.routes.is_empty() {
+            return Reason::ClosedPort;
+        }
+        let reaching = || meant.routes.iter().filter(|r| self.reaches(r, target));
+        if reaching().any(|r| r.is_from(sender)) {
+            return Reason::OtherNode;
+        }
+        let from_here = |r: &&Route<'_>| {
+            r.from.iter().any(|c| {
+                let component = &self.policy.components[*c];
+                component.runs_on(self.node) && !component.counts_undeclared()
+            })
+        };
+        if sender.process && reaching().any(from_here) {
+            return Reason::WrongProcess;
+        }
+        Reason::NoPath
+    }
+
+    /// A path leads from this sender to this port, but to the one of his own node.
+    fn is_elsewhere_only(&self, sender: &PartyInfo, meant: &Meant<'_>) -> bool {
+        meant
+            .routes
+            .iter()
+            .any(|r| r.is_from(sender) && self.reaches(r, meant.target))
+    }
+
+    fn reaches(&self, route: &Route<'_>, target: &Target) -> bool {
+        target.loopback || !(route.path.loopback || self.port(route.to).loopback_only)
+    }
+
+    fn bind(&self, by: &PartyInfo, target: &Target) -> Verdict {
+        let mut refused = None;
+        for endpoint in &target.endpoints {
+            let (component, port) = (self.component(*endpoint), self.port(*endpoint));
+            // What is anybody's port, or every port, is nobody's to hold.
+            if !component.guard || port.matches.contains(&PortMatch::Any) {
+                continue;
+            }
+            let foreign =
+                !component.cgroups.is_empty() && !by.init && !by.senders.contains(&endpoint.0);
+            let reason = if port.loopback_only && !target.loopback {
+                Reason::BindNotLoopback
+            } else if foreign {
+                Reason::BindForeignPort
+            } else {
+                return Verdict::OTHER;
+            };
+            let mode = *self.endpoint_modes.get(endpoint).unwrap_or(&self.mode);
+            refused.get_or_insert(Verdict::denied(reason, mode == Mode::DryRun, true));
+        }
+        refused.unwrap_or(Verdict::OTHER)
+    }
+
+    /// What no guarded endpoint is concerned with. `elsewhere`: on its own node it would be allowed.
+    fn other(&self, elsewhere: bool) -> Verdict {
+        let reason = if elsewhere {
+            Reason::OtherNode
+        } else {
+            Reason::OtherTraffic
+        };
+        match self.policy.other_traffic {
+            OtherTraffic::Allow => Verdict::OTHER,
+            OtherTraffic::Drop => Verdict::denied(reason, self.mode == Mode::DryRun, false),
+        }
+    }
+
+    /// Later fragments pass between two parties that have a path; where other traffic is allowed,
+    /// that is any two.
+    fn related(&self, infos: &[PartyInfo]) -> Result<Vec<u32>, CompileError> {
+        check_cells("pairs of sets of components", infos.len() * infos.len())?;
+        if self.policy.other_traffic == OtherTraffic::Allow {
+            return Ok(vec![1; infos.len() * infos.len()]);
+        }
+        let leads_to: BTreeMap<usize, Vec<usize>> = infos
+            .iter()
+            .enumerate()
+            .map(|(i, info)| (i, self.routes_to(info)))
+            .collect();
+        let related =
+            |a: &PartyInfo, b: usize| leads_to[&b].iter().any(|r| self.routes[*r].is_from(a));
+        Ok(infos
+            .iter()
+            .flat_map(|a| (0..infos.len()).map(move |b| (a, b)))
+            .map(|(a, b)| u32::from(related(a, b)))
+            .collect())
+    }
+
+    fn routes_to(&self, info: &PartyInfo) -> Vec<usize> {
+        let behind = |to: Endpoint| {
+            info.services.iter().any(|s| {
+                let service = &self.policy.services[*s];
+                endpoint(self.policy, &service.component, &service.port) == Some(to)
+            })
+        };
+        let leads = |r: &Route<'_>| info.occupants.contains(&r.to.0) || behind(r.to);
+        (0..self.routes.len())
+            .filter(|r| leads(&self.routes[*r]))
+            .collect()
+    }
+}
+
+impl Route<'_> {
+    fn is_from(&self, sender: &PartyInfo) -> bool {
+        self.from.iter().any(|c| sender.senders.contains(c))
+    }
+}
+
+/// Where one of the ends is not known to be on any node, it is given the benefit of the doubt; not so
+/// a service, behind which may be anybody.
+fn is_local_enough(route: &Route<'_>, sender: &PartyInfo, target: &Target) -> bool {
+    match (route.path.locality, sender.node, target.node) {
+        (Locality::Any, ..) => true,
+        (Locality::SameNode, Some(from), Some(to)) => from == to,
+        (Locality::SameNode, ..) => !target.is_virtual,
+    }
+}

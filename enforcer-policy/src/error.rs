@@ -1,0 +1,375 @@
+//! Errors in a policy: each with its place, an excerpt of the source and what to write instead.
+
+use std::fmt;
+
+use annotate_snippets::{AnnotationKind, Group, Level, Origin, Renderer, Snippet};
+use serde::Serialize;
+
+use crate::span::{SourceText, Span};
+
+/// One error of a policy. Serialises to `file`, `line`, `column`, `message` and `help`, of which `line`,
+/// `column` and `help` may be missing.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct PolicyError {
+    /// The file, as it was given.
+    pub file: String,
+    /// Line, from 1; `None` where the error is about the file as a whole.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub line: Option<u32>,
+    /// Column in characters, from 1.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub column: Option<u32>,
+    /// What is wrong.
+    pub message: String,
+    /// What to write instead.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub help: Option<String>,
+    #[serde(skip)]
+    about: About,
+}
+
+/// What of a file an error is about.
+#[derive(Debug, Clone, PartialEq, Eq)]
+enum About {
+    /// All of it, or a line that is not shown.
+    File,
+    /// It could not be read, so nothing is known of what it says.
+    Unreadable,
+    /// A line.
+    Line(Excerpt),
+}
+
+/// The line that an error is about.
+#[derive(Debug, Clone, PartialEq, Eq)]
+struct Excerpt {
+    line: String,
+    length: u32,
+}
+
+/// How to paint an error.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Paint {
+    /// No escape sequences: for files, pipes and `Display`.
+    Plain,
+    /// With colours: for terminals.
+    Coloured,
+}
+
+impl PolicyError {
+    /// An error about a file as a whole.
+    pub fn about_file(file: &str, message: String, help: Option<String>) -> Self {
+        Self {
+            file: file.to_owned(),
+            line: None,
+            column: None,
+            message,
+            help,
+            about: About::File,
+        }
+    }
+
+    /// An error about a file that could not be read.
+    pub fn unreadable(file: &str, message: String, help: Option<String>) -> Self {
+        Self {
+            about: About::Unreadable,
+            ..Self::about_file(file, message, help)
+        }
+    }
+
+    /// An error about a file that is longer than [`SourceText::MAX_BYTES`].
+    pub fn too_long(file: &str) -> Self {
+        Self::about_file(
+            file,
+            format!(
+                "the file is longer than {} MiB",
+                SourceText::MAX_BYTES >> 20
+            ),
+            Some("split it: -p takes several files, or a directory".to_owned()),
+        )
+    }
+
+    /// An error at a place of a text.
+    pub fn at(source: &SourceText, span: Span, problem: Problem) -> Self {
+        let Problem { message, help } = problem;
+        if !span.is_known() {
+            return Self::about_file(&source.name, message, help);
+        }
+        Self {
+            file: source.name.clone(),
+            line: Some(span.line),
+            column: Some(span.column),
+            message,
+            help,
+            about: Excerpt::cut(&source.text, span).map_or(About::File, About::Line),
+        }
+    }
+
+    /// The error as text of several lines, without a newline at the end.
+    pub fn render(&self, paint: Paint) -> String {
+        let renderer = match paint {
+            Paint::Plain => Renderer::plain(),
+            Paint::Coloured => Renderer::styled(),
+        };
+        let mut group: Group<'_> = Level::ERROR
+            .primary_title(crate::text::lines(&self.message))
+            .element(self.place());
+        if let About::Line(excerpt) = &self.about {
+            group = Level::ERROR
+                .primary_title(crate::text::lines(&self.message))
+                .element(excerpt.snippet(&self.file, self.line, self.column));
+        }
+        if let Some(help) = &self.help {
+            group = group.element(Level::HELP.message(crate::text::lines(help)));
+        }
+        renderer.render(&[group])
+    }
+
+    fn place(&self) -> Origin<'_> {
+        let origin = Origin::path(self.file.as_str());
+        match (self.line, self.column) {
+            (Some(line), Some(column)) => origin.line(line as usize).char_column(column as usize),
+            _ => origin,
+        }
+    }
+}
+
+impl Excerpt {
+    fn cut(text: &str, span: Span) -> Option<Self> {
+        let line = text.lines().nth(span.line as usize - 1)?;
+        (line.len() <= MAX_EXCERPT).then(|| Self {
+            line: crate::text::excerpt(line),
+            length: span.length,
+        })
+    }
+
+    fn snippet<'a>(
+        &'a self,
+        file: &'a str,
+        line: Option<u32>,
+        column: Option<u32>,
+    ) -> Snippet<'a, annotate_snippets::Annotation<'a>> {
+        let byte = |chars: usize| {
+            self.line
+                .char_indices()
+                .nth(chars)
+                .map_or(self.line.len(), |(index, _)| index)
+        };
+        let first = column.unwrap_or(1).saturating_sub(1) as usize;
+        let start = byte(first);
+        // A value of several lines is marked up to the end of its first.
+        let end = byte(first.saturating_add(self.length.max(1) as usize)).max(start);
+        Snippet::source(self.line.as_str())
+            .line_start(line.unwrap_or(1) as usize)
+            .path(file)
+            .annotation(AnnotationKind::Primary.span(start..end))
+    }
+}
+
+impl fmt::Display for PolicyError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.render(Paint::Plain))
+    }
+}
+
+impl std::error::Error for PolicyError {}
+
+/// Everything that is wrong with a policy; never empty. `Display` prints one block per error.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[serde(transparent)]
+pub struct PolicyErrors(Vec<PolicyError>);
+
+impl PolicyErrors {
+    /// The errors, in the order of files and lines.
+    pub fn iter(&self) -> std::slice::Iter<'_, PolicyError> {
+        self.0.iter()
+    }
+
+    /// Whether a file could not be read, so that nothing is known of what it says.
+    pub fn is_unreadable(&self) -> bool {
+        self.0.iter().any(|error| error.about == About::Unreadable)
+    }
+
+    /// All of it as text; what exceeds a readable number is counted instead.
+    pub fn render(&self, paint: Paint) -> String {
+        let mut blocks: Vec<String> = self
+            .0
+            .iter()
+            .take(MAX_SHOWN)
+            .map(|error| error.render(paint))
+            .collect();
+        if self.0.len() > MAX_SHOWN {
+            blocks.push(format!("and {} more errors", self.0.len() - MAX_SHOWN));
+        }
+        blocks.join("\n\n")
+    }
+}
+
+impl From<PolicyError> for PolicyErrors {
+    fn from(error: PolicyError) -> Self {
+        Self(vec![error])
+    }
+}
+
+impl<'a> IntoIterator for &'a PolicyErrors {
+    type Item = &'a PolicyError;
+    type IntoIter = std::slice::Iter<'a, PolicyError>;
+
+    fn into_iter(self) -> Self::IntoIter {
+        self.iter()
+    }
+}
+
+impl fmt::Display for PolicyErrors {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.render(Paint::Plain))
+    }
+}
+
+impl std::error::Error for PolicyErrors {}
+
+/// What is wrong, before it is known where.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Problem {
+    /// What is wrong.
+    pub message: String,
+    /// What to write instead.
+    pub help: Option<String>,
+}
+
+impl Problem {
+    /// A problem and what to write instead.
+    pub fn new(message: impl Into<String>, help: impl Into<String>) -> Self {
+        Self {
+            message: message.into(),
+            help: Some(help.into()),
+        }
+    }
+
+    /// Something unknown: the help names the nearest of the known ones, else all of them.
+    pub fn unknown<'a>(
+        message: String,
+        written: &str,
+        known: impl IntoIterator<Item = &'a str>,
+    ) -> Self {
+        let known: Vec<&str> = known.into_iter().take(MAX_CANDIDATES).collect();
+        let help = match nearest(written, &known) {
+            Some(name) => Some(format!("did you mean `{name}`?")),
+            None if known.is_empty() => None,
+            None => Some(format!("known: {}", list(&known))),
+        };
+        Self { message, help }
+    }
+}
+
+/// Collects errors while a policy is checked, so that a person sees all of them at once.
+pub(crate) struct Report<'a> {
+    sources: &'a [SourceText],
+    found: Vec<(usize, Span, PolicyError)>,
+}
+
+/// A place in one of the sources.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Place {
+    /// Index of the source.
+    pub file: usize,
+    /// Where in it.
+    pub span: Span,
+}
+
+impl<'a> Report<'a> {
+    pub fn new(sources: &'a [SourceText]) -> Self {
+        Self {
+            sources,
+            found: Vec::new(),
+        }
+    }
+
+    /// Adds an error. The problem is worked out only while there is room, since a hostile file
+    /// could otherwise ask for a million searches for the nearest name.
+    pub fn error(&mut self, place: Place, problem: impl FnOnce() -> Problem) {
+        if self.found.len() >= MAX_COLLECTED {
+            return;
+        }
+        let error = match self.sources.get(place.file) {
+            Some(source) => PolicyError::at(source, place.span, problem()),
+            None => {
+                let Problem { message, help } = problem();
+                PolicyError::about_file("(policy)", message, help)
+            }
+        };
+        self.found.push((place.file, place.span, error));
+    }
+
+    /// Whether nothing was found so far.
+    pub fn is_clean(&self) -> bool {
+        self.found.is_empty()
+    }
+
+    /// The outcome of a check.
+    pub fn finish<T>(mut self, value: Option<T>) -> Result<T, PolicyErrors> {
+        self.found.sort_by_key(|(file, span, _)| (*file, *span));
+        self.found.dedup();
+        match value {
+            Some(value) if self.found.is_empty() => Ok(value),
+            _ => Err(PolicyErrors(
+                self.found.into_iter().map(|(.., error)| error).collect(),
+            )),
+        }
+    }
+}
+
+/// A user's text within a message: short, and nothing in it can move a terminal's cursor.
+pub(crate) fn quote(text: &str) -> String {
+    let mut shown: String = text
+        .chars()
+        .take(MAX_QUOTED)
+        .flat_map(char::escape_debug)
+        .collect();
+    if text.chars().nth(MAX_QUOTED).is_some() {
+        shown.push('…');
+    }
+    format!("`{shown}`")
+}
+
+/// Names for a sentence: `a`, `b` and `c`, cut where it would no longer be read.
+pub(crate) fn list<S: AsRef<str>>(names: &[S]) -> String {
+    let quoted: Vec<String> = names
+        .iter()
+        .take(MAX_LISTED)
+        .map(|name| quote(name.as_ref()))
+        .collect();
+    let more = names.len().saturating_sub(MAX_LISTED);
+    match quoted.as_slice() {
+        [] => "none".to_owned(),
+        [one] => one.clone(),
+        all if more > 0 => format!("{} and {more} more", all.join(", ")),
+        [most @ .., last] => format!("{} and {last}", most.join(", ")),
+    }
+}
+
+/// The known name that was most probably meant.
+pub fn nearest<'a>(written: &str, known: &[&'a str]) -> Option<&'a str> {
+    if written.is_empty() || written.len() > MAX_QUOTED {
+        return None;
+    }
+    let folded = written.to_lowercase();
+    known
+        .iter()
+        .map(|name| {
+            (
+                strsim::damerau_levenshtein(&folded, &name.to_lowercase()),
+                *name,
+            )
+        })
+        .filter(|(distance, name)| *distance <= (name.len().max(folded.len()) / 3).max(1))
+        .min_by_key(|(distance, _)| *distance)
+        .map(|(_, name)| name)
+}
+
+/// Longer lines are not shown: nobody reads them, and painting them takes time.
+const MAX_EXCERPT: usize = 2000;
+const MAX_SHOWN: usize = 50;
+const MAX_COLLECTED: usize = 1000;
+const MAX_QUOTED: usize = 80;
+const MAX_LISTED: usize = 20;
+const MAX_CANDIDATES: usize = 500;

@@ -1,0 +1,608 @@
+//! What a verdict would be, and why: the kernel's own decision, run on the compiled policy.
+
+use std::net::IpAddr;
+
+use enforcer_common::{
+    addr::Ip,
+    decide,
+    judge::{Judgement, judge},
+    packet::{Packet, Phase, Ports, Space},
+    record::Hook,
+    tables::{Party, Role, Tables as _},
+    vantage::{Entered, Origin, Vantage, View},
+    verdict::{Denial, Outcome, Reason, Verdict},
+};
+use ipnet::IpNet;
+use serde::Serialize;
+
+use crate::{
+    advice::{Advice, Denied, advise},
+    cases::{At, Attempt, Case, Expect, PathCases, Sender, Target, What},
+    catalogue::Catalogue,
+    compile::{CgroupRule, Compiled, Simulator, cgroups},
+    model::{Component, Node, Path, Policy},
+};
+
+/// What happens to an attempt, and why.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Explanation {
+    /// `allowed`, `denied`, or `wouldDeny` in dry-run.
+    pub verdict: &'static str,
+    /// The path that allows it.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub path: Option<String>,
+    /// The reason that denies it.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub reason: Option<&'static str>,
+    /// The same in words: why the path is there, or what the reason means.
+    pub because: String,
+    /// The document that names the path.
+    #[serde(skip_serializing_if = "String::is_empty")]
+    pub document: String,
+    /// What the connection has to do besides: the locks of the path.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub locks: Vec<String>,
+    /// What people see where that path is missing.
+    #[serde(skip_serializing_if = "String::is_empty")]
+    pub symptom: String,
+    /// The declared endpoints that are meant, as `component:port`.
+    pub endpoints: Vec<String>,
+    /// The node whose tables say so.
+    pub node: String,
+    /// The hook that judges it first.
+    pub hook: &'static str,
+    /// What the sender counts as.
+    pub sender: Vec<String>,
+    /// Paths that lead to the same endpoints, as `NAME from COMPONENTS`.
+    pub paths_there: Vec<String>,
+    /// What a person should know who is denied there.
+    #[serde(skip_serializing_if = "String::is_empty")]
+    pub denial: String,
+    /// Documented paths that would allow it.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub advice: Vec<Advice>,
+    /// Where the question is another one than it seems.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub note: Option<String>,
+}
+
+impl Explanation {
+    /// Whether it gets through when the policy is enforced.
+    pub fn is_allowed(&self) -> bool {
+        self.reason.is_none()
+    }
+}
+
+/// Says what happens when a sender attempts something, seen from the node that the tables are for.
+///
+/// # Errors
+///
+/// The question makes no sense there: a sentence that says why.
+pub fn explain(
+    policy: &Policy,
+    compiled: &Compiled,
+    from: &Sender,
+    attempt: Attempt,
+    at: Option<At>,
+) -> Result<Explanation, String> {
+    let node = policy
+        .node(&compiled.node)
+        .ok_or("the policy has no such node")?;
+    let tables = Simulator::new(compiled);
+    let mut note = note(policy, node, from, attempt);
+    let mut at_own_socket = false;
+    let (verdict, hook, sender) = match attempt {
+        Attempt::Bind(at) => bind(&tables, from, at)?,
+        Attempt::Send(to) => {
+            let (place, judged, other) = sent(&tables, policy, node, from, (to, at))?;
+            note.extend(other);
+            let by_socket = matches!(judged.1, Hook::CgroupIngress | Hook::CgroupEgress);
+            at_own_socket = place == At::ThisNode && by_socket;
+            judged
+        }
+    };
+    let target = match attempt {
+        Attempt::Send(target) | Attempt::Bind(target) => target,
+    };
+    let target_address = target.address;
+    let meant = meant(&tables, target, at_own_socket);
+    let name = |names: &[Vec<String>]| {
+        let found = meant.and_then(|(target, _)| names.get(usize::from(target)));
+        found.cloned().unwrap_or_default()
+    };
+    let endpoints = name(&compiled.target_names);
+    let mut explanation = describe(policy, compiled, verdict, hook, sender, endpoints);
+    if let Some((target, number)) = meant
+        && !explanation.is_allowed()
+    {
+        let denial = compiled.target_denials.get(usize::from(target));
+        explanation.denial = denial.cloned().unwrap_or_default();
+        // Who needs another's port has no path to ask for.
+        if hook != Hook::Bind {
+            let denied = Denied {
+                senders: &explanation.sender,
+                endpoints: &name(&compiled.target_endpoints),
+                number,
+                destination: (!target_address.is_unspecified()).then_some(target_address),
+                source_port: None,
+            };
+            explanation.advice = advise(policy, Catalogue::builtin(), &denied);
+        }
+    }
+    explanation.note = (!note.is_empty()).then(|| note.join("; "));
+    Ok(explanation)
+}
+
+/// How a case came out.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct CaseResult {
+    /// Its name.
+    pub name: String,
+    /// Whether the policy says what the case expects.
+    pub passed: bool,
+    /// What it expects.
+    pub expected: String,
+    /// What the policy says.
+    pub found: String,
+}
+
+/// Runs a file's cases through the decision. `compiled` is for the file's node.
+pub fn run_cases(policy: &Policy, compiled: &Compiled, cases: &PathCases) -> Vec<CaseResult> {
+    cases
+        .cases
+        .iter()
+        .map(|case| run_case(policy, compiled, case))
+        .collect()
+}
+
+fn run_case(policy: &Policy, compiled: &Compiled, case: &Case) -> CaseResult {
+    let explained = explain(policy, compiled, &case.from, case.attempt, case.at);
+    let passed = explained.as_ref().is_ok_and(|found| match &case.expect {
+        Expect::Path(path) => found.path.as_ref() == Some(&path.value),
+        Expect::OtherTraffic => found.is_allowed() && found.path.is_none(),
+        Expect::Denied { reason, endpoint } => {
+            let named = endpoint.as_ref().is_none_or(|endpoint| {
+                let (component, port) = &endpoint.value;
+                found.endpoints.contains(&format!("{component}:{port}"))
+            });
+            found.reason == Some(reason.value.as_str()) && named
+        }
+    });
+    let found = match explained {
+        Ok(Explanation {
+            path: Some(path), ..
+        }) => format!("allowed by {path}"),
+        Ok(Explanation {
+            reason: Some(reason),
+            endpoints,
+            ..
+        }) => {
+            format!("denied: {reason} ({})", endpoints.join(", "))
+        }
+        Ok(_) => "allowed as other traffic".to_owned(),
+        Err(error) => error,
+    };
+    CaseResult {
+        name: case.name.value.clone(),
+        passed,
+        expected: case.expect.to_string(),
+        found,
+    }
+}
+
+/// The verdict, the hook that gives it, and the sender.
+type Judged = (Verdict, Hook, Party);
+
+/// Who has the destination, and what comes of it. Where nobody can know who has it, what would come of it otherwise is
+/// said, too: what a node's socket receives is the node's, whatever the address is declared as.
+fn sent(
+    tables: &Simulator<'_>,
+    policy: &Policy,
+    node: &Node,
+    from: &Sender,
+    (to, at): (Target, Option<At>),
+) -> Result<(At, Judged, Option<String>), String> {
+    let judge = |at| send(tables, node, from, to, at);
+    let assumed = match at {
+        Some(at) => return Ok((at, judge(at)?, None)),
+        None => assumed(policy, node, to.address),
+    };
+    let Some(assumed) = assumed else {
+        return Ok((At::Elsewhere, judge(At::Elsewhere)?, None));
+    };
+    let (other, when) = match assumed {
+        At::ThisNode => (At::Elsewhere, "is not"),
+        At::Elsewhere => (At::ThisNode, "is"),
+    };
+    let (here, there) = (judge(assumed)?, judge(other)?);
+    let note = (here.0.outcome() != there.0.outcome()).then(|| {
+        let known = tables.compiled();
+        let would = match there.0.outcome() {
+            Outcome::Path(number, _) => match known.paths.get(&number) {
+                Some(path) => format!("allowed by path {path}"),
+                None => "allowed".to_owned(),
+            },
+            Outcome::Denied(Denial { reason, .. }) => format!("denied: {}", reason.name()),
+            Outcome::Other | Outcome::LaterFragment => "allowed as other traffic".to_owned(),
+        };
+        format!(
+            "if {} {when} an address of {} itself: {would} (set `at` to choose)",
+            to.address, node.name
+        )
+    });
+    Ok((assumed, here, note))
+}
+
+/// Who is taken to have an address that a node may have and that the policy gives to none: an address that nodes share
+/// is taken to be here, as that is the stricter answer; a service's is where the service is. None where there is no doubt.
+fn assumed(policy: &Policy, node: &Node, address: IpAddr) -> Option<At> {
+    let everywhere = match address {
+        IpAddr::V4(v4) => v4.is_multicast() || v4.is_broadcast(),
+        IpAddr::V6(v6) => v6.is_multicast(),
+    };
+    let is_somebodys = everywhere
+        || address.is_loopback()
+        || address.is_unspecified()
+        || policy
+            .nodes
+            .iter()
+            .any(|known| known.addresses.contains(&address))
+        || policy
+            .pod_networks
+            .iter()
+            .chain(&node.pod_networks)
+            .any(|net| net.contains(&address));
+    if is_somebodys {
+        return None;
+    }
+    let is_service = policy
+        .services
+        .iter()
+        .any(|service| service.address == address)
+        || policy
+            .service_networks
+            .iter()
+            .any(|net| net.contains(&address));
+    if is_service {
+        return Some(At::Elsewhere);
+    }
+    let shared = policy.components.iter().any(|component| {
+        let is_at =
+            |net: &IpNet| net.prefix_len() == net.max_prefix_len() && net.contains(&address);
+        !component.outside && !component.ports.is_empty() && component.addresses.iter().any(is_at)
+    });
+    shared.then_some(At::ThisNode)
+}
+
+fn bind(tables: &Simulator<'_>, from: &Sender, at: Target) -> Result<Judged, String> {
+    let Sender::Process { cgroup, .. } = from else {
+        return Err("only a process binds: name its cgroup".to_owned());
+    };
+    let (space, number) = match at.what {
+        What::Tcp(port) => (Space::Tcp, port),
+        What::Udp(port) => (Space::Udp, port),
+        _ => return Err("only TCP and UDP ports are bound".to_owned()),
+    };
+    let party = tables.party_of_cgroup(cgroup);
+    let verdict = decide::binding(tables, party, &Ip::from(at.address), space, number);
+    Ok((verdict, Hook::Bind, party))
+}
+
+fn send(
+    tables: &Simulator<'_>,
+    node: &Node,
+    from: &Sender,
+    to: Target,
+    at: At,
+) -> Result<Judged, String> {
+    let own_socket = |role, first: Judged, packet: &Packet| {
+        if at == At::Elsewhere || first.0.is_denied() {
+            return first;
+        }
+        // A party number, widened for the kernel's sake.
+        let receiver = tables.compiled().settings.local as Party;
+        let vantage = Vantage::new(View::Received {
+            receiver,
+            role,
+            judged: true,
+        });
+        let verdict = judge(tables, vantage, packet, || false).verdict;
+        match verdict.is_denied() {
+            true => (verdict, Hook::CgroupIngress, first.2),
+            false => first,
+        }
+    };
+    let address = match to.address {
+        // A connection to the unspecified address reaches this host.
+        any if any.is_unspecified() => Ip::from(any).this_host().into(),
+        address => address,
+    };
+    let ports = ports(to.what);
+    let packet = |source: IpAddr| {
+        if source.is_ipv4() == address.is_ipv4() {
+            Ok(Packet::flow(source.into(), address.into(), ports))
+        } else {
+            Err(format!(
+                "{source} and {address} are of two address families"
+            ))
+        }
+    };
+    let settings = tables.compiled().settings;
+    // Which interface it is makes no difference here: `judge` is told where the route back leads.
+    let arrived = |role| Vantage::new(View::Arrived { role, interface: 0 });
+    match from {
+        Sender::Pod(source) => {
+            // It is asked about the pod that has this address, not about one that forges it.
+            let packet = packet(*source)?;
+            let Judgement { verdict, mark } = judge(tables, arrived(Role::Pod), &packet, || true);
+            let sender = match mark.entered(Role::Pod) {
+                Entered::FromKnownPod(known) => known,
+                Entered::ByUplink(_) | Entered::FromPod => settings.pods as Party,
+            };
+            Ok(own_socket(
+                Role::Pod,
+                (verdict, Hook::TcIngress, sender),
+                &packet,
+            ))
+        }
+        Sender::Remote(source) => {
+            let packet = packet(*source)?;
+            let verdict = judge(tables, arrived(Role::Uplink), &packet, || false).verdict;
+            let first = (verdict, Hook::TcIngress, tables.place(&packet.src).party);
+            Ok(own_socket(Role::Uplink, first, &packet))
+        }
+        Sender::Process {
+            cgroup,
+            address: own,
+        } => {
+            let local =
+                at == At::ThisNode || address.is_loopback() || node.addresses.contains(&address);
+            let source = own
+                .or_else(|| source_for(node, address, local))
+                .ok_or_else(|| {
+                    format!(
+                        "node {} has no address of the family of {address}",
+                        node.name
+                    )
+                })?;
+            let party = tables.party_of_cgroup(cgroup);
+            let packet = packet(source)?;
+            if let Some(refusal) = refused_at_once(tables, party, &packet) {
+                return Ok((refusal, Hook::Connect, party));
+            }
+            let vantage = Vantage::new(View::Sent {
+                sender: party,
+                origin: Origin::Socket,
+                on_lo: local,
+            });
+            let verdict = judge(tables, vantage, &packet, || false).verdict;
+            Ok((verdict, Hook::CgroupEgress, party))
+        }
+    }
+}
+
+/// Enforced, a denial is an error of the call. What the call lets pass, and all of dry-run, is told
+/// by the packets.
+fn refused_at_once(tables: &Simulator<'_>, by: Party, packet: &Packet) -> Option<Verdict> {
+    let Ports {
+        space, destination, ..
+    } = packet.ports;
+    let verdict = decide::connecting(tables, by, &packet.dst, space, destination);
+    decide::fails_at_once(verdict, space).then_some(verdict)
+}
+
+/// Sentences where a packet from there to there is not what the node would see every day.
+fn note(policy: &Policy, node: &Node, from: &Sender, attempt: Attempt) -> Vec<String> {
+    let to = match attempt {
+        Attempt::Send(target) | Attempt::Bind(target) => target.address,
+    };
+    let mut notes = Vec::new();
+    let pods_of = |address: &IpAddr| {
+        let has = |node: &&Node| node.pod_networks.iter().any(|net| net.contains(address));
+        policy.nodes.iter().find(has)
+    };
+    match from {
+        Sender::Pod(_) if to.is_loopback() => notes.push(
+            "a pod's own loopback never leaves the pod; this is a packet that it puts onto its interface".to_owned(),
+        ),
+        Sender::Pod(source) => {
+            if let Some(other) = pods_of(source).filter(|other| other.name != node.name) {
+                notes.push(format!(
+                    "pods of {} have their addresses there: what such a pod sends comes to {} by an uplink \
+                     (address:{source}), and never by a pod's interface",
+                    other.name, node.name
+                ));
+            }
+        }
+        Sender::Remote(source) => {
+            if pods_of(source).is_some_and(|own| own.name == node.name) {
+                notes.push(format!(
+                    "pods of {} itself have their addresses there: {} sees what they send at their interfaces \
+                     (pod:{source}), and from an uplink only what somebody forged",
+                    node.name, node.name
+                ));
+            } else if policy.services.iter().any(|service| service.address == *source) {
+                notes.push(format!("{source} is a service address: nobody sends from there"));
+            }
+            if !comes_by(policy, node, to) {
+                notes.push(
+                    "this node sees such a packet only if it forwards it, or has the address itself: it is neither \
+                     declared as its own nor a pod's"
+                        .to_owned(),
+                );
+            }
+        }
+        Sender::Process { cgroup, .. } => notes.extend(not_on_this_node(policy, node, cgroup)),
+    }
+    notes
+}
+
+fn comes_by(policy: &Policy, node: &Node, to: IpAddr) -> bool {
+    let everywhere = match to {
+        IpAddr::V4(to) => to.is_multicast() || to.is_broadcast(),
+        IpAddr::V6(to) => to.is_multicast(),
+    };
+    everywhere
+        || to.is_unspecified()
+        || to.is_loopback()
+        || node.addresses.contains(&to)
+        || policy.pod_networks.iter().any(|net| net.contains(&to))
+        || policy.services.iter().any(|service| service.address == to)
+}
+
+/// A cgroup that is declared, by components of other nodes.
+fn not_on_this_node(policy: &Policy, node: &Node, cgroup: &str) -> Option<String> {
+    let is_here = |c: &Component| c.runs_on.is_empty() || c.runs_on(node);
+    let rules = |keep: &dyn Fn(&Component) -> bool| -> Vec<CgroupRule> {
+        let components = policy.components.iter().filter(|component| keep(component));
+        let rules = components.flat_map(|component| {
+            component.cgroups.iter().map(|pattern| CgroupRule {
+                pattern: pattern.clone(),
+                party: 0,
+                components: vec![component.name.clone()],
+            })
+        });
+        rules.collect()
+    };
+    let (all, here) = (rules(&|_| true), rules(&is_here));
+    let declared = cgroups::rule_for(&all, cgroup)?;
+    if cgroups::rule_for(&here, cgroup).is_some_and(|rule| rule.pattern == declared.pattern) {
+        return None;
+    }
+    Some(format!(
+        "this cgroup is that of {}, which does not run on {}: there it is one more cgroup",
+        declared.components.join(", "),
+        node.name
+    ))
+}
+
+/// The source address that routing would give: to loopback, the same; to its own addresses, the
+/// destination; otherwise the node's first of the family.
+fn source_for(node: &Node, destination: IpAddr, is_local: bool) -> Option<IpAddr> {
+    if is_local {
+        return Some(destination);
+    }
+    node.addresses
+        .iter()
+        .copied()
+        .find(|own| own.is_ipv4() == destination.is_ipv4())
+}
+
+fn ports(what: What) -> Ports {
+    let (phase, space, destination) = match what {
+        What::Tcp(port) => (Phase::Opening, Space::Tcp, port),
+        What::Udp(port) => (Phase::Datagram, Space::Udp, port),
+        What::Icmp(kind) => (Phase::Opening, Space::Icmp, kind.into()),
+        What::Icmp6(kind) => (Phase::Opening, Space::Icmp6, kind.into()),
+        What::Protocol(number) => (Phase::Following, Space::Protocol, number.into()),
+        What::Arp => (Phase::Following, Space::Arp, 0),
+    };
+    let source = match what {
+        What::Protocol(number) => number.into(),
+        _ => 0,
+    };
+    Ports {
+        phase,
+        space,
+        source,
+        destination,
+    }
+}
+
+/// The number of the target that is meant, and the port, type or protocol there.
+fn meant(tables: &Simulator<'_>, to: Target, at_own_socket: bool) -> Option<(u16, (Space, u16))> {
+    let Ports {
+        space, destination, ..
+    } = ports(to.what);
+    let ip = Ip::from(to.address);
+    let ip = if ip.is_unspecified() {
+        ip.this_host()
+    } else {
+        ip
+    };
+    let settings = &tables.compiled().settings;
+    let class = tables.class(space, destination)?;
+    let party = match at_own_socket {
+        true => decide::received_at(tables, settings, &ip, space, destination),
+        false => tables.place(&ip).party,
+    };
+    let target = tables.target(settings, party, class)?;
+    Some((target, (space, destination)))
+}
+
+fn describe(
+    policy: &Policy,
+    compiled: &Compiled,
+    verdict: Verdict,
+    hook: Hook,
+    sender: Party,
+    endpoints: Vec<String>,
+) -> Explanation {
+    let leads_there =
+        |path: &&Path| endpoints.contains(&format!("{}:{}", path.to_component, path.to_port));
+    let paths_there = policy.paths.iter().filter(leads_there);
+    let mut explanation = Explanation {
+        verdict: "allowed",
+        path: None,
+        reason: None,
+        because: String::new(),
+        document: String::new(),
+        locks: Vec::new(),
+        symptom: String::new(),
+        denial: String::new(),
+        advice: Vec::new(),
+        note: None,
+        node: compiled.node.clone(),
+        hook: hook.name(),
+        sender: compiled
+            .party_names
+            .get(usize::from(sender))
+            .cloned()
+            .unwrap_or_default(),
+        paths_there: paths_there
+            .map(|path| format!("{} from {}", path.name, path.from.join(", ")))
+            .collect(),
+        endpoints,
+    };
+    match verdict.outcome() {
+        Outcome::Path(number, _) => {
+            let path = policy
+                .paths
+                .iter()
+                .find(|path| compiled.paths.get(&number) == Some(&path.name));
+            explanation.path = compiled.paths.get(&number).cloned();
+            explanation.because = path.map(|path| path.because.clone()).unwrap_or_default();
+            explanation.document = path.map(|path| path.document.clone()).unwrap_or_default();
+            if verdict.is_tls_path() {
+                let lock = "TLS: it must begin with a ClientHello, or it is cut off (NotTls)";
+                explanation.locks.push(lock.to_owned());
+            }
+            explanation.symptom = path.map(|path| path.symptom.clone()).unwrap_or_default();
+        }
+        Outcome::Other | Outcome::LaterFragment => {
+            explanation.because = if hook == Hook::Bind {
+                "nobody else's port".to_owned()
+            } else {
+                "other traffic: no guarded endpoint, and otherTraffic is Allow".to_owned()
+            };
+        }
+        Outcome::Denied(Denial {
+            reason, dry_run, ..
+        }) => {
+            explanation.verdict = if dry_run { "wouldDeny" } else { "denied" };
+            explanation.reason = Some(reason.name());
+            explanation.because = reason.sentence().to_owned();
+        }
+    }
+    explanation
+}
+
+/// The names of all reasons, as cases may use them.
+pub fn reason_names() -> Vec<&'static str> {
+    Reason::ALL.into_iter().map(Reason::name).collect()
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,180 @@
+//! Texts to a valid policy. Every check goes on after an error, so that a person sees all of them
+//! at once; what depends on something broken is left out quietly.
+
+mod documents;
+mod inventory;
+mod networks;
+pub(crate) mod notes;
+mod overlap;
+mod paths;
+mod ports;
+mod wide;
+
+use sha2::{Digest, Sha256};
+
+use crate::catalogue::Catalogue;
+use crate::error::{PolicyError, PolicyErrors, Problem, Report};
+use crate::model::{Component, Policy};
+use crate::read::scope::Scope;
+use crate::read::source::{Document, InventorySpec};
+use crate::read::yaml;
+use crate::span::{SourceText, Spanned};
+use documents::one_of_each;
+use paths::Required;
+
+/// Reads a policy from the texts of its files, and checks it.
+pub fn from_texts(sources: &[SourceText]) -> Result<Policy, PolicyErrors> {
+    let mut report = Report::new(sources);
+    let mut documents = Vec::new();
+    for (file, source) in sources.iter().enumerate() {
+        if source.text.len() as u64 > SourceText::MAX_BYTES {
+            return Err(PolicyError::too_long(&source.name).into());
+        }
+        for document in yaml::documents(source, file, &mut report) {
+            yaml::check_object(&document, file, &mut report);
+            documents.push((file, document));
+        }
+    }
+    // In a folder, a file of comments alone is none of the policy's.
+    if documents.is_empty() && !sources.is_empty() && report.is_clean() {
+        yaml::no_document(&mut report);
+    }
+    let policy = policy(sources, documents, &mut report);
+    report.finish(policy)
+}
+
+/// Checks all documents together. `None` if something was reported.
+fn policy(
+    sources: &[SourceText],
+    documents: Vec<(usize, Document)>,
+    report: &mut Report<'_>,
+) -> Option<Policy> {
+    let (inventory, path_policy) = one_of_each(documents, report)?;
+    let catalogue = Catalogue::builtin();
+    let mut scope = Scope {
+        file: inventory.file,
+        report,
+    };
+    let mut placed = inventory::read(&mut scope, &inventory.spec, catalogue);
+
+    let mut scope = Scope {
+        file: path_policy.file,
+        report,
+    };
+    let name = sources
+        .get(path_policy.file)
+        .map_or("", |source| &source.name);
+    let chosen = paths::read(
+        &mut scope,
+        name,
+        &path_policy,
+        catalogue,
+        &placed.components,
+    );
+    guard(&mut placed.components, &chosen.guard, &inventory.spec.value);
+    place_outside(&mut placed.components, &chosen.outside, catalogue);
+    if !report.is_clean() {
+        return None;
+    }
+    let written = &path_policy.spec.value;
+    let texts = |list: &[Spanned<String>]| list.iter().map(|text| text.value.clone()).collect();
+    let mut policy = Policy {
+        name: path_policy.name,
+        profile: written.profile.as_ref().map(|text| text.value.clone()),
+        options: texts(&written.options),
+        disabled: texts(&written.disable),
+        mode: chosen.mode?,
+        other_traffic: chosen.other_traffic?,
+        tls_lock: chosen.tls_lock,
+        nodes: placed.nodes,
+        pod_networks: placed.pod_networks,
+        service_networks: placed.service_networks,
+        components: placed.components,
+        services: placed.services,
+        paths: chosen.paths,
+        notes: Vec::new(),
+        wide_senders: Vec::new(),
+        digest: digest(sources, catalogue),
+    };
+    let mut scope = Scope {
+        file: path_policy.file,
+        report,
+    };
+    require(&mut scope, &policy, &chosen.requires);
+    policy.wide_senders = wide::senders(&policy);
+    policy.notes = notes::of(&policy, &placed.declared, catalogue);
+    Some(policy)
+}
+
+/// What an option guards is guarded, unless the inventory says otherwise.
+fn guard(components: &mut [Component], names: &[String], inventory: &InventorySpec) {
+    for component in components {
+        let said = inventory
+            .components
+            .0
+            .iter()
+            .any(|(name, source)| name.value == component.name && source.value.guard.is_some());
+        component.guard |= names.contains(&component.name) && !said;
+    }
+}
+
+/// What an option places outside is there, unless the inventory says where. And who is anywhere outside is taken for a
+/// component only where that is the component's meaning: an apiserver whose addresses nobody knows can be reached, and
+/// makes no strangers into apiservers.
+fn place_outside(components: &mut [Component], names: &[String], catalogue: &Catalogue) {
+    for component in components {
+        let is_placed = !component.addresses.is_empty() || !component.cgroups.is_empty();
+        component.outside |= names.contains(&component.name) && !is_placed;
+        let is_documented = catalogue
+            .components()
+            .iter()
+            .any(|known| known.name == component.name);
+        component.only_receives_outside =
+            component.outside && is_documented && !catalogue.is_for_strangers(&component.name);
+    }
+}
+
+/// What a profile or an option can not do without must be somewhere.
+fn require(scope: &mut Scope<'_, '_>, policy: &Policy, required: &[Required]) {
+    let places = notes::Places::of(policy);
+    for Required {
+        component: name,
+        by,
+        span,
+    } in required
+    {
+        let Some(component) = policy.component(name) else {
+            continue;
+        };
+        if !places.is_inert(component) {
+            continue;
+        }
+        let help = match component.runs_on.as_slice() {
+            [] => format!(
+                "write `{name}: {{ addresses: [ADDRESS] }}`, or `cgroups: [PATH]` for processes of the nodes, under \
+                 `components` in the Inventory"
+            ),
+            roles => format!(
+                "give a node `roles: [{}]` in the Inventory",
+                roles.join(", ")
+            ),
+        };
+        scope.error(*span, || {
+            Problem::new(format!("{by} needs `{name}`, which is nowhere"), help)
+        });
+    }
+}
+
+/// The catalogue counts, too: with another one the same files would mean something else.
+fn digest(sources: &[SourceText], catalogue: &Catalogue) -> String {
+    let mut hash = Sha256::new();
+    let texts = sources.iter().map(|source| source.text.as_str());
+    for text in texts.chain([catalogue.text()]) {
+        hash.update((text.len() as u64).to_be_bytes());
+        hash.update(text.as_bytes());
+    }
+    hash.finalize()
+        .iter()
+        .map(|byte| format!("{byte:02x}"))
+        .collect()
+}

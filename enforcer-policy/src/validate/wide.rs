@@ -1,0 +1,90 @@
+//! Senders to guarded endpoints that are broader than they look.
+
+use std::collections::{BTreeSet, HashSet};
+
+use ipnet::IpNet;
+
+use crate::model::{Component, Policy, WideSender};
+
+/// All of them, in the order of the components.
+pub(crate) fn senders(policy: &Policy) -> Vec<WideSender> {
+    let guarded: HashSet<&str> = policy
+        .components
+        .iter()
+        .filter(|component| component.guard)
+        .map(|component| component.name.as_str())
+        .collect();
+    let mut found = Vec::new();
+    // That pods and the world are many is what their names say.
+    let narrow = |c: &&Component| !c.in_pod_networks && c.name != "world";
+    for component in policy.components.iter().filter(narrow) {
+        for reason in reasons(policy, component) {
+            let endpoints: BTreeSet<String> = policy
+                .paths
+                .iter()
+                .filter(|path| path.from.contains(&component.name))
+                .filter(|path| guarded.contains(path.to_component.as_str()))
+                // Over loopback comes nothing but the node's own processes.
+                .filter(|path| reason.is_process || !path.loopback)
+                .map(|path| format!("{}:{}", path.to_component, path.to_port))
+                .collect();
+            if !endpoints.is_empty() {
+                found.push(WideSender {
+                    component: component.name.clone(),
+                    who: reason.who,
+                    endpoints: endpoints.into_iter().collect(),
+                    remedy: reason.remedy,
+                });
+            }
+        }
+    }
+    found
+}
+
+/// Who may be a component, and what would narrow it.
+struct Reason {
+    who: String,
+    remedy: &'static str,
+    /// Processes of the nodes themselves.
+    is_process: bool,
+}
+
+fn reasons(policy: &Policy, component: &Component) -> Vec<Reason> {
+    let mut reasons = Vec::new();
+    let mut add = |who: String, remedy: &'static str, is_process: bool| {
+        reasons.push(Reason {
+            who,
+            remedy,
+            is_process,
+        });
+    };
+    if component.is_elsewhere() && !component.only_receives_outside {
+        let who = "anyone outside the cluster".to_owned();
+        add(who, "`addresses` would narrow it", false);
+    }
+    let overlaps = |pods: &IpNet, net: &IpNet| pods.contains(net) || net.contains(pods);
+    let (pods, ranges): (Vec<&IpNet>, Vec<&IpNet>) = component
+        .addresses
+        .iter()
+        .filter(|net| net.prefix_len() < net.max_prefix_len())
+        .partition(|net| policy.pod_networks.iter().any(|pods| overlaps(pods, net)));
+    let texts = |nets: &[&IpNet]| {
+        let texts: Vec<String> = nets.iter().map(ToString::to_string).collect();
+        texts.join(", ")
+    };
+    if !pods.is_empty() {
+        let remedy =
+            "the addresses of its own pods, or its `cgroups` with hostNetwork, would narrow it";
+        add(format!("every pod in {}", texts(&pods)), remedy, false);
+    }
+    if !ranges.is_empty() {
+        let who = format!("anyone in {}", texts(&ranges));
+        add(who, "single addresses would narrow it", false);
+    }
+    let runs = policy.nodes.iter().any(|node| component.runs_on(node));
+    if runs && component.counts_undeclared() && component.name != "node" {
+        let who = "every process in no declared cgroup on its nodes".to_owned();
+        add(who, "its `cgroups` would narrow it", true);
+    }
+    reasons
+}

@@ -1,0 +1,201 @@
+//! Files and directories.
+
+use super::*;
+
+/// A small valid policy.
+const SMALL: &str = "\
+apiVersion: enforcer.dev/v1alpha1
+kind: Inventory
+metadata: { name: test }
+spec:
+  nodes:
+    cp1: { addresses: [10.0.0.11], roles: [control-plane, etcd] }
+  components:
+    backup: { addresses: [192.0.2.7] }
+---
+apiVersion: enforcer.dev/v1alpha1
+kind: PathPolicy
+metadata: { name: small }
+spec:
+  mode: DryRun
+  otherTraffic: Allow
+  paths:
+    - { name: backup-to-etcd, from: [backup], to: 'etcd:client', because: nightly snapshot }
+";
+
+fn directory(files: &[(&str, &[u8])]) -> tempfile::TempDir {
+    let directory = tempfile::tempdir().unwrap();
+    for (name, bytes) in files {
+        fs::write(directory.path().join(name), bytes).unwrap();
+    }
+    directory
+}
+
+fn error_of(inputs: &[PathBuf]) -> String {
+    load(inputs).expect_err("an error").to_string()
+}
+
+#[test]
+fn a_directory_is_its_policy_files_in_order() {
+    let (inventory, policy) = SMALL.split_once("---\n").unwrap();
+    let directory = directory(&[
+        ("b.yml", policy.as_bytes()),
+        ("a.yaml", inventory.as_bytes()),
+        ("a.cases.yaml", b"not: read"),
+        (".a.yaml", b"not: read"),
+        ("README.md", b"not read"),
+    ]);
+    let inputs = [directory.path().to_path_buf()];
+    let sources = read_sources(&inputs).unwrap();
+    let names: Vec<_> = sources
+        .iter()
+        .map(|source| source.name.rsplit('/').next().unwrap())
+        .collect();
+    assert_eq!(names, ["a.yaml", "b.yml"]);
+    assert_eq!(
+        load(&inputs).unwrap().paths.last().unwrap().origin,
+        format!("{}:8", sources[1].name)
+    );
+
+    let twice = [
+        directory.path().to_path_buf(),
+        directory.path().join("b.yml"),
+    ];
+    assert_eq!(
+        read_sources(&twice).unwrap(),
+        sources,
+        "a file that is named twice is read once"
+    );
+}
+
+#[test]
+fn a_file_of_comments_is_none_of_the_policys() {
+    let all = [
+        ("a.yaml", SMALL.as_bytes()),
+        ("b.yaml", &b"# to be written\n"[..]),
+        ("c.yaml", &b"# to be written\n---\n# or not\n"[..]),
+        ("d.yaml", &b""[..]),
+    ];
+    let with = directory(&all);
+    assert!(load(&[with.path().to_owned()]).is_ok());
+    let without = directory(&all[1..]);
+    let said = error_of(&[without.path().to_owned()]);
+    assert!(said.contains("there is no document in this file"), "{said}");
+}
+
+#[test]
+fn what_cannot_be_read_is_told() {
+    let long = vec![b'#'; SourceText::MAX_BYTES as usize + 1];
+    let directory = directory(&[
+        ("long.yaml", &long),
+        ("latin.yaml", b"kind: x\nname: caf\xe9\n"),
+        ("empty.yaml", b""),
+        ("utf16.yaml", b"\xff\xfek\0i\0"),
+    ]);
+    let file = |name: &str| [directory.path().join(name)];
+    for (name, fragments) in [
+        (
+            "long.yaml",
+            &["long.yaml", "longer than 4 MiB", "split it"][..],
+        ),
+        (
+            "latin.yaml",
+            &[
+                "latin.yaml:2:10",
+                "byte 17 is not UTF-8",
+                "name: caf",
+                "save the file as UTF-8",
+            ],
+        ),
+        ("utf16.yaml", &["utf16.yaml:1:1", "byte 0 is not UTF-8"]),
+        (
+            "empty.yaml",
+            &["empty.yaml", "there is no document in this file"],
+        ),
+        (
+            "missing.yaml",
+            &["missing.yaml", "failed to read", "No such file"],
+        ),
+    ] {
+        let said = error_of(&file(name));
+        for fragment in fragments {
+            assert!(
+                said.contains(fragment),
+                "{name}: no {fragment:?} in\n{said}"
+            );
+        }
+    }
+    let none = tempfile::tempdir().unwrap();
+    assert!(
+        error_of(&[none.path().to_path_buf()]).contains("there is no policy in this directory")
+    );
+    assert!(error_of(&[]).contains("there is no Inventory in the input"));
+}
+
+#[test]
+fn what_is_no_file_is_refused_and_not_waited_for() {
+    let directory = tempfile::tempdir().unwrap();
+    let pipe = directory.path().join("pipe.yaml");
+    nix::unistd::mkfifo(&pipe, nix::sys::stat::Mode::S_IRUSR).unwrap();
+    let link = directory.path().join("loop.yaml");
+    std::os::unix::fs::symlink("loop.yaml", &link).unwrap();
+    for (input, expected) in [
+        (pipe.as_path(), "a named pipe is no file"),
+        (
+            directory.path(),
+            "failed to read: Too many levels of symbolic links",
+        ),
+        (Path::new("/dev/zero"), "a device is no file"),
+        (
+            link.as_path(),
+            "failed to read: Too many levels of symbolic links",
+        ),
+    ] {
+        let inputs = [input.to_owned()];
+        let errors = read_again_and_again(&inputs).unwrap_err();
+        assert!(errors.is_unreadable());
+        let said = errors.to_string();
+        assert!(said.contains(expected), "{said}");
+        let source = SourceText {
+            name: text::path(input),
+            text: String::new(),
+        };
+        assert!(!is_unchanged(&inputs, &[source]));
+    }
+    // Nor is a pipe in a directory waited for by those who read once.
+    fs::remove_file(&link).unwrap();
+    let said = read_sources(&[directory.path().to_owned()])
+        .unwrap_err()
+        .to_string();
+    assert!(said.contains("a named pipe is no file"), "{said}");
+}
+
+#[test]
+fn what_is_unchanged_is_what_would_be_read_again() {
+    let directory = tempfile::tempdir().unwrap();
+    let inputs = [directory.path().to_owned()];
+    let write = |name: &str, text: &str| fs::write(directory.path().join(name), text).unwrap();
+    assert!(!is_unchanged(&inputs, &[]), "nothing there is an error");
+    // Longer than what is read at a time.
+    let long = "# a policy\n".repeat(20_000);
+    write("a.yaml", &long);
+    write("b.yaml", "");
+    let sources = read_sources(&inputs).unwrap();
+    assert!(is_unchanged(&inputs, &sources));
+    for (name, changed, before) in [
+        ("a.yaml", format!("{long}#"), &*long),
+        ("a.yaml", long[1..].to_owned(), &long),
+        ("a.yaml", long.replacen('p', "P", 1), &long),
+        ("b.yaml", "#".to_owned(), ""),
+    ] {
+        write(name, &changed);
+        assert!(!is_unchanged(&inputs, &sources), "{name}");
+        write(name, before);
+        assert!(is_unchanged(&inputs, &sources), "{name}");
+    }
+    write("c.yaml", "");
+    assert!(!is_unchanged(&inputs, &sources), "one more");
+    fs::remove_file(directory.path().join("c.yaml")).unwrap();
+    fs::remove_file(directory.path().join("a.yaml")).unwrap();
+    assert!(!is_unchanged(&inputs, &sources), "one less");
+}

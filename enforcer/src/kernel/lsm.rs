@@ -1,0 +1,95 @@
+//! The LSM program for `setsockopt`. Not every kernel loads it, and not every one calls it.
+
+use std::{io, os::fd::AsRawFd as _};
+
+use aya::{
+    Btf, Ebpf,
+    programs::{Lsm, Program},
+};
+use enforcer_policy::text;
+
+use super::{KernelError, programs::LSM, state::Kernel};
+
+impl Kernel {
+    /// Attaches the program for `setsockopt` to the kernel's security modules, where BPF is one of them. It sees calls that
+    /// the cgroup hook does not. Whether it does, by trying.
+    pub(super) fn attach_lsm(&mut self) -> bool {
+        self.lsm = self.try_lsm();
+        self.lsm.is_ok()
+    }
+
+    fn try_lsm(&mut self) -> Result<(), String> {
+        self.lsm_loaded.clone()?;
+        let program = program(&mut self.bpf)?;
+        let link = program
+            .attach()
+            .map_err(|error| gist(&text::chain(&error)))?;
+        // It may be attached, and never asked.
+        if is_asked() {
+            return Ok(());
+        }
+        let _ = program.detach(link);
+        Err("`bpf` is not in the kernel's list of security modules (lsm=)".to_owned())
+    }
+
+    /// Whether every call of `setsockopt` is seen.
+    pub fn sees_all_options(&self) -> bool {
+        self.lsm.is_ok()
+    }
+}
+
+/// Loads the program for security modules, which many kernels refuse.
+pub(super) fn load(bpf: &mut Ebpf) -> Result<(), String> {
+    let btf = Btf::from_sys_fs().map_err(|error| text::chain(&error))?;
+    program(bpf)?
+        .load("socket_setsockopt", &btf)
+        .map_err(|error| gist(&text::chain(&error)))
+}
+
+fn program(bpf: &mut Ebpf) -> Result<&mut Lsm, String> {
+    match bpf.program_mut(LSM) {
+        Some(Program::Lsm(program)) => Ok(program),
+        _ => Err(KernelError::Missing(LSM).to_string()),
+    }
+}
+
+/// What an error comes down to: of the verifier's log, the last line before its account.
+fn gist(text: &str) -> String {
+    let is_account = |line: &&str| {
+        [
+            "verification time",
+            "stack depth",
+            "processed",
+            ":",
+            "mark_",
+        ]
+        .iter()
+        .any(|start| line.starts_with(start))
+    };
+    let mut lines = text.lines().filter(|line| !is_account(line));
+    let first = lines.next().unwrap_or_default();
+    match lines.next_back() {
+        Some(last) => format!("{first} … {last}"),
+        None => first.to_owned(),
+    }
+}
+
+/// Whether the program for security modules is asked: it answers `EPERM` to an option that there is not.
+fn is_asked() -> bool {
+    const PROBE: libc::c_int = 0x656e_6672;
+    let Ok(socket) = std::net::UdpSocket::bind("127.0.0.1:0") else {
+        return false;
+    };
+    let value: libc::c_int = 0;
+    // SAFETY: the pointer is to a value of that length, which outlives the call.
+    let result = unsafe {
+        libc::setsockopt(
+            socket.as_raw_fd(),
+            libc::SOL_PACKET,
+            PROBE,
+            (&raw const value).cast(),
+            size_of::<libc::c_int>() as libc::socklen_t,
+        )
+    };
+    result != 0 && io::Error::last_os_error().raw_os_error() == Some(libc::EPERM)
+}

@@ -1,0 +1,28 @@
+//! The object with the kernel programs, and the programs' names.
+
+/// The programs that are attached to interfaces: for what comes in, for what goes out, and for what comes in by lo.
+pub(super) const TC: [&str; 3] = ["enforcer_tc_in", "enforcer_tc_out", "enforcer_lo_in"];
+/// The one of them below for `setsockopt`.
+pub(super) const SETSOCKOPT: &str = "enforcer_setopt";
+/// The programs that are attached to the cgroup root, in the order of their attachment: sockets are
+/// stamped before anything judges by the stamp.
+pub(super) const CGROUP: [&str; 12] = [
+    "enforcer_sock",
+    "enforcer_conn4",
+    "enforcer_conn6",
+    "enforcer_send4",
+    "enforcer_send6",
+    "enforcer_bind4",
+    "enforcer_bind6",
+    "enforcer_bound4",
+    "enforcer_bound6",
+    SETSOCKOPT,
+    "enforcer_skb_out",
+    "enforcer_skb_in",
+];
+
+/// The program for security modules, which not every kernel loads.
+pub(super) const LSM: &str = "enforcer_lsm_opt";
+
+pub(super) static OBJECT: &[u8] =
+    aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/enforcer"));

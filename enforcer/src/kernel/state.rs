@@ -1,0 +1,131 @@
+//! What this process holds in the kernel: programs, maps, attachments. The modules above this one load
+//! them, apply policies, attach and read.
+
+use std::{collections::BTreeMap, sync::Arc};
+
+use aya::{
+    Ebpf,
+    maps::{Array, ArrayOfMaps, HashMap, LpmTrie, PerCpuArray, RingBuf},
+    programs::{
+        TcAttachType, cgroup_skb::CgroupSkbLinkId, cgroup_sock::CgroupSockLinkId,
+        cgroup_sock_addr::CgroupSockAddrLinkId, cgroup_sockopt::CgroupSockoptLinkId,
+        tc::SchedClassifierLinkId,
+    },
+};
+use enforcer_common::{
+    cache::CacheEntry,
+    hosts::Bucket,
+    record::{RecordKey, RecordValue},
+    tables::{self, CLASSES_PER_BLOCK, Role},
+    verdict::counter,
+};
+use enforcer_policy::compile::PrefixEntry;
+
+use super::{Link, mapped::Mapped, maps::Owned, roles::Roles};
+
+/// The programs and maps in the kernel. Dropping it detaches everything.
+pub struct Kernel {
+    pub(super) bpf: Ebpf,
+    pub(super) slots: Slots,
+    pub(super) readers: Readers,
+    pub(super) attached: Attached,
+    /// Whether `cgroup_skb` programs can ask for a packet's network namespace.
+    pub(super) netns_of_packets: bool,
+    /// Whether every call of `setsockopt` is seen, see [`Self::sees_all_options`].
+    pub(super) lsm: Result<(), String>,
+    /// Whether the program for it could be loaded.
+    pub(super) lsm_loaded: Result<(), String>,
+}
+
+pub(super) type Settings = [u8; size_of::<tables::Settings>()];
+pub(super) type Word = [u8; 4];
+pub(super) type Block = [u8; 2 * CLASSES_PER_BLOCK];
+pub(super) type Cell = [u8; 8];
+pub(super) type Words = Array<Owned, Word>;
+pub(super) type Cgroups = HashMap<Owned, u64, u32>;
+pub(super) type Hosts = Array<Owned, [u8; size_of::<Bucket>()]>;
+pub(super) type Places = LpmTrie<Owned, [u8; 16], [u8; 4]>;
+
+/// The slots, the word that says which is in force, and the live map of cgroups.
+pub(super) struct Slots {
+    pub(super) active: Mapped,
+    /// The slot in force.
+    pub(super) slot: u32,
+    /// See [`tables::active::next`].
+    pub(super) epoch: u32,
+    pub(super) settings: ArrayOfMaps<Owned, Array<Owned, Settings>>,
+    pub(super) hosts: ArrayOfMaps<Owned, Hosts>,
+    pub(super) places: ArrayOfMaps<Owned, Places>,
+    pub(super) classes: ArrayOfMaps<Owned, Array<Owned, Block>>,
+    pub(super) targets: ArrayOfMaps<Owned, Words>,
+    pub(super) entries: ArrayOfMaps<Owned, Array<Owned, Cell>>,
+    pub(super) related: ArrayOfMaps<Owned, Words>,
+    pub(super) cgroups: ArrayOfMaps<Owned, Cgroups>,
+    pub(super) live: Option<Cgroups>,
+    /// The addresses in force: most policies that follow have the same.
+    pub(super) addresses: Option<Arc<Addresses>>,
+}
+
+/// Who is where, as the kernel holds it.
+pub(super) struct Addresses {
+    pub(super) prefixes: Arc<[PrefixEntry]>,
+    pub(super) hosts: Hosts,
+    /// In how many buckets a search for an IPv4 address may begin.
+    pub(super) first_v4: u32,
+    /// Likewise for IPv6.
+    pub(super) first_v6: u32,
+    pub(super) places: Places,
+    pub(super) networks: bool,
+}
+
+pub(super) type KeyBytes = [u8; size_of::<RecordKey>()];
+pub(super) type EntryBytes = [u8; size_of::<CacheEntry>()];
+pub(super) type ValueBytes = [u8; size_of::<RecordValue>()];
+
+/// The maps that userspace reads.
+pub(super) struct Readers {
+    pub(super) counters: PerCpuArray<Owned, counter::Words>,
+    pub(super) records: HashMap<Owned, KeyBytes, ValueBytes>,
+    pub(super) record_places: Mapped,
+    pub(super) verdicts: PerCpuArray<Owned, EntryBytes>,
+    pub(super) wakes: Option<RingBuf<Owned>>,
+}
+
+/// What is attached, and what interfaces are for.
+#[derive(Default)]
+pub(super) struct Attached {
+    pub(super) roles: Option<Roles>,
+    pub(super) interfaces: BTreeMap<u32, Interface>,
+    /// In the order of [`CGROUP`](super::programs::CGROUP).
+    pub(super) cgroups: Vec<CgroupHook>,
+}
+
+/// One program that is attached to the cgroup root.
+pub(super) struct CgroupHook {
+    pub(super) name: &'static str,
+    pub(super) place: String,
+    pub(super) link: CgroupLink,
+}
+
+/// What to detach it by.
+pub(super) enum CgroupLink {
+    Skb(CgroupSkbLinkId),
+    Sock(CgroupSockLinkId),
+    SockAddr(CgroupSockAddrLinkId),
+    Sockopt(CgroupSockoptLinkId),
+}
+
+pub(super) struct Interface {
+    pub(super) link: Link,
+    pub(super) role: Role,
+    pub(super) links: Vec<Classifier>,
+}
+
+/// One program that is attached to an interface.
+pub(super) type Classifier = (TcAttachType, How, SchedClassifierLinkId);
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum How {
+    Tcx,
+    Clsact,
+}
