@@ -16,7 +16,7 @@ use super::packages::{Kernel, files};
 use crate::{build, setup, shell};
 
 /// Modules that the lab needs; what they depend on comes along.
-const MODULES: [&str; 13] = [
+const MODULES: [&str; 16] = [
     "veth",
     "bridge",
     "sch_ingress",
@@ -30,6 +30,9 @@ const MODULES: [&str; 13] = [
     "tun",
     "vxlan",
     "nft_redir",
+    "inet_diag",
+    "tcp_diag",
+    "udp_diag",
 ];
 /// Programs of this machine that the tests run.
 const TOOLS: [&str; 6] = ["ip", "tc", "nft", "sh", "openssl", "curl"];
