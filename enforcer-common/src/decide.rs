@@ -61,7 +61,7 @@ pub fn connecting<T: Tables>(
     number: u16,
 ) -> Verdict {
     let Some(settings) = tables.settings() else {
-        return Verdict::HOLE;
+        return Verdict::UNSET;
     };
     let dst = if dst.is_unspecified() {
         dst.this_host()
@@ -97,7 +97,7 @@ pub const fn fails_at_once(verdict: Verdict, space: Space) -> bool {
 /// as [`received_at`] says: an address that nobody declared, one of a link, one that the node is yet to get.
 pub fn binding<T: Tables>(tables: &T, by: Party, addr: &Ip, space: Space, number: u16) -> Verdict {
     let Some(settings) = tables.settings() else {
-        return Verdict::HOLE;
+        return Verdict::UNSET;
     };
     let at = if addr.is_unspecified() {
         // A wildcard is every address of this node, so also those that are no loopback address.
@@ -116,7 +116,7 @@ pub fn binding<T: Tables>(tables: &T, by: Party, addr: &Ip, space: Space, number
 /// what the path itself says.
 pub fn not_tls<T: Tables>(tables: &T, allowed: Verdict, reason: Reason) -> Verdict {
     let Some(settings) = tables.settings() else {
-        return Verdict::HOLE;
+        return Verdict::UNSET;
     };
     let dry_run = settings.dry_run | settings.tls_dry_run != 0;
     let denied = Verdict::denied(reason, dry_run, true);
@@ -136,10 +136,10 @@ pub fn flow_of(packet: &Packet, direction: Direction) -> FlowKey {
 }
 
 /// The verdict for what nobody may do: ask for a way to send that no hook sees, come by one
-/// ([`Reason::AroundHooks`]), or have a checksum written over what was judged ([`Reason::ChecksumElsewhere`]).
+/// ([`Reason::BypassesHooks`]), or have a checksum written over what was judged ([`Reason::ChecksumElsewhere`]).
 pub fn refused<T: Tables>(tables: &T, reason: Reason) -> Verdict {
     let Some(settings) = tables.settings() else {
-        return Verdict::HOLE;
+        return Verdict::UNSET;
     };
     denied(settings, reason)
 }
@@ -147,7 +147,7 @@ pub fn refused<T: Tables>(tables: &T, reason: Reason) -> Verdict {
 /// The verdict for what could not be read.
 pub fn unreadable<T: Tables>(tables: &T, reason: Reason) -> Verdict {
     match (tables.settings(), reason) {
-        (None, _) => Verdict::HOLE,
+        (None, _) => Verdict::UNSET,
         (Some(settings), Reason::UnknownProtocol) if settings.other.is_denied() => {
             settings.other.because(Reason::UnknownProtocol)
         }
@@ -181,7 +181,7 @@ fn decide_flow<T: Tables>(tables: &T, settings: &Settings, ends: Ends, packet: &
     } = packet.ports;
     // Each way at one place in the code, as it is inlined there.
     let forward = if matches!(phase, Phase::Answer) {
-        Verdict::HOLE
+        Verdict::UNSET
     } else {
         let approach = Approach {
             from: ends.from,

@@ -1,10 +1,10 @@
-//! From a [`Vantage`], a packet and the tables to a judgement: the verdict, the mark that the packet bears from there on,
-//! and whether it is reported there. What the hooks do is fetch bytes and identity, ask, and do what the answer says.
+//! Evaluates a packet from a [`Vantage`]: the verdict, the mark that the packet carries from there on, and whether it is
+//! reported there. Hooks fetch bytes and identity, call these functions, and do what they say.
 //!
 //! Each packet has one judge. What a process of this node sends is judged at its socket, by its cgroup; what comes from a
 //! pod at the pod's interface, whatever source address it bears; and what comes from outside at the uplink, by source
-//! address. Two more looks catch what address translation hides from the judge: at the receiving socket, and at the
-//! interface that a forwarded packet leaves by. They may deny, but what they let pass has been counted already.
+//! address. Two more checks catch what address translation hides from that judge: at the receiving socket, and at the
+//! interface that a forwarded packet leaves by. They may deny, but what they let pass was counted before.
 //!
 //! ```text
 //! judge (who sends, the tables) → verdict → examine (checksums, locks) → verdict → report
@@ -28,14 +28,14 @@ use crate::{
 pub struct Judgement {
     /// The verdict.
     pub verdict: Verdict,
-    /// What the hooks that follow have to know.
+    /// What later hooks need to know.
     pub mark: PacketMark,
 }
 
-/// What is left of a verdict at a vantage.
+/// What a hook reports of a verdict.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Report {
-    /// Nothing: another hook reports it.
+    /// Nothing, because another hook reports the packet.
     Nothing,
     /// A counter of packets that belong to a connection that was cut off; its denial was reported when that was done.
     Cut,
@@ -43,8 +43,8 @@ pub enum Report {
     Verdict,
 }
 
-/// Judges a packet. `is_route_back` is asked, for a packet from a pod whose source address is a component's, whether this
-/// node would send to that address by the interface that the packet came in by.
+/// Judges a packet. `is_route_back` is called for a packet from a pod whose source address belongs to a component: it says
+/// whether this node routes that address to the interface that the packet came in by.
 #[inline(always)]
 pub fn judge<T: Tables>(
     tables: &T,
@@ -81,7 +81,7 @@ pub fn judge<T: Tables>(
     Judgement { verdict, mark }
 }
 
-/// Judges what could not be read. `mark` is what the packet bears.
+/// Judges a packet that could not be parsed. `mark` is what the packet carries.
 pub fn judge_unreadable<T: Tables>(
     tables: &T,
     vantage: Vantage,
@@ -94,7 +94,7 @@ pub fn judge_unreadable<T: Tables>(
             role: Role::Undeclared,
             ..
         } => only_guarded(unreadable(tables, reason)),
-        // It was judged where it came in; unless nothing is attached there, as to the ports of a bridge.
+        // It was judged where it came in, unless nothing is attached there, as with the ports of a bridge.
         View::Left { .. } if mark.is_judged() => Verdict::OTHER,
         View::Left { .. } => only_guarded(unreadable(tables, reason)),
         View::Arrived { .. } | View::Sent { .. } | View::Received { .. } => {
@@ -102,32 +102,32 @@ pub fn judge_unreadable<T: Tables>(
         }
     };
     let mark = match vantage.view() {
-        View::Arrived { .. } if verdict.is_denied() => PacketMark::JUDGED.told(),
+        View::Arrived { .. } if verdict.is_denied() => PacketMark::JUDGED.reported(),
         View::Arrived { .. } | View::Sent { on_lo: true, .. } => PacketMark::JUDGED,
         View::Left { .. } | View::Sent { .. } | View::Received { .. } => PacketMark::NONE,
     };
     Judgement { verdict, mark }
 }
 
-/// A judgement, and what the packet itself has shown.
+/// A judgement after a look at the packet itself.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Examined {
-    /// The verdict in the end.
+    /// The final verdict.
     pub verdict: Verdict,
-    /// What the hooks that follow have to know.
+    /// What later hooks need to know.
     pub mark: PacketMark,
     /// The state of the lock of its path.
     pub lock: Lock,
 }
 
-/// Asks about the packet itself what no cached verdict can know, if it is allowed so far: whether a checksum is still to be
-/// written over what it was judged by, and whether it keeps to the lock of its path. `borne` is the mark that it bears;
-/// `packet` is none where it could not be read.
+/// Checks what no cached verdict can know, if the packet is allowed so far: whether a checksum offload would write over the
+/// bytes that decided, and whether the packet passes the lock of its path. `carried` is the mark on the packet; `packet` is
+/// `None` if it could not be parsed.
 #[inline(always)]
 pub fn examine<T: Tables>(
     tables: &T,
     vantage: Vantage,
-    borne: PacketMark,
+    carried: PacketMark,
     judged: Judgement,
     packet: Option<&Packet>,
     has_checksum_elsewhere: impl FnOnce() -> bool,
@@ -142,10 +142,10 @@ pub fn examine<T: Tables>(
     if verdict.is_denied() {
         return examined;
     }
-    // Before the lock is asked, as that must see the bytes that will be there.
-    if is_checksum_asked(vantage, borne) && has_checksum_elsewhere() {
+    // Before the lock, which must see the final bytes.
+    if is_checksum_asked(vantage, carried) && has_checksum_elsewhere() {
         examined.verdict = refused(tables, Reason::ChecksumElsewhere);
-    } else if matches!(vantage.view(), View::Left { .. }) && borne.is_fast_open() {
+    } else if matches!(vantage.view(), View::Left { .. }) && carried.is_fast_open() {
         examined.verdict = not_tls(tables, verdict, Reason::FastOpenThrough);
     } else if let Some(packet) = packet
         && is_lock_asked(vantage, verdict, packet)
@@ -160,25 +160,27 @@ pub fn examine<T: Tables>(
         examined.verdict = examined.lock.verdict(tables, verdict);
     }
     if matches!(vantage.view(), View::Arrived { .. }) && examined.verdict.is_denied() {
-        examined.mark = examined.mark.told();
+        examined.mark = examined.mark.reported();
     }
     examined
 }
 
-/// Whether a packet is asked at a vantage about a checksum that is still to be written into it. Where it comes in, if it does
-/// not come by an uplink: nobody writes it before the packet leaves, and to ask is a call, which most of what an uplink
-/// brings is spared. Where it leaves, if nobody has asked before.
-pub const fn is_checksum_asked(vantage: Vantage, borne: PacketMark) -> bool {
+/// Whether this vantage checks for a checksum offload: ingress does, except at an uplink, because the kernel completes the
+/// checksum only when the packet leaves, and the check is a helper call that locally delivered packets need not pay for;
+/// egress does if no earlier hook has.
+pub const fn is_checksum_asked(vantage: Vantage, carried: PacketMark) -> bool {
     match vantage.view() {
         View::Arrived { role, .. } => !matches!(role, Role::Uplink),
-        View::Left { entered, .. } => !borne.is_judged() || matches!(entered, Entered::ByUplink(_)),
+        View::Left { entered, .. } => {
+            !carried.is_judged() || matches!(entered, Entered::ByUplink(_))
+        }
         View::Sent { origin, .. } => origin.is_judged_by_tc(),
         View::Received { .. } => false,
     }
 }
 
-/// Whether a verdict is about a lock. At an interface only what goes along the path is looked at where it comes in, and only
-/// what comes back where it leaves: there the client is behind the interface.
+/// Whether the lock of the path is checked at this vantage. At interfaces only on the client's side: ingress checks what the
+/// client sends, egress what comes back to it.
 pub const fn is_lock_asked(vantage: Vantage, verdict: Verdict, packet: &Packet) -> bool {
     if !verdict.is_tls_path() || !matches!(packet.shape, Shape::Flow) {
         return false;
@@ -190,21 +192,21 @@ pub const fn is_lock_asked(vantage: Vantage, verdict: Verdict, packet: &Packet) 
     }
 }
 
-/// What is counted and recorded of a verdict at a vantage, so that each packet is reported once. `borne` is the mark that it
-/// bore when it came there.
-pub const fn report(vantage: Vantage, borne: PacketMark, verdict: Verdict, lock: Lock) -> Report {
+/// What to count and record of a verdict at a vantage, so that each packet is reported once. `carried` is the mark that the
+/// packet had when it came there.
+pub const fn report(vantage: Vantage, carried: PacketMark, verdict: Verdict, lock: Lock) -> Report {
     if matches!(lock, Lock::Cut) && !verdict.passes() {
         return Report::Cut;
     }
     let is_elsewhere = match vantage.view() {
         // It is counted where it is judged in full.
         View::Arrived { role, .. } => matches!(role, Role::Undeclared) && !verdict.is_denied(),
-        View::Left { .. } => !verdict.is_denied() || (verdict.passes() && borne.is_told()),
+        View::Left { .. } => !verdict.is_denied() || (verdict.passes() && carried.is_reported()),
         View::Sent { .. } => false,
         View::Received { judged, .. } if !verdict.is_denied() => judged,
         // What dry-run has let pass was reported where it came in, or at its sender's socket.
         View::Received { role, .. } => {
-            verdict.passes() && (matches!(role, Role::Loopback) || borne.is_told())
+            verdict.passes() && (matches!(role, Role::Loopback) || carried.is_reported())
         }
     };
     if is_elsewhere {
@@ -228,7 +230,7 @@ fn arrived<T: Tables>(
     let judged = |verdict: Verdict, mark: PacketMark| Judgement {
         verdict,
         mark: if verdict.is_denied() {
-            mark.told()
+            mark.reported()
         } else {
             mark
         },
@@ -238,7 +240,7 @@ fn arrived<T: Tables>(
         judged(verdict, PacketMark::JUDGED)
     };
     let Some(settings) = tables.settings() else {
-        return judged(Verdict::HOLE, PacketMark::JUDGED);
+        return judged(Verdict::UNSET, PacketMark::JUDGED);
     };
     if packet.src.is_loopback() || packet.dst.is_loopback() {
         return denied(Reason::LoopbackOffLo);
@@ -297,7 +299,7 @@ fn answered<T: Tables>(
 #[inline(always)]
 fn sent_from_other_namespace<T: Tables>(tables: &T, sender: Party, packet: &Packet) -> Verdict {
     let Some(settings) = tables.settings() else {
-        return Verdict::HOLE;
+        return Verdict::UNSET;
     };
     if packet.src.is_loopback() || packet.dst.is_loopback() {
         return denied(settings, Reason::LoopbackOffLo);
@@ -334,7 +336,7 @@ fn sent<T: Tables>(
     packet: &Packet,
 ) -> Verdict {
     let Some(settings) = tables.settings() else {
-        return Verdict::HOLE;
+        return Verdict::UNSET;
     };
     // A process's own raw socket is known by its cgroup.
     let sender = if u32::from(sender) != settings.undeclared_process {
@@ -396,7 +398,7 @@ fn received<T: Tables>(
     packet: &Packet,
 ) -> Verdict {
     let Some(settings) = tables.settings() else {
-        return Verdict::HOLE;
+        return Verdict::UNSET;
     };
     let src = tables.place(&packet.src);
     let from = if matches!(role, Role::Loopback) {
@@ -464,7 +466,7 @@ fn held_by_another<T: Tables>(
 #[inline(always)]
 fn left<T: Tables>(tables: &T, entered: Entered, to_pod: bool, packet: &Packet) -> Verdict {
     let Some(settings) = tables.settings() else {
-        return Verdict::HOLE;
+        return Verdict::UNSET;
     };
     let src = tables.place(&packet.src);
     let from = match entered {
@@ -660,12 +662,12 @@ mod tests {
             verdict: Verdict::path(1).with_tls(),
             mark: PacketMark::JUDGED,
         };
-        let asked = |vantage, borne, elsewhere: bool| {
+        let asked = |vantage, carried, elsewhere: bool| {
             let calls = core::cell::Cell::new((0, 0));
             let examined = examine(
                 &tables,
                 vantage,
-                borne,
+                carried,
                 allowed,
                 Some(&packet(Phase::Following)),
                 || {
@@ -683,7 +685,7 @@ mod tests {
         let judged = PacketMark::JUDGED;
         let elsewhere = Some(Reason::ChecksumElsewhere);
         let not_tls = Some(Reason::NotTls);
-        for (vantage, borne, once) in [
+        for (vantage, carried, once) in [
             (arrived_by(Role::Pod), none, (1, 0)),
             (arrived_by(Role::Undeclared), none, (1, 0)),
             (sent(5, Origin::Frames), none, (1, 0)),
@@ -692,18 +694,18 @@ mod tests {
             (left_after(Entered::FromPod), none, (1, 0)),
         ] {
             assert_eq!(
-                asked(vantage, borne, true),
+                asked(vantage, carried, true),
                 (once, elsewhere),
                 "{vantage:?}"
             );
         }
-        for (vantage, borne) in [
+        for (vantage, carried) in [
             (arrived_by(Role::Uplink), none),
             (sent(5, Origin::Socket), none),
             (received_by(Role::Uplink, true), judged),
         ] {
             assert_eq!(
-                asked(vantage, borne, true),
+                asked(vantage, carried, true),
                 ((0, 1), not_tls),
                 "{vantage:?}"
             );
@@ -740,9 +742,9 @@ mod tests {
         let dropped = Verdict::denied(Reason::NoPath, false, true);
         let would_drop = Verdict::denied(Reason::NoPath, true, true);
         let (none, judged) = (PacketMark::NONE, PacketMark::JUDGED);
-        let told = judged.told();
+        let told = judged.reported();
         let from_pod = left_after(Entered::FromPod);
-        for (vantage, borne, verdict, is_reported) in [
+        for (vantage, carried, verdict, is_reported) in [
             (arrived_by(Role::Uplink), none, path, true),
             (arrived_by(Role::Pod), none, other, true),
             (arrived_by(Role::Undeclared), none, other, false),
@@ -766,8 +768,8 @@ mod tests {
             } else {
                 Report::Nothing
             };
-            let found = report(vantage, borne, verdict, Lock::Open);
-            assert_eq!(found, expected, "{vantage:?} {borne:?} {verdict:?}");
+            let found = report(vantage, carried, verdict, Lock::Open);
+            assert_eq!(found, expected, "{vantage:?} {carried:?} {verdict:?}");
         }
         let cut = |verdict| report(sent(5, Origin::Socket), none, verdict, Lock::Cut);
         assert_eq!(cut(dropped), Report::Cut);

@@ -22,8 +22,8 @@ impl PacketMark {
     const FAST_OPEN: u16 = 1 << 13;
     /// Its source address is the pod's own, and the number says who that is.
     const KNOWN: u16 = 1 << 14;
-    /// Dry-run let it pass and has told so already.
-    const TOLD: u16 = 1 << 15;
+    /// Dry-run let it pass and has reported it already.
+    const REPORTED: u16 = 1 << 15;
 
     /// A packet that no hook has looked at.
     pub const NONE: Self = Self(0);
@@ -47,10 +47,10 @@ impl PacketMark {
         }
     }
 
-    /// The same, told in dry-run.
+    /// The same, reported in dry-run.
     #[must_use]
-    pub const fn told(self) -> Self {
-        Self(self.0 | Self::TOLD)
+    pub const fn reported(self) -> Self {
+        Self(self.0 | Self::REPORTED)
     }
 
     /// The same, with data that came with a SYN.
@@ -64,9 +64,9 @@ impl PacketMark {
         self.0 & Self::SEEN != 0
     }
 
-    /// Whether dry-run has told of it.
-    pub const fn is_told(self) -> bool {
-        self.0 & Self::TOLD != 0
+    /// Whether dry-run has reported it.
+    pub const fn is_reported(self) -> bool {
+        self.0 & Self::REPORTED != 0
     }
 
     /// Whether it brings data with a SYN on a path that asks for TLS.
@@ -116,8 +116,8 @@ mod tests {
 
     #[test]
     fn what_one_hook_says_the_next_one_hears() {
-        let known = PacketMark::from_known_pod(4095).told().with_fast_open();
-        assert!(known.is_judged() && known.is_told() && known.is_fast_open());
+        let known = PacketMark::from_known_pod(4095).reported().with_fast_open();
+        assert!(known.is_judged() && known.is_reported() && known.is_fast_open());
         assert_eq!(known.entered(Role::Pod), Entered::FromKnownPod(4095));
         // A pod's party is no path.
         assert_eq!(known.let_in_by(Verdict::path(7)), known);

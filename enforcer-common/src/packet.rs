@@ -198,7 +198,7 @@ impl Segment {
     /// Whether it is one of a few of its connection's, about one in 128, by its numbers: short connections have none
     /// most often, and long ones soon have one. A peer that makes it so, or not so, gains nothing.
     #[inline(always)]
-    pub const fn is_one_of_many(&self) -> bool {
+    pub const fn is_sampled(&self) -> bool {
         // The golden ratio spreads numbers that are some steps apart.
         self.seq.wrapping_add(self.ack).wrapping_mul(0x9e37_79b1) >> 25 == 0
     }
@@ -319,7 +319,7 @@ mod tests {
             segment.seq = start;
             let first = (0..10_000).find(|_| {
                 segment.seq = segment.seq.wrapping_add(step);
-                segment.is_one_of_many()
+                segment.is_sampled()
             });
             longest = longest.max(first.unwrap());
             all += first.unwrap();

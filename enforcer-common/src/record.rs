@@ -55,7 +55,7 @@ impl Hook {
 
     /// 0 where its programs run with the kernel's bottom halves off, so that on one CPU they come one after the other; 1
     /// where those of the first kind may come between, or others of its own kind.
-    pub const fn way(self) -> usize {
+    pub const fn counter_lane(self) -> usize {
         match self {
             Self::TcIngress | Self::TcEgress | Self::CgroupIngress => 0,
             Self::CgroupEgress | Self::Connect | Self::Sendmsg | Self::Bind | Self::Setsockopt => 1,
@@ -113,7 +113,7 @@ pub struct RecordKey {
     pub reply: u8,
 }
 
-/// Who is told to have been denied, and where.
+/// Who was denied, and at which hook.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Whose {
     /// The hook.
@@ -153,7 +153,7 @@ impl RecordKey {
         RecordPlace::between(&self.src, &self.dst)
     }
 
-    /// The key of a denied packet of a flow, in whatever direction: who opened is told first.
+    /// The key of a denied packet of a flow, in either direction: whoever opened it comes first.
     #[inline(always)]
     pub fn of_flow(whose: Whose, denial: Denial, space: Space, flow: &FlowKey) -> Self {
         let mut key = Self::between(whose, denial, flow.src, flow.dst);

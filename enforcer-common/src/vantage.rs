@@ -1,20 +1,19 @@
-//! Where a packet is judged, and what is known there beside its bytes.
+//! Where a packet is judged, and what is known there besides its bytes.
 //!
-//! A [`Vantage`] is the only input of a judgement beside the packet and the tables ([`crate::judge`]), and so it is part
-//! of the key under which verdicts are cached ([`crate::cache`]): a fact that a verdict depends on and that is missing
-//! there would give one packet another's verdict. That is why it is packed in one place, here, from a [`View`] that is
-//! taken apart field by field.
+//! A [`Vantage`] is the only input of a judgement besides the packet and the tables ([`crate::judge`]), and it is part of the
+//! key of the verdict cache ([`crate::cache`]). If a fact that a verdict depends on were missing from it, one packet could get
+//! another's verdict. So it is packed here and nowhere else, from a [`View`] whose every field is matched.
 
 use crate::{
     record::Hook,
     tables::{Party, Role},
 };
 
-/// Where a packet is judged, in a word that can be a key and an argument of a BPF function.
+/// Where a packet is judged, packed into a word that serves as a cache key and as an argument of BPF functions.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub struct Vantage(u64);
 
-/// A vantage, taken apart.
+/// An unpacked vantage.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum View {
     /// TC ingress of any interface but lo: the packet has just arrived.
@@ -31,7 +30,7 @@ pub enum View {
         /// Whether it leaves by a pod's interface.
         to_pod: bool,
     },
-    /// A process of this node sends it: `cgroup_skb` egress, or TC egress for what no such hook sees.
+    /// A process of this node sends it: seen at `cgroup_skb` egress, or at TC egress if that hook is bypassed.
     Sent {
         /// The party of the sender's cgroup.
         sender: Party,
@@ -51,7 +50,7 @@ pub enum View {
     },
 }
 
-/// The kinds of [`View`]. The number is that of the hook where most of them are met.
+/// The kinds of [`View`]. Each has the number of the hook where it usually occurs.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 #[repr(u8)]
 pub enum Kind {
@@ -77,7 +76,7 @@ pub enum Entered {
     FromPod,
 }
 
-/// What makes a packet that is sent on this node.
+/// What created a packet that is sent on this node.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 #[repr(u8)]
 pub enum Origin {
@@ -190,7 +189,7 @@ impl Vantage {
         self.0
     }
 
-    /// From the word, where only one kind is met: the compiler then leaves out what is for the others.
+    /// From the word, at a hook that has one kind only, so that the compiler drops the code for the others.
     #[inline(always)]
     pub const fn from_word(kind: Kind, word: u64) -> Self {
         Self(word & ((1 << KIND) - 1) | (kind as u64) << KIND)
@@ -275,7 +274,7 @@ mod tests {
         views
     }
 
-    /// A fact that is lost on the way is a verdict for somebody else's packet.
+    /// If packing lost a fact, packets that differ in it would share cached verdicts.
     #[test]
     fn a_vantage_is_its_view_and_no_other() {
         let mut known = HashMap::new();

@@ -51,7 +51,7 @@ pub enum Reason {
     /// Data with the SYN on a path that asks for TLS and leads through this node: it can not be followed.
     FastOpenThrough = 21,
     /// A socket asked for a way to send that bypasses every hook, or a frame came by one.
-    AroundHooks = 22,
+    BypassesHooks = 22,
     /// A checksum offload is to write over bytes that decide, after they were judged.
     ChecksumElsewhere = 23,
     /// The socket that would receive it belongs to another process than the component whose port it is.
@@ -84,7 +84,7 @@ impl Reason {
         Self::ClosedPort,
         Self::NotTls,
         Self::FastOpenThrough,
-        Self::AroundHooks,
+        Self::BypassesHooks,
         Self::ChecksumElsewhere,
         Self::ForeignListener,
         Self::MultipathTls,
@@ -115,7 +115,7 @@ impl Reason {
             19 => Self::ClosedPort,
             20 => Self::NotTls,
             21 => Self::FastOpenThrough,
-            22 => Self::AroundHooks,
+            22 => Self::BypassesHooks,
             23 => Self::ChecksumElsewhere,
             24 => Self::ForeignListener,
             25 => Self::MultipathTls,
@@ -152,7 +152,7 @@ impl Reason {
             Self::ClosedPort => "ClosedPort",
             Self::NotTls => "NotTls",
             Self::FastOpenThrough => "FastOpenThrough",
-            Self::AroundHooks => "AroundHooks",
+            Self::BypassesHooks => "BypassesHooks",
             Self::ChecksumElsewhere => "ChecksumElsewhere",
             Self::ForeignListener => "ForeignListener",
             Self::MultipathTls => "MultipathTls",
@@ -182,7 +182,7 @@ impl Reason {
             Self::OtherNode => "the path is for the same node only",
             Self::ClosedPort => "closed to everybody: no path leads there",
             Self::NotTls => "the path asks for TLS, and this does not begin with a ClientHello",
-            Self::AroundHooks => "it bypasses every hook that judges what is sent",
+            Self::BypassesHooks => "it bypasses every hook that judges what is sent",
             Self::ChecksumElsewhere => "a checksum offload would write over bytes that were judged",
             Self::ForeignListener => "the socket there is not the component's",
             Self::MultipathTls => {
@@ -250,11 +250,11 @@ impl Verdict {
     const REPLY: u32 = 1 << 27;
     const FRAGMENT: u32 = 1 << 26;
     const LOCKED: u32 = 1 << 25;
-    const MADE: u32 = 1 << 24;
+    const VALID: u32 = 1 << 24;
     const COUNTER: u32 = (1 << 14) - 1;
 
     /// No policy, or a hole in a table: closed, also in dry-run.
-    pub const HOLE: Self = Self(0);
+    pub const UNSET: Self = Self(0);
     /// Let through by `otherTraffic: Allow`.
     pub const OTHER: Self = Self::allowed(counter::OTHER);
     /// A later fragment that may pass.
@@ -262,7 +262,7 @@ impl Verdict {
         Self(Self::allowed(counter::LATER_FRAGMENT).0 | Self::FRAGMENT);
 
     const fn allowed(counter: u32) -> Self {
-        Self(Self::MADE | Self::ALLOWED | Self::PASSES | counter)
+        Self(Self::VALID | Self::ALLOWED | Self::PASSES | counter)
     }
 
     /// Allowed by a path.
@@ -283,7 +283,7 @@ impl Verdict {
 
     /// Denied.
     pub const fn denied(reason: Reason, dry_run: bool, guarded: bool) -> Self {
-        let mut word = Self::MADE;
+        let mut word = Self::VALID;
         if dry_run {
             word |= Self::PASSES;
         }
@@ -302,7 +302,7 @@ impl Verdict {
 
     /// A denial for another reason. A hole stays one: it has no other.
     pub const fn because(self, reason: Reason) -> Self {
-        if self.0 & Self::MADE == 0 {
+        if self.0 & Self::VALID == 0 {
             return self;
         }
         let counter = counter::of_reason(reason, self.passes());
@@ -348,7 +348,7 @@ impl Verdict {
 
     /// Whether it is denied from a declared endpoint, not just by `otherTraffic: Drop`.
     pub const fn is_guarded_denial(self) -> bool {
-        self.is_denied() && self.0 & (Self::MADE | Self::GUARDED) != Self::MADE
+        self.is_denied() && self.0 & (Self::VALID | Self::GUARDED) != Self::VALID
     }
 
     /// Whether a record is kept of it. In dry-run a denied reply is counted only: its connection was told when
@@ -377,7 +377,7 @@ impl Verdict {
             };
         }
         let reason = match counter::reason(counter::of(self)) {
-            Some(reason) if self.0 & Self::MADE != 0 => reason,
+            Some(reason) if self.0 & Self::VALID != 0 => reason,
             _ => Reason::NoPolicy,
         };
         Outcome::Denied(Denial {
@@ -390,7 +390,7 @@ impl Verdict {
 
     /// Whether the packet goes on its way: what is allowed, and what was denied in dry-run.
     pub const fn passes(self) -> bool {
-        self.0 & (Self::MADE | Self::PASSES) == Self::MADE | Self::PASSES
+        self.0 & (Self::VALID | Self::PASSES) == Self::VALID | Self::PASSES
     }
 }
 
@@ -405,7 +405,7 @@ pub mod counter {
     use super::{Direction, Reason, Verdict};
     use crate::limits::MAX_PATHS;
 
-    /// A counter of one CPU: for each [`Hook::way`](crate::record::Hook::way) one word, which together are what it stands at.
+    /// A counter of one CPU: for each [`Hook::counter_lane`](crate::record::Hook::counter_lane) one word, which together are what it stands at.
     pub type Words = [u64; 2];
 
     /// `0..64`: denied and dropped, by reason: the number of its code less one. So what a hole denies is counted as
@@ -511,7 +511,7 @@ mod tests {
 
     #[test]
     fn a_hole_denies() {
-        for word in [0, 1, Verdict::PASSES, Verdict::MADE, Verdict::MADE | 255] {
+        for word in [0, 1, Verdict::PASSES, Verdict::VALID, Verdict::VALID | 255] {
             let verdict = Verdict(word);
             let Outcome::Denied(denial) = verdict.outcome() else {
                 panic!("{word:#x} lets through");
@@ -522,11 +522,11 @@ mod tests {
                 "{word:#x}"
             );
         }
-        assert!(Verdict::HOLE.is_guarded_denial());
+        assert!(Verdict::UNSET.is_guarded_denial());
         let counter = counter::of_reason(Reason::NoPolicy, false);
-        assert_eq!(counter::of(Verdict::HOLE), counter);
+        assert_eq!(counter::of(Verdict::UNSET), counter);
         // What is told and what is counted are the same thing.
-        let hole = Verdict::HOLE.because(Reason::IcmpQuotesDenied).back();
+        let hole = Verdict::UNSET.because(Reason::IcmpQuotesDenied).back();
         assert_eq!(counter::of(hole), counter);
         assert!(hole.is_guarded_denial() && !hole.passes());
     }

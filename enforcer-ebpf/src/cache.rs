@@ -27,7 +27,7 @@ impl CachedVerdict {
     const RECALLED: u64 = 1 << 62;
     const TAKEN: u64 = 1 << 61;
     /// The word of a verdict by no policy.
-    pub const HOLE: u64 = Verdict::HOLE.word() as u64;
+    pub const UNSET: u64 = Verdict::UNSET.word() as u64;
 
     /// A verdict that a generation has just made. One that another packet may change at once is not to be
     /// kept.

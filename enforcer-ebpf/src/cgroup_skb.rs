@@ -17,7 +17,7 @@ use enforcer_common::{
 
 use crate::{
     cache::{self, CachedVerdict},
-    lock::{self, Way},
+    lock::{self, SocketDirection},
     maps::{self, Active},
     report::{Report, Subject, count},
     skb::{self, Skb},
@@ -90,7 +90,15 @@ pub fn egress(ctx: &SkBuffContext) -> i32 {
         judged,
         Some(&packet),
         || false,
-        || lock::at_socket(Way::Sent, skb, &packet, judged.verdict, connected.is_cut()),
+        || {
+            lock::at_socket(
+                SocketDirection::Sent,
+                skb,
+                &packet,
+                judged.verdict,
+                connected.is_cut(),
+            )
+        },
     );
     match report(vantage, PacketMark::NONE, verdict, lock) {
         judge::Report::Nothing => {}
@@ -99,11 +107,11 @@ pub fn egress(ctx: &SkBuffContext) -> i32 {
             return DROP;
         }
         judge::Report::Verdict if verdict.is_recorded() => {
-            told_of_sender(skb, active, verdict, Some(&packet));
+            report_sent(skb, active, verdict, Some(&packet));
         }
         judge::Report::Verdict => count(Hook::CgroupEgress, counter::of(verdict)),
     }
-    connected.keep(Way::Sent, lock, active, verdict);
+    connected.keep(SocketDirection::Sent, lock, active, verdict);
     action(verdict)
 }
 
@@ -117,7 +125,7 @@ fn sent_unread(skb: Skb, active: Active, on_lo: bool, reason: Reason) -> i32 {
     });
     let Judgement { verdict, .. } =
         judge_unreadable(&active.generation(), vantage, PacketMark::NONE, reason);
-    told_of_sender(skb, active, verdict, None);
+    report_sent(skb, active, verdict, None);
     action(verdict)
 }
 
@@ -132,7 +140,7 @@ pub fn judged(active: Active, vantage: Vantage, packet: &Packet) -> Judgement {
 pub extern "C" fn enforcer_sent(active: u32, vantage: u64, packet: *const Packet) -> u64 {
     // SAFETY: null or a whole packet, as the verifier has made sure of every caller.
     let Some(packet) = (unsafe { packet.as_ref() }) else {
-        return CachedVerdict::HOLE;
+        return CachedVerdict::UNSET;
     };
     let generation = Active::of(active).generation();
     let vantage = Vantage::from_word(Kind::Sent, vantage);
@@ -182,7 +190,7 @@ pub fn ingress(ctx: &SkBuffContext) -> i32 {
         let Judgement { verdict, .. } =
             judge_unreadable(&active.generation(), vantage, mark, reason);
         if report(vantage, mark, verdict, Lock::Open) != judge::Report::Nothing {
-            told_at_receiver(skb, active, verdict, None);
+            report_received(skb, active, verdict, None);
         }
         return action(verdict);
     }
@@ -205,7 +213,7 @@ pub fn ingress(ctx: &SkBuffContext) -> i32 {
         || false,
         || {
             lock::at_socket(
-                Way::Received,
+                SocketDirection::Received,
                 skb,
                 &packet,
                 judged.verdict,
@@ -220,11 +228,11 @@ pub fn ingress(ctx: &SkBuffContext) -> i32 {
             return DROP;
         }
         judge::Report::Verdict if verdict.is_recorded() => {
-            told_at_receiver(skb, active, verdict, Some(&packet));
+            report_received(skb, active, verdict, Some(&packet));
         }
         judge::Report::Verdict => count(Hook::CgroupIngress, counter::of(verdict)),
     }
-    connected.keep(Way::Received, lock, active, verdict);
+    connected.keep(SocketDirection::Received, lock, active, verdict);
     action(verdict)
 }
 
@@ -234,7 +242,7 @@ pub fn ingress(ctx: &SkBuffContext) -> i32 {
 pub extern "C" fn enforcer_received(active: u32, vantage: u64, packet: *const Packet) -> u64 {
     // SAFETY: as above.
     let Some(packet) = (unsafe { packet.as_ref() }) else {
-        return CachedVerdict::HOLE;
+        return CachedVerdict::UNSET;
     };
     let generation = Active::of(active).generation();
     let vantage = Vantage::from_word(Kind::Received, vantage);
@@ -244,7 +252,7 @@ pub extern "C" fn enforcer_received(active: u32, vantage: u64, packet: *const Pa
 
 /// Counts a verdict on what a socket sends, and keeps a record of a denial. On a stack frame of its own.
 #[inline(never)]
-fn told_of_sender(skb: Skb, active: Active, verdict: Verdict, packet: Option<&Packet>) {
+fn report_sent(skb: Skb, active: Active, verdict: Verdict, packet: Option<&Packet>) {
     Report {
         active,
         hook: Hook::CgroupEgress,
@@ -257,8 +265,8 @@ fn told_of_sender(skb: Skb, active: Active, verdict: Verdict, packet: Option<&Pa
 
 /// Likewise of what a socket receives.
 #[inline(never)]
-fn told_at_receiver(skb: Skb, active: Active, verdict: Verdict, packet: Option<&Packet>) {
-    // Whoever holds a component's port is told, and not who came for the component.
+fn report_received(skb: Skb, active: Active, verdict: Verdict, packet: Option<&Packet>) {
+    // The process that holds a component's port is reported, not the client that came for the component.
     let subject = match counter::reason(counter::of(verdict)) {
         Some(Reason::ForeignListener) => Subject::cgroup(skb.cgroup()),
         _ => Subject::interface(skb.ifindex()),
@@ -323,7 +331,7 @@ fn action(verdict: Verdict) -> i32 {
 /// What is kept on a packet's socket; null if there is nothing, or nothing that is needed.
 #[inline(always)]
 fn state(sk: *mut bpf_sock) -> *mut SocketState {
-    if socket::netns_is_told() && !is_open(sk) {
+    if socket::netns_is_known() && !is_open(sk) {
         return ptr::null_mut();
     }
     socket::state(sk)
@@ -380,7 +388,7 @@ impl Connected {
     fn with_place(self, skb: Skb, verdict: Verdict, packet: &Packet) -> Self {
         let is_worth_it = || {
             matches!(packet.ports.space, Space::Tcp)
-                && (verdict.is_tls_path() || packet.segment.is_one_of_many())
+                && (verdict.is_tls_path() || packet.segment.is_sampled())
         };
         if !is_open(self.sk) || (self.state.is_null() && !is_worth_it()) {
             return Self::NONE;
@@ -461,7 +469,7 @@ impl Connected {
     /// Keeps for the next packet that goes this way what this one has shown: that its path is open to it for good, or that
     /// the connection has broken its lock.
     #[inline(always)]
-    fn keep(self, way: Way, lock: Lock, active: Active, verdict: Verdict) {
+    fn keep(self, direction: SocketDirection, lock: Lock, active: Active, verdict: Verdict) {
         if !self.is_one() {
             return;
         }
@@ -469,9 +477,9 @@ impl Connected {
             self.cut();
         } else if lock == Lock::Open && !verdict.is_denied() {
             let kept = SocketState::kept(active.epoch(), counter::of(verdict));
-            self.keep_verdict(way, kept);
+            self.keep_verdict(direction, kept);
         } else if lock == Lock::Holds
-            && way == Way::Sent
+            && direction == SocketDirection::Sent
             && matches!(verdict.direction(), Direction::Forward)
         {
             self.begin_client();
@@ -485,16 +493,16 @@ impl Connected {
     }
 
     #[inline(never)]
-    fn keep_verdict(self, way: Way, kept: u64) {
+    fn keep_verdict(self, direction: SocketDirection, kept: u64) {
         let state = self.renewed();
         // SAFETY: what is kept lives as long as its socket.
         unsafe {
-            match way {
-                Way::Sent => (*state).egress = kept,
-                Way::Received => (*state).ingress = kept,
+            match direction {
+                SocketDirection::Sent => (*state).egress = kept,
+                SocketDirection::Received => (*state).ingress = kept,
             }
         }
-        count(way.hook(), counter::KEPT_VERDICTS);
+        count(direction.hook(), counter::KEPT_VERDICTS);
     }
 
     /// Whether the connection has broken its lock.

@@ -39,14 +39,14 @@ const TCP_LISTEN: u32 = 10;
 /// Which way a packet goes at a socket.
 #[derive(Clone, Copy, PartialEq, Eq)]
 #[repr(u32)]
-pub enum Way {
+pub enum SocketDirection {
     /// Out of it.
     Sent = 0,
     /// Into it.
     Received = 1,
 }
 
-impl Way {
+impl SocketDirection {
     /// The hook where it does.
     pub const fn hook(self) -> Hook {
         match self {
@@ -58,12 +58,18 @@ impl Way {
 
 /// The lock at a socket of this node, for what it sends or receives. `is_cut`: whether it has been broken before.
 #[inline(always)]
-pub fn at_socket(way: Way, skb: Skb, packet: &Packet, verdict: Verdict, is_cut: bool) -> Lock {
+pub fn at_socket(
+    direction: SocketDirection,
+    skb: Skb,
+    packet: &Packet,
+    verdict: Verdict,
+    is_cut: bool,
+) -> Lock {
     Lock::from_number(enforcer_lock(
         skb.as_ptr(),
         packet,
         verdict.word(),
-        way as u32,
+        direction as u32,
         is_cut.into(),
     ))
 }
@@ -75,7 +81,7 @@ pub extern "C" fn enforcer_lock(
     skb: *mut __sk_buff,
     packet: *const Packet,
     verdict: u32,
-    way: u32,
+    direction: u32,
     cut: u32,
 ) -> u32 {
     // SAFETY: null or a whole packet, as the verifier has made sure of every caller.
@@ -85,7 +91,7 @@ pub extern "C" fn enforcer_lock(
     let skb = Skb::from_ptr(skb);
     let sk = skb.full_socket();
     let (verdict, cut) = (zerocopy::transmute!(verdict), cut != 0);
-    let lock = if way == Way::Sent as u32 {
+    let lock = if direction == SocketDirection::Sent as u32 {
         sent(skb, sk, packet, verdict, cut)
     } else {
         received(skb, sk, packet, verdict, cut)

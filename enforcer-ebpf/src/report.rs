@@ -18,7 +18,7 @@ use enforcer_common::{
 
 use crate::maps::{Active, COUNTERS, PAIRS, RECORD_PLACES, RECORDS, ROOM, WAKES};
 
-/// Who is told to have sent it. No enum with fields: those leave bytes unset.
+/// The sender that a record names. Not an enum with fields: those leave bytes unset.
 #[derive(Clone, Copy)]
 pub struct Subject {
     kind: u8,
@@ -58,7 +58,7 @@ pub struct Report {
 }
 
 impl Report {
-    /// Counts a verdict on a packet, and keeps a record if it is a denial that is told.
+    /// Counts a verdict on a packet, and keeps a record if it is a denial that is recorded.
     ///
     /// Takes much of a stack frame: who calls it should have one that holds little else.
     #[inline(always)]
@@ -311,12 +311,12 @@ pub fn count(hook: Hook, index: u32) {
     let Some(counter) = COUNTERS.get_ptr_mut(index) else {
         return;
     };
-    let way = hook.way();
+    let lane = hook.counter_lane();
     // SAFETY: an element of this CPU's own array. What nothing comes between adds without a lock, which takes
     // longer than the rest of this.
     unsafe {
-        let counter = &raw mut (*counter)[way];
-        if way == 0 {
+        let counter = &raw mut (*counter)[lane];
+        if lane == 0 {
             *counter += 1;
         } else {
             add_to(counter, 1);

@@ -264,7 +264,7 @@ impl Skb {
 
     /// Whether this node would send to `source` by the interface that this packet came in by: then
     /// nobody else's pod sends it. TC only. A bridge's ports have no routes of their own, so behind
-    /// one nobody is told from the others.
+    /// one the pods cannot be told apart.
     #[inline(never)]
     pub fn is_route_back(self, source: &Ip, destination: &Ip) -> bool {
         // SAFETY: all zeroes are a request like any other.

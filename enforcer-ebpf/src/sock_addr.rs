@@ -1,7 +1,7 @@
 //! The hooks on `connect`, `sendmsg` and `bind`: a denial is an error at once.
 //!
 //! They see addresses before any translation. What they let pass is judged again, packet by packet;
-//! in dry-run only a `bind`, which sends no packet, is told from here.
+//! in dry-run only a `bind`, which sends no packet, is reported from here.
 
 use aya_ebpf::{
     EbpfContext,
@@ -65,7 +65,7 @@ fn of_words(words: [u32; 4]) -> Ip {
 /// `connect` and `sendmsg`.
 pub fn connecting(ctx: &SockAddrContext, dst: Ip, hook: Hook) -> i32 {
     let sk = socket_of(ctx);
-    socket::meet(ctx, sk);
+    socket::ensure_owner(ctx, sk);
     let Some((space, port)) = endpoint(ctx) else {
         return PASS;
     };
@@ -80,8 +80,8 @@ pub fn connecting(ctx: &SockAddrContext, dst: Ip, hook: Hook) -> i32 {
     let by = enforcer_caller(active.word()) as Party;
     let verdict = decide::connecting(&generation, by, &dst, space, port);
     if verdict.is_denied() || verdict.is_tls_path() {
-        // Its packets may be told.
-        socket::stamp(ctx, sk);
+        // Its packets may be reported.
+        socket::record_owner(ctx, sk);
     }
     if !decide::fails_at_once(verdict, space) {
         return PASS;
@@ -94,13 +94,13 @@ pub fn connecting(ctx: &SockAddrContext, dst: Ip, hook: Hook) -> i32 {
         port,
         sk,
     }
-    .told(verdict)
+    .report(verdict)
 }
 
 /// `bind`.
 pub fn binding(ctx: &SockAddrContext, addr: Ip) -> i32 {
     let sk = socket_of(ctx);
-    socket::meet(ctx, sk);
+    socket::ensure_owner(ctx, sk);
     let Some((space, port)) = endpoint(ctx) else {
         return PASS;
     };
@@ -143,7 +143,7 @@ fn holding<C: EbpfContext>(ctx: &C, sk: *mut bpf_sock, addr: Ip, space: Space, p
     if !verdict.is_denied() {
         return PASS;
     }
-    socket::stamp(ctx, sk);
+    socket::record_owner(ctx, sk);
     Call {
         active,
         hook: Hook::Bind,
@@ -152,7 +152,7 @@ fn holding<C: EbpfContext>(ctx: &C, sk: *mut bpf_sock, addr: Ip, space: Space, p
         port,
         sk,
     }
-    .told(verdict)
+    .report(verdict)
 }
 
 /// The address that an IPv4 socket is bound to.
@@ -183,7 +183,7 @@ struct Call {
 
 impl Call {
     /// Tells it. The caller gets EPERM unless it is dry-run.
-    fn told(&self, verdict: Verdict) -> i32 {
+    fn report(&self, verdict: Verdict) -> i32 {
         // SAFETY: the helper takes nothing.
         let subject = Subject::cgroup(unsafe { bpf_get_current_cgroup_id() });
         let state = socket::state(self.sk);

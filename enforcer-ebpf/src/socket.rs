@@ -91,7 +91,7 @@ fn storage(sk: *mut bpf_sock, flags: u32) -> *mut SocketState {
 }
 
 /// Notes who holds a socket. Only in hooks that run in the process's own context.
-pub fn stamp<C: EbpfContext>(ctx: &C, sk: *mut bpf_sock) {
+pub fn record_owner<C: EbpfContext>(ctx: &C, sk: *mut bpf_sock) {
     let state = state_made(sk);
     if state.is_null() {
         return;
@@ -132,8 +132,8 @@ pub fn created(ctx: &SockContext) -> i32 {
     // Raw sockets pass no other hook in their process's context. Where the kernel tells the network
     // namespace of packets, the others are known without a stamp, until they are denied something.
     // SAFETY: the context is valid while the program runs.
-    if !netns_is_told() || unsafe { (*ctx.sock).type_ } == SOCK_RAW {
-        stamp(ctx, ctx.sock);
+    if !netns_is_known() || unsafe { (*ctx.sock).type_ } == SOCK_RAW {
+        record_owner(ctx, ctx.sock);
     }
     1
 }
@@ -141,9 +141,9 @@ pub fn created(ctx: &SockContext) -> i32 {
 /// Notes whose network namespace a socket is in before its packets come, where those do not tell: `sock_create` has not
 /// seen those that are older than the programs, or that the kernel makes (MPTCP).
 #[inline(always)]
-pub fn meet<C: EbpfContext>(ctx: &C, sk: *mut bpf_sock) {
-    if !netns_is_told() {
-        stamp(ctx, sk);
+pub fn ensure_owner<C: EbpfContext>(ctx: &C, sk: *mut bpf_sock) {
+    if !netns_is_known() {
+        record_owner(ctx, sk);
     }
 }
 
@@ -155,7 +155,7 @@ pub fn is_host<C: EbpfContext>(ctx: &C) -> bool {
 /// The same for the socket of an skb. One whose namespace is not known counts as the host's: that
 /// is the strict side.
 pub fn skb_is_host(skb: Skb, state: *mut SocketState) -> bool {
-    if netns_is_told() {
+    if netns_is_known() {
         return cookie(skb.as_ptr().cast()) == host();
     }
     // SAFETY: see `state`.
@@ -167,7 +167,7 @@ pub fn skb_is_host(skb: Skb, state: *mut SocketState) -> bool {
 /// one of this namespace, whose packets have been judged.
 #[inline(always)]
 pub fn is_elsewhere(skb: Skb, sk: *mut bpf_sock) -> bool {
-    if netns_is_told() {
+    if netns_is_known() {
         return cookie(skb.as_ptr().cast()) != host();
     }
     let state = state(sk);
@@ -175,9 +175,9 @@ pub fn is_elsewhere(skb: Skb, sk: *mut bpf_sock) -> bool {
     !state.is_null() && unsafe { (*state).netns } == netns::OTHER
 }
 
-/// Whether packets tell the network namespace that they are in.
+/// Whether a packet's network namespace can be asked for.
 #[inline(always)]
-pub fn netns_is_told() -> bool {
+pub fn netns_is_known() -> bool {
     // SAFETY: a plain read of a constant that the loader has set.
     unsafe { ptr::read_volatile(&raw const SKB_NETNS) != 0 }
 }

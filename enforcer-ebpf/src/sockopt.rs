@@ -44,7 +44,7 @@ pub fn setting(ctx: &SockoptContext) -> i32 {
     }
     // SAFETY: the context is valid while the program runs, and this hook has a full socket.
     let sk = unsafe { (*ctx.sockopt).__bindgen_anon_1.sk };
-    socket::stamp(ctx, sk);
+    socket::record_owner(ctx, sk);
     if refuses_around(socket::state(sk)) {
         REFUSE
     } else {
@@ -68,7 +68,7 @@ pub fn refuses_around(state: *mut SocketState) -> bool {
     if generation.settings().is_none() {
         return true;
     }
-    let verdict = decide::refused(&generation, Reason::AroundHooks);
+    let verdict = decide::refused(&generation, Reason::BypassesHooks);
     let report = Report {
         active,
         hook: Hook::Setsockopt,

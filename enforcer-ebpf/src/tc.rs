@@ -22,7 +22,7 @@ use enforcer_common::{
 use crate::{
     cache::{self, CachedVerdict},
     cgroup_skb,
-    lock::{self, Way},
+    lock::{self, SocketDirection},
     maps::{self, Active},
     report::{Report, Subject, count},
     skb::{self, Skb},
@@ -86,7 +86,7 @@ pub fn ingress(ctx: &TcContext) -> i32 {
         judge::Report::Nothing => {}
         judge::Report::Cut => count(Hook::TcIngress, counter::CUT),
         judge::Report::Verdict if verdict.is_recorded() => {
-            told::<true>(skb, active, verdict, Some(&packet));
+            report_at::<true>(skb, active, verdict, Some(&packet));
         }
         judge::Report::Verdict => count(Hook::TcIngress, counter::of(verdict)),
     }
@@ -110,7 +110,7 @@ fn arrived_unread(skb: Skb, active: Active, vantage: Vantage, reason: Reason) ->
     );
     skb.set_mark(mark);
     if report(vantage, PacketMark::NONE, verdict, Lock::Open) != judge::Report::Nothing {
-        told::<true>(skb, active, verdict, None);
+        report_at::<true>(skb, active, verdict, None);
     }
     action(verdict)
 }
@@ -128,11 +128,11 @@ pub fn looped(ctx: &TcContext) -> i32 {
 #[inline(never)]
 fn unseen(skb: Skb) -> i32 {
     let active = Active::now();
-    let verdict = decide::refused(&active.generation(), Reason::AroundHooks);
+    let verdict = decide::refused(&active.generation(), Reason::BypassesHooks);
     let (_, start) = role_and_start(skb.ifindex());
     let mut packet = skb::room();
     let read = skb.read_owned(start, &mut packet);
-    told::<true>(skb, active, verdict, read.is_ok().then_some(&packet));
+    report_at::<true>(skb, active, verdict, read.is_ok().then_some(&packet));
     action(verdict)
 }
 
@@ -148,7 +148,7 @@ pub extern "C" fn enforcer_arrived(
 ) -> u64 {
     // SAFETY: null or a whole packet, as the verifier has made sure of every caller.
     let Some(packet) = (unsafe { packet.as_ref() }) else {
-        return CachedVerdict::HOLE;
+        return CachedVerdict::UNSET;
     };
     let skb = Skb::from_ptr(skb);
     let generation = Active::of(active).generation();
@@ -212,7 +212,7 @@ fn sent_again(skb: Skb) -> i32 {
         return PASS;
     }
     let verdict = decide::not_tls(&active.generation(), Verdict::OTHER, Reason::NotTls);
-    told_of_process(skb, active, verdict, Some(&packet));
+    report_injected(skb, active, verdict, Some(&packet));
     action(verdict)
 }
 
@@ -251,11 +251,11 @@ fn injected(skb: Skb, role: Role, how: u32) -> i32 {
             if raw {
                 lock::injected(&packet.segment)
             } else {
-                lock::at_socket(Way::Sent, skb, &packet, judged.verdict, false)
+                lock::at_socket(SocketDirection::Sent, skb, &packet, judged.verdict, false)
             }
         },
     );
-    told_of_process(skb, active, verdict, Some(&packet));
+    report_injected(skb, active, verdict, Some(&packet));
     skb.set_mark(mark);
     action(verdict)
 }
@@ -274,14 +274,14 @@ fn injected_unread(skb: Skb, active: Active, vantage: Vantage, reason: Reason) -
         || skb.has_checksum_elsewhere(None),
         || Lock::Open,
     );
-    told_of_process(skb, active, verdict, None);
+    report_injected(skb, active, verdict, None);
     skb.set_mark(mark);
     action(verdict)
 }
 
 /// Counts a verdict on what a process has sent, and keeps a record of a denial. On a stack frame of its own.
 #[inline(never)]
-fn told_of_process(skb: Skb, active: Active, verdict: Verdict, packet: Option<&Packet>) {
+fn report_injected(skb: Skb, active: Active, verdict: Verdict, packet: Option<&Packet>) {
     Report {
         active,
         hook: Hook::TcEgress,
@@ -294,19 +294,19 @@ fn told_of_process(skb: Skb, active: Active, verdict: Verdict, packet: Option<&P
 
 #[inline(never)]
 fn forwarded(skb: Skb) -> i32 {
-    let borne = skb.mark();
+    let carried = skb.mark();
     // Within another network namespace it is somebody else's to say, or nobody's.
     skb.set_mark(PacketMark::NONE);
     let (entered, _) = role_and_start(skb.entered_by());
     let active = Active::now();
     let (role, start) = role_and_start(skb.ifindex());
     let vantage = Vantage::new(View::Left {
-        entered: borne.entered(entered),
+        entered: carried.entered(entered),
         to_pod: matches!(role, Role::Pod),
     });
     let mut packet = skb::room();
     if let Err(reason) = skb.read_owned(start, &mut packet) {
-        return left_unread(skb, active, vantage, borne, reason);
+        return left_unread(skb, active, vantage, carried, reason);
     }
     let judged = cache::verdict::<false>(vantage, active, &packet, || {
         CachedVerdict::of(enforcer_left(active.word(), vantage.word(), &packet))
@@ -315,16 +315,16 @@ fn forwarded(skb: Skb) -> i32 {
     let Examined { verdict, lock, .. } = examine(
         &active.generation(),
         vantage,
-        borne,
+        carried,
         judged,
         Some(&packet),
         || skb.has_checksum_elsewhere(Some(&packet)),
         || lock::returned(&packet),
     );
-    match report(vantage, borne, verdict, lock) {
+    match report(vantage, carried, verdict, lock) {
         judge::Report::Nothing => {}
         judge::Report::Cut => count(Hook::TcEgress, counter::CUT),
-        judge::Report::Verdict => told::<false>(skb, active, verdict, Some(&packet)),
+        judge::Report::Verdict => report_at::<false>(skb, active, verdict, Some(&packet)),
     }
     action(verdict)
 }
@@ -335,7 +335,7 @@ fn left_unread(
     skb: Skb,
     active: Active,
     vantage: Vantage,
-    borne: PacketMark,
+    carried: PacketMark,
     reason: Reason,
 ) -> i32 {
     let generation = active.generation();
@@ -343,15 +343,15 @@ fn left_unread(
     let Examined { verdict, .. } = examine(
         &generation,
         vantage,
-        borne,
-        judge_unreadable(&generation, vantage, borne, reason),
+        carried,
+        judge_unreadable(&generation, vantage, carried, reason),
         None,
         // What is not read now must not become something that would have been.
         || skb.has_checksum_elsewhere(None),
         || Lock::Open,
     );
-    if report(vantage, borne, verdict, Lock::Open) != judge::Report::Nothing {
-        told::<false>(skb, active, verdict, None);
+    if report(vantage, carried, verdict, Lock::Open) != judge::Report::Nothing {
+        report_at::<false>(skb, active, verdict, None);
     }
     action(verdict)
 }
@@ -360,9 +360,9 @@ fn left_unread(
 /// is still to get.
 #[inline(never)]
 fn forwarded_anywhere(skb: Skb) -> i32 {
-    let borne = skb.mark();
+    let carried = skb.mark();
     let (entered, _) = role_and_start(skb.entered_by());
-    if !borne.is_judged() || !matches!(entered, Role::Uplink) || !skb.waits_for_checksum() {
+    if !carried.is_judged() || !matches!(entered, Role::Uplink) || !skb.waits_for_checksum() {
         return PASS;
     }
     let active = Active::now();
@@ -374,7 +374,7 @@ fn forwarded_anywhere(skb: Skb) -> i32 {
         return PASS;
     }
     let verdict = decide::refused(&active.generation(), Reason::ChecksumElsewhere);
-    told::<false>(skb, active, verdict, packet);
+    report_at::<false>(skb, active, verdict, packet);
     action(verdict)
 }
 
@@ -384,7 +384,7 @@ fn forwarded_anywhere(skb: Skb) -> i32 {
 pub extern "C" fn enforcer_left(active: u32, vantage: u64, packet: *const Packet) -> u64 {
     // SAFETY: as above.
     let Some(packet) = (unsafe { packet.as_ref() }) else {
-        return CachedVerdict::HOLE;
+        return CachedVerdict::UNSET;
     };
     let generation = Active::of(active).generation();
     let vantage = Vantage::from_word(Kind::Left, vantage);
@@ -395,7 +395,12 @@ pub extern "C" fn enforcer_left(active: u32, vantage: u64, packet: *const Packet
 /// Counts a verdict at an interface, and keeps a record of a denial. `ENTERED` tells ingress, where a packet is
 /// on the interface that it came in by, from egress. On a stack frame of its own.
 #[inline(never)]
-fn told<const ENTERED: bool>(skb: Skb, active: Active, verdict: Verdict, packet: Option<&Packet>) {
+fn report_at<const ENTERED: bool>(
+    skb: Skb,
+    active: Active,
+    verdict: Verdict,
+    packet: Option<&Packet>,
+) {
     let (hook, subject) = if ENTERED {
         (Hook::TcIngress, skb.ifindex())
     } else {

@@ -117,7 +117,7 @@ pub fn packet(bytes: &[u8]) {
 fn is_known(verdict: Verdict) {
     let tables = Simulator::new(&COMPILED);
     assert!(tables.settings().is_some());
-    assert_ne!(verdict, Verdict::HOLE);
+    assert_ne!(verdict, Verdict::UNSET);
     assert_eq!(
         verdict.is_denied(),
         !verdict.passes(),

@@ -44,10 +44,10 @@ fn a_32_bit_setsockopt_call_is_refused_or_warned_about() -> Result<()> {
     } else {
         ensure!(compat.worked(), "{compat:?}: then the warning is wrong");
     }
-    let event = agent.event(|event| event.reason == "AroundHooks")?;
+    let event = agent.event(|event| event.reason == "BypassesHooks")?;
     ensure!(event.subject.name.ends_with("hostnet"), "{event:?}");
     let asked = if sees_all { 2 } else { 1 };
-    ensure!(agent.denied("AroundHooks")? == (asked, 0), "{event:?}");
+    ensure!(agent.denied("BypassesHooks")? == (asked, 0), "{event:?}");
     // What a pod's own socket does comes out at its interface.
     for call in [Call::Native, Call::Compat] {
         ensure!(asks(lab.pod("pod-a"), call)?.worked(), "a pod, {call:?}");

@@ -13,8 +13,8 @@ const SYN: u8 = 0x02;
 const ACK: u8 = 0x18;
 const FROM: u16 = 41_500;
 const INPUT: At = At::Input("cp1");
-const ASKED: (&str, &str) = ("cgroup/setsockopt", "AroundHooks");
-const ARRIVED: (&str, &str) = ("tc/ingress", "AroundHooks");
+const ASKED: (&str, &str) = ("cgroup/setsockopt", "BypassesHooks");
+const ARRIVED: (&str, &str) = ("tc/ingress", "BypassesHooks");
 const NO_COMPAT: &str = "this kernel takes no 32-bit system calls";
 const NO_URING: &str = "this kernel's io_uring sets no socket options";
 

@@ -150,7 +150,7 @@ And these, which no test can show or which need none:
   may, as its own agent does not know whose address that is. `otherTraffic: Drop` drops it.
 - **Frames that bypass every hook** (`PACKET_QDISC_BYPASS`, a ring of `AF_XDP`), by sockets that are older than the attachment;
   or that asked for it by a 32-bit system call, which the kernel hides from cgroup programs (`int 0x80`, x32, a ring of
-  `io_uring` that a 32-bit process made). On lo they are dropped (`AroundHooks`). On an uplink nothing on this node sees
+  `io_uring` that a 32-bit process made). On lo they are dropped (`BypassesHooks`). On an uplink nothing on this node sees
   them; the node that receives them judges them by this node's address. It takes `CAP_NET_RAW` in the node's namespace.
   Where the kernel has BPF among its security modules (`CONFIG_BPF_LSM`, and `bpf` in `lsm=`), every call is seen and
   refused; `enforcer status` says which is the case. Otherwise boot with `ia32_emulation=0` (Linux 6.7).

@@ -55,7 +55,7 @@ fn told(attempt: Attempt<'_>, port: u16) -> Attempt<'_> {
 
 const INJECTED: &str = "tc/egress";
 const SENT: &str = "cgroup/egress";
-const ASKED: (&str, &str) = ("cgroup/setsockopt", "AroundHooks");
+const ASKED: (&str, &str) = ("cgroup/setsockopt", "BypassesHooks");
 
 #[rustfmt::skip]
 pub fn rows() -> Vec<Attack> {

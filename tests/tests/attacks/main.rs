@@ -224,7 +224,7 @@ fn ways_around_the_hooks_are_granted_where_they_lead_to_no_harm() -> Result<()> 
             .map(|report| report.outcome)
     };
     ensure!(ring(&lab.hostnet("cp1"))? == Outcome::Bound, "in dry-run");
-    let event = agent.event(|event| event.reason == "AroundHooks")?;
+    let event = agent.event(|event| event.reason == "BypassesHooks")?;
     ensure!(
         event.verdict == "wouldDrop"
             && event.subject.name.ends_with("hostnet")
