@@ -1,6 +1,9 @@
 //! What the compiler puts out.
 
-use std::{collections::BTreeMap, sync::Arc};
+use std::{
+    collections::{BTreeMap, HashMap},
+    sync::Arc,
+};
 
 use enforcer_common::{
     addr::Ip,
@@ -9,8 +12,11 @@ use enforcer_common::{
     verdict::Verdict,
 };
 
-use super::{parties::Parties, ports::PortClasses, verdicts};
-use crate::policy::model::{Mode, Policy};
+use super::{ground::Ground, parties::Parties, ports::PortClasses, verdicts};
+use crate::policy::{
+    error::list,
+    model::{Mode, Policy},
+};
 
 /// An address prefix and who is there.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -38,19 +44,17 @@ pub struct CgroupRule {
 #[derive(Debug, Clone, Default)]
 pub struct PathNumbers {
     names: Vec<String>,
+    numbers: HashMap<String, u16>,
 }
 
 impl PathNumbers {
     /// The number of a name, a new one if it has none yet.
     fn number(&mut self, name: &str) -> Result<u16, CompileError> {
-        let index = match self.names.iter().position(|known| known == name) {
-            Some(index) => index,
-            None => {
-                self.names.push(name.to_owned());
-                self.names.len() - 1
-            }
-        };
-        if index >= limits::MAX_PATHS as usize {
+        if let Some(known) = self.numbers.get(name) {
+            return Ok(*known);
+        }
+        let number = self.names.len();
+        if number >= limits::MAX_PATHS as usize {
             let max = limits::MAX_PATHS;
             return Err(CompileError::TooMany {
                 what: "path names since the agent started",
@@ -58,7 +62,10 @@ impl PathNumbers {
             });
         }
         // MAX_PATHS fits.
-        Ok(index as u16)
+        let number = number as u16;
+        self.names.push(name.to_owned());
+        self.numbers.insert(name.to_owned(), number);
+        Ok(number)
     }
 
     /// The name with a number.
@@ -76,7 +83,7 @@ impl PathNumbers {
 #[derive(Debug, thiserror::Error, PartialEq, Eq)]
 pub enum CompileError {
     /// No such node.
-    #[error("node `{name}` is not in the inventory; it has {}", known.join(", "))]
+    #[error("node `{name}` is not in the inventory; it has {}", list(known))]
     UnknownNode {
         /// What was asked for.
         name: String,
@@ -127,6 +134,66 @@ pub struct Compiled {
     pub paths: BTreeMap<u16, String>,
 }
 
+/// A policy on its way to the tables of any of its nodes: what is the same on all of them is found once.
+pub struct Compiler<'a> {
+    ground: Ground<'a>,
+    ports: PortClasses,
+}
+
+impl<'a> Compiler<'a> {
+    /// Takes a policy to be compiled.
+    ///
+    /// # Errors
+    ///
+    /// It has more ports than the [limits] allow.
+    pub fn new(policy: &'a Policy) -> Result<Self, CompileError> {
+        Ok(Self {
+            ground: Ground::of(policy),
+            ports: PortClasses::of(policy)?,
+        })
+    }
+
+    /// Compiles for a node. `mode` overrides the policy's.
+    ///
+    /// # Errors
+    ///
+    /// An unknown node, or a policy that exceeds the [limits].
+    pub fn compile(
+        &self,
+        node: &str,
+        mode: Option<Mode>,
+        numbers: &mut PathNumbers,
+    ) -> Result<Compiled, CompileError> {
+        let policy = self.ground.policy;
+        let index = policy.nodes.iter().position(|known| known.name == node);
+        let index = index.ok_or_else(|| unknown(policy, node))?;
+        // Numbers are taken only by a policy that compiles: a failed one must leave no trace.
+        let mut taken = numbers.clone();
+        let paths = policy.paths.iter();
+        let path_numbers: Vec<u16> = paths
+            .map(|path| taken.number(&path.name))
+            .collect::<Result<_, _>>()?;
+        let here = self.ground.here(index);
+        let parties = Parties::of(&self.ground, &here)?;
+        let compiled = verdicts::fill(
+            policy,
+            &here,
+            mode.unwrap_or(policy.mode),
+            &parties,
+            &self.ports,
+            &path_numbers,
+        )?;
+        *numbers = taken;
+        Ok(compiled)
+    }
+
+    /// For each node of the policy, by its index, the first one that has the same tables but for which addresses lead to
+    /// them: what holds for that node of sizes and limits, and of what concerns it, holds for all that are alike.
+    pub fn alike(&self) -> Vec<usize> {
+        self.ground.alike()
+    }
+}
+
 /// Compiles a policy for a node. `mode` overrides the policy's.
 ///
 /// # Errors
@@ -138,28 +205,15 @@ pub fn compile(
     mode: Option<Mode>,
     numbers: &mut PathNumbers,
 ) -> Result<Compiled, CompileError> {
-    let Some(node) = policy.node(node) else {
-        return Err(CompileError::UnknownNode {
-            name: node.to_owned(),
-            known: policy.nodes.iter().map(|node| node.name.clone()).collect(),
-        });
-    };
-    // Numbers are taken only by a policy that compiles: a failed one must leave no trace.
-    let mut taken = numbers.clone();
-    let mut path_numbers = Vec::with_capacity(policy.paths.len());
-    for path in &policy.paths {
-        path_numbers.push(taken.number(&path.name)?);
+    if policy.node(node).is_none() {
+        return Err(unknown(policy, node));
     }
-    let parties = Parties::of(policy, node)?;
-    let ports = PortClasses::of(policy)?;
-    let compiled = verdicts::fill(
-        policy,
-        node,
-        mode.unwrap_or(policy.mode),
-        &parties,
-        &ports,
-        &path_numbers,
-    )?;
-    *numbers = taken;
-    Ok(compiled)
+    Compiler::new(policy)?.compile(node, mode, numbers)
+}
+
+fn unknown(policy: &Policy, node: &str) -> CompileError {
+    CompileError::UnknownNode {
+        name: node.to_owned(),
+        known: policy.nodes.iter().map(|node| node.name.clone()).collect(),
+    }
 }
