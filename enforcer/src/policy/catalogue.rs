@@ -3,6 +3,7 @@
 use std::sync::LazyLock;
 
 use super::error::{Place, PolicyErrors, Problem, Report, quote};
+use super::limits::LIMITS;
 use super::load::SourceText;
 use super::model::{Component, Path};
 use super::source::{CatalogueSpec, GroupSource, OptionSource, ProfileSource, Spec};
@@ -152,7 +153,7 @@ impl Catalogue {
         }];
         let mut report = Report::new(&sources);
         let mut catalogue = None;
-        for document in yaml::documents(&sources[0], 0, &mut report) {
+        for document in yaml::documents(&sources[0], 0, &LIMITS, &mut report) {
             yaml::check_object(&document, 0, &mut report);
             if let Spec::Catalogue(spec) = &document.spec {
                 let mut scope = Scope {

@@ -7,6 +7,7 @@ use std::os::unix::fs::{FileTypeExt as _, OpenOptionsExt as _};
 use std::path::{Path, PathBuf};
 
 use super::error::{PolicyError, PolicyErrors, Problem, Report};
+use super::limits::{LIMITS, Limits};
 use super::model::Policy;
 use super::span::Span;
 use super::{validate, yaml};
@@ -22,7 +23,7 @@ pub struct SourceText {
 }
 
 /// Files that are longer are refused before they are parsed.
-pub const MAX_FILE_BYTES: u64 = 4 << 20;
+pub const MAX_FILE_BYTES: u64 = 32 << 20;
 
 /// What stands for standard input where a file is wanted.
 pub const STANDARD_INPUT: &str = "-";
@@ -38,14 +39,23 @@ pub fn load(inputs: &[PathBuf]) -> Result<Policy, PolicyErrors> {
 
 /// Checks a policy that has been read, from [`read_sources`] or from elsewhere.
 pub fn from_texts(sources: &[SourceText]) -> Result<Policy, PolicyErrors> {
+    from_texts_within(sources, &LIMITS)
+}
+
+/// The same, with other limits.
+pub(crate) fn from_texts_within(
+    sources: &[SourceText],
+    limits: &Limits,
+) -> Result<Policy, PolicyErrors> {
     let mut report = Report::new(sources);
     let mut documents = Vec::new();
     for (file, source) in sources.iter().enumerate() {
         if source.text.len() as u64 > MAX_FILE_BYTES {
             return Err(too_long(&source.name).into());
         }
-        for document in yaml::documents(source, file, &mut report) {
+        for mut document in yaml::documents(source, file, limits, &mut report) {
             yaml::check_object(&document, file, &mut report);
+            limits.check(&mut document, file, &mut report);
             documents.push((file, document));
         }
     }

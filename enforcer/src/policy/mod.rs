@@ -17,6 +17,9 @@ pub mod render;
 pub mod schema;
 pub mod written;
 
+pub(crate) mod nets;
+
+mod limits;
 mod scalar;
 mod source;
 mod span;

@@ -5,7 +5,8 @@ use std::collections::{HashMap, HashSet};
 use super::Scope;
 use crate::policy::catalogue::Catalogue;
 use crate::policy::error::{Problem, quote};
-use crate::policy::model::{Component, Node, Path, Port, PortMatch};
+use crate::policy::limits::MAX_COMPONENTS;
+use crate::policy::model::{Component, Node, Path, Port, PortMatch, Roles};
 use crate::policy::scalar;
 use crate::policy::source::{ComponentSource, PortSource};
 use crate::policy::span::{Entries, Span, Spanned};
@@ -45,7 +46,7 @@ pub(crate) fn read(
         scope.error(span, || {
             Problem::new(
                 format!(
-                    "{} components are more than {MAX_COMPONENTS}",
+                    "an Inventory of {} components, with those of the catalogue; {MAX_COMPONENTS} is the most",
                     components.len()
                 ),
                 "declare one component for parties that may do the same",
@@ -115,13 +116,23 @@ pub(crate) fn check_contradictions(
             }
         }
     }
+    let roles = Roles::of(nodes);
     let mut clashes: Vec<_> = by_match
         .iter()
-        .filter_map(|(found, ends)| clash(ends, nodes).map(|(one, other)| (*found, one, other)))
+        .filter_map(|(found, ends)| clash(ends, &roles).map(|(one, other)| (*found, one, other)))
         .collect();
     clashes.sort_by_key(|(found, ..)| *found);
+    let spans: HashMap<&str, Span> = entries
+        .0
+        .iter()
+        .map(|(name, _)| (name.value.as_str(), name.span))
+        .collect();
+    let span_of = |component: &Component| {
+        let span = spans.get(component.name.as_str()).copied();
+        span.unwrap_or_default()
+    };
     for (found, locked, open) in clashes {
-        let span = span_of(entries, open.0).or(span_of(entries, locked.0));
+        let span = span_of(open.0).or(span_of(locked.0));
         scope.error(span, || {
             Problem::new(
                 format!(
@@ -139,9 +150,11 @@ pub(crate) fn check_contradictions(
 
 type End<'a> = (&'a Component, &'a Port);
 
-fn clash<'a>(ends: &[End<'a>], nodes: &[Node]) -> Option<(End<'a>, End<'a>)> {
-    let meet =
-        |a: &Component, b: &Component| nodes.iter().any(|node| a.runs_on(node) && b.runs_on(node));
+fn clash<'a>(ends: &[End<'a>], roles: &Roles<'_>) -> Option<(End<'a>, End<'a>)> {
+    let meet = |a: &Component, b: &Component| {
+        let mut kinds = roles.kinds().iter();
+        kinds.any(|node| a.runs_on(node) && b.runs_on(node))
+    };
     let locked = ends
         .iter()
         .filter(|(component, port)| component.guard && port.loopback_only)
@@ -150,15 +163,6 @@ fn clash<'a>(ends: &[End<'a>], nodes: &[Node]) -> Option<(End<'a>, End<'a>)> {
     locked
         .flat_map(|one| open().map(move |other| (*one, *other)))
         .find(|(one, other)| meet(one.0, other.0))
-}
-
-fn span_of(entries: &Entries<ComponentSource>, component: &Component) -> Span {
-    entries
-        .0
-        .iter()
-        .find(|(name, _)| name.value == component.name)
-        .map(|(name, _)| name.span)
-        .unwrap_or_default()
 }
 
 fn blank(name: &str) -> Component {
@@ -220,17 +224,43 @@ fn apply(scope: &mut Scope<'_, '_>, component: &mut Component, source: &Componen
     component.in_pod_networks = in_pod_networks.unwrap_or(component.in_pod_networks);
     component.outside = outside.unwrap_or(component.outside);
     component.guard = guard.unwrap_or(component.guard);
+    let mut owners = Owners::of(component);
     for (name, port) in ports.0.iter().take(MAX_PORTS) {
-        set_port(scope, component, name, port);
+        set_port(scope, component, &mut owners, name, port);
     }
     if let Some((name, _)) = ports.0.get(MAX_PORTS) {
         scope.error(name.span, || too_many("ports of one component"));
     }
 }
 
+/// Which port of a component has a match already.
+struct Owners(HashMap<PortMatch, String>);
+
+impl Owners {
+    fn of(component: &Component) -> Self {
+        let mut owners = HashMap::new();
+        for port in &component.ports {
+            for found in &port.matches {
+                owners.entry(*found).or_insert_with(|| port.name.clone());
+            }
+        }
+        Self(owners)
+    }
+
+    /// What a port matched until now is free.
+    fn leave(&mut self, port: &Port) {
+        for found in &port.matches {
+            if self.0.get(found) == Some(&port.name) {
+                self.0.remove(found);
+            }
+        }
+    }
+}
+
 fn set_port(
     scope: &mut Scope<'_, '_>,
     component: &mut Component,
+    owners: &mut Owners,
     name: &Spanned<String>,
     source: &Spanned<PortSource>,
 ) {
@@ -242,24 +272,28 @@ fn set_port(
             .position(|port| port.name == name.value);
         match known {
             // Whoever else has it on this cluster, it is not this component's.
-            Some(at) => drop(component.ports.remove(at)),
+            Some(at) => owners.leave(&component.ports.remove(at)),
             None => scope.error(name.span, || unknown_port(&name.value, component)),
         }
         return;
     }
-    let matches = read_matches(scope, component, &name.value, source);
+    let before = component
+        .ports
+        .iter()
+        .position(|port| port.name == name.value);
+    if let Some(at) = before {
+        owners.leave(&component.ports[at]);
+    }
+    let matches = read_matches(scope, &component.name, owners, &name.value, source);
     let loopback_only = source.value.loopback_only;
     let denial = source
         .value
         .denial
         .as_ref()
         .map(|text| text.value.trim().to_owned());
-    match component
-        .ports
-        .iter_mut()
-        .find(|port| port.name == name.value)
-    {
-        Some(port) => {
+    match before {
+        Some(at) => {
+            let port = &mut component.ports[at];
             port.matches = matches;
             port.loopback_only = loopback_only;
             // What was known of the port is true of it wherever it is.
@@ -276,7 +310,8 @@ fn set_port(
 
 fn read_matches(
     scope: &mut Scope<'_, '_>,
-    component: &Component,
+    component: &str,
+    owners: &mut Owners,
     name: &str,
     source: &Spanned<PortSource>,
 ) -> Vec<PortMatch> {
@@ -301,22 +336,15 @@ fn read_matches(
             .ok(span, scalar::port(&text.value))
             .unwrap_or_default()
         {
-            let elsewhere = component
-                .ports
-                .iter()
-                .find(|port| port.name != name && port.matches.contains(&found));
-            if let Some(port) = elsewhere {
-                scope.error(span, || {
+            match owners.0.get(&found) {
+                Some(port) if port == name => scope.error(span, || twice(&text.value)),
+                Some(port) => scope.error(span, || {
                     Problem::new(
-                        format!(
-                            "{found} is port `{}` of `{}` already",
-                            port.name, component.name
-                        ),
+                        format!("{found} is port `{port}` of `{component}` already"),
                         "one port has one name: use that one, or give that one another port",
                     )
-                });
-            } else if matches.contains(&found) {
-                scope.error(span, || twice(&text.value));
+                }),
+                None => drop(owners.0.insert(found, name.to_owned())),
             }
             matches.push(found);
         }
@@ -352,31 +380,46 @@ fn check_part_of(
     }
 }
 
-/// Components on a circle of `partOf`: what is left when those that lead to nobody, or to which nobody
-/// leads, are taken away until none is found.
+/// Components on a circle of `partOf`, or between two: what is left when those that lead to nobody, or to which nobody leads,
+/// are taken away until none is found.
 fn circular(components: &[Component]) -> HashSet<&str> {
-    let mut left: HashMap<&str, &Component> = components
+    let indices: HashMap<&str, usize> = components
         .iter()
-        .map(|component| (component.name.as_str(), component))
+        .enumerate()
+        .map(|(index, component)| (component.name.as_str(), index))
         .collect();
-    loop {
-        let before = left.len();
-        let wholes: HashSet<&str> = left
-            .values()
-            .flat_map(|component| component.part_of.iter().map(String::as_str))
-            .collect();
-        left.retain(|name, _| wholes.contains(name));
-        let names: HashSet<&str> = left.keys().copied().collect();
-        left.retain(|_, component| {
-            component
-                .part_of
-                .iter()
-                .any(|whole| names.contains(whole.as_str()))
-        });
-        if left.len() == before {
-            return left.into_keys().collect();
+    let mut wholes: Vec<Vec<usize>> = Vec::with_capacity(components.len());
+    let mut parts: Vec<Vec<usize>> = vec![Vec::new(); components.len()];
+    for (index, component) in components.iter().enumerate() {
+        let known = component.part_of.iter();
+        let known = known.filter_map(|name| indices.get(name.as_str()).copied());
+        let of_this: Vec<usize> = known.collect();
+        for whole in &of_this {
+            parts[*whole].push(index);
+        }
+        wholes.push(of_this);
+    }
+    let mut left = vec![true; components.len()];
+    for (ahead, behind) in [(&wholes, &parts), (&parts, &wholes)] {
+        // Each is taken away once, and each step from it looked at once.
+        let mut steps: Vec<usize> = ahead.iter().map(Vec::len).collect();
+        let ends = (0..components.len()).filter(|index| steps[*index] == 0);
+        let mut open: Vec<usize> = ends.collect();
+        while let Some(index) = open.pop() {
+            left[index] = false;
+            for before in &behind[index] {
+                steps[*before] -= 1;
+                if steps[*before] == 0 {
+                    open.push(*before);
+                }
+            }
         }
     }
+    let is_left = |(index, _): &(usize, &Component)| left[*index];
+    let all = components.iter().enumerate();
+    all.filter(is_left)
+        .map(|(_, component)| component.name.as_str())
+        .collect()
 }
 
 /// The problem of a component that nobody declares.
@@ -435,7 +478,6 @@ fn too_many(what: &str) -> Problem {
     )
 }
 
-const MAX_COMPONENTS: usize = 4096;
 const MAX_PORTS: usize = 1024;
 /// Components with the same loopback-only port that are compared with the others.
 const MAX_COMPARED: usize = 64;

@@ -1,16 +1,17 @@
 //! Where things are: nodes, pod networks, components, services.
 
-use std::collections::{HashMap, HashSet};
-use std::iter::repeat;
+use std::collections::{BTreeSet, HashMap};
 use std::net::IpAddr;
 
 use ipnet::IpNet;
 
 use super::components::{self, twice, unique, unknown, unknown_port};
-use super::{Scope, networks, overlap};
+use super::overlap::{self, Interfaces};
+use super::{Scope, networks};
 use crate::policy::catalogue::Catalogue;
 use crate::policy::error::{Problem, quote};
 use crate::policy::model::{Component, Node, Port, PortMatch, Service};
+use crate::policy::nets::Nets;
 use crate::policy::scalar;
 use crate::policy::source::{InventorySpec, NodeSource};
 use crate::policy::span::{Entries, Span, Spanned};
@@ -88,12 +89,13 @@ fn read_nodes(
             .flat_map(|component| &component.runs_on)
             .map(String::as_str),
     );
-    let known: HashSet<&str> = roles.iter().copied().filter(|role| *role != "*").collect();
+    let known: BTreeSet<&str> = roles.iter().copied().filter(|role| *role != "*").collect();
+    let mut interfaces = Interfaces::default();
     let mut owners: HashMap<IpAddr, &str> = HashMap::new();
     let mut nodes = Vec::new();
     for (name, source) in &entries.0 {
         scope.ok(name.span, scalar::node_name(&name.value));
-        let node = read_node(scope, name, source);
+        let node = read_node(scope, name, source, &mut interfaces);
         for role in &source.value.roles {
             if !known.contains(role.value.as_str()) {
                 scope.error(role.span, || unknown_role(&role.value, &known));
@@ -122,6 +124,7 @@ fn read_node(
     scope: &mut Scope<'_, '_>,
     name: &Spanned<String>,
     source: &Spanned<NodeSource>,
+    known: &mut Interfaces,
 ) -> Node {
     let NodeSource {
         addresses,
@@ -149,7 +152,7 @@ fn read_node(
         pod_networks: unique(scope, pod_networks, scalar::pod_network),
         cgroup_root: read_cgroup_root(scope, cgroup_root.as_ref()),
     };
-    overlap::check_interfaces(scope, uplinks, pod_interfaces);
+    known.check(scope, uplinks, pod_interfaces);
     node
 }
 
@@ -169,16 +172,14 @@ fn read_cgroup_root(scope: &mut Scope<'_, '_>, root: Option<&Spanned<String>>) -
     root.value.clone()
 }
 
-fn unknown_role(written: &str, known: &HashSet<&str>) -> Problem {
-    let mut names: Vec<&str> = known.iter().copied().collect();
-    names.sort_unstable();
+fn unknown_role(written: &str, known: &BTreeSet<&str>) -> Problem {
     Problem::unknown(
         format!(
             "no component runs on a node for its role {}",
             quote(written)
         ),
         written,
-        names,
+        known.iter().copied(),
     )
 }
 
@@ -193,13 +194,11 @@ fn read_services(
         .iter()
         .map(|component| (component.name.as_str(), component))
         .collect();
-    let of_node = |node: &'_ Node| {
-        node.addresses
-            .clone()
-            .into_iter()
-            .zip(repeat(node.name.clone()))
-    };
-    let node_of: HashMap<IpAddr, String> = nodes.iter().flat_map(of_node).collect();
+    let mut node_of: HashMap<IpAddr, &str> = HashMap::new();
+    for node in nodes {
+        node_of.extend(node.addresses.iter().map(|address| (*address, &*node.name)));
+    }
+    let pods: Nets<()> = pod_networks.iter().copied().collect();
     let mut owners = HashMap::new();
     let mut services = Vec::new();
     for (key, addresses) in &entries.0 {
@@ -221,7 +220,7 @@ fn read_services(
             if let Some(node) = node_of.get(&found.0) {
                 scope.error(text.span, || node_address(&text.value, node));
             }
-            if let Some(net) = pod_networks.iter().find(|net| net.contains(&found.0)) {
+            if let Some((net, ())) = pods.holding(found.0).next() {
                 scope.error(text.span, || networks::pods_address(&text.value, net));
             }
             for service in behind.at(found) {

@@ -9,6 +9,8 @@ pub(crate) mod overlap;
 pub(crate) mod paths;
 pub(crate) mod wide;
 
+use std::collections::HashSet;
+
 use sha2::{Digest, Sha256};
 
 use super::catalogue::Catalogue;
@@ -84,13 +86,12 @@ pub(crate) fn policy(
 
 /// What an option guards is guarded, unless the inventory says otherwise.
 fn guard(components: &mut [Component], names: &[String], inventory: &InventorySpec) {
+    let says = inventory.components.0.iter();
+    let says = says.filter(|(_, source)| source.value.guard.is_some());
+    let said: HashSet<&str> = says.map(|(name, _)| name.value.as_str()).collect();
     for component in components {
-        let said = inventory
-            .components
-            .0
-            .iter()
-            .any(|(name, source)| name.value == component.name && source.value.guard.is_some());
-        component.guard |= names.contains(&component.name) && !said;
+        let is_said = said.contains(component.name.as_str());
+        component.guard |= names.contains(&component.name) && !is_said;
     }
 }
 
