@@ -5,7 +5,7 @@ use std::{io, path::PathBuf, time::Duration};
 use crate::{
     compile::CompileError,
     kernel::{KernelError, filters::Leftover},
-    policy::PolicyErrors,
+    policy::{PolicyErrors, error::some},
 };
 
 /// Why an agent does not run, or does not answer. None says its cause itself:
@@ -61,7 +61,10 @@ pub enum AgentError {
     #[error(transparent)]
     Kernel(#[from] KernelError),
     /// Which node this is can not be told.
-    #[error("which node is this? {why}; the inventory has {}: say --node NAME", nodes.join(", "))]
+    #[error(
+        "which node is this? {why}; the inventory has {}: say --node NAME",
+        some(nodes)
+    )]
     Node {
         /// What was found.
         why: String,
