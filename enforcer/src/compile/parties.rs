@@ -118,7 +118,7 @@ impl Parties {
         let number = self.infos.len();
         if number >= limits::MAX_PARTIES as usize {
             let (what, max) = ("distinct sets of components", limits::MAX_PARTIES);
-            return Err(CompileError::TooMany { what, max });
+            return Err(CompileError::sets(what, max));
         }
         self.infos.push(info.clone());
         // MAX_PARTIES fits.
@@ -129,8 +129,11 @@ impl Parties {
     fn add_prefixes(&mut self, cluster: &Cluster<'_>) -> Result<(), CompileError> {
         let ground = cluster.ground;
         if ground.spots.len() > limits::MAX_PREFIXES as usize {
-            let (what, max) = ("address prefixes", limits::MAX_PREFIXES);
-            return Err(CompileError::TooMany { what, max });
+            return Err(CompileError::TooMany {
+                what: "address prefixes",
+                max: limits::MAX_PREFIXES,
+                help: "write networks in place of the addresses in them",
+            });
         }
         let mut prefixes = Vec::with_capacity(ground.spots.len());
         // Prefixes come by the thousand, and in few ways.

@@ -50,8 +50,11 @@ impl PortClasses {
                     ports.classes.len() - 1
                 });
                 if number >= limits::MAX_CLASSES as usize {
-                    let (what, max) = ("distinct classes of ports", limits::MAX_CLASSES);
-                    return Err(CompileError::TooMany { what, max });
+                    return Err(CompileError::TooMany {
+                        what: "distinct classes of ports",
+                        max: limits::MAX_CLASSES,
+                        help: "each end of a range begins another: write ranges, the same ones where that will do",
+                    });
                 }
                 for port in first..=last {
                     let block = class_block(space, port) as usize * CLASSES_PER_BLOCK;

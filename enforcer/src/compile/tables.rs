@@ -55,10 +55,10 @@ impl PathNumbers {
         }
         let number = self.names.len();
         if number >= limits::MAX_PATHS as usize {
-            let max = limits::MAX_PATHS;
             return Err(CompileError::TooMany {
                 what: "path names since the agent started",
-                max,
+                max: limits::MAX_PATHS,
+                help: "each keeps its number for its counters; start the agent again, or have fewer paths",
             });
         }
         // MAX_PATHS fits.
@@ -91,13 +91,27 @@ pub enum CompileError {
         known: Vec<String>,
     },
     /// It does not fit the maps.
-    #[error("the policy has more than {max} {what}: split it or use wider networks")]
+    #[error("the policy has more than {max} {what}, which is the limit: {help}")]
     TooMany {
         /// What there is too much of.
         what: &'static str,
         /// The limit.
         max: u32,
+        /// What to write instead.
+        help: &'static str,
     },
+}
+
+impl CompileError {
+    /// Too many sets of components, or what comes of their number. Nodes that are alike are one, so it is never these.
+    pub(super) const fn sets(what: &'static str, max: u32) -> Self {
+        Self::TooMany {
+            what,
+            max,
+            help: "each component with addresses or cgroups of its own makes more of them, and each set of roles: declare \
+                   one component for parties that may do the same, and `partOf` for what they have in common",
+        }
+    }
 }
 
 /// One generation of a policy, as one node must hold it.

@@ -142,7 +142,7 @@ pub fn fill(
 fn check_cells(what: &'static str, cells: usize) -> Result<(), CompileError> {
     let max = limits::MAX_CELLS;
     if cells > max as usize {
-        Err(CompileError::TooMany { what, max })
+        Err(CompileError::sets(what, max))
     } else {
         Ok(())
     }
@@ -249,7 +249,7 @@ impl<'a> Filler<'a> {
             }
             if targets.len() > limits::MAX_TARGETS as usize {
                 let (what, max) = ("distinct sets of endpoints", limits::MAX_TARGETS);
-                return Err(CompileError::TooMany { what, max });
+                return Err(CompileError::sets(what, max));
             }
         }
         Ok((targets, table))
