@@ -106,7 +106,7 @@ enum Part {
     Scale,
 }
 
-/// The ends of a connection, which are processes of their own.
+/// What is a process of its own: the ends of a connection, and one with little memory.
 #[derive(Debug, clap::Subcommand)]
 enum End {
     /// Answers.
@@ -120,6 +120,9 @@ enum End {
         #[arg(long)]
         ms: u64,
     },
+    /// Checks a policy, and says how long that took and how much memory.
+    #[command(hide = true)]
+    Weigh { policy: PathBuf },
 }
 
 fn main() -> ExitCode {
@@ -133,12 +136,15 @@ fn main() -> ExitCode {
 }
 
 fn run(cli: &Cli) -> Result<ExitCode> {
-    match cli.end {
-        Some(End::Serve { at }) => return load::serve(at).map(|()| ExitCode::SUCCESS),
+    match &cli.end {
+        Some(End::Serve { at }) => return load::serve(*at).map(|()| ExitCode::SUCCESS),
         Some(End::Ask { to, work, ms }) => {
-            let outcome = load::ask(to, work, Duration::from_millis(ms))?;
+            let outcome = load::ask(*to, *work, Duration::from_millis(*ms))?;
             println!("{}", serde_json::to_string(&outcome)?);
             return Ok(ExitCode::SUCCESS);
+        }
+        Some(End::Weigh { policy }) => {
+            return scale::weigh(policy).map(|()| ExitCode::SUCCESS);
         }
         None => {}
     }
