@@ -66,6 +66,8 @@ spec: { profile: control-plane-stacked-etcd, mode: Enforce, otherTraffic: Drop }
 }
 
 /// The tables are the same, word for word; only who is where takes more.
+/// Clusters have five thousand nodes (Kubernetes, considerations for large clusters), and lists of all their addresses
+/// (kubernetes-sigs/kubespray#11289).
 #[test]
 fn tables_do_not_grow_with_the_nodes() {
     let (few, many) = (cluster(10), cluster(1000));

@@ -120,11 +120,11 @@ fn read_nodes(
     nodes
 }
 
-fn read_node(
+fn read_node<'a>(
     scope: &mut Scope<'_, '_>,
     name: &Spanned<String>,
-    source: &Spanned<NodeSource>,
-    known: &mut Interfaces,
+    source: &'a Spanned<NodeSource>,
+    known: &mut Interfaces<'a>,
 ) -> Node {
     let NodeSource {
         addresses,

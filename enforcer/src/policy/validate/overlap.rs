@@ -1,6 +1,6 @@
 //! Patterns that mean the same thing twice: the narrower wins, and where neither is narrower, nobody can say who is meant.
 
-use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 
 use super::Scope;
 use crate::policy::error::{Problem, list, quote};
@@ -12,21 +12,21 @@ use crate::policy::span::{Entries, Span, Spanned};
 
 /// No interface may be an uplink and a pod's at once. A pattern that is narrower than the other decides.
 ///
-/// Most nodes have the same patterns, so what has been found of two is kept.
+/// Most nodes have the same patterns: those in which nothing is wrong are looked at once.
 #[derive(Default)]
-pub(crate) struct Interfaces {
-    /// By an uplink's pattern and a pod interface's: a name that both match, if nobody can say whose it is.
-    known: HashMap<(String, String), Option<String>>,
+pub(crate) struct Interfaces<'a> {
+    /// Uplinks and pods' interfaces, as nodes have them.
+    clear: HashSet<(Vec<&'a str>, Vec<&'a str>)>,
     effort: usize,
 }
 
-impl Interfaces {
+impl<'a> Interfaces<'a> {
     /// Checks the patterns of one node.
     pub fn check(
         &mut self,
         scope: &mut Scope<'_, '_>,
-        uplinks: &[Spanned<String>],
-        pods: &[Spanned<String>],
+        uplinks: &'a [Spanned<String>],
+        pods: &'a [Spanned<String>],
     ) {
         if let Some(text) = uplinks.iter().chain(pods).nth(MAX_INTERFACE_PATTERNS) {
             scope.error(text.span, || {
@@ -39,7 +39,9 @@ impl Interfaces {
             });
             return;
         }
-        if self.effort > MAX_EFFORT {
+        let texts = |texts: &'a [Spanned<String>]| texts.iter().map(|text| &*text.value).collect();
+        let key = (texts(uplinks), texts(pods));
+        if self.effort > MAX_EFFORT || self.clear.contains(&key) {
             return;
         }
         let globs = |texts: &[Spanned<String>]| -> Vec<(Glob, Span)> {
@@ -50,46 +52,40 @@ impl Interfaces {
             globs.collect()
         };
         let uplinks = globs(uplinks);
+        let mut is_clear = true;
         for (pod, span) in globs(pods) {
-            let clash = uplinks
-                .iter()
-                .find_map(|(uplink, _)| Some((uplink, self.clash(uplink, &pod)?)));
-            if self.effort > MAX_EFFORT {
-                scope.error(span, || {
-                    Problem::new(
-                        "too many patterns for interfaces to find out which of them overlap",
-                        "write the same few globs for all nodes, such as `eth*` and `cali*`",
-                    )
-                });
-                return;
-            }
-            if let Some((uplink, common)) = clash {
-                scope.error(span, || unclear(uplink, &pod, &common));
+            for (uplink, _) in &uplinks {
+                self.effort += pod.effort(uplink);
+                if self.effort > MAX_EFFORT {
+                    scope.error(span, || {
+                        Problem::new(
+                            "too many patterns for interfaces to find out which of them overlap",
+                            "write the same few globs for all nodes, such as `eth*` and `cali*`",
+                        )
+                    });
+                    return;
+                }
+                if let Some(common) = clash(uplink, &pod) {
+                    scope.error(span, || unclear(uplink, &pod, &common));
+                    is_clear = false;
+                    break;
+                }
             }
         }
+        if is_clear {
+            self.clear.insert(key);
+        }
     }
+}
 
-    /// A name that both match, where neither is narrower.
-    fn clash(&mut self, uplink: &Glob, pod: &Glob) -> Option<String> {
-        let key = (uplink.as_str().to_owned(), pod.as_str().to_owned());
-        if let Some(known) = self.known.get(&key) {
-            return known.clone();
-        }
-        self.effort += pod.effort(uplink);
-        if self.effort > MAX_EFFORT {
-            return None;
-        }
-        // A name of more characters is no interface's.
-        let exists = |common: &String| {
-            (1..=scalar::MAX_INTERFACE_NAME).contains(&common.len())
-                || pod.as_str() == uplink.as_str()
-        };
-        let decided = || is_rather_uplink(uplink, pod) || is_rather_uplink(pod, uplink);
-        let common = pod.common(uplink);
-        let clash = common.filter(|common| exists(common) && !decided());
-        self.known.insert(key, clash.clone());
-        clash
-    }
+/// A name that both match, where neither is narrower.
+fn clash(uplink: &Glob, pod: &Glob) -> Option<String> {
+    let common = pod.common(uplink)?;
+    // A name of more characters is no interface's.
+    let exists =
+        (1..=scalar::MAX_INTERFACE_NAME).contains(&common.len()) || pod.as_str() == uplink.as_str();
+    let is_decided = || is_rather_uplink(uplink, pod) || is_rather_uplink(pod, uplink);
+    (exists && !is_decided()).then_some(common)
 }
 
 fn unclear(uplink: &Glob, pod: &Glob, common: &str) -> Problem {
