@@ -56,7 +56,8 @@ fn loaded() -> Result<(Kernel, u32)> {
     Ok((kernel, index))
 }
 
-fn read(text: String) -> Result<enforcer_policy::Policy> {
+/// Reads a policy.
+pub fn read(text: String) -> Result<enforcer_policy::Policy> {
     let name = "bench.yaml".to_owned();
     Ok(from_texts(&[SourceText { name, text }])?)
 }
@@ -105,7 +106,8 @@ fn programs(measures: &mut Measures, effort: &Effort) -> Result<()> {
     })?
 }
 
-fn ms(since: Instant) -> f64 {
+/// Milliseconds since then.
+pub fn ms(since: Instant) -> f64 {
     since.elapsed().as_secs_f64() * 1e3
 }
 
@@ -225,7 +227,7 @@ fn agents(measures: &mut Measures) -> Result<()> {
 }
 
 /// Resident memory and what the kernel says of the maps, in MiB.
-fn memory(pid: i32) -> Result<(f64, f64)> {
+pub fn memory(pid: i32) -> Result<(f64, f64)> {
     let status = fs::read_to_string(format!("/proc/{pid}/status")).context("the agent is gone")?;
     let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:"));
     let kib: f64 = line

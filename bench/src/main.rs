@@ -13,6 +13,7 @@ mod measure;
 mod policy;
 mod receive;
 mod report;
+mod scale;
 mod targets;
 mod veth;
 
@@ -46,6 +47,8 @@ pub struct Effort {
     pub addresses: &'static [u32],
     /// Scales.
     pub paths: &'static [u16],
+    /// Scales.
+    pub nodes: &'static [u16],
 }
 
 const FULL: Effort = Effort {
@@ -56,6 +59,7 @@ const FULL: Effort = Effort {
     load: Duration::from_millis(280),
     addresses: &[10, 1000, 100_000],
     paths: &[1, 30, 1000],
+    nodes: &[100, 1000, 5000, 15_000],
 };
 
 const QUICK: Effort = Effort {
@@ -66,6 +70,7 @@ const QUICK: Effort = Effort {
     load: Duration::from_millis(100),
     addresses: &[10, 100_000],
     paths: &[1, 1000],
+    nodes: &[100, 5000],
 };
 
 /// Measures the product beside its peers.
@@ -97,9 +102,11 @@ enum Part {
     Connections,
     /// Programs, policies, memory, processor, start.
     Life,
+    /// Policies for many nodes.
+    Scale,
 }
 
-/// The ends of a connection, which are processes of their own.
+/// What is a process of its own: the ends of a connection, and one with little memory.
 #[derive(Debug, clap::Subcommand)]
 enum End {
     /// Answers.
@@ -113,6 +120,9 @@ enum End {
         #[arg(long)]
         ms: u64,
     },
+    /// Checks a policy, and says how long that took and how much memory.
+    #[command(hide = true)]
+    Weigh { policy: PathBuf },
 }
 
 fn main() -> ExitCode {
@@ -126,12 +136,15 @@ fn main() -> ExitCode {
 }
 
 fn run(cli: &Cli) -> Result<ExitCode> {
-    match cli.end {
-        Some(End::Serve { at }) => return load::serve(at).map(|()| ExitCode::SUCCESS),
+    match &cli.end {
+        Some(End::Serve { at }) => return load::serve(*at).map(|()| ExitCode::SUCCESS),
         Some(End::Ask { to, work, ms }) => {
-            let outcome = load::ask(to, work, Duration::from_millis(ms))?;
+            let outcome = load::ask(*to, *work, Duration::from_millis(*ms))?;
             println!("{}", serde_json::to_string(&outcome)?);
             return Ok(ExitCode::SUCCESS);
+        }
+        Some(End::Weigh { policy }) => {
+            return scale::weigh(policy).map(|()| ExitCode::SUCCESS);
         }
         None => {}
     }
@@ -164,6 +177,10 @@ fn run(cli: &Cli) -> Result<ExitCode> {
     if wanted(Part::Life) {
         step("programs, policies, memory, start");
         life::life(&mut measures, effort)?;
+    }
+    if wanted(Part::Scale) {
+        step("policies for many nodes");
+        scale::scale(&mut measures, effort)?;
     }
     let machine = report::Machine::here(began.elapsed());
     print!("{machine}\n{}", measures.tables());

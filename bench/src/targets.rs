@@ -10,6 +10,7 @@ use crate::load::Work;
 use crate::measure::{Measure, Measures, rounded};
 use crate::policy::Family;
 use crate::receive::{self, accepted_row, denied_row, paths_row};
+use crate::scale;
 
 /// A promise and what was measured.
 #[derive(Debug, Clone, Serialize, Deserialize)]
@@ -188,6 +189,36 @@ pub fn judge(measures: &Measures) -> Vec<Judged> {
         "agent idle: % of a processor, at most",
         AtMost(0.2),
         agent("processor, idle for 5 s", "100000 addresses"),
+    );
+    let of_many = |what: &str, nodes: &str| {
+        let measure = measures.get(scale::EVERYTHING, what, nodes);
+        measure.map(Measure::median)
+    };
+    let many = "5000 nodes";
+    promise(
+        "5000 nodes, 1000 paths, 100000 addresses, checked for all: ms, under",
+        AtMost(5000.0),
+        of_many("`enforcer check`, for all nodes", many),
+    );
+    promise(
+        "the same, read and compiled for one: ms, under",
+        AtMost(1000.0),
+        of_many("read", many)
+            .zip(of_many("compile for one node", many))
+            .map(|(a, b)| a + b),
+    );
+    promise(
+        "the same, the agent: MiB resident, under",
+        AtMost(64.0),
+        of_many("the agent's resident memory", many),
+    );
+    let tables = |nodes: &str| of_many("sets of endpoints", nodes);
+    promise(
+        "sets of endpoints for 5000 nodes: times those for 100, at most",
+        AtMost(1.0),
+        tables(many)
+            .zip(tables("100 nodes"))
+            .map(|(many, few)| many / few),
     );
     all
 }

@@ -4,9 +4,11 @@
 use std::collections::HashSet;
 use std::fmt;
 use std::net::{IpAddr, SocketAddr};
+use std::sync::Arc;
 
 use crate::error::{Place, PolicyErrors, Problem, Report, list, quote};
 use crate::model::Policy;
+use crate::read::limits::{LIMITS, Limits};
 use crate::read::scope::{Scope, choice};
 use crate::read::source::{
     CaseSource, Document, ExpectSource, PLACES, PathCasesSpec, SenderSource, Spec,
@@ -20,7 +22,7 @@ pub struct PathCases {
     /// `metadata.name`.
     pub name: String,
     /// The file it stands in; every [`Span`] in here is a place in it.
-    pub source: SourceText,
+    pub source: Arc<SourceText>,
     /// The node that judges.
     pub node: Spanned<String>,
     /// The cases, at least one, with unique names.
@@ -124,12 +126,23 @@ pub enum Expect {
 
 /// Reads texts of cases.
 pub fn from_texts(sources: &[SourceText]) -> Result<Vec<PathCases>, PolicyErrors> {
+    from_texts_within(sources, &LIMITS)
+}
+
+/// The same, with other limits.
+pub(crate) fn from_texts_within(
+    sources: &[SourceText],
+    limits: &Limits,
+) -> Result<Vec<PathCases>, PolicyErrors> {
     let mut report = Report::new(sources);
     let mut found = Vec::new();
     for (file, source) in sources.iter().enumerate() {
-        for document in yaml::documents(source, file, &mut report) {
+        // Each of its documents has the whole of it, to be shown with what is wrong with a case.
+        let text = Arc::new(source.clone());
+        for mut document in yaml::documents(source, file, limits, &mut report) {
             yaml::check_object(&document, file, &mut report);
-            found.extend(read(source, file, document, &mut report));
+            limits.check(&mut document, file, &mut report);
+            found.extend(read(&text, file, document, &mut report));
         }
     }
     if found.is_empty() && !sources.is_empty() && report.is_clean() {
@@ -141,7 +154,7 @@ pub fn from_texts(sources: &[SourceText]) -> Result<Vec<PathCases>, PolicyErrors
 impl PathCases {
     /// Checks what the cases name against a policy, and the reasons against the names that there are.
     pub fn check(&self, policy: &Policy, reasons: &[&str]) -> Result<(), PolicyErrors> {
-        let sources = std::slice::from_ref(&self.source);
+        let sources = std::slice::from_ref(&*self.source);
         let mut report = Report::new(sources);
         let mut scope = Scope {
             file: 0,
@@ -151,11 +164,12 @@ impl PathCases {
             let nodes = policy.nodes.iter().map(|node| node.name.as_str());
             unknown(&mut scope, "no node is called", &self.node, nodes);
         }
+        let names: HashSet<&str> = policy.paths.iter().map(|path| path.name.as_str()).collect();
         for case in &self.cases {
             match &case.expect {
                 Expect::OtherTraffic => {}
                 Expect::Path(path) => {
-                    if policy.paths.iter().all(|known| known.name != path.value) {
+                    if !names.contains(path.value.as_str()) {
                         let paths = policy.paths.iter().map(|path| path.name.as_str());
                         unknown(&mut scope, "the policy has no path", path, paths);
                     }
@@ -207,7 +221,7 @@ fn check_endpoint(
 }
 
 fn read(
-    source: &SourceText,
+    source: &Arc<SourceText>,
     file: usize,
     document: Document,
     report: &mut Report<'_>,
@@ -261,7 +275,7 @@ fn read(
         .unwrap_or_default();
     Some(PathCases {
         name,
-        source: source.clone(),
+        source: Arc::clone(source),
         node: spec.value.node,
         cases,
     })

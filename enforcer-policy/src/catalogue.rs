@@ -5,6 +5,7 @@ use std::sync::LazyLock;
 use crate::error::{Place, PolicyErrors, Problem, Report, quote};
 use crate::model::{Component, Path};
 use crate::read::components::{self, Base};
+use crate::read::limits::LIMITS;
 use crate::read::scope::{Scope, twice, unique};
 use crate::read::source::{CatalogueSpec, GroupSource, OptionSource, ProfileSource, Spec};
 use crate::read::{paths, yaml};
@@ -151,7 +152,7 @@ impl Catalogue {
         }];
         let mut report = Report::new(&sources);
         let mut catalogue = None;
-        for document in yaml::documents(&sources[0], 0, &mut report) {
+        for document in yaml::documents(&sources[0], 0, &LIMITS, &mut report) {
             yaml::check_object(&document, 0, &mut report);
             if let Spec::Catalogue(spec) = &document.spec {
                 let mut scope = Scope {

@@ -90,17 +90,28 @@ impl PolicyError {
 
     /// An error at a place of a text.
     pub fn at(source: &SourceText, span: Span, problem: Problem) -> Self {
+        Self::at_line(
+            &source.name,
+            Lines::of(&source.text).get(span.line),
+            span,
+            problem,
+        )
+    }
+
+    /// An error at a place of a text, of which the line is known already.
+    fn at_line(name: &str, line: Option<&str>, span: Span, problem: Problem) -> Self {
         let Problem { message, help } = problem;
         if !span.is_known() {
-            return Self::about_file(&source.name, message, help);
+            return Self::about_file(name, message, help);
         }
+        let excerpt = line.and_then(|line| Excerpt::cut(line, span));
         Self {
-            file: source.name.clone(),
+            file: name.to_owned(),
             line: Some(span.line),
             column: Some(span.column),
             message,
             help,
-            about: Excerpt::cut(&source.text, span).map_or(About::File, About::Line),
+            about: excerpt.map_or(About::File, About::Line),
         }
     }
 
@@ -134,8 +145,7 @@ impl PolicyError {
 }
 
 impl Excerpt {
-    fn cut(text: &str, span: Span) -> Option<Self> {
-        let line = text.lines().nth(span.line as usize - 1)?;
+    fn cut(line: &str, span: Span) -> Option<Self> {
         (line.len() <= MAX_EXCERPT).then(|| Self {
             line: crate::text::excerpt(line),
             length: span.length,
@@ -261,9 +271,38 @@ impl Problem {
     }
 }
 
+/// Where the lines of a text begin: an error is shown with its line, and a text may have thousands of both.
+pub(crate) struct Lines<'a> {
+    text: &'a str,
+    starts: Vec<usize>,
+}
+
+impl<'a> Lines<'a> {
+    /// Looks at a text once.
+    pub fn of(text: &'a str) -> Self {
+        let behind = text.match_indices('\n').map(|(at, _)| at + 1);
+        Self {
+            text,
+            starts: std::iter::once(0).chain(behind).collect(),
+        }
+    }
+
+    /// A line by its number, from 1, without its end.
+    pub fn get(&self, number: u32) -> Option<&'a str> {
+        let index = usize::try_from(number).ok()?.checked_sub(1)?;
+        let start = *self.starts.get(index)?;
+        let end = self.starts.get(index + 1).copied();
+        self.text[start..end.unwrap_or(self.text.len())]
+            .lines()
+            .next()
+    }
+}
+
 /// Collects errors while a policy is checked, so that a person sees all of them at once.
 pub(crate) struct Report<'a> {
     sources: &'a [SourceText],
+    /// The lines of each source, once one of them is to be shown.
+    lines: Vec<Option<Lines<'a>>>,
     found: Vec<(usize, Span, PolicyError)>,
 }
 
@@ -280,6 +319,7 @@ impl<'a> Report<'a> {
     pub fn new(sources: &'a [SourceText]) -> Self {
         Self {
             sources,
+            lines: sources.iter().map(|_| None).collect(),
             found: Vec::new(),
         }
     }
@@ -287,17 +327,34 @@ impl<'a> Report<'a> {
     /// Adds an error. The problem is worked out only while there is room, since a hostile file
     /// could otherwise ask for a million searches for the nearest name.
     pub fn error(&mut self, place: Place, problem: impl FnOnce() -> Problem) {
-        if self.found.len() >= MAX_COLLECTED {
+        if self.is_full() {
             return;
         }
+        let line = self.line(place);
         let error = match self.sources.get(place.file) {
-            Some(source) => PolicyError::at(source, place.span, problem()),
+            Some(source) => PolicyError::at_line(&source.name, line, place.span, problem()),
             None => {
                 let Problem { message, help } = problem();
                 PolicyError::about_file("(policy)", message, help)
             }
         };
         self.found.push((place.file, place.span, error));
+    }
+
+    /// The line of a place.
+    pub fn line(&mut self, place: Place) -> Option<&'a str> {
+        if !place.span.is_known() {
+            return None;
+        }
+        let source = self.sources.get(place.file)?;
+        let lines = self.lines.get_mut(place.file)?;
+        let lines = lines.get_or_insert_with(|| Lines::of(&source.text));
+        lines.get(place.span.line)
+    }
+
+    /// Whether so much was found that nobody would read more.
+    pub fn is_full(&self) -> bool {
+        self.found.len() >= MAX_COLLECTED
     }
 
     /// Whether nothing was found so far.
@@ -347,21 +404,37 @@ pub(crate) fn list<S: AsRef<str>>(names: &[S]) -> String {
     }
 }
 
+/// Texts one after the other, cut where they would no longer be read.
+pub fn some<S: AsRef<str>>(texts: &[S]) -> String {
+    let shown: Vec<&str> = texts
+        .iter()
+        .take(MAX_LISTED)
+        .map(|text| text.as_ref())
+        .collect();
+    let shown = shown.join(", ");
+    match texts.len().saturating_sub(MAX_LISTED) {
+        0 => shown,
+        more => format!("{shown} and {more} more"),
+    }
+}
+
 /// The known name that was most probably meant.
 pub fn nearest<'a>(written: &str, known: &[&'a str]) -> Option<&'a str> {
     if written.is_empty() || written.len() > MAX_QUOTED {
         return None;
     }
     let folded = written.to_lowercase();
+    let length = folded.chars().count();
     known
         .iter()
-        .map(|name| {
-            (
-                strsim::damerau_levenshtein(&folded, &name.to_lowercase()),
-                *name,
-            )
+        .filter_map(|name| {
+            let most = (name.len().max(folded.len()) / 3).max(1);
+            let other = name.to_lowercase();
+            // Each character more is a step more: what is far longer or shorter is not worth to be compared.
+            let may_be_near = other.chars().count().abs_diff(length) <= most;
+            let distance = may_be_near.then(|| strsim::damerau_levenshtein(&folded, &other))?;
+            (distance <= most).then_some((distance, *name))
         })
-        .filter(|(distance, name)| *distance <= (name.len().max(folded.len()) / 3).max(1))
         .min_by_key(|(distance, _)| *distance)
         .map(|(_, name)| name)
 }

@@ -1,5 +1,6 @@
 //! What a verdict would be, and why: the kernel's own decision, run on the compiled policy.
 
+use std::collections::HashSet;
 use std::net::IpAddr;
 
 use enforcer_common::{
@@ -21,6 +22,7 @@ use crate::{
     catalogue::Catalogue,
     compile::{CgroupRule, Compiled, Simulator, cgroups},
     model::{Component, Node, Path, Policy},
+    nets::Nets,
 };
 
 /// What happens to an attempt, and why.
@@ -86,16 +88,25 @@ pub fn explain(
     attempt: Attempt,
     at: Option<At>,
 ) -> Result<Explanation, String> {
-    let node = policy
-        .node(&compiled.node)
-        .ok_or("the policy has no such node")?;
+    let directory = Directory::of(policy, &compiled.node)?;
+    explain_by(&directory, compiled, from, attempt, at)
+}
+
+fn explain_by(
+    directory: &Directory<'_>,
+    compiled: &Compiled,
+    from: &Sender,
+    attempt: Attempt,
+    at: Option<At>,
+) -> Result<Explanation, String> {
+    let policy = directory.policy;
     let tables = Simulator::new(compiled);
-    let mut note = note(policy, node, from, attempt);
+    let mut note = note(directory, from, attempt);
     let mut at_own_socket = false;
     let (verdict, hook, sender) = match attempt {
         Attempt::Bind(at) => bind(&tables, from, at)?,
         Attempt::Send(to) => {
-            let (place, judged, other) = sent(&tables, policy, node, from, (to, at))?;
+            let (place, judged, other) = sent(&tables, directory, from, (to, at))?;
             note.extend(other);
             let by_socket = matches!(judged.1, Hook::CgroupIngress | Hook::CgroupEgress);
             at_own_socket = place == At::ThisNode && by_socket;
@@ -150,15 +161,21 @@ pub struct CaseResult {
 
 /// Runs a file's cases through the decision. `compiled` is for the file's node.
 pub fn run_cases(policy: &Policy, compiled: &Compiled, cases: &PathCases) -> Vec<CaseResult> {
+    let directory = Directory::of(policy, &compiled.node);
     cases
         .cases
         .iter()
-        .map(|case| run_case(policy, compiled, case))
+        .map(|case| {
+            let explained = directory.as_ref().map_err(|error| error.clone());
+            let explained = explained.and_then(|directory| {
+                explain_by(directory, compiled, &case.from, case.attempt, case.at)
+            });
+            case_result(explained, case)
+        })
         .collect()
 }
 
-fn run_case(policy: &Policy, compiled: &Compiled, case: &Case) -> CaseResult {
-    let explained = explain(policy, compiled, &case.from, case.attempt, case.at);
+fn case_result(explained: Result<Explanation, String>, case: &Case) -> CaseResult {
     let passed = explained.as_ref().is_ok_and(|found| match &case.expect {
         Expect::Path(path) => found.path.as_ref() == Some(&path.value),
         Expect::OtherTraffic => found.is_allowed() && found.path.is_none(),
@@ -192,6 +209,87 @@ fn run_case(policy: &Policy, compiled: &Compiled, case: &Case) -> CaseResult {
     }
 }
 
+/// Who has which address, put together once for all questions to the tables of one node: an inventory may have thousands of
+/// nodes, and a file thousands of cases.
+struct Directory<'a> {
+    policy: &'a Policy,
+    node: &'a Node,
+    /// Addresses of all nodes.
+    nodes: HashSet<IpAddr>,
+    /// The networks of pods, those of the cluster and of this node.
+    pods: Nets<()>,
+    /// The node whose pods have their addresses there.
+    pods_of: Nets<&'a Node>,
+    /// Addresses of services.
+    services: HashSet<IpAddr>,
+    service_networks: Nets<()>,
+    /// Addresses that components with ports have by themselves, and that a node may have, too.
+    shared: HashSet<IpAddr>,
+    /// The cgroups of all components.
+    cgroups: Vec<CgroupRule>,
+    /// Those of components that may be on this node.
+    cgroups_here: Vec<CgroupRule>,
+}
+
+impl<'a> Directory<'a> {
+    fn of(policy: &'a Policy, node: &str) -> Result<Self, String> {
+        let node = policy.node(node).ok_or("the policy has no such node")?;
+        let nodes = policy.nodes.iter().flat_map(|node| &node.addresses);
+        let pods = policy.pod_networks.iter().chain(&node.pod_networks);
+        let mut pods_of = Nets::default();
+        for node in &policy.nodes {
+            for net in &node.pod_networks {
+                pods_of.insert(*net, node);
+            }
+        }
+        let with_ports = policy
+            .components
+            .iter()
+            .filter(|component| !component.outside && !component.ports.is_empty());
+        let single = |net: &&IpNet| net.prefix_len() == net.max_prefix_len();
+        let shared = with_ports.flat_map(|component| component.addresses.iter().filter(single));
+        let is_here = |c: &Component| c.runs_on.is_empty() || c.runs_on(node);
+        Ok(Self {
+            policy,
+            node,
+            nodes: nodes.copied().collect(),
+            pods: pods.copied().collect(),
+            pods_of,
+            services: policy.services.iter().map(|s| s.address).collect(),
+            service_networks: policy.service_networks.iter().copied().collect(),
+            shared: shared.map(IpNet::addr).collect(),
+            cgroups: cgroups_of(policy, |_| true),
+            cgroups_here: cgroups_of(policy, is_here),
+        })
+    }
+
+    /// The node whose pod an address is.
+    fn pods_of(&self, address: IpAddr) -> Option<&'a Node> {
+        let (_, node) = self.pods_of.holding(address).next()?;
+        Some(*node)
+    }
+
+    fn is_pod(&self, address: IpAddr) -> bool {
+        self.pods.holding(address).next().is_some()
+    }
+
+    fn is_service(&self, address: IpAddr) -> bool {
+        self.services.contains(&address) || self.service_networks.holding(address).next().is_some()
+    }
+}
+
+fn cgroups_of(policy: &Policy, keep: impl Fn(&Component) -> bool) -> Vec<CgroupRule> {
+    let mut rules = Vec::new();
+    for component in policy.components.iter().filter(|c| keep(c)) {
+        rules.extend(component.cgroups.iter().map(|pattern| CgroupRule {
+            pattern: pattern.clone(),
+            party: 0,
+            components: vec![component.name.clone()],
+        }));
+    }
+    rules
+}
+
 /// The verdict, the hook that gives it, and the sender.
 type Judged = (Verdict, Hook, Party);
 
@@ -199,15 +297,15 @@ type Judged = (Verdict, Hook, Party);
 /// said, too: what a node's socket receives is the node's, whatever the address is declared as.
 fn sent(
     tables: &Simulator<'_>,
-    policy: &Policy,
-    node: &Node,
+    directory: &Directory<'_>,
     from: &Sender,
     (to, at): (Target, Option<At>),
 ) -> Result<(At, Judged, Option<String>), String> {
+    let node = directory.node;
     let judge = |at| send(tables, node, from, to, at);
     let assumed = match at {
         Some(at) => return Ok((at, judge(at)?, None)),
-        None => assumed(policy, node, to.address),
+        None => assumed(directory, to.address),
     };
     let Some(assumed) = assumed else {
         return Ok((At::Elsewhere, judge(At::Elsewhere)?, None));
@@ -237,7 +335,7 @@ fn sent(
 
 /// Who is taken to have an address that a node may have and that the policy gives to none: an address that nodes share
 /// is taken to be here, as that is the stricter answer; a service's is where the service is. None where there is no doubt.
-fn assumed(policy: &Policy, node: &Node, address: IpAddr) -> Option<At> {
+fn assumed(directory: &Directory<'_>, address: IpAddr) -> Option<At> {
     let everywhere = match address {
         IpAddr::V4(v4) => v4.is_multicast() || v4.is_broadcast(),
         IpAddr::V6(v6) => v6.is_multicast(),
@@ -245,34 +343,15 @@ fn assumed(policy: &Policy, node: &Node, address: IpAddr) -> Option<At> {
     let is_somebodys = everywhere
         || address.is_loopback()
         || address.is_unspecified()
-        || policy
-            .nodes
-            .iter()
-            .any(|known| known.addresses.contains(&address))
-        || policy
-            .pod_networks
-            .iter()
-            .chain(&node.pod_networks)
-            .any(|net| net.contains(&address));
+        || directory.nodes.contains(&address)
+        || directory.is_pod(address);
     if is_somebodys {
         return None;
     }
-    let is_service = policy
-        .services
-        .iter()
-        .any(|service| service.address == address)
-        || policy
-            .service_networks
-            .iter()
-            .any(|net| net.contains(&address));
-    if is_service {
+    if directory.is_service(address) {
         return Some(At::Elsewhere);
     }
-    let shared = policy.components.iter().any(|component| {
-        let is_at =
-            |net: &IpNet| net.prefix_len() == net.max_prefix_len() && net.contains(&address);
-        !component.outside && !component.ports.is_empty() && component.addresses.iter().any(is_at)
-    });
+    let shared = directory.shared.contains(&address);
     shared.then_some(At::ThisNode)
 }
 
@@ -394,21 +473,19 @@ fn refused_at_once(tables: &Simulator<'_>, by: Party, packet: &Packet) -> Option
 }
 
 /// Sentences where a packet from there to there is not what the node would see every day.
-fn note(policy: &Policy, node: &Node, from: &Sender, attempt: Attempt) -> Vec<String> {
+fn note(directory: &Directory<'_>, from: &Sender, attempt: Attempt) -> Vec<String> {
+    let node = directory.node;
     let to = match attempt {
         Attempt::Send(target) | Attempt::Bind(target) => target.address,
     };
     let mut notes = Vec::new();
-    let pods_of = |address: &IpAddr| {
-        let has = |node: &&Node| node.pod_networks.iter().any(|net| net.contains(address));
-        policy.nodes.iter().find(has)
-    };
     match from {
         Sender::Pod(_) if to.is_loopback() => notes.push(
             "a pod's own loopback never leaves the pod; this is a packet that it puts onto its interface".to_owned(),
         ),
         Sender::Pod(source) => {
-            if let Some(other) = pods_of(source).filter(|other| other.name != node.name) {
+            let other = directory.pods_of(*source);
+            if let Some(other) = other.filter(|other| other.name != node.name) {
                 notes.push(format!(
                     "pods of {} have their addresses there: what such a pod sends comes to {} by an uplink \
                      (address:{source}), and never by a pod's interface",
@@ -417,16 +494,17 @@ fn note(policy: &Policy, node: &Node, from: &Sender, attempt: Attempt) -> Vec<St
             }
         }
         Sender::Remote(source) => {
-            if pods_of(source).is_some_and(|own| own.name == node.name) {
+            let owner = directory.pods_of(*source);
+            if owner.is_some_and(|owner| owner.name == node.name) {
                 notes.push(format!(
                     "pods of {} itself have their addresses there: {} sees what they send at their interfaces \
                      (pod:{source}), and from an uplink only what somebody forged",
                     node.name, node.name
                 ));
-            } else if policy.services.iter().any(|service| service.address == *source) {
+            } else if directory.services.contains(source) {
                 notes.push(format!("{source} is a service address: nobody sends from there"));
             }
-            if !comes_by(policy, node, to) {
+            if !comes_by(directory, to) {
                 notes.push(
                     "this node sees such a packet only if it forwards it, or has the address itself: it is neither \
                      declared as its own nor a pod's"
@@ -434,12 +512,12 @@ fn note(policy: &Policy, node: &Node, from: &Sender, attempt: Attempt) -> Vec<St
                 );
             }
         }
-        Sender::Process { cgroup, .. } => notes.extend(not_on_this_node(policy, node, cgroup)),
+        Sender::Process { cgroup, .. } => notes.extend(not_on_this_node(directory, cgroup)),
     }
     notes
 }
 
-fn comes_by(policy: &Policy, node: &Node, to: IpAddr) -> bool {
+fn comes_by(directory: &Directory<'_>, to: IpAddr) -> bool {
     let everywhere = match to {
         IpAddr::V4(to) => to.is_multicast() || to.is_broadcast(),
         IpAddr::V6(to) => to.is_multicast(),
@@ -447,34 +525,22 @@ fn comes_by(policy: &Policy, node: &Node, to: IpAddr) -> bool {
     everywhere
         || to.is_unspecified()
         || to.is_loopback()
-        || node.addresses.contains(&to)
-        || policy.pod_networks.iter().any(|net| net.contains(&to))
-        || policy.services.iter().any(|service| service.address == to)
+        || directory.node.addresses.contains(&to)
+        || directory.is_pod(to)
+        || directory.services.contains(&to)
 }
 
 /// A cgroup that is declared, by components of other nodes.
-fn not_on_this_node(policy: &Policy, node: &Node, cgroup: &str) -> Option<String> {
-    let is_here = |c: &Component| c.runs_on.is_empty() || c.runs_on(node);
-    let rules = |keep: &dyn Fn(&Component) -> bool| -> Vec<CgroupRule> {
-        let components = policy.components.iter().filter(|component| keep(component));
-        let rules = components.flat_map(|component| {
-            component.cgroups.iter().map(|pattern| CgroupRule {
-                pattern: pattern.clone(),
-                party: 0,
-                components: vec![component.name.clone()],
-            })
-        });
-        rules.collect()
-    };
-    let (all, here) = (rules(&|_| true), rules(&is_here));
-    let declared = cgroups::rule_for(&all, cgroup)?;
-    if cgroups::rule_for(&here, cgroup).is_some_and(|rule| rule.pattern == declared.pattern) {
+fn not_on_this_node(directory: &Directory<'_>, cgroup: &str) -> Option<String> {
+    let declared = cgroups::rule_for(&directory.cgroups, cgroup)?;
+    let here = cgroups::rule_for(&directory.cgroups_here, cgroup);
+    if here.is_some_and(|rule| rule.pattern == declared.pattern) {
         return None;
     }
     Some(format!(
         "this cgroup is that of {}, which does not run on {}: there it is one more cgroup",
         declared.components.join(", "),
-        node.name
+        directory.node.name
     ))
 }
 
@@ -540,8 +606,14 @@ fn describe(
     sender: Party,
     endpoints: Vec<String>,
 ) -> Explanation {
-    let leads_there =
-        |path: &&Path| endpoints.contains(&format!("{}:{}", path.to_component, path.to_port));
+    let ends: HashSet<(&str, &str)> = endpoints
+        .iter()
+        .filter_map(|end| end.split_once(':'))
+        .collect();
+    let leads_there = |path: &&Path| {
+        let end = (path.to_component.as_str(), path.to_port.as_str());
+        ends.contains(&end)
+    };
     let paths_there = policy.paths.iter().filter(leads_there);
     let mut explanation = Explanation {
         verdict: "allowed",

@@ -24,6 +24,7 @@ pub mod schema;
 pub mod text;
 pub mod written;
 
+mod nets;
 mod read;
 mod span;
 mod validate;

@@ -2,6 +2,7 @@
 //! nothing is empty that must not be. The compiler takes these types and cannot fail on them
 //! for any reason but size.
 
+use std::collections::HashSet;
 use std::net::IpAddr;
 
 use ipnet::IpNet;
@@ -226,6 +227,40 @@ impl Policy {
     /// The node of that name.
     pub fn node(&self, name: &str) -> Option<&Node> {
         self.nodes.iter().find(|n| n.name == name)
+    }
+}
+
+/// Nodes by their roles. There may be thousands of nodes, of few kinds: what runs where is asked of one node of each.
+#[derive(Debug)]
+pub(crate) struct Roles<'a> {
+    held: HashSet<&'a str>,
+    kinds: Vec<&'a Node>,
+}
+
+impl<'a> Roles<'a> {
+    /// The roles of some nodes.
+    pub fn of(nodes: &'a [Node]) -> Self {
+        let mut seen: HashSet<&[String]> = HashSet::new();
+        let is_first = |node: &&'a Node| seen.insert(&node.roles);
+        let kinds: Vec<&Node> = nodes.iter().filter(is_first).collect();
+        let held = kinds.iter().flat_map(|node| &node.roles);
+        Self {
+            held: held.map(String::as_str).collect(),
+            kinds,
+        }
+    }
+
+    /// The first node of each list of roles that occurs.
+    pub fn kinds(&self) -> &[&'a Node] {
+        &self.kinds
+    }
+
+    /// Whether a component runs on any node.
+    pub fn run(&self, component: &Component) -> bool {
+        component.runs_on.iter().any(|role| match role.as_str() {
+            "*" => !self.kinds.is_empty(),
+            role => self.held.contains(role),
+        })
     }
 }
 

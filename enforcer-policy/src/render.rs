@@ -1,11 +1,14 @@
 //! What was understood: as text for people, and as JSON.
 
+use std::collections::HashMap;
 use std::fmt::Write;
 
 use comfy_table::{ColumnConstraint, ContentArrangement, LineStyle, Table, TableStyle};
 use serde::Serialize;
 
-use crate::model::{Component, Locality, Mode, Node, OtherTraffic, Path, Policy, Port, WideSender};
+use crate::model::{
+    Component, Locality, Mode, Node, OtherTraffic, Path, Policy, Port, Service, WideSender,
+};
 use crate::validate::notes::Places;
 
 /// A policy as `enforcer check -o json` prints it. Field names are kept for ever; new ones may be added.
@@ -161,6 +164,16 @@ pub struct PathSummary {
 /// The summary of a policy.
 pub fn summary(policy: &Policy) -> Summary {
     let places = Places::of(policy);
+    let mut services: Services<'_> = HashMap::new();
+    for service in &policy.services {
+        let end = (service.component.as_str(), service.port.as_str());
+        services.entry(end).or_default().push(service);
+    }
+    let by_name: HashMap<&str, &Component> = policy
+        .components
+        .iter()
+        .map(|component| (component.name.as_str(), component))
+        .collect();
     Summary {
         name: policy.name.clone(),
         digest: policy.digest.clone(),
@@ -177,12 +190,12 @@ pub fn summary(policy: &Policy) -> Summary {
         components: policy
             .components
             .iter()
-            .map(|component| component_summary(policy, &places, component))
+            .map(|component| component_summary(&services, &places, component))
             .collect(),
         paths: policy
             .paths
             .iter()
-            .map(|path| path_summary(policy, path))
+            .map(|path| path_summary(by_name.get(path.to_component.as_str()).copied(), path))
             .collect(),
         wide_senders: policy.wide_senders.iter().map(wide_sender).collect(),
         notes: policy.notes.clone(),
@@ -201,18 +214,22 @@ fn wide_sender(wide: &WideSender) -> WideSenderSummary {
 /// What fits on a screen: what it is, who reaches more than one would think, and what should be known.
 pub fn brief(policy: &Policy) -> String {
     let mut text = head(policy);
-    let mut by_roles: Vec<(String, Vec<&str>)> = Vec::new();
+    // In the order in which they come.
+    let mut by_roles: Vec<Vec<&Node>> = Vec::new();
+    let mut indices: HashMap<&[String], usize> = HashMap::new();
     for node in &policy.nodes {
-        let roles = match node.roles.as_slice() {
-            [] => "no roles".to_owned(),
-            roles => roles.join(", "),
-        };
-        match by_roles.iter_mut().find(|(known, _)| *known == roles) {
-            Some((_, names)) => names.push(&node.name),
-            None => by_roles.push((roles, vec![&node.name])),
-        }
+        let index = *indices.entry(&node.roles).or_insert_with(|| {
+            by_roles.push(Vec::new());
+            by_roles.len() - 1
+        });
+        by_roles[index].push(node);
     }
-    for (roles, names) in by_roles {
+    for nodes in by_roles {
+        let names: Vec<&str> = nodes.iter().map(|node| node.name.as_str()).collect();
+        let roles = match nodes.first().map(|node| node.roles.as_slice()) {
+            None | Some([]) => "no roles".to_owned(),
+            Some(roles) => roles.join(", "),
+        };
         let _ = writeln!(text, "  nodes with {roles}: {}", some(&names));
     }
     let own: Vec<&str> = policy
@@ -360,8 +377,11 @@ fn node_summary(policy: &Policy, node: &Node) -> NodeSummary {
     }
 }
 
+/// Services by the component and the port behind them.
+type Services<'a> = HashMap<(&'a str, &'a str), Vec<&'a Service>>;
+
 fn component_summary(
-    policy: &Policy,
+    services: &Services<'_>,
     places: &Places<'_>,
     component: &Component,
 ) -> ComponentSummary {
@@ -379,16 +399,16 @@ fn component_summary(
         ports: component
             .ports
             .iter()
-            .map(|port| port_summary(policy, component, port))
+            .map(|port| port_summary(services, component, port))
             .collect(),
     }
 }
 
-fn port_summary(policy: &Policy, component: &Component, port: &Port) -> PortSummary {
-    let services = policy
-        .services
-        .iter()
-        .filter(|service| service.component == component.name && service.port == port.name)
+fn port_summary(services: &Services<'_>, component: &Component, port: &Port) -> PortSummary {
+    let services = services
+        .get(&(component.name.as_str(), port.name.as_str()))
+        .into_iter()
+        .flatten()
         .map(|service| match service.address {
             std::net::IpAddr::V4(v4) => format!("{v4}:{}", service.at),
             std::net::IpAddr::V6(v6) => format!("[{v6}]:{}", service.at),
@@ -403,10 +423,8 @@ fn port_summary(policy: &Policy, component: &Component, port: &Port) -> PortSumm
     }
 }
 
-fn path_summary(policy: &Policy, path: &Path) -> PathSummary {
-    let port = policy
-        .component(&path.to_component)
-        .and_then(|to| to.port(&path.to_port));
+fn path_summary(to: Option<&Component>, path: &Path) -> PathSummary {
+    let port = to.and_then(|to| to.port(&path.to_port));
     PathSummary {
         name: path.name.clone(),
         from: path.from.clone(),

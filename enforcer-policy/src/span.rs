@@ -18,7 +18,7 @@ pub struct SourceText {
 
 impl SourceText {
     /// Longer ones are refused before they are parsed.
-    pub const MAX_BYTES: u64 = 4 << 20;
+    pub const MAX_BYTES: u64 = 32 << 20;
 }
 
 /// A place in a text: the first character of a value and how long it is.

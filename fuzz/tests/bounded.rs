@@ -1,19 +1,14 @@
-//! Each target for a few seconds on a stable compiler, with mutations of its seeds; and what was found
+//! Each target for some rounds on a stable compiler, with mutations of its seeds; and what was found
 //! once, for ever. libFuzzer goes deeper: `cargo xtask fuzz`.
 //!
-//! `ENFORCER_TEST_SEED` repeats a run.
+//! `ENFORCER_TEST_SEED` repeats a run. How long a round takes is no matter here: what bounds the work on an input are the limits
+//! of what is read, which have tests of their own.
 
 use std::fs;
 use std::panic::catch_unwind;
 use std::path::{Path, PathBuf};
-use std::time::{Duration, Instant};
 
 use enforcer_fuzz::{TARGETS, Target};
-
-/// For each target.
-const TIME: Duration = Duration::from_secs(5);
-/// Longer than any input may take, also in a debug build on a busy machine.
-const HANG: Duration = Duration::from_secs(5);
 
 /// Texts that mean something somewhere in YAML or in the language of policies.
 const PIECES: [&str; 22] = [
@@ -43,22 +38,22 @@ const PIECES: [&str; 22] = [
 
 #[test]
 fn policies_do_no_harm() {
-    fuzz("policy");
+    fuzz("policy", 100);
 }
 
 #[test]
 fn cases_do_no_harm() {
-    fuzz("cases");
+    fuzz("cases", 2000);
 }
 
 #[test]
 fn packets_do_no_harm() {
-    fuzz("packet");
+    fuzz("packet", 50_000);
 }
 
 #[test]
 fn streams_do_no_harm() {
-    fuzz("tls");
+    fuzz("tls", 50_000);
 }
 
 #[test]
@@ -87,7 +82,7 @@ fn here() -> &'static Path {
     Path::new(env!("CARGO_MANIFEST_DIR"))
 }
 
-fn fuzz(name: &str) {
+fn fuzz(name: &str, rounds: u32) {
     let Target { run, seeds, .. } = TARGETS
         .into_iter()
         .find(|target| target.name == name)
@@ -106,24 +101,16 @@ fn fuzz(name: &str) {
     for seed in &seeds {
         run(seed);
     }
-    let deadline = Instant::now() + TIME;
-    let mut rounds = 0;
-    while Instant::now() < deadline {
-        rounds += 1;
+    for round in 1..=rounds {
         let input = mutated(&seeds[random.below(seeds.len())], &mut random);
-        let began = Instant::now();
-        let outcome = catch_unwind(|| run(&input));
-        if outcome.is_err() || began.elapsed() > HANG {
+        if catch_unwind(|| run(&input)).is_err() {
             let file = keep(name, &input);
             panic!(
-                "round {rounds}, seed {seed}: {} ({:?}); put it into fuzz/findings/{name} when it is mended",
-                file.display(),
-                began.elapsed()
+                "round {round}, seed {seed}: {}; put it into fuzz/findings/{name} when it is mended",
+                file.display()
             );
         }
     }
-    println!("{name}: {rounds} inputs");
-    assert!(rounds > 20, "only {rounds} rounds in {TIME:?}");
 }
 
 /// An input that did harm, where it can be looked at.

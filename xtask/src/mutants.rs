@@ -29,9 +29,10 @@ const OFFLOAD: &str = "enforcer-common/src/offload.rs";
 const MARK: &str = "enforcer-common/src/mark.rs";
 const VERDICTS: &str = "enforcer-policy/src/compile/verdicts.rs";
 const PARTIES: &str = "enforcer-policy/src/compile/parties.rs";
+const GROUND: &str = "enforcer-policy/src/compile/ground.rs";
 
 #[rustfmt::skip]
-const MUTANTS: [Mutant; 47] = [
+const MUTANTS: [Mutant; 49] = [
     Mutant { what: "a neighbour may use this node's address", file: JUDGE, from: "Role::Uplink => src.is(Place::OWN),", to: "Role::Uplink => false," },
     Mutant { what: "a pod may use a node's address", file: JUDGE, from: "Role::Pod if src.is(Place::OWN | Place::OTHER_NODE) => true,", to: "Role::Pod if src.is(Place::OWN) => true," },
     Mutant { what: "loopback addresses come over the wire", file: JUDGE, from: "    if packet.src.is_loopback() || packet.dst.is_loopback() {\n        return denied(Reason::LoopbackOffLo);\n    }\n", to: "" },
@@ -57,9 +58,9 @@ const MUTANTS: [Mutant; 47] = [
     Mutant { what: "a wildcard is no address of this node", file: DECIDE, from: "        settings.own as Party\n    } else {\n        received_at(", to: "        tables.place(addr).party\n    } else {\n        received_at(" },
     Mutant { what: "a wide path opens guarded ports", file: VERDICTS, from: "            endpoints.retain(|e| self.component(*e).guard);\n", to: "" },
     Mutant { what: "loopback only is for everybody", file: VERDICTS, from: "        target.loopback || !(route.path.loopback || self.port(route.to).loopback_only)", to: "        let _ = (route, target);\n        true" },
-    Mutant { what: "a service may be on the same node", file: VERDICTS, from: "(Locality::SameNode, ..) => !target.is_virtual,", to: "(Locality::SameNode, ..) => true," },
+    Mutant { what: "a service may be on the same node", file: VERDICTS, from: "(Locality::SameNode, _, Unknown) => !target.is_virtual,", to: "(Locality::SameNode, _, Unknown) => true," },
     Mutant { what: "anybody may take a component's port", file: VERDICTS, from: "            } else if foreign {", to: "            } else if foreign && by.process && !by.process {" },
-    Mutant { what: "outside is everywhere", file: PARTIES, from: "        if !loopback && self.is_outside(declared) {", to: "        if !loopback {" },
+    Mutant { what: "outside is everywhere", file: PARTIES, from: "        if crowd.is_outside(declared) {", to: "        if !loopback {" },
     Mutant { what: "a TCP fragment may write over the flags", file: PARSE, from: "if network.protocol == TCP && network.fragment_offset == 1 {", to: "if network.protocol == TCP && network.fragment_offset == 9999 {" },
     Mutant { what: "one extension header less is read", file: PARSE, from: "if position == MAX_EXTENSION_HEADERS ||", to: "if position == MAX_EXTENSION_HEADERS - 1 ||" },
     Mutant { what: "an authentication header has the length of others", file: PARSE, from: "AUTHENTICATION => (usize::from(len) + 2) * 4,", to: "AUTHENTICATION => (usize::from(len) + 1) * 8," },
@@ -78,7 +79,9 @@ const MUTANTS: [Mutant; 47] = [
     Mutant { what: "a verdict outlives its policy", file: CACHE, from: "            && self.epoch == key.stamp.epoch\n            && self.src", to: "            && self.src" },
     Mutant { what: "a verdict outlives its tick", file: CACHE, from: "self.tick == key.stamp.tick\n            && self.how", to: "self.how" },
     Mutant { what: "one's verdict is another's", file: CACHE, from: "            && self.asked == key.asked\n", to: "" },
-    Mutant { what: "nobody counts as what he is part of", file: PARTIES, from: "            if all.insert(index) {", to: "            if all.insert(index) && index > components.len() {" },
+    Mutant { what: "nobody counts as what he is part of", file: GROUND, from: "            if all.insert(index) {", to: "            if all.insert(index) && index > self.wholes.len() {" },
+    Mutant { what: "two other nodes are one node", file: VERDICTS, from: "(Locality::Any, ..) | (Locality::SameNode, Here, Here) => true,", to: "(Locality::Any, ..) | (Locality::SameNode, Here, Here) | (Locality::SameNode, OtherNode, OtherNode) => true," },
+    Mutant { what: "another node's pods are here", file: PARTIES, from: "                Some(_) => Whereabouts::OtherNode,", to: "                Some(_) => Whereabouts::Here," },
 ];
 
 /// Breaks, tests and tells. Fails if a change goes unnoticed.

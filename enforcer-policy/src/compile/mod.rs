@@ -1,22 +1,87 @@
 //! A valid policy to the tables of one node: pure, deterministic, no I/O.
 //!
-//! `tables` is the result; `parties` interns the sets of components that occur at addresses,
-//! cgroups and interfaces; `ports` reduces ports to classes; `verdicts` fills the dense tables;
+//! `tables` is the result; `ground` finds what is the same on every node; `parties` interns the sets of components that
+//! occur at addresses, cgroups and interfaces; `ports` reduces ports to classes; `verdicts` fills the dense tables;
 //! `simulate` lets the decision run on them in userspace.
 
 pub mod cgroups;
+mod ground;
 mod parties;
 mod ports;
 mod simulate;
 mod tables;
 mod verdicts;
 
+#[cfg(test)]
+mod tests;
+
 pub use simulate::Simulator;
 pub use tables::{CgroupRule, CompileError, Compiled, PathNumbers, PrefixEntry};
 
 use crate::model::{Mode, Policy};
+use ground::Ground;
 use parties::Parties;
 use ports::PortClasses;
+
+/// A policy on its way to the tables of any of its nodes: what is the same on all of them is found once.
+pub struct Compiler<'a> {
+    ground: Ground<'a>,
+    ports: PortClasses,
+}
+
+impl<'a> Compiler<'a> {
+    /// Takes a policy to be compiled.
+    ///
+    /// # Errors
+    ///
+    /// It has more ports than the [limits](enforcer_common::limits) allow.
+    pub fn new(policy: &'a Policy) -> Result<Self, CompileError> {
+        Ok(Self {
+            ground: Ground::of(policy),
+            ports: PortClasses::of(policy)?,
+        })
+    }
+
+    /// Compiles for a node. `mode` overrides the policy's.
+    ///
+    /// # Errors
+    ///
+    /// An unknown node, or a policy that exceeds the [limits](enforcer_common::limits).
+    pub fn compile(
+        &self,
+        node: &str,
+        mode: Option<Mode>,
+        numbers: &mut PathNumbers,
+    ) -> Result<Compiled, CompileError> {
+        let policy = self.ground.policy;
+        let index = policy.nodes.iter().position(|known| known.name == node);
+        let index = index.ok_or_else(|| unknown(policy, node))?;
+        // Numbers are taken only by a policy that compiles: a failed one must leave no trace.
+        let mut taken = numbers.clone();
+        let paths = policy.paths.iter();
+        let path_numbers: Vec<u16> = paths
+            .map(|path| taken.number(&path.name))
+            .collect::<Result<_, _>>()?;
+        let here = self.ground.here(index);
+        let parties = Parties::of(&self.ground, &here)?;
+        let compiled = verdicts::fill(
+            policy,
+            &here,
+            mode.unwrap_or(policy.mode),
+            &parties,
+            &self.ports,
+            &path_numbers,
+        )?;
+        *numbers = taken;
+        Ok(compiled)
+    }
+
+    /// For each node of the policy, by its index, the first one that has the same tables but for which addresses lead to
+    /// them: what holds for that node of sizes and limits, and of what concerns it, holds for all that are alike.
+    pub fn alike(&self) -> Vec<usize> {
+        self.ground.alike()
+    }
+}
 
 /// Compiles a policy for a node. `mode` overrides the policy's.
 ///
@@ -29,28 +94,15 @@ pub fn compile(
     mode: Option<Mode>,
     numbers: &mut PathNumbers,
 ) -> Result<Compiled, CompileError> {
-    let Some(node) = policy.node(node) else {
-        return Err(CompileError::UnknownNode {
-            name: node.to_owned(),
-            known: policy.nodes.iter().map(|node| node.name.clone()).collect(),
-        });
-    };
-    // Numbers are taken only by a policy that compiles: a failed one must leave no trace.
-    let mut taken = numbers.clone();
-    let mut path_numbers = Vec::with_capacity(policy.paths.len());
-    for path in &policy.paths {
-        path_numbers.push(taken.number(&path.name)?);
+    if policy.node(node).is_none() {
+        return Err(unknown(policy, node));
     }
-    let parties = Parties::of(policy, node)?;
-    let ports = PortClasses::of(policy)?;
-    let compiled = verdicts::fill(
-        policy,
-        node,
-        mode.unwrap_or(policy.mode),
-        &parties,
-        &ports,
-        &path_numbers,
-    )?;
-    *numbers = taken;
-    Ok(compiled)
+    Compiler::new(policy)?.compile(node, mode, numbers)
+}
+
+fn unknown(policy: &Policy, node: &str) -> CompileError {
+    CompileError::UnknownNode {
+        name: node.to_owned(),
+        known: policy.nodes.iter().map(|node| node.name.clone()).collect(),
+    }
 }

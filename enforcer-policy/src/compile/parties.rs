@@ -1,23 +1,34 @@
 //! The distinct sets of components that occur at addresses, in cgroups and behind interfaces.
 
-use std::{
-    collections::{BTreeMap, BTreeSet, HashMap},
-    net::{Ipv4Addr, Ipv6Addr},
-    sync::Arc,
-};
+use std::collections::{BTreeMap, HashMap};
+use std::sync::Arc;
 
 use enforcer_common::{
-    addr::Ip,
     limits,
     tables::{NOBODY, Party, Place},
 };
-use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 
-use super::tables::{CgroupRule, CompileError, PrefixEntry};
-use crate::model::{Component, Node, Policy};
+use super::{
+    ground::{Declared, Ground, Here, Set},
+    tables::{CgroupRule, CompileError, PrefixEntry},
+};
+use crate::model::Component;
 
-/// Indices into the policy's components, nodes or services.
-pub type Set = BTreeSet<usize>;
+/// Where somebody is, as far as the tables of one node have to know it.
+///
+/// Which of the other nodes it is, no table says: so all that are alike are one party, and the tables do not grow with
+/// their number. Nothing is lost by that. Only "on one node" could ask for it, and a packet that this node sees has
+/// left every other node: see `is_local_enough` in `verdicts`.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Hash)]
+pub enum Whereabouts {
+    /// Nobody knows: outside, or a pod where nodes have no `podNetworks`.
+    #[default]
+    Unknown,
+    /// On this node.
+    Here,
+    /// On another node.
+    OtherNode,
+}
 
 /// One distinct set, seen as sender and as receiver.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Hash)]
@@ -34,8 +45,8 @@ pub struct PartyInfo {
     pub process: bool,
     /// The node's own init: it holds ports for the units that it starts.
     pub init: bool,
-    /// The node where it is, if that is known.
-    pub node: Option<usize>,
+    /// On which node it is.
+    pub whereabouts: Whereabouts,
     /// A virtual address: which node is behind it, nobody knows before its packets are translated.
     pub is_virtual: bool,
 }
@@ -60,101 +71,21 @@ pub struct Parties {
     pub pods: Party,
 }
 
-/// What is declared at one prefix, by itself or by a wider one.
-#[derive(Debug, Clone, Default, PartialEq, Eq, Hash)]
-struct Declared {
-    components: Set,
-    services: Set,
-    nodes: Set,
-    /// Nodes whose pods have their addresses from here.
-    pod_nodes: Set,
-    pods: bool,
-    service_network: bool,
-}
-
-/// One thing that is declared at a prefix, by itself.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
-enum Mark {
-    Nothing,
-    Component(usize),
-    Pods,
-    PodsOf(usize),
-    ServiceNetwork,
-    Node(usize),
-    Service(usize),
-}
-
-/// In how a prefix is declared: prefixes of the same way are the same parties'.
-#[derive(Debug, Clone, Default, PartialEq, Eq, Hash)]
-struct Way {
-    marks: Vec<Mark>,
-    /// What is declared around it, by its number.
-    within: Option<usize>,
-    loopback: bool,
-}
-
-impl Declared {
-    fn of(marks: &[Mark]) -> Self {
-        let mut declared = Self::default();
-        for mark in marks {
-            match *mark {
-                Mark::Nothing => {}
-                Mark::Component(index) => {
-                    declared.components.insert(index);
-                }
-                Mark::Pods => declared.pods = true,
-                Mark::PodsOf(index) => {
-                    declared.pods = true;
-                    declared.pod_nodes.insert(index);
-                }
-                Mark::ServiceNetwork => declared.service_network = true,
-                Mark::Node(index) => {
-                    declared.nodes.insert(index);
-                }
-                Mark::Service(index) => {
-                    declared.services.insert(index);
-                }
-            }
-        }
-        declared
-    }
-
-    fn join(&mut self, wider: &Self) {
-        self.components.extend(&wider.components);
-        self.services.extend(&wider.services);
-        self.nodes.extend(&wider.nodes);
-        self.pod_nodes.extend(&wider.pod_nodes);
-        self.pods |= wider.pods;
-        self.service_network |= wider.service_network;
-    }
-}
-
-fn is_loopback(net: &IpNet) -> bool {
-    LOOPBACK.iter().any(|lo| lo.contains(net))
-}
-
 /// What parties are made from.
 struct Cluster<'a> {
-    policy: &'a Policy,
-    node: &'a Node,
-    here: Option<usize>,
-    everyone: Set,
+    ground: &'a Ground<'a>,
+    here: &'a Here<'a>,
 }
 
 impl Parties {
     /// The parties of a policy on one of its nodes.
-    pub fn of(policy: &Policy, node: &Node) -> Result<Self, CompileError> {
-        let cluster = Cluster {
-            policy,
-            node,
-            here: policy.nodes.iter().position(|n| n.name == node.name),
-            everyone: indices(&policy.components, Component::is_everyone),
-        };
+    pub fn of(ground: &Ground<'_>, here: &Here<'_>) -> Result<Self, CompileError> {
+        let cluster = Cluster { ground, here };
         let mut parties = Self {
             infos: Vec::new(),
             numbers: HashMap::new(),
             prefixes: Arc::default(),
-            prefix_lengths: Vec::new(),
+            prefix_lengths: ground.lengths.clone(),
             cgroups: Vec::new(),
             undeclared: NOBODY,
             local: NOBODY,
@@ -163,7 +94,7 @@ impl Parties {
         };
         // The first is NOBODY, who is only what everybody is.
         let nobody = PartyInfo {
-            senders: cluster.everyone.clone(),
+            senders: ground.crowd.everyone.clone(),
             ..PartyInfo::default()
         };
         parties.intern(nobody)?;
@@ -187,7 +118,7 @@ impl Parties {
         let number = self.infos.len();
         if number >= limits::MAX_PARTIES as usize {
             let (what, max) = ("distinct sets of components", limits::MAX_PARTIES);
-            return Err(CompileError::TooMany { what, max });
+            return Err(CompileError::sets(what, max));
         }
         self.infos.push(info.clone());
         // MAX_PARTIES fits.
@@ -196,56 +127,37 @@ impl Parties {
     }
 
     fn add_prefixes(&mut self, cluster: &Cluster<'_>) -> Result<(), CompileError> {
-        let marks = cluster.marks();
-        let mut prefixes = Vec::with_capacity(marks.len());
-        // Addresses come by the thousand, and in few ways.
-        let mut ways: HashMap<Way, (usize, Place)> = HashMap::new();
-        let mut all: Vec<Declared> = Vec::new();
-        // Sorted by address and then length, so that a wider prefix comes before those within it.
-        let mut enclosing: Vec<(IpNet, usize)> = Vec::new();
-        let mut way = Way::default();
-        for group in marks.chunk_by(|(one, _), (other, _)| one == other) {
-            let Some((net, _)) = group.first() else {
-                continue;
+        let ground = cluster.ground;
+        if ground.spots.len() > limits::MAX_PREFIXES as usize {
+            return Err(CompileError::TooMany {
+                what: "address prefixes",
+                max: limits::MAX_PREFIXES,
+                help: "write networks in place of the addresses in them",
+            });
+        }
+        let mut prefixes = Vec::with_capacity(ground.spots.len());
+        // Prefixes come by the thousand, and in few ways.
+        let mut known: Vec<[Option<Place>; 3]> = vec![[None; 3]; ground.ways.len()];
+        for spot in &ground.spots {
+            let whereabouts = match spot.owner {
+                None => Whereabouts::Unknown,
+                Some(owner) if owner == cluster.here.index => Whereabouts::Here,
+                Some(_) => Whereabouts::OtherNode,
             };
-            while enclosing
-                .last()
-                .is_some_and(|(wider, _)| !wider.contains(net))
-            {
-                enclosing.pop();
-            }
-            way.within = enclosing.last().map(|(_, declared)| *declared);
-            way.loopback = is_loopback(net);
-            way.marks.clear();
-            way.marks.extend(group.iter().map(|(_, mark)| *mark));
-            let (declared, place) = match ways.get(&way) {
-                Some(known) => *known,
+            let place = match known[spot.way][whereabouts as usize] {
+                Some(place) => place,
                 None => {
-                    let mut declared = Declared::of(&way.marks);
-                    if let Some(wider) = way.within.and_then(|wider| all.get(wider)) {
-                        declared.join(wider);
-                    }
-                    let place = self.place(cluster, net, &declared)?;
-                    all.push(declared);
-                    let known = (all.len() - 1, place);
-                    ways.insert(way.clone(), known);
-                    known
+                    let place = self.place(cluster, &ground.ways[spot.way], whereabouts)?;
+                    known[spot.way][whereabouts as usize] = Some(place);
+                    place
                 }
             };
-            let (network, length) = mapped(net);
             prefixes.push(PrefixEntry {
-                network,
-                length,
+                network: spot.network,
+                length: spot.length,
                 place,
             });
-            enclosing.push((*net, declared));
         }
-        if prefixes.len() > limits::MAX_PREFIXES as usize {
-            let (what, max) = ("address prefixes", limits::MAX_PREFIXES);
-            return Err(CompileError::TooMany { what, max });
-        }
-        let lengths: BTreeSet<u32> = prefixes.iter().map(|entry| entry.length).collect();
-        self.prefix_lengths = lengths.into_iter().rev().collect();
         // IPv4 came first, and stands in the midst of IPv6.
         prefixes.sort_by_key(|entry| (entry.network, entry.length));
         self.prefixes = prefixes.into();
@@ -255,13 +167,13 @@ impl Parties {
     fn place(
         &mut self,
         cluster: &Cluster<'_>,
-        net: &IpNet,
         declared: &Declared,
+        whereabouts: Whereabouts,
     ) -> Result<Place, CompileError> {
-        let party = self.intern(cluster.at(net, declared))?;
+        let party = self.intern(cluster.at(declared, whereabouts))?;
         let mut flags = 0;
-        if let Some(node) = declared.nodes.first() {
-            let here = Some(*node) == cluster.here;
+        if !declared.kinds.is_empty() {
+            let here = whereabouts == Whereabouts::Here;
             flags |= if here { Place::OWN } else { Place::OTHER_NODE };
             if here && self.own == NOBODY {
                 self.own = party;
@@ -269,11 +181,8 @@ impl Parties {
         }
         if declared.pods {
             flags |= Place::POD;
-            if declared
-                .components
-                .iter()
-                .any(|c| !cluster.everyone.contains(c))
-            {
+            let mut components = declared.components.iter();
+            if components.any(|c| !cluster.ground.crowd.everyone.contains(c)) {
                 flags |= Place::NAMED;
             }
         }
@@ -281,24 +190,21 @@ impl Parties {
     }
 
     fn add_cgroups(&mut self, cluster: &Cluster<'_>) -> Result<(), CompileError> {
+        let components = &cluster.ground.policy.components;
         let mut declared: BTreeMap<&str, Set> = BTreeMap::new();
-        for (index, component) in cluster.policy.components.iter().enumerate() {
-            if cluster.may_run_here(component) {
+        for (index, component) in components.iter().enumerate() {
+            if cluster.may_run_here(index, component) {
                 for pattern in &component.cgroups {
                     declared.entry(pattern).or_default().insert(index);
                 }
             }
         }
-        for (pattern, components) in declared {
-            let party = self.intern(cluster.process(&components))?;
-            let names = components
-                .iter()
-                .map(|i| cluster.policy.components[*i].name.clone());
-            let components = names.collect();
+        for (pattern, set) in declared {
+            let party = self.intern(cluster.process(&set))?;
             self.cgroups.push(CgroupRule {
                 pattern: pattern.to_owned(),
                 party,
-                components,
+                components: set.iter().map(|i| components[*i].name.clone()).collect(),
             });
         }
         self.add_init(cluster)
@@ -327,201 +233,87 @@ impl Parties {
 const INIT: &str = "/init.scope";
 
 impl Cluster<'_> {
-    /// All that is declared, by prefix and in the order of prefixes.
-    fn marks(&self) -> Vec<(IpNet, Mark)> {
-        // IPv4 stands within ::/0 in the tables: it needs an end of its own there.
-        let mut marks = vec![
-            (IpNet::V4(Ipv4Net::default()), Mark::Nothing),
-            (IpNet::V6(Ipv6Net::default()), Mark::Nothing),
-        ];
-        marks.extend(LOOPBACK.map(|net| (net, Mark::Nothing)));
-        for (index, component) in self.policy.components.iter().enumerate() {
-            let nets = component.addresses.iter();
-            marks.extend(nets.map(|net| (net.trunc(), Mark::Component(index))));
-        }
-        let nets = self.policy.pod_networks.iter();
-        marks.extend(nets.map(|net| (net.trunc(), Mark::Pods)));
-        let nets = self.policy.service_networks.iter();
-        marks.extend(nets.map(|net| (net.trunc(), Mark::ServiceNetwork)));
-        for (index, node) in self.policy.nodes.iter().enumerate() {
-            let nets = node.pod_networks.iter();
-            marks.extend(nets.map(|net| (net.trunc(), Mark::PodsOf(index))));
-            let addresses = node.addresses.iter();
-            marks.extend(addresses.map(|address| (IpNet::from(*address), Mark::Node(index))));
-        }
-        for (index, service) in self.policy.services.iter().enumerate() {
-            marks.push((IpNet::from(service.address), Mark::Service(index)));
-        }
-        // What somebody wrote in order is sorted at once.
-        marks.sort();
-        marks.dedup();
-        marks
-    }
-
-    fn at(&self, net: &IpNet, declared: &Declared) -> PartyInfo {
-        let loopback = is_loopback(net);
-        let pods = || indices(&self.policy.components, |c| c.in_pod_networks);
+    fn at(&self, declared: &Declared, whereabouts: Whereabouts) -> PartyInfo {
+        let crowd = &self.ground.crowd;
+        let loopback = declared.loopback;
         let mut occupants = declared.components.clone();
         let mut senders = Set::new();
         if declared.pods {
-            occupants.extend(pods());
+            occupants.extend(&crowd.in_pods);
         }
-        let mut node = declared
-            .nodes
-            .first()
-            .or(declared.pod_nodes.first())
-            .copied();
         if loopback {
-            occupants.extend(self.located_here());
-            senders.extend(self.on_any_node());
-            node = self.here;
+            occupants.extend(&self.here.located);
+            senders.extend(&crowd.on_any_node);
         }
-        for index in &declared.nodes {
-            let there = &self.policy.nodes[*index];
-            occupants.extend(indices(&self.policy.components, |c| c.runs_on(there)));
-            senders.extend(self.on_any_node());
+        for kind in &declared.kinds {
+            occupants.extend(self.ground.kind(*kind));
+            senders.extend(&crowd.on_any_node);
         }
         senders.extend(&occupants);
-        if !loopback && self.is_outside(declared) {
-            let components = &self.policy.components;
-            occupants.extend(indices(components, Component::is_elsewhere));
-            senders.extend(indices(components, |c| {
-                c.is_elsewhere() && !c.only_receives_outside
-            }));
+        if crowd.is_outside(declared) {
+            occupants.extend(&crowd.elsewhere);
+            senders.extend(&crowd.senders_elsewhere);
         }
         // What leads to a service leads to pods; nobody sends from there.
         if declared.service_network {
-            occupants.extend(pods());
+            occupants.extend(&crowd.in_pods);
         }
         PartyInfo {
-            senders: self.closed(&senders),
+            senders: crowd.closed(&senders),
             occupants,
             services: declared.services.clone(),
             loopback,
             process: false,
             init: false,
-            node,
+            whereabouts: match loopback {
+                true => Whereabouts::Here,
+                false => whereabouts,
+            },
             is_virtual: declared.service_network || !declared.services.is_empty(),
         }
     }
 
-    /// Nothing of the cluster is there, and no component with a port of its own.
-    fn is_outside(&self, declared: &Declared) -> bool {
-        let has_ports =
-            |c: &usize| !self.everyone.contains(c) && !self.policy.components[*c].ports.is_empty();
-        let Declared {
-            components,
-            services,
-            nodes,
-            pod_nodes: _,
-            pods,
-            service_network,
-        } = declared;
-        nodes.is_empty()
-            && services.is_empty()
-            && !pods
-            && !service_network
-            && !components.iter().any(has_ports)
-    }
-
-    /// What is known by its cgroup and by no role may be on any node, and sends from its addresses:
-    /// pods in the host's network namespace among them.
-    fn on_any_node(&self) -> Set {
-        indices(&self.policy.components, |c| {
-            c.runs_on.is_empty() && !c.cgroups.is_empty()
-        })
-    }
-
-    fn located_here(&self) -> Set {
-        indices(&self.policy.components, |c| {
-            c.runs_on(self.node)
-                || self
-                    .node
-                    .addresses
-                    .iter()
-                    .any(|own| c.addresses.iter().any(|n| n.contains(own)))
-        })
-    }
-
-    fn may_run_here(&self, component: &Component) -> bool {
-        component.runs_on.is_empty() || component.runs_on(self.node)
+    fn may_run_here(&self, index: usize, component: &Component) -> bool {
+        component.runs_on.is_empty() || self.here.runs.contains(&index)
     }
 
     /// Who a process in no declared cgroup may be: whatever is here, declares none and needs none.
     fn undeclared(&self) -> Set {
-        let mut here = self.located_here();
-        here.retain(|i| self.policy.components[*i].counts_undeclared());
+        let mut here = self.here.located.clone();
+        here.retain(|i| self.ground.policy.components[*i].counts_undeclared());
         here
     }
 
     fn process(&self, components: &Set) -> PartyInfo {
-        let senders = self.closed(components);
         PartyInfo {
-            senders,
+            senders: self.ground.crowd.closed(components),
             process: true,
-            node: self.here,
+            whereabouts: Whereabouts::Here,
             ..PartyInfo::default()
         }
     }
 
     fn behind_pod_interface(&self) -> PartyInfo {
-        let senders = self.closed(&indices(&self.policy.components, |c| c.in_pod_networks));
+        let crowd = &self.ground.crowd;
         PartyInfo {
-            senders,
-            node: self.here,
+            senders: crowd.closed(&crowd.in_pods),
+            whereabouts: Whereabouts::Here,
             ..PartyInfo::default()
         }
     }
 
     fn anybody_here(&self) -> PartyInfo {
-        let mut senders = self.located_here();
-        senders.extend(indices(&self.policy.components, |c| {
-            !c.cgroups.is_empty() && self.may_run_here(c)
-        }));
+        let mut senders = self.here.located.clone();
+        let components = self.ground.policy.components.iter().enumerate();
+        senders.extend(
+            components
+                .filter(|(index, c)| !c.cgroups.is_empty() && self.may_run_here(*index, c))
+                .map(|(index, _)| index),
+        );
         PartyInfo {
-            senders: self.closed(&senders),
-            node: self.here,
+            senders: self.ground.crowd.closed(&senders),
+            whereabouts: Whereabouts::Here,
             ..PartyInfo::default()
         }
     }
-
-    /// With everything that they are part of, and everyone.
-    fn closed(&self, components: &Set) -> Set {
-        let mut all = self.everyone.clone();
-        let mut open: Vec<usize> = components.iter().copied().collect();
-        while let Some(index) = open.pop() {
-            if all.insert(index) {
-                let part_of = &self.policy.components[index].part_of;
-                open.extend(indices(&self.policy.components, |c| {
-                    part_of.contains(&c.name)
-                }));
-            }
-        }
-        all
-    }
-}
-
-const LOOPBACK: [IpNet; 2] = [
-    IpNet::V4(Ipv4Net::new_assert(Ipv4Addr::new(127, 0, 0, 0), 8)),
-    IpNet::V6(Ipv6Net::new_assert(Ipv6Addr::LOCALHOST, 128)),
-];
-
-fn indices(components: &[Component], keep: impl Fn(&Component) -> bool) -> Set {
-    components
-        .iter()
-        .enumerate()
-        .filter(|(_, c)| keep(c))
-        .map(|(i, _)| i)
-        .collect()
-}
-
-/// A network as the kernel's trie holds it.
-fn mapped(net: &IpNet) -> (Ip, u32) {
-    let length = u32::from(net.prefix_len());
-    let length = if matches!(net, IpNet::V4(_)) {
-        length + 96
-    } else {
-        length
-    };
-    (Ip::from(net.network()), length)
 }

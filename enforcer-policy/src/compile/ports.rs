@@ -1,6 +1,7 @@
 //! Ports to classes: two ports that mean the same endpoints everywhere are one class.
 
-use std::collections::{BTreeSet, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap, btree_map};
+use std::iter::Peekable;
 
 use enforcer_common::{
     limits,
@@ -39,23 +40,21 @@ impl PortClasses {
             table: vec![0; CLASS_BLOCKS as usize * CLASSES_PER_BLOCK],
         };
         let mut numbers = HashMap::new();
-        let always = class_of(policy, |m| m == PortMatch::Any, |_| false);
+        let always = Class::always(policy);
         numbers.insert(always.clone(), 0);
-        ports.classes.push(always);
+        ports.classes.push(always.clone());
         for space in Space::ALL {
-            for (first, last) in intervals(policy, space) {
-                let class = class_of(
-                    policy,
-                    |m| range(m, space).is_some_and(|(from, to)| from <= first && last <= to),
-                    |m| range(m, space).is_some_and(|(from, to)| from <= first && last <= to),
-                );
+            for (first, last, class) in Intervals::of(policy, space, &always) {
                 let number = *numbers.entry(class).or_insert_with_key(|class| {
                     ports.classes.push(class.clone());
                     ports.classes.len() - 1
                 });
                 if number >= limits::MAX_CLASSES as usize {
-                    let (what, max) = ("distinct classes of ports", limits::MAX_CLASSES);
-                    return Err(CompileError::TooMany { what, max });
+                    return Err(CompileError::TooMany {
+                        what: "distinct classes of ports",
+                        max: limits::MAX_CLASSES,
+                        help: "each end of a range begins another: write ranges, the same ones where that will do",
+                    });
                 }
                 for port in first..=last {
                     let block = class_block(space, port) as usize * CLASSES_PER_BLOCK;
@@ -68,47 +67,110 @@ impl PortClasses {
     }
 }
 
-fn class_of(
-    policy: &Policy,
-    endpoint: impl Fn(PortMatch) -> bool,
-    service: impl Fn(PortMatch) -> bool,
-) -> Class {
-    let mut class = Class::default();
-    for (c, component) in policy.components.iter().enumerate() {
-        for (p, port) in component.ports.iter().enumerate() {
-            if port.matches.iter().any(|m| endpoint(*m)) {
-                class.endpoints.insert((c, p));
+impl Class {
+    /// What every port may mean.
+    fn always(policy: &Policy) -> Self {
+        let mut class = Self::default();
+        for (c, component) in policy.components.iter().enumerate() {
+            for (p, port) in component.ports.iter().enumerate() {
+                if port.matches.contains(&PortMatch::Any) {
+                    class.endpoints.insert((c, p));
+                }
+            }
+        }
+        class
+    }
+}
+
+/// What begins or ends to be meant at a number.
+#[derive(Clone, Copy)]
+enum Meant {
+    Endpoint(Endpoint),
+    Service(usize),
+}
+
+/// The ranges of a space within which all numbers mean the same, with what that is: one after the other, so that each match
+/// is looked at where it begins and where it ends.
+struct Intervals {
+    /// Where something begins (`true`) or ends. 0 is one of them.
+    changes: Peekable<btree_map::IntoIter<u16, Vec<(bool, Meant)>>>,
+    last: u16,
+    now: Class,
+    /// How many matches of an endpoint cover the number.
+    times: HashMap<Endpoint, u32>,
+}
+
+impl Intervals {
+    fn of(policy: &Policy, space: Space, always: &Class) -> Self {
+        let last = match space {
+            Space::Tcp | Space::Udp => u16::MAX,
+            Space::Icmp | Space::Icmp6 | Space::Protocol => u16::from(u8::MAX),
+            Space::Arp => 0,
+        };
+        let mut changes: BTreeMap<u16, Vec<(bool, Meant)>> = BTreeMap::from([(0, Vec::new())]);
+        let mut add = |found: PortMatch, item: Meant| {
+            // What every port may mean is in all classes.
+            if let (Some((from, to)), true) = (range(found, space), found != PortMatch::Any) {
+                changes.entry(from).or_default().push((true, item));
+                if let Some(next) = to.checked_add(1).filter(|next| *next <= last) {
+                    changes.entry(next).or_default().push((false, item));
+                }
+            }
+        };
+        for (c, component) in policy.components.iter().enumerate() {
+            for (p, port) in component.ports.iter().enumerate() {
+                for found in &port.matches {
+                    add(*found, Meant::Endpoint((c, p)));
+                }
+            }
+        }
+        for (index, service) in policy.services.iter().enumerate() {
+            add(service.at, Meant::Service(index));
+        }
+        let times = always.endpoints.iter().map(|end| (*end, 1));
+        Self {
+            changes: changes.into_iter().peekable(),
+            last,
+            now: always.clone(),
+            times: times.collect(),
+        }
+    }
+
+    fn apply(&mut self, begins: bool, item: Meant) {
+        match (begins, item) {
+            (true, Meant::Service(index)) => {
+                self.now.services.insert(index);
+            }
+            (false, Meant::Service(index)) => {
+                self.now.services.remove(&index);
+            }
+            (true, Meant::Endpoint(end)) => {
+                *self.times.entry(end).or_default() += 1;
+                self.now.endpoints.insert(end);
+            }
+            (false, Meant::Endpoint(end)) => {
+                let times = self.times.entry(end).or_default();
+                *times = times.saturating_sub(1);
+                if *times == 0 {
+                    self.now.endpoints.remove(&end);
+                }
             }
         }
     }
-    class
-        .services
-        .extend((0..policy.services.len()).filter(|i| service(policy.services[*i].at)));
-    class
 }
 
-/// The ranges of a space within which all numbers mean the same.
-fn intervals(policy: &Policy, space: Space) -> Vec<(u16, u16)> {
-    let last = match space {
-        Space::Tcp | Space::Udp => u16::MAX,
-        Space::Icmp | Space::Icmp6 | Space::Protocol => u16::from(u8::MAX),
-        Space::Arp => 0,
-    };
-    let ports = policy
-        .components
-        .iter()
-        .flat_map(|c| &c.ports)
-        .flat_map(|p| &p.matches);
-    let mut starts = BTreeSet::from([0]);
-    for m in ports.chain(policy.services.iter().map(|s| &s.at)) {
-        if let Some((from, to)) = range(*m, space) {
-            starts.insert(from);
-            starts.extend(to.checked_add(1).filter(|next| *next <= last));
+impl Iterator for Intervals {
+    type Item = (u16, u16, Class);
+
+    fn next(&mut self) -> Option<Self::Item> {
+        let (first, changes) = self.changes.next()?;
+        for (begins, item) in changes {
+            self.apply(begins, item);
         }
+        let next = self.changes.peek().map(|(next, _)| *next);
+        let last = next.map_or(self.last, |next| next - 1);
+        Some((first, last, self.now.clone()))
     }
-    let starts: Vec<u16> = starts.into_iter().collect();
-    let ends = starts.iter().skip(1).map(|next| next - 1).chain([last]);
-    starts.iter().copied().zip(ends).collect()
 }
 
 /// The numbers of a space that a match covers.

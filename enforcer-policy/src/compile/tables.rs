@@ -1,6 +1,9 @@
 //! What the compiler puts out.
 
-use std::{collections::BTreeMap, sync::Arc};
+use std::{
+    collections::{BTreeMap, HashMap},
+    sync::Arc,
+};
 
 use enforcer_common::{
     addr::Ip,
@@ -8,6 +11,8 @@ use enforcer_common::{
     tables::{Party, Place, Settings},
     verdict::Verdict,
 };
+
+use crate::error::list;
 
 /// An address prefix and who is there.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -35,27 +40,28 @@ pub struct CgroupRule {
 #[derive(Debug, Clone, Default)]
 pub struct PathNumbers {
     names: Vec<String>,
+    numbers: HashMap<String, u16>,
 }
 
 impl PathNumbers {
     /// The number of a name, a new one if it has none yet.
     pub(super) fn number(&mut self, name: &str) -> Result<u16, CompileError> {
-        let index = match self.names.iter().position(|known| known == name) {
-            Some(index) => index,
-            None => {
-                self.names.push(name.to_owned());
-                self.names.len() - 1
-            }
-        };
-        if index >= limits::MAX_PATHS as usize {
-            let max = limits::MAX_PATHS;
+        if let Some(known) = self.numbers.get(name) {
+            return Ok(*known);
+        }
+        let number = self.names.len();
+        if number >= limits::MAX_PATHS as usize {
             return Err(CompileError::TooMany {
                 what: "path names since the agent started",
-                max,
+                max: limits::MAX_PATHS,
+                help: "each keeps its number for its counters; start the agent again, or have fewer paths",
             });
         }
         // MAX_PATHS fits.
-        Ok(index as u16)
+        let number = number as u16;
+        self.names.push(name.to_owned());
+        self.numbers.insert(name.to_owned(), number);
+        Ok(number)
     }
 
     /// The name with a number.
@@ -73,7 +79,7 @@ impl PathNumbers {
 #[derive(Debug, thiserror::Error, PartialEq, Eq)]
 pub enum CompileError {
     /// No such node.
-    #[error("node `{name}` is not in the inventory; it has {}", known.join(", "))]
+    #[error("node `{name}` is not in the inventory; it has {}", list(known))]
     UnknownNode {
         /// What was asked for.
         name: String,
@@ -81,13 +87,27 @@ pub enum CompileError {
         known: Vec<String>,
     },
     /// It does not fit the maps.
-    #[error("the policy has more than {max} {what}: split it or use wider networks")]
+    #[error("the policy has more than {max} {what}, which is the limit: {help}")]
     TooMany {
         /// What there is too much of.
         what: &'static str,
         /// The limit.
         max: u32,
+        /// What to write instead.
+        help: &'static str,
     },
+}
+
+impl CompileError {
+    /// Too many sets of components, or what comes of their number. Nodes that are alike are one, so it is never these.
+    pub(super) const fn sets(what: &'static str, max: u32) -> Self {
+        Self::TooMany {
+            what,
+            max,
+            help: "each component with addresses or cgroups of its own makes more of them, and each set of roles: declare \
+                   one component for parties that may do the same, and `partOf` for what they have in common",
+        }
+    }
 }
 
 /// One generation of a policy, as one node must hold it.

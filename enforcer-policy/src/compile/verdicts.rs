@@ -1,6 +1,6 @@
 //! The dense tables: what a sender may do to what it finds at an address.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 
 use enforcer_common::{
@@ -10,19 +10,20 @@ use enforcer_common::{
 };
 
 use super::{
-    parties::{Parties, PartyInfo},
+    ground::{Here, Set},
+    parties::{Parties, PartyInfo, Whereabouts},
     ports::{Class, Endpoint, PortClasses},
     tables::{CompileError, Compiled},
 };
 use crate::catalogue::Catalogue;
-use crate::model::{Component, Locality, Mode, Node, OtherTraffic, Path, Policy, Port, PortMatch};
+use crate::model::{Component, Locality, Mode, OtherTraffic, Path, Policy, Port, PortMatch};
 
 /// A distinct set of endpoints at a kind of place.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Hash)]
 struct Target {
     endpoints: Vec<Endpoint>,
     loopback: bool,
-    node: Option<usize>,
+    whereabouts: Whereabouts,
     is_virtual: bool,
 }
 
@@ -47,27 +48,29 @@ struct Route<'a> {
 
 struct Filler<'a> {
     policy: &'a Policy,
-    node: &'a Node,
+    here: &'a Here<'a>,
     mode: Mode,
     /// Per component and port: the mode of the paths to it, where they have one of their own.
     endpoint_modes: HashMap<Endpoint, Mode>,
     routes: Vec<Route<'a>>,
     /// Which of them lead to an endpoint.
     by_endpoint: HashMap<Endpoint, Vec<usize>>,
+    /// The endpoint behind each service.
+    behind: Vec<Option<Endpoint>>,
 }
 
 /// Fills all tables.
 pub fn fill(
     policy: &Policy,
-    node: &Node,
+    here: &Here<'_>,
     mode: Mode,
     parties: &Parties,
     ports: &PortClasses,
     numbers: &[u16],
 ) -> Result<Compiled, CompileError> {
-    let filler = Filler::new(policy, node, mode, numbers);
+    let filler = Filler::new(policy, here, mode, numbers);
     let infos = parties.infos();
-    let (targets, table) = targets(policy, infos, &ports.classes)?;
+    let (targets, table) = filler.targets(infos, &ports.classes)?;
     check_cells(
         "combinations of sets of components and endpoints",
         infos.len() * targets.len(),
@@ -97,7 +100,7 @@ pub fn fill(
     });
     let target_denials = meant.iter().map(|m| filler.denial(m));
     Ok(Compiled {
-        node: node.name.clone(),
+        node: here.node.name.clone(),
         settings: Settings {
             generation: 0,
             dry_run: u32::from(mode == Mode::DryRun),
@@ -134,110 +137,53 @@ pub fn fill(
     })
 }
 
-/// The distinct targets, and which one a port class means at the place of a party.
-fn targets(
-    policy: &Policy,
-    infos: &[PartyInfo],
-    classes: &[Class],
-) -> Result<(Vec<Target>, Vec<u32>), CompileError> {
-    check_cells(
-        "combinations of places and ports",
-        infos.len() * classes.len(),
-    )?;
-    let mut targets = vec![Target::default()];
-    let mut numbers = HashMap::from([(Target::default(), 0)]);
-    let mut table = Vec::with_capacity(infos.len() * classes.len());
-    for info in infos {
-        for class in classes {
-            let target = target(policy, info, class);
-            let names_port = |(c, p): &Endpoint| {
-                let component = &policy.components[*c];
-                !component.is_elsewhere() && !component.ports[*p].matches.contains(&PortMatch::Any)
-            };
-            // A node may have the addresses of services (IPVS). Only what is declared for one at that very port has it there;
-            // what may be behind others is no socket of the node.
-            let declared = if info.is_virtual {
-                class.services.intersection(&info.services).next().is_some()
-            } else {
-                target.endpoints.iter().any(names_port)
-            };
-            let number = *numbers.entry(target).or_insert_with_key(|target| {
-                targets.push(target.clone());
-                targets.len() as u32 - 1
-            });
-            table.push(if declared {
-                number | DECLARED_PORT
-            } else {
-                number
-            });
-        }
-        if targets.len() > limits::MAX_TARGETS as usize {
-            let (what, max) = ("distinct sets of endpoints", limits::MAX_TARGETS);
-            return Err(CompileError::TooMany { what, max });
-        }
-    }
-    Ok((targets, table))
-}
-
-fn target(policy: &Policy, info: &PartyInfo, class: &Class) -> Target {
-    let at = class
-        .endpoints
-        .iter()
-        .filter(|(c, _)| info.occupants.contains(c))
-        .copied();
-    let behind = class.services.intersection(&info.services).filter_map(|s| {
-        let service = &policy.services[*s];
-        endpoint(policy, &service.component, &service.port)
-    });
-    let mut endpoints: Vec<Endpoint> = at.chain(behind).collect();
-    if endpoints.is_empty() {
-        return Target::default();
-    }
-    endpoints.sort_unstable();
-    endpoints.dedup();
-    Target {
-        endpoints,
-        loopback: info.loopback,
-        node: info.node,
-        is_virtual: info.is_virtual,
-    }
-}
-
-fn endpoint(policy: &Policy, component: &str, port: &str) -> Option<Endpoint> {
-    let c = policy.components.iter().position(|x| x.name == component)?;
-    let p = policy.components[c]
-        .ports
-        .iter()
-        .position(|x| x.name == port)?;
-    Some((c, p))
-}
-
 fn check_cells(what: &'static str, cells: usize) -> Result<(), CompileError> {
     let max = limits::MAX_CELLS;
     if cells > max as usize {
-        Err(CompileError::TooMany { what, max })
+        Err(CompileError::sets(what, max))
     } else {
         Ok(())
     }
 }
 
 impl<'a> Filler<'a> {
-    fn new(policy: &'a Policy, node: &'a Node, mode: Mode, numbers: &[u16]) -> Self {
+    fn new(policy: &'a Policy, here: &'a Here<'a>, mode: Mode, numbers: &[u16]) -> Self {
+        let by_name: HashMap<&str, usize> = policy
+            .components
+            .iter()
+            .enumerate()
+            .map(|(index, component)| (component.name.as_str(), index))
+            .collect();
+        let ports = policy
+            .components
+            .iter()
+            .enumerate()
+            .flat_map(|(c, component)| {
+                let ports = component.ports.iter().enumerate();
+                ports.map(move |(p, port)| ((c, port.name.as_str()), (c, p)))
+            });
+        let ends: HashMap<(usize, &str), Endpoint> = ports.collect();
+        // A valid policy names nothing that is not there.
+        let endpoint = |component: &str, port: &str| {
+            let component = *by_name.get(component)?;
+            ends.get(&(component, port)).copied()
+        };
         let mut endpoint_modes = HashMap::new();
         let mut routes = Vec::new();
         let mut by_endpoint: HashMap<Endpoint, Vec<usize>> = HashMap::new();
         for (path, number) in policy.paths.iter().zip(numbers) {
-            // A valid policy names nothing that is not there.
-            let Some(to) = endpoint(policy, &path.to_component, &path.to_port) else {
+            let Some(to) = endpoint(&path.to_component, &path.to_port) else {
                 continue;
             };
-            let named = |c: &Component| path.from.contains(&c.name);
-            let from = (0..policy.components.len()).filter(|i| named(&policy.components[*i]));
+            let from = path
+                .from
+                .iter()
+                .filter_map(|name| by_name.get(name.as_str()));
             by_endpoint.entry(to).or_default().push(routes.len());
             routes.push(Route {
                 number: *number,
                 path,
-                from: from.collect(),
+                from: from.copied().collect(),
                 to,
             });
             if let Some(own) = path.mode {
@@ -248,13 +194,84 @@ impl<'a> Filler<'a> {
         if mode == Mode::DryRun {
             endpoint_modes.clear();
         }
+        let services = policy.services.iter();
         Self {
             policy,
-            node,
+            here,
             mode,
             endpoint_modes,
             routes,
             by_endpoint,
+            behind: services
+                .map(|service| endpoint(&service.component, &service.port))
+                .collect(),
+        }
+    }
+
+    /// The distinct targets, and which one a port class means at the place of a party.
+    fn targets(
+        &self,
+        infos: &[PartyInfo],
+        classes: &[Class],
+    ) -> Result<(Vec<Target>, Vec<u32>), CompileError> {
+        check_cells(
+            "combinations of places and ports",
+            infos.len() * classes.len(),
+        )?;
+        let mut targets = vec![Target::default()];
+        let mut numbers = HashMap::from([(Target::default(), 0)]);
+        let mut table = Vec::with_capacity(infos.len() * classes.len());
+        for info in infos {
+            for class in classes {
+                let target = self.target(info, class);
+                let names_port = |end: &Endpoint| {
+                    !self.component(*end).is_elsewhere()
+                        && !self.port(*end).matches.contains(&PortMatch::Any)
+                };
+                // A node may have the addresses of services (IPVS). Only what is declared for one at that very port has it
+                // there; what may be behind others is no socket of the node.
+                let declared = if info.is_virtual {
+                    !class.services.is_disjoint(&info.services)
+                } else {
+                    target.endpoints.iter().any(names_port)
+                };
+                let number = *numbers.entry(target).or_insert_with_key(|target| {
+                    targets.push(target.clone());
+                    targets.len() as u32 - 1
+                });
+                table.push(if declared {
+                    number | DECLARED_PORT
+                } else {
+                    number
+                });
+            }
+            if targets.len() > limits::MAX_TARGETS as usize {
+                let (what, max) = ("distinct sets of endpoints", limits::MAX_TARGETS);
+                return Err(CompileError::sets(what, max));
+            }
+        }
+        Ok((targets, table))
+    }
+
+    fn target(&self, info: &PartyInfo, class: &Class) -> Target {
+        let at = class
+            .endpoints
+            .iter()
+            .filter(|(c, _)| info.occupants.contains(c))
+            .copied();
+        let behind = class.services.intersection(&info.services);
+        let behind = behind.filter_map(|service| self.behind[*service]);
+        let mut endpoints: Vec<Endpoint> = at.chain(behind).collect();
+        if endpoints.is_empty() {
+            return Target::default();
+        }
+        endpoints.sort_unstable();
+        endpoints.dedup();
+        Target {
+            endpoints,
+            loopback: info.loopback,
+            whereabouts: info.whereabouts,
+            is_virtual: info.is_virtual,
         }
     }
 
@@ -408,7 +425,7 @@ impl<'a> Filler<'a> {
         let from_here = |r: &&Route<'_>| {
             r.from.iter().any(|c| {
                 let component = &self.policy.components[*c];
-                component.runs_on(self.node) && !component.counts_undeclared()
+                self.here.runs.contains(c) && !component.counts_undeclared()
             })
         };
         if sender.process && reaching().any(from_here) {
@@ -472,30 +489,28 @@ impl<'a> Filler<'a> {
         if self.policy.other_traffic == OtherTraffic::Allow {
             return Ok(vec![1; infos.len() * infos.len()]);
         }
-        let leads_to: BTreeMap<usize, Vec<usize>> = infos
-            .iter()
-            .enumerate()
-            .map(|(i, info)| (i, self.routes_to(info)))
-            .collect();
-        let related =
-            |a: &PartyInfo, b: usize| leads_to[&b].iter().any(|r| self.routes[*r].is_from(a));
+        let senders_to: Vec<Set> = infos.iter().map(|info| self.senders_to(info)).collect();
+        let related = |from: &PartyInfo, to: &Set| !from.senders.is_disjoint(to);
         Ok(infos
             .iter()
-            .flat_map(|a| (0..infos.len()).map(move |b| (a, b)))
-            .map(|(a, b)| u32::from(related(a, b)))
+            .flat_map(|from| senders_to.iter().map(move |to| (from, to)))
+            .map(|(from, to)| u32::from(related(from, to)))
             .collect())
     }
 
-    fn routes_to(&self, info: &PartyInfo) -> Vec<usize> {
-        let behind = |to: Endpoint| {
-            info.services.iter().any(|s| {
-                let service = &self.policy.services[*s];
-                endpoint(self.policy, &service.component, &service.port) == Some(to)
-            })
-        };
-        let leads = |r: &Route<'_>| info.occupants.contains(&r.to.0) || behind(r.to);
-        (0..self.routes.len())
-            .filter(|r| leads(&self.routes[*r]))
+    /// The components from which a path leads to anything at a place.
+    fn senders_to(&self, info: &PartyInfo) -> Set {
+        let behind: HashSet<Endpoint> = info
+            .services
+            .iter()
+            .filter_map(|service| self.behind[*service])
+            .collect();
+        let leads = |r: &&Route<'_>| info.occupants.contains(&r.to.0) || behind.contains(&r.to);
+        self.routes
+            .iter()
+            .filter(leads)
+            .flat_map(|route| &route.from)
+            .copied()
             .collect()
     }
 }
@@ -506,12 +521,18 @@ impl Route<'_> {
     }
 }
 
-/// Where one of the ends is not known to be on any node, it is given the benefit of the doubt; not so
-/// a service, behind which may be anybody.
+/// "On one node" means on this one. A packet that this node sees and whose end is another node's has left that node, or
+/// is about to reach it: whatever its other end is, the two do not meet without the network between them. So what says
+/// that it goes from another node to that same node is denied, as is what goes from one of them to a third: no node sends
+/// to itself by way of this one, and a forged packet must not open what the real one, on its own node, never needed here.
+///
+/// Where one of the ends is not known to be on any node, it is given the benefit of the doubt; not so a service, behind
+/// which may be anybody.
 fn is_local_enough(route: &Route<'_>, sender: &PartyInfo, target: &Target) -> bool {
-    match (route.path.locality, sender.node, target.node) {
-        (Locality::Any, ..) => true,
-        (Locality::SameNode, Some(from), Some(to)) => from == to,
-        (Locality::SameNode, ..) => !target.is_virtual,
+    use Whereabouts::{Here, OtherNode, Unknown};
+    match (route.path.locality, sender.whereabouts, target.whereabouts) {
+        (Locality::Any, ..) | (Locality::SameNode, Here, Here) => true,
+        (Locality::SameNode, Here | OtherNode, Here | OtherNode) => false,
+        (Locality::SameNode, Unknown, _) | (Locality::SameNode, _, Unknown) => !target.is_virtual,
     }
 }

@@ -2,6 +2,7 @@
 
 use std::collections::{HashMap, HashSet};
 
+use super::limits::MAX_COMPONENTS;
 use super::scalar;
 use super::scope::{Scope, twice, unique};
 use super::source::{ComponentSource, PortSource};
@@ -52,7 +53,7 @@ pub(crate) fn read(
         scope.error(span, || {
             Problem::new(
                 format!(
-                    "{} components are more than {MAX_COMPONENTS}",
+                    "an Inventory of {} components, with those of the catalogue; {MAX_COMPONENTS} is the most",
                     components.len()
                 ),
                 "declare one component for parties that may do the same",
@@ -166,17 +167,43 @@ fn apply(scope: &mut Scope<'_, '_>, component: &mut Component, source: &Componen
     component.in_pod_networks = in_pod_networks.unwrap_or(component.in_pod_networks);
     component.outside = outside.unwrap_or(component.outside);
     component.guard = guard.unwrap_or(component.guard);
+    let mut owners = Owners::of(component);
     for (name, port) in ports.0.iter().take(MAX_PORTS) {
-        set_port(scope, component, name, port);
+        set_port(scope, component, &mut owners, name, port);
     }
     if let Some((name, _)) = ports.0.get(MAX_PORTS) {
         scope.error(name.span, || too_many("ports of one component"));
     }
 }
 
+/// Which port of a component has a match already.
+struct Owners(HashMap<PortMatch, String>);
+
+impl Owners {
+    fn of(component: &Component) -> Self {
+        let mut owners = HashMap::new();
+        for port in &component.ports {
+            for found in &port.matches {
+                owners.entry(*found).or_insert_with(|| port.name.clone());
+            }
+        }
+        Self(owners)
+    }
+
+    /// What a port matched until now is free.
+    fn leave(&mut self, port: &Port) {
+        for found in &port.matches {
+            if self.0.get(found) == Some(&port.name) {
+                self.0.remove(found);
+            }
+        }
+    }
+}
+
 fn set_port(
     scope: &mut Scope<'_, '_>,
     component: &mut Component,
+    owners: &mut Owners,
     name: &Spanned<String>,
     source: &Spanned<PortSource>,
 ) {
@@ -188,24 +215,28 @@ fn set_port(
             .position(|port| port.name == name.value);
         match known {
             // Whoever else has it on this cluster, it is not this component's.
-            Some(at) => drop(component.ports.remove(at)),
+            Some(at) => owners.leave(&component.ports.remove(at)),
             None => scope.error(name.span, || unknown_port(&name.value, component)),
         }
         return;
     }
-    let matches = read_matches(scope, component, &name.value, source);
+    let before = component
+        .ports
+        .iter()
+        .position(|port| port.name == name.value);
+    if let Some(at) = before {
+        owners.leave(&component.ports[at]);
+    }
+    let matches = read_matches(scope, &component.name, owners, &name.value, source);
     let loopback_only = source.value.loopback_only;
     let denial = source
         .value
         .denial
         .as_ref()
         .map(|text| text.value.trim().to_owned());
-    match component
-        .ports
-        .iter_mut()
-        .find(|port| port.name == name.value)
-    {
-        Some(port) => {
+    match before {
+        Some(at) => {
+            let port = &mut component.ports[at];
             port.matches = matches;
             port.loopback_only = loopback_only;
             // What was known of the port is true of it wherever it is.
@@ -222,7 +253,8 @@ fn set_port(
 
 fn read_matches(
     scope: &mut Scope<'_, '_>,
-    component: &Component,
+    component: &str,
+    owners: &mut Owners,
     name: &str,
     source: &Spanned<PortSource>,
 ) -> Vec<PortMatch> {
@@ -247,22 +279,15 @@ fn read_matches(
             .ok(span, scalar::port(&text.value))
             .unwrap_or_default()
         {
-            let elsewhere = component
-                .ports
-                .iter()
-                .find(|port| port.name != name && port.matches.contains(&found));
-            if let Some(port) = elsewhere {
-                scope.error(span, || {
+            match owners.0.get(&found) {
+                Some(port) if port == name => scope.error(span, || twice(&text.value)),
+                Some(port) => scope.error(span, || {
                     Problem::new(
-                        format!(
-                            "{found} is port `{}` of `{}` already",
-                            port.name, component.name
-                        ),
+                        format!("{found} is port `{port}` of `{component}` already"),
                         "one port has one name: use that one, or give that one another port",
                     )
-                });
-            } else if matches.contains(&found) {
-                scope.error(span, || twice(&text.value));
+                }),
+                None => drop(owners.0.insert(found, name.to_owned())),
             }
             matches.push(found);
         }
@@ -298,31 +323,46 @@ fn check_part_of(
     }
 }
 
-/// Components on a circle of `partOf`: what is left when those that lead to nobody, or to which nobody
-/// leads, are taken away until none is found.
+/// Components on a circle of `partOf`, or between two: what is left when those that lead to nobody, or to which nobody leads,
+/// are taken away until none is found.
 fn circular(components: &[Component]) -> HashSet<&str> {
-    let mut left: HashMap<&str, &Component> = components
+    let indices: HashMap<&str, usize> = components
         .iter()
-        .map(|component| (component.name.as_str(), component))
+        .enumerate()
+        .map(|(index, component)| (component.name.as_str(), index))
         .collect();
-    loop {
-        let before = left.len();
-        let wholes: HashSet<&str> = left
-            .values()
-            .flat_map(|component| component.part_of.iter().map(String::as_str))
-            .collect();
-        left.retain(|name, _| wholes.contains(name));
-        let names: HashSet<&str> = left.keys().copied().collect();
-        left.retain(|_, component| {
-            component
-                .part_of
-                .iter()
-                .any(|whole| names.contains(whole.as_str()))
-        });
-        if left.len() == before {
-            return left.into_keys().collect();
+    let mut wholes: Vec<Vec<usize>> = Vec::with_capacity(components.len());
+    let mut parts: Vec<Vec<usize>> = vec![Vec::new(); components.len()];
+    for (index, component) in components.iter().enumerate() {
+        let known = component.part_of.iter();
+        let known = known.filter_map(|name| indices.get(name.as_str()).copied());
+        let of_this: Vec<usize> = known.collect();
+        for whole in &of_this {
+            parts[*whole].push(index);
+        }
+        wholes.push(of_this);
+    }
+    let mut left = vec![true; components.len()];
+    for (ahead, behind) in [(&wholes, &parts), (&parts, &wholes)] {
+        // Each is taken away once, and each step from it looked at once.
+        let mut steps: Vec<usize> = ahead.iter().map(Vec::len).collect();
+        let ends = (0..components.len()).filter(|index| steps[*index] == 0);
+        let mut open: Vec<usize> = ends.collect();
+        while let Some(index) = open.pop() {
+            left[index] = false;
+            for before in &behind[index] {
+                steps[*before] -= 1;
+                if steps[*before] == 0 {
+                    open.push(*before);
+                }
+            }
         }
     }
+    let is_left = |(index, _): &(usize, &Component)| left[*index];
+    let all = components.iter().enumerate();
+    all.filter(is_left)
+        .map(|(_, component)| component.name.as_str())
+        .collect()
 }
 
 /// The problem of a component that nobody declares.
@@ -358,5 +398,4 @@ fn too_many(what: &str) -> Problem {
     )
 }
 
-const MAX_COMPONENTS: usize = 4096;
 const MAX_PORTS: usize = 1024;

@@ -2,6 +2,7 @@
 //! catalogue, and whether the values make a valid policy is checked above, in `validate`.
 
 pub(crate) mod components;
+pub(crate) mod limits;
 pub(crate) mod paths;
 pub(crate) mod scalar;
 pub(crate) mod scope;

@@ -1,31 +1,69 @@
 //! Text to documents, strictly and within limits.
 
+use serde_saphyr::budget::BudgetBreach;
 use serde_saphyr::{Error, Options, UserMessageFormatter};
 
+use super::limits::Limits;
 use super::source::{API_VERSION, Document, KINDS, Spec};
 use crate::error::{Place, Problem, Report, list, quote};
 use crate::span::{SourceText, Span};
 
-/// Reads all documents of a text. What cannot be read is reported, and the next document is tried.
+/// Reads all documents of a text. What cannot be read is reported, and the next document is tried, as long as somebody would
+/// read what is wrong with it.
 pub(crate) fn documents(
     source: &SourceText,
     file: usize,
+    limits: &Limits,
     report: &mut Report<'_>,
 ) -> Vec<Document> {
     let mut documents = Vec::new();
+    if let Some(line) = one_too_many(&source.text, limits.documents) {
+        let column = 1;
+        let length = 3;
+        let span = Span {
+            line,
+            column,
+            length,
+        };
+        report.error(Place { file, span }, || limits.too_many_documents());
+        return documents;
+    }
     let mut bytes = source.text.as_bytes();
-    for document in serde_saphyr::read_with_options::<_, Document>(&mut bytes, options()) {
+    for document in serde_saphyr::read_with_options::<_, Document>(&mut bytes, options(limits)) {
         match document {
             Ok(document) => documents.push(document),
             Err(error) => {
                 let span = error.location().map(Span::from).unwrap_or_default();
-                report.error(Place { file, span }, || {
-                    unquoted_comma(&source.text, span).unwrap_or_else(|| problem(&error))
+                let place = Place { file, span };
+                let line = report.line(place);
+                report.error(place, || {
+                    let comma = line.and_then(|line| unquoted_comma(line, span));
+                    comma.unwrap_or_else(|| problem(&error, limits))
                 });
             }
         }
+        if report.is_full() {
+            break;
+        }
     }
     documents
+}
+
+/// The line that begins a document too many. A line of `---` begins one, and after one of `...` another may begin, wherever
+/// they stand in a text: so it says YAML, and nothing has to be read for it.
+fn one_too_many(text: &str, most: usize) -> Option<u32> {
+    let is_mark = |line: &str, mark: &str| {
+        let rest = line.strip_prefix(mark);
+        rest.is_some_and(|rest| rest.is_empty() || rest.starts_with(char::is_whitespace))
+    };
+    let nth = |mark: &str| {
+        let mut marks = text
+            .lines()
+            .zip(1..)
+            .filter(|(line, _)| is_mark(line, mark));
+        marks.nth(most).map(|(_, number)| number)
+    };
+    nth("---").or_else(|| nth("..."))
 }
 
 /// Reports that there is nothing in any file.
@@ -40,10 +78,9 @@ pub(crate) fn no_document(report: &mut Report<'_>) {
 }
 
 /// Between braces, a comma ends a value: what follows it in the same sentence is a name without a value.
-fn unquoted_comma(text: &str, span: Span) -> Option<Problem> {
-    let number = |n: u32| usize::try_from(n).ok()?.checked_sub(1);
-    let line = text.lines().nth(number(span.line)?)?;
-    let start = line.char_indices().nth(number(span.column)?)?.0;
+fn unquoted_comma(line: &str, span: Span) -> Option<Problem> {
+    let column = usize::try_from(span.column).ok()?.checked_sub(1)?;
+    let start = line.char_indices().nth(column)?.0;
     let (before, rest) = line.split_at_checked(start)?;
     let before = before.trim_end();
     let end = rest.find([',', '}', ':'])?;
@@ -144,14 +181,16 @@ fn check_kind(document: &Document, start: Span, file: usize, report: &mut Report
     }
 }
 
-fn options() -> Options {
+fn options(limits: &Limits) -> Options {
     serde_saphyr::options! {
         strict_booleans: true,
         reject_unsupported_tags: true,
         budget: serde_saphyr::budget! {
             max_depth: 32,
             flow_nesting_limit: 32,
-            max_documents: 256,
+            max_nodes: limits.values,
+            // What begins ends.
+            max_events: 2 * limits.values + 10_000,
             max_aliases: 1000,
             max_anchors: 1000,
         },
@@ -163,9 +202,11 @@ fn options() -> Options {
 }
 
 /// The library's error in our words, with what to write instead where it can be known.
-fn problem(error: &Error) -> Problem {
+fn problem(error: &Error, limits: &Limits) -> Problem {
     match error {
-        Error::WithSnippet { error, .. } | Error::AliasError { error, .. } => problem(error),
+        Error::WithSnippet { error, .. } | Error::AliasError { error, .. } => {
+            problem(error, limits)
+        }
         Error::SerdeUnknownField {
             field, expected, ..
         } => Problem::unknown(
@@ -199,6 +240,10 @@ fn problem(error: &Error) -> Problem {
             message: format!("expected {expected}, found {unexpected}"),
             help: None,
         },
+        Error::Budget {
+            breach: BudgetBreach::Nodes { .. } | BudgetBreach::Events { .. },
+            ..
+        } => limits.too_many_values(),
         Error::Budget { .. }
         | Error::AliasReplayLimitExceeded { .. }
         | Error::AliasExpansionLimitExceeded { .. }

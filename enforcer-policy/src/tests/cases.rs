@@ -3,7 +3,10 @@
 use std::net::IpAddr;
 
 use super::{Row, SMALL, check_rows, good, said};
-use crate::cases::{Attempt, Expect, PathCases, Sender, What, from_texts, target};
+use crate::cases::{
+    Attempt, Expect, PathCases, Sender, What, from_texts, from_texts_within, target,
+};
+use crate::read::limits::{LIMITS, Limits};
 use crate::{PolicyErrors, SourceText};
 
 /// Every form a case can have.
@@ -43,6 +46,21 @@ fn read(text: &str) -> Result<Vec<PathCases>, PolicyErrors> {
         name: "p.cases.yaml".to_owned(),
         text: text.to_owned(),
     }])
+}
+
+#[test]
+fn a_document_has_room_for_so_many_cases() {
+    let read = |cases| {
+        let text = GOOD.to_owned();
+        let name = "p.cases.yaml".to_owned();
+        from_texts_within(&[SourceText { name, text }], &Limits { cases, ..LIMITS })
+    };
+    assert!(read(5).is_ok());
+    let errors = said(&read(4).expect_err("one too many"));
+    assert!(
+        errors.starts_with("24:13 PathCases of 5 cases; 4 is the most"),
+        "{errors}"
+    );
 }
 
 #[test]

@@ -1,8 +1,8 @@
 //! One row per error: what is written, and what is said about it at which place.
 
-use std::time::{Duration, Instant};
-
 use super::{Row, SMALL, check_rows, read, said};
+use crate::read::limits::{LIMITS, Limits};
+use crate::validate::from_texts_within;
 use crate::{Paint, SourceText, from_texts};
 
 #[test]
@@ -188,6 +188,7 @@ fn very_long_values_are_cut() {
     assert!(read(&text).expect_err("an error").to_string().len() < 1000);
 }
 
+/// Each is refused by a limit that is reached after little of it, and what is said of it is bounded, too.
 #[test]
 fn bombs_are_refused() {
     let mut laughs = "a: &a0 [x]\n".to_owned();
@@ -196,20 +197,102 @@ fn bombs_are_refused() {
         laughs += &format!("b{level}: &a{level} [{alias}]\n");
     }
     let deep = format!("spec: {}{}", "[".repeat(5000), "]".repeat(5000));
-    let block: String = (0..2000)
+    let block: String = (0..200)
         .map(|depth| format!("{}a:\n", " ".repeat(depth)))
         .collect();
-    let documents = "a: 1\n---\n".repeat(100_000);
-    let nodes = format!(
-        "kind: Inventory\nspec:\n  podNetworks: [{}]\n",
-        "x,".repeat(400_000)
-    );
-    for text in [laughs, deep, block, documents, nodes] {
-        // With room for a busy machine: a bomb that goes off takes far longer.
-        let started = Instant::now();
+    for (text, fragment) in [
+        (laughs, "too much, or too deeply nested"),
+        (deep, "not readable as YAML"),
+        (block, "too much, or too deeply nested"),
+        ("a: 1\n---\n".repeat(5000), "more than 1024 documents"),
+        ("a: 1\n...\n".repeat(5000), "more than 1024 documents"),
+        ("---\n".repeat(5000), "more than 1024 documents"),
+    ] {
         let errors = read(&text).expect_err("refused");
-        assert!(!errors.to_string().is_empty());
-        assert!(started.elapsed() < Duration::from_secs(60), "{text:.60}");
+        assert_eq!(errors.iter().count(), 1, "{errors}");
+        assert!(errors.to_string().contains(fragment), "{errors}");
+    }
+    // Nobody reads more than a thousand errors.
+    let networks: Vec<String> = (0..3000).map(|number| format!("x{number}")).collect();
+    let text = SMALL.replace("10.244.0.0/16", &networks.join(", "));
+    let errors = read(&text).expect_err("refused");
+    assert_eq!(errors.iter().count(), 1000);
+    assert!(errors.to_string().contains("and 950 more errors"));
+}
+
+/// As much as a limit says, and no more; and who has more is told how much that is.
+#[test]
+fn each_kind_has_its_limits() {
+    let read = |text: &str, limits: Limits| {
+        let text = text.to_owned();
+        let name = "p.yaml".to_owned();
+        from_texts_within(&[SourceText { name, text }], &limits).map(drop)
+    };
+    // A second path, so that each of the numbers is 2 or more.
+    let path = SMALL.find("    - name: backup-to-etcd").unwrap();
+    let text = format!(
+        "{SMALL}{}",
+        SMALL[path..].replace("backup-to-etcd", "again")
+    );
+    type With = fn(usize) -> Limits;
+    let with_values: With = |values| Limits { values, ..LIMITS };
+    let values = (1..200)
+        .find(|most| read(&text, with_values(*most)).is_ok())
+        .unwrap();
+    let rows: [(With, usize, &[&str]); 6] = [
+        (
+            |nodes| Limits { nodes, ..LIMITS },
+            2,
+            &["an Inventory of 2 nodes; 1 is the most", "p.yaml:7:5"],
+        ),
+        (
+            |components| Limits {
+                components,
+                ..LIMITS
+            },
+            2,
+            &["an Inventory of 2 components; 1 is the most", "p.yaml:13:5"],
+        ),
+        (
+            |paths| Limits { paths, ..LIMITS },
+            2,
+            &["a PathPolicy of 2 paths; 1 is the most", "p.yaml:27:13"],
+        ),
+        (
+            |names| Limits { names, ..LIMITS },
+            2,
+            &["a PathPolicy with 2 names in `options`", "; 1 is the most"],
+        ),
+        (
+            |documents| Limits {
+                documents,
+                ..LIMITS
+            },
+            1,
+            &["more than 0 documents in one file", "p.yaml:14:1"],
+        ),
+        (
+            with_values,
+            values,
+            &[
+                "texts, lists and mappings",
+                "65536 nodes",
+                "4096 paths",
+                "10000 cases",
+            ],
+        ),
+    ];
+    for (with, most, fragments) in rows {
+        if let Err(errors) = read(&text, with(most)) {
+            panic!("{most}: {errors}");
+        }
+        let errors = read(&text, with(most - 1))
+            .expect_err("one too many")
+            .to_string();
+        for fragment in fragments {
+            assert!(errors.contains(fragment), "no {fragment:?} in {errors}");
+        }
+        assert!(!errors.contains("there is no"), "{errors}");
     }
 }
 

@@ -1,15 +1,16 @@
 //! Where things are: nodes, pod networks, components, services.
 
-use std::collections::{HashMap, HashSet};
-use std::iter::repeat;
+use std::collections::{BTreeSet, HashMap};
 use std::net::IpAddr;
 
 use ipnet::IpNet;
 
-use super::{networks, overlap, ports};
+use super::overlap::{self, Interfaces};
+use super::{networks, ports};
 use crate::catalogue::Catalogue;
 use crate::error::{Problem, quote};
 use crate::model::{Component, Node, Port, PortMatch, Service};
+use crate::nets::Nets;
 use crate::read::components::{self, Base, unknown, unknown_port};
 use crate::read::scalar;
 use crate::read::scope::{Scope, twice, unique};
@@ -93,12 +94,13 @@ fn read_nodes(
             .flat_map(|component| &component.runs_on)
             .map(String::as_str),
     );
-    let known: HashSet<&str> = roles.iter().copied().filter(|role| *role != "*").collect();
+    let known: BTreeSet<&str> = roles.iter().copied().filter(|role| *role != "*").collect();
+    let mut interfaces = Interfaces::default();
     let mut owners: HashMap<IpAddr, &str> = HashMap::new();
     let mut nodes = Vec::new();
     for (name, source) in &entries.0 {
         scope.ok(name.span, scalar::node_name(&name.value));
-        let node = read_node(scope, name, source);
+        let node = read_node(scope, name, source, &mut interfaces);
         for role in &source.value.roles {
             if !known.contains(role.value.as_str()) {
                 scope.error(role.span, || unknown_role(&role.value, &known));
@@ -123,10 +125,11 @@ fn read_nodes(
     nodes
 }
 
-fn read_node(
+fn read_node<'a>(
     scope: &mut Scope<'_, '_>,
     name: &Spanned<String>,
-    source: &Spanned<NodeSource>,
+    source: &'a Spanned<NodeSource>,
+    known: &mut Interfaces<'a>,
 ) -> Node {
     let NodeSource {
         addresses,
@@ -154,7 +157,7 @@ fn read_node(
         pod_networks: unique(scope, pod_networks, scalar::pod_network),
         cgroup_root: read_cgroup_root(scope, cgroup_root.as_ref()),
     };
-    overlap::check_interfaces(scope, uplinks, pod_interfaces);
+    known.check(scope, uplinks, pod_interfaces);
     node
 }
 
@@ -174,16 +177,14 @@ fn read_cgroup_root(scope: &mut Scope<'_, '_>, root: Option<&Spanned<String>>) -
     root.value.clone()
 }
 
-fn unknown_role(written: &str, known: &HashSet<&str>) -> Problem {
-    let mut names: Vec<&str> = known.iter().copied().collect();
-    names.sort_unstable();
+fn unknown_role(written: &str, known: &BTreeSet<&str>) -> Problem {
     Problem::unknown(
         format!(
             "no component runs on a node for its role {}",
             quote(written)
         ),
         written,
-        names,
+        known.iter().copied(),
     )
 }
 
@@ -198,13 +199,11 @@ fn read_services(
         .iter()
         .map(|component| (component.name.as_str(), component))
         .collect();
-    let of_node = |node: &'_ Node| {
-        node.addresses
-            .clone()
-            .into_iter()
-            .zip(repeat(node.name.clone()))
-    };
-    let node_of: HashMap<IpAddr, String> = nodes.iter().flat_map(of_node).collect();
+    let mut node_of: HashMap<IpAddr, &str> = HashMap::new();
+    for node in nodes {
+        node_of.extend(node.addresses.iter().map(|address| (*address, &*node.name)));
+    }
+    let pods: Nets<()> = pod_networks.iter().copied().collect();
     let mut owners = HashMap::new();
     let mut services = Vec::new();
     for (key, addresses) in &entries.0 {
@@ -226,7 +225,7 @@ fn read_services(
             if let Some(node) = node_of.get(&found.0) {
                 scope.error(text.span, || node_address(&text.value, node));
             }
-            if let Some(net) = pod_networks.iter().find(|net| net.contains(&found.0)) {
+            if let Some((net, ())) = pods.holding(found.0).next() {
                 scope.error(text.span, || networks::pods_address(&text.value, net));
             }
             for service in behind.at(found) {

@@ -10,11 +10,14 @@ mod paths;
 mod ports;
 mod wide;
 
+use std::collections::HashSet;
+
 use sha2::{Digest, Sha256};
 
 use crate::catalogue::Catalogue;
 use crate::error::{PolicyError, PolicyErrors, Problem, Report};
 use crate::model::{Component, Policy};
+use crate::read::limits::{LIMITS, Limits};
 use crate::read::scope::Scope;
 use crate::read::source::{Document, InventorySpec};
 use crate::read::yaml;
@@ -24,14 +27,23 @@ use paths::Required;
 
 /// Reads a policy from the texts of its files, and checks it.
 pub fn from_texts(sources: &[SourceText]) -> Result<Policy, PolicyErrors> {
+    from_texts_within(sources, &LIMITS)
+}
+
+/// The same, with other limits.
+pub(crate) fn from_texts_within(
+    sources: &[SourceText],
+    limits: &Limits,
+) -> Result<Policy, PolicyErrors> {
     let mut report = Report::new(sources);
     let mut documents = Vec::new();
     for (file, source) in sources.iter().enumerate() {
         if source.text.len() as u64 > SourceText::MAX_BYTES {
             return Err(PolicyError::too_long(&source.name).into());
         }
-        for document in yaml::documents(source, file, &mut report) {
+        for mut document in yaml::documents(source, file, limits, &mut report) {
             yaml::check_object(&document, file, &mut report);
+            limits.check(&mut document, file, &mut report);
             documents.push((file, document));
         }
     }
@@ -108,13 +120,12 @@ fn policy(
 
 /// What an option guards is guarded, unless the inventory says otherwise.
 fn guard(components: &mut [Component], names: &[String], inventory: &InventorySpec) {
+    let says = inventory.components.0.iter();
+    let says = says.filter(|(_, source)| source.value.guard.is_some());
+    let said: HashSet<&str> = says.map(|(name, _)| name.value.as_str()).collect();
     for component in components {
-        let said = inventory
-            .components
-            .0
-            .iter()
-            .any(|(name, source)| name.value == component.name && source.value.guard.is_some());
-        component.guard |= names.contains(&component.name) && !said;
+        let is_said = said.contains(component.name.as_str());
+        component.guard |= names.contains(&component.name) && !is_said;
     }
 }
 

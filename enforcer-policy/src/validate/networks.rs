@@ -1,9 +1,13 @@
 //! Networks that contradict each other: an address has one meaning.
 
+use std::collections::BTreeMap;
+use std::net::IpAddr;
+
 use ipnet::IpNet;
 
-use crate::error::{Problem, quote};
+use crate::error::{Problem, quote, some};
 use crate::model::Node;
+use crate::nets::Nets;
 use crate::read::scalar;
 use crate::read::scope::Scope;
 use crate::read::source::NodeSource;
@@ -16,21 +20,20 @@ pub(crate) fn check_nodes(
     nodes: &Entries<NodeSource>,
     pod_networks: &[IpNet],
 ) {
-    let mut parts: Vec<(IpNet, &str)> = Vec::new();
+    let wholes: Nets<()> = pod_networks.iter().copied().collect();
+    let mut parts: Nets<&str> = Nets::default();
     for (name, node) in &nodes.0 {
+        let is_foreign = |(_, owner): &(&IpNet, &&str)| **owner != name.value;
         for text in &node.value.pod_networks {
             let Ok(net) = scalar::pod_network(&text.value) else {
                 continue;
             };
-            if !pod_networks.iter().any(|whole| whole.contains(&net)) {
+            if wholes.around(net).next().is_none() {
                 scope.error(text.span, || {
                     outside_of_pod_networks(&text.value, pod_networks)
                 });
             }
-            let taken = parts
-                .iter()
-                .find(|(other, owner)| *owner != name.value && overlap(other, &net));
-            if let Some((other, owner)) = taken {
+            if let Some((other, owner)) = parts.overlapping(net).find(is_foreign) {
                 scope.error(text.span, || {
                     Problem::new(
                         format!("{} overlaps {other} of node {}", quote(&text.value), quote(owner)),
@@ -38,18 +41,16 @@ pub(crate) fn check_nodes(
                     )
                 });
             }
-            parts.push((net, &name.value));
+            parts.insert(net, &name.value);
         }
     }
     for (name, node) in &nodes.0 {
+        let is_foreign = |(_, owner): &(&IpNet, &&str)| **owner != name.value;
         for text in &node.value.addresses {
             let Ok(address) = scalar::host_address(&text.value) else {
                 continue;
             };
-            let foreign = parts
-                .iter()
-                .find(|(net, owner)| *owner != name.value && net.contains(&address));
-            if let Some((net, owner)) = foreign {
+            if let Some((net, owner)) = parts.holding(address).find(is_foreign) {
                 scope.error(text.span, || {
                     Problem::new(
                         format!(
@@ -66,17 +67,20 @@ pub(crate) fn check_nodes(
 }
 
 /// Services' networks hold nothing but services.
-pub(crate) fn check_services(
+pub(crate) fn check_services<'n>(
     scope: &mut Scope<'_, '_>,
     texts: &[Spanned<String>],
     pod_networks: &[IpNet],
-    nodes: &[Node],
+    nodes: &'n [Node],
 ) {
+    let pods: Nets<()> = pod_networks.iter().copied().collect();
+    let of_node = |node: &'n Node| node.addresses.iter().map(|address| (*address, &*node.name));
+    let owners: BTreeMap<IpAddr, &str> = nodes.iter().flat_map(of_node).collect();
     for text in texts {
         let Ok(net) = scalar::service_network(&text.value) else {
             continue;
         };
-        if let Some(pods) = pod_networks.iter().find(|pods| overlap(pods, &net)) {
+        if let Some((pods, ())) = pods.overlapping(net).next() {
             scope.error(text.span, || {
                 Problem::new(
                     format!("{} overlaps the pod network {pods}", quote(&text.value)),
@@ -84,14 +88,10 @@ pub(crate) fn check_services(
                 )
             });
         }
-        let node = nodes.iter().find_map(|node| {
-            let address = node.addresses.iter().find(|address| net.contains(*address));
-            address.map(|address| (node, address))
-        });
-        if let Some((node, address)) = node {
+        if let Some((address, node)) = owners.range(net.network()..=net.broadcast()).next() {
             scope.error(text.span, || {
                 Problem::new(
-                    format!("{} holds {address} of node {}", quote(&text.value), quote(&node.name)),
+                    format!("{} holds {address} of node {}", quote(&text.value), quote(node)),
                     "services' addresses are virtual, and no node has one: look at `--service-cluster-ip-range`",
                 )
             });
@@ -123,10 +123,6 @@ fn outside_of_pod_networks(written: &str, pod_networks: &[IpNet]) -> Problem {
     let known: Vec<String> = pod_networks.iter().map(IpNet::to_string).collect();
     Problem::new(
         message,
-        format!("write a part of {}, or add it there", known.join(", ")),
+        format!("write a part of {}, or add it there", some(&known)),
     )
-}
-
-fn overlap(a: &IpNet, b: &IpNet) -> bool {
-    a.contains(b) || b.contains(a)
 }

@@ -4,22 +4,24 @@ use std::collections::{HashMap, HashSet};
 
 use crate::catalogue::Catalogue;
 use crate::error::{list, nearest};
-use crate::model::{Component, Locality, Node, OtherTraffic, Path, Policy, PortMatch};
+use crate::model::{Component, Locality, Node, OtherTraffic, Path, Policy, PortMatch, Roles};
 
 /// The notes to a policy. `declared`: the components that its inventory mentions.
 pub(crate) fn of(policy: &Policy, declared: &[String], catalogue: &Catalogue) -> Vec<String> {
     let places = Places::of(policy);
+    let ends = Ends::of(policy);
+    let roles = Roles::of(&policy.nodes);
     let mut notes = Vec::new();
     without_roles(policy, &mut notes);
-    inert_components(policy, &places, &mut notes);
+    inert_components(policy, &places, &ends, &mut notes);
     declared_components(policy, declared, catalogue, &mut notes);
-    processes_without_cgroup(policy, &mut notes);
-    off_without_cgroup(policy, &mut notes);
-    only_receivers(policy, &mut notes);
+    processes_without_cgroup(policy, &roles, &mut notes);
+    off_without_cgroup(policy, &roles, &ends, &mut notes);
+    only_receivers(policy, &ends, &mut notes);
     unused_services(policy, &mut notes);
     unknown_places_of_pods(policy, &mut notes);
     if policy.other_traffic == OtherTraffic::Drop {
-        way_back_in(policy, &places, &mut notes);
+        way_back_in(policy, &roles, &places, &mut notes);
         anywhere_outside(policy, &mut notes);
         if !policy.pod_networks.is_empty() && policy.service_networks.is_empty() {
             notes.push(
@@ -31,20 +33,55 @@ pub(crate) fn of(policy: &Policy, declared: &[String], catalogue: &Catalogue) ->
     notes
 }
 
+/// Paths by the names of their ends.
+struct Ends<'a> {
+    from: HashMap<&'a str, Vec<&'a Path>>,
+    to: HashMap<&'a str, Vec<&'a Path>>,
+}
+
+impl<'a> Ends<'a> {
+    fn of(policy: &'a Policy) -> Self {
+        let (mut from, mut to) = (HashMap::new(), HashMap::new());
+        for path in &policy.paths {
+            for name in &path.from {
+                let paths: &mut Vec<&Path> = from.entry(name.as_str()).or_default();
+                paths.push(path);
+            }
+            let paths: &mut Vec<&Path> = to.entry(path.to_component.as_str()).or_default();
+            paths.push(path);
+        }
+        Self { from, to }
+    }
+
+    /// The paths that a component may open.
+    fn from(&self, name: &str) -> &[&'a Path] {
+        self.from.get(name).map_or(&[], Vec::as_slice)
+    }
+
+    /// The paths that lead to a component.
+    fn to(&self, name: &str) -> &[&'a Path] {
+        self.to.get(name).map_or(&[], Vec::as_slice)
+    }
+}
+
+fn names<'a>(paths: impl IntoIterator<Item = &'a &'a Path>) -> Vec<&'a str> {
+    let paths = paths.into_iter();
+    paths.map(|path| path.name.as_str()).collect()
+}
+
 /// Names of the paths that can not be used on one node: both ends, or what has to be here of them, are elsewhere.
 pub fn elsewhere<'a>(policy: &'a Policy, node: &str) -> Vec<&'a str> {
     let Some(node) = policy.node(node) else {
         return Vec::new();
     };
-    let by_name: HashMap<&str, &Component> = policy
+    // Each is looked for once, however many paths have it: it may have a hundred thousand addresses.
+    let here: HashSet<&str> = policy
         .components
         .iter()
-        .map(|component| (component.name.as_str(), component))
+        .filter(|component| may_be_here(component, node))
+        .map(|component| component.name.as_str())
         .collect();
-    let is_here = |name: &str| {
-        let component = by_name.get(name);
-        component.is_some_and(|component| may_be_here(component, node))
-    };
+    let is_here = |name: &str| here.contains(name);
     let concerns = |path: &Path| {
         let from = path.from.iter().any(|from| is_here(from));
         let to = is_here(&path.to_component);
@@ -106,14 +143,15 @@ fn may_be_here(component: &Component, node: &Node) -> bool {
 
 /// A virtual address that leads to a port which no path leads to.
 fn unused_services(policy: &Policy, notes: &mut Vec<String>) {
-    let mut seen = HashSet::new();
+    let paths = policy.paths.iter();
+    let mut seen: HashSet<(&str, &str)> = paths
+        .map(|path| (path.to_component.as_str(), path.to_port.as_str()))
+        .collect();
     for service in &policy.services {
-        let leads =
-            |path: &Path| path.to_component == service.component && path.to_port == service.port;
-        let end = format!("{}:{}", service.component, service.port);
-        if !policy.paths.iter().any(leads) && seen.insert(end.clone()) {
+        let (component, port) = (service.component.as_str(), service.port.as_str());
+        if seen.insert((component, port)) {
             notes.push(format!(
-                "service `{end}` has a virtual address, and no path leads to that port"
+                "service `{component}:{port}` has a virtual address, and no path leads to that port"
             ));
         }
     }
@@ -147,16 +185,13 @@ fn unknown_places_of_pods(policy: &Policy, notes: &mut Vec<String>) {
 
 /// Everything that could be narrowed, in one sentence.
 fn anywhere_outside(policy: &Policy, notes: &mut Vec<String>) {
+    let paths = policy.paths.iter();
+    let reached: HashSet<&str> = paths.map(|path| path.to_component.as_str()).collect();
     let wide: Vec<&str> = policy
         .components
         .iter()
         .filter(|component| component.is_elsewhere() && component.name != "outside")
-        .filter(|component| {
-            policy
-                .paths
-                .iter()
-                .any(|path| path.to_component == component.name)
-        })
+        .filter(|component| reached.contains(component.name.as_str()))
         .map(|component| component.name.as_str())
         .collect();
     if !wide.is_empty() {
@@ -187,15 +222,16 @@ impl<'a> Places<'a> {
             .iter()
             .map(|service| service.component.as_str())
             .collect();
+        let roles = Roles::of(&policy.nodes);
         let (mut senders, mut receivers) = (HashSet::new(), HashSet::new());
         for component in &policy.components {
-            let located = has_address(policy, component);
+            let located = has_address(policy, &roles, component);
             if located || served.contains(component.name.as_str()) {
                 receivers.insert(component.name.as_str());
             }
             // Who sends counts as everything that it is part of.
             let nowhere_else = component.only_receives_outside
-                && !policy.nodes.iter().any(|node| component.runs_on(node))
+                && !roles.run(component)
                 && component.addresses.is_empty();
             if (located && !nowhere_else) || !component.cgroups.is_empty() {
                 let mut open = vec![component];
@@ -217,27 +253,31 @@ impl<'a> Places<'a> {
     }
 }
 
-fn has_address(policy: &Policy, component: &Component) -> bool {
+fn has_address(policy: &Policy, roles: &Roles<'_>, component: &Component) -> bool {
     !component.addresses.is_empty()
         || component.is_elsewhere()
         || (component.in_pod_networks && !policy.pod_networks.is_empty())
-        || policy.nodes.iter().any(|node| component.runs_on(node))
+        || roles.run(component)
 }
 
-fn inert_components(policy: &Policy, places: &Places<'_>, notes: &mut Vec<String>) {
+fn inert_components(
+    policy: &Policy,
+    places: &Places<'_>,
+    ends: &Ends<'_>,
+    notes: &mut Vec<String>,
+) {
+    // Where others may use a path, too, it is no news that one of them is not there.
+    let there = |from: &String| places.senders.contains(from.as_str());
+    let paths = policy.paths.iter();
+    let unused: HashSet<&str> = paths
+        .filter(|path| !path.from.iter().any(there))
+        .map(|path| path.name.as_str())
+        .collect();
     for component in &policy.components {
         let name = component.name.as_str();
-        let named = |used: &dyn Fn(&Path) -> bool| -> Vec<&str> {
-            let paths = policy.paths.iter().filter(|path| used(path));
-            paths.map(|path| path.name.as_str()).collect()
-        };
-        // Where others may use a path, too, it is no news that one of them is not there.
-        let alone = |path: &Path| {
-            let there = |from: &String| places.senders.contains(from.as_str());
-            path.from.iter().any(|from| from == name) && !path.from.iter().any(there)
-        };
-        let sends = named(&alone);
-        let receives = named(&|path| path.to_component == name);
+        let alone = |path: &&&Path| unused.contains(path.name.as_str());
+        let sends = names(ends.from(name).iter().filter(alone));
+        let receives = names(ends.to(name));
         let is_sender = places.senders.contains(name) || component.only_receives_outside;
         if !is_sender && !sends.is_empty() {
             notes.push(format!(
@@ -296,6 +336,11 @@ fn declared_components(
         .iter()
         .map(|component| component.name.as_str())
         .collect();
+    let by_name: HashMap<&str, &Component> = policy
+        .components
+        .iter()
+        .map(|component| (component.name.as_str(), component))
+        .collect();
     let on_paths: HashSet<&str> = policy
         .paths
         .iter()
@@ -316,7 +361,7 @@ fn declared_components(
                 "component `{name}` is a new one of this inventory; the catalogue has `{near}`"
             ));
         }
-        let Some(component) = policy.component(name) else {
+        let Some(component) = by_name.get(name.as_str()) else {
             continue;
         };
         let guards = component.guard && !component.ports.is_empty();
@@ -332,12 +377,11 @@ fn declared_components(
 
 /// A process outside of all declared cgroups counts as every component of its node that declares none;
 /// that is too much where pods use the host's network.
-fn processes_without_cgroup(policy: &Policy, notes: &mut Vec<String>) {
+fn processes_without_cgroup(policy: &Policy, roles: &Roles<'_>, notes: &mut Vec<String>) {
     let on_nodes: Vec<&str> = policy
         .components
         .iter()
-        .filter(|component| component.counts_undeclared())
-        .filter(|component| policy.nodes.iter().any(|node| component.runs_on(node)))
+        .filter(|component| component.counts_undeclared() && roles.run(component))
         .map(|component| component.name.as_str())
         .collect();
     let pods = policy
@@ -359,18 +403,19 @@ fn processes_without_cgroup(policy: &Policy, notes: &mut Vec<String>) {
 }
 
 /// What has no rights before somebody says which processes it is.
-fn off_without_cgroup(policy: &Policy, notes: &mut Vec<String>) {
+fn off_without_cgroup(
+    policy: &Policy,
+    roles: &Roles<'_>,
+    ends: &Ends<'_>,
+    notes: &mut Vec<String>,
+) {
     let off: Vec<String> = policy
         .components
         .iter()
         .filter(|component| component.needs_cgroup && component.cgroups.is_empty())
-        .filter(|component| policy.nodes.iter().any(|node| component.runs_on(node)))
+        .filter(|component| roles.run(component))
         .filter_map(|component| {
-            let paths = policy
-                .paths
-                .iter()
-                .filter(|path| path.from.contains(&component.name));
-            let paths: Vec<&str> = paths.map(|path| path.name.as_str()).collect();
+            let paths = names(ends.from(&component.name));
             (!paths.is_empty()).then(|| format!("`{}` ({})", component.name, paths.join(", ")))
         })
         .collect();
@@ -383,14 +428,9 @@ fn off_without_cgroup(policy: &Policy, notes: &mut Vec<String>) {
 }
 
 /// Anywhere outside, and not taken for itself as a sender.
-fn only_receivers(policy: &Policy, notes: &mut Vec<String>) {
+fn only_receivers(policy: &Policy, ends: &Ends<'_>, notes: &mut Vec<String>) {
     for component in &policy.components {
-        let sends: Vec<&str> = policy
-            .paths
-            .iter()
-            .filter(|path| path.from.contains(&component.name))
-            .map(|path| path.name.as_str())
-            .collect();
+        let sends = names(ends.from(&component.name));
         if component.is_elsewhere() && component.only_receives_outside && !sends.is_empty() {
             notes.push(format!(
                 "component `{}` is anywhere outside: it can be reached there, but no sender outside is recognised as it, so \
@@ -404,15 +444,20 @@ fn only_receivers(policy: &Policy, notes: &mut Vec<String>) {
 }
 
 /// `Drop` without a path to port 22 is how people lock themselves out.
-fn way_back_in(policy: &Policy, places: &Places<'_>, notes: &mut Vec<String>) {
+fn way_back_in(policy: &Policy, roles: &Roles<'_>, places: &Places<'_>, notes: &mut Vec<String>) {
+    let by_name: HashMap<&str, &Component> = policy
+        .components
+        .iter()
+        .map(|component| (component.name.as_str(), component))
+        .collect();
     let is_ssh = |found: &PortMatch| {
         matches!(found, PortMatch::Any)
             || matches!(found, PortMatch::Tcp(first, last) if (*first..=*last).contains(&SSH))
     };
     let leads_in = policy.paths.iter().any(|path| {
-        let target = policy.component(&path.to_component);
+        let target = by_name.get(path.to_component.as_str());
         // Pods' shells and probes on the same node are no way in.
-        target.is_some_and(|to| policy.nodes.iter().any(|node| to.runs_on(node)))
+        target.is_some_and(|to| roles.run(to))
             && target
                 .and_then(|to| to.port(&path.to_port))
                 .is_some_and(|port| port.matches.iter().any(is_ssh))

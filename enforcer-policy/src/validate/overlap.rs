@@ -1,71 +1,110 @@
 //! Patterns that mean the same thing twice: the narrower wins, and where neither is narrower, nobody can say who is meant.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 
 use crate::error::{Problem, list, quote};
 use crate::glob::{Glob, is_rather_uplink};
-use crate::model::{Component, Node};
+use crate::model::{Component, Node, Roles};
 use crate::read::scalar;
 use crate::read::scope::Scope;
 use crate::read::source::ComponentSource;
 use crate::span::{Entries, Span, Spanned};
 
 /// No interface may be an uplink and a pod's at once. A pattern that is narrower than the other decides.
-pub(crate) fn check_interfaces(
-    scope: &mut Scope<'_, '_>,
-    uplinks: &[Spanned<String>],
-    pods: &[Spanned<String>],
-) {
-    let globs = |texts: &[Spanned<String>]| -> Vec<(Glob, Span)> {
-        let valid = texts
-            .iter()
-            .filter(|text| scalar::interface(&text.value).is_ok());
-        let globs = valid.filter_map(|text| Some((Glob::new(&text.value).ok()?, text.span)));
-        globs.take(MAX_INTERFACE_PATTERNS).collect()
-    };
-    if let Some(text) = uplinks.iter().chain(pods).nth(MAX_INTERFACE_PATTERNS) {
-        scope.error(text.span, || {
-            Problem::new(
-                format!(
-                    "more than {MAX_INTERFACE_PATTERNS} patterns for the interfaces of one node"
-                ),
-                "write globs such as `cali*`",
-            )
-        });
-        return;
-    }
-    let uplinks = globs(uplinks);
-    for (pod, span) in globs(pods) {
-        let clash = uplinks.iter().find_map(|(uplink, _)| {
-            // A name of more characters is no interface's.
-            let common = pod.common(uplink)?;
-            let exists = (1..=scalar::MAX_INTERFACE_NAME).contains(&common.len())
-                || pod.as_str() == uplink.as_str();
-            let decided = is_rather_uplink(uplink, &pod) || is_rather_uplink(&pod, uplink);
-            (exists && !decided).then_some((uplink, common))
-        });
-        let Some((uplink, common)) = clash else {
-            continue;
+///
+/// Most nodes have the same patterns: those in which nothing is wrong are looked at once.
+#[derive(Default)]
+pub(crate) struct Interfaces<'a> {
+    /// Uplinks and pods' interfaces, as nodes have them.
+    clear: HashSet<(Vec<&'a str>, Vec<&'a str>)>,
+    effort: usize,
+}
+
+impl<'a> Interfaces<'a> {
+    /// Checks the patterns of one node.
+    pub fn check(
+        &mut self,
+        scope: &mut Scope<'_, '_>,
+        uplinks: &'a [Spanned<String>],
+        pods: &'a [Spanned<String>],
+    ) {
+        if let Some(text) = uplinks.iter().chain(pods).nth(MAX_INTERFACE_PATTERNS) {
+            scope.error(text.span, || {
+                Problem::new(
+                    format!(
+                        "more than {MAX_INTERFACE_PATTERNS} patterns for the interfaces of one node"
+                    ),
+                    "write globs such as `cali*`",
+                )
+            });
+            return;
+        }
+        let texts = |texts: &'a [Spanned<String>]| texts.iter().map(|text| &*text.value).collect();
+        let key = (texts(uplinks), texts(pods));
+        if self.effort > MAX_EFFORT || self.clear.contains(&key) {
+            return;
+        }
+        let globs = |texts: &[Spanned<String>]| -> Vec<(Glob, Span)> {
+            let valid = texts
+                .iter()
+                .filter(|text| scalar::interface(&text.value).is_ok());
+            let globs = valid.filter_map(|text| Some((Glob::new(&text.value).ok()?, text.span)));
+            globs.collect()
         };
-        scope.error(span, || {
-            if uplink.as_str() == pod.as_str() {
-                return Problem::new(
-                    format!("{} is an uplink and a pod's interface", quote(pod.as_str())),
-                    "an uplink leads to other hosts, a pod's interface to one pod: leave one of them out",
-                );
+        let uplinks = globs(uplinks);
+        let mut is_clear = true;
+        for (pod, span) in globs(pods) {
+            for (uplink, _) in &uplinks {
+                self.effort += pod.effort(uplink);
+                if self.effort > MAX_EFFORT {
+                    scope.error(span, || {
+                        Problem::new(
+                            "too many patterns for interfaces to find out which of them overlap",
+                            "write the same few globs for all nodes, such as `eth*` and `cali*`",
+                        )
+                    });
+                    return;
+                }
+                if let Some(common) = clash(uplink, &pod) {
+                    scope.error(span, || unclear(uplink, &pod, &common));
+                    is_clear = false;
+                    break;
+                }
             }
-            Problem::new(
-                format!(
-                    "{} and the uplinks' {} both match {}, and neither is narrower",
-                    quote(pod.as_str()),
-                    quote(uplink.as_str()),
-                    quote(&common)
-                ),
-                "an uplink leads to other hosts, a pod's interface to one pod: write names, or globs of which one \
-                 matches only what the other does, too; then the narrower wins",
-            )
-        });
+        }
+        if is_clear {
+            self.clear.insert(key);
+        }
     }
+}
+
+/// A name that both match, where neither is narrower.
+fn clash(uplink: &Glob, pod: &Glob) -> Option<String> {
+    let common = pod.common(uplink)?;
+    // A name of more characters is no interface's.
+    let exists =
+        (1..=scalar::MAX_INTERFACE_NAME).contains(&common.len()) || pod.as_str() == uplink.as_str();
+    let is_decided = || is_rather_uplink(uplink, pod) || is_rather_uplink(pod, uplink);
+    (exists && !is_decided()).then_some(common)
+}
+
+fn unclear(uplink: &Glob, pod: &Glob, common: &str) -> Problem {
+    if uplink.as_str() == pod.as_str() {
+        return Problem::new(
+            format!("{} is an uplink and a pod's interface", quote(pod.as_str())),
+            "an uplink leads to other hosts, a pod's interface to one pod: leave one of them out",
+        );
+    }
+    Problem::new(
+        format!(
+            "{} and the uplinks' {} both match {}, and neither is narrower",
+            quote(pod.as_str()),
+            quote(uplink.as_str()),
+            quote(common)
+        ),
+        "an uplink leads to other hosts, a pod's interface to one pod: write names, or globs of which one \
+         matches only what the other does, too; then the narrower wins",
+    )
 }
 
 /// One pattern, and who declares it.
@@ -85,9 +124,15 @@ pub(crate) fn check_cgroups(
     components: &[Component],
     nodes: &[Node],
 ) {
+    let indices: HashMap<&str, usize> = components
+        .iter()
+        .enumerate()
+        .map(|(index, component)| (component.name.as_str(), index))
+        .collect();
+    let roles = Roles::of(nodes);
     let mut globs: BTreeMap<&str, Declared<'_>> = BTreeMap::new();
     for (name, source) in &entries.0 {
-        let Some(index) = components.iter().position(|c| c.name == name.value) else {
+        let Some(&index) = indices.get(name.value.as_str()) else {
             continue;
         };
         for text in source.value.cgroups.iter().flatten() {
@@ -132,7 +177,11 @@ pub(crate) fn check_cgroups(
                     });
                     return;
                 }
-                if let Some(common) = one.clash(other, components, nodes) {
+                let common = one.clash(other).filter(|_| {
+                    effort += roles.kinds().len();
+                    one.differs(other, components, roles.kinds())
+                });
+                if let Some(common) = common {
                     let (first, second) = match one.span <= other.span {
                         true => (one, other),
                         false => (other, one),
@@ -182,9 +231,9 @@ impl Declared<'_> {
         pairs.map(|(one, other)| one.effort(other)).sum()
     }
 
-    /// A cgroup that is both's, if nobody can say whose it is on some node.
-    fn clash(&self, other: &Self, components: &[Component], nodes: &[Node]) -> Option<String> {
-        if !self.differs(other, components, nodes) {
+    /// A cgroup that is both's, if neither pattern is narrower.
+    fn clash(&self, other: &Self) -> Option<String> {
+        if self.components == other.components {
             return None;
         }
         let pairs = self.segments.iter().zip(&other.segments);
@@ -206,8 +255,8 @@ impl Declared<'_> {
         pairs.all(|(one, other)| one.is_within(other))
     }
 
-    /// Whether there is a node where both are declared, and not by the same components.
-    fn differs(&self, other: &Self, components: &[Component], nodes: &[Node]) -> bool {
+    /// Whether there is a node where both are declared, and not by the same components. One node of each kind is looked at.
+    fn differs(&self, other: &Self, components: &[Component], kinds: &[&Node]) -> bool {
         let on = |declared: &Self, node: &Node| -> BTreeSet<usize> {
             let may_be_here = |index: &&usize| {
                 let component = components.get(**index);
@@ -220,11 +269,10 @@ impl Declared<'_> {
                 .copied()
                 .collect()
         };
-        self.components != other.components
-            && nodes.iter().any(|node| {
-                let (one, other) = (on(self, node), on(other, node));
-                !one.is_empty() && !other.is_empty() && one != other
-            })
+        kinds.iter().any(|node| {
+            let (one, other) = (on(self, node), on(other, node));
+            !one.is_empty() && !other.is_empty() && one != other
+        })
     }
 }
 

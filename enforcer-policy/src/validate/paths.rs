@@ -371,6 +371,11 @@ fn enable<'a>(
     names: &mut HashSet<&'a str>,
     catalogue: &'a Catalogue,
 ) {
+    let disabled: HashSet<&str> = spec
+        .disable
+        .iter()
+        .map(|text| text.value.as_str())
+        .collect();
     for text in &spec.enable {
         let name = text.value.as_str();
         let Some(path) = catalogue.path(name) else {
@@ -384,7 +389,7 @@ fn enable<'a>(
             });
             continue;
         };
-        if spec.disable.iter().any(|other| other.value == name) {
+        if disabled.contains(name) {
             scope.error(text.span, || {
                 Problem::new(
                     format!("path {} is enabled and disabled", quote(name)),

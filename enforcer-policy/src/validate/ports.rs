@@ -3,7 +3,7 @@
 use std::collections::HashMap;
 
 use crate::error::Problem;
-use crate::model::{Component, Node, Port, PortMatch};
+use crate::model::{Component, Node, Port, PortMatch, Roles};
 use crate::read::scope::Scope;
 use crate::read::source::ComponentSource;
 use crate::span::{Entries, Span};
@@ -23,13 +23,23 @@ pub(crate) fn check(
             }
         }
     }
+    let roles = Roles::of(nodes);
     let mut clashes: Vec<_> = by_match
         .iter()
-        .filter_map(|(found, ends)| clash(ends, nodes).map(|(one, other)| (*found, one, other)))
+        .filter_map(|(found, ends)| clash(ends, &roles).map(|(one, other)| (*found, one, other)))
         .collect();
     clashes.sort_by_key(|(found, ..)| *found);
+    let spans: HashMap<&str, Span> = entries
+        .0
+        .iter()
+        .map(|(name, _)| (name.value.as_str(), name.span))
+        .collect();
+    let span_of = |component: &Component| {
+        let span = spans.get(component.name.as_str()).copied();
+        span.unwrap_or_default()
+    };
     for (found, locked, open) in clashes {
-        let span = span_of(entries, open.0).or(span_of(entries, locked.0));
+        let span = span_of(open.0).or(span_of(locked.0));
         scope.error(span, || {
             Problem::new(
                 format!(
@@ -47,9 +57,11 @@ pub(crate) fn check(
 
 type End<'a> = (&'a Component, &'a Port);
 
-fn clash<'a>(ends: &[End<'a>], nodes: &[Node]) -> Option<(End<'a>, End<'a>)> {
-    let meet =
-        |a: &Component, b: &Component| nodes.iter().any(|node| a.runs_on(node) && b.runs_on(node));
+fn clash<'a>(ends: &[End<'a>], roles: &Roles<'_>) -> Option<(End<'a>, End<'a>)> {
+    let meet = |a: &Component, b: &Component| {
+        let mut kinds = roles.kinds().iter();
+        kinds.any(|node| a.runs_on(node) && b.runs_on(node))
+    };
     let locked = ends
         .iter()
         .filter(|(component, port)| component.guard && port.loopback_only)
@@ -58,15 +70,6 @@ fn clash<'a>(ends: &[End<'a>], nodes: &[Node]) -> Option<(End<'a>, End<'a>)> {
     locked
         .flat_map(|one| open().map(move |other| (*one, *other)))
         .find(|(one, other)| meet(one.0, other.0))
-}
-
-fn span_of(entries: &Entries<ComponentSource>, component: &Component) -> Span {
-    entries
-        .0
-        .iter()
-        .find(|(name, _)| name.value == component.name)
-        .map(|(name, _)| name.span)
-        .unwrap_or_default()
 }
 
 /// Components with the same loopback-only port that are compared with the others.

@@ -1,10 +1,12 @@
 //! Senders to guarded endpoints that are broader than they look.
 
-use std::collections::{BTreeSet, HashSet};
+use std::collections::{BTreeSet, HashMap, HashSet};
 
 use ipnet::IpNet;
 
-use crate::model::{Component, Policy, WideSender};
+use crate::error::some;
+use crate::model::{Component, Path, Policy, Roles, WideSender};
+use crate::nets::Nets;
 
 /// All of them, in the order of the components.
 pub(crate) fn senders(policy: &Policy) -> Vec<WideSender> {
@@ -14,15 +16,23 @@ pub(crate) fn senders(policy: &Policy) -> Vec<WideSender> {
         .filter(|component| component.guard)
         .map(|component| component.name.as_str())
         .collect();
+    let mut from: HashMap<&str, Vec<&Path>> = HashMap::new();
+    for path in &policy.paths {
+        for name in &path.from {
+            from.entry(name).or_default().push(path);
+        }
+    }
+    let roles = Roles::of(&policy.nodes);
+    let pods: Nets<()> = policy.pod_networks.iter().copied().collect();
     let mut found = Vec::new();
     // That pods and the world are many is what their names say.
     let narrow = |c: &&Component| !c.in_pod_networks && c.name != "world";
     for component in policy.components.iter().filter(narrow) {
-        for reason in reasons(policy, component) {
-            let endpoints: BTreeSet<String> = policy
-                .paths
-                .iter()
-                .filter(|path| path.from.contains(&component.name))
+        let paths = from.get(component.name.as_str());
+        for reason in reasons(component, &roles, &pods) {
+            let endpoints: BTreeSet<String> = paths
+                .into_iter()
+                .flatten()
                 .filter(|path| guarded.contains(path.to_component.as_str()))
                 // Over loopback comes nothing but the node's own processes.
                 .filter(|path| reason.is_process || !path.loopback)
@@ -49,7 +59,7 @@ struct Reason {
     is_process: bool,
 }
 
-fn reasons(policy: &Policy, component: &Component) -> Vec<Reason> {
+fn reasons(component: &Component, roles: &Roles<'_>, pods: &Nets<()>) -> Vec<Reason> {
     let mut reasons = Vec::new();
     let mut add = |who: String, remedy: &'static str, is_process: bool| {
         reasons.push(Reason {
@@ -62,15 +72,14 @@ fn reasons(policy: &Policy, component: &Component) -> Vec<Reason> {
         let who = "anyone outside the cluster".to_owned();
         add(who, "`addresses` would narrow it", false);
     }
-    let overlaps = |pods: &IpNet, net: &IpNet| pods.contains(net) || net.contains(pods);
     let (pods, ranges): (Vec<&IpNet>, Vec<&IpNet>) = component
         .addresses
         .iter()
         .filter(|net| net.prefix_len() < net.max_prefix_len())
-        .partition(|net| policy.pod_networks.iter().any(|pods| overlaps(pods, net)));
+        .partition(|net| pods.overlapping(**net).next().is_some());
     let texts = |nets: &[&IpNet]| {
         let texts: Vec<String> = nets.iter().map(ToString::to_string).collect();
-        texts.join(", ")
+        some(&texts)
     };
     if !pods.is_empty() {
         let remedy =
@@ -81,8 +90,7 @@ fn reasons(policy: &Policy, component: &Component) -> Vec<Reason> {
         let who = format!("anyone in {}", texts(&ranges));
         add(who, "single addresses would narrow it", false);
     }
-    let runs = policy.nodes.iter().any(|node| component.runs_on(node));
-    if runs && component.counts_undeclared() && component.name != "node" {
+    if roles.run(component) && component.counts_undeclared() && component.name != "node" {
         let who = "every process in no declared cgroup on its nodes".to_owned();
         add(who, "its `cgroups` would narrow it", true);
     }

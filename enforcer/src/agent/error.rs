@@ -2,7 +2,7 @@
 
 use std::{io, path::PathBuf, time::Duration};
 
-use enforcer_policy::{PolicyErrors, compile::CompileError};
+use enforcer_policy::{PolicyErrors, compile::CompileError, error::some};
 
 use crate::kernel::{KernelError, filters::Leftover};
 
@@ -59,7 +59,10 @@ pub enum AgentError {
     #[error(transparent)]
     Kernel(#[from] KernelError),
     /// Which node this is can not be told.
-    #[error("which node is this? {why}; the inventory has {}: say --node NAME", nodes.join(", "))]
+    #[error(
+        "which node is this? {why}; the inventory has {}: say --node NAME",
+        some(nodes)
+    )]
     Node {
         /// What was found.
         why: String,

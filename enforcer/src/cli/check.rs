@@ -51,7 +51,7 @@ struct Report {
 }
 
 /// What a policy comes to on a node.
-#[derive(Serialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "camelCase")]
 struct NodeReport {
     node: String,
@@ -66,34 +66,42 @@ struct NodeReport {
 }
 
 impl NodeReport {
-    fn of(policy: &Policy, compiled: &Compiled) -> Self {
-        Self {
-            node: compiled.node.clone(),
+    fn of(policy: &Policy, compiler: &Compiler<'_>, node: &str) -> Result<Self, CompileError> {
+        let compiled = compiler.compile(node, None, &mut PathNumbers::default())?;
+        Ok(Self {
             prefixes: compiled.prefixes.len(),
             parties: compiled.settings.parties,
             port_classes: compiled.settings.classes,
             targets: compiled.settings.targets,
             notes: enforcer_policy::notes_for_node(policy, &compiled.node),
-        }
+            node: compiled.node,
+        })
     }
+}
+
+/// What it comes to on each node. Nodes for which it comes to the same are compiled once, as there may be thousands.
+fn all_nodes(policy: &Policy, compiler: &Compiler<'_>) -> Result<Vec<NodeReport>, CompileError> {
+    let mut reports: Vec<NodeReport> = Vec::with_capacity(policy.nodes.len());
+    for (node, first) in policy.nodes.iter().zip(compiler.alike()) {
+        reports.push(match reports.get(first) {
+            Some(known) => NodeReport {
+                node: node.name.clone(),
+                ..known.clone()
+            },
+            None => NodeReport::of(policy, compiler, &node.name)?,
+        });
+    }
+    Ok(reports)
 }
 
 pub fn run(arguments: &Arguments, format: Format) -> Outcome {
     let policy = files::load(&arguments.policy.policy)?;
-    let nodes: Vec<String> = match &arguments.node {
-        Some(node) => vec![node.clone()],
-        None => policy.nodes.iter().map(|node| node.name.clone()).collect(),
+    let compiler = Compiler::new(&policy).context(TOO_LARGE)?;
+    let nodes = match &arguments.node {
+        Some(node) => vec![NodeReport::of(&policy, &compiler, node).context(TOO_LARGE)?],
+        None => all_nodes(&policy, &compiler).context(TOO_LARGE)?,
     };
-    let compiled = nodes
-        .iter()
-        .map(|node| compile(&policy, node, None, &mut PathNumbers::default()))
-        .collect::<Result<Vec<_>, _>>()
-        .context("the policy is valid but can not be compiled")?;
-    let results = run_all_cases(&policy, &arguments.cases)?;
-    let nodes: Vec<NodeReport> = compiled
-        .iter()
-        .map(|c| NodeReport::of(&policy, c))
-        .collect();
+    let results = run_all_cases(&policy, &compiler, &arguments.cases)?;
     if format == Format::Json {
         let policy = render::summary(&policy);
         say_json(&Report {
@@ -117,13 +125,24 @@ pub fn run(arguments: &Arguments, format: Format) -> Outcome {
     }
 }
 
-fn run_all_cases(policy: &Policy, files: &[PathBuf]) -> Result<Vec<CaseResult>, Failure> {
+fn run_all_cases(
+    policy: &Policy,
+    compiler: &Compiler<'_>,
+    files: &[PathBuf],
+) -> Result<Vec<CaseResult>, Failure> {
     let mut results = Vec::new();
+    let mut last: Option<Compiled> = None;
     for cases in files::load_cases(files)? {
         cases.check(policy, &reason_names())?;
-        let compiled = compile(policy, &cases.node.value, None, &mut PathNumbers::default())
-            .context("the policy is valid but can not be compiled")?;
+        let node = &cases.node.value;
+        let compiled = match last.take_if(|known| known.node == *node) {
+            Some(known) => known,
+            None => compiler
+                .compile(node, None, &mut PathNumbers::default())
+                .context(TOO_LARGE)?,
+        };
         results.extend(run_cases(policy, &compiled, &cases));
+        last = Some(compiled);
     }
     Ok(results)
 }
@@ -178,3 +197,5 @@ fn tell_cases(results: &[CaseResult], all: bool) -> Outcome {
     io::Write::flush(&mut io::stdout())?;
     Ok(())
 }
+
+const TOO_LARGE: &str = "the policy is valid but can not be compiled";

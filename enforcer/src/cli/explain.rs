@@ -10,6 +10,7 @@ use clap::Args;
 use enforcer_policy::{
     cases::{At, Attempt, Sender, Target, What, target},
     compile::{PathNumbers, compile},
+    error::some,
     explain::{Explanation, explain},
     model::{Component, Node, Policy, Port, PortMatch},
 };
@@ -88,7 +89,8 @@ pub fn run(arguments: &Arguments, format: Format) -> Outcome {
         (None, [only]) => only.name.clone(),
         (None, nodes) => {
             let names: Vec<&str> = nodes.iter().map(|node| node.name.as_str()).collect();
-            return Err(anyhow!("say which node judges: --node {}", names.join("|")).into());
+            let names = some(&names);
+            return Err(anyhow!("say which node judges: --node NAME, one of {names}").into());
         }
     };
     let compiled = compile(&policy, &node, mode, &mut PathNumbers::default())

@@ -96,7 +96,7 @@ fn what_cannot_be_read_is_told() {
     for (name, fragments) in [
         (
             "long.yaml",
-            &["long.yaml", "longer than 4 MiB", "split it"][..],
+            &["long.yaml", "longer than 32 MiB", "split it"][..],
         ),
         (
             "latin.yaml",

@@ -526,9 +526,10 @@ impl<'a> Oracle<'a> {
         paths.sort_by_key(|(_, port)| port.width());
         let reaches =
             |path: &Path, port: &Port| to.loopback || !(path.loopback || port.loopback_only);
+        // What this node sees of another one has left that, or is yet to reach it: so it is on one node with nothing.
         let near = |path: &Path| match (path.locality, sender.node, to.node) {
             (Locality::Any, ..) => true,
-            (Locality::SameNode, Some(a), Some(b)) => a == b,
+            (Locality::SameNode, Some(a), Some(b)) => a == b && a == self.node.name,
             (Locality::SameNode, ..) => !to.is_virtual,
         };
         let mut allows: Vec<&(&Path, &Port)> = paths

@@ -1,0 +1,432 @@
+//! What the tables of every node are made from, found once for all of them: who is declared at which prefix, whose prefix
+//! it is, and what runs on nodes of which roles.
+//!
+//! There may be thousands of nodes, and few ways in which something is declared. Everything that takes more than a step
+//! for a prefix is done for a way and not for a prefix: so it grows with what a policy tells apart, and not with its nodes.
+
+use std::collections::{BTreeSet, HashMap};
+use std::net::{Ipv4Addr, Ipv6Addr};
+
+use enforcer_common::addr::Ip;
+use ipnet::{IpNet, Ipv4Net, Ipv6Net};
+
+use crate::model::{Component, Node, Policy};
+
+/// Indices into the policy's components, services or kinds of nodes.
+pub type Set = BTreeSet<usize>;
+
+/// A policy, and what of it is the same on every node.
+pub struct Ground<'a> {
+    /// What it was made from.
+    pub policy: &'a Policy,
+    /// Whom components count as.
+    pub crowd: Crowd,
+    /// The components that run on nodes with the same roles, once for each such set.
+    kinds: Vec<Set>,
+    /// The kind of each node.
+    kind_of: Vec<usize>,
+    /// All prefixes, IPv4 first, in the order of networks and lengths.
+    pub spots: Vec<Spot>,
+    /// The distinct ways in which a prefix is declared.
+    pub ways: Vec<Declared>,
+    /// All lengths of prefixes, longest first.
+    pub lengths: Vec<u32>,
+    /// In which ways the prefixes of a node are declared: nodes and ways, each pair once and in order.
+    owned: Vec<(usize, usize)>,
+}
+
+/// A prefix, and who is there.
+#[derive(Debug, Clone, Copy)]
+pub struct Spot {
+    /// The network, IPv4 in its mapped form.
+    pub network: Ip,
+    /// Length of the prefix in bits, of 128.
+    pub length: u32,
+    /// How it is declared: an index into the ways.
+    pub way: usize,
+    /// The node that has the address, or whose pods have theirs from there.
+    pub owner: Option<usize>,
+}
+
+/// What is declared at one prefix, by itself or by a wider one.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Hash)]
+pub struct Declared {
+    /// By their own addresses.
+    pub components: Set,
+    /// Whose virtual address it is.
+    pub services: Set,
+    /// Kinds of the nodes that have the address. A valid policy has one node at an address.
+    pub kinds: Set,
+    /// It is in a network of pods.
+    pub pods: bool,
+    /// It is in a network of services' addresses.
+    pub service_network: bool,
+    /// Addresses of the loopback interface.
+    pub loopback: bool,
+}
+
+/// A node, with what the tables need to know of it.
+pub struct Here<'a> {
+    /// The node.
+    pub node: &'a Node,
+    /// Its index.
+    pub index: usize,
+    /// Components that run on it by its roles.
+    pub runs: &'a Set,
+    /// These, and those that have one of its addresses as their own.
+    pub located: Set,
+}
+
+/// One thing that is declared at a prefix, by itself.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+enum Mark {
+    Nothing,
+    Component(usize),
+    Pods,
+    /// Of a node, by its index; in a way, of any node.
+    PodsOf(Option<usize>),
+    ServiceNetwork,
+    /// By its index; in a way, by its kind.
+    Node(usize),
+    Service(usize),
+}
+
+/// In how a prefix is declared: prefixes of the same way are the same parties' on all nodes but their owners.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Hash)]
+struct Way {
+    marks: Vec<Mark>,
+    /// What is declared around it, by its number.
+    within: Option<usize>,
+    loopback: bool,
+}
+
+/// A network by its bits: all comparisons are of numbers.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+struct Bits {
+    /// Networks of IPv4 stand within `::/0` in the tables, and are declared apart from it.
+    is_v6: bool,
+    network: u128,
+    length: u8,
+}
+
+impl Bits {
+    fn of(net: &IpNet) -> Self {
+        let length = net.prefix_len();
+        Self {
+            is_v6: matches!(net, IpNet::V6(_)),
+            network: u128::from_be_bytes(Ip::from(net.network()).0),
+            length: match net {
+                IpNet::V4(_) => length + 96,
+                IpNet::V6(_) => length,
+            },
+        }
+    }
+
+    fn contains(&self, other: &Self) -> bool {
+        let differ = self.network ^ other.network;
+        self.is_v6 == other.is_v6
+            && self.length <= other.length
+            && differ
+                .checked_shr(128 - u32::from(self.length))
+                .unwrap_or(0)
+                == 0
+    }
+}
+
+impl<'a> Ground<'a> {
+    /// Looks at everything that is declared, once.
+    pub fn of(policy: &'a Policy) -> Self {
+        let (kinds, kind_of) = kinds(policy);
+        let mut ground = Self {
+            policy,
+            crowd: Crowd::of(&policy.components),
+            kinds,
+            kind_of,
+            spots: Vec::new(),
+            ways: Vec::new(),
+            lengths: Vec::new(),
+            owned: Vec::new(),
+        };
+        ground.look();
+        let spots = ground.spots.iter();
+        let lengths: BTreeSet<u32> = spots.clone().map(|spot| spot.length).collect();
+        ground.lengths = lengths.into_iter().rev().collect();
+        ground.owned = spots
+            .filter_map(|spot| Some((spot.owner?, spot.way)))
+            .collect();
+        ground.owned.sort_unstable();
+        ground.owned.dedup();
+        ground
+    }
+
+    fn look(&mut self) {
+        let marks = marks(self.policy);
+        self.spots.reserve(marks.len());
+        let loopback = LOOPBACK.map(|net| Bits::of(&net));
+        let mut numbers: HashMap<Way, usize> = HashMap::new();
+        // Sorted by network and then length, so that a wider prefix comes before those within it.
+        let mut enclosing: Vec<(Bits, usize, Option<usize>)> = Vec::new();
+        let mut way = Way::default();
+        for group in marks.chunk_by(|(one, _), (other, _)| one == other) {
+            let Some((bits, _)) = group.first() else {
+                continue;
+            };
+            while enclosing
+                .last()
+                .is_some_and(|(wider, ..)| !wider.contains(bits))
+            {
+                enclosing.pop();
+            }
+            let around = enclosing.last();
+            let owner = group.iter().find_map(|(_, mark)| match mark {
+                Mark::Node(index) | Mark::PodsOf(Some(index)) => Some(*index),
+                _ => None,
+            });
+            let owner = owner.or(around.and_then(|(.., owner)| *owner));
+            way.within = around.map(|(_, number, _)| *number);
+            way.loopback = loopback.iter().any(|lo| lo.contains(bits));
+            way.marks.clear();
+            way.marks.extend(group.iter().map(|(_, mark)| match mark {
+                Mark::Node(index) => Mark::Node(self.kind_of[*index]),
+                Mark::PodsOf(_) => Mark::PodsOf(None),
+                mark => *mark,
+            }));
+            way.marks.dedup();
+            let number = match numbers.get(&way) {
+                Some(known) => *known,
+                None => {
+                    self.ways.push(self.declared(&way));
+                    let number = self.ways.len() - 1;
+                    numbers.insert(way.clone(), number);
+                    number
+                }
+            };
+            self.spots.push(Spot {
+                network: Ip(bits.network.to_be_bytes()),
+                length: bits.length.into(),
+                way: number,
+                owner,
+            });
+            enclosing.push((*bits, number, owner));
+        }
+    }
+
+    fn declared(&self, way: &Way) -> Declared {
+        let mut declared = way
+            .within
+            .and_then(|wider| self.ways.get(wider))
+            .cloned()
+            .unwrap_or_default();
+        declared.loopback = way.loopback;
+        for mark in &way.marks {
+            match *mark {
+                Mark::Nothing => {}
+                Mark::Component(index) => {
+                    declared.components.insert(index);
+                }
+                Mark::Pods | Mark::PodsOf(_) => declared.pods = true,
+                Mark::ServiceNetwork => declared.service_network = true,
+                Mark::Node(kind) => {
+                    declared.kinds.insert(kind);
+                }
+                Mark::Service(index) => {
+                    declared.services.insert(index);
+                }
+            }
+        }
+        declared
+    }
+
+    /// The components that run on nodes of a kind.
+    pub fn kind(&self, kind: usize) -> &Set {
+        &self.kinds[kind]
+    }
+
+    /// A node by its index, and who is there.
+    pub fn here(&self, index: usize) -> Here<'_> {
+        let runs = &self.kinds[self.kind_of[index]];
+        let mut located = runs.clone();
+        for way in self.ways_of(index) {
+            let declared = &self.ways[way];
+            if !declared.kinds.is_empty() {
+                located.extend(&declared.components);
+            }
+        }
+        Here {
+            node: &self.policy.nodes[index],
+            index,
+            runs,
+            located,
+        }
+    }
+
+    /// In which ways a node's prefixes are declared: its addresses, its pods' networks, and what is in those. Each once,
+    /// in their order.
+    fn ways_of(&self, node: usize) -> impl Iterator<Item = usize> {
+        let first = self.owned.partition_point(|(owner, _)| *owner < node);
+        let behind = self.owned.partition_point(|(owner, _)| *owner <= node);
+        self.owned[first..behind].iter().map(|(_, way)| *way)
+    }
+
+    /// For each node, the first one that has the same tables but for the addresses in them.
+    ///
+    /// Nodes are alike that are of one kind and whose prefixes are declared in the same ways. Why that is enough: what is at a
+    /// prefix follows from its way and from whether its owner is this node, another one or nobody. Of the prefixes that
+    /// are this node's, the ways are the same on both. Of those that are others', too: whatever way only the one node has
+    /// among all others, the other of the two has as well. Nobody's are nobody's on both. Processes and what is here by
+    /// its address follow from the kind and from the ways of the node's own addresses.
+    pub fn alike(&self) -> Vec<usize> {
+        let mut first: HashMap<(usize, Vec<usize>), usize> = HashMap::new();
+        let nodes = 0..self.policy.nodes.len();
+        nodes
+            .map(|node| {
+                let ways = self.ways_of(node).collect();
+                *first.entry((self.kind_of[node], ways)).or_insert(node)
+            })
+            .collect()
+    }
+}
+
+/// Whom components count as, and where they are found that have no address of their own.
+pub struct Crowd {
+    /// Components that everybody is part of.
+    pub everyone: Set,
+    /// Those in the networks of pods.
+    pub in_pods: Set,
+    /// Those that are wherever nothing else is.
+    pub elsewhere: Set,
+    /// Those of them that who sends from there is taken for.
+    pub senders_elsewhere: Set,
+    /// What is known by its cgroup and by no role may be on any node, and sends from its addresses: pods in the host's
+    /// network namespace among them.
+    pub on_any_node: Set,
+    /// Those with ports of their own, that not everybody is part of.
+    with_ports: Set,
+    /// What each component is part of.
+    wholes: Vec<Vec<usize>>,
+}
+
+impl Crowd {
+    fn of(components: &[Component]) -> Self {
+        let by_name: HashMap<&str, usize> = components
+            .iter()
+            .enumerate()
+            .map(|(index, component)| (component.name.as_str(), index))
+            .collect();
+        let wholes = |component: &Component| {
+            let names = component.part_of.iter();
+            names
+                .filter_map(|name| by_name.get(name.as_str()))
+                .copied()
+                .collect()
+        };
+        let those = |keep: &dyn Fn(&Component) -> bool| -> Set {
+            let all = components.iter().enumerate();
+            all.filter(|(_, component)| keep(component))
+                .map(|(index, _)| index)
+                .collect()
+        };
+        Self {
+            everyone: those(&Component::is_everyone),
+            in_pods: those(&|c| c.in_pod_networks),
+            elsewhere: those(&Component::is_elsewhere),
+            senders_elsewhere: those(&|c| c.is_elsewhere() && !c.only_receives_outside),
+            on_any_node: those(&|c| c.runs_on.is_empty() && !c.cgroups.is_empty()),
+            with_ports: those(&|c| !c.is_everyone() && !c.ports.is_empty()),
+            wholes: components.iter().map(wholes).collect(),
+        }
+    }
+
+    /// With everything that they are part of, and everyone.
+    pub fn closed(&self, components: &Set) -> Set {
+        let mut all = self.everyone.clone();
+        let mut open: Vec<usize> = components.iter().copied().collect();
+        while let Some(index) = open.pop() {
+            if all.insert(index) {
+                open.extend(&self.wholes[index]);
+            }
+        }
+        all
+    }
+
+    /// Nothing of the cluster is there, and no component with a port of its own.
+    pub fn is_outside(&self, declared: &Declared) -> bool {
+        let Declared {
+            components,
+            services,
+            kinds,
+            pods,
+            service_network,
+            loopback,
+        } = declared;
+        kinds.is_empty()
+            && services.is_empty()
+            && !pods
+            && !service_network
+            && !loopback
+            && components.is_disjoint(&self.with_ports)
+    }
+}
+
+/// The distinct sets of components that run on nodes by their roles, and which of them each node has.
+fn kinds(policy: &Policy) -> (Vec<Set>, Vec<usize>) {
+    let mut by_role: HashMap<&str, Vec<usize>> = HashMap::new();
+    for (index, component) in policy.components.iter().enumerate() {
+        for role in &component.runs_on {
+            by_role.entry(role).or_default().push(index);
+        }
+    }
+    let mut kinds: Vec<Set> = Vec::new();
+    let mut numbers: HashMap<Set, usize> = HashMap::new();
+    let mut by_roles: HashMap<&[String], usize> = HashMap::new();
+    let kind_of = policy.nodes.iter().map(|node| {
+        *by_roles.entry(&node.roles).or_insert_with(|| {
+            let roles = node.roles.iter().map(String::as_str).chain(["*"]);
+            let set: Set = roles
+                .filter_map(|role| by_role.get(role))
+                .flatten()
+                .copied()
+                .collect();
+            *numbers.entry(set).or_insert_with_key(|set| {
+                kinds.push(set.clone());
+                kinds.len() - 1
+            })
+        })
+    });
+    let kind_of = kind_of.collect();
+    (kinds, kind_of)
+}
+
+/// All that is declared, by prefix and in the order of prefixes.
+fn marks(policy: &Policy) -> Vec<(Bits, Mark)> {
+    let everything = [IpNet::V4(Ipv4Net::default()), IpNet::V6(Ipv6Net::default())];
+    // IPv4 stands within ::/0 in the tables: it needs an end of its own there.
+    let nothing = everything.into_iter().chain(LOOPBACK);
+    let mut marks: Vec<(Bits, Mark)> = nothing.map(|net| (Bits::of(&net), Mark::Nothing)).collect();
+    let mut add = |nets: &[IpNet], mark: Mark| {
+        marks.extend(nets.iter().map(|net| (Bits::of(net), mark)));
+    };
+    for (index, component) in policy.components.iter().enumerate() {
+        add(&component.addresses, Mark::Component(index));
+    }
+    add(&policy.pod_networks, Mark::Pods);
+    add(&policy.service_networks, Mark::ServiceNetwork);
+    for (index, node) in policy.nodes.iter().enumerate() {
+        add(&node.pod_networks, Mark::PodsOf(Some(index)));
+        for address in &node.addresses {
+            add(&[IpNet::from(*address)], Mark::Node(index));
+        }
+    }
+    for (index, service) in policy.services.iter().enumerate() {
+        add(&[IpNet::from(service.address)], Mark::Service(index));
+    }
+    // What somebody wrote in order is sorted at once.
+    marks.sort();
+    marks.dedup();
+    marks
+}
+
+const LOOPBACK: [IpNet; 2] = [
+    IpNet::V4(Ipv4Net::new_assert(Ipv4Addr::new(127, 0, 0, 0), 8)),
+    IpNet::V6(Ipv6Net::new_assert(Ipv6Addr::LOCALHOST, 128)),
+];
