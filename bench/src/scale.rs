@@ -9,7 +9,7 @@ use std::process::{Command, Stdio};
 use std::time::Instant;
 
 use anyhow::{Context as _, Result, ensure};
-use enforcer::compile::{Compiler, PathNumbers};
+use enforcer_policy::compile::{Compiler, PathNumbers};
 use enforcer_tests::plan::CP1;
 use enforcer_tests::product::Agent;
 use enforcer_tests::{Lab, tools};

@@ -8,6 +8,8 @@ mod demo;
 mod fuzz;
 mod kernels;
 mod lab;
+#[cfg(test)]
+mod layers;
 mod miri;
 mod mutants;
 mod setup;

@@ -5,7 +5,7 @@ use std::{io, path::PathBuf};
 use anyhow::Context as _;
 use clap::Args;
 use enforcer_policy::{
-    compile::{Compiled, PathNumbers, compile},
+    compile::{CompileError, Compiled, Compiler, PathNumbers},
     explain::{CaseResult, reason_names, run_cases},
     model::Policy,
     render,

@@ -51,9 +51,19 @@ impl Tool {
     fn binary(self) -> Result<PathBuf> {
         match self {
             Self::Enforcer => Ok(build::binary("enforcer")),
-            Self::Xtask => env::current_exe().context("failed to find this program"),
+            Self::Xtask => this_program(),
         }
     }
+}
+
+/// This program, or what a build has put in its place since it was started.
+fn this_program() -> Result<PathBuf> {
+    const GONE: &str = " (deleted)";
+    let program = env::current_exe().context("failed to find this program")?;
+    let name = program.to_string_lossy();
+    Ok(name
+        .strip_suffix(GONE)
+        .map_or_else(|| program.clone(), PathBuf::from))
 }
 
 /// The documents in the root that show commands.
