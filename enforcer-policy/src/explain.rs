@@ -25,12 +25,24 @@ use crate::{
     nets::Nets,
 };
 
+/// What a policy says of an attempt: the words of events and of `explain`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub enum Decision {
+    /// It passes.
+    Allowed,
+    /// It is dropped, or the call refused.
+    Denied,
+    /// It would be, but dry-run lets it pass.
+    WouldDeny,
+}
+
 /// What happens to an attempt, and why.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "camelCase")]
 pub struct Explanation {
-    /// `allowed`, `denied`, or `wouldDeny` in dry-run.
-    pub verdict: &'static str,
+    /// What the policy says.
+    pub verdict: Decision,
     /// The path that allows it.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub path: Option<String>,
@@ -616,7 +628,7 @@ fn describe(
     };
     let paths_there = policy.paths.iter().filter(leads_there);
     let mut explanation = Explanation {
-        verdict: "allowed",
+        verdict: Decision::Allowed,
         path: None,
         reason: None,
         because: String::new(),
@@ -663,7 +675,11 @@ fn describe(
         Outcome::Denied(Denial {
             reason, dry_run, ..
         }) => {
-            explanation.verdict = if dry_run { "wouldDeny" } else { "denied" };
+            explanation.verdict = if dry_run {
+                Decision::WouldDeny
+            } else {
+                Decision::Denied
+            };
             explanation.reason = Some(reason.name());
             explanation.because = reason.sentence().to_owned();
         }

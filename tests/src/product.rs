@@ -92,7 +92,7 @@ impl PolicyText {
 #[derive(Debug, Clone, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct Event {
-    /// `dropped` or `wouldDrop`.
+    /// `denied` or `wouldDeny`.
     pub verdict: String,
     /// The reason's name.
     pub reason: String,
@@ -285,7 +285,7 @@ impl Agent {
             .context("status has no reasons")?;
         let found = reasons.iter().find(|entry| entry["reason"] == reason);
         let count = |key: &str| found.and_then(|entry| entry[key].as_u64()).unwrap_or(0);
-        Ok((count("dropped"), count("wouldDrop")))
+        Ok((count("denied"), count("wouldDeny")))
     }
 
     /// Gives it another policy and waits until that is in force.

@@ -518,7 +518,7 @@ fn names_that_others_chose_forge_nothing() -> Result<()> {
             .lines()
             .find(|line| line.contains("FAKE"))
             .context("no line")?;
-        let expected = "dropped \"a\\nok: x\\u{1b}[m\\u{7}\" (in /kubepods.slice/x\\u{1b}[2J\\rFAKE\\u{202e}\
+        let expected = "denied \"a\\nok: x\\u{1b}[m\\u{7}\" (in /kubepods.slice/x\\u{1b}[2J\\rFAKE\\u{202e}\
                         \\u{2028}\\u{200b}, pid ";
         ensure!(line.starts_with(expected), "{line}");
         ensure!(
@@ -658,7 +658,7 @@ fn filters_of_a_killed_agent_are_told() -> Result<()> {
     ensure!(said.code() == Some(2), "{said}");
     for part in [
         "no agent runs here",
-        "eth0 (tc ingress)",
+        "eth0 (tc/ingress)",
         "`enforcer detach` removes them",
     ] {
         ensure!(said.stderr.contains(part), "{said}");

@@ -168,17 +168,17 @@ fn what_a_bridge_passes_on_and_nobody_can_read_is_told_or_left_alone() -> Result
     ensure!(has_come(&truncated)?, "dry-run has dropped a segment");
     let told =
         agent.event(|event| event.hook == "tc/egress" && event.reason == "TruncatedHeader")?;
-    ensure!(told.verdict == "wouldDrop", "{told:?}");
+    ensure!(told.verdict == "wouldDeny", "{told:?}");
     let enforced = PolicyText {
         mode: "Enforce",
         ..drop
     };
     agent.replace_policy(&bridged.lab, &enforced)?;
     let truncated = bridged.truncated("truncated", 313)?;
-    agent.event(|event| event.hook == "tc/egress" && event.verdict == "dropped")?;
+    agent.event(|event| event.hook == "tc/egress" && event.verdict == "denied")?;
     // It still has its socket with it, whose cgroup is known.
     let lldp = bridged.lldp("lldp")?;
-    agent.event(|event| event.verdict == "dropped" && event.reason == "UnknownProtocol")?;
+    agent.event(|event| event.verdict == "denied" && event.reason == "UnknownProtocol")?;
     ensure!(lldp.so_far()? == 0, "LLDP has arrived");
     ensure!(truncated.so_far()? == 0, "a cut segment has arrived");
     Ok(())

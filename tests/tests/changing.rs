@@ -101,7 +101,7 @@ impl Flipped {
         let agent = Agent::start(lab, guard, &PolicyText::default())?;
         self.send(from, FRAMES)?;
         agent.event(|event| {
-            event.reason == reason && event.hook == hook && event.verdict == "dropped"
+            event.reason == reason && event.hook == hook && event.verdict == "denied"
         })?;
         let arrived = aimed.so_far()? - before;
         ensure!(arrived == 0, "{arrived} of {FRAMES} arrive");

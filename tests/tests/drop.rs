@@ -586,7 +586,7 @@ fn in_dry_run_a_missing_path_is_one_line() -> Result<()> {
     // Both are told for what was asked, as often as it was.
     let tcp = agent.event(|event| event.port == Some(9999) && event.count >= 3)?;
     ensure!(
-        tcp.verdict == "wouldDrop" && tcp.reason == "OtherTraffic",
+        tcp.verdict == "wouldDeny" && tcp.reason == "OtherTraffic",
         "{tcp:?}"
     );
     let here = |event: &&enforcer_tests::product::Event| {

@@ -388,7 +388,7 @@ fn translation_opens_no_way_around() -> Result<()> {
             .iter()
             .find(|agent| agent.node() == node)
             .context("no agent")?;
-        agent.event(|event| event.hook == hook && event.verdict == "dropped")?;
+        agent.event(|event| event.hook == hook && event.verdict == "denied")?;
     }
     Ok(())
 }

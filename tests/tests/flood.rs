@@ -106,7 +106,7 @@ fn a_flood_hides_nobody_and_fills_no_log() -> Result<()> {
     let lines = log
         .stdout
         .lines()
-        .filter(|line| line.starts_with("dropped "))
+        .filter(|line| line.starts_with("denied "))
         .count();
     ensure!((3..100).contains(&lines), "{lines} lines");
     lab.close()

@@ -64,7 +64,7 @@ fn the_table_holds(family: Family, more: &[&str]) -> Result<()> {
                 );
                 ensure!(told[0].reason == reason, "{}: {:?}", row.name(), told[0]);
                 ensure!(
-                    told[0].verdict == "wouldDrop" && told[0].count > 0,
+                    told[0].verdict == "wouldDeny" && told[0].count > 0,
                     "{:?}",
                     told[0]
                 );
@@ -93,7 +93,7 @@ fn the_table_holds(family: Family, more: &[&str]) -> Result<()> {
                 ensure!(!tried.worked, "enforced: {} works", row.name());
                 let event = agent.event(|event| row.is_about(event))?;
                 ensure!(event.reason == reason, "{}: {event:?}", row.name());
-                ensure!(event.verdict == "dropped", "{event:?}");
+                ensure!(event.verdict == "denied", "{event:?}");
             }
             Expected::Path(_) | Expected::Other => {
                 ensure!(tried.worked, "enforced: {}: {}", row.name(), tried.how);

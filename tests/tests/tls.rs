@@ -437,7 +437,7 @@ fn the_lock_can_be_tried_in_dry_run_alone() -> Result<()> {
         );
     }
     for agent in &agents {
-        agent.event(|event| event.reason == "NotTls" && event.verdict == "wouldDrop")?;
+        agent.event(|event| event.reason == "NotTls" && event.verdict == "wouldDeny")?;
         let (dropped, told) = agent.denied("NotTls")?;
         ensure!(
             dropped == 0 && told > 0,

@@ -37,7 +37,7 @@ pub enum Request {
         /// Not only those there are: new ones, too.
         #[serde(default)]
         follow: bool,
-        /// Only what was dropped.
+        /// Only what was denied, and nothing that dry-run let pass.
         #[serde(default)]
         denied: bool,
     },
@@ -251,7 +251,7 @@ async fn events(
             Ok(events) => events,
             Err(error) => return refuse(to, &error).await,
         };
-        for event in known.iter().filter(|event| !denied || event.is_dropped()) {
+        for event in known.iter().filter(|event| !denied || event.is_denied()) {
             write(to, event).await?;
         }
         if !follow {
@@ -259,7 +259,7 @@ async fn events(
         }
         loop {
             match timeout(SIGN_OF_LIFE, new.recv()).await {
-                Ok(Ok(event)) if !denied || event.is_dropped() => write(to, &event).await?,
+                Ok(Ok(event)) if !denied || event.is_denied() => write(to, &event).await?,
                 Ok(Ok(_)) => {}
                 // The reader is slow. Everything is in the records still: tell it anew.
                 Ok(Err(broadcast::error::RecvError::Lagged(_))) => break,

@@ -74,9 +74,9 @@ impl<'a> Teller<'a> {
         let comm = value.comm.split(|byte| *byte == 0).next();
         let comm = text::of_bytes(comm.unwrap_or_default());
         let verdict = if key.dry_run == 0 {
-            EventVerdict::Dropped
+            EventVerdict::Denied
         } else {
-            EventVerdict::WouldDrop
+            EventVerdict::WouldDeny
         };
         Event {
             verdict,

@@ -180,20 +180,20 @@ pub struct PathCount {
 pub struct ReasonCount {
     /// Its name.
     pub reason: String,
-    /// Packets and calls that were dropped.
-    pub dropped: u64,
-    /// Those that would have been.
-    pub would_drop: u64,
+    /// Packets and calls that were denied, and so dropped or refused.
+    pub denied: u64,
+    /// Those that dry-run let pass.
+    pub would_deny: u64,
 }
 
 /// What became of it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub enum EventVerdict {
-    /// It was dropped, or the call refused.
-    Dropped,
-    /// It would have been, in dry-run.
-    WouldDrop,
+    /// The packet was dropped, or the call refused.
+    Denied,
+    /// It would have been, but dry-run let it pass.
+    WouldDeny,
 }
 
 /// What kind of thing a subject is.
@@ -299,9 +299,9 @@ pub struct Source {
 }
 
 impl Event {
-    /// Whether something was dropped.
-    pub fn is_dropped(&self) -> bool {
-        self.verdict == EventVerdict::Dropped
+    /// Whether it was denied, and not only in dry-run.
+    pub fn is_denied(&self) -> bool {
+        self.verdict == EventVerdict::Denied
     }
 
     /// The destination with port and protocol.
@@ -358,8 +358,8 @@ impl Event {
 impl fmt::Display for Event {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let verdict = match self.verdict {
-            EventVerdict::Dropped => "dropped",
-            EventVerdict::WouldDrop => "would drop",
+            EventVerdict::Denied => "denied",
+            EventVerdict::WouldDeny => "would deny",
         };
         let reply = if self.reply { " a reply to" } else { "" };
         write!(f, "{verdict}{reply} {} → {}", self.sender(), self.target())?;
@@ -387,7 +387,7 @@ pub(super) mod tests {
 
     pub fn event() -> Event {
         Event {
-            verdict: EventVerdict::Dropped,
+            verdict: EventVerdict::Denied,
             reason: "NoPath".to_owned(),
             sentence: "no path from this sender to this endpoint".to_owned(),
             endpoint: "etcd:client".to_owned(),
@@ -420,11 +420,11 @@ pub(super) mod tests {
         let first = event();
         assert_eq!(
             first.to_string(),
-            "dropped curl (in /kubepods.slice/a, pid 42) → 127.0.0.1:2379/tcp (etcd:client): no path \
+            "denied curl (in /kubepods.slice/a, pid 42) → 127.0.0.1:2379/tcp (etcd:client): no path \
              from this sender to this endpoint [NoPath, cgroup/connect]"
         );
         let second = Event {
-            verdict: EventVerdict::WouldDrop,
+            verdict: EventVerdict::WouldDeny,
             subject: Subject {
                 kind: SubjectKind::Interface,
                 id: 3,
@@ -446,7 +446,7 @@ pub(super) mod tests {
         };
         assert_eq!(
             second.to_string(),
-            "would drop fd00::9, interface eth0 → [fd00::1]:2379/tcp: no path from this sender to this \
+            "would deny fd00::9, interface eth0 → [fd00::1]:2379/tcp: no path from this sender to this \
              endpoint; not for you [NoPath, cgroup/connect] × 3\n    hint: path dns would allow it; without \
              it names do not resolve. It is off: `enable: [dns]`."
         );
@@ -465,7 +465,7 @@ pub(super) mod tests {
         };
         assert_eq!(
             forged.to_string(),
-            "dropped \"a\\nallowed: x\\u{1b}[31m\" (in /x\\u{1b}[2J\\rFAKE\\u{202e}\\u{2028}next, pid 42) → \
+            "denied \"a\\nallowed: x\\u{1b}[31m\" (in /x\\u{1b}[2J\\rFAKE\\u{202e}\\u{2028}next, pid 42) → \
              127.0.0.1:2379/tcp (etcd:client): no path from this sender to this endpoint; \
              because\\u{85}of that [NoPath, cgroup/connect]"
         );

@@ -25,12 +25,12 @@ impl Agent {
             }
         });
         let reasons = Reason::ALL.into_iter().filter_map(|reason| {
-            let (dropped, would_drop) = counters.reason(reason);
+            let (denied, would_deny) = counters.reason(reason);
             let name = reason.name().to_owned();
-            (dropped + would_drop > 0).then_some(ReasonCount {
+            (denied + would_deny > 0).then_some(ReasonCount {
                 reason: name,
-                dropped,
-                would_drop,
+                denied,
+                would_deny,
             })
         });
         let dry_run = self.ready.compiled.settings.dry_run != 0;

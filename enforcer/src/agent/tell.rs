@@ -75,10 +75,10 @@ impl Agent {
         table.set_header(["COUNT", "VERDICT", "FROM", "TO", "REASON"]);
         let mut rows: BTreeMap<[String; 4], u64> = BTreeMap::new();
         for event in events {
-            let verdict = if event.is_dropped() {
-                "dropped"
+            let verdict = if event.is_denied() {
+                "denied"
             } else {
-                "would drop"
+                "would deny"
             };
             let to = match event.endpoint.as_str() {
                 "" => event.target(),

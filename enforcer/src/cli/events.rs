@@ -20,7 +20,7 @@ pub struct Arguments {
     /// Stay, and tell new ones as they come
     #[arg(short, long)]
     follow: bool,
-    /// Only what was really dropped, and nothing from dry-run
+    /// Only what was denied, and nothing that dry-run let pass
     #[arg(long)]
     denied: bool,
 }
@@ -28,7 +28,7 @@ pub struct Arguments {
 pub fn run(arguments: &Arguments, format: Format) -> Outcome {
     let mut result = Ok(());
     client::events(&arguments.agent.run_dir, arguments.follow, |event| {
-        if arguments.denied && event.verdict != EventVerdict::Dropped {
+        if arguments.denied && event.verdict != EventVerdict::Denied {
             return ControlFlow::Continue(());
         }
         let said = match format {

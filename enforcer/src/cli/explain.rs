@@ -11,7 +11,7 @@ use enforcer_policy::{
     cases::{At, Attempt, Sender, Target, What, target},
     compile::{PathNumbers, compile},
     error::some,
-    explain::{Explanation, explain},
+    explain::{Decision, Explanation, explain},
     model::{Component, Node, Policy, Port, PortMatch},
 };
 
@@ -124,8 +124,8 @@ pub fn run(arguments: &Arguments, format: Format) -> Outcome {
 fn tell(explanation: &Explanation, from: &str, to: &str) -> Outcome {
     let what = match (&explanation.path, explanation.reason) {
         (Some(path), _) => format!("allowed by path {path}"),
-        (None, Some(reason)) if explanation.verdict == "wouldDeny" => {
-            format!("would be denied (dry-run): {reason}")
+        (None, Some(reason)) if explanation.verdict == Decision::WouldDeny => {
+            format!("would deny (dry-run): {reason}")
         }
         (None, Some(reason)) => format!("denied: {reason}"),
         (None, None) => "allowed".to_owned(),

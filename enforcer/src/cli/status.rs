@@ -103,9 +103,9 @@ fn tell(status: &Status, all: bool) -> Outcome {
         status.other_traffic_packets
     ))?;
     for reason in &status.reasons {
-        let (dropped, would) = (reason.dropped, reason.would_drop);
+        let (denied, would) = (reason.denied, reason.would_deny);
         say(&format!(
-            "denied    {dropped:10} {would:10}  {} (dropped, would drop)",
+            "denied    {denied:10} {would:10}  {} (denied, would deny)",
             reason.reason
         ))?;
     }

@@ -39,7 +39,7 @@ pub enum TcMode {
 #[derive(Debug, Clone, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct Attachment {
-    /// `tc ingress`, `tc egress` or the program's name at a cgroup.
+    /// `tc/ingress`, `tc/egress` or the program's name at a cgroup.
     pub hook: String,
     /// The interface or the cgroup's directory.
     #[serde(rename = "where")]
@@ -298,8 +298,8 @@ impl Kernel {
         for Interface { link, role, links } in self.attached.interfaces.values() {
             for (direction, how, _) in links {
                 let hook = match direction {
-                    TcAttachType::Ingress => "tc ingress",
-                    _ => "tc egress",
+                    TcAttachType::Ingress => "tc/ingress",
+                    _ => "tc/egress",
                 };
                 let how = match how {
                     How::Tcx => "tcx",

@@ -19,7 +19,7 @@ use super::{KernelError, LinkEvents, programs::TC};
 pub struct Leftover {
     /// The interface.
     pub interface: String,
-    /// `tc ingress` or `tc egress`.
+    /// `tc/ingress` or `tc/egress`.
     pub hook: &'static str,
 }
 
@@ -60,8 +60,8 @@ pub async fn leftovers() -> Result<Vec<Leftover>, KernelError> {
         };
         let ask = || handle.traffic_filter(index).get();
         for (request, hook) in [
-            (ask().ingress(), "tc ingress"),
-            (ask().egress(), "tc egress"),
+            (ask().ingress(), "tc/ingress"),
+            (ask().egress(), "tc/egress"),
         ] {
             if has_ours(request).await {
                 found.push(Leftover {

@@ -181,7 +181,7 @@ fn same(a: &Event, b: &Event) -> bool {
 }
 
 fn is_about(row: &Attack, told: Option<SocketAddr>, event: &Event) -> bool {
-    let right = event.verdict == "dropped" && event.reason == row.reason && event.hook == row.hook;
+    let right = event.verdict == "denied" && event.reason == row.reason && event.hook == row.hook;
     let Some(told) = told else { return right };
     // An unspecified address stands for several.
     let ip = told.ip().is_unspecified() || event.destination == Some(told.ip().to_string());
@@ -226,7 +226,7 @@ fn ways_around_the_hooks_are_granted_where_they_lead_to_no_harm() -> Result<()> 
     ensure!(ring(&lab.hostnet("cp1"))? == Outcome::Bound, "in dry-run");
     let event = agent.event(|event| event.reason == "BypassesHooks")?;
     ensure!(
-        event.verdict == "wouldDrop"
+        event.verdict == "wouldDeny"
             && event.subject.name.ends_with("hostnet")
             && event.comm.as_deref() == Some("lab-probe"),
         "{event:?}"
