@@ -386,6 +386,54 @@ fn nodes_are_told_apart_where_it_matters() {
     assert!(pairs > 100_000 && differ > 100, "{differ} of {pairs}");
 }
 
+/// What this node sees of another one has left it: so a path on one node is for both ends on this node, and neither for two
+/// on one other node nor for two on different ones, which are one party here.
+#[test]
+fn one_node_is_never_another_one() {
+    let text = "\
+apiVersion: enforcer.dev/v1alpha1
+kind: Inventory
+metadata: { name: three }
+spec:
+  nodes:
+    n1: { addresses: [10.0.0.1], roles: [worker], uplinks: [eth0], podInterfaces: ['cali*'], podNetworks: [10.244.1.0/24] }
+    n2: { addresses: [10.0.0.2], roles: [worker], uplinks: [eth0], podInterfaces: ['cali*'], podNetworks: [10.244.2.0/24] }
+    n3: { addresses: [10.0.0.3], roles: [worker], uplinks: [eth0], podInterfaces: ['cali*'], podNetworks: [10.244.3.0/24] }
+  podNetworks: [10.244.0.0/16]
+  components:
+    pods: { cgroups: [/kubepods.slice] }
+    agent: { runsOn: [worker], cgroups: [/system.slice/agent.service], ports: { api: 9999/tcp } }
+---
+apiVersion: enforcer.dev/v1alpha1
+kind: PathPolicy
+metadata: { name: near }
+spec:
+  mode: Enforce
+  otherTraffic: Allow
+  paths:
+    - { name: near, from: [pods, agent], to: agent:api, locality: SameNode, because: test }
+";
+    let policy = read(text.to_owned()).unwrap();
+    for here in 1..=3 {
+        let compiled = compiled(&policy, &format!("n{here}"));
+        for (from, to) in (1..=3).flat_map(|from| (1..=3).map(move |to| (from, to))) {
+            let expected = if (from, to) == (here, here) {
+                "near"
+            } else {
+                "denied"
+            };
+            let destination = IpAddr::from([10, 0, 0, to]);
+            for source in [[10, 244, from, 5], [10, 0, 0, from]].map(IpAddr::from) {
+                assert_eq!(
+                    asked(&compiled, source, destination, 9999),
+                    expected,
+                    "on n{here}, {source} to {destination}"
+                );
+            }
+        }
+    }
+}
+
 /// What the tables say of who is at one address and wants a port at another.
 fn asked(compiled: &Compiled, source: IpAddr, destination: IpAddr, number: u16) -> String {
     let tables = Simulator::new(compiled);
