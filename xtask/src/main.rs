@@ -37,7 +37,7 @@ enum Cli {
     /// Tries the kernels that we claim, in emulated machines (minutes).
     Kernels(kernels::Args),
     /// Breaks the meaning of the product in small ways, and sees whether the tests notice (minutes).
-    Mutants,
+    Mutants(mutants::Args),
     /// Measures the product beside nftables, iptables and nothing (as root, minutes; `--quick` for two).
     Bench(bench::Args),
     /// Fuzzes what reads other people's bytes, with libFuzzer (a minute for each target).
@@ -54,7 +54,7 @@ fn main() -> ExitCode {
         Cli::Demo(args) => demo::run(&args),
         Cli::Test(args) => test::run(&args),
         Cli::Kernels(args) => kernels::run(&args),
-        Cli::Mutants => mutants::run(),
+        Cli::Mutants(args) => mutants::run(&args),
         Cli::Bench(args) => bench::run(&args),
         Cli::Fuzz(args) => fuzz::run(&args),
         Cli::Miri => miri::run(),
