@@ -176,8 +176,8 @@ fn is_noticed(tree: &Path) -> Result<Option<&'static str>> {
             &["test", "-p", "enforcer-common"][..],
         ),
         (
-            "the shipped policies' cases",
-            &["test", "-p", "enforcer-policy", "explain"][..],
+            "the policy's own tests",
+            &["test", "-p", "enforcer-policy"][..],
         ),
         (
             "the oracle",
