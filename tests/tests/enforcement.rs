@@ -642,7 +642,7 @@ fn bad_input_changes_nothing() -> Result<()> {
             "an unknown field",
             good.replace("otherTraffic:", "otherTrafic:"),
         ),
-        ("too large", format!("{good}# {}", "x".repeat(10 << 20))),
+        ("too large", format!("{good}# {}", "x".repeat(33 << 20))),
         ("empty", String::new()),
     ] {
         agent.write_policy(&text)?;
