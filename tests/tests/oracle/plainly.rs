@@ -340,7 +340,7 @@ impl<'a> Oracle<'a> {
                 is: self.with_wholes(BTreeSet::new()),
                 node: None,
                 process: false,
-                by_address: true,
+                by_address: false,
             },
             Through::Uplink => from.sender.clone(),
         };
