@@ -76,7 +76,7 @@ pub fn run(args: &Args) -> Result<ExitCode> {
             bail!(
                 "{target}: a finding, in {}; put the input into fuzz/findings/{target} when it is mended\n{}",
                 directory.display(),
-                shell::tail(&log)
+                shell::failure(&log)
             );
         }
         println!("{}", figures(target)?);
@@ -131,7 +131,7 @@ fn cargo_fuzz() -> Result<PathBuf> {
         ])
         .arg(&root);
     if !shell::run_logged(&mut install, &log)? {
-        bail!("cargo-fuzz can not be installed:\n{}", shell::tail(&log));
+        bail!("cargo-fuzz can not be installed:\n{}", shell::failure(&log));
     }
     Ok(program)
 }

@@ -194,7 +194,7 @@ fn is_noticed(tree: &Path) -> Result<Option<&'static str>> {
             ensure!(
                 said.contains("test result: FAILED"),
                 "a mutant does not build:\n{}",
-                shell::tail(&log)
+                shell::failure(&log)
             );
             return Ok(Some(name));
         }

@@ -90,13 +90,33 @@ pub fn log_path(step: &str) -> Result<PathBuf> {
     Ok(directory.join(name).with_extension("log"))
 }
 
-/// The end of a log: errors come last, and a long log is better read in its file.
-pub fn tail(log: &Path) -> String {
+/// What a log says of a failure: what each failed test printed, if tests failed; otherwise the end, as errors come
+/// last. A long log is better read in its file.
+pub fn failure(log: &Path) -> String {
     const LINES: usize = 200;
     let text = fs::read(log).unwrap_or_default();
     let text = String::from_utf8_lossy(&text);
-    let lines: Vec<&str> = text.lines().collect();
-    lines[lines.len().saturating_sub(LINES)..].join("\n")
+    let tests = failed_tests(&text);
+    if tests.is_empty() {
+        let lines: Vec<&str> = text.lines().collect();
+        lines[lines.len().saturating_sub(LINES)..].join("\n")
+    } else {
+        tests[..tests.len().min(LINES)].join("\n")
+    }
+}
+
+/// The parts between `failures:` and `test result:` of test binaries that failed. The tests that follow a failed one,
+/// and pass, would push it out of the end of the log.
+fn failed_tests(log: &str) -> Vec<&str> {
+    let mut is_shown = false;
+    log.lines()
+        .filter(|line| {
+            is_shown |= *line == "failures:";
+            let shown = is_shown;
+            is_shown &= !line.starts_with("test result:");
+            shown
+        })
+        .collect()
 }
 
 /// A command as a person would type it.
@@ -157,5 +177,26 @@ mod tests {
         let mut command = Command::new("tool");
         command.env("FLAGS", "a b").args(["-x", "it's", ""]);
         assert_eq!(display(&command), r"FLAGS='a b' tool -x 'it'\''s' ''");
+    }
+
+    #[test]
+    fn failed_tests_are_found_among_those_that_passed() {
+        let log = "test a ... ok\ntest b ... FAILED\n\nfailures:\n\n---- b stdout ----\nwhy\n\nfailures:\n    b\n\n\
+                   test result: FAILED. 1 passed; 1 failed\ntest c ... ok\ntest result: ok. 1 passed\n";
+        assert_eq!(
+            failed_tests(log),
+            [
+                "failures:",
+                "",
+                "---- b stdout ----",
+                "why",
+                "",
+                "failures:",
+                "    b",
+                "",
+                "test result: FAILED. 1 passed; 1 failed"
+            ]
+        );
+        assert!(failed_tests("error: no target\ntest result: ok. 1 passed\n").is_empty());
     }
 }

@@ -93,7 +93,7 @@ fn unpack(root: &Path) -> Result<()> {
         .args(names)
         .current_dir(&downloads);
     if !shell::run_logged(&mut download, &log)? {
-        bail!("failed to download {PACKAGE}:\n{}", shell::tail(&log));
+        bail!("failed to download {PACKAGE}:\n{}", shell::failure(&log));
     }
     for package in files(&downloads) {
         let mut unpack = Command::new("dpkg-deb");

@@ -137,7 +137,7 @@ fn here() -> Result<Outcome> {
     let log = shell::log_path("kernel-here")?;
     let good = shell::run_logged(&mut cases, &log)?;
     if !good {
-        bail!("the cases fail on this kernel: {}", shell::tail(&log));
+        bail!("the cases fail on this kernel: {}", shell::failure(&log));
     }
     let text = fs::read(&log).context("failed to read a log")?;
     let release = fs::read_to_string("/proc/sys/kernel/osrelease").unwrap_or_default();

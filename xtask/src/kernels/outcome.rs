@@ -89,7 +89,7 @@ impl fmt::Display for Outcome {
         }
         if !self.done {
             writeln!(f, "  the machine did not come to its end:")?;
-            let tail = shell::tail(&self.log);
+            let tail = shell::failure(&self.log);
             let lines: Vec<&str> = tail.lines().collect();
             for line in &lines[lines.len().saturating_sub(15)..] {
                 writeln!(f, "    {line}")?;

@@ -73,7 +73,7 @@ pub fn run(arguments: &[&str]) -> Result<()> {
     bail!(
         "{} failed:\n{}",
         shell::display(&command),
-        shell::tail(&log)
+        shell::failure(&log)
     );
 }
 

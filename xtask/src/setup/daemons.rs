@@ -111,7 +111,7 @@ fn download(to: &Path) -> Result<()> {
     bail!(
         "{} failed; if it names files that are gone, run `sudo apt-get update` first:\n{}",
         shell::display(&command),
-        shell::tail(&log)
+        shell::failure(&log)
     );
 }
 

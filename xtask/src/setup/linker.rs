@@ -118,7 +118,7 @@ fn build(major: u32, prefix: &Path) -> Result<()> {
         bail!(
             "{} failed:\n{}",
             shell::display(&command),
-            shell::tail(&log)
+            shell::failure(&log)
         );
     }
     // Only the binary is used again; what can not be removed does no harm.

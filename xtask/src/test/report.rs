@@ -35,7 +35,7 @@ impl Report {
             let succeeded = shell::run_logged(command, &log)?;
             let text = std::fs::read(&log).context("failed to read the log")?;
             let counts = Counts::read(&String::from_utf8_lossy(&text));
-            let shown = format!("{}\nall of it: {}", shell::tail(&log), log.display());
+            let shown = format!("{}\nall of it: {}", shell::failure(&log), log.display());
             Ok(if succeeded {
                 Ok(counts)
             } else {
