@@ -37,6 +37,18 @@ pub fn received_at<T: Tables>(
     number: u16,
 ) -> Party {
     let place = tables.place(dst);
+    receiver_at(tables, settings, dst, place, (space, number))
+}
+
+/// The same of an address whose place is known.
+#[inline(always)]
+pub(crate) fn receiver_at<T: Tables>(
+    tables: &T,
+    settings: &Settings,
+    dst: &Ip,
+    place: Place,
+    (space, number): (Space, u16),
+) -> Party {
     if place.is(Place::OWN) || dst.is_loopback() {
         return place.party;
     }

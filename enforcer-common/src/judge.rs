@@ -308,12 +308,7 @@ fn sent_from_other_namespace<T: Tables>(tables: &T, sender: Party, packet: &Pack
     if src.is(Place::OWN | Place::OTHER_NODE) {
         return denied(settings, Reason::ForgedSource);
     }
-    // What nobody declared is no process of the node, where its network is another.
-    let from = if u32::from(sender) == settings.undeclared_process {
-        settings.pods as Party
-    } else {
-        sender
-    };
+    let from = sender_by_cgroup(settings, sender, Origin::OtherNamespace);
     let dst = tables.place(&packet.dst).party;
     let ends = Ends {
         from,
@@ -338,16 +333,7 @@ fn sent<T: Tables>(
     let Some(settings) = tables.settings() else {
         return Verdict::UNSET;
     };
-    // A process's own raw socket is known by its cgroup.
-    let sender = if u32::from(sender) != settings.undeclared_process {
-        sender
-    } else {
-        match origin {
-            Origin::KernelSocket => settings.local as Party,
-            Origin::NoSocket => NOBODY,
-            Origin::Socket | Origin::Frames | Origin::OtherNamespace => sender,
-        }
-    };
+    let sender = sender_by_cgroup(settings, sender, origin);
     if !on_lo && (packet.src.is_loopback() || packet.dst.is_loopback()) {
         return denied(settings, Reason::LoopbackOffLo);
     }
@@ -469,13 +455,7 @@ fn left<T: Tables>(tables: &T, entered: Entered, to_pod: bool, packet: &Packet) 
         return Verdict::UNSET;
     };
     let src = tables.place(&packet.src);
-    let from = match entered {
-        Entered::FromKnownPod(known) => known,
-        Entered::FromPod => settings.pods as Party,
-        // Source translation has hidden who sends. It is nobody of this node: those have sockets.
-        Entered::ByUplink(_) if src.is(Place::OWN) => NOBODY,
-        Entered::ByUplink(_) => src.party,
-    };
+    let from = sender_by_entry(settings, entered, src);
     let dst = tables.place(&packet.dst).party;
     let is_node = src.is(Place::OWN | Place::OTHER_NODE);
     let src = match entered {
@@ -508,7 +488,32 @@ fn left<T: Tables>(tables: &T, entered: Entered, to_pod: bool, packet: &Packet) 
     verdict
 }
 
-fn sender_on_wire(settings: &Settings, role: Role, src: Place) -> Party {
+/// Who sends by a socket of this node or of one above it. A process's own raw socket is known by its cgroup.
+pub(crate) const fn sender_by_cgroup(settings: &Settings, cgroup: Party, origin: Origin) -> Party {
+    if cgroup as u32 != settings.undeclared_process {
+        return cgroup;
+    }
+    match origin {
+        Origin::KernelSocket => settings.local as Party,
+        Origin::NoSocket => NOBODY,
+        // What nobody declared is no process of the node, where its network is another.
+        Origin::OtherNamespace => settings.pods as Party,
+        Origin::Socket | Origin::Frames => cgroup,
+    }
+}
+
+/// Who has sent what is forwarded.
+pub(crate) const fn sender_by_entry(settings: &Settings, entered: Entered, src: Place) -> Party {
+    match entered {
+        Entered::FromKnownPod(known) => known,
+        Entered::FromPod => settings.pods as Party,
+        // Source translation has hidden who sends. It is nobody of this node: those have sockets.
+        Entered::ByUplink(_) if src.is(Place::OWN) => NOBODY,
+        Entered::ByUplink(_) => src.party,
+    }
+}
+
+pub(crate) fn sender_on_wire(settings: &Settings, role: Role, src: Place) -> Party {
     match role {
         Role::Pod => settings.pods as Party,
         Role::Loopback | Role::Uplink | Role::Undeclared => src_on_wire(settings, role, src),
@@ -517,7 +522,7 @@ fn sender_on_wire(settings: &Settings, role: Role, src: Place) -> Party {
 
 /// Who is at a source address. A node's is believed where its packets come in. Elsewhere it may be a new pod's, whose interface
 /// nobody has looked at yet.
-fn src_on_wire(settings: &Settings, role: Role, src: Place) -> Party {
+pub(crate) fn src_on_wire(settings: &Settings, role: Role, src: Place) -> Party {
     if matches!(role, Role::Undeclared) && src.is(Place::OWN | Place::OTHER_NODE) {
         settings.pods as Party
     } else {

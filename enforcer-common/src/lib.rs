@@ -5,7 +5,7 @@
 //! [`packet::Packet`]), [`tables`], [`hosts`] and [`interfaces`] (what a compiled policy looks like to the decision),
 //! [`vantage`] (where a packet is seen), [`judge`] and [`decide`] (the meaning of the product), [`tls`] (the lock that some
 //! paths have), [`verdict`] (what comes out), [`mark`] (what one hook tells the next), [`cache`] (verdicts of a moment ago),
-//! [`offload`] (what is written into a packet afterwards), [`record`] (what is kept of denials), [`limits`].
+//! [`offload`] (what is written into a packet afterwards), [`record`] and [`denial`] (what is kept of denials), [`limits`].
 //!
 //! No I/O, no allocation, no `unsafe`, and no `cfg` on the target in [`parse`], [`judge`] and [`decide`]: what
 //! the host tests is what the kernel runs. Numbers are in host byte order unless a field is a
@@ -17,6 +17,7 @@
 pub mod addr;
 pub mod cache;
 pub mod decide;
+pub mod denial;
 pub mod hosts;
 pub mod interfaces;
 pub mod judge;

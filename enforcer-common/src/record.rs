@@ -4,7 +4,7 @@ use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
 
 use crate::{
     addr::Ip,
-    limits::MAX_RECORDS,
+    limits::{MAX_RECORDS, MAX_TARGETS},
     packet::Space,
     tables::FlowKey,
     verdict::{Denial, Direction},
@@ -109,7 +109,7 @@ pub struct RecordKey {
     pub subject_kind: u8,
     /// 1 where nothing was dropped.
     pub dry_run: u8,
-    /// 1 for a reply.
+    /// 1 for a reply of a connection or flow, whose `src` and `dst` are then those of its opening.
     pub reply: u8,
 }
 
@@ -125,7 +125,7 @@ pub struct Whose {
 }
 
 impl RecordKey {
-    /// The key of a denial between two addresses, without ports.
+    /// The key of a denial between two addresses, without ports: it has the direction of its packet.
     #[inline(always)]
     pub fn between(whose: Whose, denial: Denial, src: Ip, dst: Ip) -> Self {
         let Whose {
@@ -143,7 +143,7 @@ impl RecordKey {
             reason: denial.reason.code(),
             subject_kind: kind,
             dry_run: u8::from(denial.dry_run),
-            reply: u8::from(matches!(denial.direction, Direction::Reply)),
+            reply: 0,
         }
     }
 
@@ -160,8 +160,19 @@ impl RecordKey {
         (key.space, key.port) = (space as u8, flow.destination);
         if matches!(denial.direction, Direction::Reply) {
             (key.src, key.dst, key.port) = (flow.dst, flow.src, flow.source);
+            key.reply = 1;
         }
         key
+    }
+
+    /// The source address of the packet itself, whoever opened.
+    #[inline(always)]
+    pub const fn packet_src(&self) -> &Ip {
+        if self.reply == 0 {
+            &self.src
+        } else {
+            &self.dst
+        }
     }
 }
 
@@ -267,17 +278,24 @@ pub struct RecordValue {
     pub tick: u64,
     /// Process of the first, where the hook knows it; else 0.
     pub pid: u32,
-    /// Interface of the first, where there is one; else 0.
-    pub ifindex: u32,
+    /// Generation of the policy that denied the first. `sender` and `target` are numbers of its tables.
+    pub generation: u32,
     /// Name of that process, padded with zeros.
     pub comm: [u8; 16],
-    /// Generation of the policy that denied the first.
-    pub generation: u32,
+    /// Who sent the first, as its judge knew it ([`crate::tables::Party`]).
+    pub sender: u16,
+    /// The set of endpoints that was meant; [`NO_TARGET`] where there was no port to tell.
+    pub target: u16,
     /// Source port of the first, in host byte order.
     pub source_port: u16,
     /// Always zero.
     pub padding: u16,
 }
+
+/// Nothing was meant that could be told: a packet without ports, or one that could not be read.
+pub const NO_TARGET: u16 = u16::MAX;
+
+const _: () = assert!(MAX_TARGETS < NO_TARGET as u32);
 
 const _: () = assert!(size_of::<RecordKey>() == 48 && size_of::<RecordValue>() == 64);
 const _: () = assert!(size_of::<PairKey>() == 16 && size_of::<SocketState>().is_multiple_of(8));

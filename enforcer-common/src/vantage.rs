@@ -183,6 +183,16 @@ impl Vantage {
         }
     }
 
+    /// That of a call, by the party of the process's cgroup.
+    #[inline(always)]
+    pub const fn of_call(caller: Party) -> Self {
+        Self::new(View::Sent {
+            sender: caller,
+            origin: Origin::Socket,
+            on_lo: false,
+        })
+    }
+
     /// The word, for BPF functions, which take numbers.
     #[inline(always)]
     pub const fn word(self) -> u64 {

@@ -66,7 +66,17 @@ pub fn egress(ctx: &SkBuffContext) -> i32 {
     let on_lo = skb.ifindex() == LOOPBACK_IFINDEX;
     let mut packet = skb::room();
     if let Err(reason) = skb.read(Start::Ip, &mut packet) {
-        return sent_unread(skb, active, on_lo, reason);
+        let sender = skb.party(active);
+        let vantage = Vantage::new(View::Sent {
+            sender,
+            origin: Origin::Socket,
+            on_lo,
+        });
+        let Judgement { verdict, .. } =
+            judge_unreadable(&active.generation(), vantage, PacketMark::NONE, reason);
+        // From here and not from a function for what can not be read: stack frames add up.
+        report_sent(skb, active, vantage, verdict, None);
+        return action(verdict);
     }
     let vantage = Vantage::new(View::Sent {
         sender: skb.party(active),
@@ -107,25 +117,11 @@ pub fn egress(ctx: &SkBuffContext) -> i32 {
             return DROP;
         }
         judge::Report::Verdict if verdict.is_recorded() => {
-            report_sent(skb, active, verdict, Some(&packet));
+            report_sent(skb, active, vantage, verdict, Some(&packet));
         }
         judge::Report::Verdict => count(Hook::CgroupEgress, counter::of(verdict)),
     }
     connected.keep(SocketDirection::Sent, lock, active, verdict);
-    action(verdict)
-}
-
-/// Likewise what could not be read.
-#[inline(never)]
-fn sent_unread(skb: Skb, active: Active, on_lo: bool, reason: Reason) -> i32 {
-    let vantage = Vantage::new(View::Sent {
-        sender: 0,
-        origin: Origin::Socket,
-        on_lo,
-    });
-    let Judgement { verdict, .. } =
-        judge_unreadable(&active.generation(), vantage, PacketMark::NONE, reason);
-    report_sent(skb, active, verdict, None);
     action(verdict)
 }
 
@@ -183,14 +179,14 @@ pub fn ingress(ctx: &SkBuffContext) -> i32 {
     let mut packet = skb::room();
     if let Err(reason) = skb.read(Start::Ip, &mut packet) {
         let vantage = Vantage::new(View::Received {
-            receiver: 0,
+            receiver: skb.party(active),
             role,
             judged,
         });
         let Judgement { verdict, .. } =
             judge_unreadable(&active.generation(), vantage, mark, reason);
         if report(vantage, mark, verdict, Lock::Open) != judge::Report::Nothing {
-            report_received(skb, active, verdict, None);
+            report_received(skb, active, vantage, verdict, None);
         }
         return action(verdict);
     }
@@ -228,7 +224,7 @@ pub fn ingress(ctx: &SkBuffContext) -> i32 {
             return DROP;
         }
         judge::Report::Verdict if verdict.is_recorded() => {
-            report_received(skb, active, verdict, Some(&packet));
+            report_received(skb, active, vantage, verdict, Some(&packet));
         }
         judge::Report::Verdict => count(Hook::CgroupIngress, counter::of(verdict)),
     }
@@ -252,12 +248,19 @@ pub extern "C" fn enforcer_received(active: u32, vantage: u64, packet: *const Pa
 
 /// Counts a verdict on what a socket sends, and keeps a record of a denial. On a stack frame of its own.
 #[inline(never)]
-fn report_sent(skb: Skb, active: Active, verdict: Verdict, packet: Option<&Packet>) {
+fn report_sent(
+    skb: Skb,
+    active: Active,
+    vantage: Vantage,
+    verdict: Verdict,
+    packet: Option<&Packet>,
+) {
     Report {
         active,
         hook: Hook::CgroupEgress,
         subject: Subject::cgroup(skb.cgroup()),
-        ifindex: skb.ifindex(),
+        vantage,
+        mark: PacketMark::NONE,
         state: socket::state(skb.socket()),
     }
     .packet(verdict, packet);
@@ -265,7 +268,13 @@ fn report_sent(skb: Skb, active: Active, verdict: Verdict, packet: Option<&Packe
 
 /// Likewise of what a socket receives.
 #[inline(never)]
-fn report_received(skb: Skb, active: Active, verdict: Verdict, packet: Option<&Packet>) {
+fn report_received(
+    skb: Skb,
+    active: Active,
+    vantage: Vantage,
+    verdict: Verdict,
+    packet: Option<&Packet>,
+) {
     // The process that holds a component's port is reported, not the client that came for the component.
     let subject = match counter::reason(counter::of(verdict)) {
         Some(Reason::ForeignListener) => Subject::cgroup(skb.cgroup()),
@@ -275,7 +284,8 @@ fn report_received(skb: Skb, active: Active, verdict: Verdict, packet: Option<&P
         active,
         hook: Hook::CgroupIngress,
         subject,
-        ifindex: skb.ifindex(),
+        vantage,
+        mark: PacketMark::NONE,
         state: ptr::null_mut(),
     }
     .packet(verdict, packet);

@@ -9,10 +9,12 @@ use aya_ebpf::{
 use enforcer_common::{
     addr::Ip,
     cache::CacheEntry,
-    decide, limits,
+    decide, denial, limits,
+    mark::PacketMark,
     packet::{Packet, Shape, Space},
     record::{Hook, PairKey, RecordKey, RecordPlace, RecordValue, SocketState, Whose, subject},
     tables::Tables as _,
+    vantage::Vantage,
     verdict::{Direction, Outcome, Verdict, counter},
 };
 
@@ -51,8 +53,10 @@ pub struct Report {
     pub hook: Hook,
     /// The sender.
     pub subject: Subject,
-    /// The interface, 0 for none.
-    pub ifindex: u32,
+    /// Where it was judged; a call as what its process sends.
+    pub vantage: Vantage,
+    /// What the packet carries after it was judged where it came in; none elsewhere.
+    pub mark: PacketMark,
     /// What is kept on the sender's socket; null where that is not known.
     pub state: *mut SocketState,
 }
@@ -142,12 +146,16 @@ impl Report {
         if !has_room {
             return count(self.hook, counter::RECORDS_LOST);
         }
-        self.begin(key, tick, source_port);
+        let (vantage, mark) = (self.vantage.word(), self.mark.word());
+        // Before the next call and not within it: their stack frames do not add up.
+        let sender = enforcer_denied_sender(self.active.word(), vantage, mark.into(), key);
+        let target = enforcer_denied_target(self.active.word(), vantage, key);
+        self.begin(key, tick, source_port, sender | target << 16);
     }
 
     /// Makes a record. Two CPUs may come at once: the second then counts.
     #[inline(never)]
-    fn begin(&self, key: &RecordKey, tick: u64, source_port: u16) {
+    fn begin(&self, key: &RecordKey, tick: u64, source_port: u16, sides: u32) {
         let now = now();
         let generation = self.active.generation();
         let generation = generation
@@ -162,15 +170,17 @@ impl Report {
             let [start, end] = zerocopy::transmute!(comm);
             (pid, start, end)
         };
+        let (sender, target) = (sides as u16, (sides >> 16) as u16);
         let value = RecordValue {
             count: 1,
             first_ns: now,
             last_ns: now,
             tick,
             pid,
-            ifindex: self.ifindex,
-            comm: zerocopy::transmute!([start, end]),
             generation,
+            comm: zerocopy::transmute!([start, end]),
+            sender,
+            target,
             source_port,
             padding: 0,
         };
@@ -205,6 +215,37 @@ impl Report {
             }
         }
     }
+}
+
+/// Who sent what is denied ([`denial::sender`]). A global function, which the verifier goes through once and by itself.
+#[unsafe(no_mangle)]
+#[inline(never)]
+pub extern "C" fn enforcer_denied_sender(
+    active: u32,
+    vantage: u64,
+    mark: u32,
+    key: *const RecordKey,
+) -> u32 {
+    // SAFETY: null or a whole key, as the verifier has made sure of every caller.
+    let Some(key) = (unsafe { key.as_ref() }) else {
+        return 0;
+    };
+    let generation = Active::of(active).generation();
+    let vantage = Vantage::from_any_word(vantage);
+    let mark = PacketMark::from_word(mark as u16);
+    denial::sender(&generation, vantage, mark, key).into()
+}
+
+/// What was meant ([`denial::target`]). Global, too.
+#[unsafe(no_mangle)]
+#[inline(never)]
+pub extern "C" fn enforcer_denied_target(active: u32, vantage: u64, key: *const RecordKey) -> u32 {
+    // SAFETY: as above.
+    let Some(key) = (unsafe { key.as_ref() }) else {
+        return 0;
+    };
+    let generation = Active::of(active).generation();
+    denial::target(&generation, Vantage::from_any_word(vantage), key).into()
 }
 
 /// Adds what is pending in an entry to its record. Where that found no room, or was taken out since, they are

@@ -12,9 +12,11 @@ use aya_ebpf::{
 use enforcer_common::{
     addr::Ip,
     decide,
+    mark::PacketMark,
     packet::Space,
     record::Hook,
     tables::{Party, Tables as _},
+    vantage::Vantage,
     verdict::Verdict,
 };
 
@@ -88,6 +90,7 @@ pub fn connecting(ctx: &SockAddrContext, dst: Ip, hook: Hook) -> i32 {
     }
     Call {
         active,
+        by,
         hook,
         addr: dst,
         space,
@@ -146,6 +149,7 @@ fn holding<C: EbpfContext>(ctx: &C, sk: *mut bpf_sock, addr: Ip, space: Space, p
     socket::record_owner(ctx, sk);
     Call {
         active,
+        by,
         hook: Hook::Bind,
         addr,
         space,
@@ -174,6 +178,7 @@ pub fn bound_ipv6(ctx: &SockContext) -> Ip {
 /// A call that is denied.
 struct Call {
     active: Active,
+    by: Party,
     hook: Hook,
     addr: Ip,
     space: Space,
@@ -191,7 +196,8 @@ impl Call {
             active: self.active,
             hook: self.hook,
             subject,
-            ifindex: 0,
+            vantage: Vantage::of_call(self.by),
+            mark: PacketMark::NONE,
             state,
         };
         report.call(verdict, self.addr, (self.space, self.port));

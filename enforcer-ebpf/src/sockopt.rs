@@ -7,15 +7,17 @@
 use aya_ebpf::{helpers::generated::bpf_get_current_cgroup_id, programs::SockoptContext};
 use enforcer_common::{
     decide,
+    mark::PacketMark,
     record::{Hook, SocketState},
-    tables::Tables as _,
+    tables::{Party, Tables as _},
+    vantage::Vantage,
     verdict::Reason,
 };
 
 use crate::{
     maps::Active,
     report::{Report, Subject},
-    socket,
+    sock_addr, socket,
 };
 
 const PASS: i32 = 1;
@@ -69,12 +71,14 @@ pub fn refuses_around(state: *mut SocketState) -> bool {
         return true;
     }
     let verdict = decide::refused(&generation, Reason::BypassesHooks);
+    let by = sock_addr::enforcer_caller(active.word()) as Party;
     let report = Report {
         active,
         hook: Hook::Setsockopt,
         // SAFETY: the helper takes nothing.
         subject: Subject::cgroup(unsafe { bpf_get_current_cgroup_id() }),
-        ifindex: 0,
+        vantage: Vantage::of_call(by),
+        mark: PacketMark::NONE,
         state,
     };
     report.packet(verdict, None);

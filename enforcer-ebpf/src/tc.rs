@@ -50,7 +50,12 @@ pub fn ingress(ctx: &TcContext) -> i32 {
     let vantage = Vantage::new(View::Arrived { role, interface });
     let mut packet = skb::room();
     if let Err(reason) = skb.read_owned(start, &mut packet) {
-        return arrived_unread(skb, active, vantage, reason);
+        // From here and not from there: stack frames add up.
+        let unread = Unread(arrived_unread(skb, active, vantage, reason));
+        if unread.is_reported() {
+            report_at::<true>(skb, active, vantage, unread.verdict(), None);
+        }
+        return action(unread.verdict());
     }
     let found = cache::verdict::<true>(vantage, active, &packet, || {
         CachedVerdict::of(enforcer_arrived(
@@ -86,16 +91,35 @@ pub fn ingress(ctx: &TcContext) -> i32 {
         judge::Report::Nothing => {}
         judge::Report::Cut => count(Hook::TcIngress, counter::CUT),
         judge::Report::Verdict if verdict.is_recorded() => {
-            report_at::<true>(skb, active, verdict, Some(&packet));
+            report_at::<true>(skb, active, vantage, verdict, Some(&packet));
         }
         judge::Report::Verdict => count(Hook::TcIngress, counter::of(verdict)),
     }
     action(verdict)
 }
 
-/// Likewise what could not be read.
+/// A verdict on what could not be read, and whether it is reported there, in a word: functions of their own can return that.
+struct Unread(u64);
+
+impl Unread {
+    const REPORTED: u64 = 1 << 32;
+
+    const fn word(verdict: Verdict, is_reported: bool) -> u64 {
+        verdict.word() as u64 | if is_reported { Self::REPORTED } else { 0 }
+    }
+
+    fn verdict(&self) -> Verdict {
+        zerocopy::transmute!(self.0 as u32)
+    }
+
+    const fn is_reported(&self) -> bool {
+        self.0 & Self::REPORTED != 0
+    }
+}
+
+/// The word of an [`Unread`] that has arrived.
 #[inline(never)]
-fn arrived_unread(skb: Skb, active: Active, vantage: Vantage, reason: Reason) -> i32 {
+fn arrived_unread(skb: Skb, active: Active, vantage: Vantage, reason: Reason) -> u64 {
     let vantage = Vantage::from_word(Kind::Arrived, vantage.word());
     let generation = active.generation();
     let Examined { verdict, mark, .. } = examine(
@@ -109,10 +133,8 @@ fn arrived_unread(skb: Skb, active: Active, vantage: Vantage, reason: Reason) ->
         || Lock::Open,
     );
     skb.set_mark(mark);
-    if report(vantage, PacketMark::NONE, verdict, Lock::Open) != judge::Report::Nothing {
-        report_at::<true>(skb, active, verdict, None);
-    }
-    action(verdict)
+    let report = report(vantage, PacketMark::NONE, verdict, Lock::Open);
+    Unread::word(verdict, report != judge::Report::Nothing)
 }
 
 /// What comes in by lo. All of it has gone out by lo, where it was judged, or at its socket before: each frame bears a mark that
@@ -129,10 +151,18 @@ pub fn looped(ctx: &TcContext) -> i32 {
 fn unseen(skb: Skb) -> i32 {
     let active = Active::now();
     let verdict = decide::refused(&active.generation(), Reason::BypassesHooks);
-    let (_, start) = role_and_start(skb.ifindex());
+    let interface = skb.ifindex();
+    let (role, start) = role_and_start(interface);
+    let vantage = Vantage::new(View::Arrived { role, interface });
     let mut packet = skb::room();
     let read = skb.read_owned(start, &mut packet);
-    report_at::<true>(skb, active, verdict, read.is_ok().then_some(&packet));
+    report_at::<true>(
+        skb,
+        active,
+        vantage,
+        verdict,
+        read.is_ok().then_some(&packet),
+    );
     action(verdict)
 }
 
@@ -204,7 +234,12 @@ pub fn egress(ctx: &TcContext) -> i32 {
 #[inline(never)]
 fn sent_again(skb: Skb) -> i32 {
     let active = Active::now();
-    let (_, start) = role_and_start(skb.ifindex());
+    let (role, start) = role_and_start(skb.ifindex());
+    let vantage = Vantage::new(View::Sent {
+        sender: skb.party(active),
+        origin: Origin::Socket,
+        on_lo: matches!(role, Role::Loopback),
+    });
     let mut packet = skb::room();
     // Its socket's hook has read it: what can not be read now has no memory to be read in, and is no ClientHello.
     if skb.read_owned(start, &mut packet).is_ok() && lock::sent_again(skb, &packet) != Lock::Broken
@@ -212,7 +247,7 @@ fn sent_again(skb: Skb) -> i32 {
         return PASS;
     }
     let verdict = decide::not_tls(&active.generation(), Verdict::OTHER, Reason::NotTls);
-    report_injected(skb, active, verdict, Some(&packet));
+    report_injected(skb, active, vantage, verdict, Some(&packet));
     action(verdict)
 }
 
@@ -234,7 +269,9 @@ fn injected(skb: Skb, role: Role, how: u32) -> i32 {
     });
     let mut packet = skb::room();
     if let Err(reason) = skb.read_owned(start, &mut packet) {
-        return injected_unread(skb, active, vantage, reason);
+        let unread = Unread(injected_unread(skb, active, vantage, reason));
+        report_injected(skb, active, vantage, unread.verdict(), None);
+        return action(unread.verdict());
     }
     if !raw && cgroup_skb::is_kernels_own(skb, active, vantage.number() as Party, &packet) {
         return PASS;
@@ -255,14 +292,14 @@ fn injected(skb: Skb, role: Role, how: u32) -> i32 {
             }
         },
     );
-    report_injected(skb, active, verdict, Some(&packet));
+    report_injected(skb, active, vantage, verdict, Some(&packet));
     skb.set_mark(mark);
     action(verdict)
 }
 
-/// Likewise what could not be read.
+/// The word of an [`Unread`] that was sent so.
 #[inline(never)]
-fn injected_unread(skb: Skb, active: Active, vantage: Vantage, reason: Reason) -> i32 {
+fn injected_unread(skb: Skb, active: Active, vantage: Vantage, reason: Reason) -> u64 {
     let generation = active.generation();
     let vantage = Vantage::from_word(Kind::Sent, vantage.word());
     let Examined { verdict, mark, .. } = examine(
@@ -274,19 +311,25 @@ fn injected_unread(skb: Skb, active: Active, vantage: Vantage, reason: Reason) -
         || skb.has_checksum_elsewhere(None),
         || Lock::Open,
     );
-    report_injected(skb, active, verdict, None);
     skb.set_mark(mark);
-    action(verdict)
+    Unread::word(verdict, true)
 }
 
 /// Counts a verdict on what a process has sent, and keeps a record of a denial. On a stack frame of its own.
 #[inline(never)]
-fn report_injected(skb: Skb, active: Active, verdict: Verdict, packet: Option<&Packet>) {
+fn report_injected(
+    skb: Skb,
+    active: Active,
+    vantage: Vantage,
+    verdict: Verdict,
+    packet: Option<&Packet>,
+) {
     Report {
         active,
         hook: Hook::TcEgress,
         subject: Subject::cgroup(skb.cgroup()),
-        ifindex: skb.ifindex(),
+        vantage,
+        mark: PacketMark::NONE,
         state: ptr::null_mut(),
     }
     .packet(verdict, packet);
@@ -306,7 +349,11 @@ fn forwarded(skb: Skb) -> i32 {
     });
     let mut packet = skb::room();
     if let Err(reason) = skb.read_owned(start, &mut packet) {
-        return left_unread(skb, active, vantage, carried, reason);
+        let unread = Unread(left_unread(skb, active, vantage, carried, reason));
+        if unread.is_reported() {
+            report_at::<false>(skb, active, vantage, unread.verdict(), None);
+        }
+        return action(unread.verdict());
     }
     let judged = cache::verdict::<false>(vantage, active, &packet, || {
         CachedVerdict::of(enforcer_left(active.word(), vantage.word(), &packet))
@@ -324,12 +371,12 @@ fn forwarded(skb: Skb) -> i32 {
     match report(vantage, carried, verdict, lock) {
         judge::Report::Nothing => {}
         judge::Report::Cut => count(Hook::TcEgress, counter::CUT),
-        judge::Report::Verdict => report_at::<false>(skb, active, verdict, Some(&packet)),
+        judge::Report::Verdict => report_at::<false>(skb, active, vantage, verdict, Some(&packet)),
     }
     action(verdict)
 }
 
-/// What is forwarded and could not be read.
+/// The word of an [`Unread`] that is forwarded.
 #[inline(never)]
 fn left_unread(
     skb: Skb,
@@ -337,7 +384,7 @@ fn left_unread(
     vantage: Vantage,
     carried: PacketMark,
     reason: Reason,
-) -> i32 {
+) -> u64 {
     let generation = active.generation();
     let vantage = Vantage::from_word(Kind::Left, vantage.word());
     let Examined { verdict, .. } = examine(
@@ -350,10 +397,8 @@ fn left_unread(
         || skb.has_checksum_elsewhere(None),
         || Lock::Open,
     );
-    if report(vantage, carried, verdict, Lock::Open) != judge::Report::Nothing {
-        report_at::<false>(skb, active, verdict, None);
-    }
-    action(verdict)
+    let report = report(vantage, carried, verdict, Lock::Open);
+    Unread::word(verdict, report != judge::Report::Nothing)
 }
 
 /// What is forwarded by an interface that nobody declared: judged where it came in, but for a checksum that an uplink's packet
@@ -367,6 +412,10 @@ fn forwarded_anywhere(skb: Skb) -> i32 {
     }
     let active = Active::now();
     let (_, start) = role_and_start(skb.ifindex());
+    let vantage = Vantage::new(View::Left {
+        entered: carried.entered(entered),
+        to_pod: false,
+    });
     let mut packet = skb::room();
     let read = skb.read_owned(start, &mut packet);
     let packet = read.is_ok().then_some(&packet);
@@ -374,7 +423,7 @@ fn forwarded_anywhere(skb: Skb) -> i32 {
         return PASS;
     }
     let verdict = decide::refused(&active.generation(), Reason::ChecksumElsewhere);
-    report_at::<false>(skb, active, verdict, packet);
+    report_at::<false>(skb, active, vantage, verdict, packet);
     action(verdict)
 }
 
@@ -398,19 +447,21 @@ pub extern "C" fn enforcer_left(active: u32, vantage: u64, packet: *const Packet
 fn report_at<const ENTERED: bool>(
     skb: Skb,
     active: Active,
+    vantage: Vantage,
     verdict: Verdict,
     packet: Option<&Packet>,
 ) {
-    let (hook, subject) = if ENTERED {
-        (Hook::TcIngress, skb.ifindex())
+    let (hook, subject, mark) = if ENTERED {
+        (Hook::TcIngress, skb.ifindex(), skb.mark())
     } else {
-        (Hook::TcEgress, skb.entered_by())
+        (Hook::TcEgress, skb.entered_by(), PacketMark::NONE)
     };
     Report {
         active,
         hook,
         subject: Subject::interface(subject),
-        ifindex: skb.ifindex(),
+        vantage,
+        mark,
         state: ptr::null_mut(),
     }
     .packet(verdict, packet);

@@ -106,12 +106,16 @@ pub struct Event {
     pub destination: Option<String>,
     /// Destination port, type or protocol.
     pub port: Option<u16>,
+    /// Components that the sender counts as.
+    pub source_components: Vec<String>,
     /// Who.
     pub subject: Subject,
     /// The process, where the hook knows it.
     pub comm: Option<String>,
     /// How often.
     pub count: u64,
+    /// Of the policy that denied the first.
+    pub generation: u64,
 }
 
 /// Who is told to have sent it.

@@ -51,6 +51,19 @@ fn a_client_hello_passes_however_it_is_cut() {
     }
 }
 
+/// A server does not read it with the rest.
+#[test]
+fn urgent_data_does_not_pass() {
+    for first in FIRSTS {
+        for len in [0, 1, 600] {
+            let (bytes, mut urgent) = segment(first, 0, &hello(1, 3)[..len.min(511)]);
+            assert!(may_follow(bytes.as_slice(), &urgent, first));
+            urgent.flags |= 0x20;
+            assert!(!may_follow(bytes.as_slice(), &urgent, first), "{len}");
+        }
+    }
+}
+
 #[test]
 fn anything_else_does_not() {
     let others: [&[u8]; 12] = [

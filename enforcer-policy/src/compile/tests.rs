@@ -495,3 +495,132 @@ fn but_for_addresses(policy: &Policy, node: usize) -> impl PartialEq + std::fmt:
         notes_for_node(policy, name),
     )
 }
+
+/// What a record says of a denial's two sides: the judge's own answer, at each vantage.
+#[test]
+fn the_sides_of_a_denial_are_the_judges() {
+    use enforcer_common::{
+        denial,
+        mark::PacketMark,
+        record::{Hook, NO_SPACE, NO_TARGET, RecordKey, Whose, subject},
+        tables::Role,
+        vantage::{Entered, Origin, Vantage, View},
+        verdict::{Denial, Direction, Reason},
+    };
+    let policy = cluster(10);
+    let compiled = compiled(&policy, "n0");
+    let tables = Simulator::new(&compiled);
+    let address = |text: &str| Ip::from(text.parse::<IpAddr>().unwrap());
+    let party = |text: &str| tables.place(&address(text)).party;
+    let key = |hook, reason, src: &str, dst: &str, port: Option<u16>| {
+        let whose = Whose {
+            hook,
+            kind: subject::CGROUP,
+            subject: 1,
+        };
+        let denial = Denial {
+            reason,
+            dry_run: false,
+            guarded: true,
+            direction: Direction::Forward,
+        };
+        let mut key = RecordKey::between(whose, denial, address(src), address(dst));
+        if let Some(port) = port {
+            (key.space, key.port) = (Space::Tcp as u8, port);
+        }
+        key
+    };
+    let named = |view, mark, key: &RecordKey| {
+        let vantage = Vantage::new(view);
+        let target = denial::target(&tables, vantage, key);
+        let target =
+            (target != NO_TARGET).then(|| compiled.target_names[usize::from(target)].join(", "));
+        let sender = denial::sender(&tables, vantage, mark, key);
+        // Who is declared, without those that are everywhere.
+        let names = compiled.party_names[usize::from(sender)].iter();
+        let named: Vec<&str> = names
+            .map(String::as_str)
+            .filter(|name| ["admin", "pods"].contains(name))
+            .collect();
+        let sender = named.join(", ");
+        (sender, target)
+    };
+    let is = |sender: &str, target: Option<&str>| (sender.to_owned(), target.map(str::to_owned));
+    let (own, next, pod, admin) = ("10.0.0.1", "10.0.0.2", "100.64.0.9", "198.51.100.4");
+    let arrived = |role| View::Arrived { role, interface: 2 };
+    let (tc, etcd) = (Hook::TcIngress, Some("etcd:client"));
+
+    let from_admin = key(tc, Reason::NoPath, admin, own, Some(2379));
+    let judged = PacketMark::JUDGED;
+    assert_eq!(
+        named(arrived(Role::Uplink), judged, &from_admin),
+        is("admin", etcd)
+    );
+    // A pod's interface makes a pod, unless the route back says who it is.
+    let from_pod = key(tc, Reason::NoPath, pod, own, Some(2379));
+    let known = PacketMark::from_known_pod(party(admin));
+    let on_pods = arrived(Role::Pod);
+    assert_eq!(named(on_pods, judged, &from_pod), is("pods", etcd));
+    assert_eq!(named(on_pods, judged, &from_admin), is("pods", etcd));
+    assert_eq!(named(on_pods, known, &from_pod), is("admin", etcd));
+    let left = |entered| View::Left {
+        entered,
+        to_pod: false,
+    };
+    for (entered, sender) in [
+        (Entered::FromPod, "pods"),
+        (Entered::FromKnownPod(party(admin)), "admin"),
+        (Entered::ByUplink(None), "admin"),
+    ] {
+        let out = key(Hook::TcEgress, Reason::NoPath, admin, next, Some(2379));
+        assert_eq!(
+            named(left(entered), PacketMark::NONE, &out),
+            is(sender, etcd)
+        );
+    }
+    // A process is its cgroup, whatever address it has.
+    let by_cgroup = tables.party_of_cgroup("/kubepods.slice/a");
+    let sent = |origin, on_lo| View::Sent {
+        sender: by_cgroup,
+        origin,
+        on_lo,
+    };
+    let to_lo = key(
+        Hook::CgroupEgress,
+        Reason::NoPath,
+        "127.0.0.1",
+        "127.0.0.1",
+        Some(2379),
+    );
+    let none = PacketMark::NONE;
+    assert_eq!(
+        named(sent(Origin::Socket, true), none, &to_lo),
+        is("pods", etcd)
+    );
+    // A wildcard is all addresses of the node.
+    let bind = key(Hook::Bind, Reason::BindForeignPort, "::", "::", Some(2379));
+    let call = Vantage::of_call(by_cgroup).view();
+    assert_eq!(named(call, none, &bind), is("pods", etcd));
+    // What a socket here receives is meant for this node; what it is answered, for the other.
+    let received = |role| View::Received {
+        receiver: by_cgroup,
+        role,
+        judged: false,
+    };
+    let hook = Hook::CgroupIngress;
+    let here = key(hook, Reason::NoPath, admin, own, Some(2379));
+    assert_eq!(
+        named(received(Role::Undeclared), none, &here),
+        is("admin", etcd)
+    );
+    let held = key(hook, Reason::ForeignListener, admin, own, Some(2379));
+    assert_eq!(named(received(Role::Uplink), none, &held), is("pods", etcd));
+    let mut answer = key(hook, Reason::NoPath, pod, "10.0.0.9", Some(10250));
+    answer.reply = 1;
+    let (_, target) = named(received(Role::Uplink), none, &answer);
+    assert_eq!(target.as_deref(), Some("kubelet:api"));
+    // What could not be read was meant for nobody.
+    let unread = key(tc, Reason::TruncatedHeader, "::", "::", None);
+    assert_eq!(unread.space, NO_SPACE);
+    assert_eq!(named(on_pods, judged, &unread), is("pods", None));
+}

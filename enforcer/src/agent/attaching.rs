@@ -3,7 +3,6 @@
 
 use std::{fs, fs::File, os::unix::fs::MetadataExt as _};
 
-use enforcer_common::tables::Role;
 use enforcer_policy::text;
 
 use super::{SubjectKind, faults::Kind, interfaces::list, say::say, serve::Agent};
@@ -45,11 +44,7 @@ impl Agent {
         let roles = self.ready.selectors.roles(&self.links);
         for link in &self.links {
             let who = (SubjectKind::Interface, link.index.into());
-            self.names.learn(who, &link.name, Role::Undeclared);
-        }
-        for (link, role) in &roles {
-            let who = (SubjectKind::Interface, link.index.into());
-            self.names.learn(who, &link.name, *role);
+            self.ledger.names.learn(who, &link.name);
         }
         let error = match self.kernel.attach_interfaces(&roles, self.options.tc_mode) {
             Ok(changes) => {

@@ -3,7 +3,7 @@
 
 use std::{collections::BTreeMap, time::SystemTime};
 
-use super::{Problem, Repaired, events::rfc3339, say::say};
+use super::{Problem, Repaired, ledger::rfc3339, say::say};
 
 /// What it is about. One problem of each kind is known at a time.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]

@@ -2,10 +2,7 @@
 
 use std::collections::{HashMap, HashSet};
 
-use enforcer_common::{
-    record::{RecordKey, subject},
-    tables::Role,
-};
+use enforcer_common::record::{RecordKey, subject};
 
 use super::SubjectKind;
 
@@ -25,41 +22,20 @@ pub(super) fn who(key: &RecordKey) -> Who {
 const FULL: usize = 1 << 15;
 
 #[derive(Debug, Default)]
-pub(super) struct Names(HashMap<Who, Name>);
-
-/// What was known of it last.
-#[derive(Debug)]
-struct Name {
-    name: String,
-    /// What an interface was for.
-    role: Role,
-}
+pub(super) struct Names(HashMap<Who, String>);
 
 impl Names {
     /// What is there has this name. A new interface with an old index takes its name.
-    pub fn learn(&mut self, who: Who, name: &str, role: Role) {
-        match self.0.get_mut(&who) {
-            Some(known) if known.name == name => known.role = role,
-            _ => drop(self.0.insert(
-                who,
-                Name {
-                    name: name.to_owned(),
-                    role,
-                },
-            )),
+    pub fn learn(&mut self, who: Who, name: &str) {
+        match self.0.get(&who) {
+            Some(known) if known == name => {}
+            _ => drop(self.0.insert(who, name.to_owned())),
         }
     }
 
     /// The name that it has, or had.
     pub fn get(&self, who: Who) -> Option<&str> {
-        self.0.get(&who).map(|known| known.name.as_str())
-    }
-
-    /// What an interface is, or was, for.
-    pub fn role(&self, index: u64) -> Role {
-        self.0
-            .get(&(SubjectKind::Interface, index))
-            .map_or(Role::Undeclared, |known| known.role)
+        self.0.get(&who).map(String::as_str)
     }
 
     /// Whether it is time for [`Self::keep`].
@@ -82,16 +58,12 @@ mod tests {
     fn a_name_stays_until_nothing_needs_it() {
         let mut names = Names::default();
         let [pod, cgroup] = [(SubjectKind::Interface, 7), (SubjectKind::Cgroup, 7)];
-        names.learn(pod, "veth1", Role::Undeclared);
-        names.learn(cgroup, "/a", Role::Undeclared);
-        names.learn(pod, "cali1", Role::Pod);
+        names.learn(pod, "veth1");
+        names.learn(cgroup, "/a");
+        names.learn(pod, "cali1");
         assert_eq!(
             (names.get(pod), names.get(cgroup)),
             (Some("cali1"), Some("/a"))
-        );
-        assert_eq!(
-            (names.role(7), names.role(8)),
-            (Role::Pod, Role::Undeclared)
         );
         assert!(!names.is_full());
         names.keep(&HashSet::from([pod]));

@@ -1,7 +1,7 @@
 //! The agent's life: begin, turn after turn, and an end that leaves nothing behind.
 
 use std::{
-    collections::{HashMap, HashSet},
+    collections::HashMap,
     fs::File,
     io, mem,
     path::{Path, PathBuf},
@@ -19,12 +19,11 @@ use tokio::{
 use super::{
     AgentError, AgentOptions, Event, Listener, SubjectKind,
     control::{Ask, Control, Farewell},
-    events::Teller,
     faults::{Faults, Kind, PolicyFault},
     flood,
     interfaces::list_at_start,
+    ledger::{InForce, Ledger, boot_time},
     listeners, memory,
-    names::{self, Names},
     reader::{Asked, Outcome, Reader},
     room::Room,
     say::say,
@@ -58,8 +57,7 @@ pub struct Agent {
     cgroups: HashMap<u64, Party>,
     /// What tells where declared cgroups come and go; nothing where the kernel has no more of them.
     directories: Option<Directories>,
-    pub(super) paths: CgroupPaths,
-    pub(super) names: Names,
+    pub(super) ledger: Ledger,
     pub(super) links: Vec<Link>,
     pub(super) news: broadcast::Sender<Event>,
     pub(super) budget: flood::Budget,
@@ -175,7 +173,7 @@ async fn begin(
         }
     }
     let mut agent = Agent {
-        paths: CgroupPaths::new(&cgroup_root),
+        ledger: Ledger::new(CgroupPaths::new(&cgroup_root)),
         cgroups: pairs(&known).into_iter().collect(),
         directories: None,
         options,
@@ -189,7 +187,6 @@ async fn begin(
         room,
         cgroup_root,
         attached_root: None,
-        names: Names::default(),
         links: there,
         news: broadcast::channel(1024).0,
         budget: flood::Budget::default(),
@@ -274,6 +271,11 @@ impl Agent {
                 "{left} new denials of this second are left out here: see `enforcer events`"
             )),
         }
+        if self.ledger.is_unsettled() {
+            let records = self.kernel.records().unwrap_or_default();
+            self.ledger.settle(&records);
+            memory::give_back();
+        }
         // To count them takes a walk through all of their table.
         if mem::take(&mut self.has_new_records) {
             self.make_room();
@@ -318,9 +320,14 @@ impl Agent {
     pub(super) fn events(&mut self) -> Result<Vec<Event>, KernelError> {
         let mut records = self.kernel.records()?;
         records.sort_by_key(|(_, value)| value.last_ns);
-        let (ready, kernel) = (&self.ready, &self.kernel);
-        let mut teller = Teller::new(ready, kernel, &mut self.paths, &mut self.names);
-        let events = records.iter().map(|(key, value)| teller.event(key, value));
+        let boot = boot_time();
+        let in_force = InForce {
+            generation: self.generation,
+            ready: &self.ready,
+        };
+        let ledger = &mut self.ledger;
+        let events = records.iter();
+        let events = events.map(|(key, value)| ledger.event(in_force, key, value, boot));
         Ok(flood::order_to_list(events.collect()))
     }
 
@@ -369,7 +376,7 @@ impl Agent {
 
     /// A declared cgroup may come at any time, with a new id each time, and go.
     fn learn_cgroups(&mut self) {
-        self.paths.retry();
+        self.ledger.paths.retry();
         // What can not be looked at is not taken for gone.
         let looked = self.room.within(|| {
             let root = File::open(&self.cgroup_root);
@@ -445,17 +452,15 @@ impl Agent {
                     .record(&key)
                     .map_or(value.count, |value| value.count);
                 if self.kernel.delete_record(&key).is_ok() {
+                    self.ledger.forget(&key);
                     self.evicted += count;
                 }
             }
         }
-        if self.names.is_full() {
-            let of_records = records.iter().map(|(key, _)| names::who(key));
-            let of_links = self.links.iter();
-            let of_links = of_links.map(|link| (SubjectKind::Interface, link.index.into()));
-            self.names
-                .keep(&HashSet::from_iter(of_records.chain(of_links)));
-        }
+        let of_links = self.links.iter();
+        let of_links = of_links.map(|link| (SubjectKind::Interface, link.index.into()));
+        let keys = records.iter().map(|(key, _)| key);
+        self.ledger.keep_names(keys, of_links);
     }
 
     /// Puts the policy in force if its files changed. One that is broken is told once.
@@ -511,9 +516,14 @@ impl Agent {
         self.kernel
             .apply(&ready.compiled, generation, &pairs(&known))?;
         self.cgroups = pairs(&known).into_iter().collect();
-        self.generation = generation;
+        let before = (
+            mem::replace(&mut self.generation, generation),
+            mem::replace(&mut self.ready, ready),
+        );
+        // Without them, what nobody has named keeps its addresses alone.
+        let records = self.kernel.records().unwrap_or_default();
+        self.ledger.succeed(before.0, before.1, &records);
         self.since = SystemTime::now();
-        self.ready = ready;
         self.attach_interfaces(links).await;
         memory::give_back();
         Ok(())
@@ -522,7 +532,7 @@ impl Agent {
     /// Sockets that have a port which the policy would not let them bind.
     pub(super) fn refused_listeners(&mut self) -> Vec<Listener> {
         let root = cgroups::below_mount(&self.cgroup_root);
-        let (compiled, paths) = (&self.ready.compiled, &mut self.paths);
+        let (compiled, paths) = (&self.ready.compiled, &mut self.ledger.paths);
         let found = self
             .room
             .within(|| listeners::refused(compiled, paths, &root));

@@ -4,7 +4,7 @@ use enforcer_common::verdict::{Reason, counter};
 use enforcer_policy::model::{Mode, OtherTraffic};
 
 use super::{
-    PathCount, ReasonCount, Source, Sources, Status, events::rfc3339, faults::Kind, serve::Agent,
+    PathCount, ReasonCount, Source, Sources, Status, faults::Kind, ledger::rfc3339, serve::Agent,
     start::mode_name, warnings,
 };
 use crate::kernel::KernelError;

@@ -8,7 +8,12 @@ use std::{
 use enforcer_common::record::RecordKey;
 use enforcer_policy::text;
 
-use super::{Event, Output, events::Teller, say::say, serve::Agent};
+use super::{
+    Event, Output,
+    ledger::{InForce, boot_time},
+    say::say,
+    serve::Agent,
+};
 
 /// As many rows as somebody may read at the end.
 const ROWS: usize = 200;
@@ -17,18 +22,21 @@ impl Agent {
     /// Tells new denials.
     pub(super) fn tell(&mut self, keys: &[RecordKey]) {
         let is_followed = self.news.receiver_count() > 0;
-        let (ready, kernel) = (&self.ready, &self.kernel);
-        let mut teller = Teller::new(ready, kernel, &mut self.paths, &mut self.names);
+        let boot = boot_time();
         for key in keys {
             let is_written = self.budget.allows(key);
             if !is_written && !is_followed {
-                teller.learn(key);
+                self.ledger.learn(key);
                 continue;
             }
             let Some(value) = self.kernel.record(key) else {
                 continue;
             };
-            let event = teller.event(key, &value);
+            let in_force = InForce {
+                generation: self.generation,
+                ready: &self.ready,
+            };
+            let event = self.ledger.event(in_force, key, &value, boot);
             if is_written {
                 print_event(self.options.output, &event);
             }

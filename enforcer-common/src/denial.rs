@@ -1,0 +1,90 @@
+//! Who was denied, and what was meant: what a record says of a denial beside its reason. Kept with it under the generation that
+//! denied, so that nobody has to find it out later, under another policy or when the sender has gone.
+
+use crate::{
+    decide::receiver_at,
+    judge::{sender_by_cgroup, sender_by_entry, sender_on_wire, src_on_wire},
+    mark::PacketMark,
+    packet::Space,
+    record::{Hook, NO_TARGET, RecordKey},
+    tables::{NOBODY, Party, Role, Tables},
+    vantage::{Vantage, View},
+    verdict::Reason,
+};
+
+/// Who sent what was denied under that key. `vantage` is where it was judged; calls of processes are seen as what a process
+/// [sends](View::Sent). `mark` is what the packet carries after it was judged where it came in; elsewhere it is not looked at.
+#[inline(always)]
+pub fn sender<T: Tables>(tables: &T, vantage: Vantage, mark: PacketMark, key: &RecordKey) -> Party {
+    let Some(settings) = tables.settings() else {
+        return NOBODY;
+    };
+    let src = tables.place(key.packet_src());
+    match vantage.view() {
+        View::Arrived {
+            role: role @ Role::Pod,
+            ..
+        } if mark.is_from_known_pod() => sender_by_entry(settings, mark.entered(role), src),
+        View::Arrived { role, .. } => sender_on_wire(settings, role, src),
+        View::Left { entered, .. } => sender_by_entry(settings, entered, src),
+        View::Sent { sender, origin, .. } => sender_by_cgroup(settings, sender, origin),
+        // The process that holds a component's port is reported, not the client that came for the component.
+        View::Received { receiver, .. } if key.reason == Reason::ForeignListener.code() => receiver,
+        View::Received {
+            role: Role::Loopback,
+            ..
+        } => settings.local as Party,
+        View::Received { role, .. } => sender_on_wire(settings, role, src),
+    }
+}
+
+/// The set of endpoints that was meant. [`NO_TARGET`] where there was no port to tell.
+#[inline(always)]
+pub fn target<T: Tables>(tables: &T, vantage: Vantage, key: &RecordKey) -> u16 {
+    let Some(space) = Space::from_code(key.space) else {
+        return NO_TARGET;
+    };
+    let target = party_at(tables, vantage, key, space).and_then(|at| {
+        let class = tables.class(space, key.port)?;
+        tables.target(tables.settings()?, at, class)
+    });
+    target.unwrap_or(NO_TARGET)
+}
+
+/// Who is declared where the endpoint is looked up.
+#[inline(always)]
+fn party_at<T: Tables>(
+    tables: &T,
+    vantage: Vantage,
+    key: &RecordKey,
+    space: Space,
+) -> Option<Party> {
+    let settings = tables.settings()?;
+    let is_bind = key.hook == Hook::Bind as u8;
+    if is_bind && key.dst.is_unspecified() {
+        return Some(settings.own as Party);
+    }
+    let dst = if key.dst.is_unspecified() {
+        key.dst.this_host()
+    } else {
+        key.dst
+    };
+    let place = tables.place(&dst);
+    let is_reply = key.reply != 0;
+    let (is_here, role) = match vantage.view() {
+        View::Sent { on_lo, .. } => (on_lo || is_bind, Role::Uplink),
+        View::Received { role, .. } => (matches!(role, Role::Loopback) || !is_reply, role),
+        View::Arrived { role, .. } => (false, role),
+        View::Left { .. } => (false, Role::Uplink),
+    };
+    if is_here {
+        let port = (space, key.port);
+        return Some(receiver_at(tables, settings, &dst, place, port));
+    }
+    // What answers is its sender, of which a node's address is not always believed.
+    Some(if is_reply {
+        src_on_wire(settings, role, place)
+    } else {
+        place.party
+    })
+}
