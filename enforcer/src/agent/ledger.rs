@@ -392,7 +392,7 @@ mod tests {
             ready: &new,
         };
         let boot = SystemTime::UNIX_EPOCH;
-        let mut name = |ledger: &mut Ledger, (key, value): &(RecordKey, RecordValue)| {
+        let name = |ledger: &mut Ledger, (key, value): &(RecordKey, RecordValue)| {
             let event = ledger.event(in_force, key, value, boot);
             // Behind those that are everywhere.
             let sender = event.source_components.last().cloned();
