@@ -23,6 +23,7 @@ const DECIDE: &str = "enforcer-common/src/decide.rs";
 const PARSE: &str = "enforcer-common/src/parse.rs";
 const JUDGE: &str = "enforcer-common/src/judge.rs";
 const VANTAGE: &str = "enforcer-common/src/vantage.rs";
+const DENIAL: &str = "enforcer-common/src/denial.rs";
 const CACHE: &str = "enforcer-common/src/cache.rs";
 const TLS: &str = "enforcer-common/src/tls.rs";
 const OFFLOAD: &str = "enforcer-common/src/offload.rs";
@@ -32,13 +33,15 @@ const PARTIES: &str = "enforcer-policy/src/compile/parties.rs";
 const GROUND: &str = "enforcer-policy/src/compile/ground.rs";
 
 #[rustfmt::skip]
-const MUTANTS: [Mutant; 49] = [
+const MUTANTS: [Mutant; 51] = [
     Mutant { what: "a neighbour may use this node's address", file: JUDGE, from: "Role::Uplink => src.is(Place::OWN),", to: "Role::Uplink => false," },
+    Mutant { what: "a record names the client for who holds its port", file: DENIAL, from: "        View::Received { receiver, .. } if key.reason == Reason::ForeignListener.code() => receiver,\n", to: "" },
+    Mutant { what: "a record takes an answer for one to this node", file: DENIAL, from: "matches!(role, Role::Loopback) || !is_reply", to: "true" },
     Mutant { what: "a pod may use a node's address", file: JUDGE, from: "Role::Pod if src.is(Place::OWN | Place::OTHER_NODE) => true,", to: "Role::Pod if src.is(Place::OWN) => true," },
     Mutant { what: "loopback addresses come over the wire", file: JUDGE, from: "    if packet.src.is_loopback() || packet.dst.is_loopback() {\n        return denied(Reason::LoopbackOffLo);\n    }\n", to: "" },
     Mutant { what: "a stolen pod address counts", file: JUDGE, from: "src.is(Place::NAMED) && is_route_back()", to: "src.is(Place::NAMED)" },
-    Mutant { what: "the kernel's answers are a process's", file: JUDGE, from: "Origin::KernelSocket => settings.local as Party,", to: "Origin::KernelSocket => sender," },
-    Mutant { what: "another namespace's socket may use a node's address", file: JUDGE, from: "    if src.is(Place::OWN | Place::OTHER_NODE) {\n        return denied(settings, Reason::ForgedSource);\n    }\n    // What nobody declared", to: "    // What nobody declared" },
+    Mutant { what: "the kernel's answers are a process's", file: JUDGE, from: "Origin::KernelSocket => settings.local as Party,", to: "Origin::KernelSocket => cgroup," },
+    Mutant { what: "another namespace's socket may use a node's address", file: JUDGE, from: "    if src.is(Place::OWN | Place::OTHER_NODE) {\n        return denied(settings, Reason::ForgedSource);\n    }\n    let from = sender_by_cgroup", to: "    let from = sender_by_cgroup" },
     Mutant { what: "anybody listens on a component's port", file: JUDGE, from: "    is_foreign.then(", to: "    (is_foreign && ports.destination == 0).then(" },
     Mutant { what: "what an uplink brought is never asked for its checksum", file: JUDGE, from: "!carried.is_judged() || matches!(entered, Entered::ByUplink(_))", to: "!carried.is_judged() && matches!(entered, Entered::FromPod)" },
     Mutant { what: "data comes through with a SYN", file: JUDGE, from: "matches!(vantage.view(), View::Left { .. }) && carried.is_fast_open()", to: "false" },
