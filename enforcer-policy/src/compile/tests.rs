@@ -619,6 +619,10 @@ fn the_sides_of_a_denial_are_the_judges() {
     answer.reply = 1;
     let (_, target) = named(received(Role::Uplink), none, &answer);
     assert_eq!(target.as_deref(), Some("kubelet:api"));
+    // Nothing of this node's, whatever port it is.
+    answer.dst = address(pod);
+    let (_, target) = named(received(Role::Uplink), none, &answer);
+    assert_ne!(target.as_deref(), Some("kubelet:api"));
     // What could not be read was meant for nobody.
     let unread = key(tc, Reason::TruncatedHeader, "::", "::", None);
     assert_eq!(unread.space, NO_SPACE);
