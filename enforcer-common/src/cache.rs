@@ -15,7 +15,7 @@ use crate::{
     addr::Ip,
     limits::{MAX_CLASSES, MAX_PARTIES},
     mark::PacketMark,
-    packet::{Packet, Phase, Ports, Shape, Space},
+    packet::{Packet, Phase, Ports, Shape, PortKind},
     record::{Hook, RecordKey, Whose, subject},
     tables::{FlowKey, Party},
     vantage::{Kind, Vantage},
@@ -66,7 +66,7 @@ impl<'a> CacheKey<'a> {
         vantage: Vantage,
         stamp: Stamp,
         packet: &'a Packet,
-        class: impl Fn(Space, u16) -> Option<u16>,
+        class: impl Fn(PortKind, u16) -> Option<u16>,
     ) -> Self {
         let Ports {
             phase,
@@ -74,7 +74,7 @@ impl<'a> CacheKey<'a> {
             source,
             destination,
         } = packet.ports;
-        let by_class = matches!(space, Space::Tcp) && !vantage.is(Kind::Arrived);
+        let by_class = matches!(space, PortKind::Tcp) && !vantage.is(Kind::Arrived);
         let name = |number| {
             if by_class {
                 class(space, number).unwrap_or(NO_CLASS)
@@ -221,7 +221,7 @@ impl CacheEntry {
             destination: self.asked as u16,
             space: u32::from(self.how >> 4 & 0xf),
         };
-        let space = Space::from_code(flow.space as u8)?;
+        let space = PortKind::from_code(flow.space as u8)?;
         Some(RecordKey::of_flow(whose, denial, space, &flow))
     }
 }
@@ -297,7 +297,7 @@ mod tests {
     fn packet(phase: Phase) -> Packet {
         let ports = Ports {
             phase,
-            space: Space::Udp,
+            space: PortKind::Udp,
             source: 1000,
             destination: 53,
         };
@@ -305,7 +305,7 @@ mod tests {
     }
 
     /// Ports below 1024 have classes of their own.
-    fn class(_: Space, number: u16) -> Option<u16> {
+    fn class(_: PortKind, number: u16) -> Option<u16> {
         Some(if number < 1024 { number } else { 0 })
     }
 
@@ -372,7 +372,7 @@ mod tests {
             |_, _, packet| packet.src = Ip::v4([10, 0, 0, 3]),
             |_, _, packet| packet.dst = Ip::v4([10, 0, 0, 3]),
             |_, _, packet| packet.src.0[0] = 1,
-            |_, _, packet| packet.ports.space = Space::Tcp,
+            |_, _, packet| packet.ports.space = PortKind::Tcp,
             |_, _, packet| packet.ports.phase = Phase::Following,
             |_, _, packet| packet.ports.source += 1,
             |_, _, packet| packet.ports.destination += 1,
@@ -420,7 +420,7 @@ mod tests {
     fn connections_between_the_same_two_have_one_key() {
         let mut packet = packet(Phase::Following);
         packet.ports = Ports {
-            space: Space::Tcp,
+            space: PortKind::Tcp,
             source: 40_000,
             destination: 443,
             ..packet.ports

@@ -7,7 +7,7 @@
 
 use crate::{
     addr::Ip,
-    packet::{Packet, Phase, Ports, Shape, Space},
+    packet::{Packet, Phase, Ports, Shape, PortKind},
     tables::{FlowKey, Memory, Party, Place, Settings, Tables},
     verdict::{Denial, Direction, Reason, Verdict},
 };
@@ -33,7 +33,7 @@ pub fn received_at<T: Tables>(
     tables: &T,
     settings: &Settings,
     dst: &Ip,
-    space: Space,
+    space: PortKind,
     number: u16,
 ) -> Party {
     let place = tables.place(dst);
@@ -47,7 +47,7 @@ pub(crate) fn receiver_at<T: Tables>(
     settings: &Settings,
     dst: &Ip,
     place: Place,
-    (space, number): (Space, u16),
+    (space, number): (PortKind, u16),
 ) -> Party {
     if place.is(Place::OWN) || dst.is_loopback() {
         return place.party;
@@ -69,7 +69,7 @@ pub fn connecting<T: Tables>(
     tables: &T,
     by: Party,
     dst: &Ip,
-    space: Space,
+    space: PortKind,
     number: u16,
 ) -> Verdict {
     let Some(settings) = tables.settings() else {
@@ -96,18 +96,18 @@ pub fn connecting<T: Tables>(
 /// Whether `connect` and `sendmsg` fail at once with a verdict. In dry-run the packets tell. What is no declared endpoint is
 /// left to the packets of a UDP socket: programs connect them just to learn which source address they would get, and replies
 /// need the memory of flows.
-pub const fn fails_at_once(verdict: Verdict, space: Space) -> bool {
+pub const fn fails_at_once(verdict: Verdict, space: PortKind) -> bool {
     let is_refused = match space {
-        Space::Tcp => verdict.is_denied(),
-        Space::Udp => verdict.is_guarded_denial(),
-        Space::Icmp | Space::Icmp6 | Space::Protocol | Space::Arp => false,
+        PortKind::Tcp => verdict.is_denied(),
+        PortKind::Udp => verdict.is_guarded_denial(),
+        PortKind::Icmp | PortKind::Icmp6 | PortKind::Protocol | PortKind::Arp => false,
     };
     is_refused && !verdict.passes()
 }
 
 /// A process asks to bind an address. Whatever it is declared as, what is bound there receives what comes for this node,
 /// as [`received_at`] says: an address that nobody declared, one of a link, one that the node is yet to get.
-pub fn binding<T: Tables>(tables: &T, by: Party, addr: &Ip, space: Space, number: u16) -> Verdict {
+pub fn binding<T: Tables>(tables: &T, by: Party, addr: &Ip, space: PortKind, number: u16) -> Verdict {
     let Some(settings) = tables.settings() else {
         return Verdict::UNSET;
     };
@@ -337,7 +337,7 @@ struct Approach {
     from: Party,
     /// Who is declared at the address.
     at: Party,
-    space: Space,
+    space: PortKind,
     number: u16,
 }
 
@@ -378,7 +378,7 @@ pub const fn is_answer(denial: Denial, packet: &Packet) -> bool {
         && matches!(denial.direction, Direction::Forward)
         && matches!(packet.shape, Shape::Flow)
         && matches!(phase, Phase::Following)
-        && matches!(space, Space::Tcp)
+        && matches!(space, PortKind::Tcp)
         // Servers have the smaller numbers.
         && (packet.segment.is_syn_ack() || source < destination)
 }

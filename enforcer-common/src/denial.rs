@@ -5,7 +5,7 @@ use crate::{
     decide::receiver_at,
     judge::{sender_by_cgroup, sender_by_entry, sender_on_wire, src_on_wire},
     mark::PacketMark,
-    packet::Space,
+    packet::PortKind,
     record::{Hook, NO_TARGET, RecordKey},
     tables::{NOBODY, Party, Role, Tables},
     vantage::{Vantage, View},
@@ -41,7 +41,7 @@ pub fn sender<T: Tables>(tables: &T, vantage: Vantage, mark: PacketMark, key: &R
 /// The set of endpoints that was meant. [`NO_TARGET`] where there was no port to tell.
 #[inline(always)]
 pub fn target<T: Tables>(tables: &T, vantage: Vantage, key: &RecordKey) -> u16 {
-    let Some(space) = Space::from_code(key.space) else {
+    let Some(space) = PortKind::from_code(key.space) else {
         return NO_TARGET;
     };
     let target = party_at(tables, vantage, key, space).and_then(|at| {
@@ -57,7 +57,7 @@ fn party_at<T: Tables>(
     tables: &T,
     vantage: Vantage,
     key: &RecordKey,
-    space: Space,
+    space: PortKind,
 ) -> Option<Party> {
     let settings = tables.settings()?;
     let is_bind = key.hook == Hook::Bind as u8;

@@ -545,7 +545,7 @@ fn is_forged_on_wire(role: Role, src: Place, addr: &Ip) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::{packet::Space, tables::FlowKey};
+    use crate::{packet::PortKind, tables::FlowKey};
 
     /// A policy that allows everything: what is asked besides is what is tried.
     struct Open(Settings);
@@ -578,7 +578,7 @@ mod tests {
         fn place(&self, _: &Ip) -> Place {
             Place::UNKNOWN
         }
-        fn class(&self, _: Space, _: u16) -> Option<u16> {
+        fn class(&self, _: PortKind, _: u16) -> Option<u16> {
             Some(0)
         }
         fn target(&self, _: &Settings, _: Party, _: u16) -> Option<u16> {
@@ -610,7 +610,7 @@ mod tests {
     fn packet(phase: Phase) -> Packet {
         let ports = Ports {
             phase,
-            space: Space::Tcp,
+            space: PortKind::Tcp,
             source: 40_000,
             destination: 443,
         };
@@ -736,8 +736,8 @@ mod tests {
             (Verdict::path(1), false, false),
             (Verdict::OTHER, false, false),
         ] {
-            assert_eq!(fails_at_once(verdict, Space::Tcp), tcp, "{verdict:?}");
-            assert_eq!(fails_at_once(verdict, Space::Udp), udp, "{verdict:?}");
+            assert_eq!(fails_at_once(verdict, PortKind::Tcp), tcp, "{verdict:?}");
+            assert_eq!(fails_at_once(verdict, PortKind::Udp), udp, "{verdict:?}");
         }
     }
 

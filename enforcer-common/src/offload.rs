@@ -5,7 +5,7 @@
 //! `PACKET_VNET_HDR` and a tun device say so for whatever bytes they like, so that a port could be judged and
 //! then be overwritten by a sum that was chosen to be another port.
 
-use crate::packet::{Packet, Shape, Space};
+use crate::packet::{Packet, Shape, PortKind};
 
 /// A checksum that is yet to be written. Offsets count from the packet's first byte.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -35,14 +35,14 @@ impl Completion {
         }
         match packet.shape {
             Shape::Flow => match packet.ports.space {
-                Space::Tcp => start == transport && field == transport + TCP,
-                Space::Udp => {
+                PortKind::Tcp => start == transport && field == transport + TCP,
+                PortKind::Udp => {
                     (start == transport && field == transport + UDP)
                         || start >= transport + UDP_HEADER
                 }
-                Space::Icmp | Space::Icmp6 => start == transport && field == transport + ICMP,
-                Space::Protocol => true,
-                Space::Arp => false,
+                PortKind::Icmp | PortKind::Icmp6 => start == transport && field == transport + ICMP,
+                PortKind::Protocol => true,
+                PortKind::Arp => false,
             },
             Shape::IcmpError | Shape::IcmpErrorLaterFragment | Shape::IcmpErrorAstray => {
                 start == transport && field == transport + ICMP
@@ -62,7 +62,7 @@ mod tests {
 
     const TRANSPORT: u32 = 34;
 
-    fn packet(space: Space) -> Packet {
+    fn packet(space: PortKind) -> Packet {
         let ports = Ports {
             phase: Phase::Following,
             space,
@@ -74,17 +74,17 @@ mod tests {
         packet
     }
 
-    fn harmless(space: Space, start: u32, field: u32) -> bool {
+    fn harmless(space: PortKind, start: u32, field: u32) -> bool {
         Completion { start, field }.is_harmless(&packet(space))
     }
 
     #[test]
     fn a_checksum_goes_where_its_header_has_it() {
         for (space, place) in [
-            (Space::Tcp, 16),
-            (Space::Udp, 6),
-            (Space::Icmp, 2),
-            (Space::Icmp6, 2),
+            (PortKind::Tcp, 16),
+            (PortKind::Udp, 6),
+            (PortKind::Icmp, 2),
+            (PortKind::Icmp6, 2),
         ] {
             for field in 0..TRANSPORT + 40 {
                 let own = field == TRANSPORT + place;
@@ -96,11 +96,11 @@ mod tests {
 
     #[test]
     fn what_is_in_a_tunnel_is_judged_when_it_is_unpacked() {
-        assert!(harmless(Space::Udp, TRANSPORT + 8, TRANSPORT + 8));
-        assert!(harmless(Space::Udp, TRANSPORT + 50, TRANSPORT + 66));
-        assert!(!harmless(Space::Udp, TRANSPORT + 4, TRANSPORT + 50));
-        assert!(harmless(Space::Protocol, TRANSPORT + 20, TRANSPORT + 36));
-        assert!(!harmless(Space::Protocol, TRANSPORT - 4, TRANSPORT - 2));
+        assert!(harmless(PortKind::Udp, TRANSPORT + 8, TRANSPORT + 8));
+        assert!(harmless(PortKind::Udp, TRANSPORT + 50, TRANSPORT + 66));
+        assert!(!harmless(PortKind::Udp, TRANSPORT + 4, TRANSPORT + 50));
+        assert!(harmless(PortKind::Protocol, TRANSPORT + 20, TRANSPORT + 36));
+        assert!(!harmless(PortKind::Protocol, TRANSPORT - 4, TRANSPORT - 2));
     }
 
     #[test]
@@ -115,9 +115,9 @@ mod tests {
         assert!(
             everywhere
                 .clone()
-                .all(|c| !c.is_harmless(&packet(Space::Arp)))
+                .all(|c| !c.is_harmless(&packet(PortKind::Arp)))
         );
-        let mut nowhere = packet(Space::Tcp);
+        let mut nowhere = packet(PortKind::Tcp);
         nowhere.transport = 0;
         assert!(everywhere.clone().all(|c| !c.is_harmless(&nowhere)));
     }

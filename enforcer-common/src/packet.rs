@@ -51,7 +51,7 @@ impl PacketBytes for [u8] {
 /// What a number names: a port, a message type or a protocol.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 #[repr(u8)]
-pub enum Space {
+pub enum PortKind {
     /// TCP ports.
     Tcp = 0,
     /// UDP ports.
@@ -66,7 +66,7 @@ pub enum Space {
     Arp = 5,
 }
 
-impl Space {
+impl PortKind {
     /// All of them, in the order of their numbers.
     pub const ALL: [Self; 6] = [
         Self::Tcp,
@@ -128,7 +128,7 @@ pub struct Ports {
     /// Which of the numbers can name an endpoint.
     pub phase: Phase,
     /// What the numbers name.
-    pub space: Space,
+    pub space: PortKind,
     /// The sender's.
     pub source: u16,
     /// The receiver's.
@@ -254,7 +254,7 @@ impl Ports {
     /// Not there, or not yet read.
     pub const NONE: Self = Self {
         phase: Phase::Following,
-        space: Space::Protocol,
+        space: PortKind::Protocol,
         source: 0,
         destination: 0,
     };
@@ -280,7 +280,7 @@ impl Packet {
         shape: Shape::Flow,
         ports: Ports {
             phase: Phase::Opening,
-            space: Space::Tcp,
+            space: PortKind::Tcp,
             ..Ports::NONE
         },
         ..Self::between(Ip::UNSPECIFIED, Ip::UNSPECIFIED)

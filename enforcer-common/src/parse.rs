@@ -11,7 +11,7 @@
 use crate::{
     addr::Ip,
     limits::{MAX_EXTENSION_BYTES, MAX_EXTENSION_HEADERS},
-    packet::{Packet, PacketBytes, Phase, Ports, Segment, Shape, Space},
+    packet::{Packet, PacketBytes, Phase, Ports, Segment, Shape, PortKind},
     verdict::Reason,
 };
 
@@ -178,7 +178,7 @@ fn parse_arp<B: PacketBytes + ?Sized>(
     packet.shape = Shape::Flow;
     packet.ports = Ports {
         phase: Phase::Following,
-        space: Space::Arp,
+        space: PortKind::Arp,
         source: 0,
         destination: 0,
     };
@@ -451,20 +451,20 @@ fn read_ports<B: PacketBytes + ?Sized>(
             } else {
                 Phase::Following
             };
-            numbers(ports, Space::Tcp, both);
+            numbers(ports, PortKind::Tcp, both);
             packet.segment = segment(words, network);
         }
         UDP if whole => {
             let [both, _] = words_within(bytes, network)?;
             ports.phase = Phase::Datagram;
-            numbers(ports, Space::Udp, both);
+            numbers(ports, PortKind::Udp, both);
         }
         _ if B::PLAIN => return Err(Reason::UnknownProtocol),
         TCP | UDP => {
             let space = if network.protocol == TCP {
-                Space::Tcp
+                PortKind::Tcp
             } else {
-                Space::Udp
+                PortKind::Udp
             };
             ports.phase = Phase::Following;
             let [both] = words_within(bytes, network)?;
@@ -472,13 +472,13 @@ fn read_ports<B: PacketBytes + ?Sized>(
         }
         ICMP => icmp(
             ports,
-            Space::Icmp,
+            PortKind::Icmp,
             load_within::<B, 1>(bytes, network)?,
             (8, 0),
         ),
         ICMP6 => icmp(
             ports,
-            Space::Icmp6,
+            PortKind::Icmp6,
             load_within::<B, 1>(bytes, network)?,
             (128, 129),
         ),
@@ -486,7 +486,7 @@ fn read_ports<B: PacketBytes + ?Sized>(
             let number = u16::from(other);
             *ports = Ports {
                 phase: Phase::Following,
-                space: Space::Protocol,
+                space: PortKind::Protocol,
                 source: number,
                 destination: number,
             };
@@ -511,14 +511,14 @@ fn segment([_, seq, ack, rest, _]: [u32; 5], network: &Network) -> Segment {
 }
 
 /// Both ports, from a word as it stands in memory.
-fn numbers(ports: &mut Ports, space: Space, both: u32) {
+fn numbers(ports: &mut Ports, space: PortKind, both: u32) {
     let [a, b, c, d] = both.to_ne_bytes();
     ports.space = space;
     ports.source = u16::from_be_bytes([a, b]);
     ports.destination = u16::from_be_bytes([c, d]);
 }
 
-fn icmp(ports: &mut Ports, space: Space, [kind]: [u8; 1], (request, reply): (u8, u8)) {
+fn icmp(ports: &mut Ports, space: PortKind, [kind]: [u8; 1], (request, reply): (u8, u8)) {
     let answer = kind == reply;
     ports.phase = if answer {
         Phase::Answer

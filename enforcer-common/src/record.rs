@@ -5,7 +5,7 @@ use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
 use crate::{
     addr::Ip,
     limits::{MAX_RECORDS, MAX_TARGETS},
-    packet::Space,
+    packet::PortKind,
     tables::FlowKey,
     verdict::{Denial, Direction},
 };
@@ -98,7 +98,7 @@ pub struct RecordKey {
     pub dst: Ip,
     /// Destination port, message type or protocol, in host byte order.
     pub port: u16,
-    /// Number of a [`crate::packet::Space`]; [`NO_SPACE`] where the packet could not be read or has
+    /// Number of a [`crate::packet::PortKind`]; [`NO_PORT_KIND`] where the packet could not be read or has
     /// no ports.
     pub space: u8,
     /// Number of a [`Hook`].
@@ -138,7 +138,7 @@ impl RecordKey {
             src,
             dst,
             port: 0,
-            space: NO_SPACE,
+            space: NO_PORT_KIND,
             hook: hook as u8,
             reason: denial.reason.code(),
             subject_kind: kind,
@@ -155,7 +155,7 @@ impl RecordKey {
 
     /// The key of a denied packet of a flow, in either direction: whoever opened it comes first.
     #[inline(always)]
-    pub fn of_flow(whose: Whose, denial: Denial, space: Space, flow: &FlowKey) -> Self {
+    pub fn of_flow(whose: Whose, denial: Denial, space: PortKind, flow: &FlowKey) -> Self {
         let mut key = Self::between(whose, denial, flow.src, flow.dst);
         (key.space, key.port) = (space as u8, flow.destination);
         if matches!(denial.direction, Direction::Reply) {
@@ -262,7 +262,7 @@ impl PairKey {
 }
 
 /// No ports were read.
-pub const NO_SPACE: u8 = 0xff;
+pub const NO_PORT_KIND: u8 = 0xff;
 
 /// What is known of all denials of one key.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, FromBytes, IntoBytes, Immutable, KnownLayout)]

@@ -10,7 +10,7 @@ use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
 use crate::{
     addr::Ip,
     limits::{MAX_PARTIES, MAX_PATHS, MEMORY_SECONDS},
-    packet::Space,
+    packet::PortKind,
     verdict::Verdict,
 };
 
@@ -140,14 +140,14 @@ pub const CLASSES_PER_BLOCK: usize = 256;
 
 /// The block that holds the class of a number; its low byte is the place in it. TCP and UDP take 256
 /// blocks each, the others, whose numbers are bytes, one.
-pub const fn class_block(space: Space, number: u16) -> u32 {
+pub const fn class_block(space: PortKind, number: u16) -> u32 {
     match space {
-        Space::Tcp => number as u32 >> 8,
-        Space::Udp => 256 + (number as u32 >> 8),
-        Space::Icmp => 512,
-        Space::Icmp6 => 513,
-        Space::Protocol => 514,
-        Space::Arp => 515,
+        PortKind::Tcp => number as u32 >> 8,
+        PortKind::Udp => 256 + (number as u32 >> 8),
+        PortKind::Icmp => 512,
+        PortKind::Icmp6 => 513,
+        PortKind::Protocol => 514,
+        PortKind::Arp => 515,
     }
 }
 
@@ -196,7 +196,7 @@ pub struct FlowKey {
     pub source: u16,
     /// The endpoint's port.
     pub destination: u16,
-    /// Number of a [`Space`]: TCP's flows are not UDP's.
+    /// Number of a [`PortKind`]: TCP's flows are not UDP's.
     pub space: u32,
 }
 
@@ -223,7 +223,7 @@ pub trait Tables {
     /// Who is at an address; [`Place::UNKNOWN`] where nobody is declared.
     fn place(&self, addr: &Ip) -> Place;
     /// The class of a port.
-    fn class(&self, space: Space, number: u16) -> Option<u16>;
+    fn class(&self, space: PortKind, number: u16) -> Option<u16>;
     /// The set of endpoints that a class of port means at the address of a party.
     fn target(&self, settings: &Settings, at: Party, class: u16) -> Option<u16>;
     /// Whether a port of that class is declared at the address of a party, by more than "every port".

@@ -6,7 +6,7 @@ use aya_ebpf::{bindings::bpf_sock, programs::SkBuffContext};
 use enforcer_common::{
     judge::{self, Examined, Judgement, examine, judge_unreadable, report},
     mark::PacketMark,
-    packet::{Packet, Space},
+    packet::{Packet, PortKind},
     parse::Start,
     record::{Hook, SocketState},
     tables::{Party, Role, Tables as _},
@@ -397,7 +397,7 @@ impl Connected {
     #[inline(always)]
     fn with_place(self, skb: Skb, verdict: Verdict, packet: &Packet) -> Self {
         let is_worth_it = || {
-            matches!(packet.ports.space, Space::Tcp)
+            matches!(packet.ports.space, PortKind::Tcp)
                 && (verdict.is_tls_path() || packet.segment.is_sampled())
         };
         if !is_open(self.sk) || (self.state.is_null() && !is_worth_it()) {

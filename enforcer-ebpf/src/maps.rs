@@ -19,7 +19,7 @@ use enforcer_common::{
     cache::{self, CacheEntry, CgroupParty},
     hosts::{self, Bucket, Kind},
     interfaces, limits,
-    packet::Space,
+    packet::PortKind,
     record::{PairKey, RecordKey, RecordPlace, RecordValue},
     tables::{
         CLASS_BLOCKS, CLASSES_PER_BLOCK, DECLARED_PORT, FlowKey, Memory, NOBODY, Party, Place,
@@ -173,7 +173,7 @@ impl Active {
 
     /// The class of a port.
     #[inline(always)]
-    pub fn class(self, space: Space, number: u16) -> Option<u16> {
+    pub fn class(self, space: PortKind, number: u16) -> Option<u16> {
         class(active::parts(self.0).0, space, number)
     }
 
@@ -284,7 +284,7 @@ impl Tables for Generation {
         zerocopy::transmute!(enforcer_place(addr, self.slot, settings))
     }
 
-    fn class(&self, space: Space, number: u16) -> Option<u16> {
+    fn class(&self, space: PortKind, number: u16) -> Option<u16> {
         class(self.slot, space, number)
     }
 
@@ -375,7 +375,7 @@ fn seconds() -> u32 {
 
 /// The class of a port, in the generation in a slot.
 #[inline(always)]
-fn class(slot: u32, space: Space, number: u16) -> Option<u16> {
+fn class(slot: u32, space: PortKind, number: u16) -> Option<u16> {
     let block = CLASSES.get_value(slot, &class_block(space, number))?;
     block.get(usize::from(number as u8)).copied()
 }

@@ -11,7 +11,7 @@ use enforcer_common::{
     cache::CacheEntry,
     decide, denial, limits,
     mark::PacketMark,
-    packet::{Packet, Shape, Space},
+    packet::{Packet, Shape, PortKind},
     record::{Hook, PairKey, RecordKey, RecordPlace, RecordValue, SocketState, Whose, subject},
     tables::Tables as _,
     vantage::Vantage,
@@ -103,9 +103,9 @@ impl Report {
             Shape::IcmpError | Shape::IcmpErrorLaterFragment | Shape::IcmpErrorAstray
         ) {
             let space = if packet.dst.is_v4() {
-                Space::Icmp
+                PortKind::Icmp
             } else {
-                Space::Icmp6
+                PortKind::Icmp6
             };
             (key.space, key.port) = (space as u8, u16::from(packet.icmp_error));
         }
@@ -113,7 +113,7 @@ impl Report {
     }
 
     /// Counts a denied call, and keeps a record.
-    pub fn call(&self, verdict: Verdict, dst: Ip, (space, port): (Space, u16)) {
+    pub fn call(&self, verdict: Verdict, dst: Ip, (space, port): (PortKind, u16)) {
         count(self.hook, counter::of(verdict));
         let Outcome::Denied(denial) = verdict.outcome() else {
             return;

@@ -13,7 +13,7 @@ use enforcer_common::{
     addr::Ip,
     decide,
     mark::PacketMark,
-    packet::Space,
+    packet::PortKind,
     record::Hook,
     tables::{Party, Tables as _},
     vantage::Vantage,
@@ -135,7 +135,7 @@ pub fn bound(ctx: &SockContext, addr: Ip) -> i32 {
 
 /// Whether the calling process may hold a port at an address.
 #[inline(always)]
-fn holding<C: EbpfContext>(ctx: &C, sk: *mut bpf_sock, addr: Ip, space: Space, port: u16) -> i32 {
+fn holding<C: EbpfContext>(ctx: &C, sk: *mut bpf_sock, addr: Ip, space: PortKind, port: u16) -> i32 {
     let active = Active::now();
     let generation = active.generation();
     if generation.settings().is_none() {
@@ -181,7 +181,7 @@ struct Call {
     by: Party,
     hook: Hook,
     addr: Ip,
-    space: Space,
+    space: PortKind,
     port: u16,
     sk: *mut bpf_sock,
 }
@@ -206,18 +206,18 @@ impl Call {
 }
 
 /// What the call is for, where ports are judged.
-fn endpoint(ctx: &SockAddrContext) -> Option<(Space, u16)> {
+fn endpoint(ctx: &SockAddrContext) -> Option<(PortKind, u16)> {
     // SAFETY: the context is valid while the program runs.
     let (protocol, port) = unsafe { ((*ctx.sock_addr).protocol, (*ctx.sock_addr).user_port) };
     // In network byte order, in the low half.
     Some((space_of(protocol)?, u16::from_be(port as u16)))
 }
 
-fn space_of(protocol: u32) -> Option<Space> {
+fn space_of(protocol: u32) -> Option<PortKind> {
     Some(match protocol {
         // An MPTCP socket's subflows are TCP.
-        IPPROTO_TCP | IPPROTO_MPTCP => Space::Tcp,
-        IPPROTO_UDP | IPPROTO_UDPLITE => Space::Udp,
+        IPPROTO_TCP | IPPROTO_MPTCP => PortKind::Tcp,
+        IPPROTO_UDP | IPPROTO_UDPLITE => PortKind::Udp,
         _ => return None,
     })
 }

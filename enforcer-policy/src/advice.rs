@@ -3,7 +3,7 @@
 
 use std::{collections::HashSet, net::IpAddr};
 
-use enforcer_common::packet::Space;
+use enforcer_common::packet::PortKind;
 use serde::{Deserialize, Serialize};
 
 use crate::{
@@ -54,7 +54,7 @@ pub struct Denied<'a> {
     /// Endpoints at the destination, as `component:port`.
     pub endpoints: &'a [String],
     /// The kind of number, and the number.
-    pub number: (Space, u16),
+    pub number: (PortKind, u16),
     /// The destination, where it is known.
     pub destination: Option<IpAddr>,
     /// The port that it came from, where it is known.
@@ -208,11 +208,11 @@ fn own_path(policy: &Policy, path: &Path, denied: &Denied<'_>) -> Option<String>
     let (space, number) = denied.number;
     let what = match space {
         // From a server's port to a client's: an answer, which no path of its own is for.
-        Space::Tcp | Space::Udp if is_like_answer(denied) => return None,
-        Space::Tcp => format!("{number}/tcp"),
-        Space::Udp => format!("{number}/udp"),
-        Space::Protocol => format!("{number}/ip"),
-        Space::Icmp | Space::Icmp6 | Space::Arp => return None,
+        PortKind::Tcp | PortKind::Udp if is_like_answer(denied) => return None,
+        PortKind::Tcp => format!("{number}/tcp"),
+        PortKind::Udp => format!("{number}/udp"),
+        PortKind::Protocol => format!("{number}/ip"),
+        PortKind::Icmp | PortKind::Icmp6 | PortKind::Arp => return None,
     };
     let from: Vec<&str> = path
         .from
@@ -348,17 +348,17 @@ fn switch(policy: &Policy, catalogue: &Catalogue, path: &Path) -> String {
     }
 }
 
-fn covers(port: &Port, (space, number): (Space, u16)) -> bool {
+fn covers(port: &Port, (space, number): (PortKind, u16)) -> bool {
     port.matches.iter().any(|found| match (found, space) {
-        (PortMatch::Tcp(first, last), Space::Tcp) | (PortMatch::Udp(first, last), Space::Udp) => {
+        (PortMatch::Tcp(first, last), PortKind::Tcp) | (PortMatch::Udp(first, last), PortKind::Udp) => {
             (*first..=*last).contains(&number)
         }
-        (PortMatch::Icmp(first, last), Space::Icmp)
-        | (PortMatch::Icmp6(first, last), Space::Icmp6) => {
+        (PortMatch::Icmp(first, last), PortKind::Icmp)
+        | (PortMatch::Icmp6(first, last), PortKind::Icmp6) => {
             (u16::from(*first)..=u16::from(*last)).contains(&number)
         }
-        (PortMatch::Protocol(known), Space::Protocol) => u16::from(*known) == number,
-        (PortMatch::Arp, Space::Arp) => true,
+        (PortMatch::Protocol(known), PortKind::Protocol) => u16::from(*known) == number,
+        (PortMatch::Arp, PortKind::Arp) => true,
         _ => false,
     })
 }

@@ -7,7 +7,7 @@ use enforcer_common::{
     addr::Ip,
     decide,
     judge::{Judgement, judge},
-    packet::{Packet, Phase, Ports, Space},
+    packet::{Packet, Phase, Ports, PortKind},
     record::Hook,
     tables::{Party, Role, Tables as _},
     vantage::{Entered, Origin, Vantage, View},
@@ -372,8 +372,8 @@ fn bind(tables: &Simulator<'_>, from: &Sender, at: Target) -> Result<Judged, Str
         return Err("only a process binds: name its cgroup".to_owned());
     };
     let (space, number) = match at.what {
-        What::Tcp(port) => (Space::Tcp, port),
-        What::Udp(port) => (Space::Udp, port),
+        What::Tcp(port) => (PortKind::Tcp, port),
+        What::Udp(port) => (PortKind::Udp, port),
         _ => return Err("only TCP and UDP ports are bound".to_owned()),
     };
     let party = tables.party_of_cgroup(cgroup);
@@ -570,12 +570,12 @@ fn source_for(node: &Node, destination: IpAddr, is_local: bool) -> Option<IpAddr
 
 fn ports(what: What) -> Ports {
     let (phase, space, destination) = match what {
-        What::Tcp(port) => (Phase::Opening, Space::Tcp, port),
-        What::Udp(port) => (Phase::Datagram, Space::Udp, port),
-        What::Icmp(kind) => (Phase::Opening, Space::Icmp, kind.into()),
-        What::Icmp6(kind) => (Phase::Opening, Space::Icmp6, kind.into()),
-        What::Protocol(number) => (Phase::Following, Space::Protocol, number.into()),
-        What::Arp => (Phase::Following, Space::Arp, 0),
+        What::Tcp(port) => (Phase::Opening, PortKind::Tcp, port),
+        What::Udp(port) => (Phase::Datagram, PortKind::Udp, port),
+        What::Icmp(kind) => (Phase::Opening, PortKind::Icmp, kind.into()),
+        What::Icmp6(kind) => (Phase::Opening, PortKind::Icmp6, kind.into()),
+        What::Protocol(number) => (Phase::Following, PortKind::Protocol, number.into()),
+        What::Arp => (Phase::Following, PortKind::Arp, 0),
     };
     let source = match what {
         What::Protocol(number) => number.into(),
@@ -590,7 +590,7 @@ fn ports(what: What) -> Ports {
 }
 
 /// The number of the target that is meant, and the port, type or protocol there.
-fn meant(tables: &Simulator<'_>, to: Target, at_own_socket: bool) -> Option<(u16, (Space, u16))> {
+fn meant(tables: &Simulator<'_>, to: Target, at_own_socket: bool) -> Option<(u16, (PortKind, u16))> {
     let Ports {
         space, destination, ..
     } = ports(to.what);

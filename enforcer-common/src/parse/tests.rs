@@ -45,7 +45,7 @@ fn udp() -> Vec<u8> {
     vec![0x00, 0x35, 0x30, 0x39, 0, 8, 0, 0]
 }
 
-fn ports(space: Space, source: u16, destination: u16, phase: Phase) -> Ports {
+fn ports(space: PortKind, source: u16, destination: u16, phase: Phase) -> Ports {
     Ports {
         phase,
         space,
@@ -75,7 +75,7 @@ fn the_flags_of_a_segment_say_whether_it_opens() {
         } else {
             Phase::Following
         };
-        let expected = ports(Space::Tcp, 40_000, 2379, phase);
+        let expected = ports(PortKind::Tcp, 40_000, 2379, phase);
         let packet = reads(&v4(TCP, 0, &[], &tcp(flags)), Start::Ip, expected);
         assert_eq!((packet.src, packet.dst), (Ip::v4(A), Ip::v4(B)));
         reads(&v6(TCP, &tcp(flags)), Start::Ip, expected);
@@ -84,7 +84,7 @@ fn the_flags_of_a_segment_say_whether_it_opens() {
 
 #[test]
 fn ports_stand_behind_options_tags_and_extension_headers() {
-    let expected = ports(Space::Tcp, 40_000, 2379, Phase::Opening);
+    let expected = ports(PortKind::Tcp, 40_000, 2379, Phase::Opening);
     let syn = tcp(0x02);
     reads(&v4(TCP, 0, &[1; 12], &syn), Start::Ip, expected);
     let plain = v4(TCP, 0, &[], &syn);
@@ -174,7 +174,7 @@ fn extension_headers_are_bounded_and_in_place() {
 fn the_first_fragment_must_hold_what_decides() {
     const MORE: u16 = 0x2000;
     let syn = tcp(0x02);
-    let expected = ports(Space::Tcp, 40_000, 2379, Phase::Opening);
+    let expected = ports(PortKind::Tcp, 40_000, 2379, Phase::Opening);
     reads(&v4(TCP, MORE, &[], &syn), Start::Ip, expected);
     refuses(
         &v4(TCP, MORE, &[], &syn[..16]),
@@ -212,12 +212,12 @@ fn datagrams_echo_and_other_protocols() {
     reads(
         &v4(UDP, 0, &[], &udp()),
         Start::Ip,
-        ports(Space::Udp, 53, 12345, Phase::Datagram),
+        ports(PortKind::Udp, 53, 12345, Phase::Datagram),
     );
     for (kind, expected) in [
-        (8, ports(Space::Icmp, 0, 8, Phase::Opening)),
-        (0, ports(Space::Icmp, 8, 0, Phase::Answer)),
-        (5, ports(Space::Icmp, 0, 5, Phase::Opening)),
+        (8, ports(PortKind::Icmp, 0, 8, Phase::Opening)),
+        (0, ports(PortKind::Icmp, 8, 0, Phase::Answer)),
+        (5, ports(PortKind::Icmp, 0, 5, Phase::Opening)),
     ] {
         reads(
             &v4(ICMP, 0, &[], &[kind, 0, 0, 0, 0, 0, 0, 0]),
@@ -228,24 +228,24 @@ fn datagrams_echo_and_other_protocols() {
     reads(
         &v6(ICMP6, &[135; 8]),
         Start::Ip,
-        ports(Space::Icmp6, 0, 135, Phase::Opening),
+        ports(PortKind::Icmp6, 0, 135, Phase::Opening),
     );
     reads(
         &v6(ICMP6, &[129; 8]),
         Start::Ip,
-        ports(Space::Icmp6, 128, 129, Phase::Answer),
+        ports(PortKind::Icmp6, 128, 129, Phase::Answer),
     );
     reads(
         &v4(112, 0, &[], &[0; 8]),
         Start::Ip,
-        ports(Space::Protocol, 112, 112, Phase::Following),
+        ports(PortKind::Protocol, 112, 112, Phase::Following),
     );
 }
 
 #[test]
 fn arp_is_read_by_its_protocol_addresses() {
     let arp = [&[0, 1, 8, 0, 6, 4, 0, 1][..], &[2; 6], &A, &[0; 6], &B].concat();
-    let expected = ports(Space::Arp, 0, 0, Phase::Following);
+    let expected = ports(PortKind::Arp, 0, 0, Phase::Following);
     let packet = reads(&eth(ETH_ARP, &arp), Start::Ethernet, expected);
     assert_eq!((packet.src, packet.dst), (Ip::v4(A), Ip::v4(B)));
     refuses(
@@ -285,7 +285,7 @@ fn an_icmp_error_is_read_by_what_it_quotes() {
     assert_eq!(packet.quoted_dst, Ip::v4(A));
     assert_eq!(
         packet.ports,
-        ports(Space::Tcp, 40_000, 2379, Phase::Following)
+        ports(PortKind::Tcp, 40_000, 2379, Phase::Following)
     );
 
     let later = turned(v4(TCP, 100, &[], &[0; 8]));

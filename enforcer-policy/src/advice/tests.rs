@@ -37,7 +37,7 @@ spec:
 ";
 
 /// Advice for a packet that arrives on cp1 from an address.
-fn advice(text: &str, from: &str, to: &str, number: (Space, u16)) -> Vec<Advice> {
+fn advice(text: &str, from: &str, to: &str, number: (PortKind, u16)) -> Vec<Advice> {
     let source = SourceText {
         name: "p.yaml".to_owned(),
         text: text.to_owned(),
@@ -70,7 +70,7 @@ fn advice(text: &str, from: &str, to: &str, number: (Space, u16)) -> Vec<Advice>
 /// What is commonly missed, told by what it breaks.
 #[test]
 fn a_denial_says_what_it_breaks() {
-    let (tcp, udp, ip) = (Space::Tcp, Space::Udp, Space::Protocol);
+    let (tcp, udp, ip) = (PortKind::Tcp, PortKind::Udp, PortKind::Protocol);
     for (line, from, to, number, path, symptom) in [
         (
             "",
@@ -204,7 +204,7 @@ fn a_denial_says_what_it_breaks() {
             "disable: [arp]",
             "203.0.113.9",
             "10.0.0.11",
-            (Space::Arp, 0),
+            (PortKind::Arp, 0),
             "arp",
             "silent on IPv4",
         ),
@@ -212,7 +212,7 @@ fn a_denial_says_what_it_breaks() {
             "disable: [neighbour-discovery]",
             "203.0.113.9",
             "10.0.0.11",
-            (Space::Icmp6, 135),
+            (PortKind::Icmp6, 135),
             "neighbour-discovery",
             "silent on IPv6",
         ),
@@ -251,24 +251,24 @@ fn a_denial_says_what_it_breaks() {
 #[test]
 fn the_remedy_is_one_line() {
     let closed = POLICY.replace("options: []", "options: [konnectivity]");
-    let found = advice(&closed, "10.0.0.11", "10.0.0.21", (Space::Tcp, 10250));
+    let found = advice(&closed, "10.0.0.11", "10.0.0.21", (PortKind::Tcp, 10250));
     assert!(
         found[0].remedy.contains("Option konnectivity closes it"),
         "{found:?}"
     );
     let off = POLICY.replace("disable: []", "disable: [ntp]");
-    let found = advice(&off, "10.0.0.11", "203.0.113.9", (Space::Udp, 123));
+    let found = advice(&off, "10.0.0.11", "203.0.113.9", (PortKind::Udp, 123));
     assert!(
         found[0].remedy.contains("off by `disable: [ntp]`"),
         "{found:?}"
     );
-    let found = advice(POLICY, "203.0.113.9", "10.0.0.11", (Space::Tcp, 6443));
+    let found = advice(POLICY, "203.0.113.9", "10.0.0.11", (PortKind::Tcp, 6443));
     let join = found
         .iter()
         .find(|advice| advice.path == "kubelet-bootstrap");
     let remedy = join.map_or("", |advice| &advice.remedy);
     assert!(remedy.contains("`options: [joining-nodes]`"), "{found:?}");
-    let found = advice(POLICY, "203.0.113.9", "10.0.0.11", (Space::Tcp, 22));
+    let found = advice(POLICY, "203.0.113.9", "10.0.0.11", (PortKind::Tcp, 22));
     assert!(found[0].remedy.contains("`admin` is nowhere"), "{found:?}");
 }
 
@@ -276,7 +276,7 @@ fn the_remedy_is_one_line() {
 /// as.
 #[test]
 fn a_hint_opens_no_more_than_is_needed() {
-    let tcp = |port| (Space::Tcp, port);
+    let tcp = |port| (PortKind::Tcp, port);
     let found = advice(POLICY, "10.244.0.5", "203.0.113.9", tcp(443));
     let wide = found
         .iter()
@@ -354,7 +354,7 @@ fn who_is_known_is_not_somebody_else() {
         let denied = Denied {
             senders: &senders,
             endpoints: &["controller-manager:secure".to_owned()],
-            number: (Space::Tcp, port),
+            number: (PortKind::Tcp, port),
             destination: "127.0.0.1".parse().ok(),
             source_port: None,
         };
@@ -431,7 +431,7 @@ fn what_must_stay_closed_gets_no_advice() {
         for port in [
             2379, 2380, 2381, 8080, 10250, 10255, 4194, 10257, 10259, 10251, 10252,
         ] {
-            let found = advice(POLICY, from, "10.0.0.11", (Space::Tcp, port));
+            let found = advice(POLICY, from, "10.0.0.11", (PortKind::Tcp, port));
             assert_eq!(found, [], "{from} to {port}");
         }
     }

@@ -5,7 +5,7 @@ use std::iter::Peekable;
 
 use enforcer_common::{
     limits,
-    packet::Space,
+    packet::PortKind,
     tables::{CLASS_BLOCKS, CLASSES_PER_BLOCK, class_block},
 };
 
@@ -43,7 +43,7 @@ impl PortClasses {
         let always = Class::always(policy);
         numbers.insert(always.clone(), 0);
         ports.classes.push(always.clone());
-        for space in Space::ALL {
+        for space in PortKind::ALL {
             for (first, last, class) in Intervals::of(policy, space, &always) {
                 let number = *numbers.entry(class).or_insert_with_key(|class| {
                     ports.classes.push(class.clone());
@@ -84,7 +84,7 @@ impl Class {
 
 /// What begins or ends to be meant at a number.
 #[derive(Clone, Copy)]
-enum Meant {
+enum PortUse {
     Endpoint(Endpoint),
     Service(usize),
 }
@@ -93,7 +93,7 @@ enum Meant {
 /// is looked at where it begins and where it ends.
 struct Intervals {
     /// Where something begins (`true`) or ends. 0 is one of them.
-    changes: Peekable<btree_map::IntoIter<u16, Vec<(bool, Meant)>>>,
+    changes: Peekable<btree_map::IntoIter<u16, Vec<(bool, PortUse)>>>,
     last: u16,
     now: Class,
     /// How many matches of an endpoint cover the number.
@@ -101,14 +101,14 @@ struct Intervals {
 }
 
 impl Intervals {
-    fn of(policy: &Policy, space: Space, always: &Class) -> Self {
+    fn of(policy: &Policy, space: PortKind, always: &Class) -> Self {
         let last = match space {
-            Space::Tcp | Space::Udp => u16::MAX,
-            Space::Icmp | Space::Icmp6 | Space::Protocol => u16::from(u8::MAX),
-            Space::Arp => 0,
+            PortKind::Tcp | PortKind::Udp => u16::MAX,
+            PortKind::Icmp | PortKind::Icmp6 | PortKind::Protocol => u16::from(u8::MAX),
+            PortKind::Arp => 0,
         };
-        let mut changes: BTreeMap<u16, Vec<(bool, Meant)>> = BTreeMap::from([(0, Vec::new())]);
-        let mut add = |found: PortMatch, item: Meant| {
+        let mut changes: BTreeMap<u16, Vec<(bool, PortUse)>> = BTreeMap::from([(0, Vec::new())]);
+        let mut add = |found: PortMatch, item: PortUse| {
             // What every port may mean is in all classes.
             if let (Some((from, to)), true) = (range(found, space), found != PortMatch::Any) {
                 changes.entry(from).or_default().push((true, item));
@@ -120,12 +120,12 @@ impl Intervals {
         for (c, component) in policy.components.iter().enumerate() {
             for (p, port) in component.ports.iter().enumerate() {
                 for found in &port.matches {
-                    add(*found, Meant::Endpoint((c, p)));
+                    add(*found, PortUse::Endpoint((c, p)));
                 }
             }
         }
         for (index, service) in policy.services.iter().enumerate() {
-            add(service.at, Meant::Service(index));
+            add(service.at, PortUse::Service(index));
         }
         let times = always.endpoints.iter().map(|end| (*end, 1));
         Self {
@@ -136,19 +136,19 @@ impl Intervals {
         }
     }
 
-    fn apply(&mut self, begins: bool, item: Meant) {
+    fn apply(&mut self, begins: bool, item: PortUse) {
         match (begins, item) {
-            (true, Meant::Service(index)) => {
+            (true, PortUse::Service(index)) => {
                 self.now.services.insert(index);
             }
-            (false, Meant::Service(index)) => {
+            (false, PortUse::Service(index)) => {
                 self.now.services.remove(&index);
             }
-            (true, Meant::Endpoint(end)) => {
+            (true, PortUse::Endpoint(end)) => {
                 *self.times.entry(end).or_default() += 1;
                 self.now.endpoints.insert(end);
             }
-            (false, Meant::Endpoint(end)) => {
+            (false, PortUse::Endpoint(end)) => {
                 let times = self.times.entry(end).or_default();
                 *times = times.saturating_sub(1);
                 if *times == 0 {
@@ -174,14 +174,14 @@ impl Iterator for Intervals {
 }
 
 /// The numbers of a space that a match covers.
-fn range(m: PortMatch, space: Space) -> Option<(u16, u16)> {
+fn range(m: PortMatch, space: PortKind) -> Option<(u16, u16)> {
     match (m, space) {
-        (PortMatch::Tcp(a, b), Space::Tcp) | (PortMatch::Udp(a, b), Space::Udp) => Some((a, b)),
-        (PortMatch::Icmp(a, b), Space::Icmp) | (PortMatch::Icmp6(a, b), Space::Icmp6) => {
+        (PortMatch::Tcp(a, b), PortKind::Tcp) | (PortMatch::Udp(a, b), PortKind::Udp) => Some((a, b)),
+        (PortMatch::Icmp(a, b), PortKind::Icmp) | (PortMatch::Icmp6(a, b), PortKind::Icmp6) => {
             Some((a.into(), b.into()))
         }
-        (PortMatch::Protocol(n), Space::Protocol) => Some((n.into(), n.into())),
-        (PortMatch::Arp, Space::Arp) => Some((0, 0)),
+        (PortMatch::Protocol(n), PortKind::Protocol) => Some((n.into(), n.into())),
+        (PortMatch::Arp, PortKind::Arp) => Some((0, 0)),
         (PortMatch::Any, _) => Some((0, u16::MAX)),
         _ => None,
     }

@@ -4,7 +4,7 @@ use std::{cell::RefCell, collections::HashMap};
 
 use enforcer_common::{
     addr::Ip,
-    packet::Space,
+    packet::PortKind,
     tables::{
         CLASSES_PER_BLOCK, DECLARED_PORT, FlowKey, Memory, Party, Place, Settings, Tables,
         class_block,
@@ -66,7 +66,7 @@ impl Tables for Simulator<'_> {
         found.unwrap_or(Place::UNKNOWN)
     }
 
-    fn class(&self, space: Space, number: u16) -> Option<u16> {
+    fn class(&self, space: PortKind, number: u16) -> Option<u16> {
         let block = class_block(space, number) as usize * CLASSES_PER_BLOCK;
         self.compiled
             .classes

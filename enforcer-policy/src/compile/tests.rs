@@ -6,7 +6,7 @@ use std::net::IpAddr;
 
 use enforcer_common::{
     addr::Ip,
-    packet::Space,
+    packet::PortKind,
     tables::Tables as _,
     verdict::{Outcome, Verdict},
 };
@@ -439,7 +439,7 @@ fn asked(compiled: &Compiled, source: IpAddr, destination: IpAddr, number: u16) 
     let tables = Simulator::new(compiled);
     let settings = &compiled.settings;
     let party = |at: IpAddr| tables.place(&Ip::from(at)).party;
-    let class = tables.class(Space::Tcp, number).unwrap();
+    let class = tables.class(PortKind::Tcp, number).unwrap();
     let target = tables.target(settings, party(destination), class).unwrap();
     let verdict = tables.entry(settings, party(source), target).unwrap();
     match verdict.outcome() {
@@ -502,7 +502,7 @@ fn the_sides_of_a_denial_are_the_judges() {
     use enforcer_common::{
         denial,
         mark::PacketMark,
-        record::{Hook, NO_SPACE, NO_TARGET, RecordKey, Whose, subject},
+        record::{Hook, NO_PORT_KIND, NO_TARGET, RecordKey, Whose, subject},
         tables::Role,
         vantage::{Entered, Origin, Vantage, View},
         verdict::{Denial, Direction, Reason},
@@ -526,7 +526,7 @@ fn the_sides_of_a_denial_are_the_judges() {
         };
         let mut key = RecordKey::between(whose, denial, address(src), address(dst));
         if let Some(port) = port {
-            (key.space, key.port) = (Space::Tcp as u8, port);
+            (key.space, key.port) = (PortKind::Tcp as u8, port);
         }
         key
     };
@@ -625,6 +625,6 @@ fn the_sides_of_a_denial_are_the_judges() {
     assert_ne!(target.as_deref(), Some("kubelet:api"));
     // What could not be read was meant for nobody.
     let unread = key(tc, Reason::TruncatedHeader, "::", "::", None);
-    assert_eq!(unread.space, NO_SPACE);
+    assert_eq!(unread.space, NO_PORT_KIND);
     assert_eq!(named(on_pods, judged, &unread), is("pods", None));
 }

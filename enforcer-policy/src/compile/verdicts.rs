@@ -28,7 +28,7 @@ struct Target {
 }
 
 /// What can be said of a target for any sender.
-struct Meant<'a> {
+struct ResolvedTarget<'a> {
     target: &'a Target,
     /// The endpoints that a path has to lead to.
     endpoints: Vec<Endpoint>,
@@ -75,7 +75,7 @@ pub fn fill(
         "combinations of sets of components and endpoints",
         infos.len() * targets.len(),
     )?;
-    let meant: Vec<Meant<'_>> = targets.iter().map(|t| filler.meant(t)).collect();
+    let meant: Vec<ResolvedTarget<'_>> = targets.iter().map(|t| filler.resolve(t)).collect();
     let mut entries = Vec::with_capacity(infos.len() * targets.len());
     for sender in infos {
         entries.extend(
@@ -292,7 +292,7 @@ impl<'a> Filler<'a> {
     }
 
     /// What a target is called. Wide ports are named where nothing narrower is there.
-    fn names(&self, meant: &Meant<'_>) -> Vec<String> {
+    fn names(&self, meant: &ResolvedTarget<'_>) -> Vec<String> {
         let width = |e: &Endpoint| self.port(*e).width();
         let candidates: Vec<&Endpoint> = meant
             .endpoints
@@ -313,7 +313,7 @@ impl<'a> Filler<'a> {
     }
 
     /// What is to be said to whoever is denied there.
-    fn denial(&self, meant: &Meant<'_>) -> String {
+    fn denial(&self, meant: &ResolvedTarget<'_>) -> String {
         if !meant.guarded {
             return String::new();
         }
@@ -333,7 +333,7 @@ impl<'a> Filler<'a> {
     }
 
     /// How a port of the catalogue to which no path leads is left to something else that serves it.
-    fn switch_off(&self, endpoint: Endpoint, meant: &Meant<'_>) -> Option<String> {
+    fn switch_off(&self, endpoint: Endpoint, meant: &ResolvedTarget<'_>) -> Option<String> {
         let (component, port) = (self.component(endpoint), self.port(endpoint));
         let documented = Catalogue::builtin().components().iter();
         let mut documented = documented.filter(|known| known.name == component.name);
@@ -348,7 +348,7 @@ impl<'a> Filler<'a> {
 
     /// Of several endpoints at one port, guarded ones are meant, and of those the narrowest: a path to
     /// every port of a node, or to the world, leads to none that is guarded.
-    fn meant<'s>(&'s self, target: &'s Target) -> Meant<'s> {
+    fn resolve<'s>(&'s self, target: &'s Target) -> ResolvedTarget<'s> {
         let mut endpoints: Vec<Endpoint> = target.endpoints.clone();
         let guarded = endpoints.iter().any(|e| self.component(*e).guard);
         if guarded {
@@ -363,7 +363,7 @@ impl<'a> Filler<'a> {
             .map(|r| &self.routes[*r])
             .collect();
         routes.sort_by_key(|r| (self.port(r.to).width(), r.number));
-        Meant {
+        ResolvedTarget {
             target,
             endpoints,
             guarded,
@@ -371,7 +371,7 @@ impl<'a> Filler<'a> {
         }
     }
 
-    fn verdict(&self, sender: &PartyInfo, meant: &Meant<'_>) -> Verdict {
+    fn verdict(&self, sender: &PartyInfo, meant: &ResolvedTarget<'_>) -> Verdict {
         if let Some(route) = self.allowing(sender, meant) {
             let mut verdict = Verdict::path(route.number);
             if route.path.tls {
@@ -395,7 +395,7 @@ impl<'a> Filler<'a> {
 
     /// The path that lets a sender through: to the narrowest endpoint, and of several one that does
     /// not ask for TLS, as a path is a permission and takes none away.
-    fn allowing<'m>(&self, sender: &PartyInfo, meant: &'m Meant<'_>) -> Option<&'m Route<'m>> {
+    fn allowing<'m>(&self, sender: &PartyInfo, meant: &'m ResolvedTarget<'_>) -> Option<&'m Route<'m>> {
         let target = meant.target;
         let mut allowed = meant.routes.iter().copied().filter(|r| {
             r.is_from(sender) && self.reaches(r, target) && is_local_enough(r, sender, target)
@@ -410,7 +410,7 @@ impl<'a> Filler<'a> {
         }
     }
 
-    fn reason(&self, sender: &PartyInfo, meant: &Meant<'_>) -> Reason {
+    fn reason(&self, sender: &PartyInfo, meant: &ResolvedTarget<'_>) -> Reason {
         let target = meant.target;
         if !target.loopback && meant.endpoints.iter().all(|e| self.port(*e).loopback_only) {
             return Reason::LoopbackOnly;
@@ -435,7 +435,7 @@ impl<'a> Filler<'a> {
     }
 
     /// A path leads from this sender to this port, but to the one of his own node.
-    fn is_elsewhere_only(&self, sender: &PartyInfo, meant: &Meant<'_>) -> bool {
+    fn is_elsewhere_only(&self, sender: &PartyInfo, meant: &ResolvedTarget<'_>) -> bool {
         meant
             .routes
             .iter()

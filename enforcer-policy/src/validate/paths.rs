@@ -98,7 +98,7 @@ pub(crate) fn read(
         check_tls(scope, span, path, &index);
     }
     check_modes(scope, &paths, &places, found.spec_span);
-    seal(&mut paths, &index);
+    close_to_loopback(&mut paths, &index);
     Chosen {
         mode,
         other_traffic,
@@ -522,9 +522,9 @@ fn check_modes(
     }
 }
 
-/// What follows from what was written: an endpoint that is loopback only is reached over loopback, and
+/// Completes what was written: an endpoint that is loopback only is reached over loopback, and
 /// loopback is on one node.
-fn seal(paths: &mut [Path], index: &Index<'_>) {
+fn close_to_loopback(paths: &mut [Path], index: &Index<'_>) {
     for path in paths {
         let port = index
             .get(&path.to_component)

@@ -5,7 +5,7 @@ use std::{fs, fs::File, os::unix::fs::MetadataExt as _};
 
 use enforcer_policy::text;
 
-use super::{SubjectKind, faults::Kind, interfaces::list, say::say, serve::Agent};
+use super::{SubjectKind, faults::Kind, interfaces::list, print::print, serve::Agent};
 use crate::kernel::{KernelError, LinkEvents};
 
 /// So many names are enough for a person to see what it is about.
@@ -48,7 +48,7 @@ impl Agent {
         }
         let error = match self.kernel.attach_interfaces(&roles, self.options.tc_mode) {
             Ok(changes) => {
-                changes.iter().for_each(|change| say(change));
+                changes.iter().for_each(|change| print(change));
                 return Ok(());
             }
             Err(error) => format!("{}{}", text::chain(&error), out_of_files()),

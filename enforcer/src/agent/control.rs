@@ -48,22 +48,22 @@ pub enum Request {
 }
 
 /// A request on its way to the agent, with the way back.
-pub enum Ask {
+pub enum Command {
     /// See [`Request::Status`].
     Status(oneshot::Sender<Result<Status, String>>),
     /// See [`Request::Events`]: those there are, and the source of new ones.
-    Events(oneshot::Sender<Result<Told, String>>),
+    Events(oneshot::Sender<Result<EventFeed, String>>),
     /// See [`Request::Sources`].
     Sources(oneshot::Sender<Sources>),
     /// See [`Request::Detach`].
-    Detach(Farewell),
+    Detach(ShutdownAck),
 }
 
 /// The denials there are, and the source of new ones.
-pub type Told = (Vec<Event>, broadcast::Receiver<Event>);
+pub type EventFeed = (Vec<Event>, broadcast::Receiver<Event>);
 
 /// The last exchange: the agent says that it is done, and waits until that is written.
-pub struct Farewell {
+pub struct ShutdownAck {
     /// All is detached.
     pub done: oneshot::Sender<()>,
     /// Ends when the answer is written.
@@ -82,7 +82,7 @@ pub fn socket_path(run_dir: &Path) -> PathBuf {
 
 impl Control {
     /// Listens. What is asked for comes out of the receiver.
-    pub fn open(run_dir: &Path, room: Room) -> Result<(Self, mpsc::Receiver<Ask>), AgentError> {
+    pub fn open(run_dir: &Path, room: Room) -> Result<(Self, mpsc::Receiver<Command>), AgentError> {
         let path = socket_path(run_dir);
         // The lock is held, so whoever left a socket here is gone.
         let _ = fs::remove_file(&path);
@@ -120,7 +120,7 @@ const FOLLOWER_READS_WITHIN: Duration = Duration::from_secs(600);
 /// How often who follows events is told that somebody is there.
 pub(super) const SIGN_OF_LIFE: Duration = Duration::from_secs(5);
 
-async fn accept(listener: AsyncFd<UnixListener>, room: Room, asks: mpsc::Sender<Ask>) {
+async fn accept(listener: AsyncFd<UnixListener>, room: Room, commands: mpsc::Sender<Command>) {
     let connections = Arc::new(Semaphore::new(CONNECTIONS));
     let followers = Arc::new(Semaphore::new(FOLLOWERS));
     loop {
@@ -147,15 +147,15 @@ async fn accept(listener: AsyncFd<UnixListener>, room: Room, asks: mpsc::Sender<
             sleep(Duration::from_millis(100)).await;
             continue;
         };
-        let (asks, followers) = (asks.clone(), Arc::clone(&followers));
+        let (commands, followers) = (commands.clone(), Arc::clone(&followers));
         tokio::spawn(async move {
-            answer(stream, &asks, &followers).await;
+            answer(stream, &commands, &followers).await;
             drop(permit);
         });
     }
 }
 
-async fn answer(stream: UnixStream, asks: &mpsc::Sender<Ask>, followers: &Semaphore) {
+async fn answer(stream: UnixStream, commands: &mpsc::Sender<Command>, followers: &Semaphore) {
     let (read, write) = stream.into_split();
     let mut read = BufReader::new(read);
     let mut to = Client {
@@ -171,7 +171,7 @@ async fn answer(stream: UnixStream, asks: &mpsc::Sender<Ask>, followers: &Semaph
             Ok(Ok(0) | Err(_)) | Err(_) => return,
         }
         let result = match serde_json::from_str(&line) {
-            Ok(request) => serve(request, asks, followers, &mut to).await,
+            Ok(request) => serve(request, commands, followers, &mut to).await,
             Err(error) => refuse(&mut to, &format!("not a request: {error}")).await,
         };
         if result.is_none() {
@@ -189,14 +189,14 @@ struct Client {
 /// Nothing if the other side, or the agent, is gone.
 async fn serve(
     request: Request,
-    asks: &mpsc::Sender<Ask>,
+    commands: &mpsc::Sender<Command>,
     followers: &Semaphore,
     to: &mut Client,
 ) -> Option<()> {
     match request {
         Request::Status {} => {
             let (reply, answer) = oneshot::channel();
-            asks.send(Ask::Status(reply)).await.ok()?;
+            commands.send(Command::Status(reply)).await.ok()?;
             match answer.await.ok()? {
                 Ok(status) => write(to, &status).await,
                 Err(error) => refuse(to, &error).await,
@@ -204,7 +204,7 @@ async fn serve(
         }
         Request::Sources {} => {
             let (reply, answer) = oneshot::channel();
-            asks.send(Ask::Sources(reply)).await.ok()?;
+            commands.send(Command::Sources(reply)).await.ok()?;
             write(to, &answer.await.ok()?).await
         }
         Request::Events { follow, denied } => {
@@ -219,14 +219,14 @@ async fn serve(
                     return refuse(to, &full).await;
                 }
             };
-            events(asks, to, follow, denied).await?;
+            events(commands, to, follow, denied).await?;
             // The end of the list is the end of the connection.
             None
         }
         Request::Detach {} => {
             let (done, answer) = oneshot::channel();
             let (_written, wait) = oneshot::channel();
-            asks.send(Ask::Detach(Farewell {
+            commands.send(Command::Detach(ShutdownAck {
                 done,
                 written: wait,
             }))
@@ -239,14 +239,14 @@ async fn serve(
 }
 
 async fn events(
-    asks: &mpsc::Sender<Ask>,
+    commands: &mpsc::Sender<Command>,
     to: &mut Client,
     follow: bool,
     denied: bool,
 ) -> Option<()> {
     loop {
         let (reply, answer) = oneshot::channel();
-        asks.send(Ask::Events(reply)).await.ok()?;
+        commands.send(Command::Events(reply)).await.ok()?;
         let (known, mut new) = match answer.await.ok()? {
             Ok(events) => events,
             Err(error) => return refuse(to, &error).await,

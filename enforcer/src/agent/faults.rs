@@ -3,7 +3,7 @@
 
 use std::{collections::BTreeMap, time::SystemTime};
 
-use super::{Problem, Repaired, ledger::rfc3339, say::say};
+use super::{Problem, Repaired, ledger::rfc3339, print::print};
 
 /// What it is about. One problem of each kind is known at a time.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
@@ -37,7 +37,7 @@ impl Faults {
         if known.is_some_and(|(_, known)| *known == what) {
             return;
         }
-        say(&format!("{what}\ntried again until it works"));
+        print(&format!("{what}\ntried again until it works"));
         let since = known.map_or_else(SystemTime::now, |(since, _)| *since);
         self.0.insert(kind, (since, what));
     }
@@ -46,7 +46,7 @@ impl Faults {
     pub fn clear(&mut self, kind: Kind) {
         if let Some((since, what)) = self.0.remove(&kind) {
             let what = what.lines().next().unwrap_or_default();
-            say(&format!(
+            print(&format!(
                 "works again, since {} it did not: {what}",
                 rfc3339(since)
             ));
@@ -86,7 +86,7 @@ impl PolicyFault {
         if known.is_some_and(|(_, known)| *known == error) {
             return;
         }
-        say(&format!("{error}\nwhat was in force stays in force"));
+        print(&format!("{error}\nwhat was in force stays in force"));
         let since = known.map_or_else(SystemTime::now, |(since, _)| *since);
         self.broken = Some((since, error));
     }
@@ -102,7 +102,7 @@ impl PolicyFault {
             error: error.lines().next().unwrap_or_default().to_owned(),
         };
         let since = &repaired.broken_since;
-        say(&format!(
+        print(&format!(
             "the policy is repaired, and what its files say is in force; it was broken since {since}"
         ));
         self.repaired = Some(repaired);

@@ -10,7 +10,7 @@ use std::{
 
 use enforcer_common::{
     addr::Ip,
-    packet::Space,
+    packet::PortKind,
     record::{Hook, RecordKey, RecordValue},
     verdict::Reason,
 };
@@ -87,7 +87,7 @@ impl Ledger {
         value: &RecordValue,
         boot: SystemTime,
     ) -> Event {
-        let space = Space::from_code(key.space);
+        let space = PortKind::from_code(key.space);
         let reason = Reason::from_code(key.reason).unwrap_or(Reason::NoPolicy);
         let kind = names::who(key).0;
         let Entry {
@@ -123,7 +123,7 @@ impl Ledger {
                 .map(|_| IpAddr::from(key.dst).to_string())
                 .or(known(key.dst)),
             port: space.map(|_| key.port),
-            protocol: space.map_or("", Space::name).to_owned(),
+            protocol: space.map_or("", PortKind::name).to_owned(),
             reply: key.reply != 0,
             subject: Subject {
                 kind,
@@ -283,7 +283,7 @@ fn advice(
         policy, compiled, ..
     } = policy;
     let endpoints = compiled.target_endpoints.get(usize::from(value.target));
-    let (Some(space), Some(endpoints)) = (Space::from_code(key.space), endpoints) else {
+    let (Some(space), Some(endpoints)) = (PortKind::from_code(key.space), endpoints) else {
         return Vec::new();
     };
     // Where TLS is asked for, the path is there already.
@@ -365,7 +365,7 @@ mod tests {
         (key.subject, key.subject_kind) = (3, enforcer_common::record::subject::INTERFACE);
         key.reason = Reason::NoPath.code();
         let tables = Simulator::new(&ready.compiled);
-        let class = tables.class(Space::Tcp, port).unwrap();
+        let class = tables.class(PortKind::Tcp, port).unwrap();
         let mut value = RecordValue::new_zeroed();
         value.sender = tables.place(&key.src).party;
         let at = tables.place(&key.dst).party;

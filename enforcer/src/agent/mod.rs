@@ -17,11 +17,11 @@ mod node;
 mod reader;
 mod report;
 mod room;
-mod say;
+mod print;
 mod serve;
 mod start;
 mod status;
-mod tell;
+mod printing;
 mod warnings;
 mod watch;
 

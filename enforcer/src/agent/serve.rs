@@ -18,7 +18,7 @@ use tokio::{
 
 use super::{
     AgentError, AgentOptions, Event, Listener, SubjectKind,
-    control::{Ask, Control, Farewell},
+    control::{Command, Control, ShutdownAck},
     faults::{Faults, Kind, PolicyFault},
     flood,
     interfaces::list_at_start,
@@ -26,7 +26,7 @@ use super::{
     listeners, memory,
     reader::{Asked, Outcome, Reader},
     room::Room,
-    say::say,
+    print::print,
     start::{self, Lock, Ready},
     watch::{self, Directories},
 };
@@ -67,14 +67,14 @@ pub struct Agent {
 }
 
 /// What the agent waits for.
-struct Inbox {
+struct EventSources {
     wakes: Option<Wakes>,
     links: LinkEvents,
     cgroups: Option<watch::Events>,
     files: Option<watch::Events>,
     reader: Reader,
     log: Option<KernelLog>,
-    asks: mpsc::Receiver<Ask>,
+    commands: mpsc::Receiver<Command>,
     tick: Interval,
     hangup: Signal,
     interrupt: Signal,
@@ -82,7 +82,7 @@ struct Inbox {
 }
 
 /// One of the things that happen.
-enum Turn {
+enum AgentEvent {
     Denied(Result<Vec<RecordKey>, KernelError>),
     Links,
     Cgroups,
@@ -90,7 +90,7 @@ enum Turn {
     Read(Outcome),
     Tick,
     Reload,
-    Ask(Ask),
+    Command(Command),
     Stop,
 }
 
@@ -112,15 +112,15 @@ pub async fn run(options: AgentOptions) -> Result<(), AgentError> {
     let ready = start::prepare(&options, texts, &PathNumbers::default())?;
     let lock = start::lock(&options.run_dir)?;
     let room = Room::reserve();
-    let (control, asks) = Control::open(&options.run_dir, room)?;
-    let (mut agent, mut inbox) = begin(options, ready, asks, room).await?;
-    agent.tell_begin();
-    let farewell = agent.live(&mut inbox).await;
+    let (control, commands) = Control::open(&options.run_dir, room)?;
+    let (mut agent, mut sources) = begin(options, ready, commands, room).await?;
+    agent.print_start();
+    let shutdown = agent.live(&mut sources).await;
     // From here on nothing may fail, and all of it goes, in this order.
-    agent.tell_end();
-    drop((agent.kernel, inbox, control));
+    agent.print_summary();
+    drop((agent.kernel, sources, control));
     drop::<Lock>(lock);
-    if let Some(Farewell { done, written }) = farewell {
+    if let Some(ShutdownAck { done, written }) = shutdown {
         let _ = done.send(());
         let _ = timeout(Duration::from_secs(1), written).await;
     }
@@ -132,9 +132,9 @@ pub async fn run(options: AgentOptions) -> Result<(), AgentError> {
 async fn begin(
     options: AgentOptions,
     ready: Ready,
-    asks: mpsc::Receiver<Ask>,
+    commands: mpsc::Receiver<Command>,
     room: Room,
-) -> Result<(Agent, Inbox), AgentError> {
+) -> Result<(Agent, EventSources), AgentError> {
     // From now on a signal is a wish to end, not a sudden death half-way.
     let hangup = listen(SignalKind::hangup())?;
     let interrupt = listen(SignalKind::interrupt())?;
@@ -145,31 +145,31 @@ async fn begin(
     let cgroup_root = cgroups::root(&ready.cgroup_root)?;
     let mut kernel = Kernel::load(options.kernel_log)?;
     if attach::remove_leftovers(&there) > 0 {
-        say("removed the filters of an agent that did not end by itself");
+        print("removed the filters of an agent that did not end by itself");
     }
     let known = cgroups::resolve(&cgroup_root, &ready.compiled.cgroups);
     // The policy must be there before the first packet is judged.
     kernel.apply(&ready.compiled, 1, &pairs(&known))?;
-    let mut inbox = Inbox {
+    let mut sources = EventSources {
         wakes: Some(kernel.wakes()?),
         links,
         cgroups: None,
         files: None,
         reader: Reader::start(options.clone())?,
         log: None,
-        asks,
+        commands,
         tick: interval(TICK),
         hangup,
         interrupt,
         terminate,
     };
-    inbox
+    sources
         .tick
         .set_missed_tick_behavior(MissedTickBehavior::Delay);
     if options.kernel_log {
         match kernel.log() {
-            Ok(log) => inbox.log = Some(log),
-            Err(error) => say(&format!("no log of the kernel programs: {error}")),
+            Ok(log) => sources.log = Some(log),
+            Err(error) => print(&format!("no log of the kernel programs: {error}")),
         }
     }
     let mut agent = Agent {
@@ -193,29 +193,29 @@ async fn begin(
         ticks: 0,
         has_new_records: true,
     };
-    agent.attach_interfaces(&inbox.links).await;
+    agent.attach_interfaces(&sources.links).await;
     agent.attach_root();
-    agent.watch(&mut inbox);
+    agent.watch(&mut sources);
     agent.learn_cgroups();
     // Once more, now that it is watched.
-    inbox.reader.look(Asked::ByAgent, &agent.ready, None);
+    sources.reader.look(Asked::ByAgent, &agent.ready, None);
     memory::give_back();
-    Ok((agent, inbox))
+    Ok((agent, sources))
 }
 
-impl Inbox {
-    async fn next(&mut self) -> Turn {
+impl EventSources {
+    async fn next(&mut self) -> AgentEvent {
         tokio::select! {
-            keys = denied(&mut self.wakes) => Turn::Denied(keys),
-            () = self.links.changed() => Turn::Links,
-            () = changed(&mut self.cgroups) => Turn::Cgroups,
-            () = changed(&mut self.files) => Turn::Files,
-            outcome = self.reader.outcome() => Turn::Read(outcome),
-            _ = self.tick.tick() => Turn::Tick,
-            _ = self.hangup.recv() => Turn::Reload,
-            _ = self.interrupt.recv() => Turn::Stop,
-            _ = self.terminate.recv() => Turn::Stop,
-            Some(ask) = self.asks.recv() => Turn::Ask(ask),
+            keys = denied(&mut self.wakes) => AgentEvent::Denied(keys),
+            () = self.links.changed() => AgentEvent::Links,
+            () = changed(&mut self.cgroups) => AgentEvent::Cgroups,
+            () = changed(&mut self.files) => AgentEvent::Files,
+            outcome = self.reader.outcome() => AgentEvent::Read(outcome),
+            _ = self.tick.tick() => AgentEvent::Tick,
+            _ = self.hangup.recv() => AgentEvent::Reload,
+            _ = self.interrupt.recv() => AgentEvent::Stop,
+            _ = self.terminate.recv() => AgentEvent::Stop,
+            Some(ask) = self.commands.recv() => AgentEvent::Command(ask),
         }
     }
 }
@@ -236,38 +236,38 @@ async fn changed(events: &mut Option<watch::Events>) {
 
 impl Agent {
     /// Until somebody ends it; by request, with whom to tell.
-    async fn live(&mut self, inbox: &mut Inbox) -> Option<Farewell> {
+    async fn live(&mut self, sources: &mut EventSources) -> Option<ShutdownAck> {
         loop {
-            match inbox.next().await {
-                Turn::Denied(Ok(keys)) => {
+            match sources.next().await {
+                AgentEvent::Denied(Ok(keys)) => {
                     self.has_new_records = true;
-                    self.tell(&keys);
+                    self.report_denials(&keys);
                 }
-                Turn::Denied(Err(error)) => {
-                    inbox.wakes = None;
+                AgentEvent::Denied(Err(error)) => {
+                    sources.wakes = None;
                     self.faults.set(Kind::Records, text::chain(&error));
                 }
-                Turn::Links => self.look_at_links(&inbox.links).await,
-                Turn::Cgroups => self.learn_cgroups(),
-                Turn::Files => inbox.reader.look(Asked::ByAgent, &self.ready, None),
-                Turn::Read(outcome) => self.read(outcome, inbox).await,
-                Turn::Tick => self.tick(inbox).await,
-                Turn::Reload => inbox.reader.look(Asked::ByPerson, &self.ready, None),
-                Turn::Stop => return None,
-                Turn::Ask(Ask::Detach(farewell)) => return Some(farewell),
-                Turn::Ask(ask) => self.answer(ask),
+                AgentEvent::Links => self.look_at_links(&sources.links).await,
+                AgentEvent::Cgroups => self.learn_cgroups(),
+                AgentEvent::Files => sources.reader.look(Asked::ByAgent, &self.ready, None),
+                AgentEvent::Read(outcome) => self.read(outcome, sources).await,
+                AgentEvent::Tick => self.tick(sources).await,
+                AgentEvent::Reload => sources.reader.look(Asked::ByPerson, &self.ready, None),
+                AgentEvent::Stop => return None,
+                AgentEvent::Command(Command::Detach(shutdown)) => return Some(shutdown),
+                AgentEvent::Command(ask) => self.answer(ask),
             }
         }
     }
 
-    async fn tick(&mut self, inbox: &mut Inbox) {
-        if let Some(log) = &mut inbox.log {
+    async fn tick(&mut self, sources: &mut EventSources) {
+        if let Some(log) = &mut sources.log {
             log.flush();
         }
         self.ticks = self.ticks.wrapping_add(1);
         match self.budget.next() {
             0 => {}
-            left => say(&format!(
+            left => print(&format!(
                 "{left} new denials of this second are left out here: see `enforcer events`"
             )),
         }
@@ -280,38 +280,38 @@ impl Agent {
         if mem::take(&mut self.has_new_records) {
             self.make_room();
         }
-        if inbox.reader.is_late() {
+        if sources.reader.is_late() {
             self.policy_fault.set(
                 "the policy's files are being read for more than 10 s: does their file system answer?"
                     .to_owned(),
             );
         }
         if self.ticks.is_multiple_of(LOOK) {
-            self.watch(inbox);
-            self.look_at_links(&inbox.links).await;
+            self.watch(sources);
+            self.look_at_links(&sources.links).await;
             if self.faults.get(Kind::Interfaces).is_some() {
-                self.attach_interfaces(&inbox.links).await;
+                self.attach_interfaces(&sources.links).await;
             }
             self.attach_root();
-            inbox.reader.look(Asked::ByAgent, &self.ready, None);
+            sources.reader.look(Asked::ByAgent, &self.ready, None);
         }
         if self.ticks.is_multiple_of(LOOK) || self.directories.is_none() {
             self.learn_cgroups();
         }
     }
 
-    fn answer(&mut self, ask: Ask) {
+    fn answer(&mut self, ask: Command) {
         // Whoever asked may have gone.
         match ask {
-            Ask::Status(reply) => drop(reply.send(self.status().map_err(|e| text::chain(&e)))),
-            Ask::Sources(reply) => drop(reply.send(self.sources())),
-            Ask::Events(reply) => {
+            Command::Status(reply) => drop(reply.send(self.status().map_err(|e| text::chain(&e)))),
+            Command::Sources(reply) => drop(reply.send(self.sources())),
+            Command::Events(reply) => {
                 // Subscribed first, so that none is missed between.
                 let new = self.news.subscribe();
                 let events = self.events().map(|events| (events, new));
                 drop(reply.send(events.map_err(|e| text::chain(&e))));
             }
-            Ask::Detach(_) => {}
+            Command::Detach(_) => {}
         }
     }
 
@@ -332,7 +332,7 @@ impl Agent {
     }
 
     /// Has directories watched, unless that is done. Without that, they are looked at by the clock.
-    fn watch(&mut self, inbox: &mut Inbox) {
+    fn watch(&mut self, sources: &mut EventSources) {
         let without = |what: &str, error: &io::Error| {
             let error = text::chain(error);
             format!(
@@ -343,7 +343,7 @@ impl Agent {
         if self.directories.is_none() {
             match self.room.within(watch::for_directories) {
                 Ok((events, directories)) => {
-                    (inbox.cgroups, self.directories) = (Some(events), Some(directories));
+                    (sources.cgroups, self.directories) = (Some(events), Some(directories));
                     self.faults.clear(Kind::CgroupWatch);
                 }
                 Err(error) => self.faults.set(
@@ -355,12 +355,12 @@ impl Agent {
                 ),
             }
         }
-        if inbox.files.is_none() {
+        if sources.files.is_none() {
             match self.room.within(watch::for_files) {
                 Ok((events, directories)) => {
-                    inbox.files = Some(events);
+                    sources.files = Some(events);
                     let look = Some(directories);
-                    inbox.reader.look(Asked::ByAgent, &self.ready, look);
+                    sources.reader.look(Asked::ByAgent, &self.ready, look);
                     self.faults.clear(Kind::FileWatch);
                 }
                 Err(error) => self.faults.set(
@@ -464,7 +464,7 @@ impl Agent {
     }
 
     /// Puts the policy in force if its files changed. One that is broken is told once.
-    async fn read(&mut self, outcome: Outcome, inbox: &mut Inbox) {
+    async fn read(&mut self, outcome: Outcome, sources: &mut EventSources) {
         let Outcome {
             asked,
             changed,
@@ -474,24 +474,24 @@ impl Agent {
             Ok(None) => {
                 self.policy_fault.clear();
                 if asked == Asked::ByPerson {
-                    say("the policy is unchanged");
+                    print("the policy is unchanged");
                 }
             }
-            Ok(Some(ready)) => match self.replace(*ready, &inbox.links).await {
+            Ok(Some(ready)) => match self.replace(*ready, &sources.links).await {
                 Ok(()) => {
                     self.learn_cgroups();
-                    say(&format!(
+                    print(&format!(
                         "policy `{}` is in force, generation {}",
                         self.ready.policy.name, self.generation
                     ));
                     self.policy_fault.clear();
-                    self.tell_node();
+                    self.print_warnings();
                 }
                 Err(error) => self.policy_fault.set(text::chain(&error)),
             },
             Err(error) => self.policy_fault.set(text::chain(&error)),
         }
-        if inbox.files.is_some() {
+        if sources.files.is_some() {
             match has_no_room {
                 true => self.faults.set(
                     Kind::FileWatch,
@@ -502,8 +502,8 @@ impl Agent {
                 false => self.faults.clear(Kind::FileWatch),
             }
         }
-        if let Some(asked) = inbox.reader.again() {
-            inbox.reader.look(asked, &self.ready, None);
+        if let Some(asked) = sources.reader.again() {
+            sources.reader.look(asked, &self.ready, None);
         }
     }
 

@@ -7,7 +7,7 @@ use std::{fs, net::IpAddr, path::Path};
 use enforcer_common::{
     addr::Ip,
     decide,
-    packet::Space,
+    packet::PortKind,
     tables::{NOBODY, Party, Tables as _},
     verdict::Verdict,
 };
@@ -51,7 +51,7 @@ fn ephemeral_ports(compiled: &Compiled) -> Option<String> {
     let read = |name| fs::read_to_string(format!("/proc/sys/net/ipv4/{name}")).unwrap_or_default();
     let reserved = read("ip_local_reserved_ports");
     let found = unreserved(compiled, &read("ip_local_port_range"), &reserved);
-    let ports = [(Space::Udp, "udp"), (Space::Tcp, "tcp")].map(|(space, name)| {
+    let ports = [(PortKind::Udp, "udp"), (PortKind::Tcp, "tcp")].map(|(space, name)| {
         let ports = found.iter().filter(|(found, _)| *found == space);
         let ranges = ranges(ports.map(|(_, port)| *port));
         (!ranges.is_empty()).then(|| format!("{name} {ranges}"))
@@ -79,7 +79,7 @@ fn ephemeral_ports(compiled: &Compiled) -> Option<String> {
 }
 
 /// Ports among the ephemeral ones that are guarded on this node.
-fn unreserved(compiled: &Compiled, range: &str, reserved: &str) -> Vec<(Space, u16)> {
+fn unreserved(compiled: &Compiled, range: &str, reserved: &str) -> Vec<(PortKind, u16)> {
     let mut range = range.split_whitespace().map(str::parse::<u16>);
     let (Some(Ok(first)), Some(Ok(last))) = (range.next(), range.next()) else {
         return Vec::new();
@@ -102,7 +102,7 @@ fn unreserved(compiled: &Compiled, range: &str, reserved: &str) -> Vec<(Space, u
     };
     let ports = (first..=last).filter(|port| !is_reserved(*port));
     ports
-        .flat_map(|port| [(Space::Udp, port), (Space::Tcp, port)])
+        .flat_map(|port| [(PortKind::Udp, port), (PortKind::Tcp, port)])
         .filter(|(space, port)| is_guarded(*space, *port))
         .collect()
 }
@@ -197,7 +197,7 @@ spec:
         let policy = from_texts(&[source]).unwrap_or_else(|errors| panic!("{errors}"));
         let compiled = compile(&policy, "n1", None, &mut PathNumbers::default()).unwrap();
         let of = |range, reserved| unreserved(&compiled, range, reserved);
-        let [udp, tcp] = [(Space::Udp, 51820), (Space::Tcp, 40000)];
+        let [udp, tcp] = [(PortKind::Udp, 51820), (PortKind::Tcp, 40000)];
         assert_eq!(of("32768\t60999\n", "\n"), [tcp, udp]);
         assert_eq!(of("32768\t60999\n", "51000-52000,8080\n"), [tcp]);
         assert_eq!(of("52000 60999", ""), []);

@@ -7,7 +7,7 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use enforcer_common::packet::Space;
+use enforcer_common::packet::PortKind;
 use enforcer_policy::text;
 use netlink_packet_core::{
     NLM_F_DUMP, NLM_F_REQUEST, NetlinkHeader, NetlinkMessage, NetlinkPayload,
@@ -25,7 +25,7 @@ use super::KernelError;
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Bound {
     /// TCP or UDP.
-    pub space: Space,
+    pub space: PortKind,
     /// Where; unspecified for every address.
     pub address: IpAddr,
     /// Its port.
@@ -65,9 +65,9 @@ pub fn bound() -> Result<Vec<Bound>, KernelError> {
     socket.connect(&SocketAddr::new(0, 0)).map_err(system)?;
     let mut found = Vec::new();
     for (protocol, space, states) in [
-        (IPPROTO_TCP, Space::Tcp, StateFlags::LISTEN),
+        (IPPROTO_TCP, PortKind::Tcp, StateFlags::LISTEN),
         // Of a UDP socket that is not connected; one that is has a peer, and takes no port from others.
-        (IPPROTO_UDP, Space::Udp, StateFlags::CLOSE),
+        (IPPROTO_UDP, PortKind::Udp, StateFlags::CLOSE),
     ] {
         for (family, socket_id) in [
             (AF_INET, SocketId::new_v4()),
@@ -89,7 +89,7 @@ pub fn bound() -> Result<Vec<Bound>, KernelError> {
     Ok(found)
 }
 
-fn bound_of(space: Space, answer: InetResponse) -> Bound {
+fn bound_of(space: PortKind, answer: InetResponse) -> Bound {
     let cgroup = answer.nlas.iter().find_map(|attribute| match attribute {
         Nla::Other(other) if netlink_packet_core::Nla::kind(other) == CGROUP_ID => {
             let mut value = [0; 8];
@@ -214,9 +214,9 @@ mod tests {
             all.iter()
                 .find(|s| (s.space, s.address, s.port) == (space, at.ip(), at.port()))
         };
-        let listening = find(Space::Tcp, tcp.local_addr().unwrap()).unwrap();
-        assert!(find(Space::Udp, udp.local_addr().unwrap()).is_some());
-        assert!(find(Space::Udp, connected.local_addr().unwrap()).is_none());
+        let listening = find(PortKind::Tcp, tcp.local_addr().unwrap()).unwrap();
+        assert!(find(PortKind::Udp, udp.local_addr().unwrap()).is_some());
+        assert!(find(PortKind::Udp, connected.local_addr().unwrap()).is_none());
         let holder = &holders(&[listening.inode])[&listening.inode];
         assert_eq!(holder.pid, std::process::id());
         if let Some(id) = listening.cgroup {

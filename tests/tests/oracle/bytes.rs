@@ -3,7 +3,7 @@
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 
-use enforcer_common::packet::Space;
+use enforcer_common::packet::PortKind;
 use enforcer_tests::packet::{Content, Forged};
 
 use crate::plainly::Kind;
@@ -143,16 +143,16 @@ fn ip(bytes: &[u8]) -> Read<Meaning> {
             let (from, to) = ports(head.first(8)?);
             Kind::Udp(from, to)
         }
-        1 => message(Space::Icmp, head.first(1)?[0]),
-        58 => message(Space::Icmp6, head.first(1)?[0]),
+        1 => message(PortKind::Icmp, head.first(1)?[0]),
+        58 => message(PortKind::Icmp6, head.first(1)?[0]),
         other => Kind::Protocol(other),
     };
     Ok(Meaning::Packet(head.src, head.dst, kind))
 }
 
-fn message(space: Space, number: u8) -> Kind {
+fn message(space: PortKind, number: u8) -> Kind {
     match (space, number) {
-        (Space::Icmp, 0) | (Space::Icmp6, 129) => Kind::EchoReply(space),
+        (PortKind::Icmp, 0) | (PortKind::Icmp6, 129) => Kind::EchoReply(space),
         _ => Kind::Message(space, number),
     }
 }
@@ -178,8 +178,8 @@ fn error(outer: &Head<'_>) -> Read<Meaning> {
                 let (from, to) = ports(head.first(4).map_err(bad)?);
                 Kind::Udp(from, to)
             }
-            1 => message(Space::Icmp, head.first(1).map_err(bad)?[0]),
-            58 => message(Space::Icmp6, head.first(1).map_err(bad)?[0]),
+            1 => message(PortKind::Icmp, head.first(1).map_err(bad)?[0]),
+            58 => message(PortKind::Icmp6, head.first(1).map_err(bad)?[0]),
             other => Kind::Protocol(other),
         }
     };

@@ -17,7 +17,7 @@ use anyhow::{Context, Result, bail, ensure};
 use enforcer_common::decide;
 use enforcer_common::judge::{Report, report};
 use enforcer_common::mark::PacketMark;
-use enforcer_common::packet::{Packet, Phase, Ports, Space};
+use enforcer_common::packet::{Packet, Phase, Ports, PortKind};
 use enforcer_common::parse::{Start, parse};
 use enforcer_common::tables::{Party, Role};
 use enforcer_common::tls::Lock;
@@ -50,8 +50,8 @@ enum Question {
     Receives(&'static str, Came, IpAddr, IpAddr, Kind),
     /// Forwarded.
     Leaves(Through, IpAddr, IpAddr, Kind),
-    Connects(&'static str, IpAddr, Space, u16),
-    Binds(&'static str, IpAddr, Space, u16),
+    Connects(&'static str, IpAddr, PortKind, u16),
+    Binds(&'static str, IpAddr, PortKind, u16),
 }
 
 #[test]
@@ -170,7 +170,7 @@ fn ask(random: &mut Random, here: &'static str) -> Question {
                 1 => IpAddr::from([0; 16]),
                 _ => dst,
             };
-            let space = *random.pick(&[Space::Tcp, Space::Tcp, Space::Udp]);
+            let space = *random.pick(&[PortKind::Tcp, PortKind::Tcp, PortKind::Udp]);
             let (cgroup, number) = (cgroup(random), random::port(random));
             match random.chance(2) {
                 true => Question::Connects(cgroup, at, space, number),
@@ -450,7 +450,7 @@ fn packet(src: IpAddr, dst: IpAddr, kind: Kind) -> Result<(Packet, Option<Vec<u8
         Kind::Arp => {
             let ports = Ports {
                 phase: Phase::Following,
-                space: Space::Arp,
+                space: PortKind::Arp,
                 source: 0,
                 destination: 0,
             };

@@ -4,7 +4,7 @@
 use std::collections::BTreeSet;
 use std::net::{IpAddr, Ipv6Addr};
 
-use enforcer_common::packet::Space;
+use enforcer_common::packet::PortKind;
 use enforcer_policy::model::{
     Component, Locality, Node, OtherTraffic, Path, Policy, Port, PortMatch, Service,
 };
@@ -58,8 +58,8 @@ pub enum Kind {
     Segment(u16, u16),
     Udp(u16, u16),
     /// An ICMP or ICMPv6 message that is no error and no echo reply.
-    Message(Space, u8),
-    EchoReply(Space),
+    Message(PortKind, u8),
+    EchoReply(PortKind),
     /// Another protocol.
     Protocol(u8),
     Arp,
@@ -69,17 +69,17 @@ pub enum Kind {
 
 impl Kind {
     /// What its numbers name, the sender's and the receiver's; nothing where it has none.
-    fn numbers(self) -> Option<(Space, u16, u16)> {
+    fn numbers(self) -> Option<(PortKind, u16, u16)> {
         match self {
-            Kind::Syn(own, other) | Kind::Segment(own, other) => Some((Space::Tcp, own, other)),
-            Kind::Udp(own, other) => Some((Space::Udp, own, other)),
+            Kind::Syn(own, other) | Kind::Segment(own, other) => Some((PortKind::Tcp, own, other)),
+            Kind::Udp(own, other) => Some((PortKind::Udp, own, other)),
             Kind::Message(space, number) => Some((space, 0, number.into())),
             Kind::EchoReply(space) => {
-                let reply = if space == Space::Icmp { 0 } else { 129 };
+                let reply = if space == PortKind::Icmp { 0 } else { 129 };
                 Some((space, request_of(space), reply))
             }
-            Kind::Protocol(number) => Some((Space::Protocol, number.into(), number.into())),
-            Kind::Arp => Some((Space::Arp, 0, 0)),
+            Kind::Protocol(number) => Some((PortKind::Protocol, number.into(), number.into())),
+            Kind::Arp => Some((PortKind::Arp, 0, 0)),
             Kind::LaterFragment => None,
         }
     }
@@ -367,7 +367,7 @@ impl<'a> Oracle<'a> {
     /// What goes by lo goes from this node to itself, so both addresses are its own, though nobody may have
     /// said so, or though they are said to be something else's. But who has declared this very port there
     /// has it; of a service's address that is the service alone, and not the pods behind it.
-    fn spot_on_lo(&self, spot: Spot<'a>, space: Space, number: u16) -> Spot<'a> {
+    fn spot_on_lo(&self, spot: Spot<'a>, space: PortKind, number: u16) -> Spot<'a> {
         let has_port = |(component, port): &(&Component, &Port)| {
             !component.is_elsewhere() && !port.matches.contains(&PortMatch::Any)
         };
@@ -385,7 +385,7 @@ impl<'a> Oracle<'a> {
     }
 
     /// A process asks to connect, or to send a datagram. The unspecified address is this host.
-    pub fn connects(&self, cgroup: &str, to: IpAddr, space: Space, number: u16) -> Said {
+    pub fn connects(&self, cgroup: &str, to: IpAddr, space: PortKind, number: u16) -> Said {
         let to = match to {
             IpAddr::V4(v4) if v4.is_unspecified() => IpAddr::from([127, 0, 0, 1]),
             IpAddr::V6(v6) if v6.is_unspecified() => IpAddr::V6(Ipv6Addr::LOCALHOST),
@@ -397,7 +397,7 @@ impl<'a> Oracle<'a> {
 
     /// A process asks to bind. A wildcard is every address of this node, so also those that are no
     /// loopback address; and so is any other, whatever it is declared as, but for its own ports.
-    pub fn binds(&self, cgroup: &str, at: IpAddr, space: Space, number: u16) -> Said {
+    pub fn binds(&self, cgroup: &str, at: IpAddr, space: PortKind, number: u16) -> Said {
         let own = self.node.addresses.iter().min();
         let at = match own {
             Some(own) if at.is_unspecified() => *own,
@@ -408,7 +408,7 @@ impl<'a> Oracle<'a> {
     }
 
     /// Whether a process may hold a port at an address.
-    fn holds(&self, cgroup: &str, spot: &Spot<'a>, space: Space, number: u16) -> Said {
+    fn holds(&self, cgroup: &str, spot: &Spot<'a>, space: PortKind, number: u16) -> Said {
         let by = self.process(cgroup);
         let mut refused = None;
         for (component, port) in self.ends(spot, space, number) {
@@ -442,17 +442,17 @@ impl<'a> Oracle<'a> {
             ..self.toward(receiver, from, space, number)
         };
         match kind {
-            Kind::Syn(_, port) => forward(Space::Tcp, port),
-            Kind::Segment(own, port) => weightier(forward(Space::Tcp, port), back(Space::Tcp, own)),
+            Kind::Syn(_, port) => forward(PortKind::Tcp, port),
+            Kind::Segment(own, port) => weightier(forward(PortKind::Tcp, port), back(PortKind::Tcp, own)),
             // Nothing was sent before that this could answer.
-            Kind::Udp(_, port) => forward(Space::Udp, port),
+            Kind::Udp(_, port) => forward(PortKind::Udp, port),
             Kind::Message(space, number) => forward(space, number.into()),
             Kind::EchoReply(space) => back(space, request_of(space)),
             Kind::Protocol(number) => weightier(
-                forward(Space::Protocol, number.into()),
-                back(Space::Protocol, number.into()),
+                forward(PortKind::Protocol, number.into()),
+                back(PortKind::Protocol, number.into()),
             ),
-            Kind::Arp => weightier(forward(Space::Arp, 0), back(Space::Arp, 0)),
+            Kind::Arp => weightier(forward(PortKind::Arp, 0), back(PortKind::Arp, 0)),
             Kind::LaterFragment => {
                 // Who is known by a cgroup or an interface has no ports by that.
                 let there = receiver.by_address && self.knows(sender, to);
@@ -482,7 +482,7 @@ impl<'a> Oracle<'a> {
     }
 
     /// The ports that are meant by a number at an address.
-    fn ends(&self, to: &Spot<'a>, space: Space, number: u16) -> Vec<(&'a Component, &'a Port)> {
+    fn ends(&self, to: &Spot<'a>, space: PortKind, number: u16) -> Vec<(&'a Component, &'a Port)> {
         let mut ends = Vec::new();
         for component in &self.policy.components {
             for port in &component.ports {
@@ -502,7 +502,7 @@ impl<'a> Oracle<'a> {
     }
 
     /// What is said of somebody who wants to reach a port at an address.
-    fn toward(&self, sender: &Sender<'a>, to: &Spot<'a>, space: Space, number: u16) -> Opinion {
+    fn toward(&self, sender: &Sender<'a>, to: &Spot<'a>, space: PortKind, number: u16) -> Opinion {
         let mut ends = self.ends(to, space, number);
         let guarded = ends.iter().any(|(component, _)| component.guard);
         let opinion = |said| Opinion {
@@ -755,21 +755,21 @@ fn weightier(forward: Opinion, back: Opinion) -> Opinion {
     forward
 }
 
-fn request_of(space: Space) -> u16 {
-    if space == Space::Icmp { 8 } else { 128 }
+fn request_of(space: PortKind) -> u16 {
+    if space == PortKind::Icmp { 8 } else { 128 }
 }
 
-fn covers(found: PortMatch, space: Space, number: u16) -> bool {
+fn covers(found: PortMatch, space: PortKind, number: u16) -> bool {
     match (found, space) {
-        (PortMatch::Any, _) | (PortMatch::Arp, Space::Arp) => true,
-        (PortMatch::Tcp(first, last), Space::Tcp) | (PortMatch::Udp(first, last), Space::Udp) => {
+        (PortMatch::Any, _) | (PortMatch::Arp, PortKind::Arp) => true,
+        (PortMatch::Tcp(first, last), PortKind::Tcp) | (PortMatch::Udp(first, last), PortKind::Udp) => {
             (first..=last).contains(&number)
         }
-        (PortMatch::Icmp(first, last), Space::Icmp)
-        | (PortMatch::Icmp6(first, last), Space::Icmp6) => {
+        (PortMatch::Icmp(first, last), PortKind::Icmp)
+        | (PortMatch::Icmp6(first, last), PortKind::Icmp6) => {
             (u16::from(first)..=u16::from(last)).contains(&number)
         }
-        (PortMatch::Protocol(known), Space::Protocol) => u16::from(known) == number,
+        (PortMatch::Protocol(known), PortKind::Protocol) => u16::from(known) == number,
         _ => false,
     }
 }

@@ -3,7 +3,7 @@
 use std::fmt::Write as _;
 use std::net::IpAddr;
 
-use enforcer_common::packet::Space;
+use enforcer_common::packet::PortKind;
 use enforcer_policy::catalogue::Catalogue;
 
 use crate::plainly::Kind;
@@ -316,8 +316,8 @@ pub fn port(random: &mut Random) -> u16 {
     }
 }
 
-fn icmp(is_v4: bool) -> Space {
-    if is_v4 { Space::Icmp } else { Space::Icmp6 }
+fn icmp(is_v4: bool) -> PortKind {
+    if is_v4 { PortKind::Icmp } else { PortKind::Icmp6 }
 }
 
 /// What a packet is. ARP is for IPv4 alone.

@@ -11,7 +11,7 @@ use enforcer_policy::text;
 use super::{
     Event, Output,
     ledger::{InForce, boot_time},
-    say::say,
+    print::print,
     serve::Agent,
 };
 
@@ -20,7 +20,7 @@ const ROWS: usize = 200;
 
 impl Agent {
     /// Tells new denials.
-    pub(super) fn tell(&mut self, keys: &[RecordKey]) {
+    pub(super) fn report_denials(&mut self, keys: &[RecordKey]) {
         let is_followed = self.news.receiver_count() > 0;
         let boot = boot_time();
         for key in keys {
@@ -45,9 +45,9 @@ impl Agent {
         }
     }
 
-    pub(super) fn tell_begin(&mut self) {
+    pub(super) fn print_start(&mut self) {
         let Ok(status) = self.status() else { return };
-        say(&format!(
+        print(&format!(
             "policy `{}` is in force on node `{}`: {}, other traffic {}, {} attachments",
             status.policy,
             status.node,
@@ -58,22 +58,22 @@ impl Agent {
         status
             .notes
             .iter()
-            .for_each(|note| say(&format!("note: {note}")));
-        self.tell_node();
+            .for_each(|note| print(&format!("note: {note}")));
+        self.print_warnings();
     }
 
     /// What about the node does not fit the policy.
-    pub(super) fn tell_node(&mut self) {
+    pub(super) fn print_warnings(&mut self) {
         for warning in self.warnings() {
-            say(&format!("warning: {warning}"));
+            print(&format!("warning: {warning}"));
         }
         for listener in self.refused_listeners() {
-            say(&format!("warning: {listener}"));
+            print(&format!("warning: {listener}"));
         }
     }
 
     /// A table of all denials, the most frequent first.
-    pub(super) fn tell_end(&mut self) {
+    pub(super) fn print_summary(&mut self) {
         let Ok(events) = self.events() else { return };
         if events.is_empty() || self.options.output == Output::Json {
             return;

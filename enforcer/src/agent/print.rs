@@ -5,6 +5,6 @@ use std::io::Write as _;
 use enforcer_policy::text;
 
 /// A line of the log, or several. Nobody may be reading, and enforcement goes on.
-pub(super) fn say(line: &str) {
+pub(super) fn print(line: &str) {
     let _ = writeln!(std::io::stderr(), "enforcer: {}", text::lines(line));
 }
