@@ -15,7 +15,7 @@ use crate::{
     addr::Ip,
     limits::{MAX_CLASSES, MAX_PARTIES},
     mark::PacketMark,
-    packet::{Packet, Phase, Ports, Shape, PortKind},
+    packet::{Packet, Phase, PortKind, Ports, Shape},
     record::{Hook, RecordKey, Whose, subject},
     tables::{FlowKey, Party},
     vantage::{Kind, Vantage},

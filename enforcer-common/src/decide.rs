@@ -7,7 +7,7 @@
 
 use crate::{
     addr::Ip,
-    packet::{Packet, Phase, Ports, Shape, PortKind},
+    packet::{Packet, Phase, PortKind, Ports, Shape},
     tables::{FlowKey, Memory, Party, Place, Settings, Tables},
     verdict::{Denial, Direction, Reason, Verdict},
 };
@@ -107,7 +107,13 @@ pub const fn fails_at_once(verdict: Verdict, space: PortKind) -> bool {
 
 /// A process asks to bind an address. Whatever it is declared as, what is bound there receives what comes for this node,
 /// as [`received_at`] says: an address that nobody declared, one of a link, one that the node is yet to get.
-pub fn binding<T: Tables>(tables: &T, by: Party, addr: &Ip, space: PortKind, number: u16) -> Verdict {
+pub fn binding<T: Tables>(
+    tables: &T,
+    by: Party,
+    addr: &Ip,
+    space: PortKind,
+    number: u16,
+) -> Verdict {
     let Some(settings) = tables.settings() else {
         return Verdict::UNSET;
     };

@@ -5,7 +5,7 @@
 //! `PACKET_VNET_HDR` and a tun device say so for whatever bytes they like, so that a port could be judged and
 //! then be overwritten by a sum that was chosen to be another port.
 
-use crate::packet::{Packet, Shape, PortKind};
+use crate::packet::{Packet, PortKind, Shape};
 
 /// A checksum that is yet to be written. Offsets count from the packet's first byte.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

@@ -11,7 +11,7 @@
 use crate::{
     addr::Ip,
     limits::{MAX_EXTENSION_BYTES, MAX_EXTENSION_HEADERS},
-    packet::{Packet, PacketBytes, Phase, Ports, Segment, Shape, PortKind},
+    packet::{Packet, PacketBytes, Phase, PortKind, Ports, Segment, Shape},
     verdict::Reason,
 };
 

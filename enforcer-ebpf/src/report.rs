@@ -11,7 +11,7 @@ use enforcer_common::{
     cache::CacheEntry,
     decide, denial, limits,
     mark::PacketMark,
-    packet::{Packet, Shape, PortKind},
+    packet::{Packet, PortKind, Shape},
     record::{Hook, PairKey, RecordKey, RecordPlace, RecordValue, SocketState, Whose, subject},
     tables::Tables as _,
     vantage::Vantage,

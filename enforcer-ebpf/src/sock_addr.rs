@@ -135,7 +135,13 @@ pub fn bound(ctx: &SockContext, addr: Ip) -> i32 {
 
 /// Whether the calling process may hold a port at an address.
 #[inline(always)]
-fn holding<C: EbpfContext>(ctx: &C, sk: *mut bpf_sock, addr: Ip, space: PortKind, port: u16) -> i32 {
+fn holding<C: EbpfContext>(
+    ctx: &C,
+    sk: *mut bpf_sock,
+    addr: Ip,
+    space: PortKind,
+    port: u16,
+) -> i32 {
     let active = Active::now();
     let generation = active.generation();
     if generation.settings().is_none() {

@@ -350,9 +350,8 @@ fn switch(policy: &Policy, catalogue: &Catalogue, path: &Path) -> String {
 
 fn covers(port: &Port, (space, number): (PortKind, u16)) -> bool {
     port.matches.iter().any(|found| match (found, space) {
-        (PortMatch::Tcp(first, last), PortKind::Tcp) | (PortMatch::Udp(first, last), PortKind::Udp) => {
-            (*first..=*last).contains(&number)
-        }
+        (PortMatch::Tcp(first, last), PortKind::Tcp)
+        | (PortMatch::Udp(first, last), PortKind::Udp) => (*first..=*last).contains(&number),
         (PortMatch::Icmp(first, last), PortKind::Icmp)
         | (PortMatch::Icmp6(first, last), PortKind::Icmp6) => {
             (u16::from(*first)..=u16::from(*last)).contains(&number)

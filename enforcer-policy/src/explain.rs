@@ -7,7 +7,7 @@ use enforcer_common::{
     addr::Ip,
     decide,
     judge::{Judgement, judge},
-    packet::{Packet, Phase, Ports, PortKind},
+    packet::{Packet, Phase, PortKind, Ports},
     record::Hook,
     tables::{Party, Role, Tables as _},
     vantage::{Entered, Origin, Vantage, View},
@@ -590,7 +590,11 @@ fn ports(what: What) -> Ports {
 }
 
 /// The number of the target that is meant, and the port, type or protocol there.
-fn meant(tables: &Simulator<'_>, to: Target, at_own_socket: bool) -> Option<(u16, (PortKind, u16))> {
+fn meant(
+    tables: &Simulator<'_>,
+    to: Target,
+    at_own_socket: bool,
+) -> Option<(u16, (PortKind, u16))> {
     let Ports {
         space, destination, ..
     } = ports(to.what);

@@ -176,7 +176,9 @@ impl Iterator for Intervals {
 /// The numbers of a space that a match covers.
 fn range(m: PortMatch, space: PortKind) -> Option<(u16, u16)> {
     match (m, space) {
-        (PortMatch::Tcp(a, b), PortKind::Tcp) | (PortMatch::Udp(a, b), PortKind::Udp) => Some((a, b)),
+        (PortMatch::Tcp(a, b), PortKind::Tcp) | (PortMatch::Udp(a, b), PortKind::Udp) => {
+            Some((a, b))
+        }
         (PortMatch::Icmp(a, b), PortKind::Icmp) | (PortMatch::Icmp6(a, b), PortKind::Icmp6) => {
             Some((a.into(), b.into()))
         }

@@ -395,7 +395,11 @@ impl<'a> Filler<'a> {
 
     /// The path that lets a sender through: to the narrowest endpoint, and of several one that does
     /// not ask for TLS, as a path is a permission and takes none away.
-    fn allowing<'m>(&self, sender: &PartyInfo, meant: &'m ResolvedTarget<'_>) -> Option<&'m Route<'m>> {
+    fn allowing<'m>(
+        &self,
+        sender: &PartyInfo,
+        meant: &'m ResolvedTarget<'_>,
+    ) -> Option<&'m Route<'m>> {
         let target = meant.target;
         let mut allowed = meant.routes.iter().copied().filter(|r| {
             r.is_from(sender) && self.reaches(r, target) && is_local_enough(r, sender, target)

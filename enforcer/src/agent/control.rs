@@ -226,12 +226,13 @@ async fn serve(
         Request::Detach {} => {
             let (done, answer) = oneshot::channel();
             let (_written, wait) = oneshot::channel();
-            commands.send(Command::Detach(ShutdownAck {
-                done,
-                written: wait,
-            }))
-            .await
-            .ok()?;
+            commands
+                .send(Command::Detach(ShutdownAck {
+                    done,
+                    written: wait,
+                }))
+                .await
+                .ok()?;
             answer.await.ok()?;
             write(to, &serde_json::json!({ "detached": true })).await
         }

@@ -14,14 +14,14 @@ mod listeners;
 mod memory;
 mod names;
 mod node;
+mod print;
+mod printing;
 mod reader;
 mod report;
 mod room;
-mod print;
 mod serve;
 mod start;
 mod status;
-mod printing;
 mod warnings;
 mod watch;
 

@@ -24,9 +24,9 @@ use super::{
     interfaces::list_at_start,
     ledger::{InForce, Ledger, boot_time},
     listeners, memory,
+    print::print,
     reader::{Asked, Outcome, Reader},
     room::Room,
-    print::print,
     start::{self, Lock, Ready},
     watch::{self, Directories},
 };

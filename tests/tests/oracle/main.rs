@@ -17,7 +17,7 @@ use anyhow::{Context, Result, bail, ensure};
 use enforcer_common::decide;
 use enforcer_common::judge::{Report, report};
 use enforcer_common::mark::PacketMark;
-use enforcer_common::packet::{Packet, Phase, Ports, PortKind};
+use enforcer_common::packet::{Packet, Phase, PortKind, Ports};
 use enforcer_common::parse::{Start, parse};
 use enforcer_common::tables::{Party, Role};
 use enforcer_common::tls::Lock;

@@ -443,7 +443,9 @@ impl<'a> Oracle<'a> {
         };
         match kind {
             Kind::Syn(_, port) => forward(PortKind::Tcp, port),
-            Kind::Segment(own, port) => weightier(forward(PortKind::Tcp, port), back(PortKind::Tcp, own)),
+            Kind::Segment(own, port) => {
+                weightier(forward(PortKind::Tcp, port), back(PortKind::Tcp, own))
+            }
             // Nothing was sent before that this could answer.
             Kind::Udp(_, port) => forward(PortKind::Udp, port),
             Kind::Message(space, number) => forward(space, number.into()),
@@ -762,9 +764,8 @@ fn request_of(space: PortKind) -> u16 {
 fn covers(found: PortMatch, space: PortKind, number: u16) -> bool {
     match (found, space) {
         (PortMatch::Any, _) | (PortMatch::Arp, PortKind::Arp) => true,
-        (PortMatch::Tcp(first, last), PortKind::Tcp) | (PortMatch::Udp(first, last), PortKind::Udp) => {
-            (first..=last).contains(&number)
-        }
+        (PortMatch::Tcp(first, last), PortKind::Tcp)
+        | (PortMatch::Udp(first, last), PortKind::Udp) => (first..=last).contains(&number),
         (PortMatch::Icmp(first, last), PortKind::Icmp)
         | (PortMatch::Icmp6(first, last), PortKind::Icmp6) => {
             (u16::from(first)..=u16::from(last)).contains(&number)

@@ -317,7 +317,11 @@ pub fn port(random: &mut Random) -> u16 {
 }
 
 fn icmp(is_v4: bool) -> PortKind {
-    if is_v4 { PortKind::Icmp } else { PortKind::Icmp6 }
+    if is_v4 {
+        PortKind::Icmp
+    } else {
+        PortKind::Icmp6
+    }
 }
 
 /// What a packet is. ARP is for IPv4 alone.
