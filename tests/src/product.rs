@@ -323,9 +323,22 @@ impl Agent {
             .context("status has no generation")
     }
 
-    /// Ends it as an operator would.
+    /// Ends it and what it enforces, as an operator would.
     pub fn stop(self) -> Result<Ran> {
+        self.command(&["detach"])?.checked()?;
+        self.running.finish(Duration::from_secs(10))
+    }
+
+    /// Ends it by SIGTERM: what it enforces stays in force.
+    pub fn leave(self) -> Result<Ran> {
         self.running.signal(Signal::SIGTERM)?;
         self.running.finish(Duration::from_secs(10))
+    }
+
+    /// Ends it by SIGKILL: what it enforces stays in force.
+    pub fn kill(self) -> Result<()> {
+        self.running.signal(Signal::SIGKILL)?;
+        let _ = self.running.finish(Duration::from_secs(10));
+        Ok(())
     }
 }

@@ -14,7 +14,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, ExitCode};
 
 use anyhow::{Context, Result, bail, ensure};
-use enforcer::kernel::{Kernel, Link, TcMode, cgroups, trial::Trial};
+use enforcer::kernel::{Kernel, Link, TcMode, apply::NewPolicy, cgroups, trial::Trial};
 use enforcer_common::judge::judge;
 use enforcer_common::packet::Packet;
 use enforcer_common::parse::{Start, parse};
@@ -52,7 +52,7 @@ fn main() -> ExitCode {
 
 fn run() -> Result<(usize, usize)> {
     // For the table of kernels.
-    let kernel = Kernel::load(false)?;
+    let kernel = Kernel::load(None, false)?;
     for feature in kernel.features() {
         println!("feature: {feature}");
     }
@@ -367,8 +367,13 @@ impl Bench {
         }
         let known = cgroups::resolve(root.directory(), &compiled.cgroups);
         let ids: Vec<_> = known.iter().map(|known| (known.id, known.party)).collect();
-        let mut kernel = Kernel::load(false)?;
-        kernel.apply(&compiled, 1, &ids)?;
+        let mut kernel = Kernel::load(None, false)?;
+        let new = NewPolicy {
+            compiled: &compiled,
+            numbers: &PathNumbers::default(),
+            name: "cases",
+        };
+        kernel.apply(new, &ids)?;
         kernel.attach_cgroup(root.directory())?;
         let link = |name: &str, layer| -> Result<Link> {
             let index = if_nametoindex(name)?;

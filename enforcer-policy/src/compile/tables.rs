@@ -44,6 +44,17 @@ pub struct PathNumbers {
 }
 
 impl PathNumbers {
+    /// As they were, by their names in the order of their numbers.
+    pub fn from_names(names: impl IntoIterator<Item = String>) -> Self {
+        let names: Vec<String> = names.into_iter().take(limits::MAX_PATHS as usize).collect();
+        // MAX_PATHS fits.
+        let numbered = names.iter().enumerate();
+        let numbers = numbered
+            .map(|(number, name)| (name.clone(), number as u16))
+            .collect();
+        Self { names, numbers }
+    }
+
     /// The number of a name, a new one if it has none yet.
     pub(super) fn number(&mut self, name: &str) -> Result<u16, CompileError> {
         if let Some(known) = self.numbers.get(name) {

@@ -22,7 +22,7 @@ use super::{
     AgentError, Event, Sources, Status,
     control::{Request, SIGN_OF_LIFE, socket_path},
 };
-use crate::kernel::filters;
+use crate::kernel::{Pins, filters};
 
 /// How long an answer may take on a busy machine.
 const ANSWER: Duration = Duration::from_secs(15);
@@ -33,11 +33,13 @@ const DETACH: Duration = Duration::from_secs(120);
 ///
 /// # Errors
 ///
-/// No agent runs there, it can not tell, or it does not answer. If none runs, and filters of one that was killed are
-/// still there, they are named.
-pub fn status(run_dir: &Path) -> Result<Status, AgentError> {
+/// No agent runs there, it can not tell, or it does not answer. If none runs, and what one left is in force, that is
+/// named.
+pub fn status(run_dir: &Path, pin_dir: &Path) -> Result<Status, AgentError> {
     match one(run_dir, &Request::Status {}, ANSWER) {
-        Err(error @ AgentError::NoAgent { .. }) => Err(leftovers().unwrap_or(error)),
+        Err(error @ AgentError::NoAgent { .. }) => {
+            Err(unattended(pin_dir).or_else(leftovers).unwrap_or(error))
+        }
         result => result,
     }
 }
@@ -51,15 +53,14 @@ pub fn sources(run_dir: &Path) -> Result<Sources, AgentError> {
     one(run_dir, &Request::Sources {}, ANSWER)
 }
 
-/// Ends the agent. Returns when everything is detached. If none runs, but one was killed and left
-/// filters, those go.
+/// Ends the agent and enforcement. Returns when everything is detached. If none runs, what one left in force goes.
 ///
 /// # Errors
 ///
 /// No agent runs there, or it does not answer.
-pub fn detach(run_dir: &Path) -> Result<(), AgentError> {
+pub fn detach(run_dir: &Path, pin_dir: &Path) -> Result<(), AgentError> {
     match one::<Value>(run_dir, &Request::Detach {}, DETACH) {
-        Err(AgentError::NoAgent { socket }) => match super::remove_leftovers(run_dir)? {
+        Err(AgentError::NoAgent { socket }) => match super::remove_leftovers(run_dir, pin_dir)? {
             0 => Err(AgentError::NoAgent { socket }),
             _ => Ok(()),
         },
@@ -90,6 +91,15 @@ pub fn events(
         }
     }
     Ok(())
+}
+
+/// What is in force without an agent, if that can be seen.
+fn unattended(pin_dir: &Path) -> Option<AgentError> {
+    let kept = Pins::new(pin_dir).kept()?;
+    Some(AgentError::Unattended {
+        kept: Box::new(kept),
+        path: pin_dir.to_owned(),
+    })
 }
 
 /// Filters that were left, if there are any and they can be seen.

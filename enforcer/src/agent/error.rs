@@ -4,7 +4,7 @@ use std::{io, path::PathBuf, time::Duration};
 
 use enforcer_policy::{PolicyErrors, compile::CompileError, error::some};
 
-use crate::kernel::{KernelError, filters::Leftover};
+use crate::kernel::{Kept, KernelError, filters::Leftover};
 
 /// Why an agent does not run, or does not answer. None says its cause itself:
 /// [`enforcer_policy::text::chain`] does.
@@ -38,6 +38,20 @@ pub enum AgentError {
     Leftovers {
         /// The filters.
         filters: Vec<Leftover>,
+    },
+    /// Nobody runs, and what one left is in force.
+    #[error(
+        "no agent runs here, and policy `{}` ({}), generation {}, is in force without one (pinned in {}). Cgroups and interfaces that come now are not known to it, and denials are recorded but not reported. `enforcer run -p …` takes over, `enforcer detach` ends it",
+        enforcer_policy::text::shown(&kept.policy),
+        if kept.dry_run { "DryRun" } else { "Enforce" },
+        kept.generation,
+        enforcer_policy::text::path(path)
+    )]
+    Unattended {
+        /// What it kept of that.
+        kept: Box<Kept>,
+        /// Where it is pinned.
+        path: PathBuf,
     },
     /// It runs, and does not answer in time.
     #[error("the agent here{} does not answer within {} s: {state}", of(*pid), limit.as_secs())]

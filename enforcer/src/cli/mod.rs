@@ -31,7 +31,7 @@ use nix::sys::signal::{SigHandler, Signal, raise, signal};
 use serde::Serialize;
 
 use crate::{
-    agent::{AgentError, RUN_DIR},
+    agent::{AgentError, PIN_DIR, RUN_DIR},
     files,
     kernel::filters::Leftover,
 };
@@ -98,6 +98,9 @@ struct AgentArguments {
     /// Directory of the agent's lock and control socket
     #[arg(long, value_name = "DIR", default_value = RUN_DIR)]
     run_dir: PathBuf,
+    /// Directory on a BPF file system where what is in force is pinned
+    #[arg(long, value_name = "DIR", default_value = PIN_DIR)]
+    pin_dir: PathBuf,
 }
 
 /// Why a command has no result.

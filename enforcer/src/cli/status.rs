@@ -32,7 +32,7 @@ const NAMED: usize = 8;
 const COLUMNS: usize = 100;
 
 pub fn run(arguments: &Arguments, format: Format) -> Outcome {
-    let status = client::status(&arguments.agent.run_dir)?;
+    let status = client::status(&arguments.agent.run_dir, &arguments.agent.pin_dir)?;
     if format == Format::Json {
         say_json(&status)
     } else {

@@ -19,6 +19,9 @@ use super::{KernelError, LinkEvents, programs::TC};
 pub struct Leftover {
     /// The interface.
     pub interface: String,
+    /// Its index.
+    #[serde(skip)]
+    pub index: u32,
     /// `tc/ingress` or `tc/egress`.
     pub hook: &'static str,
 }
@@ -66,6 +69,7 @@ pub async fn leftovers() -> Result<Vec<Leftover>, KernelError> {
             if has_ours(request).await {
                 found.push(Leftover {
                     interface: link.name.clone(),
+                    index: link.index,
                     hook,
                 });
             }

@@ -17,11 +17,27 @@ pub(super) struct Roles {
 }
 
 impl Roles {
-    pub(super) fn take(bpf: &mut Ebpf) -> Result<Self, KernelError> {
-        Ok(Self {
-            map: take(bpf, "INTERFACES")?,
-            elements: HashMap::new(),
-        })
+    /// The table of the programs, with what an agent before this one wrote there.
+    pub(super) fn take(bpf: &mut Ebpf, adopted: bool) -> Result<Self, KernelError> {
+        let map: Array<Owned, u64> = take(bpf, "INTERFACES")?;
+        let mut elements = HashMap::new();
+        if adopted {
+            for place in 0..interfaces::SLOTS {
+                let element = map.get(&place, 0);
+                let element = element.map_err(KernelError::map("read the roles of interfaces"))?;
+                if element != 0 {
+                    elements.insert(place, element);
+                }
+            }
+        }
+        Ok(Self { map, elements })
+    }
+
+    /// The interfaces that have one.
+    pub(super) fn interfaces(&self) -> Vec<u32> {
+        let there = self.elements.values();
+        let there = there.filter(|element| !matches!(**element, 0 | interfaces::GONE));
+        there.map(|element| *element as u32).collect()
     }
 
     /// Gives an interface a role, by its word.

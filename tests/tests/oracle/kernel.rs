@@ -5,13 +5,13 @@ use std::fs::{self, File};
 use std::process::Command;
 
 use anyhow::{Context, Result, ensure};
-use enforcer::kernel::{Kernel, Link, TcMode, cgroups, trial::Trial};
+use enforcer::kernel::{Kernel, Link, TcMode, apply::NewPolicy, cgroups, trial::Trial};
 use enforcer_common::packet::{Packet, Phase, Shape};
 use enforcer_common::parse::{Start, parse};
 use enforcer_common::tables::{FlowKey, Role};
 use enforcer_common::verdict::{Direction, Reason, Verdict, counter};
 use enforcer_common::{decide, tls};
-use enforcer_policy::compile::Compiled;
+use enforcer_policy::compile::{Compiled, PathNumbers};
 use enforcer_tests::cgroup::OwnTree;
 use nix::net::if_::if_nametoindex;
 use nix::sched::{CloneFlags, setns, unshare};
@@ -23,7 +23,6 @@ use crate::random::CGROUPS;
 pub struct Judge {
     kernel: Kernel,
     root: OwnTree,
-    generation: u32,
     uplink: u32,
     /// By this interface pods are reached.
     home: u32,
@@ -89,7 +88,7 @@ impl Judge {
         for cgroup in CGROUPS.iter().chain(&crate::MORE_CGROUPS) {
             root.make(cgroup)?;
         }
-        let mut kernel = Kernel::load(false)?;
+        let mut kernel = Kernel::load(None, false)?;
         let link = |name: &str, layer| -> Result<Link> {
             Ok(Link {
                 index: if_nametoindex(name)?,
@@ -119,7 +118,6 @@ impl Judge {
         Ok(Self {
             kernel,
             root,
-            generation: 0,
             asked: HashSet::new(),
             uplink,
             home,
@@ -135,8 +133,12 @@ impl Judge {
     pub fn apply(&mut self, compiled: &Compiled, cgroup: &str) -> Result<()> {
         let known = cgroups::resolve(self.root.directory(), &compiled.cgroups);
         let ids: Vec<_> = known.iter().map(|known| (known.id, known.party)).collect();
-        self.generation += 1;
-        self.kernel.apply(compiled, self.generation, &ids)?;
+        let new = NewPolicy {
+            compiled,
+            numbers: &PathNumbers::default(),
+            name: "oracle",
+        };
+        self.kernel.apply(new, &ids)?;
         self.root.enter(cgroup)
     }
 
