@@ -1,17 +1,18 @@
 //! What a test can try from a place with `lab-probe`, and what comes of it.
 
 use std::net::{IpAddr, SocketAddr};
-use std::time::Duration;
+use std::thread;
+use std::time::{Duration, Instant};
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, ensure};
 use serde::de::DeserializeOwned;
 
 use crate::packet::{Forged, to_hex};
 use crate::patience::patient;
 use crate::place::{Action, Place};
 use crate::probe::{
-    Bind, Connect, Dns, Frame, Heard, Hold, Inject, Outcome, Ping, Probe, READY, Raw, Report,
-    Serve, Sniff, TIMEOUT_MS, Transfer, TunnelAgent, TunnelServer, Udp,
+    Bind, Connect, Dns, Frame, Heard, Hold, Inject, Knock, Outcome, Ping, Probe, READY, Raw,
+    Report, Serve, Sniff, TIMEOUT_MS, Transfer, TunnelAgent, TunnelServer, Udp,
 };
 use crate::process::{Ran, Running};
 use crate::tools::Tool;
@@ -148,6 +149,12 @@ impl Place {
         }))
     }
 
+    /// Starts somebody who connects over and over.
+    pub fn knock(&self, to: SocketAddr) -> Result<Knocker> {
+        let running = self.start_listener(&Probe::Knock(Knock { to }))?;
+        Ok(Knocker { running })
+    }
+
     /// Opens a connection and keeps it busy. Comes back when the first answer is there.
     pub fn hold(&self, hold: Hold) -> Result<Held> {
         let running = self.probe_command(&Probe::Hold(hold))?.spawn()?;
@@ -197,6 +204,45 @@ impl Place {
             libraries: Vec::new(),
         };
         Ok(self.command_of(&program)?.args(probe.arguments()))
+    }
+}
+
+/// Somebody who connects over and over.
+#[derive(Debug)]
+pub struct Knocker {
+    running: Running,
+}
+
+impl Knocker {
+    /// How often he has tried so far, in thousands.
+    pub fn tried(&self) -> u64 {
+        let text = self.running.stdout();
+        let tried = text
+            .lines()
+            .filter_map(|line| line.strip_prefix("tried ")?.parse().ok());
+        tried.max().unwrap_or(0)
+    }
+
+    /// The connections that stood.
+    pub fn opened(&self) -> Vec<String> {
+        let text = self.running.stdout();
+        let opened = text.lines().filter(|line| line.starts_with("open "));
+        opened.map(str::to_owned).collect()
+    }
+
+    /// Waits until he has tried a thousand times more.
+    pub fn tries_more(&self, at_most: Duration) -> Result<()> {
+        let before = self.tried();
+        let deadline = Instant::now() + at_most;
+        while self.tried() <= before {
+            let (out, err) = (self.running.stdout(), self.running.stderr());
+            ensure!(
+                Instant::now() < deadline,
+                "he does not try any more: {out}{err}"
+            );
+            thread::sleep(Duration::from_millis(5));
+        }
+        Ok(())
     }
 }
 

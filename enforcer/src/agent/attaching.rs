@@ -51,7 +51,11 @@ impl Agent {
                 changes.iter().for_each(|change| print(change));
                 return Ok(());
             }
-            Err(error) => format!("{}{}", text::chain(&error), out_of_files()),
+            Err(error) => {
+                let error = text::chain(&error);
+                let why = out_of_files(&error);
+                format!("{error}{why}")
+            }
         };
         let missing: Vec<&str> = roles
             .iter()
@@ -113,10 +117,15 @@ impl Agent {
 }
 
 /// Where no file can be opened, other errors than that come of it.
-fn out_of_files() -> String {
+fn out_of_files(error: &str) -> String {
     match File::open("/dev/null") {
-        Err(error) => {
-            format!("; no file can be opened ({error}): raise the limit (LimitNOFILE=, ulimit -n)")
+        Err(why) => {
+            let why = why.to_string();
+            let why = match error.contains(&why) {
+                true => String::new(),
+                false => format!(" ({why})"),
+            };
+            format!("; no file can be opened{why}: raise the limit (LimitNOFILE=, ulimit -n)")
         }
         Ok(_) => String::new(),
     }

@@ -11,7 +11,7 @@ use std::{
 
 use aya::{
     programs::{
-        LinkOrder, Program, ProgramError, SchedClassifier, TcAttachType,
+        Program, ProgramError, SchedClassifier, TcAttachType,
         links::FdLink,
         tc::{
             NlOptions, SchedClassifierLink, SchedClassifierLinkId, TcAttachOptions, TcHandle,
@@ -27,7 +27,7 @@ use super::{
     calls::{self, LinkTarget},
     filters::Leftover,
     pins,
-    programs::{CGROUP, SETSOCKOPT, TC, attach_type},
+    programs::{CGROUP, SETSOCKOPT, TC, TCX_EGRESS, TCX_INGRESS, attach_type},
     state::{CgroupHook, Classifier, Hold, Interface, Kernel, Pinned},
 };
 
@@ -162,9 +162,7 @@ impl Pinned {
                     return Some(Hold::Pinned(path));
                 }
                 let _ = std::fs::remove_file(&path);
-                if let Some(directory) = path.parent() {
-                    let _ = std::fs::remove_dir(directory);
-                }
+                pins::remove_directory_of(&path);
             }
             return Some(Hold::Pinned(here));
         }
@@ -494,7 +492,7 @@ impl Kernel {
                 return Ok(hold);
             }
             let pin = self.pinned.as_ref().map(|pinned| pin(&pinned.instance));
-            match attach_tcx(classifier(program, name)?, link, direction, pin) {
+            match attach_tcx(program, link, direction, pin) {
                 Err(error) if mode == TcMode::Auto && lacks_tcx(&error) => {}
                 Err(error) => return Err(failed(name, &link.name, error)),
                 Ok(hold) => {
@@ -601,12 +599,7 @@ fn attach_to_cgroup(
     }
     let program = program.fd()?;
     let attach_type = attach_type(name).ok_or(ProgramError::UnexpectedProgramType)?;
-    let link = calls::attach_to_cgroup(program, directory, attach_type).map_err(|io_error| {
-        SyscallError {
-            call: "bpf_link_create",
-            io_error,
-        }
-    })?;
+    let link = calls::attach_to_cgroup(program, directory, attach_type).map_err(link_refused)?;
     Ok(Hold::of(link, pinned.map(|pinned| pin(&pinned.instance)))?)
 }
 
@@ -665,16 +658,26 @@ fn classifier<'a>(
 }
 
 fn attach_tcx(
-    program: &mut SchedClassifier,
+    program: &Program,
     link: &Link,
     direction: TcAttachType,
     pin: Option<PathBuf>,
 ) -> Result<Hold, ProgramError> {
-    // Before all others, as one that says "accept" would end the chain.
-    let options = TcAttachOptions::TcxOrder(LinkOrder::first());
-    let link = program.attach_with_options(&link.name, direction, options)?;
-    let link = FdLink::try_from(program.take_link(link)?).map_err(io::Error::other)?;
-    Ok(Hold::of_aya(&link, pin)?)
+    let attach_type = match direction {
+        TcAttachType::Ingress => TCX_INGRESS,
+        _ => TCX_EGRESS,
+    };
+    let link = calls::attach_to_interface(program.fd()?, link.index, attach_type);
+    let link = link.map_err(link_refused)?;
+    Ok(Hold::of(link, pin)?)
+}
+
+fn link_refused(io_error: io::Error) -> ProgramError {
+    SyscallError {
+        call: "bpf_link_create",
+        io_error,
+    }
+    .into()
 }
 
 /// Adds our filter at the clsact qdisc, or gives it another program in place.

@@ -20,6 +20,8 @@ const LINK_UPDATE: libc::c_long = 29;
 const LINK_GET_FD_BY_ID: libc::c_long = 30;
 const LINK_DETACH: libc::c_long = 34;
 // `enum bpf_link_type` there.
+/// `BPF_F_BEFORE` there.
+const BEFORE: u32 = 1 << 3;
 const TYPE_CGROUP: u32 = 3;
 const TYPE_TCX: u32 = 11;
 
@@ -48,6 +50,8 @@ struct Create {
     target: u32,
     attach_type: u32,
     flags: u32,
+    /// For TCX: a link or program to be before or behind of, and a revision of the list. None of them.
+    relative: [u64; 2],
 }
 
 #[repr(C)]
@@ -109,11 +113,31 @@ pub(super) fn attach_to_cgroup(
     cgroup: &impl AsFd,
     attach_type: u32,
 ) -> io::Result<OwnedFd> {
+    let cgroup = cgroup.as_fd().as_raw_fd() as u32;
+    create_link(program, cgroup, attach_type, 0)
+}
+
+/// Attaches a program to an interface by TCX (Linux 6.6), before all others: one that says "accept" would end the chain.
+pub(super) fn attach_to_interface(
+    program: &impl AsFd,
+    index: u32,
+    attach_type: u32,
+) -> io::Result<OwnedFd> {
+    create_link(program, index, attach_type, BEFORE)
+}
+
+fn create_link(
+    program: &impl AsFd,
+    target: u32,
+    attach_type: u32,
+    flags: u32,
+) -> io::Result<OwnedFd> {
     let mut request = Create {
         program: program.as_fd().as_raw_fd() as u32,
-        target: cgroup.as_fd().as_raw_fd() as u32,
+        target,
         attach_type,
-        flags: 0,
+        flags,
+        relative: [0; 2],
     };
     // SAFETY: the request is as long as it says, and holds no pointers.
     let fd = unsafe { call(LINK_CREATE, &mut request) }?;

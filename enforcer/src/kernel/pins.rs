@@ -208,13 +208,9 @@ impl Instance {
             let _ = fs::remove_dir(path);
         }
         for directory in ["maps", "cgroup", "interfaces", ""] {
-            let path = self.path.join(directory);
-            let removed = fs::remove_dir(&path).map_err(|source| KernelError::Pins {
-                action: "remove",
-                path,
-                source,
-            });
-            result = result.and(removed);
+            result = result.and(removed(&self.path.join(directory), |path| {
+                fs::remove_dir(path)
+            }));
         }
         result
     }
@@ -227,15 +223,24 @@ pub(super) fn remove_link(path: &Path) -> Result<(), KernelError> {
         let _ = calls::detach_link(&link);
     }
     unpin(path)?;
-    // The directory of an interface, with its last link.
-    if let Some(directory) = path.parent() {
-        let _ = fs::remove_dir(directory);
-    }
+    remove_directory_of(path);
     Ok(())
 }
 
+/// Removes the directory of an interface, with its last link.
+pub(super) fn remove_directory_of(path: &Path) {
+    if let Some(directory) = path.parent() {
+        let _ = fs::remove_dir(directory);
+    }
+}
+
 fn unpin(path: &Path) -> Result<(), KernelError> {
-    match fs::remove_file(path) {
+    removed(path, |path| fs::remove_file(path))
+}
+
+/// What is gone already is removed.
+fn removed(path: &Path, remove: impl Fn(&Path) -> io::Result<()>) -> Result<(), KernelError> {
+    match remove(path) {
         Err(error) if error.kind() != io::ErrorKind::NotFound => Err(KernelError::Pins {
             action: "remove",
             path: path.to_owned(),

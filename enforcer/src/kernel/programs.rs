@@ -21,6 +21,10 @@ pub(super) const CGROUP: [&str; 12] = [
     "enforcer_skb_in",
 ];
 
+/// What programs are attached to an interface as, by TCX: numbers of `enum bpf_attach_type`.
+pub(super) const TCX_INGRESS: u32 = 46;
+pub(super) const TCX_EGRESS: u32 = 47;
+
 /// What a program is attached to a cgroup as: its number of `enum bpf_attach_type` in include/uapi/linux/bpf.h.
 pub(super) fn attach_type(name: &str) -> Option<u32> {
     Some(match name {

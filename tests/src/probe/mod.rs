@@ -15,6 +15,7 @@ mod compat;
 mod dns;
 mod express;
 mod flip;
+mod knock;
 mod listen;
 mod options;
 mod raw;
@@ -28,8 +29,8 @@ mod uring;
 
 pub use listen::Heard;
 pub use options::{
-    Bind, Call, Connect, Dns, FlipFrame, FlipPage, Hold, Inject, Ping, Raw, Ring, Serve, Sniff,
-    Take, Talk, Tap, Transfer, TunnelAgent, TunnelServer, Udp, Unread,
+    Bind, Call, Connect, Dns, FlipFrame, FlipPage, Hold, Inject, Knock, Ping, Raw, Ring, Serve,
+    Sniff, Take, Talk, Tap, Transfer, TunnelAgent, TunnelServer, Udp, Unread,
 };
 pub use sniff::Frame;
 
@@ -50,6 +51,8 @@ pub enum Probe {
     Transfer(Transfer),
     /// Keeps a TCP connection open and sends something over it again and again
     Hold(Hold),
+    /// Connects over and over, and tells when a connection stands
+    Knock(Knock),
     /// Sends UDP datagrams and waits for the answer to the last
     Udp(Udp),
     /// Binds an address, and listens on it
@@ -221,6 +224,7 @@ impl Probe {
             Self::Connect(what) => client::connect(what),
             Self::Transfer(what) => client::transfer(what),
             Self::Hold(what) => client::hold(what),
+            Self::Knock(what) => knock::knock(what),
             Self::Udp(what) => client::udp(what),
             Self::Bind(what) => listen::bind(what),
             Self::Ping(what) => raw::ping(what),

@@ -118,6 +118,14 @@ pub struct Hold {
     pub timeout_ms: u64,
 }
 
+/// Options of [`Probe::Knock`](super::Probe::Knock).
+#[derive(Debug, Clone, Args, Serialize)]
+pub struct Knock {
+    /// Where to
+    #[arg(long)]
+    pub to: SocketAddr,
+}
+
 impl Hold {
     /// A connection to an echo server.
     pub fn to(to: SocketAddr) -> Self {
