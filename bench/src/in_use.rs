@@ -65,12 +65,12 @@ pub fn is_called(program: &str, name: &str) -> bool {
 }
 
 /// Adds a program's row: how often it ran for each connection, and how long each time.
-pub fn record(measures: &mut Measures, way: &str, program: &str, runs: Runs, connections: f64) {
+pub fn record(measures: &mut Measures, route: &str, program: &str, runs: Runs, connections: f64) {
     let count = runs.count as f64;
     for (what, unit, value) in [
         ("runs for each", "", count / connections),
         ("a run", "ns", runs.time.as_nanos() as f64 / count),
     ] {
-        measures.add(GROUP, program, &format!("{way}: {what}"), unit, value);
+        measures.add(GROUP, program, &format!("{route}: {what}"), unit, value);
     }
 }

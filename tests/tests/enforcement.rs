@@ -533,7 +533,7 @@ fn a_denied_udp_path_is_refused_in_every_way_of_sending_and_replies_pass() -> Re
         "  components:\n",
         "  components:\n    answers:\n      addresses: [10.77.0.21]\n      ports: { udp: 5353/udp }\n",
     );
-    let ways = |to| {
+    let methods = |to| {
         [
             Udp::to(to),
             Udp {
@@ -551,10 +551,13 @@ fn a_denied_udp_path_is_refused_in_every_way_of_sending_and_replies_pass() -> Re
             },
         ]
     };
-    for way in ways(at) {
+    for method in methods(at) {
         ensure!(
-            lab.hostnet("cp1").udp_with(way.clone())?.outcome.worked(),
-            "twin: {way:?}"
+            lab.hostnet("cp1")
+                .udp_with(method.clone())?
+                .outcome
+                .worked(),
+            "twin: {method:?}"
         );
     }
     let agents = Agent::on_both(&lab, &PolicyText::default())?;
@@ -566,11 +569,11 @@ fn a_denied_udp_path_is_refused_in_every_way_of_sending_and_replies_pass() -> Re
             ensure!(Instant::now() < deadline, "{}", agent.running().stderr());
         }
     }
-    for way in ways(at) {
-        let outcome = lab.hostnet("cp1").udp_with(way.clone())?.outcome;
-        ensure!(outcome == Outcome::Eperm, "{way:?}: {outcome}");
-        let outcome = lab.apiserver().udp_with(way.clone())?.outcome;
-        ensure!(outcome.worked(), "the apiserver, {way:?}: {outcome}");
+    for method in methods(at) {
+        let outcome = lab.hostnet("cp1").udp_with(method.clone())?.outcome;
+        ensure!(outcome == Outcome::Eperm, "{method:?}: {outcome}");
+        let outcome = lab.apiserver().udp_with(method.clone())?.outcome;
+        ensure!(outcome.worked(), "the apiserver, {method:?}: {outcome}");
     }
     agents[0].event(|event| event.reason == "WrongProcess" && event.port == Some(5353))?;
     let (forward, reply) = agents[1].path_packets("ask")?;

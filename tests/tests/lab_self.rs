@@ -211,7 +211,7 @@ fn datagrams_come_back_in_every_way_of_sending() -> Result<()> {
     let place = lab.pod("pod-a");
     for to in both(&W1, port::ECHO) {
         let elsewhere = both(&OUT, port::ECHO)[usize::from(to.is_ipv6())];
-        let ways = [
+        let methods = [
             Udp::to(to),
             Udp {
                 connected: true,
@@ -232,9 +232,9 @@ fn datagrams_come_back_in_every_way_of_sending() -> Result<()> {
                 ..Udp::to(to)
             },
         ];
-        for way in ways {
-            let report = place.udp_with(way.clone())?;
-            ensure!(report.outcome.worked(), "{way:?}: {report:?}");
+        for method in methods {
+            let report = place.udp_with(method.clone())?;
+            ensure!(report.outcome.worked(), "{method:?}: {report:?}");
         }
         let nobody = Udp {
             connected: true,
@@ -651,8 +651,8 @@ fn a_narrow_way_into_a_pod_is_found_by_what_its_host_tells() -> Result<()> {
         let all = host.transfer(to, much)?;
         ensure!(all.outcome == Outcome::Answered, "{to}: {all:?}");
         ensure!(all.count == much as u64, "{to}: {all:?}");
-        let way = host.run("ip", ["route", "get", &to.ip().to_string()])?;
-        ensure!(way.checked()?.stdout.contains("mtu 1300"), "{to}");
+        let route = host.run("ip", ["route", "get", &to.ip().to_string()])?;
+        ensure!(route.checked()?.stdout.contains("mtu 1300"), "{to}");
     }
     lab.close()
 }

@@ -78,7 +78,7 @@ fn policy() -> PolicyText {
 }
 
 /// A way of one connection, and who has to cut it off.
-struct Way<'a> {
+struct Route<'a> {
     name: &'static str,
     from: &'a Place,
     to: Vec<SocketAddr>,
@@ -98,7 +98,7 @@ fn plaintext_gets_nowhere_on_any_way() -> Result<()> {
     let webhook = echo(lab.pod("pod-b"), &POD_B.party.both(8443))?;
     let (near_pod, far_pod) = (lab.pod("pod-a").clone(), lab.pod("pod-b").clone());
     let (scheduler, far_kubelet, client) = (lab.scheduler(), lab.kubelet("w1"), lab.apiserver());
-    let way = |name, from, to, guard, hook, server| Way {
+    let route = |name, from, to, guard, hook, server| Route {
         name,
         from,
         to,
@@ -107,8 +107,8 @@ fn plaintext_gets_nowhere_on_any_way() -> Result<()> {
         server,
     };
     let to_apiserver = CP1.both(port::APISERVER).to_vec();
-    let ways = [
-        way(
+    let routes = [
+        route(
             "over lo",
             &scheduler,
             addresses.clone(),
@@ -116,7 +116,7 @@ fn plaintext_gets_nowhere_on_any_way() -> Result<()> {
             "cgroup/egress",
             &apiserver,
         ),
-        way(
+        route(
             "from another node",
             &far_kubelet,
             to_apiserver.clone(),
@@ -124,7 +124,7 @@ fn plaintext_gets_nowhere_on_any_way() -> Result<()> {
             "cgroup/ingress",
             &apiserver,
         ),
-        way(
+        route(
             "to another node",
             &client,
             W1.both(port::KUBELET).to_vec(),
@@ -132,7 +132,7 @@ fn plaintext_gets_nowhere_on_any_way() -> Result<()> {
             "cgroup/egress",
             &kubelet,
         ),
-        way(
+        route(
             "from a pod of the node",
             &near_pod,
             to_apiserver.clone(),
@@ -140,7 +140,7 @@ fn plaintext_gets_nowhere_on_any_way() -> Result<()> {
             "cgroup/ingress",
             &apiserver,
         ),
-        way(
+        route(
             "from a pod, forwarded",
             &far_pod,
             to_apiserver,
@@ -148,7 +148,7 @@ fn plaintext_gets_nowhere_on_any_way() -> Result<()> {
             "tc/ingress",
             &apiserver,
         ),
-        way(
+        route(
             "from a pod, through a service",
             &far_pod,
             SERVICE.both(443).to_vec(),
@@ -156,7 +156,7 @@ fn plaintext_gets_nowhere_on_any_way() -> Result<()> {
             "tc/ingress",
             &apiserver,
         ),
-        way(
+        route(
             "to a pod, forwarded",
             &client,
             POD_B.party.both(8443).to_vec(),
@@ -165,7 +165,7 @@ fn plaintext_gets_nowhere_on_any_way() -> Result<()> {
             &webhook,
         ),
     ];
-    for Way { name, from, to, .. } in &ways {
+    for Route { name, from, to, .. } in &routes {
         for to in to {
             for (what, bytes) in plaintexts() {
                 let outcome = ask(from, *to, &[&bytes])?;
@@ -178,23 +178,23 @@ fn plaintext_gets_nowhere_on_any_way() -> Result<()> {
     }
     for guard in ["cp1", "w1"] {
         let agent = Agent::start(&lab, guard, &policy())?;
-        for way in ways.iter().filter(|way| way.guard == guard) {
-            for to in &way.to {
-                try_way(&agent, way, *to)?;
+        for route in routes.iter().filter(|route| route.guard == guard) {
+            for to in &route.to {
+                try_route(&agent, route, *to)?;
             }
         }
     }
     Ok(())
 }
 
-fn try_way(agent: &Agent, way: &Way<'_>, to: SocketAddr) -> Result<()> {
-    let Way {
+fn try_route(agent: &Agent, route: &Route<'_>, to: SocketAddr) -> Result<()> {
+    let Route {
         name,
         from,
         server,
         hook,
         ..
-    } = way;
+    } = route;
     let hello = CLIENT_HELLO;
     let splits: Vec<Vec<&[u8]>> = vec![
         vec![&hello],
@@ -212,7 +212,7 @@ fn try_way(agent: &Agent, way: &Way<'_>, to: SocketAddr) -> Result<()> {
     }
     let (before, _) = agent.denied("NotTls")?;
     let mut tried = plaintexts();
-    if to != way.to[0] {
+    if to != route.to[0] {
         tried.truncate(1);
     }
     // A closed connection goes on sending what it could not; after the agent is gone, that arrives.

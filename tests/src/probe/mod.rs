@@ -29,7 +29,7 @@ mod uring;
 pub use listen::Heard;
 pub use options::{
     Bind, Call, Connect, Dns, FlipFrame, FlipPage, Hold, Inject, Ping, Raw, Ring, Serve, Sniff,
-    Take, Talk, Tap, Transfer, TunnelAgent, TunnelServer, Udp, Unread,
+    Take, Talk, Tap, Transfer, TunnelAgent, TunnelServer, Udp, ZeroCopy,
 };
 pub use sniff::Frame;
 
@@ -402,7 +402,7 @@ mod tests {
                 page: "16".into(),
                 to: 0x47,
                 count: 5,
-                way: Unread::Pipe,
+                method: ZeroCopy::Pipe,
             }),
             Probe::Talk(Talk::to(to, to, "lo", [[0; 6]; 2]).segment(0x18, 1, 0, b"x")),
             Probe::KeepLab,

@@ -364,7 +364,7 @@ pub struct FlipFrame {
 /// How bytes get into a TCP connection without being copied.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum, Serialize)]
 #[serde(rename_all = "kebab-case")]
-pub enum Unread {
+pub enum ZeroCopy {
     /// From a file (`sendfile`).
     File,
     /// From memory, through a pipe (`vmsplice`).
@@ -391,7 +391,7 @@ pub struct FlipPage {
     pub count: u32,
     /// How the page is sent
     #[arg(long, value_enum)]
-    pub way: Unread,
+    pub method: ZeroCopy,
 }
 
 /// `lab-probe talk`: a TCP client of its own on a packet socket.
