@@ -70,14 +70,14 @@ impl<'a> CacheKey<'a> {
     ) -> Self {
         let Ports {
             phase,
-            space,
+            kind: port_kind,
             source,
             destination,
         } = packet.ports;
-        let by_class = matches!(space, PortKind::Tcp) && !vantage.is(Kind::Arrived);
+        let by_class = matches!(port_kind, PortKind::Tcp) && !vantage.is(Kind::Arrived);
         let name = |number| {
             if by_class {
-                class(space, number).unwrap_or(NO_CLASS)
+                class(port_kind, number).unwrap_or(NO_CLASS)
             } else {
                 number
             }
@@ -88,7 +88,7 @@ impl<'a> CacheKey<'a> {
         } else {
             name(source)
         };
-        let how = u16::from(vantage.head()) << 8 | (space as u16) << 4 | phase as u16;
+        let how = u16::from(vantage.head()) << 8 | (port_kind as u16) << 4 | phase as u16;
         let ports = u32::from(source) << 16 | u32::from(name(destination));
         let [a, b] = packet.src.halves();
         let [c, d] = packet.dst.halves();
@@ -122,11 +122,11 @@ impl<'a> CacheKey<'a> {
     /// The index of the entry where its answer may be.
     #[inline(always)]
     pub const fn index(&self) -> u32 {
-        let place = (self.mixed >> (u64::BITS - ENTRIES_OF_A_LANE.trailing_zeros())) as u32;
+        let entry = (self.mixed >> (u64::BITS - ENTRIES_OF_A_LANE.trailing_zeros())) as u32;
         if self.is_at(Kind::Sent) {
-            ENTRIES_OF_A_LANE + place
+            ENTRIES_OF_A_LANE + entry
         } else {
-            place
+            entry
         }
     }
 }
@@ -219,10 +219,10 @@ impl CacheEntry {
             dst: self.dst,
             source: (self.asked >> 16) as u16,
             destination: self.asked as u16,
-            space: u32::from(self.how >> 4 & 0xf),
+            port_kind: u32::from(self.how >> 4 & 0xf),
         };
-        let space = PortKind::from_code(flow.space as u8)?;
-        Some(RecordKey::of_flow(whose, denial, space, &flow))
+        let port_kind = PortKind::from_code(flow.port_kind as u8)?;
+        Some(RecordKey::of_flow(whose, denial, port_kind, &flow))
     }
 }
 
@@ -254,7 +254,7 @@ impl CgroupParty {
 
     /// The element where a cgroup stands.
     #[inline(always)]
-    pub const fn place(cgroup: u64) -> u32 {
+    pub const fn slot(cgroup: u64) -> u32 {
         (Self::hash(cgroup) >> 58) as u32 % CGROUPS
     }
 
@@ -297,7 +297,7 @@ mod tests {
     fn packet(phase: Phase) -> Packet {
         let ports = Ports {
             phase,
-            space: PortKind::Udp,
+            kind: PortKind::Udp,
             source: 1000,
             destination: 53,
         };
@@ -372,7 +372,7 @@ mod tests {
             |_, _, packet| packet.src = Ip::v4([10, 0, 0, 3]),
             |_, _, packet| packet.dst = Ip::v4([10, 0, 0, 3]),
             |_, _, packet| packet.src.0[0] = 1,
-            |_, _, packet| packet.ports.space = PortKind::Tcp,
+            |_, _, packet| packet.ports.kind = PortKind::Tcp,
             |_, _, packet| packet.ports.phase = Phase::Following,
             |_, _, packet| packet.ports.source += 1,
             |_, _, packet| packet.ports.destination += 1,
@@ -420,7 +420,7 @@ mod tests {
     fn connections_between_the_same_two_have_one_key() {
         let mut packet = packet(Phase::Following);
         packet.ports = Ports {
-            space: PortKind::Tcp,
+            kind: PortKind::Tcp,
             source: 40_000,
             destination: 443,
             ..packet.ports
@@ -462,8 +462,8 @@ mod tests {
             ..one
         };
         assert_eq!(torn.party(77, 3), None);
-        let places: std::collections::HashSet<u32> = (5000..5064).map(CgroupParty::place).collect();
-        assert!(places.len() > 30, "{} places for 64", places.len());
+        let slots: std::collections::HashSet<u32> = (5000..5064).map(CgroupParty::slot).collect();
+        assert!(slots.len() > 30, "{} slots for 64", slots.len());
     }
 
     #[test]

@@ -8,7 +8,7 @@
 use crate::{
     addr::Ip,
     packet::{Packet, Phase, PortKind, Ports, Shape},
-    tables::{FlowKey, Memory, Party, Place, Settings, Tables},
+    tables::{AddressInfo, FlowKey, Memory, Party, Settings, Tables},
     verdict::{Denial, Direction, Reason, Verdict},
 };
 
@@ -33,11 +33,11 @@ pub fn received_at<T: Tables>(
     tables: &T,
     settings: &Settings,
     dst: &Ip,
-    space: PortKind,
+    port_kind: PortKind,
     number: u16,
 ) -> Party {
-    let place = tables.place(dst);
-    receiver_at(tables, settings, dst, place, (space, number))
+    let info = tables.address_info(dst);
+    receiver_at(tables, settings, dst, info, (port_kind, number))
 }
 
 /// The same of an address whose place is known.
@@ -46,18 +46,18 @@ pub(crate) fn receiver_at<T: Tables>(
     tables: &T,
     settings: &Settings,
     dst: &Ip,
-    place: Place,
-    (space, number): (PortKind, u16),
+    info: AddressInfo,
+    (port_kind, number): (PortKind, u16),
 ) -> Party {
-    if place.is(Place::OWN) || dst.is_loopback() {
-        return place.party;
+    if info.is(AddressInfo::OWN) || dst.is_loopback() {
+        return info.party;
     }
-    let declared = !place.is(Place::POD)
+    let declared = !info.is(AddressInfo::POD)
         && tables
-            .class(space, number)
-            .is_some_and(|class| tables.declares(settings, place.party, class));
+            .class(port_kind, number)
+            .is_some_and(|class| tables.declares(settings, info.party, class));
     if declared {
-        place.party
+        info.party
     } else {
         settings.own as Party
     }
@@ -69,7 +69,7 @@ pub fn connecting<T: Tables>(
     tables: &T,
     by: Party,
     dst: &Ip,
-    space: PortKind,
+    port_kind: PortKind,
     number: u16,
 ) -> Verdict {
     let Some(settings) = tables.settings() else {
@@ -80,14 +80,14 @@ pub fn connecting<T: Tables>(
     } else {
         *dst
     };
-    let at = tables.place(&dst).party;
+    let at = tables.address_info(&dst).party;
     toward(
         tables,
         settings,
         &Approach {
             from: by,
             at,
-            space,
+            port_kind,
             number,
         },
     )
@@ -96,8 +96,8 @@ pub fn connecting<T: Tables>(
 /// Whether `connect` and `sendmsg` fail at once with a verdict. In dry-run the packets tell. What is no declared endpoint is
 /// left to the packets of a UDP socket: programs connect them just to learn which source address they would get, and replies
 /// need the memory of flows.
-pub const fn fails_at_once(verdict: Verdict, space: PortKind) -> bool {
-    let is_refused = match space {
+pub const fn fails_at_once(verdict: Verdict, port_kind: PortKind) -> bool {
+    let is_refused = match port_kind {
         PortKind::Tcp => verdict.is_denied(),
         PortKind::Udp => verdict.is_guarded_denial(),
         PortKind::Icmp | PortKind::Icmp6 | PortKind::Protocol | PortKind::Arp => false,
@@ -111,7 +111,7 @@ pub fn binding<T: Tables>(
     tables: &T,
     by: Party,
     addr: &Ip,
-    space: PortKind,
+    port_kind: PortKind,
     number: u16,
 ) -> Verdict {
     let Some(settings) = tables.settings() else {
@@ -121,10 +121,10 @@ pub fn binding<T: Tables>(
         // A wildcard is every address of this node, so also those that are no loopback address.
         settings.own as Party
     } else {
-        received_at(tables, settings, addr, space, number)
+        received_at(tables, settings, addr, port_kind, number)
     };
     let entry = tables
-        .class(space, number)
+        .class(port_kind, number)
         .and_then(|class| tables.target(settings, at, class))
         .and_then(|target| tables.bind_entry(settings, by, target));
     entry.unwrap_or_else(|| denied(settings, Reason::NoPolicy))
@@ -192,7 +192,7 @@ pub(crate) fn decide<T: Tables>(
 #[inline(always)]
 fn decide_flow<T: Tables>(tables: &T, settings: &Settings, ends: Ends, packet: &Packet) -> Verdict {
     let Ports {
-        space,
+        kind: port_kind,
         source,
         destination,
         phase,
@@ -204,7 +204,7 @@ fn decide_flow<T: Tables>(tables: &T, settings: &Settings, ends: Ends, packet: &
         let approach = Approach {
             from: ends.from,
             at: ends.dst,
-            space,
+            port_kind,
             number: destination,
         };
         toward(tables, settings, &approach)
@@ -219,7 +219,7 @@ fn decide_flow<T: Tables>(tables: &T, settings: &Settings, ends: Ends, packet: &
     let approach = Approach {
         from: ends.to,
         at: ends.src,
-        space,
+        port_kind,
         number: source,
     };
     let back = toward(tables, settings, &approach).back();
@@ -255,7 +255,7 @@ pub fn flow(packet: &Packet) -> FlowKey {
         dst: packet.dst,
         source: packet.ports.source,
         destination: packet.ports.destination,
-        space: packet.ports.space as u32,
+        port_kind: packet.ports.kind as u32,
     }
 }
 
@@ -301,13 +301,13 @@ fn decide_later_fragment<T: Tables>(
 /// Whoever was at the ends of the quoted packet is known by address only.
 #[inline(never)]
 fn decide_quote<T: Tables>(tables: &T, settings: &Settings, packet: &Packet) -> Verdict {
-    let sender = tables.place(&packet.dst).party;
-    let receiver = tables.place(&packet.quoted_dst).party;
+    let sender = tables.address_info(&packet.dst).party;
+    let receiver = tables.address_info(&packet.quoted_dst).party;
     if matches!(packet.shape, Shape::IcmpErrorLaterFragment) {
         return decide_later_fragment(tables, settings, sender, receiver);
     }
     let Ports {
-        space,
+        kind: port_kind,
         source,
         destination,
         ..
@@ -315,13 +315,13 @@ fn decide_quote<T: Tables>(tables: &T, settings: &Settings, packet: &Packet) -> 
     let there = Approach {
         from: sender,
         at: receiver,
-        space,
+        port_kind,
         number: destination,
     };
     let back = Approach {
         from: receiver,
         at: sender,
-        space,
+        port_kind,
         number: source,
     };
     // The error itself goes back, whichever way the quoted packet went.
@@ -343,7 +343,7 @@ struct Approach {
     from: Party,
     /// Who is declared at the address.
     at: Party,
-    space: PortKind,
+    port_kind: PortKind,
     number: u16,
 }
 
@@ -352,11 +352,11 @@ fn toward<T: Tables>(tables: &T, settings: &Settings, approach: &Approach) -> Ve
     let &Approach {
         from,
         at,
-        space,
+        port_kind,
         number,
     } = approach;
     let entry = tables
-        .class(space, number)
+        .class(port_kind, number)
         .and_then(|class| tables.target(settings, at, class))
         .and_then(|target| tables.entry(settings, from, target));
     entry.unwrap_or_else(|| denied(settings, Reason::NoPolicy))
@@ -376,7 +376,7 @@ pub(crate) fn only_guarded(verdict: Verdict) -> Verdict {
 pub const fn is_answer(denial: Denial, packet: &Packet) -> bool {
     let Ports {
         phase,
-        space,
+        kind: port_kind,
         source,
         destination,
     } = packet.ports;
@@ -384,7 +384,7 @@ pub const fn is_answer(denial: Denial, packet: &Packet) -> bool {
         && matches!(denial.direction, Direction::Forward)
         && matches!(packet.shape, Shape::Flow)
         && matches!(phase, Phase::Following)
-        && matches!(space, PortKind::Tcp)
+        && matches!(port_kind, PortKind::Tcp)
         // Servers have the smaller numbers.
         && (packet.segment.is_syn_ack() || source < destination)
 }

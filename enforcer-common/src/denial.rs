@@ -19,7 +19,7 @@ pub fn sender<T: Tables>(tables: &T, vantage: Vantage, mark: PacketMark, key: &R
     let Some(settings) = tables.settings() else {
         return NOBODY;
     };
-    let src = tables.place(key.packet_src());
+    let src = tables.address_info(key.packet_src());
     match vantage.view() {
         View::Arrived {
             role: role @ Role::Pod,
@@ -41,11 +41,11 @@ pub fn sender<T: Tables>(tables: &T, vantage: Vantage, mark: PacketMark, key: &R
 /// The set of endpoints that was meant. [`NO_TARGET`] where there was no port to tell.
 #[inline(always)]
 pub fn target<T: Tables>(tables: &T, vantage: Vantage, key: &RecordKey) -> u16 {
-    let Some(space) = PortKind::from_code(key.space) else {
+    let Some(port_kind) = PortKind::from_code(key.port_kind) else {
         return NO_TARGET;
     };
-    let target = party_at(tables, vantage, key, space).and_then(|at| {
-        let class = tables.class(space, key.port)?;
+    let target = party_at(tables, vantage, key, port_kind).and_then(|at| {
+        let class = tables.class(port_kind, key.port)?;
         tables.target(tables.settings()?, at, class)
     });
     target.unwrap_or(NO_TARGET)
@@ -57,7 +57,7 @@ fn party_at<T: Tables>(
     tables: &T,
     vantage: Vantage,
     key: &RecordKey,
-    space: PortKind,
+    port_kind: PortKind,
 ) -> Option<Party> {
     let settings = tables.settings()?;
     let is_bind = key.hook == Hook::Bind as u8;
@@ -69,7 +69,7 @@ fn party_at<T: Tables>(
     } else {
         key.dst
     };
-    let place = tables.place(&dst);
+    let info = tables.address_info(&dst);
     let is_reply = key.reply != 0;
     let (is_here, role) = match vantage.view() {
         View::Sent { on_lo, .. } => (on_lo || is_bind, Role::Uplink),
@@ -78,13 +78,13 @@ fn party_at<T: Tables>(
         View::Left { .. } => (false, Role::Uplink),
     };
     if is_here {
-        let port = (space, key.port);
-        return Some(receiver_at(tables, settings, &dst, place, port));
+        let port = (port_kind, key.port);
+        return Some(receiver_at(tables, settings, &dst, info, port));
     }
     // What answers is its sender, of which a node's address is not always believed.
     Some(if is_reply {
-        src_on_wire(settings, role, place)
+        src_on_wire(settings, role, info)
     } else {
-        place.party
+        info.party
     })
 }

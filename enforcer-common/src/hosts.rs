@@ -10,7 +10,7 @@
 
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
 
-use crate::{addr::Ip, tables::Place};
+use crate::{addr::Ip, tables::AddressInfo};
 
 /// An address stands in one of so many buckets.
 pub const REACH: u32 = 4;
@@ -49,7 +49,7 @@ impl Kind {
 
     /// The word in which the place of a slot stands, and where in it.
     #[inline(always)]
-    const fn place(self, slot: usize) -> (usize, u32) {
+    const fn info_at(self, slot: usize) -> (usize, u32) {
         let half = self.slots() * self.key_words() * 2 + slot;
         (half / 2, half as u32 % 2 * u16::BITS)
     }
@@ -70,7 +70,7 @@ pub const fn first(addr: &Ip, buckets: u32) -> u32 {
 #[repr(C)]
 pub struct Bucket {
     /// The addresses, by the words that the kind does not tell, as [`Ip::words`] has them; then as many
-    /// [packed](Place::packed) places, two to a word, the lower half first; zeroes up to the end.
+    /// [packed](AddressInfo::packed) places, two to a word, the lower half first; zeroes up to the end.
     words: [u32; 15],
     /// 1 if an address that belongs here stands in the next.
     pub more: u32,
@@ -81,23 +81,23 @@ const _: () = assert!(size_of::<Bucket>() == 64);
 impl Bucket {
     /// What is at an address, if it stands in this bucket of that kind.
     #[inline(always)]
-    pub fn find(&self, kind: Kind, words: &[u32; 4]) -> Option<Place> {
+    pub fn find(&self, kind: Kind, words: &[u32; 4]) -> Option<AddressInfo> {
         (0..kind.slots())
             .find(|slot| self.holds(kind, *slot, words))
             .map(|slot| {
-                let (word, shift) = kind.place(slot);
-                Place::unpacked((self.words[word] >> shift) as u16)
+                let (word, shift) = kind.info_at(slot);
+                AddressInfo::unpacked((self.words[word] >> shift) as u16)
             })
     }
 
     /// Puts an address into a slot that holds none. Nothing if there is none.
-    pub fn put(&mut self, kind: Kind, words: &[u32; 4], place: Place) -> Option<()> {
+    pub fn put(&mut self, kind: Kind, words: &[u32; 4], info: AddressInfo) -> Option<()> {
         let slot = (0..kind.slots()).find(|slot| self.holds(kind, *slot, &[0; 4]))?;
         let length = kind.key_words();
         let at = slot * length;
         self.words[at..at + length].copy_from_slice(&words[4 - length..]);
-        let (word, shift) = kind.place(slot);
-        self.words[word] |= u32::from(place.packed()) << shift;
+        let (word, shift) = kind.info_at(slot);
+        self.words[word] |= u32::from(info.packed()) << shift;
         Some(())
     }
 

@@ -20,7 +20,7 @@ pub const fn first(interface: u32) -> u32 {
 }
 
 /// The elements where an interface may stand, in the order of a search.
-pub fn places(interface: u32) -> impl Iterator<Item = u32> {
+pub fn slots(interface: u32) -> impl Iterator<Item = u32> {
     let first = first(interface);
     (0..REACH).map(move |further| (first + further) % SLOTS)
 }
@@ -34,8 +34,8 @@ pub const fn element(interface: u32, role: u32) -> u64 {
 /// The role's word of an interface, by the elements of the table; 0 if it has none.
 #[inline(always)]
 pub fn role(interface: u32, element: impl Fn(u32) -> u64) -> u32 {
-    for place in places(interface) {
-        let found = element(place);
+    for slot in slots(interface) {
+        let found = element(slot);
         if found as u32 == interface {
             return (found >> 32) as u32;
         }
@@ -47,9 +47,9 @@ pub fn role(interface: u32, element: impl Fn(u32) -> u64) -> u32 {
 }
 
 /// Where to write an interface: where it stands, or else the first element that is free.
-pub fn place(interface: u32, element: impl Fn(u32) -> u64) -> Option<u32> {
-    let stands = places(interface).find(|place| element(*place) as u32 == interface);
-    stands.or_else(|| places(interface).find(|place| matches!(element(*place), 0 | GONE)))
+pub fn slot(interface: u32, element: impl Fn(u32) -> u64) -> Option<u32> {
+    let stands = slots(interface).find(|slot| element(*slot) as u32 == interface);
+    stands.or_else(|| slots(interface).find(|slot| matches!(element(*slot), 0 | GONE)))
 }
 
 #[cfg(test)]
@@ -58,8 +58,8 @@ mod tests {
 
     /// So many interfaces that all begin at the element where `first` begins.
     fn alike(first: u32) -> Vec<u32> {
-        let place = places(first).next();
-        let others = (1..).filter(|other| places(*other).next() == place);
+        let slot = slots(first).next();
+        let others = (1..).filter(|other| slots(*other).next() == slot);
         others.take(REACH as usize + 1).collect()
     }
 
@@ -67,8 +67,8 @@ mod tests {
     fn each_has_its_role_whatever_came_and_went() {
         let mut table = vec![0; SLOTS as usize];
         let mut put = |interface: u32, role: u32| {
-            let place = place(interface, |place| table[place as usize]).unwrap();
-            table[place as usize] = element(interface, role);
+            let slot = slot(interface, |slot| table[slot as usize]).unwrap();
+            table[slot as usize] = element(interface, role);
         };
         let alike = alike(5);
         let [a, b, c, d, next, ..] = alike[..] else {
@@ -78,16 +78,16 @@ mod tests {
             put(interface, role);
         }
         put(b, 8);
-        let find = |interface| role(interface, |place| table[place as usize]);
+        let find = |interface| role(interface, |slot| table[slot as usize]);
         assert_eq!([a, b, c, d, next].map(find), [1, 8, 3, 4, 0]);
 
-        let gone = place(a, |place| table[place as usize]).unwrap();
+        let gone = slot(a, |slot| table[slot as usize]).unwrap();
         table[gone as usize] = GONE;
-        let find = |interface| role(interface, |place| table[place as usize]);
+        let find = |interface| role(interface, |slot| table[slot as usize]);
         assert_eq!([a, b, c, d].map(find), [0, 8, 3, 4]);
         assert_eq!(find(u32::MAX), 0);
-        // What comes next takes its place.
-        assert_eq!(place(next, |place| table[place as usize]), Some(gone));
+        // What comes next takes its slot.
+        assert_eq!(slot(next, |slot| table[slot as usize]), Some(gone));
     }
 
     /// Those of long ago stand in a row, and new ones come where the count is the same again.
@@ -98,9 +98,9 @@ mod tests {
             for round in 0..64_u32 {
                 for number in 0..64_u32 {
                     let interface = 6 + number + round * between;
-                    let place = place(interface, |place| table[place as usize]);
-                    let place = place.unwrap_or_else(|| panic!("{between}, {round}, {number}"));
-                    table[place as usize] = element(interface, 3);
+                    let slot = slot(interface, |slot| table[slot as usize]);
+                    let slot = slot.unwrap_or_else(|| panic!("{between}, {round}, {number}"));
+                    table[slot as usize] = element(interface, 3);
                 }
             }
         }
@@ -112,10 +112,10 @@ mod tests {
         let mut table = vec![0; SLOTS as usize];
         let (last, others) = alike.split_last().unwrap();
         for interface in others {
-            let place = place(*interface, |place| table[place as usize]).unwrap();
-            table[place as usize] = element(*interface, 1);
+            let slot = slot(*interface, |slot| table[slot as usize]).unwrap();
+            table[slot as usize] = element(*interface, 1);
         }
-        assert_eq!(place(*last, |place| table[place as usize]), None);
-        assert_eq!(role(*last, |place| table[place as usize]), 0);
+        assert_eq!(slot(*last, |slot| table[slot as usize]), None);
+        assert_eq!(role(*last, |slot| table[slot as usize]), 0);
     }
 }

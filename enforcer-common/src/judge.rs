@@ -17,7 +17,7 @@ use crate::{
     decide::{Ends, decide, denied, flow, not_tls, only_guarded, received_at, refused, unreadable},
     mark::PacketMark,
     packet::{Packet, Phase, Ports, Shape},
-    tables::{Memory, NOBODY, Party, Place, Role, Settings, Tables},
+    tables::{AddressInfo, Memory, NOBODY, Party, Role, Settings, Tables},
     tls::Lock,
     vantage::{Entered, Origin, Vantage, View},
     verdict::{Direction, Reason, Verdict, counter},
@@ -245,18 +245,18 @@ fn arrived<T: Tables>(
     if packet.src.is_loopback() || packet.dst.is_loopback() {
         return denied(Reason::LoopbackOffLo);
     }
-    let src = tables.place(&packet.src);
+    let src = tables.address_info(&packet.src);
     if is_forged_on_wire(role, src, &packet.src) {
         return denied(Reason::ForgedSource);
     }
     let mut mark = PacketMark::JUDGED;
-    let from = if matches!(role, Role::Pod) && src.is(Place::NAMED) && is_route_back() {
+    let from = if matches!(role, Role::Pod) && src.is(AddressInfo::NAMED) && is_route_back() {
         mark = PacketMark::from_known_pod(src.party);
         src.party
     } else {
         sender_on_wire(settings, role, src)
     };
-    let dst = tables.place(&packet.dst).party;
+    let dst = tables.address_info(&packet.dst).party;
     let ends = Ends {
         from,
         to: dst,
@@ -304,12 +304,12 @@ fn sent_from_other_namespace<T: Tables>(tables: &T, sender: Party, packet: &Pack
     if packet.src.is_loopback() || packet.dst.is_loopback() {
         return denied(settings, Reason::LoopbackOffLo);
     }
-    let src = tables.place(&packet.src);
-    if src.is(Place::OWN | Place::OTHER_NODE) {
+    let src = tables.address_info(&packet.src);
+    if src.is(AddressInfo::OWN | AddressInfo::OTHER_NODE) {
         return denied(settings, Reason::ForgedSource);
     }
     let from = sender_by_cgroup(settings, sender, Origin::OtherNamespace);
-    let dst = tables.place(&packet.dst).party;
+    let dst = tables.address_info(&packet.dst).party;
     let ends = Ends {
         from,
         to: dst,
@@ -337,12 +337,12 @@ fn sent<T: Tables>(
     if !on_lo && (packet.src.is_loopback() || packet.dst.is_loopback()) {
         return denied(settings, Reason::LoopbackOffLo);
     }
-    let src = tables.place(&packet.src);
-    if src.is(Place::OTHER_NODE) {
+    let src = tables.address_info(&packet.src);
+    if src.is(AddressInfo::OTHER_NODE) {
         return denied(settings, Reason::ForgedSource);
     }
     let Ports {
-        space,
+        kind: port_kind,
         source,
         destination,
         ..
@@ -352,11 +352,11 @@ fn sent<T: Tables>(
     let (to, src, dst) = if on_lo {
         (
             settings.local as Party,
-            received_at(tables, settings, &packet.src, space, source),
-            received_at(tables, settings, &packet.dst, space, destination),
+            received_at(tables, settings, &packet.src, port_kind, source),
+            received_at(tables, settings, &packet.dst, port_kind, destination),
         )
     } else {
-        let dst = tables.place(&packet.dst).party;
+        let dst = tables.address_info(&packet.dst).party;
         (dst, src.party, dst)
     };
     decide(
@@ -386,7 +386,7 @@ fn received<T: Tables>(
     let Some(settings) = tables.settings() else {
         return Verdict::UNSET;
     };
-    let src = tables.place(&packet.src);
+    let src = tables.address_info(&packet.src);
     let from = if matches!(role, Role::Loopback) {
         settings.local as Party
     } else {
@@ -394,7 +394,7 @@ fn received<T: Tables>(
             return denied(settings, Reason::LoopbackOffLo);
         }
         // What this node sends to itself goes by lo, so this came from elsewhere, in a tunnel perhaps.
-        if src.is(Place::OWN) {
+        if src.is(AddressInfo::OWN) {
             return denied(settings, Reason::ForgedSource);
         }
         sender_on_wire(settings, role, src)
@@ -403,7 +403,7 @@ fn received<T: Tables>(
         tables,
         settings,
         &packet.dst,
-        packet.ports.space,
+        packet.ports.kind,
         packet.ports.destination,
     );
     let ends = Ends {
@@ -439,7 +439,7 @@ fn held_by_another<T: Tables>(
     ports: Ports,
 ) -> Option<Verdict> {
     let entry = tables
-        .class(ports.space, ports.destination)
+        .class(ports.kind, ports.destination)
         .and_then(|class| tables.target(settings, at, class))
         .and_then(|target| tables.bind_entry(settings, receiver, target))?;
     let is_foreign =
@@ -454,10 +454,10 @@ fn left<T: Tables>(tables: &T, entered: Entered, to_pod: bool, packet: &Packet) 
     let Some(settings) = tables.settings() else {
         return Verdict::UNSET;
     };
-    let src = tables.place(&packet.src);
+    let src = tables.address_info(&packet.src);
     let from = sender_by_entry(settings, entered, src);
-    let dst = tables.place(&packet.dst).party;
-    let is_node = src.is(Place::OWN | Place::OTHER_NODE);
+    let dst = tables.address_info(&packet.dst).party;
+    let is_node = src.is(AddressInfo::OWN | AddressInfo::OTHER_NODE);
     let src = match entered {
         // It is a pod's all the same: nothing that a node may answer.
         Entered::FromPod | Entered::FromKnownPod(_) if is_node => settings.pods as Party,
@@ -503,17 +503,21 @@ pub(crate) const fn sender_by_cgroup(settings: &Settings, cgroup: Party, origin:
 }
 
 /// Who has sent what is forwarded.
-pub(crate) const fn sender_by_entry(settings: &Settings, entered: Entered, src: Place) -> Party {
+pub(crate) const fn sender_by_entry(
+    settings: &Settings,
+    entered: Entered,
+    src: AddressInfo,
+) -> Party {
     match entered {
         Entered::FromKnownPod(known) => known,
         Entered::FromPod => settings.pods as Party,
         // Source translation has hidden who sends. It is nobody of this node: those have sockets.
-        Entered::ByUplink(_) if src.is(Place::OWN) => NOBODY,
+        Entered::ByUplink(_) if src.is(AddressInfo::OWN) => NOBODY,
         Entered::ByUplink(_) => src.party,
     }
 }
 
-pub(crate) fn sender_on_wire(settings: &Settings, role: Role, src: Place) -> Party {
+pub(crate) fn sender_on_wire(settings: &Settings, role: Role, src: AddressInfo) -> Party {
     match role {
         Role::Pod => settings.pods as Party,
         Role::Loopback | Role::Uplink | Role::Undeclared => src_on_wire(settings, role, src),
@@ -522,8 +526,8 @@ pub(crate) fn sender_on_wire(settings: &Settings, role: Role, src: Place) -> Par
 
 /// Who is at a source address. A node's is believed where its packets come in. Elsewhere it may be a new pod's, whose interface
 /// nobody has looked at yet.
-pub(crate) fn src_on_wire(settings: &Settings, role: Role, src: Place) -> Party {
-    if matches!(role, Role::Undeclared) && src.is(Place::OWN | Place::OTHER_NODE) {
+pub(crate) fn src_on_wire(settings: &Settings, role: Role, src: AddressInfo) -> Party {
+    if matches!(role, Role::Undeclared) && src.is(AddressInfo::OWN | AddressInfo::OTHER_NODE) {
         settings.pods as Party
     } else {
         src.party
@@ -533,11 +537,11 @@ pub(crate) fn src_on_wire(settings: &Settings, role: Role, src: Place) -> Party 
 /// A pod sends from a pod's address or from one that is good on its link only, and never from one
 /// that a node has among the pods (its bridge, its tunnel); nobody outside sends from an address of
 /// this node. ARP probes and DHCP come from nobody yet.
-fn is_forged_on_wire(role: Role, src: Place, addr: &Ip) -> bool {
+fn is_forged_on_wire(role: Role, src: AddressInfo, addr: &Ip) -> bool {
     match role {
-        Role::Pod if src.is(Place::OWN | Place::OTHER_NODE) => true,
-        Role::Pod => !src.is(Place::POD) && !addr.is_link_local() && !addr.is_unspecified(),
-        Role::Uplink => src.is(Place::OWN),
+        Role::Pod if src.is(AddressInfo::OWN | AddressInfo::OTHER_NODE) => true,
+        Role::Pod => !src.is(AddressInfo::POD) && !addr.is_link_local() && !addr.is_unspecified(),
+        Role::Uplink => src.is(AddressInfo::OWN),
         Role::Loopback | Role::Undeclared => false,
     }
 }
@@ -575,8 +579,8 @@ mod tests {
         fn settings(&self) -> Option<&Settings> {
             Some(&self.0)
         }
-        fn place(&self, _: &Ip) -> Place {
-            Place::UNKNOWN
+        fn address_info(&self, _: &Ip) -> AddressInfo {
+            AddressInfo::UNKNOWN
         }
         fn class(&self, _: PortKind, _: u16) -> Option<u16> {
             Some(0)
@@ -610,7 +614,7 @@ mod tests {
     fn packet(phase: Phase) -> Packet {
         let ports = Ports {
             phase,
-            space: PortKind::Tcp,
+            kind: PortKind::Tcp,
             source: 40_000,
             destination: 443,
         };

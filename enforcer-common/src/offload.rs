@@ -34,7 +34,7 @@ impl Completion {
             return false;
         }
         match packet.shape {
-            Shape::Flow => match packet.ports.space {
+            Shape::Flow => match packet.ports.kind {
                 PortKind::Tcp => start == transport && field == transport + TCP,
                 PortKind::Udp => {
                     (start == transport && field == transport + UDP)
@@ -62,10 +62,10 @@ mod tests {
 
     const TRANSPORT: u32 = 34;
 
-    fn packet(space: PortKind) -> Packet {
+    fn packet(port_kind: PortKind) -> Packet {
         let ports = Ports {
             phase: Phase::Following,
-            space,
+            kind: port_kind,
             source: 1,
             destination: 2,
         };
@@ -74,23 +74,27 @@ mod tests {
         packet
     }
 
-    fn harmless(space: PortKind, start: u32, field: u32) -> bool {
-        Completion { start, field }.is_harmless(&packet(space))
+    fn harmless(port_kind: PortKind, start: u32, field: u32) -> bool {
+        Completion { start, field }.is_harmless(&packet(port_kind))
     }
 
     #[test]
     fn a_checksum_goes_where_its_header_has_it() {
-        for (space, place) in [
+        for (port_kind, offset) in [
             (PortKind::Tcp, 16),
             (PortKind::Udp, 6),
             (PortKind::Icmp, 2),
             (PortKind::Icmp6, 2),
         ] {
             for field in 0..TRANSPORT + 40 {
-                let own = field == TRANSPORT + place;
-                assert_eq!(harmless(space, TRANSPORT, field), own, "{space:?} {field}");
+                let own = field == TRANSPORT + offset;
+                assert_eq!(
+                    harmless(port_kind, TRANSPORT, field),
+                    own,
+                    "{port_kind:?} {field}"
+                );
             }
-            assert!(!harmless(space, 0, TRANSPORT + place), "{space:?}");
+            assert!(!harmless(port_kind, 0, TRANSPORT + offset), "{port_kind:?}");
         }
     }
 

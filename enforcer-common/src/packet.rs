@@ -128,7 +128,7 @@ pub struct Ports {
     /// Which of the numbers can name an endpoint.
     pub phase: Phase,
     /// What the numbers name.
-    pub space: PortKind,
+    pub kind: PortKind,
     /// The sender's.
     pub source: u16,
     /// The receiver's.
@@ -254,7 +254,7 @@ impl Ports {
     /// Not there, or not yet read.
     pub const NONE: Self = Self {
         phase: Phase::Following,
-        space: PortKind::Protocol,
+        kind: PortKind::Protocol,
         source: 0,
         destination: 0,
     };
@@ -280,7 +280,7 @@ impl Packet {
         shape: Shape::Flow,
         ports: Ports {
             phase: Phase::Opening,
-            space: PortKind::Tcp,
+            kind: PortKind::Tcp,
             ..Ports::NONE
         },
         ..Self::between(Ip::UNSPECIFIED, Ip::UNSPECIFIED)

@@ -178,7 +178,7 @@ fn parse_arp<B: PacketBytes + ?Sized>(
     packet.shape = Shape::Flow;
     packet.ports = Ports {
         phase: Phase::Following,
-        space: PortKind::Arp,
+        kind: PortKind::Arp,
         source: 0,
         destination: 0,
     };
@@ -461,14 +461,14 @@ fn read_ports<B: PacketBytes + ?Sized>(
         }
         _ if B::PLAIN => return Err(Reason::UnknownProtocol),
         TCP | UDP => {
-            let space = if network.protocol == TCP {
+            let port_kind = if network.protocol == TCP {
                 PortKind::Tcp
             } else {
                 PortKind::Udp
             };
             ports.phase = Phase::Following;
             let [both] = words_within(bytes, network)?;
-            numbers(ports, space, both);
+            numbers(ports, port_kind, both);
         }
         ICMP => icmp(
             ports,
@@ -486,7 +486,7 @@ fn read_ports<B: PacketBytes + ?Sized>(
             let number = u16::from(other);
             *ports = Ports {
                 phase: Phase::Following,
-                space: PortKind::Protocol,
+                kind: PortKind::Protocol,
                 source: number,
                 destination: number,
             };
@@ -511,21 +511,21 @@ fn segment([_, seq, ack, rest, _]: [u32; 5], network: &Network) -> Segment {
 }
 
 /// Both ports, from a word as it stands in memory.
-fn numbers(ports: &mut Ports, space: PortKind, both: u32) {
+fn numbers(ports: &mut Ports, port_kind: PortKind, both: u32) {
     let [a, b, c, d] = both.to_ne_bytes();
-    ports.space = space;
+    ports.kind = port_kind;
     ports.source = u16::from_be_bytes([a, b]);
     ports.destination = u16::from_be_bytes([c, d]);
 }
 
-fn icmp(ports: &mut Ports, space: PortKind, [kind]: [u8; 1], (request, reply): (u8, u8)) {
+fn icmp(ports: &mut Ports, port_kind: PortKind, [kind]: [u8; 1], (request, reply): (u8, u8)) {
     let answer = kind == reply;
     ports.phase = if answer {
         Phase::Answer
     } else {
         Phase::Opening
     };
-    ports.space = space;
+    ports.kind = port_kind;
     ports.source = if answer { u16::from(request) } else { 0 };
     ports.destination = u16::from(kind);
 }

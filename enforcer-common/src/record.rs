@@ -100,7 +100,7 @@ pub struct RecordKey {
     pub port: u16,
     /// Number of a [`crate::packet::PortKind`]; [`NO_PORT_KIND`] where the packet could not be read or has
     /// no ports.
-    pub space: u8,
+    pub port_kind: u8,
     /// Number of a [`Hook`].
     pub hook: u8,
     /// Number of a [`crate::verdict::Reason`].
@@ -138,7 +138,7 @@ impl RecordKey {
             src,
             dst,
             port: 0,
-            space: NO_PORT_KIND,
+            port_kind: NO_PORT_KIND,
             hook: hook as u8,
             reason: denial.reason.code(),
             subject_kind: kind,
@@ -149,15 +149,15 @@ impl RecordKey {
 
     /// Where records with this key are counted.
     #[inline(always)]
-    pub fn place(&self) -> RecordPlace {
-        RecordPlace::between(&self.src, &self.dst)
+    pub fn counter(&self) -> RecordCounter {
+        RecordCounter::between(&self.src, &self.dst)
     }
 
     /// The key of a denied packet of a flow, in either direction: whoever opened it comes first.
     #[inline(always)]
-    pub fn of_flow(whose: Whose, denial: Denial, space: PortKind, flow: &FlowKey) -> Self {
+    pub fn of_flow(whose: Whose, denial: Denial, port_kind: PortKind, flow: &FlowKey) -> Self {
         let mut key = Self::between(whose, denial, flow.src, flow.dst);
-        (key.space, key.port) = (space as u8, flow.destination);
+        (key.port_kind, key.port) = (port_kind as u8, flow.destination);
         if matches!(denial.direction, Direction::Reply) {
             (key.src, key.dst, key.port) = (flow.dst, flow.src, flow.source);
             key.reply = 1;
@@ -183,11 +183,11 @@ impl RecordKey {
 /// Four counts are in a word, as the more of them are in the processor's caches, the better. None can run over into the
 /// next: it has 16 bits.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct RecordPlace(u32);
+pub struct RecordCounter(u32);
 
 const _: () = assert!(MAX_RECORDS <= 1 << 15);
 
-impl RecordPlace {
+impl RecordCounter {
     /// Words of counts.
     pub const WORDS: u32 = 1 << 14;
     /// Behind them, how many records there are in all.
@@ -234,7 +234,7 @@ pub struct PairKey {
     /// Likewise.
     pub port: u16,
     /// Likewise.
-    pub space: u8,
+    pub port_kind: u8,
     /// Likewise.
     pub hook: u8,
     /// Likewise.
@@ -252,7 +252,7 @@ impl PairKey {
         Self {
             subject: key.subject,
             port: key.port,
-            space: key.space,
+            port_kind: key.port_kind,
             hook: key.hook,
             reason: key.reason,
             subject_kind: key.subject_kind,
@@ -368,30 +368,33 @@ mod tests {
     #[test]
     fn both_directions_are_counted_at_one_place() {
         let (a, b) = (Ip::v4([10, 0, 0, 1]), Ip([0xfd; 16]));
-        assert_eq!(RecordPlace::between(&a, &b), RecordPlace::between(&b, &a));
+        assert_eq!(
+            RecordCounter::between(&a, &b),
+            RecordCounter::between(&b, &a)
+        );
     }
 
     #[test]
     fn counts_do_not_touch_each_other() {
-        let places: Vec<RecordPlace> = (0..4).map(RecordPlace).collect();
+        let counters: Vec<RecordCounter> = (0..4).map(RecordCounter).collect();
         let mut word = 0_u64;
-        for (place, count) in places.iter().zip([1, MAX_RECORDS, 0, MAX_RECORDS]) {
-            assert_eq!(place.word(), 0);
-            word += place.one() * u64::from(count);
+        for (counter, count) in counters.iter().zip([1, MAX_RECORDS, 0, MAX_RECORDS]) {
+            assert_eq!(counter.word(), 0);
+            word += counter.one() * u64::from(count);
         }
-        let counts = |word| places.iter().map(move |place| place.count(word));
+        let counts = |word| counters.iter().map(move |counter| counter.count(word));
         assert!(counts(word).eq([1, MAX_RECORDS as u16, 0, MAX_RECORDS as u16]));
-        word = word.wrapping_add(places[0].one().wrapping_neg());
+        word = word.wrapping_add(counters[0].one().wrapping_neg());
         assert!(counts(word).eq([0, MAX_RECORDS as u16, 0, MAX_RECORDS as u16]));
-        assert!(RecordPlace(u32::from(u16::MAX)).word() < RecordPlace::WORDS);
+        assert!(RecordCounter(u32::from(u16::MAX)).word() < RecordCounter::WORDS);
     }
 
     #[test]
     fn neighbours_are_spread() {
         let node = Ip::v4([10, 0, 0, 1]);
         let of = |number: u32| Ip::v4((0x0a63_0000 + number * 2).to_be_bytes());
-        let places = (0..20_000).map(|number| RecordPlace::between(&of(number), &node).0);
-        let distinct: std::collections::HashSet<u32> = places.collect();
+        let counters = (0..20_000).map(|number| RecordCounter::between(&of(number), &node).0);
+        let distinct: std::collections::HashSet<u32> = counters.collect();
         // So many by chance: 65,536 × (1 - e^(-20,000 / 65,536)).
         assert!(
             (16_500..18_500).contains(&distinct.len()),

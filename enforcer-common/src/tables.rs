@@ -23,14 +23,14 @@ pub const NOBODY: Party = 0;
 /// What is known of an address.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, FromBytes, IntoBytes, Immutable, KnownLayout)]
 #[repr(C)]
-pub struct Place {
+pub struct AddressInfo {
     /// Who is there.
     pub party: Party,
     /// Any of the constants below.
     pub flags: u16,
 }
 
-impl Place {
+impl AddressInfo {
     /// An address that no prefix of the policy covers.
     pub const UNKNOWN: Self = Self {
         party: NOBODY,
@@ -66,8 +66,11 @@ impl Place {
 
 const PARTY_BITS: u32 = MAX_PARTIES.trailing_zeros();
 const _: () = assert!(MAX_PARTIES.is_power_of_two());
-const _: () =
-    assert!((Place::OWN | Place::OTHER_NODE | Place::POD | Place::NAMED) >> (16 - PARTY_BITS) == 0);
+const _: () = assert!(
+    (AddressInfo::OWN | AddressInfo::OTHER_NODE | AddressInfo::POD | AddressInfo::NAMED)
+        >> (16 - PARTY_BITS)
+        == 0
+);
 
 /// What holds for a whole generation of a policy.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, FromBytes, IntoBytes, Immutable, KnownLayout)]
@@ -140,8 +143,8 @@ pub const CLASSES_PER_BLOCK: usize = 256;
 
 /// The block that holds the class of a number; its low byte is the place in it. TCP and UDP take 256
 /// blocks each, the others, whose numbers are bytes, one.
-pub const fn class_block(space: PortKind, number: u16) -> u32 {
-    match space {
+pub const fn class_block(port_kind: PortKind, number: u16) -> u32 {
+    match port_kind {
         PortKind::Tcp => number as u32 >> 8,
         PortKind::Udp => 256 + (number as u32 >> 8),
         PortKind::Icmp => 512,
@@ -197,7 +200,7 @@ pub struct FlowKey {
     /// The endpoint's port.
     pub destination: u16,
     /// Number of a [`PortKind`]: TCP's flows are not UDP's.
-    pub space: u32,
+    pub port_kind: u32,
 }
 
 impl FlowKey {
@@ -209,7 +212,7 @@ impl FlowKey {
             dst: self.src,
             source: self.destination,
             destination: self.source,
-            space: self.space,
+            port_kind: self.port_kind,
         }
     }
 }
@@ -220,10 +223,10 @@ const _: () = assert!(size_of::<FlowKey>() == 40 && size_of::<Settings>() == 56)
 pub trait Tables {
     /// What holds for all of it. Nothing if no policy is loaded.
     fn settings(&self) -> Option<&Settings>;
-    /// Who is at an address; [`Place::UNKNOWN`] where nobody is declared.
-    fn place(&self, addr: &Ip) -> Place;
+    /// Who is at an address; [`AddressInfo::UNKNOWN`] where nobody is declared.
+    fn address_info(&self, addr: &Ip) -> AddressInfo;
     /// The class of a port.
-    fn class(&self, space: PortKind, number: u16) -> Option<u16>;
+    fn class(&self, port_kind: PortKind, number: u16) -> Option<u16>;
     /// The set of endpoints that a class of port means at the address of a party.
     fn target(&self, settings: &Settings, at: Party, class: u16) -> Option<u16>;
     /// Whether a port of that class is declared at the address of a party, by more than "every port".

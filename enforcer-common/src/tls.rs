@@ -1,6 +1,6 @@
 //! The lock `tls: Required`: what a client sends first must be a TLS ClientHello.
 //!
-//! Each of the first [`HELLO`] bytes of a stream is held against what may stand at its place, in
+//! Each of the first [`HELLO`] bytes of a stream is held against what may stand at its position, in
 //! whatever segment it comes: so it makes no difference whether the ClientHello is split, reordered,
 //! sent twice or sent with the SYN, and there is nothing to remember but where the stream begins. A
 //! segment that was let through and then lost (a wrong checksum, a short hop limit) earns nothing for
@@ -99,9 +99,9 @@ pub enum Answer {
     Early = 2,
 }
 
-/// Whether a byte may stand at that place of a stream.
-pub const fn may_stand(place: u32, byte: u8) -> bool {
-    match place {
+/// Whether a byte may stand at that position of a stream.
+pub const fn may_be_hello(position: u32, byte: u8) -> bool {
+    match position {
         // Record: handshake, version, length.
         0 => byte == 22,
         1 => byte == 3,
@@ -176,11 +176,11 @@ pub fn may_follow<B: PacketBytes + ?Sized>(bytes: &B, segment: &Segment, first: 
     let len = segment.len();
     // How much of the stream is before this segment; huge for what comes before the stream.
     let before = segment.start().wrapping_sub(first);
-    for place in 0..HELLO {
-        let at = place.wrapping_sub(before);
+    for position in 0..HELLO {
+        let at = position.wrapping_sub(before);
         if at < len {
             let byte = bytes.load::<1>(segment.from.wrapping_add(at) as usize);
-            if !byte.is_some_and(|[byte]| may_stand(place, byte)) {
+            if !byte.is_some_and(|[byte]| may_be_hello(position, byte)) {
                 return false;
             }
         }

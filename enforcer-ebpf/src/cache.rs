@@ -122,8 +122,8 @@ fn key<'a>(tick: u32, vantage: Vantage, active: Active, packet: &'a Packet) -> C
         epoch: active.epoch(),
         tick,
     };
-    CacheKey::new(vantage, stamp, packet, |space, number| {
-        active.class(space, number)
+    CacheKey::new(vantage, stamp, packet, |port_kind, number| {
+        active.class(port_kind, number)
     })
 }
 

@@ -92,7 +92,7 @@ pub fn egress(ctx: &SkBuffContext) -> i32 {
         CachedVerdict::of(enforcer_sent(active.word(), vantage.word(), &packet))
     })
     .judgement();
-    let connected = connected.with_place(skb, judged.verdict, &packet);
+    let connected = connected.with_state(skb, judged.verdict, &packet);
     let Examined { verdict, lock, .. } = examine(
         &active.generation(),
         vantage,
@@ -199,7 +199,7 @@ pub fn ingress(ctx: &SkBuffContext) -> i32 {
         CachedVerdict::of(enforcer_received(active.word(), vantage.word(), &packet))
     })
     .judgement();
-    let connected = connected.with_place(skb, judged.verdict, &packet);
+    let connected = connected.with_state(skb, judged.verdict, &packet);
     let Examined { verdict, lock, .. } = examine(
         &active.generation(),
         vantage,
@@ -395,9 +395,9 @@ impl Connected {
     /// With a place for what is to be kept, if it is one and keeping is worth it: there is a place, the connection
     /// has a lock, or it goes on for longer than it takes to make one, which a segment in so many stands for.
     #[inline(always)]
-    fn with_place(self, skb: Skb, verdict: Verdict, packet: &Packet) -> Self {
+    fn with_state(self, skb: Skb, verdict: Verdict, packet: &Packet) -> Self {
         let is_worth_it = || {
-            matches!(packet.ports.space, PortKind::Tcp)
+            matches!(packet.ports.kind, PortKind::Tcp)
                 && (verdict.is_tls_path() || packet.segment.is_sampled())
         };
         if !is_open(self.sk) || (self.state.is_null() && !is_worth_it()) {

@@ -20,10 +20,10 @@ use enforcer_common::{
     hosts::{self, Bucket, Kind},
     interfaces, limits,
     packet::PortKind,
-    record::{PairKey, RecordKey, RecordPlace, RecordValue},
+    record::{PairKey, RecordCounter, RecordKey, RecordValue},
     tables::{
-        CLASS_BLOCKS, CLASSES_PER_BLOCK, DECLARED_PORT, FlowKey, Memory, NOBODY, Party, Place,
-        Settings, Tables, Translated, active, class_block,
+        AddressInfo, CLASS_BLOCKS, CLASSES_PER_BLOCK, DECLARED_PORT, FlowKey, Memory, NOBODY,
+        Party, Settings, Tables, Translated, active, class_block,
     },
     tls::Stream,
     verdict::{Verdict, counter},
@@ -50,7 +50,7 @@ static SETTINGS: ArrayOfMaps<Array<SettingsWords, 1>, SLOTS> = ArrayOfMaps::new(
 static HOSTS: ArrayOfMaps<Array<BucketWords, 1, { INNER | MAPPED }>, SLOTS> = ArrayOfMaps::new();
 /// Prefixes of all other lengths.
 #[btf_map]
-static PLACES: ArrayOfMaps<LpmTrie<[u8; 16], u32, 1>, SLOTS> = ArrayOfMaps::new();
+static NETWORKS: ArrayOfMaps<LpmTrie<[u8; 16], u32, 1>, SLOTS> = ArrayOfMaps::new();
 #[btf_map]
 /// All of one size: in those, programs read without a call.
 static CLASSES: ArrayOfMaps<Array<[u16; CLASSES_PER_BLOCK], BLOCKS>, SLOTS> = ArrayOfMaps::new();
@@ -90,9 +90,9 @@ pub static RECORDS: HashMap<
     RecordValue,
     { (limits::MAX_RECORDS + limits::MAX_PAIRS) as usize },
 > = HashMap::new();
-/// How many records there are, by [`RecordPlace`], and in all. Userspace counts down.
+/// How many records there are, by [`RecordCounter`], and in all. Userspace counts down.
 #[btf_map]
-pub static RECORD_PLACES: Array<u64, { RecordPlace::ALL as usize + 1 }, MAPPED> = Array::new();
+pub static RECORD_COUNTS: Array<u64, { RecordCounter::ALL as usize + 1 }, MAPPED> = Array::new();
 /// Senders that were denied something guarded of late.
 #[btf_map]
 pub static PAIRS: LruHashMap<PairKey, u32, { limits::MAX_PAIRS as usize }> = LruHashMap::new();
@@ -134,8 +134,8 @@ fn role_searched(interface: u32) -> u32 {
 }
 
 #[inline(always)]
-fn interface_at(place: u32) -> u64 {
-    INTERFACES.get(place).copied().unwrap_or(0)
+fn interface_at(slot: u32) -> u64 {
+    INTERFACES.get(slot).copied().unwrap_or(0)
 }
 
 /// Which policy is in force now. Read once for each packet: all that is asked comes from the same one.
@@ -173,8 +173,8 @@ impl Active {
 
     /// The class of a port.
     #[inline(always)]
-    pub fn class(self, space: PortKind, number: u16) -> Option<u16> {
-        class(active::parts(self.0).0, space, number)
+    pub fn class(self, port_kind: PortKind, number: u16) -> Option<u16> {
+        class(active::parts(self.0).0, port_kind, number)
     }
 
     /// Its tables.
@@ -201,7 +201,7 @@ impl Active {
             return party;
         }
         let party = self.generation().deepest(own, above);
-        if let Some(known) = CGROUP_PARTIES.get_ptr_mut(CgroupParty::place(own)) {
+        if let Some(known) = CGROUP_PARTIES.get_ptr_mut(CgroupParty::slot(own)) {
             // SAFETY: this CPU's own element. Should another program come between and write it, its two words
             // tell that they do not belong together.
             unsafe { *known = CgroupParty::new(own, self.epoch(), party) };
@@ -213,7 +213,7 @@ impl Active {
     #[inline(always)]
     pub fn known_party(self, own: u64) -> Option<Party> {
         // SAFETY: as above.
-        let known = unsafe { CGROUP_PARTIES.get_ptr(CgroupParty::place(own))?.read() };
+        let known = unsafe { CGROUP_PARTIES.get_ptr(CgroupParty::slot(own))?.read() };
         known.party(own, self.epoch())
     }
 }
@@ -277,15 +277,15 @@ impl Tables for Generation {
         Some(zerocopy::transmute_ref!(words))
     }
 
-    fn place(&self, addr: &Ip) -> Place {
+    fn address_info(&self, addr: &Ip) -> AddressInfo {
         let Some(settings) = self.settings() else {
-            return Place::UNKNOWN;
+            return AddressInfo::UNKNOWN;
         };
-        zerocopy::transmute!(enforcer_place(addr, self.slot, settings))
+        zerocopy::transmute!(enforcer_address(addr, self.slot, settings))
     }
 
-    fn class(&self, space: PortKind, number: u16) -> Option<u16> {
-        class(self.slot, space, number)
+    fn class(&self, port_kind: PortKind, number: u16) -> Option<u16> {
+        class(self.slot, port_kind, number)
     }
 
     fn target(&self, settings: &Settings, at: Party, class: u16) -> Option<u16> {
@@ -375,8 +375,8 @@ fn seconds() -> u32 {
 
 /// The class of a port, in the generation in a slot.
 #[inline(always)]
-fn class(slot: u32, space: PortKind, number: u16) -> Option<u16> {
-    let block = CLASSES.get_value(slot, &class_block(space, number))?;
+fn class(slot: u32, port_kind: PortKind, number: u16) -> Option<u16> {
+    let block = CLASSES.get_value(slot, &class_block(port_kind, number))?;
     block.get(usize::from(number as u8)).copied()
 }
 
@@ -403,12 +403,12 @@ pub fn accept_tls(flow: &FlowKey, first: u32) {
     let _ = TLS_ACCEPTED.insert(flow, first, 0);
 }
 
-/// What is at an address: the word of a [`Place`]. A global function, which the verifier goes through
+/// What is at an address: the word of a [`AddressInfo`]. A global function, which the verifier goes through
 /// once and by itself.
 #[unsafe(no_mangle)]
 #[inline(never)]
-pub extern "C" fn enforcer_place(addr: *const Ip, slot: u32, settings: *const Settings) -> u32 {
-    let unknown = zerocopy::transmute!(Place::UNKNOWN);
+pub extern "C" fn enforcer_address(addr: *const Ip, slot: u32, settings: *const Settings) -> u32 {
+    let unknown = zerocopy::transmute!(AddressInfo::UNKNOWN);
     // SAFETY: null or whole ones, as the verifier has made sure of every caller.
     let (Some(addr), Some(settings)) = (unsafe { (addr.as_ref(), settings.as_ref()) }) else {
         return unknown;
@@ -421,22 +421,22 @@ pub extern "C" fn enforcer_place(addr: *const Ip, slot: u32, settings: *const Se
                 host(slot, Kind::V6, addr, (behind, settings.v6_buckets))
             }
         };
-        if let Some(place) = found {
-            return zerocopy::transmute!(place);
+        if let Some(info) = found {
+            return zerocopy::transmute!(info);
         }
     }
     if settings.networks == 0 {
         return unknown;
     }
-    PLACES
+    NETWORKS
         .get(slot)
-        .and_then(|places| places.get(&Key::new(128, addr.0)))
+        .and_then(|networks| networks.get(&Key::new(128, addr.0)))
         .map_or(unknown, |word| *word)
 }
 
 /// What is at an address that the policy names by itself, by so many buckets behind others.
 #[inline(always)]
-fn host(slot: u32, kind: Kind, addr: &Ip, (behind, buckets): (u32, u32)) -> Option<Place> {
+fn host(slot: u32, kind: Kind, addr: &Ip, (behind, buckets): (u32, u32)) -> Option<AddressInfo> {
     let first = behind + hosts::first(addr, buckets);
     let words = &addr.words();
     for further in 0..hosts::REACH {

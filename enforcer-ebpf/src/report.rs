@@ -12,13 +12,13 @@ use enforcer_common::{
     decide, denial, limits,
     mark::PacketMark,
     packet::{Packet, PortKind, Shape},
-    record::{Hook, PairKey, RecordKey, RecordPlace, RecordValue, SocketState, Whose, subject},
+    record::{Hook, PairKey, RecordCounter, RecordKey, RecordValue, SocketState, Whose, subject},
     tables::Tables as _,
     vantage::Vantage,
     verdict::{Direction, Outcome, Verdict, counter},
 };
 
-use crate::maps::{Active, COUNTERS, PAIRS, RECORD_PLACES, RECORDS, ROOM, WAKES};
+use crate::maps::{Active, COUNTERS, PAIRS, RECORD_COUNTS, RECORDS, ROOM, WAKES};
 
 /// The sender that a record names. Not an enum with fields: those leave bytes unset.
 #[derive(Clone, Copy)]
@@ -93,8 +93,8 @@ impl Report {
                 Direction::Forward => flow.source,
                 Direction::Reply => flow.destination,
             };
-            let space = packet.ports.space;
-            let key = RecordKey::of_flow(whose, denial, space, &flow);
+            let port_kind = packet.ports.kind;
+            let key = RecordKey::of_flow(whose, denial, port_kind, &flow);
             return self.keep(&key, guarded, source_port);
         }
         let mut key = RecordKey::between(whose, denial, packet.src, packet.dst);
@@ -102,25 +102,25 @@ impl Report {
             packet.shape,
             Shape::IcmpError | Shape::IcmpErrorLaterFragment | Shape::IcmpErrorAstray
         ) {
-            let space = if packet.dst.is_v4() {
+            let port_kind = if packet.dst.is_v4() {
                 PortKind::Icmp
             } else {
                 PortKind::Icmp6
             };
-            (key.space, key.port) = (space as u8, u16::from(packet.icmp_error));
+            (key.port_kind, key.port) = (port_kind as u8, u16::from(packet.icmp_error));
         }
         self.keep(&key, guarded, 0);
     }
 
     /// Counts a denied call, and keeps a record.
-    pub fn call(&self, verdict: Verdict, dst: Ip, (space, port): (PortKind, u16)) {
+    pub fn call(&self, verdict: Verdict, dst: Ip, (port_kind, port): (PortKind, u16)) {
         count(self.hook, counter::of(verdict));
         let Outcome::Denied(denial) = verdict.outcome() else {
             return;
         };
         let key = RecordKey {
             port,
-            space: space as u8,
+            port_kind: port_kind as u8,
             ..RecordKey::between(self.whose(), denial, Ip::UNSPECIFIED, dst)
         };
         self.keep(&key, denial.guarded, 0);
@@ -184,16 +184,16 @@ impl Report {
             source_port,
             padding: 0,
         };
-        let place = key.place();
-        let Some(counts) = RECORD_PLACES.get_ptr_mut(place.word()) else {
+        let counter = key.counter();
+        let Some(counts) = RECORD_COUNTS.get_ptr_mut(counter.word()) else {
             return count_lost(counter::RECORDS_LOST, 1);
         };
-        let Some(all) = RECORD_PLACES.get_ptr_mut(RecordPlace::ALL) else {
+        let Some(all) = RECORD_COUNTS.get_ptr_mut(RecordCounter::ALL) else {
             return count_lost(counter::RECORDS_LOST, 1);
         };
         // SAFETY: words of the map.
         unsafe {
-            add_to(counts, place.one());
+            add_to(counts, counter.one());
             add_to(all, 1);
         }
         if RECORDS.insert(key, value, BPF_NOEXIST.into()).is_ok() {
@@ -204,7 +204,7 @@ impl Report {
         }
         // SAFETY: as above.
         unsafe {
-            add_to(counts, place.one().wrapping_neg());
+            add_to(counts, counter.one().wrapping_neg());
             add_to(all, 1_u64.wrapping_neg());
         }
         if !is_counted(key, tick) {
@@ -301,7 +301,7 @@ fn is_first_of_pair(key: &RecordKey) -> bool {
 /// How many records there are.
 #[inline(always)]
 fn records() -> u64 {
-    let Some(all) = RECORD_PLACES.get_ptr(RecordPlace::ALL) else {
+    let Some(all) = RECORD_COUNTS.get_ptr(RecordCounter::ALL) else {
         return u64::MAX;
     };
     // SAFETY: a word of the map, which others may write meanwhile.
@@ -313,10 +313,10 @@ fn now() -> u64 {
     unsafe { bpf_ktime_get_boot_ns() }
 }
 
-/// The word with the count of records at a place.
+/// The word with the count of records at a counter.
 #[inline(always)]
-pub fn counts(place: RecordPlace) -> u64 {
-    let Some(counts) = RECORD_PLACES.get_ptr(place.word()) else {
+pub fn counts(counter: RecordCounter) -> u64 {
+    let Some(counts) = RECORD_COUNTS.get_ptr(counter.word()) else {
         return 0;
     };
     // SAFETY: a word of the map, which others may write meanwhile.
@@ -326,8 +326,8 @@ pub fn counts(place: RecordPlace) -> u64 {
 /// Counts one more of a key that has a record.
 #[inline(always)]
 fn is_counted(key: &RecordKey, tick: u64) -> bool {
-    let place = key.place();
-    if place.count(counts(place)) == 0 {
+    let counter = key.counter();
+    if counter.count(counts(counter)) == 0 {
         return false;
     }
     let Some(value) = RECORDS.get_ptr_mut(key) else {

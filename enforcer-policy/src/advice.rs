@@ -205,8 +205,8 @@ fn unlisted_node(policy: &Policy, denied: &Denied<'_>) -> Option<Advice> {
 /// A path to everything somewhere is not what one connection needs: what to write for that one alone.
 fn own_path(policy: &Policy, path: &Path, denied: &Denied<'_>) -> Option<String> {
     let destination = denied.destination?;
-    let (space, number) = denied.number;
-    let what = match space {
+    let (port_kind, number) = denied.number;
+    let what = match port_kind {
         // From a server's port to a client's: an answer, which no path of its own is for.
         PortKind::Tcp | PortKind::Udp if is_like_answer(denied) => return None,
         PortKind::Tcp => format!("{number}/tcp"),
@@ -348,8 +348,8 @@ fn switch(policy: &Policy, catalogue: &Catalogue, path: &Path) -> String {
     }
 }
 
-fn covers(port: &Port, (space, number): (PortKind, u16)) -> bool {
-    port.matches.iter().any(|found| match (found, space) {
+fn covers(port: &Port, (port_kind, number): (PortKind, u16)) -> bool {
+    port.matches.iter().any(|found| match (found, port_kind) {
         (PortMatch::Tcp(first, last), PortKind::Tcp)
         | (PortMatch::Udp(first, last), PortKind::Udp) => (*first..=*last).contains(&number),
         (PortMatch::Icmp(first, last), PortKind::Icmp)

@@ -6,12 +6,12 @@ use std::fmt;
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 
-use crate::error::{Place, PolicyErrors, Problem, Report, list, quote};
+use crate::error::{Location, PolicyErrors, Problem, Report, list, quote};
 use crate::model::Policy;
 use crate::read::limits::{LIMITS, Limits};
 use crate::read::scope::{Scope, choice};
 use crate::read::source::{
-    CaseSource, Document, ExpectSource, PLACES, PathCasesSpec, SenderSource, Spec,
+    AT_VALUES, CaseSource, Document, ExpectSource, PathCasesSpec, SenderSource, Spec,
 };
 use crate::read::{components, scalar, yaml};
 use crate::span::{SourceText, Span, Spanned};
@@ -233,7 +233,7 @@ fn read(
     let spec: Spanned<PathCasesSpec> = match document.spec {
         Spec::PathCases(spec) => spec,
         Spec::Inventory(_) | Spec::PathPolicy(_) | Spec::Catalogue(_) => {
-            report.error(Place { file, span: start }, || {
+            report.error(Location { file, span: start }, || {
                 Problem::new(
                     "a file of cases holds nothing but PathCases",
                     "pass the policy itself with -p",
@@ -295,7 +295,7 @@ fn read_case(scope: &mut Scope<'_, '_>, case: Spanned<CaseSource>) -> Option<Cas
     let attempt = read_attempt(scope, name.span, to, bind);
     let expect = read_expect(scope, expect);
     let at = at.and_then(|text| {
-        choice(scope, "at", &text, PLACES, |text| match text {
+        choice(scope, "at", &text, AT_VALUES, |text| match text {
             "ThisNode" => Some(At::ThisNode),
             "Elsewhere" => Some(At::Elsewhere),
             _ => None,

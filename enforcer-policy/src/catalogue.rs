@@ -2,7 +2,7 @@
 
 use std::sync::LazyLock;
 
-use crate::error::{Place, PolicyErrors, Problem, Report, quote};
+use crate::error::{Location, PolicyErrors, Problem, Report, quote};
 use crate::model::{Component, Path};
 use crate::read::components::{self, Base};
 use crate::read::limits::LIMITS;
@@ -162,7 +162,7 @@ impl Catalogue {
                 catalogue = Some(Self::from_spec(&mut scope, text, &spec.value));
             } else {
                 report.error(
-                    Place {
+                    Location {
                         file: 0,
                         span: document.spec_span,
                     },

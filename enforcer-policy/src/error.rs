@@ -123,7 +123,7 @@ impl PolicyError {
         };
         let mut group: Group<'_> = Level::ERROR
             .primary_title(crate::text::lines(&self.message))
-            .element(self.place());
+            .element(self.origin());
         if let About::Line(excerpt) = &self.about {
             group = Level::ERROR
                 .primary_title(crate::text::lines(&self.message))
@@ -135,7 +135,7 @@ impl PolicyError {
         renderer.render(&[group])
     }
 
-    fn place(&self) -> Origin<'_> {
+    fn origin(&self) -> Origin<'_> {
         let origin = Origin::path(self.file.as_str());
         match (self.line, self.column) {
             (Some(line), Some(column)) => origin.line(line as usize).char_column(column as usize),
@@ -308,7 +308,7 @@ pub(crate) struct Report<'a> {
 
 /// A place in one of the sources.
 #[derive(Debug, Clone, Copy)]
-pub(crate) struct Place {
+pub(crate) struct Location {
     /// Index of the source.
     pub file: usize,
     /// Where in it.
@@ -326,30 +326,30 @@ impl<'a> Report<'a> {
 
     /// Adds an error. The problem is worked out only while there is room, since a hostile file
     /// could otherwise ask for a million searches for the nearest name.
-    pub fn error(&mut self, place: Place, problem: impl FnOnce() -> Problem) {
+    pub fn error(&mut self, location: Location, problem: impl FnOnce() -> Problem) {
         if self.is_full() {
             return;
         }
-        let line = self.line(place);
-        let error = match self.sources.get(place.file) {
-            Some(source) => PolicyError::at_line(&source.name, line, place.span, problem()),
+        let line = self.line(location);
+        let error = match self.sources.get(location.file) {
+            Some(source) => PolicyError::at_line(&source.name, line, location.span, problem()),
             None => {
                 let Problem { message, help } = problem();
                 PolicyError::about_file("(policy)", message, help)
             }
         };
-        self.found.push((place.file, place.span, error));
+        self.found.push((location.file, location.span, error));
     }
 
     /// The line of a place.
-    pub fn line(&mut self, place: Place) -> Option<&'a str> {
-        if !place.span.is_known() {
+    pub fn line(&mut self, location: Location) -> Option<&'a str> {
+        if !location.span.is_known() {
             return None;
         }
-        let source = self.sources.get(place.file)?;
-        let lines = self.lines.get_mut(place.file)?;
+        let source = self.sources.get(location.file)?;
+        let lines = self.lines.get_mut(location.file)?;
         let lines = lines.get_or_insert_with(|| Lines::of(&source.text));
-        lines.get(place.span.line)
+        lines.get(location.span.line)
     }
 
     /// Whether so much was found that nobody would read more.

@@ -371,13 +371,13 @@ fn bind(tables: &Simulator<'_>, from: &Sender, at: Target) -> Result<Judged, Str
     let Sender::Process { cgroup, .. } = from else {
         return Err("only a process binds: name its cgroup".to_owned());
     };
-    let (space, number) = match at.what {
+    let (port_kind, number) = match at.what {
         What::Tcp(port) => (PortKind::Tcp, port),
         What::Udp(port) => (PortKind::Udp, port),
         _ => return Err("only TCP and UDP ports are bound".to_owned()),
     };
     let party = tables.party_of_cgroup(cgroup);
-    let verdict = decide::binding(tables, party, &Ip::from(at.address), space, number);
+    let verdict = decide::binding(tables, party, &Ip::from(at.address), port_kind, number);
     Ok((verdict, Hook::Bind, party))
 }
 
@@ -441,7 +441,11 @@ fn send(
         Sender::Remote(source) => {
             let packet = packet(*source)?;
             let verdict = judge(tables, arrived(Role::Uplink), &packet, || false).verdict;
-            let first = (verdict, Hook::TcIngress, tables.place(&packet.src).party);
+            let first = (
+                verdict,
+                Hook::TcIngress,
+                tables.address_info(&packet.src).party,
+            );
             Ok(own_socket(Role::Uplink, first, &packet))
         }
         Sender::Process {
@@ -478,10 +482,12 @@ fn send(
 /// by the packets.
 fn refused_at_once(tables: &Simulator<'_>, by: Party, packet: &Packet) -> Option<Verdict> {
     let Ports {
-        space, destination, ..
+        kind: port_kind,
+        destination,
+        ..
     } = packet.ports;
-    let verdict = decide::connecting(tables, by, &packet.dst, space, destination);
-    decide::fails_at_once(verdict, space).then_some(verdict)
+    let verdict = decide::connecting(tables, by, &packet.dst, port_kind, destination);
+    decide::fails_at_once(verdict, port_kind).then_some(verdict)
 }
 
 /// Sentences where a packet from there to there is not what the node would see every day.
@@ -569,7 +575,7 @@ fn source_for(node: &Node, destination: IpAddr, is_local: bool) -> Option<IpAddr
 }
 
 fn ports(what: What) -> Ports {
-    let (phase, space, destination) = match what {
+    let (phase, port_kind, destination) = match what {
         What::Tcp(port) => (Phase::Opening, PortKind::Tcp, port),
         What::Udp(port) => (Phase::Datagram, PortKind::Udp, port),
         What::Icmp(kind) => (Phase::Opening, PortKind::Icmp, kind.into()),
@@ -583,7 +589,7 @@ fn ports(what: What) -> Ports {
     };
     Ports {
         phase,
-        space,
+        kind: port_kind,
         source,
         destination,
     }
@@ -596,7 +602,9 @@ fn meant(
     at_own_socket: bool,
 ) -> Option<(u16, (PortKind, u16))> {
     let Ports {
-        space, destination, ..
+        kind: port_kind,
+        destination,
+        ..
     } = ports(to.what);
     let ip = Ip::from(to.address);
     let ip = if ip.is_unspecified() {
@@ -605,13 +613,13 @@ fn meant(
         ip
     };
     let settings = &tables.compiled().settings;
-    let class = tables.class(space, destination)?;
+    let class = tables.class(port_kind, destination)?;
     let party = match at_own_socket {
-        true => decide::received_at(tables, settings, &ip, space, destination),
-        false => tables.place(&ip).party,
+        true => decide::received_at(tables, settings, &ip, port_kind, destination),
+        false => tables.address_info(&ip).party,
     };
     let target = tables.target(settings, party, class)?;
-    Some((target, (space, destination)))
+    Some((target, (port_kind, destination)))
 }
 
 fn describe(

@@ -36,4 +36,4 @@ pub use error::{Paint, PolicyError, PolicyErrors};
 pub use model::Policy;
 pub use span::{SourceText, Span, Spanned};
 pub use validate::from_texts;
-pub use validate::notes::{elsewhere as paths_elsewhere, for_node as notes_for_node};
+pub use validate::warnings::{elsewhere as paths_elsewhere, for_node as warnings_for_node};

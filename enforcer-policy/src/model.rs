@@ -56,7 +56,7 @@ pub struct Policy {
     /// The paths in force. Unique names.
     pub paths: Vec<Path>,
     /// What a reader should know though it is no error: inert selectors, options that do nothing.
-    pub notes: Vec<String>,
+    pub warnings: Vec<String>,
     /// Senders that reach guarded endpoints and are more than one would think.
     pub wide_senders: Vec<WideSender>,
     /// SHA-256 over the sources, in hexadecimal: which policy is in force.

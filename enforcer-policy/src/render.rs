@@ -9,7 +9,7 @@ use serde::Serialize;
 use crate::model::{
     Component, Locality, Mode, Node, OtherTraffic, Path, Policy, Port, Service, WideSender,
 };
-use crate::validate::notes::Places;
+use crate::validate::warnings::Located;
 
 /// A policy as `enforcer check -o json` prints it. Field names are kept for ever; new ones may be added.
 #[derive(Debug, Serialize)]
@@ -163,7 +163,7 @@ pub struct PathSummary {
 
 /// The summary of a policy.
 pub fn summary(policy: &Policy) -> Summary {
-    let places = Places::of(policy);
+    let located = Located::of(policy);
     let mut services: Services<'_> = HashMap::new();
     for service in &policy.services {
         let end = (service.component.as_str(), service.port.as_str());
@@ -190,7 +190,7 @@ pub fn summary(policy: &Policy) -> Summary {
         components: policy
             .components
             .iter()
-            .map(|component| component_summary(&services, &places, component))
+            .map(|component| component_summary(&services, &located, component))
             .collect(),
         paths: policy
             .paths
@@ -198,7 +198,7 @@ pub fn summary(policy: &Policy) -> Summary {
             .map(|path| path_summary(by_name.get(path.to_component.as_str()).copied(), path))
             .collect(),
         wide_senders: policy.wide_senders.iter().map(wide_sender).collect(),
-        notes: policy.notes.clone(),
+        notes: policy.warnings.clone(),
     }
 }
 
@@ -280,10 +280,10 @@ fn warnings(policy: &Policy, text: &mut String) {
             some(&endpoints)
         );
     }
-    if !policy.notes.is_empty() {
+    if !policy.warnings.is_empty() {
         let _ = writeln!(text, "\nNotes");
     }
-    for note in &policy.notes {
+    for note in &policy.warnings {
         let _ = writeln!(text, "  - {note}");
     }
 }
@@ -382,7 +382,7 @@ type Services<'a> = HashMap<(&'a str, &'a str), Vec<&'a Service>>;
 
 fn component_summary(
     services: &Services<'_>,
-    places: &Places<'_>,
+    located: &Located<'_>,
     component: &Component,
 ) -> ComponentSummary {
     ComponentSummary {
@@ -395,7 +395,7 @@ fn component_summary(
         cgroups: component.cgroups.clone(),
         part_of: component.part_of.clone(),
         guard: component.guard,
-        inert: places.is_inert(component),
+        inert: located.is_inert(component),
         ports: component
             .ports
             .iter()

@@ -47,11 +47,11 @@ fn advice(text: &str, from: &str, to: &str, number: (PortKind, u16)) -> Vec<Advi
     let tables = Simulator::new(&compiled);
     let place = |text: &str| {
         let address: std::net::IpAddr = text.parse().unwrap();
-        tables.place(&address.into()).party
+        tables.address_info(&address.into()).party
     };
-    let (space, port) = number;
+    let (port_kind, port) = number;
     let target = tables
-        .class(space, port)
+        .class(port_kind, port)
         .and_then(|class| tables.target(&compiled.settings, place(to), class))
         .unwrap();
     advise(

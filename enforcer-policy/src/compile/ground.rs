@@ -28,7 +28,7 @@ pub struct Ground<'a> {
     /// All prefixes, IPv4 first, in the order of networks and lengths.
     pub spots: Vec<Spot>,
     /// The distinct ways in which a prefix is declared.
-    pub ways: Vec<Declared>,
+    pub declarations: Vec<Declared>,
     /// All lengths of prefixes, longest first.
     pub lengths: Vec<u32>,
     /// In which ways the prefixes of a node are declared: nodes and ways, each pair once and in order.
@@ -43,7 +43,7 @@ pub struct Spot {
     /// Length of the prefix in bits, of 128.
     pub length: u32,
     /// How it is declared: an index into the ways.
-    pub way: usize,
+    pub declaration: usize,
     /// The node that has the address, or whose pods have theirs from there.
     pub owner: Option<usize>,
 }
@@ -93,7 +93,7 @@ enum Mark {
 
 /// In how a prefix is declared: prefixes of the same way are the same parties' on all nodes but their owners.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Hash)]
-struct Way {
+struct PrefixSource {
     marks: Vec<Mark>,
     /// What is declared around it, by its number.
     within: Option<usize>,
@@ -143,7 +143,7 @@ impl<'a> Ground<'a> {
             kinds,
             kind_of,
             spots: Vec::new(),
-            ways: Vec::new(),
+            declarations: Vec::new(),
             lengths: Vec::new(),
             owned: Vec::new(),
         };
@@ -152,7 +152,7 @@ impl<'a> Ground<'a> {
         let lengths: BTreeSet<u32> = spots.clone().map(|spot| spot.length).collect();
         ground.lengths = lengths.into_iter().rev().collect();
         ground.owned = spots
-            .filter_map(|spot| Some((spot.owner?, spot.way)))
+            .filter_map(|spot| Some((spot.owner?, spot.declaration)))
             .collect();
         ground.owned.sort_unstable();
         ground.owned.dedup();
@@ -163,10 +163,10 @@ impl<'a> Ground<'a> {
         let marks = marks(self.policy);
         self.spots.reserve(marks.len());
         let loopback = LOOPBACK.map(|net| Bits::of(&net));
-        let mut numbers: HashMap<Way, usize> = HashMap::new();
+        let mut numbers: HashMap<PrefixSource, usize> = HashMap::new();
         // Sorted by network and then length, so that a wider prefix comes before those within it.
         let mut enclosing: Vec<(Bits, usize, Option<usize>)> = Vec::new();
-        let mut way = Way::default();
+        let mut source = PrefixSource::default();
         for group in marks.chunk_by(|(one, _), (other, _)| one == other) {
             let Some((bits, _)) = group.first() else {
                 continue;
@@ -183,42 +183,44 @@ impl<'a> Ground<'a> {
                 _ => None,
             });
             let owner = owner.or(around.and_then(|(.., owner)| *owner));
-            way.within = around.map(|(_, number, _)| *number);
-            way.loopback = loopback.iter().any(|lo| lo.contains(bits));
-            way.marks.clear();
-            way.marks.extend(group.iter().map(|(_, mark)| match mark {
-                Mark::Node(index) => Mark::Node(self.kind_of[*index]),
-                Mark::PodsOf(_) => Mark::PodsOf(None),
-                mark => *mark,
-            }));
-            way.marks.dedup();
-            let number = match numbers.get(&way) {
+            source.within = around.map(|(_, number, _)| *number);
+            source.loopback = loopback.iter().any(|lo| lo.contains(bits));
+            source.marks.clear();
+            source
+                .marks
+                .extend(group.iter().map(|(_, mark)| match mark {
+                    Mark::Node(index) => Mark::Node(self.kind_of[*index]),
+                    Mark::PodsOf(_) => Mark::PodsOf(None),
+                    mark => *mark,
+                }));
+            source.marks.dedup();
+            let number = match numbers.get(&source) {
                 Some(known) => *known,
                 None => {
-                    self.ways.push(self.declared(&way));
-                    let number = self.ways.len() - 1;
-                    numbers.insert(way.clone(), number);
+                    self.declarations.push(self.declared(&source));
+                    let number = self.declarations.len() - 1;
+                    numbers.insert(source.clone(), number);
                     number
                 }
             };
             self.spots.push(Spot {
                 network: Ip(bits.network.to_be_bytes()),
                 length: bits.length.into(),
-                way: number,
+                declaration: number,
                 owner,
             });
             enclosing.push((*bits, number, owner));
         }
     }
 
-    fn declared(&self, way: &Way) -> Declared {
-        let mut declared = way
+    fn declared(&self, source: &PrefixSource) -> Declared {
+        let mut declared = source
             .within
-            .and_then(|wider| self.ways.get(wider))
+            .and_then(|wider| self.declarations.get(wider))
             .cloned()
             .unwrap_or_default();
-        declared.loopback = way.loopback;
-        for mark in &way.marks {
+        declared.loopback = source.loopback;
+        for mark in &source.marks {
             match *mark {
                 Mark::Nothing => {}
                 Mark::Component(index) => {
@@ -246,8 +248,8 @@ impl<'a> Ground<'a> {
     pub fn here(&self, index: usize) -> Here<'_> {
         let runs = &self.kinds[self.kind_of[index]];
         let mut located = runs.clone();
-        for way in self.ways_of(index) {
-            let declared = &self.ways[way];
+        for declaration in self.declarations_of(index) {
+            let declared = &self.declarations[declaration];
             if !declared.kinds.is_empty() {
                 located.extend(&declared.components);
             }
@@ -262,10 +264,12 @@ impl<'a> Ground<'a> {
 
     /// In which ways a node's prefixes are declared: its addresses, its pods' networks, and what is in those. Each once,
     /// in their order.
-    fn ways_of(&self, node: usize) -> impl Iterator<Item = usize> {
+    fn declarations_of(&self, node: usize) -> impl Iterator<Item = usize> {
         let first = self.owned.partition_point(|(owner, _)| *owner < node);
         let behind = self.owned.partition_point(|(owner, _)| *owner <= node);
-        self.owned[first..behind].iter().map(|(_, way)| *way)
+        self.owned[first..behind]
+            .iter()
+            .map(|(_, declaration)| *declaration)
     }
 
     /// For each node, the first one that has the same tables but for the addresses in them.
@@ -280,8 +284,10 @@ impl<'a> Ground<'a> {
         let nodes = 0..self.policy.nodes.len();
         nodes
             .map(|node| {
-                let ways = self.ways_of(node).collect();
-                *first.entry((self.kind_of[node], ways)).or_insert(node)
+                let declarations = self.declarations_of(node).collect();
+                *first
+                    .entry((self.kind_of[node], declarations))
+                    .or_insert(node)
             })
             .collect()
     }

@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use enforcer_common::{
     limits,
-    tables::{NOBODY, Party, Place},
+    tables::{AddressInfo, NOBODY, Party},
 };
 
 use super::{
@@ -137,25 +137,29 @@ impl Parties {
         }
         let mut prefixes = Vec::with_capacity(ground.spots.len());
         // Prefixes come by the thousand, and in few ways.
-        let mut known: Vec<[Option<Place>; 3]> = vec![[None; 3]; ground.ways.len()];
+        let mut known: Vec<[Option<AddressInfo>; 3]> = vec![[None; 3]; ground.declarations.len()];
         for spot in &ground.spots {
             let whereabouts = match spot.owner {
                 None => Whereabouts::Unknown,
                 Some(owner) if owner == cluster.here.index => Whereabouts::Here,
                 Some(_) => Whereabouts::OtherNode,
             };
-            let place = match known[spot.way][whereabouts as usize] {
-                Some(place) => place,
+            let info = match known[spot.declaration][whereabouts as usize] {
+                Some(info) => info,
                 None => {
-                    let place = self.place(cluster, &ground.ways[spot.way], whereabouts)?;
-                    known[spot.way][whereabouts as usize] = Some(place);
-                    place
+                    let info = self.address_info(
+                        cluster,
+                        &ground.declarations[spot.declaration],
+                        whereabouts,
+                    )?;
+                    known[spot.declaration][whereabouts as usize] = Some(info);
+                    info
                 }
             };
             prefixes.push(PrefixEntry {
                 network: spot.network,
                 length: spot.length,
-                place,
+                info,
             });
         }
         // IPv4 came first, and stands in the midst of IPv6.
@@ -164,29 +168,33 @@ impl Parties {
         Ok(())
     }
 
-    fn place(
+    fn address_info(
         &mut self,
         cluster: &Cluster<'_>,
         declared: &Declared,
         whereabouts: Whereabouts,
-    ) -> Result<Place, CompileError> {
+    ) -> Result<AddressInfo, CompileError> {
         let party = self.intern(cluster.at(declared, whereabouts))?;
         let mut flags = 0;
         if !declared.kinds.is_empty() {
             let here = whereabouts == Whereabouts::Here;
-            flags |= if here { Place::OWN } else { Place::OTHER_NODE };
+            flags |= if here {
+                AddressInfo::OWN
+            } else {
+                AddressInfo::OTHER_NODE
+            };
             if here && self.own == NOBODY {
                 self.own = party;
             }
         }
         if declared.pods {
-            flags |= Place::POD;
+            flags |= AddressInfo::POD;
             let mut components = declared.components.iter();
             if components.any(|c| !cluster.ground.crowd.everyone.contains(c)) {
-                flags |= Place::NAMED;
+                flags |= AddressInfo::NAMED;
             }
         }
-        Ok(Place { party, flags })
+        Ok(AddressInfo { party, flags })
     }
 
     fn add_cgroups(&mut self, cluster: &Cluster<'_>) -> Result<(), CompileError> {

@@ -43,8 +43,8 @@ impl PortClasses {
         let always = Class::always(policy);
         numbers.insert(always.clone(), 0);
         ports.classes.push(always.clone());
-        for space in PortKind::ALL {
-            for (first, last, class) in Intervals::of(policy, space, &always) {
+        for port_kind in PortKind::ALL {
+            for (first, last, class) in Intervals::of(policy, port_kind, &always) {
                 let number = *numbers.entry(class).or_insert_with_key(|class| {
                     ports.classes.push(class.clone());
                     ports.classes.len() - 1
@@ -57,7 +57,7 @@ impl PortClasses {
                     });
                 }
                 for port in first..=last {
-                    let block = class_block(space, port) as usize * CLASSES_PER_BLOCK;
+                    let block = class_block(port_kind, port) as usize * CLASSES_PER_BLOCK;
                     // MAX_CLASSES fits.
                     ports.table[block + usize::from(port as u8)] = number as u16;
                 }
@@ -101,8 +101,8 @@ struct Intervals {
 }
 
 impl Intervals {
-    fn of(policy: &Policy, space: PortKind, always: &Class) -> Self {
-        let last = match space {
+    fn of(policy: &Policy, port_kind: PortKind, always: &Class) -> Self {
+        let last = match port_kind {
             PortKind::Tcp | PortKind::Udp => u16::MAX,
             PortKind::Icmp | PortKind::Icmp6 | PortKind::Protocol => u16::from(u8::MAX),
             PortKind::Arp => 0,
@@ -110,7 +110,7 @@ impl Intervals {
         let mut changes: BTreeMap<u16, Vec<(bool, PortUse)>> = BTreeMap::from([(0, Vec::new())]);
         let mut add = |found: PortMatch, item: PortUse| {
             // What every port may mean is in all classes.
-            if let (Some((from, to)), true) = (range(found, space), found != PortMatch::Any) {
+            if let (Some((from, to)), true) = (range(found, port_kind), found != PortMatch::Any) {
                 changes.entry(from).or_default().push((true, item));
                 if let Some(next) = to.checked_add(1).filter(|next| *next <= last) {
                     changes.entry(next).or_default().push((false, item));
@@ -174,8 +174,8 @@ impl Iterator for Intervals {
 }
 
 /// The numbers of a space that a match covers.
-fn range(m: PortMatch, space: PortKind) -> Option<(u16, u16)> {
-    match (m, space) {
+fn range(m: PortMatch, port_kind: PortKind) -> Option<(u16, u16)> {
+    match (m, port_kind) {
         (PortMatch::Tcp(a, b), PortKind::Tcp) | (PortMatch::Udp(a, b), PortKind::Udp) => {
             Some((a, b))
         }

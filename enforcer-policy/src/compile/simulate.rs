@@ -6,7 +6,7 @@ use enforcer_common::{
     addr::Ip,
     packet::PortKind,
     tables::{
-        CLASSES_PER_BLOCK, DECLARED_PORT, FlowKey, Memory, Party, Place, Settings, Tables,
+        AddressInfo, CLASSES_PER_BLOCK, DECLARED_PORT, FlowKey, Memory, Party, Settings, Tables,
         class_block,
     },
     verdict::Verdict,
@@ -52,7 +52,7 @@ impl Tables for Simulator<'_> {
         Some(&self.compiled.settings)
     }
 
-    fn place(&self, addr: &Ip) -> Place {
+    fn address_info(&self, addr: &Ip) -> AddressInfo {
         let Compiled {
             prefixes,
             prefix_lengths,
@@ -61,13 +61,13 @@ impl Tables for Simulator<'_> {
         let found = prefix_lengths.iter().find_map(|length| {
             let wanted = (truncated(addr, *length), *length);
             let found = prefixes.binary_search_by_key(&wanted, |e| (e.network, e.length));
-            found.ok().and_then(|at| prefixes.get(at)).map(|e| e.place)
+            found.ok().and_then(|at| prefixes.get(at)).map(|e| e.info)
         });
-        found.unwrap_or(Place::UNKNOWN)
+        found.unwrap_or(AddressInfo::UNKNOWN)
     }
 
-    fn class(&self, space: PortKind, number: u16) -> Option<u16> {
-        let block = class_block(space, number) as usize * CLASSES_PER_BLOCK;
+    fn class(&self, port_kind: PortKind, number: u16) -> Option<u16> {
+        let block = class_block(port_kind, number) as usize * CLASSES_PER_BLOCK;
         self.compiled
             .classes
             .get(block + usize::from(number as u8))

@@ -8,7 +8,7 @@ use std::{
 use enforcer_common::{
     addr::Ip,
     limits,
-    tables::{Party, Place, Settings},
+    tables::{AddressInfo, Party, Settings},
     verdict::Verdict,
 };
 
@@ -22,7 +22,7 @@ pub struct PrefixEntry {
     /// Length of the prefix in bits, of 128.
     pub length: u32,
     /// Who is there.
-    pub place: Place,
+    pub info: AddressInfo,
 }
 
 /// A declared cgroup and the party of its processes.

@@ -13,7 +13,7 @@ use enforcer_common::{
 
 use super::{Compiled, Compiler, PathNumbers, Simulator, compile, ground::Ground};
 use crate::model::{Component, Locality, Node, OtherTraffic, Path, Policy, Port, PortMatch};
-use crate::{SourceText, from_texts, notes_for_node};
+use crate::{SourceText, from_texts, warnings_for_node};
 
 fn read(text: String) -> Option<Policy> {
     let name = "p.yaml".to_owned();
@@ -88,16 +88,19 @@ fn tables_do_not_grow_with_the_nodes() {
 fn work_does_not_grow_with_the_nodes() {
     let kinds = |policy: &Policy| -> (usize, BTreeSet<usize>) {
         let ground = Ground::of(policy);
-        (ground.ways.len(), ground.alike().into_iter().collect())
+        (
+            ground.declarations.len(),
+            ground.alike().into_iter().collect(),
+        )
     };
-    let (ways, alike) = kinds(&cluster(10));
-    assert_eq!(kinds(&cluster(1000)), (ways, alike.clone()));
+    let (declarations, alike) = kinds(&cluster(10));
+    assert_eq!(kinds(&cluster(1000)), (declarations, alike.clone()));
     assert_eq!(
         alike,
         BTreeSet::from([0, 3]),
         "a kind with a control plane and one without"
     );
-    assert!(ways < 20, "{ways}");
+    assert!(declarations < 20, "{declarations}");
 }
 
 /// splitmix64.
@@ -438,7 +441,7 @@ spec:
 fn asked(compiled: &Compiled, source: IpAddr, destination: IpAddr, number: u16) -> String {
     let tables = Simulator::new(compiled);
     let settings = &compiled.settings;
-    let party = |at: IpAddr| tables.place(&Ip::from(at)).party;
+    let party = |at: IpAddr| tables.address_info(&Ip::from(at)).party;
     let class = tables.class(PortKind::Tcp, number).unwrap();
     let target = tables.target(settings, party(destination), class).unwrap();
     let verdict = tables.entry(settings, party(source), target).unwrap();
@@ -492,7 +495,7 @@ fn but_for_addresses(policy: &Policy, node: usize) -> impl PartialEq + std::fmt:
         sorted(compiled.party_names),
         sorted(compiled.target_names),
         entries,
-        notes_for_node(policy, name),
+        warnings_for_node(policy, name),
     )
 }
 
@@ -511,7 +514,7 @@ fn the_sides_of_a_denial_are_the_judges() {
     let compiled = compiled(&policy, "n0");
     let tables = Simulator::new(&compiled);
     let address = |text: &str| Ip::from(text.parse::<IpAddr>().unwrap());
-    let party = |text: &str| tables.place(&address(text)).party;
+    let party = |text: &str| tables.address_info(&address(text)).party;
     let key = |hook, reason, src: &str, dst: &str, port: Option<u16>| {
         let whose = Whose {
             hook,
@@ -526,7 +529,7 @@ fn the_sides_of_a_denial_are_the_judges() {
         };
         let mut key = RecordKey::between(whose, denial, address(src), address(dst));
         if let Some(port) = port {
-            (key.space, key.port) = (PortKind::Tcp as u8, port);
+            (key.port_kind, key.port) = (PortKind::Tcp as u8, port);
         }
         key
     };
@@ -625,6 +628,6 @@ fn the_sides_of_a_denial_are_the_judges() {
     assert_ne!(target.as_deref(), Some("kubelet:api"));
     // What could not be read was meant for nobody.
     let unread = key(tc, Reason::TruncatedHeader, "::", "::", None);
-    assert_eq!(unread.space, NO_PORT_KIND);
+    assert_eq!(unread.port_kind, NO_PORT_KIND);
     assert_eq!(named(on_pods, judged, &unread), is("pods", None));
 }

@@ -2,7 +2,7 @@
 //! who exceeds one is told which it is. What the kernel's tables hold is limited by `enforcer_common::limits`.
 
 use super::source::{Document, InventorySpec, PathCasesSpec, PathPolicySpec, Spec};
-use crate::error::{Place, Problem, Report};
+use crate::error::{Location, Problem, Report};
 use crate::span::Span;
 
 /// How much is read.
@@ -52,7 +52,7 @@ impl Limits {
         };
         if let Some((span, problem)) = exceeded {
             let span = span.or(document.spec_span);
-            report.error(Place { file, span }, || problem);
+            report.error(Location { file, span }, || problem);
             document.spec = Spec::Missing;
         }
     }

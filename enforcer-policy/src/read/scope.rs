@@ -2,7 +2,7 @@
 
 use std::collections::HashSet;
 
-use crate::error::{Place, Problem, Report, list, quote};
+use crate::error::{Location, Problem, Report, list, quote};
 use crate::span::{Span, Spanned};
 
 /// Where errors go while one document is checked.
@@ -17,7 +17,7 @@ impl Scope<'_, '_> {
     /// Reports a problem.
     pub fn error(&mut self, span: Span, problem: impl FnOnce() -> Problem) {
         self.report.error(
-            Place {
+            Location {
                 file: self.file,
                 span,
             },

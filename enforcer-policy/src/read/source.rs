@@ -219,7 +219,7 @@ pub(crate) const OTHER_TRAFFIC: [&str; 2] = ["Allow", "Drop"];
 /// The values of `locality`.
 pub(crate) const LOCALITIES: [&str; 2] = ["Any", "SameNode"];
 /// The values of a case's `at`.
-pub(crate) const PLACES: [&str; 2] = ["ThisNode", "Elsewhere"];
+pub(crate) const AT_VALUES: [&str; 2] = ["ThisNode", "Elsewhere"];
 /// The values of `tls`.
 pub(crate) const TLS: [&str; 2] = ["Optional", "Required"];
 
@@ -356,7 +356,7 @@ pub(crate) struct CaseSource {
     pub bind: Option<Spanned<String>>,
     /// Whether this node has the address itself: `ThisNode` or `Elsewhere`. To be said where the policy does not say it,
     /// for service addresses and for those that nodes share.
-    #[schemars(with = "Option<String>", extend("enum" = PLACES))]
+    #[schemars(with = "Option<String>", extend("enum" = AT_VALUES))]
     pub at: Option<Spanned<String>>,
     /// The verdict.
     pub expect: Spanned<ExpectSource>,

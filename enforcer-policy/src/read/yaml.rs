@@ -5,7 +5,7 @@ use serde_saphyr::{Error, Options, UserMessageFormatter};
 
 use super::limits::Limits;
 use super::source::{API_VERSION, Document, KINDS, Spec};
-use crate::error::{Place, Problem, Report, list, quote};
+use crate::error::{Location, Problem, Report, list, quote};
 use crate::span::{SourceText, Span};
 
 /// Reads all documents of a text. What cannot be read is reported, and the next document is tried, as long as somebody would
@@ -25,7 +25,7 @@ pub(crate) fn documents(
             column,
             length,
         };
-        report.error(Place { file, span }, || limits.too_many_documents());
+        report.error(Location { file, span }, || limits.too_many_documents());
         return documents;
     }
     let mut bytes = source.text.as_bytes();
@@ -34,9 +34,9 @@ pub(crate) fn documents(
             Ok(document) => documents.push(document),
             Err(error) => {
                 let span = error.location().map(Span::from).unwrap_or_default();
-                let place = Place { file, span };
-                let line = report.line(place);
-                report.error(place, || {
+                let location = Location { file, span };
+                let line = report.line(location);
+                report.error(location, || {
                     let comma = line.and_then(|line| unquoted_comma(line, span));
                     comma.unwrap_or_else(|| problem(&error, limits))
                 });
@@ -68,11 +68,11 @@ fn one_too_many(text: &str, most: usize) -> Option<u32> {
 
 /// Reports that there is nothing in any file.
 pub(crate) fn no_document(report: &mut Report<'_>) {
-    let place = Place {
+    let location = Location {
         file: 0,
         span: Span::default(),
     };
-    report.error(place, || {
+    report.error(location, || {
         Problem::new("there is no document in this file", document_help())
     });
 }
@@ -103,7 +103,7 @@ fn unquoted_comma(line: &str, span: Span) -> Option<Problem> {
 
 /// Checks what all documents have in common.
 pub(crate) fn check_object(document: &Document, file: usize, report: &mut Report<'_>) {
-    let at = |span| Place { file, span };
+    let at = |span| Location { file, span };
     let start = document
         .kind
         .as_ref()
@@ -147,7 +147,7 @@ pub(crate) fn check_object(document: &Document, file: usize, report: &mut Report
 }
 
 fn check_kind(document: &Document, start: Span, file: usize, report: &mut Report<'_>) {
-    let at = |span| Place { file, span };
+    let at = |span| Location { file, span };
     match (&document.kind, &document.spec) {
         (Some(kind), _) if !KINDS.contains(&kind.value.as_str()) => {
             report.error(at(kind.span), || {

@@ -5,7 +5,7 @@ use std::net::IpAddr;
 use super::{EVERYTHING, SMALL, good, read, said};
 use crate::catalogue::Catalogue;
 use crate::model::{Locality, Mode, OtherTraffic, PortMatch};
-use crate::{notes_for_node, render};
+use crate::{render, warnings_for_node};
 
 #[test]
 fn every_feature_is_understood() {
@@ -205,8 +205,8 @@ fn a_denial_text_stays_with_its_port() {
 }
 
 #[test]
-fn notes_tell_what_is_inert() {
-    let noted = |from: &str, to: &str| good(&SMALL.replace(from, to)).notes.join("\n");
+fn warnings_name_what_is_inert() {
+    let warned = |from: &str, to: &str| good(&SMALL.replace(from, to)).warnings.join("\n");
     for (from, to, fragment) in [
         (
             "",
@@ -264,14 +264,14 @@ fn notes_tell_what_is_inert() {
             "`kubelets` is on no path and guards no port",
         ),
     ] {
-        let notes = noted(from, to);
+        let warnings = warned(from, to);
         assert!(
-            notes.contains(fragment),
-            "{from} -> {to}: no {fragment:?} in\n{notes}"
+            warnings.contains(fragment),
+            "{from} -> {to}: no {fragment:?} in\n{warnings}"
         );
     }
-    assert!(!noted("", "").contains("no way back in"));
-    let placed = noted(
+    assert!(!warned("", "").contains("no way back in"));
+    let placed = warned(
         "    backup:",
         "    admin: { addresses: [192.0.2.1] }\n    backup:",
     );
@@ -281,9 +281,9 @@ fn notes_tell_what_is_inert() {
 #[test]
 fn a_node_is_told_what_does_not_concern_it() {
     let policy = good(SMALL);
-    let notes = notes_for_node(&policy, "w1").join("\n");
+    let warnings = warnings_for_node(&policy, "w1").join("\n");
     for path in ["apiserver-to-etcd", "scheduler-serving", "backup-to-etcd"] {
-        assert!(notes.contains(path), "no {path} in {notes}");
+        assert!(warnings.contains(path), "no {path} in {warnings}");
     }
     for path in [
         "kubelet-probes",
@@ -292,13 +292,16 @@ fn a_node_is_told_what_does_not_concern_it() {
         "dns",
         "arp",
     ] {
-        assert!(!notes.contains(&format!(" {path},")), "{path} in {notes}");
+        assert!(
+            !warnings.contains(&format!(" {path},")),
+            "{path} in {warnings}"
+        );
     }
-    let control = notes_for_node(&policy, "cp1").join("\n");
+    let control = warnings_for_node(&policy, "cp1").join("\n");
     assert!(!control.contains("apiserver-to-etcd"), "{control}");
     let idle = good(&SMALL.replace("roles: [worker]", "roles: []"));
-    assert!(idle.notes.join("\n").contains("without roles"));
-    assert!(notes_for_node(&policy, "w9").is_empty());
+    assert!(idle.warnings.join("\n").contains("without roles"));
+    assert!(warnings_for_node(&policy, "w9").is_empty());
 }
 
 #[test]
@@ -573,18 +576,18 @@ fn only_what_is_for_strangers_is_anywhere_outside() {
     let policy = good(&SMALL.replace("    backup:", anywhere));
     assert!(policy.component("apiserver").unwrap().only_receives_outside);
     assert!(!policy.component("mine").unwrap().only_receives_outside);
-    let notes = policy.notes.join("\n");
+    let warnings = policy.warnings.join("\n");
     assert!(
-        notes.contains("no sender outside is recognised as it"),
-        "{notes}"
+        warnings.contains("no sender outside is recognised as it"),
+        "{warnings}"
     );
     assert!(
-        notes.contains("inactive until the Inventory declares their `cgroups`"),
-        "{notes}"
+        warnings.contains("inactive until the Inventory declares their `cgroups`"),
+        "{warnings}"
     );
     assert!(
-        notes.contains("`kube-proxy` (kube-proxy-to-apiserver)"),
-        "{notes}"
+        warnings.contains("`kube-proxy` (kube-proxy-to-apiserver)"),
+        "{warnings}"
     );
 }
 

@@ -4,10 +4,10 @@
 mod documents;
 mod inventory;
 mod networks;
-pub(crate) mod notes;
 mod overlap;
 mod paths;
 mod ports;
+pub(crate) mod warnings;
 mod wide;
 
 use std::collections::HashSet;
@@ -104,7 +104,7 @@ fn policy(
         components: placed.components,
         services: placed.services,
         paths: chosen.paths,
-        notes: Vec::new(),
+        warnings: Vec::new(),
         wide_senders: Vec::new(),
         digest: digest(sources, catalogue),
     };
@@ -114,7 +114,7 @@ fn policy(
     };
     require(&mut scope, &policy, &chosen.requires);
     policy.wide_senders = wide::senders(&policy);
-    policy.notes = notes::of(&policy, &placed.declared, catalogue);
+    policy.warnings = warnings::of(&policy, &placed.declared, catalogue);
     Some(policy)
 }
 
@@ -147,7 +147,7 @@ fn place_outside(components: &mut [Component], names: &[String], catalogue: &Cat
 
 /// What a profile or an option can not do without must be somewhere.
 fn require(scope: &mut Scope<'_, '_>, policy: &Policy, required: &[Required]) {
-    let places = notes::Places::of(policy);
+    let located = warnings::Located::of(policy);
     for Required {
         component: name,
         by,
@@ -157,7 +157,7 @@ fn require(scope: &mut Scope<'_, '_>, policy: &Policy, required: &[Required]) {
         let Some(component) = policy.component(name) else {
             continue;
         };
-        if !places.is_inert(component) {
+        if !located.is_inert(component) {
             continue;
         }
         let help = match component.runs_on.as_slice() {

@@ -150,10 +150,10 @@ fn ip(bytes: &[u8]) -> Read<Meaning> {
     Ok(Meaning::Packet(head.src, head.dst, kind))
 }
 
-fn message(space: PortKind, number: u8) -> Kind {
-    match (space, number) {
-        (PortKind::Icmp, 0) | (PortKind::Icmp6, 129) => Kind::EchoReply(space),
-        _ => Kind::Message(space, number),
+fn message(port_kind: PortKind, number: u8) -> Kind {
+    match (port_kind, number) {
+        (PortKind::Icmp, 0) | (PortKind::Icmp6, 129) => Kind::EchoReply(port_kind),
+        _ => Kind::Message(port_kind, number),
     }
 }
 

@@ -214,7 +214,7 @@ pub fn with_lock<T: enforcer_common::tables::Tables>(
     allowed: Verdict,
 ) -> Verdict {
     let segment = &packet.segment;
-    if !allowed.is_tls_path() || packet.ports.space as u8 != 0 {
+    if !allowed.is_tls_path() || packet.ports.kind as u8 != 0 {
         return allowed;
     }
     let forward = allowed.direction() == Direction::Forward;
