@@ -1,13 +1,11 @@
-//! The verdict cache: what was decided a moment ago, so that a stream of packets, or a flood of them, is not decided one by
-//! one.
+//! The verdict cache: recent verdicts, so that packets of a stream or a flood are not decided one by one.
 //!
-//! A [`CacheEntry`] holds one [`CacheKey`], whole, and the verdict that the decision gave to it: so it says what the decision
-//! would say. It does so for one [`Stamp`], which ends with every change of the tables and with every tick of the kernel's
-//! clock (1 to 10 ms): nothing that a verdict depends on beside the tables, such as routes and the memory of UDP, is
-//! believed for longer.
+//! A [`CacheEntry`] holds one complete [`CacheKey`] and the verdict of the decision for it. It is valid for one [`Stamp`],
+//! which changes with every change of the tables and with every tick of the kernel's clock (1 to 10 ms): what a verdict
+//! depends on besides the tables, such as routes and the UDP memory, is not trusted for longer.
 //!
-//! The entries are the kernel's; that they are defined here makes them readable for userspace, too, which has to know what
-//! they have [counted](CacheEntry::pending).
+//! The kernel programs write the entries. They are defined here because userspace reads them, too, for what they have
+//! [counted](CacheEntry::pending).
 
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
 
@@ -22,18 +20,18 @@ use crate::{
     verdict::{Outcome, Verdict},
 };
 
-/// Lines of each CPU, half of them for each path below: together half of what a CPU's first cache holds.
+/// Entries of each CPU, half of them for each lane: together half the size of a CPU's first-level cache.
 pub const ENTRIES: u32 = 256;
 /// The receive path is never interrupted by itself, so what it [counts](CacheEntry::pending) in its entries is exact. The
-/// send path may be, by either: its entries are its own.
+/// send path can be interrupted by either path, so it has entries of its own.
 const ENTRIES_OF_A_LANE: u32 = ENTRIES / 2;
 const _: () = assert!(ENTRIES_OF_A_LANE.is_power_of_two());
 
-/// In place of the class of a port that has none: no class has this number.
+/// Stands for the class of a port that has none. No class has this number.
 const NO_CLASS: u16 = u16::MAX;
 const _: () = assert!(MAX_CLASSES <= NO_CLASS as u32);
 
-/// How long a verdict is believed.
+/// The period for which a cached verdict is valid.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Stamp {
     /// Changes with every generation, and with every declared cgroup that comes or goes.
@@ -42,25 +40,24 @@ pub struct Stamp {
     pub tick: u32,
 }
 
-/// All that a verdict depends on beside the tables.
+/// Everything that a verdict depends on besides the tables.
 #[derive(Debug, Clone, Copy)]
 pub struct CacheKey<'a> {
     stamp: Stamp,
     how: u16,
     /// [`CacheEntry::asked`].
     asked: u64,
-    /// A hash of the addresses and the words above, but for the moment.
+    /// A hash of the addresses and the words above except the stamp.
     mixed: u64,
     packet: &'a Packet,
 }
 
 impl<'a> CacheKey<'a> {
-    /// The question that a packet [poses](Self::is_posed_by). Beside the tables, nothing else may matter to
-    /// the verdict.
+    /// The key of a packet that [has one](Self::is_posed_by). The verdict must depend on nothing else besides the tables.
     ///
-    /// `class` tells the class of a port. Of TCP the tables know no more than that, so that connections between
-    /// the same two, which differ in a port of no account, are one key. Not where denials are
-    /// [counted](CacheEntry::pending), as their records name ports; nor for UDP, whose memory knows them.
+    /// `class` returns the class of a port. For TCP the tables depend on the class only, so connections between the same
+    /// two hosts that differ only in an ephemeral port have the same key. But not where denials are
+    /// [counted](CacheEntry::pending), as their records name ports; and not for UDP, whose memory distinguishes ports.
     #[inline(always)]
     pub fn new(
         vantage: Vantage,
@@ -82,7 +79,7 @@ impl<'a> CacheKey<'a> {
                 number
             }
         };
-        // What opens has a source port of no account, and would otherwise be a question of its own each time.
+        // The source port of an opening packet does not matter, and would otherwise make a new key each time.
         let source = if matches!(phase, Phase::Opening) {
             0
         } else {
@@ -93,8 +90,8 @@ impl<'a> CacheKey<'a> {
         let [a, b] = packet.src.halves();
         let [c, d] = packet.dst.halves();
         let asked = u64::from(vantage.number()) << 32 | u64::from(ports);
-        // Odd constants without a pattern: the fractions of the golden ratio and of the roots of 2, 3 and 5. The upper
-        // bits of a product have something of all the bits below them.
+        // Odd constants without a pattern: the fractions of the golden ratio and of the roots of 2, 3 and 5. The upper bits
+        // of a product depend on all the bits below them.
         let mixed = (a ^ asked).wrapping_mul(0x9e37_79b9_7f4a_7c15)
             ^ b.wrapping_mul(0x6a09_e667_f3bc_c909)
             ^ (c ^ u64::from(how)).wrapping_mul(0xbb67_ae85_84ca_a73b)
@@ -108,18 +105,18 @@ impl<'a> CacheKey<'a> {
         }
     }
 
-    /// Whether a packet poses one: it is judged by its own ports.
+    /// Whether a packet has a key: it is judged by its own ports.
     pub const fn is_posed_by(packet: &Packet) -> bool {
         matches!(packet.shape, Shape::Flow)
     }
 
-    /// Whether it is asked at a kind of vantage.
+    /// Whether it belongs to a kind of vantage.
     #[inline(always)]
     pub const fn is_at(&self, kind: Kind) -> bool {
         self.how >> 12 == kind as u16
     }
 
-    /// The index of the entry where its answer may be.
+    /// The index of the entry that may hold its verdict.
     #[inline(always)]
     pub const fn index(&self) -> u32 {
         let entry = (self.mixed >> (u64::BITS - ENTRIES_OF_A_LANE.trailing_zeros())) as u32;
@@ -131,26 +128,27 @@ impl<'a> CacheKey<'a> {
     }
 }
 
-/// A key and its verdict, in one line of the processor's cache.
+/// A key and its verdict, in one cache line.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout)]
 #[repr(C)]
 pub struct CacheEntry {
-    /// Odd while somebody writes, and another one after. The send path may be interrupted in the midst of an entry, by a
-    /// program that has the same one: that one does not write, and whoever has read finds another version.
+    /// A sequence counter: odd while the entry is being written. The send path can be interrupted while it writes an entry,
+    /// by a program that uses the same entry: that program then does not write, and an interrupted reader finds that the
+    /// version has changed.
     pub version: u32,
     /// [`Stamp::tick`].
     pub tick: u32,
     /// [`Stamp::epoch`].
     pub epoch: u32,
-    /// [`Vantage::head`], and space and phase with four bits each; 0 where the entry is empty.
+    /// [`Vantage::head`], and port kind and phase with four bits each; 0 if the entry is empty.
     pub how: u16,
     /// The [mark](crate::mark) that goes with the verdict.
     pub mark: u16,
     /// [`Vantage::number`] in the upper half, and below it source port and destination port, or their classes.
     pub asked: u64,
-    /// The answer.
+    /// The verdict.
     pub verdict: Verdict,
-    /// Packets that got this answer, were denied, and are in no record yet.
+    /// Packets that were denied by this entry and are not in a record yet.
     pub pending: u32,
     /// Source address.
     pub src: Ip,
@@ -161,7 +159,7 @@ pub struct CacheEntry {
 const _: () = assert!(size_of::<CacheEntry>() == 64);
 
 impl CacheEntry {
-    /// Whether it answers a key.
+    /// Whether it holds the verdict of a key.
     #[inline(always)]
     pub fn answers(&self, key: &CacheKey<'_>) -> bool {
         self.tick == key.stamp.tick
@@ -172,19 +170,19 @@ impl CacheEntry {
             && self.dst == key.packet.dst
     }
 
-    /// Whether it holds an answer of the same moment.
+    /// Whether it has the same stamp as a key.
     #[inline(always)]
     pub fn is_of(&self, key: &CacheKey<'_>) -> bool {
         self.tick == key.stamp.tick && self.epoch == key.stamp.epoch
     }
 
-    /// Whether somebody writes it.
+    /// Whether an entry with that version is being written.
     pub const fn is_written(version: u32) -> bool {
         version & 1 != 0
     }
 
-    /// Holds a question and its answer from now on. What was [pending](Self::pending) must be in its record, and the
-    /// [version](Self::version) must say that it is written.
+    /// Stores a key and its verdict. What was [pending](Self::pending) must have been added to its record, and the
+    /// [version](Self::version) must say that the entry is being written.
     #[inline(always)]
     pub fn hold(&mut self, key: &CacheKey<'_>, verdict: Verdict, mark: PacketMark) {
         self.tick = key.stamp.tick;
@@ -200,7 +198,7 @@ impl CacheEntry {
         (self.src, self.dst) = (Ip::of_halves([a, b]), Ip::of_halves([c, d]));
     }
 
-    /// The record that the pending packets belong to: only what an interface's hook denies is counted here.
+    /// The record that the pending packets belong to. Only denials at an interface's ingress hook are counted here.
     #[inline(always)]
     pub fn record(&self) -> Option<RecordKey> {
         let Outcome::Denied(denial) = self.verdict.outcome() else {
@@ -226,7 +224,7 @@ impl CacheEntry {
     }
 }
 
-/// Cgroups of each CPU whose party is remembered.
+/// Cgroups of each CPU whose party is cached.
 pub const CGROUPS: u32 = 64;
 
 /// A cgroup, declared or not, and the party of its processes and sockets.
@@ -237,28 +235,28 @@ pub const CGROUPS: u32 = 64;
 pub struct CgroupParty {
     /// The cgroup's id.
     pub cgroup: u64,
-    /// The epoch in the upper half; below it 20 bits that belong to the cgroup's id, so that this word and the other
-    /// can not part should two programs write at once; and 12 bits of party.
+    /// The epoch in the upper half; below it 20 bits of a hash of the cgroup's id, by which a reader detects that two
+    /// programs wrote the two words at once; and 12 bits of party.
     pub word: u64,
 }
 
 const _: () = assert!(MAX_PARTIES == 1 << 12);
 
 impl CgroupParty {
-    /// What a cgroup's party is in an epoch, which is not 0.
+    /// The party of a cgroup in an epoch, which is not 0.
     #[inline(always)]
     pub const fn new(cgroup: u64, epoch: u32, party: Party) -> Self {
         let word = Self::frame(cgroup, epoch) | party as u64;
         Self { cgroup, word }
     }
 
-    /// The element where a cgroup stands.
+    /// The index of a cgroup's element.
     #[inline(always)]
     pub const fn slot(cgroup: u64) -> u32 {
         (Self::hash(cgroup) >> 58) as u32 % CGROUPS
     }
 
-    /// The party, if this is about that cgroup in that epoch.
+    /// The party, if the element is of that cgroup and that epoch.
     #[inline(always)]
     pub const fn party(&self, cgroup: u64, epoch: u32) -> Option<Party> {
         let party = self.word ^ Self::frame(cgroup, epoch);
@@ -384,7 +382,7 @@ mod tests {
         }
     }
 
-    /// Whether it has an answer or not, an entry of another moment is free for all.
+    /// An entry with another stamp may be replaced by any key, whether it holds a verdict or not.
     #[test]
     fn an_entry_is_taken_for_its_moment() {
         let (one, mut other) = (packet(Phase::Datagram), packet(Phase::Datagram));

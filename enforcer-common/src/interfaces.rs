@@ -1,37 +1,37 @@
-//! What interfaces are for, in a table that both sides know how to read.
+//! A hash table of the roles of interfaces, which the programs and userspace read in the same way.
 //!
-//! Each packet asks twice, so a plain array is asked, whose elements programs read without a call. An interface
-//! stands where a hash of its index says or within [`REACH`] behind; where there was one, there is never nothing again, so
-//! that no search ends too early.
+//! It is looked up twice for each packet, so it is a plain array, whose elements programs read without a call. An interface
+//! is in the slot of its hash or in one of the [`REACH`] minus one slots behind it. A slot that was used once never becomes
+//! empty again, so that no search ends too early.
 
-/// Elements of the table: many more than there are interfaces, so that [`REACH`] is far enough.
+/// Slots of the table: many more than there are interfaces, so that [`REACH`] suffices.
 pub const SLOTS: u32 = 1 << 16;
-/// An interface stands in one of so many elements.
+/// The number of consecutive slots that may hold an interface.
 pub const REACH: u32 = 8;
-/// What stands where an interface was.
+/// The content of a slot whose interface is gone.
 pub const GONE: u64 = u32::MAX as u64;
 
-/// The element where an interface stands, most often.
+/// The slot where the search for an interface begins.
 #[inline(always)]
 pub const fn first(interface: u32) -> u32 {
-    // The kernel counts interfaces up, so that those of long ago are neighbours, and the next ones may come to be the
-    // same modulo any power of two: the golden ratio puts neighbours far apart.
+    // Indices are assigned in sequence, so old interfaces are neighbours, and newer ones may be equal to them modulo any
+    // power of two: the golden ratio spreads neighbours far apart.
     interface.wrapping_mul(0x9e37_79b1) >> 16
 }
 
-/// The elements where an interface may stand, in the order of a search.
+/// The slots that may hold an interface, in search order.
 pub fn slots(interface: u32) -> impl Iterator<Item = u32> {
     let first = first(interface);
     (0..REACH).map(move |further| (first + further) % SLOTS)
 }
 
-/// An element: the index in the low half, the role's word ([`crate::tables::Role`]) in the high half. Indices begin
-/// at 1, so none is 0.
+/// The content of a slot: the index in the low half, the role's word ([`crate::tables::Role`]) in the high half. Indices
+/// begin at 1, so none is 0.
 pub const fn element(interface: u32, role: u32) -> u64 {
     (role as u64) << 32 | interface as u64
 }
 
-/// The role's word of an interface, by the elements of the table; 0 if it has none.
+/// The role's word of an interface; 0 if it is not in the table. `element` reads a slot.
 #[inline(always)]
 pub fn role(interface: u32, element: impl Fn(u32) -> u64) -> u32 {
     for slot in slots(interface) {
@@ -46,7 +46,7 @@ pub fn role(interface: u32, element: impl Fn(u32) -> u64) -> u32 {
     0
 }
 
-/// Where to write an interface: where it stands, or else the first element that is free.
+/// The slot to write an interface to: its own, or else the first free one.
 pub fn slot(interface: u32, element: impl Fn(u32) -> u64) -> Option<u32> {
     let stands = slots(interface).find(|slot| element(*slot) as u32 == interface);
     stands.or_else(|| slots(interface).find(|slot| matches!(element(*slot), 0 | GONE)))
@@ -86,7 +86,7 @@ mod tests {
         let find = |interface| role(interface, |slot| table[slot as usize]);
         assert_eq!([a, b, c, d].map(find), [0, 8, 3, 4]);
         assert_eq!(find(u32::MAX), 0);
-        // What comes next takes its slot.
+        // The next interface takes its slot.
         assert_eq!(slot(next, |slot| table[slot as usize]), Some(gone));
     }
 

@@ -1,9 +1,9 @@
-//! What a device, or the kernel for it, writes into a packet after every program has seen it.
+//! Checksums that a device, or the kernel in its place, writes into a packet after every program has seen it.
 //!
 //! A sender may leave the checksum of a transport header to the device (`CHECKSUM_PARTIAL` in
-//! include/linux/skbuff.h): it says from where the sum is taken and where it is written. A packet socket with
-//! `PACKET_VNET_HDR` and a tun device say so for whatever bytes they like, so that a port could be judged and
-//! then be overwritten by a sum that was chosen to be another port.
+//! include/linux/skbuff.h): it specifies where the sum begins and where it is written. A packet socket with
+//! `PACKET_VNET_HDR` and a tun device can specify any bytes, so that a port could be judged and then be overwritten with
+//! a checksum that was chosen to be another port.
 
 use crate::packet::{Packet, PortKind, Shape};
 
@@ -16,17 +16,17 @@ pub struct Completion {
     pub field: u32,
 }
 
-// Places of the checksum in a transport header: RFC 9293, RFC 768, RFC 792 and RFC 4443.
+// Offsets of the checksum in a transport header: RFC 9293, RFC 768, RFC 792 and RFC 4443.
 const TCP: u32 = 16;
 const UDP: u32 = 6;
 const ICMP: u32 = 2;
 const UDP_HEADER: u32 = 8;
 
 impl Completion {
-    /// Whether it leaves alone what the packet was judged by: it goes where the transport header has its checksum, or
-    /// into what nothing was judged by, such as the packet in a tunnel, which is judged when it is unpacked.
+    /// Whether it leaves the bytes alone that the packet was judged by: it is written to the transport header's checksum
+    /// field, or to bytes that no verdict depends on, such as a packet in a tunnel, which is judged when it is unpacked.
     ///
-    /// The payload of TCP is none of that, as a path may ask for TLS.
+    /// The payload of TCP does not qualify, as a path may require TLS.
     pub const fn is_harmless(self, packet: &Packet) -> bool {
         let Self { start, field } = self;
         let transport = packet.transport;

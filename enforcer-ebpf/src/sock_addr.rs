@@ -1,7 +1,7 @@
-//! The hooks on `connect`, `sendmsg` and `bind`: a denial is an error at once.
+//! The hooks on `connect`, `sendmsg` and `bind`: a denied call fails at once.
 //!
-//! They see addresses before any translation. What they let pass is judged again, packet by packet;
-//! in dry-run only a `bind`, which sends no packet, is reported from here.
+//! They see addresses before any translation. The packets of a call that they allow are judged again; in dry-run only a
+//! `bind`, which sends no packet, is reported from here.
 
 use aya_ebpf::{
     EbpfContext,
@@ -117,8 +117,8 @@ pub fn binding(ctx: &SockAddrContext, addr: Ip) -> i32 {
     holding(ctx, sk, addr, port_kind, port)
 }
 
-/// After `bind` to port 0: the port that the kernel has found. It may be a component's, as a process can say from which
-/// range it is to be (`IP_LOCAL_PORT_RANGE`, Linux 6.3). A denial gives it back.
+/// After `bind` to port 0: judges the port that the kernel chose. It may be a component's, as a process can set the range
+/// to choose from (`IP_LOCAL_PORT_RANGE`, Linux 6.3). A denial releases it.
 pub fn bound(ctx: &SockContext, addr: Ip) -> i32 {
     let sk = ctx.sock;
     if !socket::asked_for_any_port(sk) {
@@ -193,7 +193,7 @@ struct Call {
 }
 
 impl Call {
-    /// Tells it. The caller gets EPERM unless it is dry-run.
+    /// Reports it. The caller gets EPERM unless it is dry-run.
     fn report(&self, verdict: Verdict) -> i32 {
         // SAFETY: the helper takes nothing.
         let subject = Subject::cgroup(unsafe { bpf_get_current_cgroup_id() });
@@ -211,7 +211,7 @@ impl Call {
     }
 }
 
-/// What the call is for, where ports are judged.
+/// The port of the call, if its protocol is one whose ports are judged.
 fn endpoint(ctx: &SockAddrContext) -> Option<(PortKind, u16)> {
     // SAFETY: the context is valid while the program runs.
     let (protocol, port) = unsafe { ((*ctx.sock_addr).protocol, (*ctx.sock_addr).user_port) };
@@ -233,14 +233,14 @@ fn socket_of(ctx: &SockAddrContext) -> *mut bpf_sock {
     unsafe { (*ctx.sock_addr).__bindgen_anon_1.sk }
 }
 
-/// The party of the process that calls: that of the deepest declared cgroup above it. A global function, which
-/// the verifier goes through once and by itself.
+/// The party of the calling process: that of the deepest declared cgroup above it. A global function, which the verifier
+/// checks once and separately.
 #[unsafe(no_mangle)]
 #[inline(never)]
 pub extern "C" fn enforcer_caller(active: u32) -> u32 {
     // SAFETY: the helper takes nothing.
     let own = unsafe { bpf_get_current_cgroup_id() };
-    // SAFETY: the helper takes any level; it answers 0 for a level it has not.
+    // SAFETY: the helper takes any level, and returns 0 for a level that does not exist.
     let above = |level: u32| unsafe { bpf_get_current_ancestor_cgroup_id(level as i32) };
     Active::of(active).party(own, above).into()
 }
