@@ -1,4 +1,4 @@
-//! What was understood: as text for people, and as JSON.
+//! Prints a policy as it was understood: as text, and as JSON.
 
 use std::collections::HashMap;
 use std::fmt::Write;
@@ -11,7 +11,7 @@ use crate::model::{
 };
 use crate::validate::warnings::Located;
 
-/// A policy as `enforcer check -o json` prints it. Field names are kept for ever; new ones may be added.
+/// A policy as `enforcer check -o json` prints it. Field names are stable; new ones may be added.
 #[derive(Debug, Serialize)]
 #[serde(rename_all = "camelCase")]
 pub struct Summary {
@@ -23,7 +23,7 @@ pub struct Summary {
     pub mode: String,
     /// `Allow` or `Drop`.
     pub other_traffic: String,
-    /// What happens to plaintext on a path that asks for TLS: `DryRun` or `Enforce`.
+    /// What happens to plaintext on a path that requires TLS: `DryRun` or `Enforce`.
     pub tls_lock: String,
     /// The nodes.
     pub nodes: Vec<NodeSummary>,
@@ -35,23 +35,23 @@ pub struct Summary {
     pub components: Vec<ComponentSummary>,
     /// The paths in force.
     pub paths: Vec<PathSummary>,
-    /// Senders that reach guarded endpoints and are more than one would think.
+    /// Senders that reach guarded endpoints and are broader than they look.
     pub wide_senders: Vec<WideSenderSummary>,
-    /// What a reader should know though it is no error.
+    /// What a reader should know although it is not an error.
     pub notes: Vec<String>,
 }
 
-/// A component that many may be, as a sender to guarded endpoints.
+/// A component that many senders may count as, with the guarded endpoints that it reaches.
 #[derive(Debug, Serialize)]
 #[serde(rename_all = "camelCase")]
 pub struct WideSenderSummary {
     /// Its name.
     pub component: String,
-    /// Who may be it.
+    /// Who may count as it.
     pub who: String,
     /// The guarded endpoints that it reaches, `component:port`.
     pub endpoints: Vec<String>,
-    /// What would make it narrower.
+    /// What would narrow it.
     pub remedy: &'static str,
 }
 
@@ -85,7 +85,7 @@ pub struct NodeSummary {
 pub struct ComponentSummary {
     /// Its name.
     pub name: String,
-    /// One sentence for people.
+    /// One sentence that describes it.
     pub description: String,
     /// Roles of the nodes it runs on; `*` is every node.
     pub runs_on: Vec<String>,
@@ -97,7 +97,7 @@ pub struct ComponentSummary {
     pub addresses: Vec<String>,
     /// cgroups of its processes.
     pub cgroups: Vec<String>,
-    /// Components it counts as, too, when it sends.
+    /// Components that it also counts as when it sends.
     pub part_of: Vec<String>,
     /// Whether its ports are guarded under `otherTraffic: Allow`.
     pub guard: bool,
@@ -117,7 +117,7 @@ pub struct PortSummary {
     pub matches: Vec<String>,
     /// Reached and bound on a loopback address only.
     pub loopback_only: bool,
-    /// What a person should know who was denied here.
+    /// What operators should know about a denial here.
     #[serde(skip_serializing_if = "String::is_empty")]
     pub denial: String,
     /// Virtual addresses that lead to it, with protocol.
@@ -145,16 +145,16 @@ pub struct PathSummary {
     /// The path's own mode.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub mode: Option<String>,
-    /// Why it is there.
+    /// Why it exists.
     pub because: String,
-    /// The document that names it; empty for a user's own.
+    /// The document that names it; empty for a user's own path.
     pub document: String,
-    /// What people see when it is missing.
+    /// What users observe if it is missing.
     pub symptom: String,
     /// The first Kubernetes version that has it; empty for all.
     #[serde(skip_serializing_if = "String::is_empty")]
     pub since: String,
-    /// The first Kubernetes version that has it no more; empty for none.
+    /// The first Kubernetes version that no longer has it; empty for none.
     #[serde(skip_serializing_if = "String::is_empty")]
     pub until: String,
     /// `catalogue`, or `FILE:LINE`.
@@ -211,10 +211,10 @@ fn wide_sender(wide: &WideSender) -> WideSenderSummary {
     }
 }
 
-/// What fits on a screen: what it is, who reaches more than one would think, and what should be known.
+/// A summary that fits on a screen: the policy, its broad senders, and its warnings.
 pub fn brief(policy: &Policy) -> String {
     let mut text = head(policy);
-    // In the order in which they come.
+    // In the order of the policy.
     let mut by_roles: Vec<Vec<&Node>> = Vec::new();
     let mut indices: HashMap<&[String], usize> = HashMap::new();
     for node in &policy.nodes {
@@ -252,7 +252,7 @@ pub fn brief(policy: &Policy) -> String {
     text
 }
 
-/// Not more than a line takes.
+/// As many names as fit on a line.
 fn some(names: &[&str]) -> String {
     match names.get(..SHOWN) {
         Some(shown) if names.len() > SHOWN + 1 => {
@@ -288,7 +288,7 @@ fn warnings(policy: &Policy, text: &mut String) {
     }
 }
 
-/// The policy as it was understood, for people; ends with a newline.
+/// The policy as it was understood, as text; ends with a newline.
 pub fn describe(policy: &Policy) -> String {
     let summary = summary(policy);
     let mut text = head(policy);
@@ -542,7 +542,7 @@ fn paths_table(paths: &[PathSummary]) -> Table {
     let mut table = table(&["path", "from", "to", "locks", "why"]);
     for path in paths {
         let mut why = path.because.clone();
-        // The catalogue's documents are in its own listing; a user's path is found by its line.
+        // The catalogue has a listing of its documents; a user's path is identified by its line.
         if path.document.is_empty() {
             let _ = write!(why, " ({})", path.origin);
         }
@@ -573,13 +573,13 @@ fn locks(path: &PathSummary) -> String {
 
 fn table(header: &[&str]) -> Table {
     let mut table = Table::new();
-    // Without asking the terminal: the text is the same in a file and on a screen.
+    // Independent of the terminal: the text is the same in a file and on a screen.
     table
         .load_style(STYLE)
         .set_content_arrangement(ContentArrangement::Dynamic)
         .set_width(TABLE_WIDTH)
         .set_header(header.iter().copied());
-    // Names are looked for, so they are never broken.
+    // Names are never broken, so that they can be searched for.
     if let Some(names) = table.column_mut(0) {
         names.set_constraint(ColumnConstraint::ContentWidth);
     }
@@ -590,7 +590,7 @@ fn texts<T: ToString>(values: &[T]) -> Vec<String> {
     values.iter().map(ToString::to_string).collect()
 }
 
-/// One line, below the header: rows of several lines are told apart by their first column.
+/// A line only below the header: rows of several lines are distinguished by their first column.
 const STYLE: TableStyle =
     TableStyle::new().header_separator(LineStyle::none().fill('─').junction('─'));
 const TABLE_WIDTH: u16 = 140;

@@ -1,4 +1,4 @@
-//! What a valid policy becomes.
+//! How valid policies are understood.
 
 use std::net::IpAddr;
 
@@ -385,8 +385,7 @@ fn what_the_documents_call_https_asks_for_tls() {
     assert!(backup(&good(&SMALL.replace("      because:", asks))));
 
     let catalogue = Catalogue::builtin();
-    // Some paths to a port that speaks TLS and some that do not ask for it: then none is asked for from
-    // whoever is on both.
+    // If only some paths to a port require TLS, it is not required from a sender that is on both kinds.
     for path in catalogue.paths() {
         let others = catalogue.paths().iter().filter(|other| {
             other.to_component == path.to_component && other.to_port == path.to_port
@@ -405,7 +404,7 @@ fn what_the_documents_call_https_asks_for_tls() {
     }
 }
 
-/// What the tools of others write beside the name means nothing here.
+/// Metadata that other tools write is ignored.
 #[test]
 fn the_metadata_of_others_is_ignored() {
     let plain = "metadata: { name: test }";
@@ -413,8 +412,8 @@ fn the_metadata_of_others_is_ignored() {
     assert_eq!(good(&SMALL.replace(plain, full)).name, "small");
 }
 
-/// The narrower of two patterns wins, so this is no error: one is written out, or within the other, or they never meet
-/// on a node.
+/// The narrower of two patterns wins, so this is not an error: one is a plain name, or is within the other, or they are
+/// never both on a node.
 #[test]
 fn patterns_that_overlap_are_fine_where_one_is_narrower() {
     for (etcd, backup) in [
@@ -429,7 +428,7 @@ fn patterns_that_overlap_are_fine_where_one_is_narrower() {
             format!("    etcd: {{ cgroups: [{etcd}] }}\n    backup: {{ cgroups: [{backup}], ");
         good(&SMALL.replace("    backup: { ", &components));
     }
-    // One may run on workers alone, the other on no worker.
+    // One may run on workers only, and the other on no worker.
     let apart =
         "    etcd: { cgroups: ['/s/a*'] }\n    backup: { runsOn: [worker], cgroups: ['/s/*b'], ";
     good(&SMALL.replace("    backup: { ", apart));
@@ -472,7 +471,7 @@ fn a_port_of_the_catalogue_can_be_switched_off() {
             "{errors}"
         );
     }
-    // A port that is only kept closed is there for others, by itself.
+    // A port that is only kept closed may be used by another component.
     let own = SMALL.replace(
         "    backup:",
         "    etcd: { ports: { peer: [2380/tcp, 2383/tcp] } }\n    backup:",
@@ -487,7 +486,7 @@ fn a_port_of_the_catalogue_can_be_switched_off() {
     );
 }
 
-/// Who reaches a guarded endpoint and is more than one would think.
+/// Senders that reach a guarded endpoint and are broader than they look.
 #[test]
 fn wide_senders_are_listed() {
     let wide = |from: &str, to: &str| -> Vec<String> {
@@ -556,7 +555,7 @@ fn wide_senders_are_listed() {
     }
 }
 
-/// An option places strangers; the inventory places nobody's apiserver anywhere.
+/// An option places strangers outside; an apiserver without addresses in the inventory is not placed.
 #[test]
 fn only_what_is_for_strangers_is_anywhere_outside() {
     let joining = |text: &str| {

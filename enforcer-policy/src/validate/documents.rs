@@ -10,9 +10,9 @@ pub(crate) struct Found<T> {
     pub file: usize,
     /// `metadata.name`.
     pub name: String,
-    /// The place of `spec:`.
+    /// The location of `spec:`.
     pub spec_span: Span,
-    /// What it says.
+    /// Its `spec`.
     pub spec: Spanned<T>,
 }
 
@@ -85,7 +85,7 @@ fn single<T>(
     for (location, _) in found {
         report.error(location, || Problem::new(format!("a second {kind}"), twice));
     }
-    // If something could not be read, that may have been it.
+    // If a document could not be read, it may have been this one.
     if first.is_none() && report.is_clean() {
         report.error(
             Location {

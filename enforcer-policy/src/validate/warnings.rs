@@ -1,4 +1,4 @@
-//! What is no error and should be known all the same: a policy that is valid and inert is the worst kind.
+//! Warnings: what is not an error but should be known. The worst policy is one that is valid and has no effect.
 
 use std::collections::{HashMap, HashSet};
 
@@ -6,7 +6,7 @@ use crate::catalogue::Catalogue;
 use crate::error::{list, nearest};
 use crate::model::{Component, Locality, Node, OtherTraffic, Path, Policy, PortMatch, Roles};
 
-/// The warnings to a policy. `declared`: the components that its inventory mentions.
+/// The warnings about a policy. `declared`: the components that its inventory mentions.
 pub(crate) fn of(policy: &Policy, declared: &[String], catalogue: &Catalogue) -> Vec<String> {
     let located = Located::of(policy);
     let ends = Ends::of(policy);
@@ -69,12 +69,12 @@ fn names<'a>(paths: impl IntoIterator<Item = &'a &'a Path>) -> Vec<&'a str> {
     paths.map(|path| path.name.as_str()).collect()
 }
 
-/// Names of the paths that can not be used on one node: both ends, or what has to be here of them, are elsewhere.
+/// Names of the paths that can not be used on one node, because none of the required ends can be on it.
 pub fn elsewhere<'a>(policy: &'a Policy, node: &str) -> Vec<&'a str> {
     let Some(node) = policy.node(node) else {
         return Vec::new();
     };
-    // Each is looked for once, however many paths have it: it may have a hundred thousand addresses.
+    // Each component is checked once, however many paths have it: it may have a hundred thousand addresses.
     let here: HashSet<&str> = policy
         .components
         .iter()
@@ -98,8 +98,8 @@ pub fn elsewhere<'a>(policy: &'a Policy, node: &str) -> Vec<&'a str> {
         .collect()
 }
 
-/// What has no meaning on one node: a policy is for all of them, and nobody should wait for a path
-/// that can not be used here.
+/// What has no effect on one node: a policy is for all nodes, and operators should not wait for paths that can not be
+/// used here.
 pub fn for_node(policy: &Policy, node: &str) -> Vec<String> {
     let elsewhere = elsewhere(policy, node);
     let mut warnings = Vec::new();
@@ -125,7 +125,7 @@ fn without_roles(policy: &Policy, warnings: &mut Vec<String>) {
     }
 }
 
-/// On this node, by its roles, as a process, as a pod, or in the way of its packets.
+/// Whether a component may be on this node: by its roles, as a process, as a pod, or by an address.
 fn may_be_here(component: &Component, node: &Node) -> bool {
     component.runs_on(node)
         || component.in_pod_networks
@@ -141,7 +141,7 @@ fn may_be_here(component: &Component, node: &Node) -> bool {
             .any(|pods| component.addresses.iter().any(|net| pods.contains(net)))
 }
 
-/// A virtual address that leads to a port which no path leads to.
+/// Warns of a virtual address that leads to a port to which no path leads.
 fn unused_services(policy: &Policy, warnings: &mut Vec<String>) {
     let paths = policy.paths.iter();
     let mut seen: HashSet<(&str, &str)> = paths
@@ -157,7 +157,7 @@ fn unused_services(policy: &Policy, warnings: &mut Vec<String>) {
     }
 }
 
-/// "The same node's pods" needs to know which pods those are.
+/// Paths to "the same node's pods" need to know which pods those are.
 fn unknown_nodes_of_pods(policy: &Policy, warnings: &mut Vec<String>) {
     let pods: HashSet<&str> = policy
         .components
@@ -183,7 +183,7 @@ fn unknown_nodes_of_pods(policy: &Policy, warnings: &mut Vec<String>) {
     }
 }
 
-/// Everything that could be narrowed, in one sentence.
+/// Everything outside that could be narrowed, in one sentence.
 fn anywhere_outside(policy: &Policy, warnings: &mut Vec<String>) {
     let paths = policy.paths.iter();
     let reached: HashSet<&str> = paths.map(|path| path.to_component.as_str()).collect();
@@ -210,7 +210,7 @@ pub(crate) struct Located<'a> {
 }
 
 impl<'a> Located<'a> {
-    /// Looks at every component once.
+    /// Goes through all components once.
     pub fn of(policy: &'a Policy) -> Self {
         let by_name: HashMap<&str, &Component> = policy
             .components
@@ -229,7 +229,7 @@ impl<'a> Located<'a> {
             if located || served.contains(component.name.as_str()) {
                 receivers.insert(component.name.as_str());
             }
-            // Who sends counts as everything that it is part of.
+            // A sender counts as everything that it is part of.
             let nowhere_else = component.only_receives_outside
                 && !roles.run(component)
                 && component.addresses.is_empty();
@@ -246,7 +246,7 @@ impl<'a> Located<'a> {
         Self { senders, receivers }
     }
 
-    /// Nothing of it can be recognised, neither as a sender nor as a receiver.
+    /// Whether nothing is recognised as it, neither as a sender nor as a receiver.
     pub fn is_inert(&self, component: &Component) -> bool {
         let name = component.name.as_str();
         !self.senders.contains(name) && !self.receivers.contains(name)
@@ -266,7 +266,7 @@ fn inert_components(
     ends: &Ends<'_>,
     warnings: &mut Vec<String>,
 ) {
-    // Where others may use a path, too, it is no news that one of them is not there.
+    // If other components can use a path, too, there is no warning that one of them is missing.
     let there = |from: &String| located.senders.contains(from.as_str());
     let paths = policy.paths.iter();
     let unused: HashSet<&str> = paths
@@ -324,7 +324,7 @@ fn path_or_paths(names: &[&str]) -> &'static str {
     if names.len() == 1 { "path" } else { "paths" }
 }
 
-/// A name one letter off the catalogue's declares a new component, silently.
+/// A name that differs from one of the catalogue's by a letter silently declares a new component.
 fn declared_components(
     policy: &Policy,
     declared: &[String],
@@ -375,8 +375,8 @@ fn declared_components(
     }
 }
 
-/// A process outside of all declared cgroups counts as every component of its node that declares none;
-/// that is too much where pods use the host's network.
+/// A process outside of all declared cgroups counts as every component of its node that declares none; that is too
+/// broad if pods use the host's network.
 fn processes_without_cgroup(policy: &Policy, roles: &Roles<'_>, warnings: &mut Vec<String>) {
     let on_nodes: Vec<&str> = policy
         .components
@@ -402,7 +402,7 @@ fn processes_without_cgroup(policy: &Policy, roles: &Roles<'_>, warnings: &mut V
     }
 }
 
-/// What has no rights before somebody says which processes it is.
+/// Components that have no rights until their cgroups are declared.
 fn off_without_cgroup(
     policy: &Policy,
     roles: &Roles<'_>,
@@ -427,7 +427,7 @@ fn off_without_cgroup(
     }
 }
 
-/// Anywhere outside, and not taken for itself as a sender.
+/// Components that are anywhere outside, and that no sender counts as.
 fn only_receivers(policy: &Policy, ends: &Ends<'_>, warnings: &mut Vec<String>) {
     for component in &policy.components {
         let sends = names(ends.from(&component.name));
@@ -443,7 +443,7 @@ fn only_receivers(policy: &Policy, ends: &Ends<'_>, warnings: &mut Vec<String>) 
     }
 }
 
-/// `Drop` without a path to port 22 is how people lock themselves out.
+/// Operators lock themselves out with `Drop` and no path to port 22.
 fn no_way_in(
     policy: &Policy,
     roles: &Roles<'_>,
@@ -461,7 +461,7 @@ fn no_way_in(
     };
     let leads_in = policy.paths.iter().any(|path| {
         let target = by_name.get(path.to_component.as_str());
-        // Pods' shells and probes on the same node are no way in.
+        // A path from pods' shells or probes on the same node is not a way in.
         target.is_some_and(|to| roles.run(to))
             && target
                 .and_then(|to| to.port(&path.to_port))
