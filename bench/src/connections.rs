@@ -25,7 +25,7 @@ pub enum Route {
 }
 
 impl Route {
-    /// As the rows say it.
+    /// Its name in the rows.
     pub const fn name(self) -> &'static str {
         match self {
             Self::Loopback => "loopback",

@@ -20,8 +20,8 @@ pub struct Runs {
     time: Duration,
 }
 
-/// Does some work with the account on, and tells for the names of all programs that ran meanwhile how often they did. What
-/// keeping the account takes is in their time. The benchmark's own empty programs have no name.
+/// Does some work with the account on, and returns for each program name how often the programs ran meanwhile. Their
+/// time includes the cost of the account. The benchmark's own empty programs have no name.
 pub fn counted<T>(work: impl FnOnce() -> Result<T>) -> Result<(T, BTreeMap<String, Runs>)> {
     let account =
         enable_stats(Stats::RunTime).context("the kernel keeps no account of programs")?;

@@ -98,7 +98,7 @@ fn run() -> Result<(usize, usize)> {
     Ok((passed, failed))
 }
 
-/// How many random packets, unless the environment says otherwise (an emulated machine is slow).
+/// How many random packets, unless the environment sets another number (an emulated machine is slow).
 const RANDOM_PACKETS: usize = 6000;
 
 /// A pod that is more than a pod, and lives behind the interface; and one that lives elsewhere.
@@ -311,7 +311,7 @@ fn shipped(file: &Path, drop: bool) -> Result<Policy> {
     Ok(enforcer_policy::from_texts(&texts)?)
 }
 
-/// The shipped policies, each with whether all other traffic is to be dropped.
+/// The shipped policies, and for each whether all other traffic is dropped.
 fn policies() -> Result<Vec<(bool, PathBuf)>> {
     let directory = Path::new(env!("CARGO_MANIFEST_DIR")).join("../policies");
     let mut found: Vec<PathBuf> = fs::read_dir(&directory)?

@@ -1,5 +1,5 @@
-//! Bytes that change while they are on their way: what a process shares with its kernel, it can write to after
-//! a hook has read it. What was judged has to be what arrives.
+//! Bytes that change in flight: a process can still write to memory that it shares with its kernel after a hook has
+//! read it. What is judged must be what arrives.
 
 use std::net::SocketAddr;
 
@@ -131,9 +131,9 @@ fn frames_are_judged_as_they_arrive() -> Result<()> {
         uplink,
         (W1.at(from), CP1.at(etcd), 7_005),
     );
-    // The other one is nobody whom w1 guards.
+    // The other address is not one that w1 guards.
     (address.at, address.innocent) = (ADDRESS, OUT.v4.octets()[3]);
-    // The checksum of the header is right for one address only: the others are nobody's to count.
+    // The header's checksum is valid for one address only, so packets to the other are not counted.
     address.harmless = None;
     let flips = [
         (
@@ -201,7 +201,7 @@ fn frames_are_judged_as_they_arrive() -> Result<()> {
 /// Another value of the first byte makes plaintext of a ClientHello.
 const PLAIN: u8 = b'G';
 
-/// Somebody who may speak TLS to the apiserver, and the node whose agent looks.
+/// A client that may use TLS to the apiserver, and the node whose agent checks it.
 struct Route {
     name: &'static str,
     place: Place,
@@ -221,7 +221,7 @@ fn pages(route: &Route, how: ZeroCopy, mark: &str, count: u32) -> Result<()> {
     Ok(())
 }
 
-/// How often a server heard plaintext with a mark, and how often a ClientHello.
+/// How often a server received plaintext with a mark, and how often a ClientHello.
 fn heard(server: &Server, mark: &str) -> (usize, usize) {
     let all = server.heard();
     let marked = all.iter().filter_map(|heard| heard.data.as_deref());

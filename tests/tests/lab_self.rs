@@ -89,7 +89,7 @@ fn etcd_watches_and_saves_a_snapshot() -> Result<()> {
             .args(["watch", "w"])
             .spawn()?;
         let deadline = Instant::now() + Duration::from_secs(5);
-        // A watch tells nothing when it stands, so we write until it sees it.
+        // A watch prints nothing when it is ready, so we write until it sees it.
         let seen = loop {
             place
                 .etcdctl(endpoint, client, ["put", "w", "seen"])?
@@ -333,7 +333,7 @@ fn forged_packets_reach_udp_listeners() -> Result<()> {
     let victims = [("echo-cp1", CP1), ("echo-w1", W1)];
     for (text, place) in [("a", lab.pod("pod-a")), ("b", lab.pod("pod-b"))] {
         for (name, victim) in &victims {
-            // The control plane's own address, and somebody's who is not in the cluster.
+            // The control plane's own address, and one of a host that is not in the cluster.
             for source in [CP1, OUT] {
                 let pairs = both(&source, 4444)
                     .into_iter()
@@ -486,7 +486,7 @@ fn processes_are_in_their_cgroup_and_namespace() -> Result<()> {
             "{own} does not hold {wanted}"
         );
     }
-    // A host sees its own interfaces and nobody's pinned programs.
+    // A host sees its own interfaces and no other's pinned programs.
     let place = lab.login("cp1");
     let listing = place
         .run("ls", ["/sys/class/net", "/sys/fs/bpf", "/run"])?

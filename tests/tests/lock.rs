@@ -1,5 +1,5 @@
-//! The lock `tls: Required` looks at what the application will read, and at nothing else: not at urgent bytes,
-//! which it never gets, not at what multipath TCP throws away, and not at what another connection said.
+//! The TLS check of `tls: Required` checks what the application will read, and nothing else: not urgent bytes, which
+//! the application never gets, not what multipath TCP discards, and not what came by another connection.
 
 use std::net::SocketAddr;
 use std::time::Duration;
@@ -29,12 +29,12 @@ fn policy() -> PolicyText {
     }
 }
 
-/// Somebody who may speak TLS to cp1's apiserver, and the node whose agent looks.
+/// A client that may use TLS to cp1's apiserver, and the node whose agent checks it.
 struct Route {
     name: &'static str,
     place: Place,
     guard: &'static str,
-    /// By which interface, from whom, and where a frame goes, for those who make their segments themselves.
+    /// The interface, the source and the next hop of a frame, for clients that craft their segments themselves.
     interface: &'static str,
     own: SocketAddr,
     macs: [[u8; 6]; 2],
@@ -112,7 +112,7 @@ fn heard_already(server: &Server, mark: &str) -> bool {
     said.any(|data| data.contains(mark))
 }
 
-/// Tries something on all ways: without a policy, where the server hears what it is not to, and with one.
+/// Tries an attack on all routes: without a policy, where the server receives what it must not, and with one.
 fn is_locked(
     lab: &Lab,
     server: &Server,
@@ -245,8 +245,8 @@ fn an_urgent_pointer_within_a_client_hello_is_none() -> Result<()> {
     lab.close()
 }
 
-/// A multipath peer throws away bytes that no mapping tells of; what it reads nobody else can follow. It goes on
-/// without.
+/// A multipath peer discards bytes without a mapping, and nothing else can find out which bytes it reads. So it falls
+/// back to TCP.
 #[test]
 fn multipath_tcp_falls_back_where_tls_is_required() -> Result<()> {
     let lab = Lab::builder().build()?;
@@ -522,7 +522,7 @@ fn what_a_server_throws_away_is_no_client_hello() -> Result<()> {
         let timeout_ms = 150;
         route.place.probe(&Probe::Talk(Talk { timeout_ms, ..talk }))
     };
-    // Byte by byte it is heard as well, and not in one piece.
+    // Sent byte by byte it arrives as well, only not in one piece.
     let heard_all = |mark: &str| {
         let all = server.heard();
         let said: String = all

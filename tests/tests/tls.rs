@@ -45,7 +45,7 @@ fn ask(place: &Place, to: SocketAddr, pieces: &[&[u8]]) -> Result<Outcome> {
     say_within(place, to, pieces, LONG_PATIENCE)
 }
 
-/// Says something that nobody must hear.
+/// Sends something that must not arrive.
 fn say(place: &Place, to: SocketAddr, pieces: &[&[u8]]) -> Result<Outcome> {
     say_within(place, to, pieces, PATIENCE)
 }
@@ -60,11 +60,11 @@ fn say_within(place: &Place, to: SocketAddr, pieces: &[&[u8]], timeout_ms: u64) 
     Ok(place.connect_with(connect)?.outcome)
 }
 
-/// An echo server as a component: whoever gets an answer has got through with his first bytes.
+/// An echo server as a component: a client that gets an answer has passed with its first bytes.
 fn echo(place: &Place, addresses: &[SocketAddr]) -> Result<Server> {
     place.serve(Serve {
         tcp: addresses.to_vec(),
-        // No TLS server says anything before.
+        // A TLS server sends nothing before that.
         after: 11,
         ..Serve::default()
     })
@@ -77,7 +77,7 @@ fn policy() -> PolicyText {
     }
 }
 
-/// A way of one connection, and who has to cut it off.
+/// The route of a connection, and the hook that must cut it off.
 struct Route<'a> {
     name: &'static str,
     from: &'a Place,
@@ -215,7 +215,7 @@ fn try_route(agent: &Agent, route: &Route<'_>, to: SocketAddr) -> Result<()> {
     if to != route.to[0] {
         tried.truncate(1);
     }
-    // A closed connection goes on sending what it could not; after the agent is gone, that arrives.
+    // A closed connection keeps retransmitting; after the agent is gone, that arrives.
     let mark = format!(" marked {name} {to} ");
     for (what, bytes) in &tried {
         let whole = [&bytes[..], mark.as_bytes()].concat();
@@ -333,9 +333,8 @@ fn a_client_hello_passes_out_of_order_and_sent_again() -> Result<()> {
     let lab = Lab::builder().build()?;
     let _apiserver = echo(&lab.apiserver(), &CP1.both(port::APISERVER))?;
     let (kubelet, pod) = (lab.kubelet("w1"), lab.pod("pod-b"));
-    // Every other segment with something in it is lost, beginning with the first, so that what follows
-    // comes before it; but never one that is sent again: closed connections go on sending, too, and their
-    // segments must not decide about the others'.
+    // Every other segment with payload is lost, beginning with the first, so that later ones arrive earlier; but never
+    // a retransmission: closed connections keep retransmitting, and their segments must not decide about others'.
     let loses = "table inet loses {
         set seen { typeof tcp sport . tcp sequence; flags dynamic; size 65535; }
         chain out {
@@ -401,7 +400,7 @@ fn a_server_that_speaks_first_is_no_tls_server() -> Result<()> {
         Ok(place.connect_with(connect)?.outcome)
     };
     for (guard, hook) in [("cp1", "cgroup/egress"), ("w1", "tc/egress")] {
-        // What a pod is told leaves w1 by the pod's interface.
+        // What a pod receives leaves w1 by the pod's interface.
         let place = if guard == "cp1" { &kubelet } else { pod };
         for to in to {
             let outcome = listens(place, to, LONG_PATIENCE)?;

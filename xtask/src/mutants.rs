@@ -1,5 +1,5 @@
-//! `cargo xtask mutants`: breaks the meaning of the product in small ways, one at a time and in a copy,
-//! and sees whether the tests notice. A change that nobody notices is a test that is missing.
+//! `cargo xtask mutants`: breaks the product's behaviour in small ways, one at a time and in a copy, and checks that
+//! the tests notice. If none notices a change, a test is missing.
 
 use std::{
     fs,
@@ -11,7 +11,7 @@ use anyhow::{Context as _, Result, bail, ensure};
 
 use crate::{bpf_toolchain::tools_path, setup, shell};
 
-/// A small change: in which file, what stands there, and what instead.
+/// A small change: the file, the text to replace, and its replacement.
 struct Mutant {
     what: &'static str,
     file: &'static str,
@@ -209,7 +209,7 @@ fn is_noticed(tree: &Path) -> Result<Option<&'static str>> {
 mod tests {
     use super::*;
 
-    /// What is to be broken has to be there, once.
+    /// Each text to replace must occur exactly once.
     #[test]
     fn each_change_has_its_place() {
         let tree = Path::new(env!("CARGO_MANIFEST_DIR")).join("..");

@@ -370,7 +370,7 @@ fn who_is_known_is_not_somebody_else() {
 
 /// A static pod with a new hash, and an undeclared unit.
 #[test]
-fn a_component_that_lost_its_cgroup_is_told() {
+fn a_component_that_lost_its_cgroup_is_reported() {
     let text = POLICY.replace(
         "    pods:",
         "    apiserver: { cgroups: [/kubepods.slice/a/pod1] }\n    pods:",

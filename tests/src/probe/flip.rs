@@ -91,7 +91,7 @@ fn send_frames(what: &FlipFrame) -> Result<(), Failure> {
     ring.fill(&frame).map_err(at("ring"))?;
     let byte = ring.byte(what.at).map_err(at("ring"))?;
     while_it_flips(byte, what.to, what.count, || match ring.send() {
-        // What is dropped on its way out is told to the sender as one of these.
+        // The sender gets one of these for what is dropped at egress.
         Ok(()) | Err(Errno::ENOBUFS | Errno::EPERM | Errno::ENOMEM) => Ok(()),
         Err(errno) => Err((errno, "send")),
     })

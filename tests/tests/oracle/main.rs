@@ -30,9 +30,9 @@ use kernel::{At, Expected, Judge};
 use plainly::{Came, Entry, Kind, Oracle, Said, Through};
 use random::{CGROUPS, Random};
 
-/// Packets in all, unless more are asked for.
+/// Packets in total, by default.
 const PACKETS: usize = 100_000;
-/// Packets for each policy, unless more are asked for.
+/// Packets for each policy, by default.
 const EACH: usize = 500;
 
 /// One question.
@@ -194,7 +194,7 @@ fn ask(random: &mut Random, here: &'static str) -> Question {
 /// cgroups that no policy declares.
 const MORE_CGROUPS: [&str; 3] = ["/kubepods.slice/x/y", "/c", "/"];
 
-/// What the kernel programs are to be tried on, and what is expected of them.
+/// A trial of the kernel programs, and the expected result.
 struct Tried {
     at: At,
     frame: Vec<u8>,
@@ -232,7 +232,7 @@ fn answer(oracle: &Oracle<'_>, question: &Question) -> Said {
     }
 }
 
-/// What the tables say, and what is to be tried in the kernel, where that can be.
+/// The verdict of the tables, and a trial in the kernel if there can be one.
 fn judge(compiled: &Compiled, question: &Question, here: &str) -> Result<(Said, Option<Tried>)> {
     let tables = Simulator::new(compiled);
     let expected = |vantage, verdict| Expected {
@@ -438,7 +438,7 @@ fn said(compiled: &Compiled, verdict: Verdict) -> Result<Said> {
     })
 }
 
-/// The packet as bytes, and those read again, wherever bytes can be made of it.
+/// The packet as bytes and parsed again, if it can be written as bytes.
 fn packet(src: IpAddr, dst: IpAddr, kind: Kind) -> Result<(Packet, Option<Vec<u8>>)> {
     let (content, from, to) = match kind {
         Kind::Syn(from, to) => (Content::SYN, from, to),

@@ -1,5 +1,5 @@
-//! What a policy means, said as plainly as possible: from the documents of the project, over the policy as
-//! it was read. No tables, no classes, no numbers. Slow, and meant to be obviously right.
+//! The meaning of a policy, implemented as naively as possible: from the project's documents, over the policy as it was
+//! read. No tables, no classes, no numbers. Slow, and meant to be obviously right.
 
 use std::collections::BTreeSet;
 use std::net::{IpAddr, Ipv6Addr};
@@ -11,11 +11,11 @@ use enforcer_policy::model::{
 
 use crate::bytes::Meaning;
 
-/// What becomes of a packet or a call.
+/// The verdict on a packet or a call.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Said {
     Path(String),
-    /// A path that asks for TLS.
+    /// A path that requires TLS.
     TlsPath(String),
     Other,
     Denied(&'static str),
@@ -99,7 +99,7 @@ pub enum Came {
     Lo,
     Uplink,
     Pod,
-    /// By an interface that nobody declared, so that nobody has judged it.
+    /// By an undeclared interface, where nothing has judged it yet.
     Undeclared,
 }
 
@@ -110,7 +110,7 @@ pub enum Through {
     Pod,
 }
 
-/// Who somebody is, when he sends.
+/// What a sender counts as.
 #[derive(Debug, Clone)]
 struct Sender<'a> {
     is: BTreeSet<&'a str>,
@@ -128,12 +128,12 @@ struct Spot<'a> {
     services: Vec<&'a Service>,
     loopback: bool,
     node: Option<&'a str>,
-    /// A service's: nobody knows on which node it ends.
+    /// A service's address: the node behind it is unknown.
     is_virtual: bool,
     own: bool,
     other_node: bool,
     pod: bool,
-    /// Somebody among the pods is declared by this address.
+    /// A component among the pods is declared by this address.
     named: bool,
 }
 
@@ -271,7 +271,7 @@ impl<'a> Oracle<'a> {
             return Said::Denied("ForgedSource");
         }
         let mut sender = self.process(cgroup);
-        // Whoever is nobody in particular is a pod there.
+        // A sender that counts as nothing in particular is a pod there.
         if sender.is == self.with_wholes(self.undeclared()) {
             sender = self.pods();
         }
@@ -309,7 +309,7 @@ impl<'a> Oracle<'a> {
             to = self.spot_on_lo(to, port_kind, number);
         }
         let opinion = self.decide(&sender, &self.process(cgroup), &from, &to, kind);
-        // A component's port may be in somebody else's hands.
+        // A component's port may be held by another process.
         if let (Said::Path(_) | Said::TlsPath(_), Some((port_kind, _, number))) =
             (&opinion.said, kind.numbers())
             && opinion.guarded
@@ -335,7 +335,7 @@ impl<'a> Oracle<'a> {
                 }
                 self.pods()
             }
-            // Likewise, and nobody of this node has sent it: those have sockets.
+            // The same, and it is not a process of this node: those have sockets.
             Through::Uplink if from.own => Sender {
                 is: self.with_wholes(BTreeSet::new()),
                 node: None,
@@ -364,9 +364,9 @@ impl<'a> Oracle<'a> {
         }
     }
 
-    /// What goes by lo goes from this node to itself, so both addresses are its own, though nobody may have
-    /// said so, or though they are said to be something else's. But who has declared this very port there
-    /// has it; of a service's address that is the service alone, and not the pods behind it.
+    /// A packet on lo goes from this node to itself, so both addresses are its own, even if they are not declared or
+    /// are declared as something else. But a component that declares this very port there has it; of a service's
+    /// address that is the service alone, and not the pods behind it.
     fn spot_on_lo(&self, spot: Spot<'a>, port_kind: PortKind, number: u16) -> Spot<'a> {
         let has_port = |(component, port): &(&Component, &Port)| {
             !component.is_elsewhere() && !port.matches.contains(&PortMatch::Any)
@@ -386,7 +386,7 @@ impl<'a> Oracle<'a> {
         own.map_or(spot, |own| self.spot(*own))
     }
 
-    /// A process asks to connect, or to send a datagram. The unspecified address is this host.
+    /// A process connects, or sends a datagram. The unspecified address is this host.
     pub fn connects(&self, cgroup: &str, to: IpAddr, port_kind: PortKind, number: u16) -> Said {
         let to = match to {
             IpAddr::V4(v4) if v4.is_unspecified() => IpAddr::from([127, 0, 0, 1]),
@@ -458,7 +458,7 @@ impl<'a> Oracle<'a> {
             ),
             Kind::Arp => weightier(forward(PortKind::Arp, 0), back(PortKind::Arp, 0)),
             Kind::LaterFragment => {
-                // Who is known by a cgroup or an interface has no ports by that.
+                // What is known by a cgroup or an interface has no ports by that.
                 let there = receiver.by_address && self.knows(sender, to);
                 let here = sender.by_address && self.knows(receiver, from);
                 if self.policy.other_traffic == OtherTraffic::Allow || there || here {
@@ -510,7 +510,7 @@ impl<'a> Oracle<'a> {
         ends
     }
 
-    /// What is said of somebody who wants to reach a port at an address.
+    /// The verdict for a sender that addresses a port at an address.
     fn toward(
         &self,
         sender: &Sender<'a>,
@@ -553,7 +553,7 @@ impl<'a> Oracle<'a> {
             .collect();
         let narrowest = allows.first().map(|(_, port)| port.width());
         allows.retain(|(_, port)| Some(port.width()) == narrowest);
-        // A path is a permission: where one asks for no TLS, none is asked for.
+        // A path grants a permission: if one path requires no TLS, none is required.
         if let Some((path, _)) = allows.iter().find(|(path, _)| !path.tls) {
             let said = Said::Path(path.name.clone());
             return opinion(said);
@@ -754,7 +754,7 @@ fn is_from(path: &Path, sender: &Sender<'_>) -> bool {
         .any(|from| sender.is.contains(from.as_str()))
 }
 
-/// What may belong to either direction: what is said of a guarded port counts first.
+/// For a packet that may go in either direction: verdicts about a guarded port take precedence.
 fn weightier(forward: Opinion, back: Opinion) -> Opinion {
     let is_path = |opinion: &Opinion| matches!(opinion.said, Said::Path(_) | Said::TlsPath(_));
     let is_denied = |opinion: &Opinion| matches!(opinion.said, Said::Denied(_));
