@@ -45,15 +45,15 @@ pub struct Stamp {
 pub struct CacheKey<'a> {
     stamp: Stamp,
     how: u16,
-    /// [`CacheEntry::asked`].
-    asked: u64,
+    /// [`CacheEntry::number_and_ports`].
+    number_and_ports: u64,
     /// A hash of the addresses and the words above except the stamp.
     mixed: u64,
     packet: &'a Packet,
 }
 
 impl<'a> CacheKey<'a> {
-    /// The key of a packet that [has one](Self::is_posed_by). The verdict must depend on nothing else besides the tables.
+    /// The key of a packet that [has one](Self::has_key). The verdict must depend on nothing else besides the tables.
     ///
     /// `class` returns the class of a port. For TCP the tables depend on the class only, so connections between the same
     /// two hosts that differ only in an ephemeral port have the same key. But not where denials are
@@ -89,24 +89,24 @@ impl<'a> CacheKey<'a> {
         let ports = u32::from(source) << 16 | u32::from(name(destination));
         let [a, b] = packet.src.halves();
         let [c, d] = packet.dst.halves();
-        let asked = u64::from(vantage.number()) << 32 | u64::from(ports);
+        let number_and_ports = u64::from(vantage.number()) << 32 | u64::from(ports);
         // Odd constants without a pattern: the fractions of the golden ratio and of the roots of 2, 3 and 5. The upper bits
         // of a product depend on all the bits below them.
-        let mixed = (a ^ asked).wrapping_mul(0x9e37_79b9_7f4a_7c15)
+        let mixed = (a ^ number_and_ports).wrapping_mul(0x9e37_79b9_7f4a_7c15)
             ^ b.wrapping_mul(0x6a09_e667_f3bc_c909)
             ^ (c ^ u64::from(how)).wrapping_mul(0xbb67_ae85_84ca_a73b)
             ^ d.wrapping_mul(0x3c6e_f372_fe94_f82b);
         Self {
             stamp,
             how,
-            asked,
+            number_and_ports,
             mixed,
             packet,
         }
     }
 
     /// Whether a packet has a key: it is judged by its own ports.
-    pub const fn is_posed_by(packet: &Packet) -> bool {
+    pub const fn has_key(packet: &Packet) -> bool {
         matches!(packet.shape, Shape::Flow)
     }
 
@@ -145,7 +145,7 @@ pub struct CacheEntry {
     /// The [mark](crate::mark) that goes with the verdict.
     pub mark: u16,
     /// [`Vantage::number`] in the upper half, and below it source port and destination port, or their classes.
-    pub asked: u64,
+    pub number_and_ports: u64,
     /// The verdict.
     pub verdict: Verdict,
     /// Packets that were denied by this entry and are not in a record yet.
@@ -161,10 +161,10 @@ const _: () = assert!(size_of::<CacheEntry>() == 64);
 impl CacheEntry {
     /// Whether it holds the verdict of a key.
     #[inline(always)]
-    pub fn answers(&self, key: &CacheKey<'_>) -> bool {
+    pub fn matches(&self, key: &CacheKey<'_>) -> bool {
         self.tick == key.stamp.tick
             && self.how == key.how
-            && self.asked == key.asked
+            && self.number_and_ports == key.number_and_ports
             && self.epoch == key.stamp.epoch
             && self.src == key.packet.src
             && self.dst == key.packet.dst
@@ -172,7 +172,7 @@ impl CacheEntry {
 
     /// Whether it has the same stamp as a key.
     #[inline(always)]
-    pub fn is_of(&self, key: &CacheKey<'_>) -> bool {
+    pub fn has_same_stamp(&self, key: &CacheKey<'_>) -> bool {
         self.tick == key.stamp.tick && self.epoch == key.stamp.epoch
     }
 
@@ -184,11 +184,11 @@ impl CacheEntry {
     /// Stores a key and its verdict. What was [pending](Self::pending) must have been added to its record, and the
     /// [version](Self::version) must say that the entry is being written.
     #[inline(always)]
-    pub fn hold(&mut self, key: &CacheKey<'_>, verdict: Verdict, mark: PacketMark) {
+    pub fn store(&mut self, key: &CacheKey<'_>, verdict: Verdict, mark: PacketMark) {
         self.tick = key.stamp.tick;
         self.epoch = key.stamp.epoch;
         self.how = key.how;
-        self.asked = key.asked;
+        self.number_and_ports = key.number_and_ports;
         self.verdict = verdict;
         self.mark = mark.word();
         self.pending = 0;
@@ -210,13 +210,13 @@ impl CacheEntry {
         let whose = Whose {
             hook: Hook::TcIngress,
             kind: subject::INTERFACE,
-            subject: self.asked >> 32,
+            subject: self.number_and_ports >> 32,
         };
         let flow = FlowKey {
             src: self.src,
             dst: self.dst,
-            source: (self.asked >> 16) as u16,
-            destination: self.asked as u16,
+            source: (self.number_and_ports >> 16) as u16,
+            destination: self.number_and_ports as u16,
             port_kind: u32::from(self.how >> 4 & 0xf),
         };
         let port_kind = PortKind::from_code(flow.port_kind as u8)?;
@@ -331,16 +331,16 @@ mod tests {
 
     fn entry(key: &CacheKey<'_>) -> CacheEntry {
         let mut entry: CacheEntry = zerocopy::transmute!([0_u32; 16]);
-        assert!(!entry.answers(key), "an empty entry answers");
+        assert!(!entry.matches(key), "an empty entry matches");
         let denied = Verdict::denied(Reason::NoPath, false, true);
-        entry.hold(key, denied, MARK);
-        assert!(entry.answers(key));
+        entry.store(key, denied, MARK);
+        assert!(entry.matches(key));
         entry
     }
 
     /// Whatever differs, the entry has no answer.
     #[test]
-    fn an_entry_answers_its_own_key_alone() {
+    fn an_entry_matches_its_own_key_only() {
         let first = packet(Phase::Datagram);
         let entry = entry(&key(HERE, NOW, &first));
         assert_eq!(entry.mark, MARK.word());
@@ -378,7 +378,7 @@ mod tests {
         for (number, change) in changes.iter().enumerate() {
             let (mut vantage, mut now, mut packet) = (HERE, NOW, first);
             change(&mut vantage, &mut now, &mut packet);
-            assert!(!entry.answers(&key(vantage, now, &packet)), "{number}");
+            assert!(!entry.matches(&key(vantage, now, &packet)), "{number}");
         }
     }
 
@@ -388,9 +388,9 @@ mod tests {
         let (one, mut other) = (packet(Phase::Datagram), packet(Phase::Datagram));
         let entry = entry(&key(HERE, NOW, &one));
         other.ports.destination += 1;
-        assert!(entry.is_of(&key(HERE, NOW, &other)));
+        assert!(entry.has_same_stamp(&key(HERE, NOW, &other)));
         for later in [Stamp { tick: 8, ..NOW }, Stamp { epoch: 4, ..NOW }] {
-            assert!(!entry.is_of(&key(HERE, later, &one)));
+            assert!(!entry.has_same_stamp(&key(HERE, later, &one)));
         }
     }
 
@@ -410,7 +410,7 @@ mod tests {
         let (entry, index) = (entry(&first), first.index());
         packet.ports.source += 1;
         let second = key(HERE, NOW, &packet);
-        assert!(entry.answers(&second) && second.index() == index);
+        assert!(entry.matches(&second) && second.index() == index);
     }
 
     /// At sockets, where nothing is counted in entries.
@@ -427,13 +427,13 @@ mod tests {
             let entry = entry(&key(vantage, NOW, &packet));
             let mut other = packet;
             other.ports.source += 1;
-            assert!(entry.answers(&key(vantage, NOW, &other)));
+            assert!(entry.matches(&key(vantage, NOW, &other)));
             other.ports.destination = 444;
-            assert!(!entry.answers(&key(vantage, NOW, &other)));
+            assert!(!entry.matches(&key(vantage, NOW, &other)));
         }
         let entry = entry(&key(HERE, NOW, &packet));
         packet.ports.source += 1;
-        assert!(!entry.answers(&key(HERE, NOW, &packet)));
+        assert!(!entry.matches(&key(HERE, NOW, &packet)));
     }
 
     #[test]

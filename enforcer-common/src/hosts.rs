@@ -71,7 +71,7 @@ pub struct Bucket {
     /// The addresses, by the words that the kind does not imply, in the form of [`Ip::words`]; then as many
     /// [packed](AddressInfo::packed) infos, two to a word, the lower half first; zeroes up to the end.
     words: [u32; 15],
-    /// 1 if an address that hashes to this bucket is in a later one.
+    /// 1 if a search that reaches this bucket must continue in the next one.
     pub more: u32,
 }
 

@@ -143,12 +143,12 @@ pub fn examine<T: Tables>(
         return examined;
     }
     // Before the TLS check, which must see the final bytes.
-    if is_checksum_asked(vantage, carried) && has_checksum_elsewhere() {
+    if checks_checksum(vantage, carried) && has_checksum_elsewhere() {
         examined.verdict = refused(tables, Reason::ChecksumElsewhere);
     } else if matches!(vantage.view(), View::Left { .. }) && carried.is_fast_open() {
         examined.verdict = not_tls(tables, verdict, Reason::FastOpenThrough);
     } else if let Some(packet) = packet
-        && is_lock_asked(vantage, verdict, packet)
+        && checks_lock(vantage, verdict, packet)
     {
         if matches!(vantage.view(), View::Arrived { .. })
             && packet.segment.is_syn()
@@ -168,7 +168,7 @@ pub fn examine<T: Tables>(
 /// Whether this vantage checks for a checksum offload: ingress does, except at an uplink, because the kernel completes the
 /// checksum only when the packet leaves, and the check is a helper call that locally delivered packets need not pay for;
 /// egress does if no earlier hook has.
-pub const fn is_checksum_asked(vantage: Vantage, carried: PacketMark) -> bool {
+pub const fn checks_checksum(vantage: Vantage, carried: PacketMark) -> bool {
     match vantage.view() {
         View::Arrived { role, .. } => !matches!(role, Role::Uplink),
         View::Left { entered, .. } => {
@@ -181,7 +181,7 @@ pub const fn is_checksum_asked(vantage: Vantage, carried: PacketMark) -> bool {
 
 /// Whether the TLS check of the path runs at this vantage. At interfaces it runs on the client's side only: ingress checks
 /// what the client sends, egress what the client receives.
-pub const fn is_lock_asked(vantage: Vantage, verdict: Verdict, packet: &Packet) -> bool {
+pub const fn checks_lock(vantage: Vantage, verdict: Verdict, packet: &Packet) -> bool {
     if !verdict.is_tls_path() || !matches!(packet.shape, Shape::Flow) {
         return false;
     }
@@ -667,13 +667,13 @@ mod tests {
 
     /// Which checks an allowed packet goes through, and in which order.
     #[test]
-    fn a_checksum_is_asked_for_before_a_lock_and_once() {
+    fn a_checksum_is_checked_before_a_lock_and_once() {
         let tables = Open::new();
         let allowed = Judgement {
             verdict: Verdict::path(1).with_tls(),
             mark: PacketMark::JUDGED,
         };
-        let asked = |vantage, carried, elsewhere: bool| {
+        let checked = |vantage, carried, elsewhere: bool| {
             let calls = core::cell::Cell::new((0, 0));
             let examined = examine(
                 &tables,
@@ -705,7 +705,7 @@ mod tests {
             (left_after(Entered::FromPod), none, (1, 0)),
         ] {
             assert_eq!(
-                asked(vantage, carried, true),
+                checked(vantage, carried, true),
                 (once, elsewhere),
                 "{vantage:?}"
             );
@@ -716,15 +716,15 @@ mod tests {
             (received_by(Role::Uplink, true), judged),
         ] {
             assert_eq!(
-                asked(vantage, carried, true),
+                checked(vantage, carried, true),
                 ((0, 1), not_tls),
                 "{vantage:?}"
             );
         }
         // It was checked where the pod's packet came in; and the client is not behind this interface.
         let from_pod = left_after(Entered::FromPod);
-        assert_eq!(asked(from_pod, judged, true), ((0, 0), None));
-        let (calls, reason) = asked(from_pod, judged.with_fast_open(), true);
+        assert_eq!(checked(from_pod, judged, true), ((0, 0), None));
+        let (calls, reason) = checked(from_pod, judged.with_fast_open(), true);
         assert_eq!((calls, reason), ((0, 0), Some(Reason::FastOpenThrough)));
     }
 

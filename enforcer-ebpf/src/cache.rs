@@ -34,7 +34,7 @@ impl CachedVerdict {
     pub fn new(generation: &Generation, judged: Judgement) -> Self {
         let Judgement { verdict, mark } = judged;
         let mut word = u64::from(verdict.word()) | u64::from(mark.word()) << 32;
-        if verdict.is_denied() && generation.memory_was_asked() {
+        if verdict.is_denied() && generation.used_memory() {
             word |= Self::NOT_TO_KEEP;
         }
         Self(word)
@@ -83,7 +83,7 @@ pub fn verdict<const HERE: bool>(
     packet: &Packet,
     judge: impl FnOnce() -> CachedVerdict,
 ) -> CachedVerdict {
-    if !CacheKey::is_posed_by(packet) {
+    if !CacheKey::has_key(packet) {
         return judge();
     }
     // What is decided from now on is valid for this tick only.
@@ -147,8 +147,8 @@ fn recall(tick: u32, vantage: Vantage, active: Active, packet: &Packet) -> Cache
     // SAFETY: this CPU's own entry. A program that interrupts this one may write it; then the version has changed, and what
     // was read is discarded.
     let found = unsafe {
-        if CacheEntry::is_written(before) || !(*entry).answers(&key) {
-            let is_taken = (*entry).is_of(&key);
+        if CacheEntry::is_written(before) || !(*entry).matches(&key) {
+            let is_taken = (*entry).has_same_stamp(&key);
             return if is_taken { TAKEN } else { NOTHING };
         }
         u64::from((*entry).verdict.word()) | u64::from((*entry).mark) << 32
@@ -263,7 +263,7 @@ pub extern "C" fn enforcer_keep(
             report::settle(&mut *entry);
         }
         let Judgement { verdict, mark } = CachedVerdict::of(found).judgement();
-        (*entry).hold(&key, verdict, mark);
+        (*entry).store(&key, verdict, mark);
     }
     release(entry, version);
     0

@@ -227,7 +227,7 @@ pub fn entered(skb: Skb, packet: &Packet) -> Lock {
 /// Whether what a full socket sends may be among the first bytes for a server whose path requires TLS, and in memory that
 /// its process can still write.
 #[inline(always)]
-pub fn is_to_be_seen_again(skb: Skb, sk: *mut bpf_sock) -> bool {
+pub fn needs_recheck(skb: Skb, sk: *mut bpf_sock) -> bool {
     // Only bytes outside of the head can still be written.
     if !skb.is_shared_within(u32::MAX) {
         return false;
@@ -244,7 +244,7 @@ pub fn is_to_be_seen_again(skb: Skb, sk: *mut bpf_sock) -> bool {
 
 /// Checks what such a socket sends once more.
 #[inline(always)]
-pub fn sent_again(skb: Skb, packet: &Packet) -> Lock {
+pub fn recheck_sent(skb: Skb, packet: &Packet) -> Lock {
     let segment = &packet.segment;
     if segment.is_empty() {
         return Lock::Holds;

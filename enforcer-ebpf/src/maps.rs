@@ -187,7 +187,7 @@ impl Active {
         Generation {
             slot,
             settings,
-            memory_was_asked: Cell::new(false),
+            used_memory: Cell::new(false),
         }
     }
 }
@@ -224,13 +224,13 @@ pub struct Generation {
     /// Looked up once; null if no policy is in force.
     settings: *const SettingsWords,
     /// Whether a verdict depends on other packets.
-    memory_was_asked: Cell<bool>,
+    used_memory: Cell<bool>,
 }
 
 impl Generation {
     /// Whether a verdict depends on other packets, so that the next one may change it.
-    pub fn memory_was_asked(&self) -> bool {
-        self.memory_was_asked.get()
+    pub fn used_memory(&self) -> bool {
+        self.used_memory.get()
     }
 
     /// The party of the deepest declared cgroup among `own` and its ancestors, as in [`Active::party`]. If none is declared,
@@ -321,7 +321,7 @@ impl Tables for Generation {
     }
 
     fn remembered(&self, flow: &FlowKey) -> Option<Memory> {
-        self.memory_was_asked.set(true);
+        self.used_memory.set(true);
         // SAFETY: a word, copied at once. If the element is reused meanwhile, the word is that of another flow; the policy
         // decides about the packet in any case.
         let word = unsafe { *UDP_FLOWS.get_ptr(flow)? };
@@ -345,7 +345,7 @@ impl Tables for Generation {
 
     #[inline(never)]
     fn translated(&self, settings: &Settings, flow: &FlowKey) -> Option<u16> {
-        self.memory_was_asked.set(true);
+        self.used_memory.set(true);
         // SAFETY: copied at once. If the element is reused meanwhile, its generation and time are still checked, and at most
         // a reply could pass by the path of another flow.
         let translated = unsafe { *TRANSLATED.get_ptr(flow)? };

@@ -111,7 +111,7 @@ pub fn binding(ctx: &SockAddrContext, addr: Ip) -> i32 {
         return PASS;
     }
     if port == 0 {
-        socket::ask_for_any_port(sk);
+        socket::set_any_port(sk);
         return PASS;
     }
     holding(ctx, sk, addr, port_kind, port)
@@ -121,7 +121,7 @@ pub fn binding(ctx: &SockAddrContext, addr: Ip) -> i32 {
 /// to choose from (`IP_LOCAL_PORT_RANGE`, Linux 6.3). A denial releases it.
 pub fn bound(ctx: &SockContext, addr: Ip) -> i32 {
     let sk = ctx.sock;
-    if !socket::asked_for_any_port(sk) {
+    if !socket::take_any_port(sk) {
         return PASS;
     }
     // SAFETY: the context is valid while the program runs.

@@ -103,7 +103,7 @@ pub fn record_owner<C: EbpfContext>(ctx: &C, sk: *mut bpf_sock) {
 }
 
 /// Records that a socket is being bound to a port that the kernel chooses.
-pub fn ask_for_any_port(sk: *mut bpf_sock) {
+pub fn set_any_port(sk: *mut bpf_sock) {
     let state = state_made(sk);
     if !state.is_null() {
         // SAFETY: see `state`.
@@ -112,16 +112,16 @@ pub fn ask_for_any_port(sk: *mut bpf_sock) {
 }
 
 /// Whether it was; returns true only once.
-pub fn asked_for_any_port(sk: *mut bpf_sock) -> bool {
+pub fn take_any_port(sk: *mut bpf_sock) -> bool {
     let state = state(sk);
     if state.is_null() {
         return false;
     }
     // SAFETY: see `state`.
     unsafe {
-        let asked = (*state).any_port != 0;
+        let was_set = (*state).any_port != 0;
         (*state).any_port = 0;
-        asked
+        was_set
     }
 }
 

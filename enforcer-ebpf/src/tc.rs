@@ -218,8 +218,8 @@ pub fn egress(ctx: &TcContext) -> i32 {
     if raw || elsewhere {
         return injected(skb, role, u32::from(raw) | u32::from(elsewhere) << 1);
     }
-    if lock::is_to_be_seen_again(skb, sk) {
-        let code = sent_again(skb);
+    if lock::needs_recheck(skb, sk) {
+        let code = recheck_sent(skb);
         if code != PASS {
             return code;
         }
@@ -233,7 +233,7 @@ pub fn egress(ctx: &TcContext) -> i32 {
 /// Checks once more what a socket of this node sends first to a server whose path requires TLS: its process may have changed
 /// the bytes (of a file that it sends) since they were checked at the socket, and can not any more here.
 #[inline(never)]
-fn sent_again(skb: Skb) -> i32 {
+fn recheck_sent(skb: Skb) -> i32 {
     let active = Active::now();
     let (role, start) = role_and_start(skb.ifindex());
     let vantage = Vantage::new(View::Sent {
@@ -243,7 +243,8 @@ fn sent_again(skb: Skb) -> i32 {
     });
     let mut packet = skb::room();
     // Its socket's hook could parse it. If this fails now, memory is short, and the packet does not count as a ClientHello.
-    if skb.read_owned(start, &mut packet).is_ok() && lock::sent_again(skb, &packet) != Lock::Broken
+    if skb.read_owned(start, &mut packet).is_ok()
+        && lock::recheck_sent(skb, &packet) != Lock::Broken
     {
         return PASS;
     }
