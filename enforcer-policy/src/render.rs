@@ -322,7 +322,7 @@ fn head(policy: &Policy) -> String {
     if policy.tls_lock == Mode::DryRun && policy.mode == Mode::Enforce {
         let _ = writeln!(
             text,
-            "  TLS lock DryRun: plaintext on a path that asks for TLS is told and not dropped"
+            "  TLS lock DryRun: report only, plaintext on a path that requires TLS is not dropped"
         );
     }
     for (what, networks) in [

@@ -1,4 +1,4 @@
-//! The lock of paths that ask for TLS, over streams in pieces.
+//! The TLS check, over streams in pieces.
 
 use enforcer_common::{
     packet::Segment,

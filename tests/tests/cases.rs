@@ -169,8 +169,8 @@ fn random_packets_agree(drop: bool) -> Result<()> {
     Ok(())
 }
 
-/// What is left of a verdict where the path asks for TLS: no stream is under way here, so data with a
-/// SYN is all that there is to look at.
+/// The verdict after the TLS check of a path that requires it: there is no open stream here, so only data with a SYN is
+/// checked.
 fn with_tls_lock(
     tables: &Simulator<'_>,
     allowed: Verdict,

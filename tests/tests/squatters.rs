@@ -50,7 +50,7 @@ impl Squat {
                 ..Udp::to(self.to)
             })?;
         } else {
-            // The path may ask for TLS.
+            // The path may require TLS.
             let data = [&CLIENT_HELLO[..], mark.as_bytes()].concat();
             self.caller.connect_with(Connect {
                 piece: vec![enforcer_tests::packet::to_hex(&data)],

@@ -279,9 +279,9 @@ impl<'a> Ground<'a> {
     /// Nodes are alike if they are of the same kind and their prefixes have the same declarations. That suffices
     /// because what is at a prefix follows from its declaration and from whether its owner is this node, another one or
     /// none. For prefixes of the node itself, the declarations are the same on both nodes. So they are for prefixes of
-    /// other nodes: a declaration that occurs only on one of the two nodes is seen by the other as that of another
-    /// node. Prefixes without an owner are the same everywhere. Processes, and what is here by its address, follow from
-    /// the kind and from the declarations of the node's own addresses.
+    /// other nodes: each of the two sees the other's prefixes there, and their declarations are the same. Prefixes
+    /// without an owner are the same everywhere. Processes, and what is here by its address, follow from the kind and
+    /// from the declarations of the node's own addresses.
     pub fn alike(&self) -> Vec<usize> {
         let mut first: HashMap<(usize, Vec<usize>), usize> = HashMap::new();
         let nodes = 0..self.policy.nodes.len();
