@@ -235,7 +235,7 @@ fn agents(measures: &mut Measures) -> Result<()> {
     Ok(())
 }
 
-/// Resident memory and what the kernel says of the maps, in MiB.
+/// Resident memory, and the memory of the maps by the kernel's account, in MiB.
 pub fn memory(pid: i32) -> Result<(f64, f64)> {
     let status = fs::read_to_string(format!("/proc/{pid}/status")).context("the agent is gone")?;
     let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:"));
@@ -258,7 +258,7 @@ pub fn memory(pid: i32) -> Result<(f64, f64)> {
 }
 
 fn processor_seconds(pid: i32) -> Result<f64> {
-    // By the scheduler's account: in /proc it is told in ticks, of which an idle process may have none or many.
+    // By the scheduler's account: /proc counts in ticks, of which an idle process may have none or many.
     let clock = clock_getcpuclockid(Pid::from_raw(pid)).context("the agent is gone")?;
     Ok(Duration::from(clock.now().context("the agent's clock is gone")?).as_secs_f64())
 }

@@ -1,4 +1,4 @@
-//! What a test can try from a place with `lab-probe`, and what comes of it.
+//! What a test can attempt from a place with `lab-probe`, and the outcomes.
 
 use std::net::{IpAddr, SocketAddr};
 use std::thread;
@@ -37,8 +37,7 @@ impl Place {
         self.probe(&Probe::Connect(connect))
     }
 
-    /// Opens a TCP connection, sends a text and hands back what came of it: who answers tells who is
-    /// there.
+    /// Opens a TCP connection, sends a text and returns the outcome: the answer identifies the server.
     pub fn ask(&self, to: SocketAddr, text: &str) -> Result<Report> {
         self.connect_with(Connect {
             send: Some(text.to_owned()),
@@ -46,7 +45,7 @@ impl Place {
         })
     }
 
-    /// Sends so many bytes to an echo server and takes them back; `count` says how many came.
+    /// Sends that many bytes to an echo server and receives them again; `count` says how many came.
     pub fn transfer(&self, to: SocketAddr, bytes: usize) -> Result<Report> {
         let timeout_ms = TIMEOUT_MS;
         self.probe(&Probe::Transfer(Transfer {
@@ -270,13 +269,13 @@ impl Held {
             .is_ok()
     }
 
-    /// Waits until no answer comes any more, and tells how it ended.
+    /// Waits until no more answers come, and returns how it ended.
     pub fn wait_for_end(self, at_most: Duration) -> Result<Report> {
         report(&self.running.finish(at_most)?)
     }
 }
 
-/// An echo server that tells what it heard.
+/// An echo server that reports what it received.
 #[derive(Debug)]
 pub struct Server {
     running: Running,
@@ -288,12 +287,12 @@ impl Server {
         &self.running
     }
 
-    /// All that it heard so far.
+    /// Everything that it received so far.
     pub fn heard(&self) -> Vec<Heard> {
         parsed(&self.running)
     }
 
-    /// Waits until it has heard something in particular; nothing if it does not.
+    /// Waits until it has received something in particular; `None` if it does not.
     pub fn wait_for(&self, wanted: impl Fn(&Heard) -> bool, at_most: Duration) -> Option<Heard> {
         let matches = |line: &str| serde_json::from_str(line).is_ok_and(|heard| wanted(&heard));
         let line = self.running.wait_for_line(matches, at_most).ok()?;

@@ -1,5 +1,5 @@
-//! The agent goes on whatever happens around it: files that never answer, interfaces that vanish, no file
-//! descriptors, names that were chosen to deceive. And it says so.
+//! The agent keeps running whatever happens around it: files that never answer, interfaces that vanish, no file
+//! descriptors, names that were chosen to deceive. And it reports the problem.
 
 use std::fs::{self, File, OpenOptions};
 use std::os::fd::AsRawFd;
@@ -128,10 +128,10 @@ fn a_pipe_is_no_policy_and_is_not_waited_for() -> Result<()> {
     lab.close()
 }
 
-/// A file system that never answers: nobody is behind it.
+/// A file system that never answers: no server is behind it.
 struct Silent {
     at: PathBuf,
-    // Whoever waits is let go when this is closed.
+    // Waiting processes are released when this is closed.
     _device: File,
 }
 
@@ -203,7 +203,7 @@ fn a_file_system_that_does_not_answer_stops_nothing() -> Result<()> {
         text(&told["lastError"]).contains("are being read for more than"),
         "{told:#}"
     );
-    // Everything else goes on: a new cgroup, and the end.
+    // Everything else continues: a new cgroup, and the end.
     let apiserver = lab.hostnet("cp1").connect(LOOPBACK.at(port::INSECURE))?;
     ensure!(apiserver == Outcome::Eperm, "{apiserver}");
     let node = lab.host("cp1").namespace().name();
@@ -280,7 +280,7 @@ fn without_file_descriptors_it_answers_and_says_what_is_open() -> Result<()> {
         .map(|n| format!("link add cali-x{n} type veth peer name peer-x{n}\n"))
         .collect();
     net::ip(Some(&node), &add)?;
-    // The first that is without programs is told alone.
+    // The first one without programs is reported alone.
     let told = wait_for("the status", || {
         let all_told = |status: &Value| {
             text(&status["notAttached"]).contains("; without their programs: cali-x")
@@ -296,7 +296,7 @@ fn without_file_descriptors_it_answers_and_says_what_is_open() -> Result<()> {
         error.matches("os error 24").count() == 1,
         "said twice: {error}"
     );
-    // Those who follow keep nobody from asking.
+    // Followers do not block other requests.
     let followers: Vec<Running> = (0..4)
         .map(|_| {
             let place = lab.daemon("cp1", "enforcer");
@@ -393,7 +393,7 @@ fn a_cgroup_root_that_is_made_anew_is_enforced_anew() -> Result<()> {
     })?;
     ensure!(status["problems"][0]["since"].is_string(), "{status:#}");
     let attached = status["attachments"].clone();
-    // Whoever comes back first is not judged yet, and then he is.
+    // The first process in the new cgroup is not judged by it yet, but soon is.
     wait_for("a denial", || {
         Ok((connect()? == Outcome::Eperm).then_some(()))
     })?;
@@ -404,7 +404,7 @@ fn a_cgroup_root_that_is_made_anew_is_enforced_anew() -> Result<()> {
     lab.close()
 }
 
-/// Somebody else has a hook for himself when the agent comes: the others are attached, once, and that one is as soon
+/// Another program holds a hook exclusively when the agent starts: the others are attached, once, and that one as soon
 /// as it is free.
 #[test]
 fn a_cgroup_hook_that_another_holds_is_attached_later() -> Result<()> {
@@ -568,7 +568,7 @@ fn what_has_gone_keeps_its_name() -> Result<()> {
 }
 
 #[test]
-fn who_has_a_port_already_is_told() -> Result<()> {
+fn who_has_a_port_already_is_reported() -> Result<()> {
     let lab = Lab::builder().build()?;
     let manager = lab.controller_manager();
     let everywhere = "0.0.0.0:10257".parse()?;
@@ -583,7 +583,7 @@ fn who_has_a_port_already_is_told() -> Result<()> {
         ),
         (PolicyText::default(), "will be refused"),
     ] {
-        // As it should be, nothing is told; nor of a stranger's port that is nobody's.
+        // If all is well, nothing is reported; nor is a stranger's port that is not a component's.
         let _stranger = lab.hostnet("cp1").serve(serve(CP1.at(9999)))?;
         let right = manager.serve(serve(LOOPBACK.at(port::CONTROLLER_MANAGER)))?;
         let agent = Agent::start(&lab, "cp1", &policy)?;
@@ -653,7 +653,7 @@ fn who_has_a_port_already_is_told() -> Result<()> {
 }
 
 #[test]
-fn filters_of_a_killed_agent_are_told() -> Result<()> {
+fn filters_of_a_killed_agent_are_reported() -> Result<()> {
     let lab = Lab::builder().build()?;
     let args = ["--tc", "clsact", "--no-pin"];
     let agent = Agent::start_with(&lab, "cp1", &PolicyText::default(), &args)?;
@@ -708,7 +708,7 @@ fn a_stopped_agent_is_told_and_not_waited_for() -> Result<()> {
     lab.close()
 }
 
-/// The exit status says what happened, and nothing is said twice.
+/// The exit status says what happened, and nothing is printed twice.
 #[test]
 fn the_command_line_ends_as_others_do() -> Result<()> {
     let lab = Lab::builder().build()?;
@@ -743,7 +743,7 @@ fn the_command_line_ends_as_others_do() -> Result<()> {
             "{command}: {full}"
         );
     }
-    // Nobody reads: it ends as the kernel ends others, and says nothing.
+    // The reader is gone: it ends silently, as other programs do.
     let closed = shell("{ \"$0\" schema; echo $? >&2; } | true; sleep 0.2")?;
     let quiet = ["141", "0"].contains(&closed.stderr.trim());
     ensure!(closed.ok() && quiet, "{closed}");

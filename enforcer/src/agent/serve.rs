@@ -582,8 +582,8 @@ impl Agent {
 
     /// Declared, and of no effect at present.
     pub(super) fn notes(&self) -> Vec<String> {
-        let mut notes = self.ready.policy.notes.clone();
-        notes.extend(enforcer_policy::notes_for_node(
+        let mut notes = self.ready.policy.warnings.clone();
+        notes.extend(enforcer_policy::warnings_for_node(
             &self.ready.policy,
             &self.ready.compiled.node,
         ));

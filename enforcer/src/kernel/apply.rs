@@ -24,7 +24,7 @@ use zerocopy::IntoBytes as _;
 use super::{
     Kept, KernelError, batch, hosts,
     maps::{Owned, mapped, take},
-    state::{Addresses, Block, Cell, Cgroups, Kernel, Places, Settings, Slots, Word, Words},
+    state::{Addresses, Block, Cell, Cgroups, Kernel, Networks, Settings, Slots, Word, Words},
 };
 
 /// The kernel takes inner arrays of different sizes if they are made with this flag (Linux 5.10).
@@ -53,7 +53,7 @@ impl Slots {
             generation: 0,
             settings: take(bpf, "SETTINGS")?,
             hosts: take(bpf, "HOSTS")?,
-            places: take(bpf, "PLACES")?,
+            networks: take(bpf, "NETWORKS")?,
             classes: take(bpf, "CLASSES")?,
             targets: take(bpf, "TARGETS")?,
             entries: take(bpf, "ENTRIES")?,
@@ -71,7 +71,7 @@ impl Slots {
         let Self {
             settings,
             hosts,
-            places,
+            networks,
             classes,
             targets,
             entries,
@@ -89,7 +89,7 @@ impl Slots {
             [
                 scope.spawn(|| settings.set(slot, &filled.settings, 0)),
                 scope.spawn(|| hosts.set(slot, &filled.addresses.hosts, 0)),
-                scope.spawn(|| places.set(slot, &filled.addresses.places, 0)),
+                scope.spawn(|| networks.set(slot, &filled.addresses.networks, 0)),
                 scope.spawn(|| classes.set(slot, &filled.classes, 0)),
                 scope.spawn(|| targets.set(slot, &filled.targets, 0)),
                 scope.spawn(|| entries.set(slot, &filled.entries, 0)),
@@ -292,10 +292,10 @@ fn fingerprint(compiled: &Compiled) -> u64 {
     for PrefixEntry {
         network,
         length,
-        place,
+        info,
     } in compiled.prefixes.iter()
     {
-        (network, length, place).hash(&mut hasher);
+        (network, length, info).hash(&mut hasher);
     }
     compiled.paths.hash(&mut hasher);
     hasher.finish()
@@ -310,8 +310,8 @@ impl Addresses {
             hosts: array_with(BPF_F_INNER_MAP | BPF_F_MMAPABLE, table.buckets.as_bytes())?,
             first_v4: table.first_v4,
             first_v6: table.first_v6,
-            networks: !networks.is_empty(),
-            places: trie(&networks)?,
+            has_networks: !networks.is_empty(),
+            networks: trie(&networks)?,
         })
     }
 }
@@ -334,7 +334,7 @@ impl Filled {
             generation,
             v4_buckets: addresses.first_v4,
             v6_buckets: addresses.first_v6,
-            networks: addresses.networks.into(),
+            networks: addresses.has_networks.into(),
             ..compiled.settings
         };
         let mut map = Cgroups::create(max, BPF_F_NO_PREALLOC)
@@ -355,16 +355,15 @@ impl Filled {
     }
 }
 
-fn trie(networks: &[&PrefixEntry]) -> Result<Places, KernelError> {
-    let mut places = Places::create(fitting(networks.len()), BPF_F_NO_PREALLOC)
+fn trie(networks: &[&PrefixEntry]) -> Result<Networks, KernelError> {
+    let mut map = Networks::create(fitting(networks.len()), BPF_F_NO_PREALLOC)
         .map_err(KernelError::map("create the map of networks"))?;
     for entry in networks {
-        let value: Word = zerocopy::transmute!(entry.place);
-        places
-            .insert(&Key::new(entry.length, entry.network.0), value, 0)
+        let value: Word = zerocopy::transmute!(entry.info);
+        map.insert(&Key::new(entry.length, entry.network.0), value, 0)
             .map_err(KernelError::map("write the networks"))?;
     }
-    Ok(places)
+    Ok(map)
 }
 
 /// An array of its own size.

@@ -70,7 +70,7 @@ pub(super) type Cell = [u8; 8];
 pub(super) type Words = Array<Owned, Word>;
 pub(super) type Cgroups = HashMap<Owned, u64, u32>;
 pub(super) type Hosts = Array<Owned, [u8; size_of::<Bucket>()]>;
-pub(super) type Places = LpmTrie<Owned, [u8; 16], [u8; 4]>;
+pub(super) type Networks = LpmTrie<Owned, [u8; 16], [u8; 4]>;
 
 /// The slots, the word that says which is in force, and the live map of cgroups.
 pub(super) struct Slots {
@@ -83,7 +83,7 @@ pub(super) struct Slots {
     pub(super) generation: u32,
     pub(super) settings: ArrayOfMaps<Owned, Array<Owned, Settings>>,
     pub(super) hosts: ArrayOfMaps<Owned, Hosts>,
-    pub(super) places: ArrayOfMaps<Owned, Places>,
+    pub(super) networks: ArrayOfMaps<Owned, Networks>,
     pub(super) classes: ArrayOfMaps<Owned, Array<Owned, Block>>,
     pub(super) targets: ArrayOfMaps<Owned, Words>,
     pub(super) entries: ArrayOfMaps<Owned, Array<Owned, Cell>>,
@@ -104,8 +104,8 @@ pub(super) struct Addresses {
     pub(super) first_v4: u32,
     /// Likewise for IPv6.
     pub(super) first_v6: u32,
-    pub(super) places: Places,
-    pub(super) networks: bool,
+    pub(super) networks: Networks,
+    pub(super) has_networks: bool,
 }
 
 pub(super) type KeyBytes = [u8; size_of::<RecordKey>()];
@@ -116,7 +116,7 @@ pub(super) type ValueBytes = [u8; size_of::<RecordValue>()];
 pub(super) struct Readers {
     pub(super) counters: PerCpuArray<Owned, counter::Words>,
     pub(super) records: HashMap<Owned, KeyBytes, ValueBytes>,
-    pub(super) record_places: Mapped,
+    pub(super) record_counts: Mapped,
     pub(super) verdicts: PerCpuArray<Owned, EntryBytes>,
     pub(super) wakes: Option<RingBuf<Owned>>,
 }
