@@ -89,7 +89,7 @@ fn programs(measures: &mut Measures, effort: &Effort) -> Result<()> {
         }
         let policy = read(scale.yaml(&lab.id().lab_name()))?;
         let compiled = compile(&policy, "cp1", None, &mut PathNumbers::default())?;
-        kernel.apply(new(&compiled, &PathNumbers::default()), &[])?;
+        kernel.apply(new(&compiled, &PathNumbers::default()), &[], None)?;
         let family = scale.family;
         let client = std::net::SocketAddr::new(family.of(&enforcer_tests::plan::W1), 40_000);
         let many = std::net::SocketAddr::new(family.one_of_many(0), 40_000);
@@ -149,7 +149,7 @@ fn policies(measures: &mut Measures, effort: &Effort) -> Result<()> {
                     let compiled = compile(&policy, "cp1", None, &mut numbers)?;
                     let compiling = ms(began);
                     let began = Instant::now();
-                    kernel.apply(new(&compiled, &numbers), &[])?;
+                    kernel.apply(new(&compiled, &numbers), &[], None)?;
                     let applying = ms(began);
                     for (step, time) in [
                         ("read", reading),

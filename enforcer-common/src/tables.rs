@@ -109,29 +109,44 @@ pub struct Settings {
 /// The word that says which slot of the tables is in force, and for which epoch. A swap of policies is one write of it,
 /// and so is the arrival or departure of a declared cgroup within one.
 pub mod active {
-    /// Slots for generations, used in turn. With three, the slot that is filled was in force two swaps ago. A program that
+    /// Slots for generations. With three there is always one that is neither in force nor was in force last. A program that
     /// still used it would have started before the last swap; but that swap waited for all running programs before its
     /// switch, so there is none.
     pub const SLOTS: u32 = 3;
 
-    /// The slot of a generation.
-    pub const fn slot(generation: u32) -> u32 {
-        generation % SLOTS
+    /// In the word that userspace writes: the policy has to be confirmed. From a deadline on, the *fallback* is in force
+    /// instead: the word of the generation before, in [`FALLBACK`] of the map `PENDING`. The programs compare the clock
+    /// with the deadline themselves, so this works without an agent.
+    pub const PENDING: u32 = 1 << 2;
+    /// In the word that programs work with, the same bit: the deadline has passed.
+    pub const FELL_BACK: u32 = 1 << 2;
+    /// Element of the map `PENDING`: the deadline, in nanoseconds of the kernel's monotonic clock.
+    pub const DEADLINE: u32 = 0;
+    /// Element of the map `PENDING`: the word that is in force from the deadline on.
+    pub const FALLBACK: u32 = 1;
+
+    /// A slot that is neither of two.
+    pub const fn free_slot(in_force: u32, before: u32) -> u32 {
+        let mut slot = 0;
+        while slot == in_force || slot == before {
+            slot += 1;
+        }
+        slot
     }
 
-    /// The word. An epoch has 30 bits.
+    /// The word. An epoch has 29 bits.
     pub const fn word(slot: u32, epoch: u32) -> u32 {
-        epoch << 2 | slot & 3
+        epoch << 3 | slot & 3
     }
 
     /// The slot and the epoch.
     pub const fn parts(word: u32) -> (u32, u32) {
-        (word & 3, word >> 2)
+        (word & 3, word >> 3)
     }
 
     /// The next epoch; never 0, which stands for no policy.
     pub const fn next(epoch: u32) -> u32 {
-        let next = (epoch + 1) & (u32::MAX >> 2);
+        let next = (epoch + 1) & (u32::MAX >> 3);
         if next == 0 { 1 } else { next }
     }
 }
@@ -172,6 +187,9 @@ pub enum Role {
 }
 
 impl Role {
+    /// A role's word has so many bits. Above them is the role that the interface has under the fallback
+    /// ([`active::FELL_BACK`]).
+    pub const BITS: u32 = 16;
     /// Set beside the role where packets have no link header.
     pub const NO_LINK_HEADER: u32 = 1 << 8;
 

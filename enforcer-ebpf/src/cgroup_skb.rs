@@ -151,7 +151,7 @@ pub fn ingress(ctx: &SkBuffContext) -> i32 {
     let sk = skb.socket();
     let state = state(sk);
     let active = Active::now();
-    let (mut role, mut judged) = role(skb.ifindex());
+    let (mut role, mut judged) = role(skb.ifindex(), active);
     // Read only once: the address of a field of the context must not be kept for later.
     let mark = skb.mark();
     if mark.is_from_known_pod() && judged {
@@ -330,8 +330,8 @@ pub fn is_kernels_own(skb: Skb, active: Active, sender: Party, packet: &Packet) 
 }
 
 /// The role of an interface, and whether its packets are judged at ingress.
-fn role(ifindex: u32) -> (Role, bool) {
-    let role = Role::from_word(maps::role(ifindex));
+fn role(ifindex: u32, active: Active) -> (Role, bool) {
+    let role = Role::from_word(maps::role(ifindex, active));
     (role, !matches!(role, Role::Undeclared))
 }
 

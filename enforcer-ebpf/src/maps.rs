@@ -23,7 +23,7 @@ use enforcer_common::{
     record::{PairKey, RecordCounter, RecordKey, RecordValue},
     tables::{
         AddressInfo, CLASS_BLOCKS, CLASSES_PER_BLOCK, DECLARED_PORT, FlowKey, Memory, NOBODY,
-        Party, Settings, Tables, Translated, active, class_block,
+        Party, Role, Settings, Tables, Translated, active, class_block,
     },
     tls::Stream,
     verdict::{Verdict, counter},
@@ -43,6 +43,9 @@ type BucketWords = [u32; size_of::<Bucket>() / 4];
 /// Userspace writes it through memory, with one store.
 #[btf_map]
 static ACTIVE: Array<u32, 1, MAPPED> = Array::new();
+/// A deadline and what is in force from then on, where [`ACTIVE`] says that it has to be confirmed.
+#[btf_map]
+static PENDING: Array<u64, 2, MAPPED> = Array::new();
 #[btf_map]
 static SETTINGS: ArrayOfMaps<Array<SettingsWords, 1>, SLOTS> = ArrayOfMaps::new();
 /// Addresses that are declared individually, see [`enforcer_common::hosts`].
@@ -118,13 +121,18 @@ pub struct Room {
 
 /// The role of an interface, as a word.
 #[inline(always)]
-pub fn role(interface: u32) -> u32 {
+pub fn role(interface: u32, active: Active) -> u32 {
     let found = interface_at(interfaces::first(interface));
     // Without a call if it is in its first slot, as most are.
-    if found as u32 == interface {
+    let word = if found as u32 == interface {
         (found >> 32) as u32
     } else {
         role_searched(interface)
+    };
+    if active.fell_back() {
+        word >> Role::BITS
+    } else {
+        word & ((1 << Role::BITS) - 1)
     }
 }
 
@@ -149,7 +157,18 @@ impl Active {
     #[inline(always)]
     pub fn now() -> Self {
         // Slot 0 is empty until a policy is loaded, and an empty slot denies.
-        Self(ACTIVE.get(0).copied().unwrap_or(0))
+        let word = ACTIVE.get(0).copied().unwrap_or(0);
+        if word & active::PENDING == 0 {
+            Self(word)
+        } else {
+            Self(unconfirmed(word))
+        }
+    }
+
+    /// Whether the policy before is in force again, as nobody confirmed the last one in time.
+    #[inline(always)]
+    pub const fn fell_back(self) -> bool {
+        self.0 & active::FELL_BACK != 0
     }
 
     /// From its word.
@@ -216,6 +235,19 @@ impl Active {
         let known = unsafe { CGROUP_PARTIES.get_ptr(CgroupParty::slot(own))?.read() };
         known.party(own, self.epoch())
     }
+}
+
+/// The word in force while the policy is not confirmed: its own, or the fallback from the deadline on.
+#[inline(never)]
+fn unconfirmed(word: u32) -> u32 {
+    let deadline = PENDING.get(active::DEADLINE).copied().unwrap_or(0);
+    // SAFETY: the helper takes nothing and reads a clock (Linux 5.11).
+    let now = unsafe { bpf_ktime_get_coarse_ns() };
+    if now < deadline {
+        return word & !active::PENDING;
+    }
+    let fallback = PENDING.get(active::FALLBACK).copied().unwrap_or(0);
+    fallback as u32 | active::FELL_BACK
 }
 
 /// One generation of the policy.

@@ -46,7 +46,7 @@ pub fn ingress(ctx: &TcContext) -> i32 {
     }
     let active = Active::now();
     let interface = skb.ifindex();
-    let (role, start) = role_and_start(interface);
+    let (role, start) = role_and_start(interface, active);
     let vantage = Vantage::new(View::Arrived { role, interface });
     let mut packet = skb::room();
     if let Err(reason) = skb.read_owned(start, &mut packet) {
@@ -153,7 +153,7 @@ fn unseen(skb: Skb) -> i32 {
     let active = Active::now();
     let verdict = decide::refused(&active.generation(), Reason::BypassesHooks);
     let interface = skb.ifindex();
-    let (role, start) = role_and_start(interface);
+    let (role, start) = role_and_start(interface, active);
     let vantage = Vantage::new(View::Arrived { role, interface });
     let mut packet = skb::room();
     let read = skb.read_owned(start, &mut packet);
@@ -195,14 +195,16 @@ pub extern "C" fn enforcer_arrived(
 pub fn egress(ctx: &TcContext) -> i32 {
     let skb = Skb::of(ctx);
     let sk = skb.socket();
-    let role = Role::from_word(maps::role(skb.ifindex()));
+    // Once for the packet, as everywhere: what is asked below is of one generation.
+    let active = Active::now();
+    let role = Role::from_word(maps::role(skb.ifindex(), active));
     let on_lo = matches!(role, Role::Loopback);
     if !socket::is_full(sk) {
         if skb.entered_by() != 0 {
             return if matches!(role, Role::Undeclared) {
-                forwarded_anywhere(skb)
+                forwarded_anywhere(skb, active)
             } else {
-                forwarded(skb)
+                forwarded(skb, active)
             };
         }
         if on_lo {
@@ -216,10 +218,15 @@ pub fn egress(ctx: &TcContext) -> i32 {
     // SAFETY: not null, and a plain field that every socket has.
     let raw = !matches!(unsafe { (*sk).family }, AF_INET | AF_INET6);
     if raw || elsewhere {
-        return injected(skb, role, u32::from(raw) | u32::from(elsewhere) << 1);
+        return injected(
+            skb,
+            active,
+            role,
+            u32::from(raw) | u32::from(elsewhere) << 1,
+        );
     }
     if lock::needs_recheck(skb, sk) {
-        let code = recheck_sent(skb);
+        let code = recheck_sent(skb, active);
         if code != PASS {
             return code;
         }
@@ -233,9 +240,8 @@ pub fn egress(ctx: &TcContext) -> i32 {
 /// Checks once more what a socket of this node sends first to a server whose path requires TLS: its process may have changed
 /// the bytes (of a file that it sends) since they were checked at the socket, and can not any more here.
 #[inline(never)]
-fn recheck_sent(skb: Skb) -> i32 {
-    let active = Active::now();
-    let (role, start) = role_and_start(skb.ifindex());
+fn recheck_sent(skb: Skb, active: Active) -> i32 {
+    let (role, start) = role_and_start(skb.ifindex(), active);
     let vantage = Vantage::new(View::Sent {
         sender: skb.party(active),
         origin: Origin::Socket,
@@ -256,10 +262,9 @@ fn recheck_sent(skb: Skb) -> i32 {
 // Each case of egress has a stack frame of its own, as only one of them is taken.
 /// What a process sends as frames (1 in `how`), or by a socket of another network namespace (2), or both.
 #[inline(never)]
-fn injected(skb: Skb, role: Role, how: u32) -> i32 {
+fn injected(skb: Skb, active: Active, role: Role, how: u32) -> i32 {
     let (raw, elsewhere) = (how & 1 != 0, how & 2 != 0);
-    let active = Active::now();
-    let (_, start) = role_and_start(skb.ifindex());
+    let (_, start) = role_and_start(skb.ifindex(), active);
     let vantage = Vantage::new(View::Sent {
         sender: skb.party(active),
         origin: if elsewhere {
@@ -338,13 +343,12 @@ fn report_injected(
 }
 
 #[inline(never)]
-fn forwarded(skb: Skb) -> i32 {
+fn forwarded(skb: Skb, active: Active) -> i32 {
     let carried = skb.mark();
     // The mark has no meaning in another network namespace.
     skb.set_mark(PacketMark::NONE);
-    let (entered, _) = role_and_start(skb.entered_by());
-    let active = Active::now();
-    let (role, start) = role_and_start(skb.ifindex());
+    let (entered, _) = role_and_start(skb.entered_by(), active);
+    let (role, start) = role_and_start(skb.ifindex(), active);
     let vantage = Vantage::new(View::Left {
         entered: carried.entered(entered),
         to_pod: matches!(role, Role::Pod),
@@ -406,14 +410,13 @@ fn left_unread(
 /// What is forwarded to an undeclared interface. It was judged at ingress, except for a checksum that is still to be written
 /// into a packet from an uplink.
 #[inline(never)]
-fn forwarded_anywhere(skb: Skb) -> i32 {
+fn forwarded_anywhere(skb: Skb, active: Active) -> i32 {
     let carried = skb.mark();
-    let (entered, _) = role_and_start(skb.entered_by());
+    let (entered, _) = role_and_start(skb.entered_by(), active);
     if !carried.is_judged() || !matches!(entered, Role::Uplink) || !skb.waits_for_checksum() {
         return PASS;
     }
-    let active = Active::now();
-    let (_, start) = role_and_start(skb.ifindex());
+    let (_, start) = role_and_start(skb.ifindex(), active);
     let vantage = Vantage::new(View::Left {
         entered: carried.entered(entered),
         to_pod: false,
@@ -470,8 +473,8 @@ fn report_at<const ENTERED: bool>(
 }
 
 /// The role of an interface, and the header that its packets begin with.
-fn role_and_start(ifindex: u32) -> (Role, Start) {
-    let word = maps::role(ifindex);
+fn role_and_start(ifindex: u32, active: Active) -> (Role, Start) {
+    let word = maps::role(ifindex, active);
     let start = if word & Role::NO_LINK_HEADER != 0 {
         Start::Ip
     } else {

@@ -34,5 +34,5 @@ mod tests;
 pub use error::{Paint, PolicyError, PolicyErrors};
 pub use model::Policy;
 pub use span::{SourceText, Span, Spanned};
-pub use validate::from_texts;
 pub use validate::warnings::{elsewhere as paths_elsewhere, for_node as warnings_for_node};
+pub use validate::{from_texts, text_digest};

@@ -373,7 +373,7 @@ impl Bench {
             numbers: &PathNumbers::default(),
             name: "cases",
         };
-        kernel.apply(new, &ids)?;
+        kernel.apply(new, &ids, None)?;
         kernel.attach_cgroup(root.directory())?;
         let link = |name: &str, layer| -> Result<Link> {
             let index = if_nametoindex(name)?;

@@ -178,9 +178,18 @@ fn require(scope: &mut Scope<'_, '_>, policy: &Policy, required: &[Required]) {
 
 /// The digest covers the catalogue, too: with another one the same files would mean something else.
 fn digest(sources: &[SourceText], catalogue: &Catalogue) -> String {
-    let mut hash = Sha256::new();
     let texts = sources.iter().map(|source| source.text.as_str());
-    for text in texts.chain([catalogue.text()]) {
+    digest_of(texts.chain([catalogue.text()]))
+}
+
+/// SHA-256 over texts and nothing else, in hexadecimal digits: whether files are the same, valid or not.
+pub fn text_digest(sources: &[SourceText]) -> String {
+    digest_of(sources.iter().map(|source| source.text.as_str()))
+}
+
+fn digest_of<'a>(texts: impl Iterator<Item = &'a str>) -> String {
+    let mut hash = Sha256::new();
+    for text in texts {
         hash.update((text.len() as u64).to_be_bytes());
         hash.update(text.as_bytes());
     }

@@ -42,6 +42,7 @@ impl Agent {
 
     fn try_to_attach(&mut self) -> Result<(), String> {
         let roles = self.ready.selectors.roles(&self.links);
+        self.know_fallback_roles();
         for link in &self.links {
             let who = (SubjectKind::Interface, link.index.into());
             self.ledger.names.learn(who, &link.name);

@@ -42,9 +42,9 @@ pub enum AgentError {
     /// Nobody runs, and what one left is in force.
     #[error(
         "no agent runs here, and policy `{}` ({}), generation {}, is in force without one (pinned in {}). Cgroups and interfaces that come now are not known to it, and denials are recorded but not reported. `enforcer run -p …` takes over, `enforcer detach` ends it",
-        enforcer_policy::text::shown(&kept.policy),
-        if kept.dry_run { "DryRun" } else { "Enforce" },
-        kept.generation,
+        enforcer_policy::text::shown(&kept.in_force.policy),
+        if kept.in_force.dry_run { "DryRun" } else { "Enforce" },
+        kept.in_force.generation,
         enforcer_policy::text::path(path)
     )]
     Unattended {
@@ -53,6 +53,9 @@ pub enum AgentError {
         /// Where it is pinned.
         path: PathBuf,
     },
+    /// There is no policy to go back to.
+    #[error("no policy was confirmed before the one in force")]
+    NothingBefore,
     /// It runs, and does not answer in time.
     #[error("the agent here{} does not answer within {} s: {state}", of(*pid), limit.as_secs())]
     Silent {

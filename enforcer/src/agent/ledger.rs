@@ -38,7 +38,7 @@ pub(super) struct Ledger {
     /// Shared among the entries: a flood has many with the same.
     sides: HashMap<SidesKey, Arc<Sides>>,
     /// The generation before, until all that it denied is named.
-    past: Option<(u32, Ready)>,
+    past: Option<(u32, Arc<Ready>)>,
 }
 
 /// A generation, and the numbers of a sender and of a target in it.
@@ -154,7 +154,7 @@ impl Ledger {
     pub(super) fn succeed(
         &mut self,
         generation: u32,
-        before: Ready,
+        before: Arc<Ready>,
         records: &[(RecordKey, RecordValue)],
     ) {
         self.settle(records);
@@ -385,7 +385,7 @@ mod tests {
         // One that comes just after the switch, and one of the next policy.
         let late = record(&old, 1, 10250);
         let next = record(&new, 2, 6443);
-        ledger.succeed(1, old, &[]);
+        ledger.succeed(1, Arc::new(old), &[]);
         assert!(ledger.is_unsettled());
         let in_force = InForce {
             generation: 2,

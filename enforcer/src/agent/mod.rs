@@ -3,13 +3,16 @@
 //! [`run`] is the agent; [`client`] asks a running one over its control socket.
 
 mod attaching;
+mod cgroups;
 pub mod client;
 mod control;
 mod error;
 mod faults;
 mod flood;
+mod history;
 mod interfaces;
 mod ledger;
+mod lifecycle;
 mod listeners;
 mod memory;
 mod names;
@@ -25,21 +28,27 @@ mod status;
 mod warnings;
 mod watch;
 
-use std::path::{Path, PathBuf};
+use std::{
+    path::{Path, PathBuf},
+    time::Duration,
+};
 
 use crate::kernel::{LinkEvents, Pins, attach};
 
 pub use error::AgentError;
 pub use node::own_addresses;
 pub use report::{
-    Event, EventVerdict, Listener, PathCount, Problem, ReasonCount, Repaired, Source, Sources,
-    Status, Subject, SubjectKind,
+    Applied, Event, EventVerdict, Listener, PathCount, Problem, ReasonCount, Repaired, Source,
+    Sources, Status, Subject, SubjectKind,
 };
 
 pub use crate::kernel::{Attachment, TcMode, pins::PIN_DIR};
 
 /// Where the lock and the control socket are, unless said otherwise.
 pub const RUN_DIR: &str = "/run/enforcer";
+
+/// Where the policies that were confirmed are kept, unless said otherwise.
+pub const STATE_DIR: &str = "/var/lib/enforcer";
 
 /// How to tell new denials.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
@@ -66,6 +75,10 @@ pub struct AgentOptions {
     pub pin: bool,
     /// Where programs' maps and links are pinned.
     pub pin_dir: PathBuf,
+    /// Where the policies that were confirmed are kept.
+    pub state_dir: PathBuf,
+    /// How long a policy that its files come to hold may wait to be confirmed; nothing if it need not be.
+    pub confirm_within: Option<Duration>,
     /// How programs are attached to interfaces.
     pub tc_mode: TcMode,
     /// Names or globs instead of the inventory's.
@@ -90,6 +103,8 @@ impl AgentOptions {
             run_dir: PathBuf::from(RUN_DIR),
             pin: true,
             pin_dir: PathBuf::from(PIN_DIR),
+            state_dir: PathBuf::from(STATE_DIR),
+            confirm_within: None,
             tc_mode: TcMode::Auto,
             uplinks: None,
             pod_interfaces: None,

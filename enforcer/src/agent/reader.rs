@@ -7,7 +7,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use enforcer_policy::{SourceText, compile::PathNumbers};
+use enforcer_policy::{SourceText, compile::PathNumbers, text_digest};
 use tokio::sync::mpsc as news;
 
 use super::{
@@ -36,12 +36,33 @@ pub(super) enum Asked {
     ByPerson,
     /// Something may have changed, or some time is over.
     ByAgent,
+    /// A person, to have what they hold put in force, whatever was said of it before.
+    ToApply(Option<Duration>),
+}
+
+/// What the files hold.
+pub(super) enum Change {
+    /// What is in force.
+    Same,
+    /// What was not confirmed, or was taken back.
+    Unconfirmed,
+    /// Something else.
+    New(Box<Ready>),
+}
+
+/// What is known of the files.
+pub(super) struct Seen<'a> {
+    /// What is in force.
+    pub ready: &'a Ready,
+    /// The digest of what is not put in force by itself.
+    pub unconfirmed: Option<&'a str>,
 }
 
 /// What is in force, to be compared.
 struct Job {
     texts: Arc<[SourceText]>,
     numbers: PathNumbers,
+    unconfirmed: Option<String>,
     asked: Asked,
     /// Where the files are is watched from now on.
     directories: Option<Directories>,
@@ -50,8 +71,8 @@ struct Job {
 /// What came of a look.
 pub(super) struct Outcome {
     pub asked: Asked,
-    /// Nothing if the files say what is in force.
-    pub changed: Result<Option<Box<Ready>>, AgentError>,
+    /// What the files hold.
+    pub changed: Result<Change, AgentError>,
     /// Whether the kernel's limit of watches left some of them out.
     pub has_no_room: bool,
 }
@@ -81,16 +102,21 @@ impl Reader {
     }
 
     /// Has the files looked at, or once more if that is being done.
-    pub fn look(&mut self, asked: Asked, ready: &Ready, directories: Option<Directories>) {
+    pub fn look(&mut self, asked: Asked, seen: Seen<'_>, directories: Option<Directories>) {
         if self.busy.is_some() && directories.is_none() {
-            if self.again != Some(Asked::ByPerson) {
+            // Who waits for an answer comes first.
+            let is_less = matches!(self.again, None | Some(Asked::ByAgent));
+            if is_less || matches!(asked, Asked::ToApply(_)) {
                 self.again = Some(asked);
             }
             return;
         }
+        let Seen { ready, unconfirmed } = seen;
+        let is_wanted = matches!(asked, Asked::ToApply(_));
         let job = Job {
             texts: Arc::clone(&ready.texts),
             numbers: ready.numbers.clone(),
+            unconfirmed: unconfirmed.filter(|_| !is_wanted).map(str::to_owned),
             asked,
             directories,
         };
@@ -126,6 +152,7 @@ fn look(options: &AgentOptions, job: Job, watched: &mut Option<Directories>) -> 
     let Job {
         texts,
         numbers,
+        unconfirmed,
         asked,
         directories,
     } = job;
@@ -139,7 +166,7 @@ fn look(options: &AgentOptions, job: Job, watched: &mut Option<Directories>) -> 
     }
     Outcome {
         asked,
-        changed: changed(options, &texts, &numbers),
+        changed: changed(options, &texts, unconfirmed.as_deref(), &numbers),
         has_no_room,
     }
 }
@@ -147,15 +174,19 @@ fn look(options: &AgentOptions, job: Job, watched: &mut Option<Directories>) -> 
 fn changed(
     options: &AgentOptions,
     in_force: &[SourceText],
+    unconfirmed: Option<&str>,
     numbers: &PathNumbers,
-) -> Result<Option<Box<Ready>>, AgentError> {
+) -> Result<Change, AgentError> {
     if files::is_unchanged(&options.inputs, in_force) {
-        return Ok(None);
+        return Ok(Change::Same);
     }
     let texts = files::read_settled(&options.inputs, || thread::sleep(files::QUIET))?;
     if texts == in_force {
         // It was only half written before.
-        return Ok(None);
+        return Ok(Change::Same);
     }
-    start::prepare(options, texts, numbers).map(|ready| Some(Box::new(ready)))
+    if unconfirmed.is_some_and(|digest| digest == text_digest(&texts)) {
+        return Ok(Change::Unconfirmed);
+    }
+    start::prepare(options, texts, numbers).map(|ready| Change::New(Box::new(ready)))
 }

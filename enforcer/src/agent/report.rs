@@ -275,6 +275,19 @@ pub struct Event {
     pub generation: u32,
 }
 
+/// What is in force after a policy was applied, confirmed or taken back.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Applied {
+    /// Name of the policy in force.
+    pub policy: String,
+    /// Its generation.
+    pub generation: u32,
+    /// Until when it has to be confirmed (RFC 3339, UTC); missing if it need not be.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub confirm_by: Option<String>,
+}
+
 /// What a running agent was given.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]

@@ -1,47 +1,48 @@
 //! The agent's life: begin, turn after turn, and an end that leaves nothing behind.
 
-use std::{
-    fs::File,
-    io, mem,
-    path::{Path, PathBuf},
-    time::Duration,
-};
+use std::{io, mem, path::PathBuf, sync::Arc, time::Duration};
 
-use enforcer_common::{limits, record::RecordKey, tables::Party};
-use enforcer_policy::{compile::PathNumbers, text};
+use enforcer_common::{limits, record::RecordKey};
+use enforcer_policy::text;
 use tokio::{
     signal::unix::{Signal, SignalKind, signal},
-    sync::{broadcast, mpsc},
+    sync::{broadcast, mpsc, oneshot},
     time::{Interval, MissedTickBehavior, interval, timeout},
 };
 
 use super::{
-    AgentError, AgentOptions, Event, Listener, SubjectKind,
+    AgentError, AgentOptions, Applied, Event, Listener, SubjectKind,
+    cgroups::pairs,
     control::{Command, Control, ShutdownAck},
     faults::{Faults, Kind, PolicyFault},
     flood,
+    history::History,
     interfaces::list_at_start,
     ledger::{InForce, Ledger, boot_time},
     listeners, memory,
     print::print,
-    reader::{Asked, Outcome, Reader},
+    reader::{Asked, Change, Outcome, Reader},
     room::Room,
-    start::{self, Lock, Ready},
+    start::{self, First, Lock, Ready, UNCONFIRMED},
     watch::{self, Directories},
 };
-use crate::{
-    files,
-    kernel::{
-        CgroupPaths, Found, Kernel, KernelError, KnownCgroup, Link, LinkEvents, Pins, Wakes,
-        cgroups, filters, load::KernelLog,
-    },
+use crate::kernel::{
+    CgroupPaths, Found, Kernel, KernelError, Link, LinkEvents, Pins, Wakes, cgroups, filters,
+    load::KernelLog,
 };
 
 /// Everything that lives as long as the agent.
 pub struct Agent {
     pub(super) options: AgentOptions,
     pub(super) kernel: Kernel,
-    pub(super) ready: Ready,
+    pub(super) ready: Arc<Ready>,
+    /// The policy before, as long as that one has to be confirmed.
+    pub(super) unconfirmed: Option<Arc<Ready>>,
+    /// What was taken back last, in a sentence.
+    pub(super) rolled_back: Option<String>,
+    pub(super) history: History,
+    /// Who waits for what becomes of the files that are being read.
+    pub(super) applying: Vec<oneshot::Sender<Result<Applied, String>>>,
     /// What does not work at present.
     pub(super) faults: Faults,
     /// What became of the newest policy.
@@ -51,7 +52,7 @@ pub struct Agent {
     /// The inode of the cgroup root that programs are attached to, or as many of them as can be.
     pub(super) attached_root: Option<u64>,
     /// What tells where declared cgroups come and go; nothing where the kernel has no more of them.
-    directories: Option<Directories>,
+    pub(super) directories: Option<Directories>,
     pub(super) ledger: Ledger,
     pub(super) links: Vec<Link>,
     pub(super) news: broadcast::Sender<Event>,
@@ -105,22 +106,16 @@ pub async fn run(options: AgentOptions) -> Result<(), AgentError> {
     if !nix::unistd::geteuid().is_root() {
         return Err(AgentError::NotRoot);
     }
-    let texts = files::read_again_and_again(&options.inputs)?;
-    // A policy that is not valid is told before anything is touched.
-    let numbers = PathNumbers::default();
-    let mut ready = start::prepare(&options, texts, &numbers)?;
+    let state_dir = options.pin.then_some(options.state_dir.as_path());
+    let history = History::open(state_dir, &options.inputs);
+    // A policy that is not valid, where there is no other, is told before anything is touched.
+    start::first(&options, &history, None)?;
     let lock = start::lock(&options.run_dir)?;
     let found = look_for_pins(&options)?;
-    if let Some(found) = &found
-        && !found.kept().names.is_empty()
-    {
-        // Paths keep the numbers that they have in what is pinned.
-        let numbers = PathNumbers::from_names(found.kept().names.iter().cloned());
-        ready = start::prepare(&options, ready.texts.to_vec(), &numbers)?;
-    }
+    let first = start::first(&options, &history, found.as_ref().map(Found::kept))?;
     let room = Room::reserve();
     let (control, commands) = Control::open(&options.run_dir, room)?;
-    let (mut agent, mut sources) = begin(options, ready, found, commands, room).await?;
+    let (mut agent, mut sources) = begin(options, history, first, found, commands, room).await?;
     agent.print_start();
     let shutdown = agent.live(&mut sources).await;
     // From here on nothing may fail, and all of it goes, in this order.
@@ -163,7 +158,8 @@ fn look_for_pins(options: &AgentOptions) -> Result<Option<Found>, AgentError> {
 /// with the kernel handle.
 async fn begin(
     options: AgentOptions,
-    ready: Ready,
+    history: History,
+    first: First,
     found: Option<Found>,
     commands: mpsc::Receiver<Command>,
     room: Room,
@@ -174,6 +170,11 @@ async fn begin(
     let terminate = listen(SignalKind::terminate())?;
     let links = LinkEvents::open()?;
     let there = list_at_start(&links).await?;
+    let First {
+        mut ready,
+        mut unconfirmed,
+        why,
+    } = first;
     ready.selectors.check(&there)?;
     let cgroup_root = cgroups::root(&ready.cgroup_root)?;
     if let Some(what) = found.as_ref().and_then(Found::describe) {
@@ -182,9 +183,18 @@ async fn begin(
     let mut kernel = Kernel::load(found, options.kernel_log)?;
     kernel.know_filters(&filters::leftovers().await?);
     // The policy must be there before the first packet is judged.
-    if !kernel.resume(ready.as_new())? {
+    let mut resumed = kernel.resume(ready.as_new())?;
+    if kernel.deadline().is_some() && !(resumed && unconfirmed.is_some()) {
+        // What waits to be confirmed is not what this agent would confirm, or it is too late.
+        kernel.fall_back()?;
+        if let Some(before) = unconfirmed.take() {
+            ready = before;
+        }
+        resumed = kernel.resume(ready.as_new())?;
+    }
+    if !resumed {
         let known = cgroups::resolve(&cgroup_root, &ready.compiled.cgroups);
-        kernel.apply(ready.as_new(), &pairs(&known))?;
+        kernel.apply(ready.as_new(), &pairs(&known), None)?;
     }
     let mut sources = EventSources {
         wakes: Some(kernel.wakes()?),
@@ -213,7 +223,11 @@ async fn begin(
         directories: None,
         options,
         kernel,
-        ready,
+        ready: Arc::new(ready),
+        unconfirmed: unconfirmed.map(Arc::new),
+        rolled_back: None,
+        history,
+        applying: Vec::new(),
         faults: Faults::default(),
         policy_fault: PolicyFault::default(),
         room,
@@ -226,13 +240,18 @@ async fn begin(
         has_retired_others: false,
         has_new_records: true,
     };
+    match why {
+        Some(why) => agent.policy_fault.set(why),
+        None if agent.unconfirmed.is_none() => agent.remember(),
+        None => {}
+    }
     agent.attach_interfaces(&sources.links).await;
     agent.attach_root();
     agent.retire_others();
     agent.watch(&mut sources);
     agent.learn_cgroups();
     // Once more, now that it is watched.
-    sources.reader.look(Asked::ByAgent, &agent.ready, None);
+    sources.reader.look(Asked::ByAgent, agent.seen(), None);
     memory::give_back();
     Ok((agent, sources))
 }
@@ -283,10 +302,10 @@ impl Agent {
                 }
                 AgentEvent::Links => self.look_at_links(&sources.links).await,
                 AgentEvent::Cgroups => self.learn_cgroups(),
-                AgentEvent::Files => sources.reader.look(Asked::ByAgent, &self.ready, None),
+                AgentEvent::Files => sources.reader.look(Asked::ByAgent, self.seen(), None),
                 AgentEvent::Read(outcome) => self.read(outcome, sources).await,
                 AgentEvent::Tick => self.tick(sources).await,
-                AgentEvent::Reload => sources.reader.look(Asked::ByPerson, &self.ready, None),
+                AgentEvent::Reload => sources.reader.look(Asked::ByPerson, self.seen(), None),
                 AgentEvent::Stop => return None,
                 AgentEvent::Command(Command::Detach(shutdown)) => return Some(shutdown),
                 AgentEvent::Command(ask) => self.answer(ask),
@@ -305,6 +324,7 @@ impl Agent {
                 "{left} new denials of this second are left out here: see `enforcer events`"
             )),
         }
+        self.settle(&sources.links).await;
         if self.ledger.is_unsettled() {
             let records = self.kernel.records().unwrap_or_default();
             self.ledger.settle(&records);
@@ -328,7 +348,7 @@ impl Agent {
             }
             self.attach_root();
             self.retire_others();
-            sources.reader.look(Asked::ByAgent, &self.ready, None);
+            sources.reader.look(Asked::ByAgent, self.seen(), None);
         }
         if self.ticks.is_multiple_of(LOOK) || self.directories.is_none() {
             self.learn_cgroups();
@@ -395,7 +415,7 @@ impl Agent {
                 Ok((events, directories)) => {
                     sources.files = Some(events);
                     let look = Some(directories);
-                    sources.reader.look(Asked::ByAgent, &self.ready, look);
+                    sources.reader.look(Asked::ByAgent, self.seen(), look);
                     self.faults.clear(Kind::FileWatch);
                 }
                 Err(error) => self.faults.set(
@@ -406,65 +426,6 @@ impl Agent {
                     ),
                 ),
             }
-        }
-    }
-
-    /// A declared cgroup may come at any time, with a new id each time, and go.
-    fn learn_cgroups(&mut self) {
-        self.ledger.paths.retry();
-        // What can not be looked at is not taken for gone.
-        let looked = self.room.within(|| {
-            let root = File::open(&self.cgroup_root);
-            if let Err(error) = root
-                && error.kind() != io::ErrorKind::NotFound
-            {
-                return Err(error);
-            }
-            Ok(look_at_cgroups(
-                &self.cgroup_root,
-                &self.ready,
-                &mut self.directories,
-            ))
-        });
-        let known = match looked {
-            Ok(known) => known,
-            Err(error) => {
-                let error = text::chain(&error);
-                let error = format!("failed to look for the declared cgroups: {error}");
-                return self.faults.set(Kind::Cgroups, error);
-            }
-        };
-        let mut result = Ok(());
-        for cgroup in &known {
-            if self.kernel.cgroups().get(&cgroup.id) == Some(&cgroup.party) {
-                continue;
-            }
-            result = result.and(self.kernel.learn_cgroup(cgroup.id, cgroup.party));
-        }
-        let gone: Vec<u64> = self
-            .kernel
-            .cgroups()
-            .keys()
-            .filter(|id| !known.iter().any(|cgroup| cgroup.id == **id))
-            .copied()
-            .collect();
-        for id in gone {
-            result = result.and(self.kernel.forget_cgroup(id));
-        }
-        let has_no_room = self
-            .directories
-            .as_ref()
-            .is_some_and(Directories::has_no_room);
-        match result {
-            Err(error) => self.faults.set(Kind::Cgroups, text::chain(&error)),
-            Ok(()) if has_no_room => self.faults.set(
-                Kind::Cgroups,
-                "some directories of declared cgroups are looked at every five seconds instead of at once: \
-                 the kernel's limit of inotify watches is reached; more: sysctl -w \
-                 fs.inotify.max_user_watches=…"
-                    .to_owned(),
-            ),
-            Ok(()) => self.faults.clear(Kind::Cgroups),
         }
     }
 
@@ -503,26 +464,29 @@ impl Agent {
             has_no_room,
         } = outcome;
         match changed {
-            Ok(None) => {
+            Ok(Change::Same) => {
                 self.policy_fault.clear();
                 if asked == Asked::ByPerson {
                     print("the policy is unchanged");
                 }
+                self.answer_applied(asked, Ok(()));
             }
-            Ok(Some(ready)) => match self.replace(*ready, &sources.links).await {
-                Ok(()) => {
-                    self.learn_cgroups();
-                    print(&format!(
-                        "policy `{}` is in force, generation {}",
-                        self.ready.policy.name,
-                        self.kernel.generation()
-                    ));
-                    self.policy_fault.clear();
-                    self.print_warnings();
+            Ok(Change::Unconfirmed) => {
+                if self.policy_fault.error().is_none() {
+                    self.policy_fault.set(UNCONFIRMED.to_owned());
                 }
-                Err(error) => self.policy_fault.set(text::chain(&error)),
-            },
-            Err(error) => self.policy_fault.set(text::chain(&error)),
+            }
+            Ok(Change::New(ready)) => {
+                let applied = self.follow(*ready, asked, &sources.links).await;
+                if let Err(error) = &applied {
+                    self.policy_fault.set(text::chain(error));
+                }
+                self.answer_applied(asked, applied);
+            }
+            Err(error) => {
+                self.policy_fault.set(text::chain(&error));
+                self.answer_applied(asked, Err(error));
+            }
         }
         if sources.files.is_some() {
             match has_no_room {
@@ -536,24 +500,8 @@ impl Agent {
             }
         }
         if let Some(asked) = sources.reader.again() {
-            sources.reader.look(asked, &self.ready, None);
+            sources.reader.look(asked, self.seen(), None);
         }
-    }
-
-    async fn replace(&mut self, ready: Ready, links: &LinkEvents) -> Result<(), AgentError> {
-        ready.selectors.check(&self.links)?;
-        // The programs stay attached where they are: the root itself can not change.
-        let resolve = || cgroups::resolve(&self.cgroup_root, &ready.compiled.cgroups);
-        let known = self.room.within(resolve);
-        let generation = self.kernel.generation();
-        self.kernel.apply(ready.as_new(), &pairs(&known))?;
-        let before = mem::replace(&mut self.ready, ready);
-        // Without them, what nobody has named keeps its addresses alone.
-        let records = self.kernel.records().unwrap_or_default();
-        self.ledger.succeed(generation, before, &records);
-        self.attach_interfaces(links).await;
-        memory::give_back();
-        Ok(())
     }
 
     /// Sockets that have a port which the policy would not let them bind.
@@ -573,11 +521,6 @@ impl Agent {
                 Vec::new()
             }
         }
-    }
-
-    /// How many declared cgroups the kernel knows.
-    pub(super) fn known_cgroups(&self) -> u64 {
-        self.kernel.cgroups().len() as u64
     }
 
     /// Declared, and of no effect at present.
@@ -601,27 +544,6 @@ impl Agent {
         }
         notes
     }
-}
-
-/// The declared cgroups that are there, with all directories watched in which one may come.
-fn look_at_cgroups(
-    root: &Path,
-    ready: &Ready,
-    directories: &mut Option<Directories>,
-) -> Vec<KnownCgroup> {
-    let rules = &ready.compiled.cgroups;
-    if let Some(directories) = directories {
-        // What came before its parent was under watch is found by looking again.
-        while directories.only(watch::of_cgroups(root, rules)) {}
-    }
-    cgroups::resolve(root, rules)
-}
-
-fn pairs(known: &[KnownCgroup]) -> Vec<(u64, Party)> {
-    known
-        .iter()
-        .map(|cgroup| (cgroup.id, cgroup.party))
-        .collect()
 }
 
 fn listen(kind: SignalKind) -> Result<Signal, AgentError> {

@@ -21,9 +21,16 @@ use nix::{
 
 use super::{
     AgentError, AgentOptions,
+    history::History,
     node::{self, Selectors},
 };
-use crate::kernel::apply::NewPolicy;
+use crate::{
+    files,
+    kernel::{
+        Kept,
+        apply::{NewPolicy, now},
+    },
+};
 
 /// Held as long as the agent runs; the kernel lets go of it with the process.
 pub struct Lock(#[expect(dead_code, reason = "held, never looked at")] Flock<File>);
@@ -92,6 +99,74 @@ impl Ready {
             numbers: &self.numbers,
             name: &self.policy.name,
         }
+    }
+}
+
+/// What an agent begins with.
+pub struct First {
+    /// What is to be in force.
+    pub ready: Ready,
+    /// What is in force again unless that is confirmed, where it waits for that.
+    pub unconfirmed: Option<Ready>,
+    /// Why it is not what the files hold.
+    pub why: Option<String>,
+}
+
+/// Why what the files hold is not put in force.
+pub const UNCONFIRMED: &str = "the policy's files hold what was not confirmed, or was taken back; the last policy that was \
+                               confirmed is in force: `enforcer apply` puts the files' in force again";
+
+/// What an agent begins with, after another one or after a restart of the machine: what its files hold, unless nobody has
+/// confirmed that, or it is not valid and there is one that was.
+pub fn first(
+    options: &AgentOptions,
+    history: &History,
+    kept: Option<&Kept>,
+) -> Result<First, AgentError> {
+    // Paths keep the numbers that they have in what is pinned.
+    let names = kept.map(|kept| kept.names.clone()).unwrap_or_default();
+    let numbers = PathNumbers::from_names(names);
+    let confirmed = |numbers| {
+        let texts = history.confirmed()?;
+        prepare(options, texts, numbers).ok()
+    };
+    let texts = files::read_again_and_again(&options.inputs).map_err(AgentError::from);
+    let is_unconfirmed = texts
+        .as_ref()
+        .is_ok_and(|texts| history.is_unconfirmed(texts));
+    let files = texts.and_then(|texts| prepare(options, texts, &numbers));
+    let waits = kept.is_some_and(|kept| kept.before.is_some() && now() < kept.deadline);
+    match files {
+        Ok(ready) if is_unconfirmed => match confirmed(&ready.numbers) {
+            Some(before) if waits => Ok(First {
+                ready,
+                unconfirmed: Some(before),
+                why: None,
+            }),
+            Some(confirmed) => Ok(First {
+                ready: confirmed,
+                unconfirmed: None,
+                why: Some(UNCONFIRMED.to_owned()),
+            }),
+            None => Ok(First {
+                ready,
+                unconfirmed: None,
+                why: None,
+            }),
+        },
+        Ok(ready) => Ok(First {
+            ready,
+            unconfirmed: None,
+            why: None,
+        }),
+        Err(error) => match confirmed(&numbers) {
+            Some(ready) => Ok(First {
+                ready,
+                unconfirmed: None,
+                why: Some(text::chain(&error)),
+            }),
+            None => Err(error),
+        },
     }
 }
 

@@ -44,7 +44,7 @@ impl Agent {
             policy: self.ready.policy.name.clone(),
             digest: self.ready.policy.digest.clone(),
             generation: self.kernel.generation(),
-            since: rfc3339(self.kernel.kept().since()),
+            since: rfc3339(self.kernel.kept().in_force.since()),
             pid: std::process::id(),
             attachments: self.kernel.attachments(),
             cgroups: self.known_cgroups(),

@@ -7,7 +7,7 @@ use clap::{Args, ValueEnum};
 
 use super::{AgentArguments, Failure, Format, Outcome, PolicyArguments};
 use crate::{
-    agent::{self, AgentOptions, Output, TcMode},
+    agent::{self, AgentOptions, Output, STATE_DIR, TcMode},
     files::STANDARD_INPUT,
 };
 
@@ -50,6 +50,12 @@ pub struct Arguments {
     /// End enforcement with the agent, instead of leaving it in force; for trials
     #[arg(long)]
     no_pin: bool,
+    /// Directory where the policies that were confirmed are kept
+    #[arg(long, value_name = "DIR", default_value = STATE_DIR, env = "ENFORCER_STATE_DIR")]
+    state_dir: PathBuf,
+    /// Whenever the policy's files change: go back to the policy before unless `enforcer confirm` comes within this time
+    #[arg(long, value_name = "DURATION")]
+    confirm_within: Option<humantime::Duration>,
     /// Print what each kernel program returns, for debugging
     #[arg(long)]
     kernel_log: bool,
@@ -76,6 +82,8 @@ pub fn run(arguments: Arguments, format: Format) -> Outcome {
         cgroup_root,
         tc,
         no_pin,
+        state_dir,
+        confirm_within,
         kernel_log,
     } = arguments;
     if kernel_log {
@@ -100,6 +108,8 @@ pub fn run(arguments: Arguments, format: Format) -> Outcome {
         run_dir,
         pin: !no_pin,
         pin_dir,
+        state_dir,
+        confirm_within: confirm_within.map(Into::into),
         tc_mode: match tc {
             Tc::Auto => TcMode::Auto,
             Tc::Tcx => TcMode::Tcx,

@@ -1,5 +1,7 @@
 //! What an agent before this one left pinned, and what this one goes on with.
 
+use std::collections::HashMap;
+
 use enforcer_common::tables::{self, active};
 
 use super::{
@@ -8,7 +10,7 @@ use super::{
     layout,
     maps::Owned,
     pins::Instance,
-    state::{Pinned, Slots},
+    state::{Generation, Pinned, Slots},
 };
 
 /// What is pinned, before anything is loaded.
@@ -68,12 +70,8 @@ impl Found {
 
     /// What there was, for the log; nothing if there was nothing.
     pub fn describe(&self) -> Option<String> {
-        let Kept {
-            version,
-            generation,
-            ..
-        } = &self.kept;
-        let version = enforcer_policy::text::shown(version);
+        let version = enforcer_policy::text::shown(&self.kept.version);
+        let generation = self.kept.in_force.generation;
         if self.adopted.is_some() {
             Some(format!(
                 "takes over from enforcer {version}: generation {generation} was enforced meanwhile"
@@ -151,26 +149,48 @@ impl Pinned {
 }
 
 impl Slots {
-    /// Reads back what is in force.
+    /// Reads back what is in force, and what would be without an agent.
     pub(super) fn read_back(&mut self) -> Result<(), KernelError> {
-        let failed = || KernelError::map("read what is in force");
         let word = self.active.u32(0).ok_or(KernelError::Missing("ACTIVE"))?;
-        let (slot, epoch) = active::parts(word.load(std::sync::atomic::Ordering::Acquire));
-        (self.slot, self.epoch) = (slot, epoch);
-        if epoch == 0 {
+        let word = word.load(std::sync::atomic::Ordering::Acquire);
+        if active::parts(word).1 == 0 {
             // An agent died before it had put anything in force.
             return Ok(());
         }
+        self.current = self.generation(word)?;
+        self.epoch = self.current.epoch;
+        self.slot_before = (self.current.slot + 1) % active::SLOTS;
+        if word & active::PENDING != 0 {
+            let fallback = self.pending.u64(active::FALLBACK);
+            let fallback = fallback.ok_or(KernelError::Missing("PENDING"))?;
+            let word = fallback.load(std::sync::atomic::Ordering::Acquire) as u32;
+            let fallback = self.generation(word)?;
+            (self.epoch, self.slot_before) = (fallback.epoch, fallback.slot);
+            self.fallback = Some(fallback);
+        }
+        Ok(())
+    }
+
+    /// The generation that a word means.
+    fn generation(&self, word: u32) -> Result<Generation, KernelError> {
+        let failed = || KernelError::map("read what is in force");
+        let (slot, epoch) = active::parts(word);
         let settings = self.settings.get(&slot, 0).map_err(failed())?;
         let settings: tables::Settings =
             zerocopy::transmute!(settings.get(&0, 0).map_err(failed())?);
-        self.generation = settings.generation;
         let live = self.cgroups.get(&slot, 0).map_err(failed())?;
+        let mut parties = HashMap::new();
         for entry in live.iter() {
             let (id, party) = entry.map_err(failed())?;
-            self.parties.insert(id, party as u16);
+            parties.insert(id, party as u16);
         }
-        self.live = Some(live);
-        Ok(())
+        Ok(Generation {
+            slot,
+            epoch,
+            number: settings.generation,
+            live: Some(live),
+            parties,
+            addresses: None,
+        })
     }
 }

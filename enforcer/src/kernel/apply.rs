@@ -3,11 +3,14 @@
 use std::{
     collections::HashMap,
     hash::{DefaultHasher, Hash as _, Hasher as _},
-    io,
+    io, mem,
     path::Path,
-    sync::{Arc, atomic::Ordering},
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering},
+    },
     thread,
-    time::SystemTime,
+    time::{Duration, SystemTime},
 };
 
 use aya::{
@@ -19,12 +22,16 @@ use enforcer_common::{
     tables::{self, Party, active},
 };
 use enforcer_policy::compile::{Compiled, PathNumbers, PrefixEntry};
+use nix::time::{ClockId, clock_gettime};
 use zerocopy::IntoBytes as _;
 
 use super::{
     Kept, KernelError, batch, hosts,
+    kept::KeptPolicy,
     maps::{Owned, mapped, take},
-    state::{Addresses, Block, Cell, Cgroups, Kernel, Networks, Settings, Slots, Word, Words},
+    state::{
+        Addresses, Block, Cell, Cgroups, Generation, Kernel, Networks, Settings, Slots, Word, Words,
+    },
 };
 
 /// The kernel takes inner arrays of different sizes if they are made with this flag (Linux 5.10).
@@ -48,9 +55,11 @@ impl Slots {
     pub(super) fn take(bpf: &mut Ebpf) -> Result<Self, KernelError> {
         Ok(Self {
             active: mapped(bpf, "ACTIVE")?,
-            slot: 0,
+            pending: mapped(bpf, "PENDING")?,
             epoch: 0,
-            generation: 0,
+            current: Generation::default(),
+            fallback: None,
+            slot_before: 0,
             settings: take(bpf, "SETTINGS")?,
             hosts: take(bpf, "HOSTS")?,
             networks: take(bpf, "NETWORKS")?,
@@ -59,9 +68,6 @@ impl Slots {
             entries: take(bpf, "ENTRIES")?,
             related: take(bpf, "RELATED")?,
             cgroups: take(bpf, "CGROUPS")?,
-            live: None,
-            parties: HashMap::new(),
-            addresses: None,
         })
     }
 
@@ -78,12 +84,11 @@ impl Slots {
             related,
             cgroups,
             active: _,
-            slot: _,
+            pending: _,
             epoch: _,
-            generation: _,
-            live: _,
-            parties: _,
-            addresses: _,
+            current: _,
+            fallback: _,
+            slot_before: _,
         } = self;
         let outcomes = thread::scope(|scope| {
             [
@@ -106,16 +111,62 @@ impl Slots {
         Ok(())
     }
 
-    /// Puts a slot in force, and begins an epoch: what programs have found out so far is found out anew.
+    /// Puts the current generation in force, and begins an epoch: what programs have found out so far is found out anew.
+    /// Where there is a fallback, that gets an epoch, too: what was found out under either must not be true under the other.
     ///
-    /// One store: the next program sees all of it or nothing.
-    fn switch(&mut self, slot: u32) -> Result<(), KernelError> {
+    /// One store puts it in force: the next program sees all of it or nothing.
+    fn publish(&mut self) -> Result<(), KernelError> {
+        self.current.epoch = active::next(self.epoch);
+        self.epoch = self.current.epoch;
+        if let Some(fallback) = &mut self.fallback {
+            fallback.epoch = active::next(self.epoch);
+            self.epoch = fallback.epoch;
+            let word = active::word(fallback.slot, fallback.epoch);
+            self.pending_word(active::FALLBACK)?
+                .store(word.into(), Ordering::Release);
+        }
+        self.store()
+    }
+
+    /// Writes the word of what is in force.
+    fn store(&self) -> Result<(), KernelError> {
         let word = self.active.u32(0).ok_or(KernelError::Missing("ACTIVE"))?;
-        let epoch = active::next(self.epoch);
-        word.store(active::word(slot, epoch), Ordering::Release);
-        (self.slot, self.epoch) = (slot, epoch);
+        let Generation { slot, epoch, .. } = self.current;
+        let pending = match self.fallback {
+            Some(_) => active::PENDING,
+            None => 0,
+        };
+        word.store(active::word(slot, epoch) | pending, Ordering::Release);
         Ok(())
     }
+
+    fn pending_word(&self, index: u32) -> Result<&AtomicU64, KernelError> {
+        let word = self.pending.u64(index);
+        word.ok_or(KernelError::Missing("PENDING"))
+    }
+
+    fn side(&mut self, side: Side) -> Option<&mut Generation> {
+        match side {
+            Side::InForce => Some(&mut self.current),
+            Side::Fallback => self.fallback.as_mut(),
+        }
+    }
+}
+
+/// One of the two policies that the kernel knows while the last one has to be confirmed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Side {
+    /// The last one.
+    InForce,
+    /// The one before, which is in force again after the deadline.
+    Fallback,
+}
+
+/// The clock that programs compare a deadline with, in nanoseconds.
+pub fn now() -> u64 {
+    // It can not fail for a clock that the kernel has.
+    let now = clock_gettime(ClockId::CLOCK_MONOTONIC_COARSE);
+    now.map_or(0, |now| Duration::from(now).as_nanos() as u64)
 }
 
 /// A policy as it is put in force.
@@ -133,36 +184,125 @@ impl Kernel {
     /// Puts a policy in force, as the next generation. Every packet is judged wholly by the one before or wholly by this
     /// one.
     ///
+    /// With `within`, it has to be [confirmed](Self::confirm) within that time: from then on the programs judge by the
+    /// policy before again, by themselves.
+    ///
     /// # Errors
     ///
-    /// A map could not be made or filled; what was in force stays in force.
+    /// A map could not be made or filled, or the policy in force is not confirmed yet; what was in force stays in force.
     pub fn apply(
         &mut self,
         policy: NewPolicy<'_>,
         cgroups: &[(u64, Party)],
+        within: Option<Duration>,
     ) -> Result<(), KernelError> {
+        if self.slots.fallback.is_some() {
+            return Err(KernelError::Unconfirmed {
+                generation: self.generation(),
+            });
+        }
         let compiled = policy.compiled;
-        // Never 0, which is no policy.
-        let generation = self.slots.generation.checked_add(1).unwrap_or(1);
+        // Never 0, which is no policy. One that was put in force and taken back keeps its number for itself.
+        let last = self.slots.current.number.max(self.kept.last);
+        let number = last.checked_add(1).unwrap_or(1);
         let slots = &mut self.slots;
-        let before = slots.addresses.as_ref();
+        let before = slots.current.addresses.as_ref();
         let addresses = match before.filter(|before| before.prefixes == compiled.prefixes) {
             Some(same) => Arc::clone(same),
             None => Arc::new(Addresses::of(&compiled.prefixes)?),
         };
-        let filled = Filled::of(compiled, generation, cgroups, addresses)?;
-        let slot = active::slot(generation);
+        let filled = Filled::of(compiled, number, cgroups, addresses)?;
+        let slot = active::free_slot(slots.current.slot, slots.slot_before);
         slots.fill(slot, &filled)?;
+        let within = within.filter(|_| slots.current.number != 0);
+        let deadline = within.map(|within| now() + within.as_nanos() as u64);
         // Before the switch: should the agent die between, what is kept is of a generation that is not in force, and
         // says so. The numbers of paths only ever grow, so they are right in any case.
-        self.keep(policy, generation)?;
+        self.keep(policy, number, deadline)?;
         let slots = &mut self.slots;
-        slots.switch(slot)?;
-        slots.generation = generation;
-        slots.live = Some(filled.cgroups);
-        slots.parties = cgroups.iter().copied().collect();
-        slots.addresses = Some(filled.addresses);
-        Ok(())
+        let new = Generation {
+            slot,
+            epoch: 0,
+            number,
+            live: Some(filled.cgroups),
+            parties: cgroups.iter().copied().collect(),
+            addresses: Some(filled.addresses),
+        };
+        let before = mem::replace(&mut slots.current, new);
+        slots.slot_before = before.slot;
+        if let Some(deadline) = deadline {
+            slots
+                .pending_word(active::DEADLINE)?
+                .store(deadline, Ordering::Release);
+            slots.fallback = Some(before);
+        }
+        slots.publish()
+    }
+
+    /// When the programs fall back to the policy before, by [`now`]; nothing if the policy in force is confirmed.
+    pub fn deadline(&self) -> Option<u64> {
+        self.slots.fallback.as_ref()?;
+        Some(self.kept.deadline)
+    }
+
+    /// Moves the deadline.
+    ///
+    /// # Errors
+    ///
+    /// There is none, or it has passed.
+    pub fn extend(&mut self, within: Duration) -> Result<(), KernelError> {
+        self.is_in_time()?;
+        let deadline = now() + within.as_nanos() as u64;
+        self.slots
+            .pending_word(active::DEADLINE)?
+            .store(deadline, Ordering::Release);
+        self.kept.deadline = deadline;
+        self.write_kept()
+    }
+
+    /// Keeps the policy in force for good.
+    ///
+    /// # Errors
+    ///
+    /// It need not be confirmed, or the deadline has passed.
+    pub fn confirm(&mut self) -> Result<(), KernelError> {
+        self.is_in_time()?;
+        self.slots.fallback = None;
+        self.slots.store()?;
+        self.kept.before = None;
+        self.write_kept()
+    }
+
+    fn is_in_time(&self) -> Result<(), KernelError> {
+        match self.deadline() {
+            None => Err(KernelError::NothingToConfirm),
+            Some(deadline) if now() >= deadline => Err(KernelError::TooLate {
+                generation: self.generation(),
+            }),
+            Some(_) => Ok(()),
+        }
+    }
+
+    /// Goes back to the policy before, now, or where the programs have done so already. Whether there was one.
+    ///
+    /// # Errors
+    ///
+    /// What is to be kept can not be written. The policy before is in force all the same.
+    pub fn fall_back(&mut self) -> Result<bool, KernelError> {
+        let slots = &mut self.slots;
+        let Some(fallback) = slots.fallback.take() else {
+            return Ok(false);
+        };
+        let given_up = mem::replace(&mut slots.current, fallback);
+        slots.slot_before = given_up.slot;
+        // With the epoch that the programs fell back with.
+        slots.store()?;
+        self.attached.fallback_roles.clear();
+        if let Some(before) = self.kept.before.take() {
+            self.kept.in_force = before;
+        }
+        self.write_kept()?;
+        Ok(true)
     }
 
     /// Goes on with the policy in force that an agent before this one put there, if it is the same. So what is remembered
@@ -173,39 +313,46 @@ impl Kernel {
     /// What is to be kept can not be written.
     pub fn resume(&mut self, policy: NewPolicy<'_>) -> Result<bool, KernelError> {
         let adopted = self.pinned.as_ref().is_some_and(|pinned| pinned.adopted);
-        let generation = self.slots.generation;
+        let number = self.slots.current.number;
         let same = adopted
-            && generation != 0
-            && generation == self.kept.generation
-            && self.kept.fingerprint == fingerprint(policy.compiled);
+            && number != 0
+            && number == self.kept.in_force.generation
+            && self.kept.in_force.fingerprint == fingerprint(policy.compiled);
         if same {
-            let since = self.kept.since;
-            self.keep(policy, generation)?;
-            self.kept.since = since;
+            self.kept.version = env!("CARGO_PKG_VERSION").to_owned();
+            self.kept.names = policy.numbers.names().to_vec();
             self.write_kept()?;
         }
         Ok(same)
     }
 
-    fn keep(&mut self, policy: NewPolicy<'_>, generation: u32) -> Result<(), KernelError> {
+    fn keep(
+        &mut self,
+        policy: NewPolicy<'_>,
+        generation: u32,
+        deadline: Option<u64>,
+    ) -> Result<(), KernelError> {
         let NewPolicy {
             compiled,
             numbers,
             name,
         } = policy;
-        self.kept = Kept {
-            version: env!("CARGO_PKG_VERSION").to_owned(),
-            netns: self.kept.netns,
-            names: numbers.names().to_vec(),
+        let mut new = KeptPolicy {
             generation,
             fingerprint: fingerprint(compiled),
             policy: name.to_owned(),
             node: compiled.node.clone(),
             dry_run: compiled.settings.dry_run != 0,
             since: 0,
-            evicted: self.kept.evicted,
         };
-        self.kept.set_since(SystemTime::now());
+        new.set_since(SystemTime::now());
+        let kept = &mut self.kept;
+        let before = mem::replace(&mut kept.in_force, new);
+        kept.before = deadline.map(|_| before);
+        kept.deadline = deadline.unwrap_or(0);
+        kept.last = generation;
+        kept.version = env!("CARGO_PKG_VERSION").to_owned();
+        kept.names = numbers.names().to_vec();
         self.write_kept()
     }
 
@@ -218,7 +365,7 @@ impl Kernel {
 
     /// The generation in force; 0 for none.
     pub fn generation(&self) -> u32 {
-        self.slots.generation
+        self.slots.current.number
     }
 
     /// What is kept of the policy in force.
@@ -239,9 +386,12 @@ impl Kernel {
         let _ = self.write_kept();
     }
 
-    /// The cgroups that the policy in force knows.
-    pub fn cgroups(&self) -> &HashMap<u64, Party> {
-        &self.slots.parties
+    /// The cgroups that a policy knows; nothing if there is none on that side.
+    pub fn cgroups(&self, side: Side) -> Option<&HashMap<u64, Party>> {
+        match side {
+            Side::InForce => Some(&self.slots.current.parties),
+            Side::Fallback => self.slots.fallback.as_ref().map(|side| &side.parties),
+        }
     }
 
     /// Adds a cgroup that came to be after its policy was applied.
@@ -249,24 +399,30 @@ impl Kernel {
     /// # Errors
     ///
     /// The map is full.
-    pub fn learn_cgroup(&mut self, id: u64, party: Party) -> Result<(), KernelError> {
-        let Some(live) = &mut self.slots.live else {
+    pub fn learn_cgroup(&mut self, side: Side, id: u64, party: Party) -> Result<(), KernelError> {
+        let Some(generation) = self.slots.side(side) else {
+            return Ok(());
+        };
+        let Some(live) = &mut generation.live else {
             return Ok(());
         };
         live.insert(id, u32::from(party), 0)
             .map_err(KernelError::map("add a cgroup"))?;
-        self.slots.parties.insert(id, party);
+        generation.parties.insert(id, party);
         // Sockets of this cgroup may have been asked for before.
-        self.slots.switch(self.slots.slot)
+        self.slots.publish()
     }
 
-    /// Forgets a cgroup of the policy in force that is gone: its id may come back as another one's.
+    /// Forgets a cgroup of a policy that is gone: its id may come back as another one's.
     ///
     /// # Errors
     ///
     /// The kernel does not take it out.
-    pub fn forget_cgroup(&mut self, id: u64) -> Result<(), KernelError> {
-        let Some(live) = &mut self.slots.live else {
+    pub fn forget_cgroup(&mut self, side: Side, id: u64) -> Result<(), KernelError> {
+        let Some(generation) = self.slots.side(side) else {
+            return Ok(());
+        };
+        let Some(live) = &mut generation.live else {
             return Ok(());
         };
         match live.remove(&id) {
@@ -275,8 +431,8 @@ impl Kernel {
                 if error.io_error.kind() == io::ErrorKind::NotFound => {}
             Err(error) => return Err(KernelError::map("take out a cgroup")(error)),
         }
-        self.slots.parties.remove(&id);
-        self.slots.switch(self.slots.slot)
+        generation.parties.remove(&id);
+        self.slots.publish()
     }
 }
 

@@ -60,8 +60,11 @@ pub struct Attachment {
 
 impl Interface {
     /// Whether the programs that are attached are those that an interface is to have.
-    fn is_as_wanted(&self, link: &Link, role: Role) -> bool {
-        self.role == role && directions(&self.link, role) == directions(link, role)
+    fn is_as_wanted(&self, role: Role, wanted: &[TcAttachType]) -> bool {
+        let has = |direction| self.links.iter().any(|(there, _)| *there == direction);
+        self.role == role
+            && self.links.len() == wanted.len()
+            && wanted.iter().all(|direction| has(*direction))
     }
 
     /// Whether all that was attached is attached still, as far as links tell: an interface may have been made anew with
@@ -318,7 +321,8 @@ impl Kernel {
         let mut result = Ok(());
         for (link, role) in links {
             let known = self.attached.interfaces.get(&link.index);
-            let known = known.map(|known| (known.role, known.is_as_wanted(link, *role)));
+            let wanted = self.directions(link, *role);
+            let known = known.map(|known| (known.role, known.is_as_wanted(*role, &wanted)));
             let done = match known {
                 Some((_, true)) => self.know_anew(link, *role),
                 Some((before, false)) => self
@@ -374,20 +378,39 @@ impl Kernel {
 
     /// Writes the role of an interface, as programs look it up.
     fn set_role(&mut self, link: &Link, role: Role) -> Result<(), KernelError> {
-        let mut word = role as u32;
-        if !link.has_ethernet_header() {
-            word |= Role::NO_LINK_HEADER;
-        }
+        let fallback = self.attached.fallback_roles.get(&link.index);
+        let word = |role: Role| match link.has_ethernet_header() {
+            true => role as u32,
+            false => role as u32 | Role::NO_LINK_HEADER,
+        };
+        let word = word(role) | word(*fallback.unwrap_or(&role)) << Role::BITS;
         self.attached.roles.set(link.index, word)
+    }
+
+    /// Sets the roles that interfaces have under the policy that the programs fall back to. To be called before
+    /// [`Self::attach_interfaces`], with nothing where there is no such policy.
+    pub fn know_fallback_roles(&mut self, roles: &[(Link, Role)]) {
+        let roles = roles.iter();
+        self.attached.fallback_roles = roles.map(|(link, role)| (link.index, *role)).collect();
+    }
+
+    /// Where programs are attached to an interface: for either role, as long as it may come to have either.
+    fn directions(&self, link: &Link, role: Role) -> Vec<TcAttachType> {
+        let mut wanted = directions(link, role).to_vec();
+        if let Some(fallback) = self.attached.fallback_roles.get(&link.index) {
+            let more = directions(link, *fallback).iter();
+            wanted.extend(more.filter(|more| !directions(link, role).contains(more)));
+        }
+        wanted
     }
 
     /// Something about an interface has changed that its programs need not be attached anew for, such as the bridge that
     /// it is a port of, or its name.
     fn know_anew(&mut self, link: &Link, role: Role) -> Result<(), KernelError> {
-        match self.attached.interfaces.get_mut(&link.index) {
-            Some(known) if known.link == *link => return Ok(()),
-            Some(known) => known.link = link.clone(),
-            None => {}
+        if let Some(known) = self.attached.interfaces.get_mut(&link.index)
+            && known.link != *link
+        {
+            known.link = link.clone();
         }
         self.set_role(link, role)
     }
@@ -400,12 +423,12 @@ impl Kernel {
         mode: TcMode,
     ) -> Result<(), KernelError> {
         self.set_role(link, role)?;
-        let wanted = directions(link, role);
+        let wanted = self.directions(link, role);
         let Some(mut interface) = self.attached.interfaces.remove(&link.index) else {
             return Ok(());
         };
         let mut result = Ok(());
-        for direction in wanted {
+        for direction in &wanted {
             if interface.links.iter().any(|(there, _)| there == direction) {
                 continue;
             }
@@ -434,7 +457,8 @@ impl Kernel {
         // The role must be there when the first packet comes.
         self.set_role(link, role)?;
         let mut links = Vec::new();
-        for direction in directions(link, role) {
+        let wanted = self.directions(link, role);
+        for direction in &wanted {
             match self.attach_classifier(link, *direction, mode) {
                 Ok(hold) => links.push((*direction, hold)),
                 Err(error) => {
@@ -445,7 +469,7 @@ impl Kernel {
                 }
             }
         }
-        self.drop_directions(link, directions(link, role));
+        self.drop_directions(link, &wanted);
         let interface = Interface {
             link: link.clone(),
             role,

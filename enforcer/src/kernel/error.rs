@@ -131,6 +131,25 @@ pub enum KernelError {
         /// Why it failed.
         source: io::Error,
     },
+    /// Another policy can not be put in force before the last one is confirmed.
+    #[error(
+        "generation {generation} waits to be confirmed: `enforcer confirm` or `enforcer rollback` first"
+    )]
+    Unconfirmed {
+        /// It.
+        generation: u32,
+    },
+    /// There is no deadline.
+    #[error("nothing waits to be confirmed")]
+    NothingToConfirm,
+    /// The deadline has passed.
+    #[error(
+        "it is too late: generation {generation} was not confirmed in time, and the policy before is in force again"
+    )]
+    TooLate {
+        /// It.
+        generation: u32,
+    },
     /// A system call failed.
     #[error("failed to {action}")]
     System {

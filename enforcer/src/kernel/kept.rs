@@ -31,7 +31,23 @@ pub struct Kept {
     pub netns: u64,
     /// Names of paths, in the order of their numbers.
     pub names: Vec<String>,
-    /// The generation that the rest is about. The one in force is another if the agent died as it put one in force.
+    /// The policy in force, or the one that the agent was about to put in force when it died: its generation tells.
+    pub in_force: KeptPolicy,
+    /// The one before, as long as that one has to be confirmed.
+    pub before: Option<KeptPolicy>,
+    /// Until when, in nanoseconds of the kernel's monotonic clock.
+    pub deadline: u64,
+    /// The last generation that was put in force, also if it was taken back.
+    pub last: u32,
+    /// Denials of records that were removed to make room.
+    pub evicted: u64,
+}
+
+/// What is kept of a policy.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default, rename_all = "camelCase")]
+pub struct KeptPolicy {
+    /// Its generation; 0 for none.
     pub generation: u32,
     /// Tells one compiled policy from another.
     pub fingerprint: u64,
@@ -43,11 +59,9 @@ pub struct Kept {
     pub dry_run: bool,
     /// When it was put in force, in milliseconds since 1970.
     pub since: u64,
-    /// Denials of records that were removed to make room.
-    pub evicted: u64,
 }
 
-impl Kept {
+impl KeptPolicy {
     /// When it was put in force.
     pub fn since(&self) -> SystemTime {
         UNIX_EPOCH + std::time::Duration::from_millis(self.since)

@@ -87,7 +87,7 @@ impl Kernel {
             slots.read_back()?;
         } else {
             // Generations go on, so that records and events of different ones can be told apart.
-            slots.generation = kept.generation;
+            slots.current.number = kept.in_force.generation;
         }
         let attached = Attached {
             roles: Roles::take(&mut bpf, adopted)?,
@@ -95,6 +95,7 @@ impl Kernel {
             cgroups: Vec::new(),
             filters: BTreeSet::new(),
             lsm: None,
+            fallback_roles: BTreeMap::new(),
         };
         Ok(Self {
             bpf,

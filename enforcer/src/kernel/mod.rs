@@ -29,10 +29,11 @@ mod state;
 pub mod trial;
 
 pub use adopt::Found;
+pub use apply::Side;
 pub use attach::{Attachment, TcMode};
 pub use cgroups::{CgroupPaths, KnownCgroup};
 pub use error::KernelError;
-pub use kept::Kept;
+pub use kept::{Kept, KeptPolicy};
 pub use links::{Link, LinkEvents};
 pub use pins::Pins;
 pub use read::{Counters, Wakes};

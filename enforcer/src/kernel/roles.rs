@@ -45,7 +45,11 @@ impl Roles {
         let Some(slot) = interfaces::slot(interface, |slot| self.element(slot)) else {
             return Err(KernelError::NoRoomForInterface { index: interface });
         };
-        self.write(slot, interfaces::element(interface, role))
+        let element = interfaces::element(interface, role);
+        if self.element(slot) == element {
+            return Ok(());
+        }
+        self.write(slot, element)
     }
 
     /// Takes it away.

@@ -75,12 +75,15 @@ pub(super) type Networks = LpmTrie<Owned, [u8; 16], [u8; 4]>;
 /// The slots, the word that says which is in force, and the live map of cgroups.
 pub(super) struct Slots {
     pub(super) active: Mapped,
-    /// The slot in force.
-    pub(super) slot: u32,
-    /// See [`tables::active::next`].
+    /// The deadline of a policy that has to be confirmed, and what is in force from then on.
+    pub(super) pending: Mapped,
+    /// The last one that was given out, see [`tables::active::next`].
     pub(super) epoch: u32,
-    /// The generation in force; 0 for none.
-    pub(super) generation: u32,
+    pub(super) current: Generation,
+    /// The generation before, as long as it may be in force again without an agent: the programs fall back to it.
+    pub(super) fallback: Option<Generation>,
+    /// The slot that was in force before the last switch.
+    pub(super) slot_before: u32,
     pub(super) settings: ArrayOfMaps<Owned, Array<Owned, Settings>>,
     pub(super) hosts: ArrayOfMaps<Owned, Hosts>,
     pub(super) networks: ArrayOfMaps<Owned, Networks>,
@@ -89,10 +92,21 @@ pub(super) struct Slots {
     pub(super) entries: ArrayOfMaps<Owned, Array<Owned, Cell>>,
     pub(super) related: ArrayOfMaps<Owned, Words>,
     pub(super) cgroups: ArrayOfMaps<Owned, Cgroups>,
+}
+
+/// A policy as it is in its slot.
+#[derive(Default)]
+pub(super) struct Generation {
+    pub(super) slot: u32,
+    /// The epoch that it was put in force with, or will be.
+    pub(super) epoch: u32,
+    /// 0 for none.
+    pub(super) number: u32,
+    /// Its map of cgroups, which go on coming and going.
     pub(super) live: Option<Cgroups>,
     /// What is in that.
     pub(super) parties: StdHashMap<u64, Party>,
-    /// The addresses in force: most policies that follow have the same.
+    /// Its addresses: most policies that follow have the same.
     pub(super) addresses: Option<Arc<Addresses>>,
 }
 
@@ -131,6 +145,8 @@ pub(super) struct Attached {
     pub(super) filters: BTreeSet<(u32, bool)>,
     /// The link of the program for security modules.
     pub(super) lsm: Option<Hold>,
+    /// The roles that interfaces have under the fallback, where there is one.
+    pub(super) fallback_roles: BTreeMap<u32, Role>,
 }
 
 /// One program that is attached to the cgroup root.

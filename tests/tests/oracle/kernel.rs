@@ -138,7 +138,7 @@ impl Judge {
             numbers: &PathNumbers::default(),
             name: "oracle",
         };
-        self.kernel.apply(new, &ids)?;
+        self.kernel.apply(new, &ids, None)?;
         self.root.enter(cgroup)
     }
 

@@ -1,0 +1,111 @@
+//! Declared cgroups come and go, and the policies that the kernel knows hear of it.
+
+use std::{fs::File, io, path::Path};
+
+use enforcer_common::tables::Party;
+use enforcer_policy::{compile::CgroupRule, text};
+
+use super::{
+    faults::Kind,
+    serve::Agent,
+    watch::{self, Directories},
+};
+use crate::kernel::{KernelError, KnownCgroup, Side, cgroups};
+
+impl Agent {
+    /// A declared cgroup may come at any time, with a new id each time, and go. As long as the policy has to be confirmed,
+    /// the one before is kept up to date, too: it may be in force again at any moment.
+    pub(super) fn learn_cgroups(&mut self) {
+        self.ledger.paths.retry();
+        let in_force: &[CgroupRule] = &self.ready.compiled.cgroups;
+        let before = self.unconfirmed.as_ref();
+        let before: &[CgroupRule] = before.map_or(&[], |before| &before.compiled.cgroups);
+        // What can not be looked at is not taken for gone.
+        let looked = self.room.within(|| {
+            let root = File::open(&self.cgroup_root);
+            if let Err(error) = root
+                && error.kind() != io::ErrorKind::NotFound
+            {
+                return Err(error);
+            }
+            Ok(look(
+                &self.cgroup_root,
+                [in_force, before],
+                &mut self.directories,
+            ))
+        });
+        let [in_force, before] = match looked {
+            Ok(known) => known,
+            Err(error) => {
+                let error = text::chain(&error);
+                let error = format!("failed to look for the declared cgroups: {error}");
+                return self.faults.set(Kind::Cgroups, error);
+            }
+        };
+        let result = self.update(Side::InForce, &in_force);
+        let result = self.update(Side::Fallback, &before).and(result);
+        let has_no_room = self
+            .directories
+            .as_ref()
+            .is_some_and(Directories::has_no_room);
+        match result {
+            Err(error) => self.faults.set(Kind::Cgroups, text::chain(&error)),
+            Ok(()) if has_no_room => self.faults.set(
+                Kind::Cgroups,
+                "some directories of declared cgroups are looked at every five seconds instead of at once: \
+                 the kernel's limit of inotify watches is reached; more: sysctl -w \
+                 fs.inotify.max_user_watches=…"
+                    .to_owned(),
+            ),
+            Ok(()) => self.faults.clear(Kind::Cgroups),
+        }
+    }
+
+    /// Makes what the kernel knows of one policy's cgroups what is there.
+    fn update(&mut self, side: Side, there: &[KnownCgroup]) -> Result<(), KernelError> {
+        let Some(known) = self.kernel.cgroups(side) else {
+            return Ok(());
+        };
+        let is_new = |cgroup: &&KnownCgroup| known.get(&cgroup.id) != Some(&cgroup.party);
+        let new: Vec<(u64, Party)> = pairs(there.iter().filter(is_new));
+        let is_gone = |id: &&u64| !there.iter().any(|cgroup| cgroup.id == **id);
+        let gone: Vec<u64> = known.keys().filter(is_gone).copied().collect();
+        let mut result = Ok(());
+        for (id, party) in new {
+            result = result.and(self.kernel.learn_cgroup(side, id, party));
+        }
+        for id in gone {
+            result = result.and(self.kernel.forget_cgroup(side, id));
+        }
+        result
+    }
+
+    /// How many declared cgroups the kernel knows.
+    pub(super) fn known_cgroups(&self) -> u64 {
+        let known = self.kernel.cgroups(Side::InForce);
+        known.map_or(0, |known| known.len() as u64)
+    }
+}
+
+/// The declared cgroups that are there, by two policies, with all directories watched in which one may come.
+fn look(
+    root: &Path,
+    policies: [&[CgroupRule]; 2],
+    directories: &mut Option<Directories>,
+) -> [Vec<KnownCgroup>; 2] {
+    if let Some(directories) = directories {
+        let watched = || {
+            let of = policies.map(|rules| watch::of_cgroups(root, rules));
+            of.into_iter().flatten().collect()
+        };
+        // What came before its parent was under watch is found by looking again.
+        while directories.only(watched()) {}
+    }
+    policies.map(|rules| cgroups::resolve(root, rules))
+}
+
+/// Cgroups as the kernel takes them.
+pub(super) fn pairs<'a>(known: impl IntoIterator<Item = &'a KnownCgroup>) -> Vec<(u64, Party)> {
+    let known = known.into_iter();
+    known.map(|cgroup| (cgroup.id, cgroup.party)).collect()
+}

@@ -1,0 +1,209 @@
+//! One policy after another: put in force, confirmed, taken back.
+
+use std::{
+    mem,
+    sync::Arc,
+    time::{Duration, SystemTime},
+};
+
+use enforcer_policy::text;
+
+use super::{
+    AgentError, Applied,
+    cgroups::pairs,
+    ledger::rfc3339,
+    memory,
+    print::print,
+    reader::{Asked, Seen},
+    serve::Agent,
+    start::{self, Ready},
+};
+use crate::kernel::{LinkEvents, Side, apply::now, cgroups};
+
+impl Agent {
+    /// Puts a policy in force, for good or until a deadline by which it has to be confirmed.
+    pub(super) async fn put_in_force(
+        &mut self,
+        ready: Ready,
+        within: Option<Duration>,
+        links: &LinkEvents,
+    ) -> Result<(), AgentError> {
+        ready.selectors.check(&self.links)?;
+        // The programs stay attached where they are: the root itself can not change.
+        let resolve = || cgroups::resolve(&self.cgroup_root, &ready.compiled.cgroups);
+        let known = self.room.within(resolve);
+        if within.is_some() {
+            // Should the machine start anew, it is not what is put in force.
+            self.history.begin(&ready.texts)?;
+        }
+        let generation = self.kernel.generation();
+        self.kernel.apply(ready.as_new(), &pairs(&known), within)?;
+        let before = mem::replace(&mut self.ready, Arc::new(ready));
+        if within.is_some() {
+            self.unconfirmed = Some(Arc::clone(&before));
+        } else {
+            self.remember();
+        }
+        // Without them, what nobody has named keeps its addresses alone.
+        let records = self.kernel.records().unwrap_or_default();
+        self.ledger.succeed(generation, before, &records);
+        self.attach_interfaces(links).await;
+        memory::give_back();
+        Ok(())
+    }
+
+    /// The policy in force is what comes back after a restart of the machine.
+    pub(super) fn remember(&mut self) {
+        if let Err(error) = self.history.confirm(&self.ready.texts) {
+            let error = text::chain(&error);
+            print(&format!(
+                "{error}\nthe policy is in force, but after a restart of this machine it may be another"
+            ));
+        }
+    }
+
+    /// Whether a policy has to be confirmed.
+    pub(super) fn is_unconfirmed(&self) -> bool {
+        self.unconfirmed.is_some()
+    }
+
+    /// Keeps the policy in force for good.
+    pub(super) async fn confirm(&mut self, links: &LinkEvents) -> Result<(), AgentError> {
+        self.settle(links).await;
+        self.kernel.confirm()?;
+        self.unconfirmed = None;
+        self.remember();
+        let generation = self.kernel.generation();
+        print(&format!("generation {generation} is confirmed"));
+        // Interfaces have one role from now on.
+        self.attach_interfaces(links).await;
+        self.learn_cgroups();
+        Ok(())
+    }
+
+    /// Goes back to the policy before: that of before the deadline, or else the one that was confirmed before the last.
+    pub(super) async fn roll_back(&mut self, links: &LinkEvents) -> Result<(), AgentError> {
+        if self.is_unconfirmed() {
+            self.fall_back("by request", links).await;
+            return Ok(());
+        }
+        let texts = self.history.previous().ok_or(AgentError::NothingBefore)?;
+        let given_up = Arc::clone(&self.ready);
+        let ready = start::prepare(&self.options, texts, &given_up.numbers)?;
+        self.put_in_force(ready, None, links).await?;
+        // What the files hold stays as it is, and is not put in force by itself.
+        self.history.begin(&given_up.texts)?;
+        self.learn_cgroups();
+        Ok(())
+    }
+
+    /// Whether nobody confirmed the policy in time: then the programs judge by the one before already.
+    pub(super) async fn settle(&mut self, links: &LinkEvents) {
+        let deadline = self.kernel.deadline();
+        if deadline.is_some_and(|deadline| now() >= deadline) {
+            self.fall_back("as nobody confirmed it in time", links)
+                .await;
+        }
+    }
+
+    async fn fall_back(&mut self, why: &str, links: &LinkEvents) {
+        let generation = self.kernel.generation();
+        if let Err(error) = self.kernel.fall_back() {
+            print(&text::chain(&error));
+        }
+        let Some(before) = self.unconfirmed.take() else {
+            return;
+        };
+        let given_up = mem::replace(&mut self.ready, before);
+        let records = self.kernel.records().unwrap_or_default();
+        self.ledger.succeed(generation, given_up, &records);
+        let now = self.kernel.generation();
+        let what = format!(
+            "generation {generation} was taken back {why}; generation {now} is in force again"
+        );
+        self.policy_fault.set(format!(
+            "{what}: what the files hold is not in force until `enforcer apply`"
+        ));
+        self.rolled_back = Some(what);
+        self.attach_interfaces(links).await;
+        self.learn_cgroups();
+    }
+
+    /// The roles of interfaces under the policy that the programs may fall back to.
+    pub(super) fn know_fallback_roles(&mut self) {
+        let roles = match (&self.unconfirmed, self.kernel.cgroups(Side::Fallback)) {
+            (Some(before), Some(_)) => before.selectors.roles(&self.links),
+            _ => Vec::new(),
+        };
+        self.kernel.know_fallback_roles(&roles);
+    }
+
+    /// What the reader compares the files with.
+    pub(super) fn seen(&self) -> Seen<'_> {
+        Seen {
+            ready: &self.ready,
+            unconfirmed: self.history.unconfirmed(),
+        }
+    }
+
+    /// Puts in force what the files hold now.
+    pub(super) async fn follow(
+        &mut self,
+        ready: Ready,
+        asked: Asked,
+        links: &LinkEvents,
+    ) -> Result<(), AgentError> {
+        let within = match asked {
+            Asked::ToApply(within) => within,
+            Asked::ByPerson | Asked::ByAgent => self.options.confirm_within,
+        };
+        self.put_in_force(ready, within, links).await?;
+        self.learn_cgroups();
+        self.policy_fault.clear();
+        let (name, generation) = (&self.ready.policy.name, self.kernel.generation());
+        print(&format!(
+            "policy `{name}` is in force, generation {generation}"
+        ));
+        if let Some(within) = within {
+            print(&format!(
+                "it has to be confirmed within {}: `enforcer confirm`",
+                humantime::format_duration(within)
+            ));
+        }
+        self.print_warnings();
+        Ok(())
+    }
+
+    /// Answers those who wanted the files to be put in force.
+    pub(super) fn answer_applied(&mut self, asked: Asked, applied: Result<(), AgentError>) {
+        let Asked::ToApply(within) = asked else {
+            return;
+        };
+        let answer = applied.and_then(|()| {
+            // Once more the same: it has as much time again.
+            if let (true, Some(within)) = (self.is_unconfirmed(), within) {
+                self.kernel.extend(within)?;
+            }
+            Ok(self.applied())
+        });
+        let answer = answer.map_err(|error| text::chain(&error));
+        for waiting in self.applying.drain(..) {
+            drop(waiting.send(answer.clone()));
+        }
+    }
+
+    /// What is in force, and until when.
+    pub(super) fn applied(&self) -> Applied {
+        Applied {
+            policy: self.ready.policy.name.clone(),
+            generation: self.kernel.generation(),
+            confirm_by: self.confirm_by(),
+        }
+    }
+
+    /// Until when the policy in force has to be confirmed.
+    pub(super) fn confirm_by(&self) -> Option<String> {
+        let left = self.kernel.deadline()?.saturating_sub(now());
+        Some(rfc3339(SystemTime::now() + Duration::from_nanos(left)))
+    }
+}
