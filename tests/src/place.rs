@@ -131,6 +131,8 @@ impl Place {
         let mut command = Command::new(&tool.path);
         command.stdin(Stdio::null());
         command.envs(libraries_of(tool)?);
+        // The product's, on a file system that is the host's own.
+        command.env("ENFORCER_STATE_DIR", "/run/enforcer-state");
         self.enter_before_exec(&mut command)?;
         Ok(Action {
             what: format!("{} in {}", tool.path.display(), self.party.name),

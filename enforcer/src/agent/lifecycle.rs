@@ -142,7 +142,12 @@ impl Agent {
     pub(super) fn seen(&self) -> Seen<'_> {
         Seen {
             ready: &self.ready,
-            unconfirmed: self.history.unconfirmed(),
+            waiting: self
+                .history
+                .unconfirmed()
+                .into_iter()
+                .chain(self.waiting.as_deref())
+                .collect(),
         }
     }
 

@@ -77,6 +77,8 @@ pub struct AgentOptions {
     pub pin_dir: PathBuf,
     /// Where the policies that were confirmed are kept.
     pub state_dir: PathBuf,
+    /// Whether changes of its files are put in force on request only.
+    pub manual: bool,
     /// How long a policy that its files come to hold may wait to be confirmed; nothing if it need not be.
     pub confirm_within: Option<Duration>,
     /// How programs are attached to interfaces.
@@ -104,6 +106,7 @@ impl AgentOptions {
             pin: true,
             pin_dir: PathBuf::from(PIN_DIR),
             state_dir: PathBuf::from(STATE_DIR),
+            manual: false,
             confirm_within: None,
             tc_mode: TcMode::Auto,
             uplinks: None,

@@ -44,8 +44,8 @@ pub(super) enum Asked {
 pub(super) enum Change {
     /// What is in force.
     Same,
-    /// What was not confirmed, or was taken back.
-    Unconfirmed,
+    /// What is put in force on request only.
+    Waiting,
     /// Something else.
     New(Box<Ready>),
 }
@@ -54,15 +54,15 @@ pub(super) enum Change {
 pub(super) struct Seen<'a> {
     /// What is in force.
     pub ready: &'a Ready,
-    /// The digest of what is not put in force by itself.
-    pub unconfirmed: Option<&'a str>,
+    /// Digests of what is not put in force by itself.
+    pub waiting: Vec<&'a str>,
 }
 
 /// What is in force, to be compared.
 struct Job {
     texts: Arc<[SourceText]>,
     numbers: PathNumbers,
-    unconfirmed: Option<String>,
+    waiting: Vec<String>,
     asked: Asked,
     /// Where the files are is watched from now on.
     directories: Option<Directories>,
@@ -111,12 +111,15 @@ impl Reader {
             }
             return;
         }
-        let Seen { ready, unconfirmed } = seen;
-        let is_wanted = matches!(asked, Asked::ToApply(_));
+        let Seen { ready, waiting } = seen;
+        let is_wanted = !matches!(asked, Asked::ByAgent);
         let job = Job {
             texts: Arc::clone(&ready.texts),
             numbers: ready.numbers.clone(),
-            unconfirmed: unconfirmed.filter(|_| !is_wanted).map(str::to_owned),
+            waiting: match is_wanted {
+                true => Vec::new(),
+                false => waiting.into_iter().map(str::to_owned).collect(),
+            },
             asked,
             directories,
         };
@@ -152,7 +155,7 @@ fn look(options: &AgentOptions, job: Job, watched: &mut Option<Directories>) -> 
     let Job {
         texts,
         numbers,
-        unconfirmed,
+        waiting,
         asked,
         directories,
     } = job;
@@ -166,7 +169,7 @@ fn look(options: &AgentOptions, job: Job, watched: &mut Option<Directories>) -> 
     }
     Outcome {
         asked,
-        changed: changed(options, &texts, unconfirmed.as_deref(), &numbers),
+        changed: changed(options, &texts, &waiting, &numbers),
         has_no_room,
     }
 }
@@ -174,7 +177,7 @@ fn look(options: &AgentOptions, job: Job, watched: &mut Option<Directories>) -> 
 fn changed(
     options: &AgentOptions,
     in_force: &[SourceText],
-    unconfirmed: Option<&str>,
+    waiting: &[String],
     numbers: &PathNumbers,
 ) -> Result<Change, AgentError> {
     if files::is_unchanged(&options.inputs, in_force) {
@@ -185,8 +188,8 @@ fn changed(
         // It was only half written before.
         return Ok(Change::Same);
     }
-    if unconfirmed.is_some_and(|digest| digest == text_digest(&texts)) {
-        return Ok(Change::Unconfirmed);
+    if !waiting.is_empty() && waiting.contains(&text_digest(&texts)) {
+        return Ok(Change::Waiting);
     }
     start::prepare(options, texts, numbers).map(|ready| Change::New(Box::new(ready)))
 }

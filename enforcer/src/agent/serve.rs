@@ -3,7 +3,7 @@
 use std::{io, mem, path::PathBuf, sync::Arc, time::Duration};
 
 use enforcer_common::{limits, record::RecordKey};
-use enforcer_policy::text;
+use enforcer_policy::{text, text_digest};
 use tokio::{
     signal::unix::{Signal, SignalKind, signal},
     sync::{broadcast, mpsc, oneshot},
@@ -23,7 +23,7 @@ use super::{
     print::print,
     reader::{Asked, Change, Outcome, Reader},
     room::Room,
-    start::{self, First, Lock, Ready, UNCONFIRMED},
+    start::{self, CHANGED, First, Lock, Ready, UNCONFIRMED},
     watch::{self, Directories},
 };
 use crate::kernel::{
@@ -41,6 +41,8 @@ pub struct Agent {
     /// What was taken back last, in a sentence.
     pub(super) rolled_back: Option<String>,
     pub(super) history: History,
+    /// Digest of what the files hold, where it is put in force on request only.
+    pub(super) waiting: Option<String>,
     /// Who waits for what becomes of the files that are being read.
     pub(super) applying: Vec<oneshot::Sender<Result<Applied, String>>>,
     /// What does not work at present.
@@ -227,6 +229,7 @@ async fn begin(
         unconfirmed: unconfirmed.map(Arc::new),
         rolled_back: None,
         history,
+        waiting: None,
         applying: Vec::new(),
         faults: Faults::default(),
         policy_fault: PolicyFault::default(),
@@ -471,10 +474,14 @@ impl Agent {
                 }
                 self.answer_applied(asked, Ok(()));
             }
-            Ok(Change::Unconfirmed) => {
+            Ok(Change::Waiting) => {
                 if self.policy_fault.error().is_none() {
                     self.policy_fault.set(UNCONFIRMED.to_owned());
                 }
+            }
+            Ok(Change::New(ready)) if self.options.manual && asked == Asked::ByAgent => {
+                self.waiting = Some(text_digest(&ready.texts));
+                self.policy_fault.set(CHANGED.to_owned());
             }
             Ok(Change::New(ready)) => {
                 let applied = self.follow(*ready, asked, &sources.links).await;

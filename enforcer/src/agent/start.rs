@@ -116,6 +116,9 @@ pub struct First {
 pub const UNCONFIRMED: &str = "the policy's files hold what was not confirmed, or was taken back; the last policy that was \
                                confirmed is in force: `enforcer apply` puts the files' in force again";
 
+/// Why it is not, where that is done on request only.
+pub const CHANGED: &str = "the policy's files hold another policy than the one in force: `enforcer apply` puts it in force";
+
 /// What an agent begins with, after another one or after a restart of the machine: what its files hold, unless nobody has
 /// confirmed that, or it is not valid and there is one that was.
 pub fn first(
@@ -154,11 +157,16 @@ pub fn first(
                 why: None,
             }),
         },
-        Ok(ready) => Ok(First {
-            ready,
-            unconfirmed: None,
-            why: None,
-        }),
+        Ok(ready) => {
+            let confirmed = confirmed(&ready.numbers).filter(|_| options.manual);
+            let other = confirmed.filter(|confirmed| confirmed.texts != ready.texts);
+            let why = other.is_some().then(|| CHANGED.to_owned());
+            Ok(First {
+                ready: other.unwrap_or(ready),
+                unconfirmed: None,
+                why,
+            })
+        }
         Err(error) => match confirmed(&numbers) {
             Some(ready) => Ok(First {
                 ready,

@@ -53,6 +53,9 @@ pub struct Arguments {
     /// Directory where the policies that were confirmed are kept
     #[arg(long, value_name = "DIR", default_value = STATE_DIR, env = "ENFORCER_STATE_DIR")]
     state_dir: PathBuf,
+    /// Put changes of the policy's files in force only on `enforcer apply` or SIGHUP, and not by themselves
+    #[arg(long)]
+    manual: bool,
     /// Whenever the policy's files change: go back to the policy before unless `enforcer confirm` comes within this time
     #[arg(long, value_name = "DURATION")]
     confirm_within: Option<humantime::Duration>,
@@ -83,6 +86,7 @@ pub fn run(arguments: Arguments, format: Format) -> Outcome {
         tc,
         no_pin,
         state_dir,
+        manual,
         confirm_within,
         kernel_log,
     } = arguments;
@@ -109,6 +113,7 @@ pub fn run(arguments: Arguments, format: Format) -> Outcome {
         pin: !no_pin,
         pin_dir,
         state_dir,
+        manual,
         confirm_within: confirm_within.map(Into::into),
         tc_mode: match tc {
             Tc::Auto => TcMode::Auto,
