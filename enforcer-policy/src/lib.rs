@@ -7,7 +7,7 @@
 //!
 //! [`mod@explain`] and [`advice`] say what a policy does and why, [`cases`] reads a policy's own
 //! tests, [`render`] prints what was understood, [`written`] writes documents, [`schema`] is for
-//! editors, and [`text`] escapes what others wrote before it is shown.
+//! editors, [`vocabulary`] has the words that stay, and [`text`] escapes what others wrote before it is shown.
 
 #![forbid(unsafe_code)]
 
@@ -22,6 +22,7 @@ pub mod model;
 pub mod render;
 pub mod schema;
 pub mod text;
+pub mod vocabulary;
 pub mod written;
 
 mod nets;
