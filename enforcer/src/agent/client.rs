@@ -16,13 +16,15 @@ use nix::{
     sys::socket::{AddressFamily, SockFlag, SockType, UnixAddr, connect, socket},
 };
 use serde::de::DeserializeOwned;
-use serde_json::Value;
 
 use super::{
     AgentError, Event, Sources, Status,
-    control::{Request, SIGN_OF_LIFE, socket_path},
+    control::{SIGN_OF_LIFE, socket_path},
 };
-use crate::kernel::filters;
+use crate::{
+    api::{self, DetachResult, Document, Kind, ReadError, Request},
+    kernel::filters,
+};
 
 /// How long an answer may take on a busy machine.
 const ANSWER: Duration = Duration::from_secs(15);
@@ -35,7 +37,7 @@ const DETACH: Duration = Duration::from_secs(120);
 ///
 /// No agent runs there, it can not tell, or it does not answer. If none runs, and filters of one that was killed are
 /// still there, they are named.
-pub fn status(run_dir: &Path) -> Result<Status, AgentError> {
+pub fn status(run_dir: &Path) -> Result<Document<Status>, AgentError> {
     match one(run_dir, &Request::Status {}, ANSWER) {
         Err(error @ AgentError::NoAgent { .. }) => Err(leftovers().unwrap_or(error)),
         result => result,
@@ -48,7 +50,7 @@ pub fn status(run_dir: &Path) -> Result<Status, AgentError> {
 ///
 /// No agent runs there, or it does not answer.
 pub fn sources(run_dir: &Path) -> Result<Sources, AgentError> {
-    one(run_dir, &Request::Sources {}, ANSWER)
+    one(run_dir, &Request::Sources {}, ANSWER).map(|document| document.body)
 }
 
 /// Ends the agent. Returns when everything is detached. If none runs, but one was killed and left
@@ -58,11 +60,15 @@ pub fn sources(run_dir: &Path) -> Result<Sources, AgentError> {
 ///
 /// No agent runs there, or it does not answer.
 pub fn detach(run_dir: &Path) -> Result<(), AgentError> {
-    match one::<Value>(run_dir, &Request::Detach {}, DETACH) {
+    match one::<DetachResult>(run_dir, &Request::Detach {}, DETACH) {
         Err(AgentError::NoAgent { socket }) => match super::remove_leftovers(run_dir)? {
             0 => Err(AgentError::NoAgent { socket }),
             _ => Ok(()),
         },
+        // It is gone, whatever else is different.
+        Err(AgentError::Answer(ReadError::Version(difference))) if difference.is_detached() => {
+            Ok(())
+        }
         result => result.map(drop),
     }
 }
@@ -76,7 +82,7 @@ pub fn detach(run_dir: &Path) -> Result<(), AgentError> {
 pub fn events(
     run_dir: &Path,
     follow: bool,
-    mut each: impl FnMut(Event) -> ControlFlow<()>,
+    mut each: impl FnMut(Document<Event>) -> ControlFlow<()>,
 ) -> Result<(), AgentError> {
     let request = Request::Events {
         follow,
@@ -85,7 +91,7 @@ pub fn events(
     // Who follows hears something every few seconds.
     let mut answers = ask(run_dir, &request, ANSWER.max(3 * SIGN_OF_LIFE))?;
     while let Some(line) = answers.line()? {
-        if !line.trim().is_empty() && each(understood(&line)?).is_break() {
+        if !line.trim().is_empty() && each(api::read(&line)?).is_break() {
             break;
         }
     }
@@ -98,24 +104,14 @@ fn leftovers() -> Option<AgentError> {
     (!found.is_empty()).then_some(AgentError::Leftovers { filters: found })
 }
 
-fn one<T: DeserializeOwned>(
+fn one<T: Kind + DeserializeOwned>(
     run_dir: &Path,
     request: &Request,
     limit: Duration,
-) -> Result<T, AgentError> {
+) -> Result<Document<T>, AgentError> {
     match ask(run_dir, request, limit)?.line()? {
-        Some(line) => understood(&line),
-        None => Err(AgentError::Refused(
-            "nothing: it ended before it answered".to_owned(),
-        )),
-    }
-}
-
-fn understood<T: DeserializeOwned>(line: &str) -> Result<T, AgentError> {
-    let answer: Value = serde_json::from_str(line)?;
-    match answer.get("error").and_then(Value::as_str) {
-        Some(error) => Err(AgentError::Refused(error.to_owned())),
-        None => Ok(serde_json::from_value(answer)?),
+        Some(line) => Ok(api::read(&line)?),
+        None => Err(AgentError::Ended),
     }
 }
 
@@ -147,9 +143,9 @@ fn ask<'a>(
     let asking = || AgentError::system("ask the agent");
     stream.set_read_timeout(Some(limit)).map_err(asking())?;
     stream.set_write_timeout(Some(limit)).map_err(asking())?;
-    let mut line = serde_json::to_vec(request)?;
-    line.push(b'\n');
-    match (&stream).write_all(&line) {
+    let line = serde_json::to_string(&Document::new(request));
+    let line = line.map_err(|error| asking()(error.into()))? + "\n";
+    match (&stream).write_all(line.as_bytes()) {
         Err(error) if is_timeout(&error) => return Err(silent(run_dir, limit)),
         result => result.map_err(asking())?,
     }
@@ -252,7 +248,7 @@ mod tests {
         listen(&listener, Backlog::new(2).unwrap()).unwrap();
         fs::write(dir.path().join("lock"), format!("{}\n", std::process::id())).unwrap();
         let limit = Duration::from_millis(200);
-        let ask = || one::<Value>(dir.path(), &Request::Status {}, limit);
+        let ask = || one::<Status>(dir.path(), &Request::Status {}, limit);
         let error = ask().unwrap_err().to_string();
         let expected = format!(
             "the agent here (pid {}) does not answer",

@@ -13,7 +13,7 @@ use std::{
 };
 
 use enforcer_policy::text;
-use serde::{Deserialize, Serialize};
+use serde::Serialize;
 use tokio::{
     io::{AsyncBufReadExt as _, AsyncReadExt as _, AsyncWriteExt as _, BufReader, unix::AsyncFd},
     net::{UnixStream, unix::OwnedWriteHalf},
@@ -25,27 +25,7 @@ use super::{
     AgentError, Event, Sources, Status,
     room::{CONNECTIONS, Room},
 };
-
-/// What can be asked for.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(tag = "request", rename_all = "camelCase", deny_unknown_fields)]
-pub enum Request {
-    /// [`Status`].
-    Status {},
-    /// [`Event`]s, one in a line.
-    Events {
-        /// Not only those there are: new ones, too.
-        #[serde(default)]
-        follow: bool,
-        /// Only what was denied, and nothing that dry-run let pass.
-        #[serde(default)]
-        denied: bool,
-    },
-    /// [`Sources`].
-    Sources {},
-    /// An end of it all.
-    Detach {},
-}
+use crate::api::{DetachResult, Document, Error, ErrorCode, Kind, Request, read_request};
 
 /// A request on its way to the agent, with the way back.
 pub enum Command {
@@ -156,10 +136,10 @@ async fn accept(listener: AsyncFd<UnixListener>, room: Room, commands: mpsc::Sen
 }
 
 async fn answer(stream: UnixStream, commands: &mpsc::Sender<Command>, followers: &Semaphore) {
-    let (read, write) = stream.into_split();
-    let mut read = BufReader::new(read);
+    let (from, to) = stream.into_split();
+    let mut read = BufReader::new(from);
     let mut to = Client {
-        write,
+        write: to,
         reads_within: READS_WITHIN,
     };
     loop {
@@ -170,9 +150,9 @@ async fn answer(stream: UnixStream, commands: &mpsc::Sender<Command>, followers:
             // It has hung up, does not speak text, or does not speak.
             Ok(Ok(0) | Err(_)) | Err(_) => return,
         }
-        let result = match serde_json::from_str(&line) {
+        let result = match read_request(&line) {
             Ok(request) => serve(request, commands, followers, &mut to).await,
-            Err(error) => refuse(&mut to, &format!("not a request: {error}")).await,
+            Err(error) => write(&mut to, *error).await,
         };
         if result.is_none() {
             return;
@@ -198,14 +178,14 @@ async fn serve(
             let (reply, answer) = oneshot::channel();
             commands.send(Command::Status(reply)).await.ok()?;
             match answer.await.ok()? {
-                Ok(status) => write(to, &status).await,
-                Err(error) => refuse(to, &error).await,
+                Ok(status) => write(to, status).await,
+                Err(error) => write(to, Error::new(ErrorCode::Failed, error)).await,
             }
         }
         Request::Sources {} => {
             let (reply, answer) = oneshot::channel();
             commands.send(Command::Sources(reply)).await.ok()?;
-            write(to, &answer.await.ok()?).await
+            write(to, answer.await.ok()?).await
         }
         Request::Events { follow, denied } => {
             let _permit = match (follow, followers.try_acquire()) {
@@ -216,7 +196,7 @@ async fn serve(
                 }
                 (true, Err(_)) => {
                     let full = format!("{FOLLOWERS} follow its events already, and no more may");
-                    return refuse(to, &full).await;
+                    return write(to, Error::new(ErrorCode::TooManyFollowers, full)).await;
                 }
             };
             events(commands, to, follow, denied).await?;
@@ -234,7 +214,7 @@ async fn serve(
                 .await
                 .ok()?;
             answer.await.ok()?;
-            write(to, &serde_json::json!({ "detached": true })).await
+            write(to, DetachResult { detached: true }).await
         }
     }
 }
@@ -250,7 +230,7 @@ async fn events(
         commands.send(Command::Events(reply)).await.ok()?;
         let (known, mut new) = match answer.await.ok()? {
             Ok(events) => events,
-            Err(error) => return refuse(to, &error).await,
+            Err(error) => return write(to, Error::new(ErrorCode::Failed, error)).await,
         };
         for event in known.iter().filter(|event| !denied || event.is_denied()) {
             write(to, event).await?;
@@ -260,7 +240,7 @@ async fn events(
         }
         loop {
             match timeout(SIGN_OF_LIFE, new.recv()).await {
-                Ok(Ok(event)) if !denied || event.is_denied() => write(to, &event).await?,
+                Ok(Ok(event)) if !denied || event.is_denied() => write(to, event).await?,
                 Ok(Ok(_)) => {}
                 // The reader is slow. Everything is in the records still: tell it anew.
                 Ok(Err(broadcast::error::RecvError::Lagged(_))) => break,
@@ -271,12 +251,8 @@ async fn events(
     }
 }
 
-async fn refuse(to: &mut Client, error: &str) -> Option<()> {
-    write(to, &serde_json::json!({ "error": error })).await
-}
-
-async fn write(to: &mut Client, answer: &impl Serialize) -> Option<()> {
-    let mut line = serde_json::to_vec(answer).ok()?;
+async fn write(to: &mut Client, answer: impl Kind + Serialize) -> Option<()> {
+    let mut line = serde_json::to_vec(&Document::new(answer)).ok()?;
     line.push(b'\n');
     send(to, &line).await
 }

@@ -2,9 +2,12 @@
 
 use std::{io, path::PathBuf, time::Duration};
 
-use enforcer_policy::{PolicyErrors, compile::CompileError, error::some};
+use enforcer_policy::{PolicyErrors, compile::CompileError, error::some, vocabulary::Word};
 
-use crate::kernel::{KernelError, filters::Leftover};
+use crate::{
+    api::{ErrorCode, Leftover, ReadError},
+    kernel::KernelError,
+};
 
 /// Why an agent does not run, or does not answer. None says its cause itself:
 /// [`enforcer_policy::text::chain`] does.
@@ -93,15 +96,37 @@ pub enum AgentError {
         /// Why it failed.
         source: io::Error,
     },
-    /// The agent could not do what it was asked for.
-    #[error("the agent says: {0}")]
-    Refused(String),
-    /// The agent answered something that this version does not understand.
-    #[error("the agent's answer can not be read (is it of another version?)")]
-    Answer(#[from] serde_json::Error),
+    /// The agent ended before it answered.
+    #[error("the agent says: nothing: it ended before it answered")]
+    Ended,
+    /// The agent says no, or something that this version does not understand.
+    #[error(transparent)]
+    Answer(#[from] ReadError),
 }
 
 impl AgentError {
+    /// What it is, for programs.
+    pub fn code(&self) -> Word<ErrorCode> {
+        let code = match self {
+            Self::NotRoot => ErrorCode::NotRoot,
+            Self::Running { .. } => ErrorCode::AgentRunning,
+            Self::NoAgent { .. } => ErrorCode::NoAgent,
+            Self::Leftovers { .. } => ErrorCode::Leftovers,
+            Self::Silent { .. } => ErrorCode::AgentSilent,
+            Self::Policy(errors) if errors.is_unreadable() => ErrorCode::UnreadableFile,
+            Self::Policy(_) => ErrorCode::InvalidPolicy,
+            Self::Compile(error) => error.into(),
+            Self::Kernel(_) => ErrorCode::Kernel,
+            Self::Node { .. } => ErrorCode::UnknownNode,
+            Self::NoInterface { .. } | Self::Pattern { .. } => ErrorCode::UnknownInterface,
+            Self::System { .. } => ErrorCode::System,
+            Self::Answer(ReadError::Refused(error)) => return error.code.clone(),
+            Self::Answer(_) => ErrorCode::VersionMismatch,
+            Self::Ended => ErrorCode::Failed,
+        };
+        code.into()
+    }
+
     /// For a system call.
     pub(super) fn system(action: impl Into<String>) -> impl FnOnce(io::Error) -> Self {
         move |source| Self::System {

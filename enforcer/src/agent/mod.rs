@@ -17,7 +17,6 @@ mod node;
 mod print;
 mod printing;
 mod reader;
-mod report;
 mod room;
 mod serve;
 mod start;
@@ -29,14 +28,14 @@ use std::path::{Path, PathBuf};
 
 use crate::kernel::{LinkEvents, attach};
 
+pub use crate::kernel::TcMode;
 pub use error::AgentError;
 pub use node::own_addresses;
-pub use report::{
-    Event, EventVerdict, Listener, PathCount, Problem, ReasonCount, Repaired, Source, Sources,
-    Status, Subject, SubjectKind,
-};
 
-pub use crate::kernel::{Attachment, TcMode};
+use crate::api::{
+    Event, Listener, PathCount, Problem, ReasonCount, Repaired, Source, Sources, Status, Subject,
+    SubjectKind,
+};
 
 /// Where the lock and the control socket are, unless said otherwise.
 pub const RUN_DIR: &str = "/run/enforcer";

@@ -3,7 +3,10 @@
 use clap::Args;
 
 use super::{AgentArguments, Format, Outcome, say, say_json};
-use crate::agent::client;
+use crate::{
+    agent::client,
+    api::{DetachResult, Document},
+};
 
 /// End the agent and take everything off the node that it attached
 ///
@@ -21,6 +24,6 @@ pub fn run(arguments: &Arguments, format: Format) -> Outcome {
     client::detach(&arguments.agent.run_dir)?;
     match format {
         Format::Text => say("detached: nothing is enforced on this node"),
-        Format::Json => say_json(&serde_json::json!({ "detached": true })),
+        Format::Json => say_json(&Document::new(DetachResult { detached: true })),
     }
 }

@@ -1,12 +1,12 @@
 //! `enforcer status`.
 
 use clap::Args;
-use enforcer_policy::text::shown;
+use enforcer_policy::{model::Mode, text::shown};
 
 use super::{AgentArguments, Format, Outcome, say, say_json};
 use crate::{
-    agent::{PathCount, Status, client},
-    kernel::Attachment,
+    agent::client,
+    api::{Attachment, PathCount, Status, Word},
 };
 
 /// Say what is in force here, and what came of it
@@ -36,7 +36,7 @@ pub fn run(arguments: &Arguments, format: Format) -> Outcome {
     if format == Format::Json {
         say_json(&status)
     } else {
-        tell(&status, arguments.verbose)
+        tell(&status.body, arguments.verbose)
     }
 }
 
@@ -74,9 +74,11 @@ fn tell_troubles(status: &Status) -> Outcome {
 }
 
 fn tell(status: &Status, all: bool) -> Outcome {
-    let mode = match status.mode.as_str() {
-        "DryRun" => "dry-run: nothing is dropped",
-        _ => "enforced: denied connections are dropped",
+    let mode = match &status.mode {
+        Word::Known(Mode::DryRun) => "dry-run: nothing is dropped",
+        Word::Known(Mode::Enforce) => "enforced: denied connections are dropped",
+        // Of a newer agent.
+        other => other.as_str(),
     };
     say(&format!("node      {} (agent {})", status.node, status.pid))?;
     say(&format!("mode      {mode}"))?;
@@ -127,19 +129,26 @@ fn tell(status: &Status, all: bool) -> Outcome {
 /// One line for all programs at a cgroup, and for all interfaces that have the same ones.
 fn tell_attachments(attachments: &[Attachment], all: bool) -> Outcome {
     // What is at a place, and in which way.
-    let mut places: Vec<(&Attachment, Vec<&str>)> = Vec::new();
+    let mut places: Vec<(&Attachment, Vec<String>)> = Vec::new();
     for attachment in attachments {
         let same = |a: &Attachment| a.place == attachment.place && a.how == attachment.how;
+        let mut hook = attachment.hook.to_string();
+        if all {
+            hook = format!("{hook} {}", shown(&attachment.program));
+        }
         match places.last_mut() {
-            Some((first, hooks)) if same(first) => hooks.push(&attachment.hook),
-            _ => places.push((attachment, vec![&attachment.hook])),
+            // Programs for IPv4 and for IPv6 are at one hook.
+            Some((first, hooks)) if same(first) && hooks.last() == Some(&hook) => {}
+            Some((first, hooks)) if same(first) => hooks.push(hook),
+            _ => places.push((attachment, vec![hook])),
         }
     }
     // The same programs in the same role, and where.
-    let mut lines: Vec<(String, &str, Vec<String>)> = Vec::new();
+    let mut lines: Vec<(String, String, Vec<String>)> = Vec::new();
     for (first, hooks) in places {
         let what = format!("{} by {}", hooks.join(", "), first.how);
-        let role = first.role.as_str();
+        let role = first.role.as_ref();
+        let role = role.map_or_else(String::new, |role| format!(" ({role})"));
         let place = shown(&first.place).into_owned();
         let same = lines
             .iter_mut()
@@ -150,10 +159,6 @@ fn tell_attachments(attachments: &[Attachment], all: bool) -> Outcome {
         }
     }
     for (what, role, places) in lines {
-        let role = match role {
-            "" => String::new(),
-            role => format!(" ({role})"),
-        };
         say(&format!("attached  {what} at {}{role}", listed(&places)))?;
     }
     Ok(())

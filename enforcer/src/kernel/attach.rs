@@ -15,13 +15,15 @@ use aya::{
     sys::SyscallError,
 };
 use enforcer_common::tables::Role;
+use enforcer_policy::vocabulary::Vocabulary as _;
 
 use super::{
     KernelError, Link,
-    programs::{CGROUP, SETSOCKOPT, TC},
+    programs::{self, CGROUP, LSM, SETSOCKOPT, TC},
     roles::Roles,
     state::{CgroupHook, CgroupLink, Classifier, How, Interface, Kernel},
 };
+use crate::api::{AttachMethod, Attachment};
 
 /// How programs are attached to interfaces.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
@@ -33,21 +35,6 @@ pub enum TcMode {
     Tcx,
     /// Filters at the clsact qdisc.
     Clsact,
-}
-
-/// One program at one place.
-#[derive(Debug, Clone, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
-#[serde(rename_all = "camelCase")]
-pub struct Attachment {
-    /// `tc/ingress`, `tc/egress` or the program's name at a cgroup.
-    pub hook: String,
-    /// The interface or the cgroup's directory.
-    #[serde(rename = "where")]
-    pub place: String,
-    /// `tcx`, `clsact` or `cgroup link`.
-    pub how: String,
-    /// What the interface is for; empty for a cgroup.
-    pub role: String,
 }
 
 impl Interface {
@@ -150,7 +137,7 @@ impl Kernel {
                 Some(_) => self.know_anew(link, *role),
                 None => self
                     .attach_interface(link, *role, mode)
-                    .map(|()| said.push(format!("{} is {}", link.name, role_name(*role)))),
+                    .map(|()| said.push(format!("{} is {}", link.name, role.word()))),
             };
             result = result.and(done);
         }
@@ -186,7 +173,7 @@ impl Kernel {
             said.push(format!(
                 "{} is no longer {}",
                 interface.link.name,
-                role_name(interface.role)
+                interface.role.word()
             ));
         }
         said
@@ -283,33 +270,33 @@ impl Kernel {
         let mut all = Vec::new();
         if self.sees_all_options() {
             all.push(Attachment {
-                hook: "setsockopt".to_owned(),
+                hook: programs::hook(LSM).into(),
+                program: LSM.to_owned(),
                 place: "security modules".to_owned(),
-                how: "lsm".to_owned(),
-                role: String::new(),
+                how: AttachMethod::Lsm.into(),
+                role: None,
             });
         }
         all.extend(self.attached.cgroups.iter().map(|hook| Attachment {
-            hook: hook.name.trim_start_matches("enforcer_").to_owned(),
+            hook: programs::hook(hook.name).into(),
+            program: hook.name.to_owned(),
             place: hook.place.clone(),
-            how: "cgroup link".to_owned(),
-            role: String::new(),
+            how: AttachMethod::CgroupLink.into(),
+            role: None,
         }));
         for Interface { link, role, links } in self.attached.interfaces.values() {
             for (direction, how, _) in links {
-                let hook = match direction {
-                    TcAttachType::Ingress => "tc/ingress",
-                    _ => "tc/egress",
-                };
+                let program = program_name(link, *direction);
                 let how = match how {
-                    How::Tcx => "tcx",
-                    How::Clsact => "clsact",
+                    How::Tcx => AttachMethod::Tcx,
+                    How::Clsact => AttachMethod::Clsact,
                 };
                 all.push(Attachment {
-                    hook: hook.to_owned(),
+                    hook: programs::hook(program).into(),
+                    program: program.to_owned(),
                     place: link.name.clone(),
-                    how: how.to_owned(),
-                    role: role_name(*role).to_owned(),
+                    how: how.into(),
+                    role: Some((*role).into()),
                 });
             }
         }
@@ -457,15 +444,5 @@ fn failed(program: &'static str, place: &str, source: ProgramError) -> KernelErr
         program,
         place: place.to_owned(),
         source: Box::new(source),
-    }
-}
-
-/// A role for people.
-pub fn role_name(role: Role) -> &'static str {
-    match role {
-        Role::Undeclared => "undeclared",
-        Role::Loopback => "loopback",
-        Role::Uplink => "uplink",
-        Role::Pod => "pod",
     }
 }

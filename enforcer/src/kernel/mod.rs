@@ -23,7 +23,7 @@ pub mod sockets;
 mod state;
 pub mod trial;
 
-pub use attach::{Attachment, TcMode};
+pub use attach::TcMode;
 pub use cgroups::{CgroupPaths, KnownCgroup};
 pub use error::KernelError;
 pub use links::{Link, LinkEvents};
