@@ -219,9 +219,14 @@ fn silent(run_dir: &Path, limit: Duration) -> AgentError {
 
 #[cfg(test)]
 mod tests {
+    use std::os::unix::net::UnixListener;
+
     use nix::sys::socket::{Backlog, bind, listen};
+    use serde::Serialize;
+    use serde_json::{Value, json};
 
     use super::*;
+    use crate::api::{Error, ErrorCode, tests};
 
     #[test]
     fn without_an_agent_it_says_how_to_start_one() {
@@ -231,6 +236,136 @@ mod tests {
             error.starts_with("no agent runs here") && error.contains("enforcer run"),
             "{error}"
         );
+    }
+
+    /// An agent that answers one connection with these lines, and what it was asked.
+    fn agent(run_dir: &Path, answers: &[String]) -> thread::JoinHandle<String> {
+        let listener = UnixListener::bind(socket_path(run_dir)).unwrap();
+        let answers = answers.join("\n") + "\n";
+        thread::spawn(move || {
+            let (mut stream, _) = listener.accept().unwrap();
+            let mut asked = String::new();
+            BufReader::new(&stream).read_line(&mut asked).unwrap();
+            stream.write_all(answers.as_bytes()).unwrap();
+            asked
+        })
+    }
+
+    /// A document as another release writes it.
+    fn document(version: &str, release: &str, body: impl Serialize) -> String {
+        let mut document = serde_json::to_value(body).unwrap();
+        document["apiVersion"] = version.into();
+        document["enforcerVersion"] = release.into();
+        document.to_string()
+    }
+
+    const OWN: &str = "api.enforcer.dev/v1";
+    const NEXT: &str = "api.enforcer.dev/v2";
+
+    #[test]
+    fn an_agent_of_another_release_is_understood() {
+        let dir = tempfile::tempdir().unwrap();
+        let mut newer = serde_json::to_value(Document::new(tests::status())).unwrap();
+        newer["uptime"] = 7.into();
+        newer["mode"] = "Shadow".into();
+        let agent = agent(dir.path(), &[document(OWN, "1.99.0", newer)]);
+        let status = status(dir.path()).unwrap();
+        assert_eq!(status.head.enforcer_version, "1.99.0");
+        assert_eq!(status.body.mode.as_str(), "Shadow");
+        let asked: Value = serde_json::from_str(&agent.join().unwrap()).unwrap();
+        let expected = json!({
+            "apiVersion": OWN,
+            "kind": "Request",
+            "enforcerVersion": env!("CARGO_PKG_VERSION"),
+            "request": "status",
+        });
+        assert_eq!(asked, expected);
+    }
+
+    #[test]
+    fn events_of_another_release_are_understood() {
+        let dir = tempfile::tempdir().unwrap();
+        let mut newer = serde_json::to_value(Document::new(tests::event())).unwrap();
+        newer["verdict"] = "delayed".into();
+        let lines = [
+            document(OWN, "1.99.0", newer),
+            String::new(),
+            document(OWN, "1.99.0", Document::new(tests::event())),
+        ];
+        let agent = agent(dir.path(), &lines);
+        let mut found = Vec::new();
+        events(dir.path(), true, |event| {
+            found.push(event.body.to_string());
+            ControlFlow::Continue(())
+        })
+        .unwrap();
+        assert_eq!(found.len(), 2);
+        assert!(
+            found[0].starts_with("delayed curl (in /kubepods"),
+            "{found:?}"
+        );
+        agent.join().unwrap();
+    }
+
+    #[test]
+    fn an_agent_that_is_not_understood_is_named_with_its_release() {
+        let refusal = |version, code, message: &str| {
+            let error = Error::new(code, message);
+            document(version, "0.9.0", Document::new(error))
+        };
+        let next = refusal(NEXT, ErrorCode::VersionMismatch, "no");
+        let lacking = "this agent (enforcer 0.9.0) does not know the request `sources`";
+        let lacking = refusal(OWN, ErrorCode::UnknownRequest, lacking);
+        // As agents answered before there were versions.
+        let first = json!({ "error": "not a request: unknown field `apiVersion`" }).to_string();
+        let other = document(OWN, "0.9.0", Document::new(tests::status()));
+        for (answer, code, parts) in [
+            (
+                next,
+                ErrorCode::VersionMismatch,
+                [
+                    "the agent is enforcer 0.9.0 (api.enforcer.dev/v2)",
+                    "this one is older",
+                ],
+            ),
+            (
+                lacking,
+                ErrorCode::UnknownRequest,
+                ["the agent says: this agent (enforcer 0.9.0)", "`sources`"],
+            ),
+            (
+                first,
+                ErrorCode::VersionMismatch,
+                ["an enforcer that names no version", "the agent is older"],
+            ),
+            (
+                other,
+                ErrorCode::VersionMismatch,
+                ["of kind `Status`, and not `Sources`", "enforcer 0.9.0"],
+            ),
+            (
+                "HTTP/1.1 400".to_owned(),
+                ErrorCode::VersionMismatch,
+                ["is no JSON object", "does something else listen there?"],
+            ),
+        ] {
+            let dir = tempfile::tempdir().unwrap();
+            let agent = agent(dir.path(), &[answer]);
+            let error = sources(dir.path()).unwrap_err();
+            assert_eq!(error.code(), code);
+            let said = text::chain(&error);
+            assert!(parts.iter().all(|part| said.contains(part)), "{said}");
+            agent.join().unwrap();
+        }
+    }
+
+    #[test]
+    fn an_agent_of_any_version_can_be_ended() {
+        let dir = tempfile::tempdir().unwrap();
+        let gone = json!({ "kind": "Farewell", "detached": true });
+        let agent = agent(dir.path(), &[document(NEXT, "2.0.0", gone)]);
+        detach(dir.path()).unwrap();
+        agent.join().unwrap();
     }
 
     #[test]

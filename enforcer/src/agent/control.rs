@@ -266,21 +266,74 @@ async fn send(to: &mut Client, bytes: &[u8]) -> Option<()> {
 
 #[cfg(test)]
 mod tests {
+    use serde_json::Value;
+
     use super::*;
+    use crate::api::tests::{event, status};
+
+    /// What an agent answers to lines of a client, one after the other on one connection.
+    fn answers(lines: &[&str]) -> Vec<Value> {
+        let runtime = super::super::runtime().unwrap();
+        runtime.block_on(async {
+            let (client, agent) = UnixStream::pair().unwrap();
+            let (commands, mut asked) = mpsc::channel(1);
+            let followers = Semaphore::new(1);
+            tokio::spawn(async move { answer(agent, &commands, &followers).await });
+            tokio::spawn(async move {
+                let (news, _) = broadcast::channel(1);
+                while let Some(command) = asked.recv().await {
+                    match command {
+                        Command::Status(reply) => drop(reply.send(Ok(status()))),
+                        Command::Events(reply) => {
+                            drop(reply.send(Ok((vec![event()], news.subscribe()))));
+                        }
+                        Command::Sources(reply) => drop(reply),
+                        Command::Detach(ack) => drop(ack.done.send(())),
+                    }
+                }
+            });
+            let (from, mut to) = client.into_split();
+            let mut from = BufReader::new(from).lines();
+            let mut answers = Vec::new();
+            for line in lines {
+                to.write_all(format!("{line}\n").as_bytes()).await.unwrap();
+                let answer = from.next_line().await.unwrap().unwrap_or_default();
+                answers.push(serde_json::from_str(&answer).unwrap());
+            }
+            answers
+        })
+    }
 
     #[test]
-    fn requests_are_read_strictly() {
-        let read = |text| serde_json::from_str::<Request>(text);
-        assert_eq!(read(r#"{"request":"status"}"#).unwrap(), Request::Status {});
-        let events = Request::Events {
-            follow: true,
-            denied: false,
-        };
+    fn clients_of_other_releases_are_answered() {
+        let answers = answers(&[
+            r#"{"request":"status"}"#,
+            r#"{"apiVersion":"api.enforcer.dev/v1","enforcerVersion":"1.99.0","request":"status","verbose":true}"#,
+            r#"{"apiVersion":"api.enforcer.dev/v1","request":"snapshot"}"#,
+            r#"{"apiVersion":"api.enforcer.dev/v2","enforcerVersion":"2.0.0","request":"status"}"#,
+            "status",
+            r#"{"request":"events","denied":true,"severity":"high"}"#,
+        ]);
+        let kinds: Vec<_> = answers.iter().map(|answer| &answer["kind"]).collect();
         assert_eq!(
-            read(r#"{"request":"events","follow":true}"#).unwrap(),
-            events
+            kinds,
+            ["Status", "Status", "Error", "Error", "Error", "Event"]
         );
-        assert!(read(r#"{"request":"reboot"}"#).is_err());
-        assert!(read(r#"{"request":"detach","now":true}"#).is_err());
+        let codes: Vec<_> = answers.iter().filter_map(|a| a["code"].as_str()).collect();
+        assert_eq!(codes, ["UnknownRequest", "VersionMismatch", "BadRequest"]);
+        for answer in &answers {
+            assert_eq!(answer["apiVersion"], "api.enforcer.dev/v1");
+            assert_eq!(answer["enforcerVersion"], env!("CARGO_PKG_VERSION"));
+        }
+    }
+
+    #[test]
+    fn a_client_of_any_version_ends_the_agent() {
+        let detach = r#"{"apiVersion":"api.enforcer.dev/v2","request":"detach","within":"5s"}"#;
+        let [answer] = &answers(&[detach])[..] else {
+            panic!("more than one answer");
+        };
+        assert_eq!(answer["kind"], "DetachResult");
+        assert_eq!(answer["detached"], true);
     }
 }

@@ -21,12 +21,12 @@ pub struct Subject {
     pub kind: Word<SubjectKind>,
     /// The id of the cgroup or the index of the interface.
     pub id: u64,
-    /// The path of the cgroup below the root, or the name of the interface, also if it has gone since.
-    /// Empty if it went before anybody knew it.
+    /// The path of the cgroup below the root, or the name of the interface, also if it is gone. Empty if it was gone
+    /// before the agent could look.
     pub name: String,
 }
 
-/// All denials of one subject, source, destination, port, protocol, reason and hook.
+/// All denials of one sender, source, destination, port, protocol, reason and hook.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct Event {
@@ -39,7 +39,7 @@ pub struct Event {
     /// The declared endpoints at the destination, `component:port`.
     #[serde(default)]
     pub endpoints: Vec<String>,
-    /// What a person should know who is denied there; empty where there is nothing.
+    /// What a person should know who is denied there.
     #[serde(default, skip_serializing_if = "String::is_empty")]
     pub denial: String,
     /// Documented paths that would allow it.
@@ -47,7 +47,7 @@ pub struct Event {
     pub advice: Vec<Advice>,
     /// Where it was decided.
     pub hook: Word<Hook>,
-    /// Who opened, or would have; not known when a call is refused.
+    /// Address that opened the connection, or would have; missing where a call was refused.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub source: Option<String>,
     /// Source port of the first.
@@ -56,7 +56,7 @@ pub struct Event {
     /// Components that the sender counts as.
     #[serde(default)]
     pub source_components: Vec<String>,
-    /// What it was for. None where the packet could not be read.
+    /// Destination address. Missing where the packet could not be read.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub destination: Option<String>,
     /// Port, message type or protocol number.
@@ -70,7 +70,7 @@ pub struct Event {
     pub reply: bool,
     /// Who sent it.
     pub subject: Subject,
-    /// Process of the first, where it is known.
+    /// Process that sent the first, where it is known.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub pid: Option<u32>,
     /// Name of that process.
@@ -80,7 +80,7 @@ pub struct Event {
     pub count: u64,
     /// When the first was (RFC 3339, UTC).
     pub first_seen: String,
-    /// When the last was.
+    /// When the last was (RFC 3339, UTC).
     pub last_seen: String,
     /// Generation of the policy that denied the first.
     pub generation: u32,

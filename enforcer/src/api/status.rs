@@ -29,7 +29,7 @@ pub struct Status {
     pub digest: String,
     /// How many policies have been in force, this one included.
     pub generation: u32,
-    /// Since when this one is (RFC 3339, UTC).
+    /// Since when this policy is in force (RFC 3339, UTC).
     pub since: String,
     /// Process of the agent.
     pub pid: u32,
@@ -40,13 +40,13 @@ pub struct Status {
     pub cgroups: u64,
     /// Declared, and of no effect at present.
     pub notes: Vec<String>,
-    /// What about this node and its kernel weakens what the policy says, and what to do.
+    /// What weakens the policy on this node and its kernel, and what to do about it.
     #[serde(default)]
     pub warnings: Vec<String>,
-    /// Sockets that have a port already which the policy would not let them bind.
+    /// Sockets that already hold a port which the policy would not let them bind.
     #[serde(default)]
     pub listeners: Vec<Listener>,
-    /// What does not work at present, beside interfaces, and is tried again.
+    /// What does not work at present, except interfaces, and is retried.
     #[serde(default)]
     pub problems: Vec<Problem>,
     /// Packets by path.
@@ -57,28 +57,28 @@ pub struct Status {
     pub other_traffic_packets: u64,
     /// Later fragments that passed.
     pub later_fragments: u64,
-    /// Verdicts kept on sockets of connections that go on, so that their packets are not judged one by one.
+    /// Verdicts kept on the sockets of open connections, whose packets are not judged one by one.
     pub kept_verdicts: u64,
-    /// Packets of connections that a TLS lock has cut off, beyond the one that was counted and told as the denial.
+    /// Packets of connections that a TLS lock has cut off, beyond the one that counts as the denial.
     #[serde(default)]
     pub cut_packets: u64,
-    /// Denials that found no room among the records. They are in the counters all the same.
+    /// Denials without a record, for lack of room. The counters have them.
     pub records_lost: u64,
     /// Denials in records that were removed to make room.
     pub records_evicted: u64,
     /// Why a newer policy is not in force.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub last_error: Option<String>,
-    /// Since when a newer policy can not be put in force (RFC 3339, UTC).
+    /// Since when a newer policy cannot be put in force (RFC 3339, UTC).
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub last_error_since: Option<String>,
-    /// The last time that a broken policy was repaired.
+    /// The last broken policy that was repaired.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub repaired: Option<Repaired>,
-    /// Why an interface with a role is without its programs, if one is.
+    /// Why an interface is without its programs, if one is.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub not_attached: Option<String>,
-    /// What this kernel offers and is made use of.
+    /// Features of this kernel that are in use.
     pub kernel: Vec<String>,
 }
 
@@ -170,7 +170,7 @@ pub struct Repaired {
     pub error: String,
 }
 
-/// A socket that has a port which the policy would not let it bind: it had it before.
+/// A socket that holds a port which the policy would not let it bind: it was bound before.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct Listener {
@@ -183,7 +183,7 @@ pub struct Listener {
     /// The declared endpoints that the port is, `component:port`.
     #[serde(default)]
     pub endpoints: Vec<String>,
-    /// The process that holds it, where it can be told.
+    /// The process that holds it, where it is known.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub pid: Option<u32>,
     /// Name of that process.
@@ -195,7 +195,7 @@ pub struct Listener {
     pub reason: Word<Reason>,
     /// Why, for people.
     pub sentence: String,
-    /// Whether its next bind will be refused; in dry-run it is only told.
+    /// Whether its next bind will be refused; in dry-run it is only reported.
     pub will_be_refused: bool,
 }
 
@@ -239,7 +239,7 @@ pub struct PathCount {
     pub forward: u64,
     /// Back.
     pub reply: u64,
-    /// It can not be used on this node, so that it is no news that it was not.
+    /// It does not concern this node, so that no packets are expected.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub elsewhere: bool,
 }

@@ -38,7 +38,7 @@ use serde::Serialize;
 
 use crate::{
     agent::{AgentError, RUN_DIR},
-    api::{Document, Error, ErrorCode},
+    api::{self, Document, Error, ErrorCode},
     files,
 };
 
@@ -85,8 +85,30 @@ enum Command {
     Explain(explain::Arguments),
     Catalog(catalog::Arguments),
     Detach(detach::Arguments),
-    /// Print the JSON Schema of policies, for editors
-    Schema,
+    /// Print the JSON Schema of policies, for editors, or of what -o json prints
+    Schema {
+        /// Which one
+        #[arg(value_enum, default_value_t = Schema::Policy)]
+        of: Schema,
+    },
+}
+
+/// What there is a schema of.
+#[derive(Debug, Clone, Copy, ValueEnum)]
+enum Schema {
+    /// Inventory, PathPolicy and PathCases
+    Policy,
+    /// What every command prints under -o json, and the agent's control socket
+    Api,
+}
+
+impl Schema {
+    fn text(self) -> String {
+        match self {
+            Self::Policy => schema::json(),
+            Self::Api => api::schema(),
+        }
+    }
 }
 
 /// Where the policy is.
@@ -196,7 +218,7 @@ pub fn main() -> ExitCode {
         Command::Explain(arguments) => explain::run(&arguments, format),
         Command::Catalog(arguments) => catalog::run(&arguments, cli.output),
         Command::Detach(arguments) => detach::run(&arguments, format),
-        Command::Schema => say(schema::json().trim_end()),
+        Command::Schema { of } => say(of.text().trim_end()),
     };
     ExitCode::from(match result {
         Ok(()) => FINE,

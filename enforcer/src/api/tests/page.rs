@@ -217,6 +217,8 @@ fn page(schema: &Value) -> String {
             true => requests(body, &mut page),
             false => fields(body, &mut page),
         }
+        // Not this release's: the page need not change with it.
+        let sample = sample.replace(env!("CARGO_PKG_VERSION"), "1.2.3");
         let _ = write!(page, "\n```json\n{sample}\n```\n");
     }
     let is_words = |schema: &Value| schema["anyOf"].is_array();
@@ -231,8 +233,8 @@ fn page(schema: &Value) -> String {
         fields(schema, &mut page);
     }
     page.push_str(
-        "\n## Words\n\nText has the same words, except that it says `would deny` for `wouldDeny`, `cgroup link` for \
-         `cgroupLink`, `same node` for\n`sameNode` and `TLS` for `tls`.\n",
+        "\n## Words\n\nText has the same words, except `would deny` for `wouldDeny`, `cgroup link` for `cgroupLink`, `same node` \
+         for\n`sameNode`, and `TLS` for `tls`.\n",
     );
     for (name, schema) in others().filter(|(_, schema)| is_words(schema)) {
         let _ = write!(page, "\n### {name}\n\n{}\n\n", described(schema));
