@@ -14,7 +14,7 @@ use serde::{Deserialize, Serialize};
 
 use super::Kind;
 
-/// Why there is no result. On standard error in one line; an agent also answers with it.
+/// Why there is no result.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct Error {

@@ -6,7 +6,7 @@
 //! side is older.
 //!
 //! What others chose (names of processes, cgroups, interfaces) is in these documents as it is, and escaped where it is
-//! printed. [`docs/json.md`](../../../docs/json.md) is made from the types in here.
+//! printed. `docs/json.md` is made from the types in here.
 
 mod catalog;
 mod check;

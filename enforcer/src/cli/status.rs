@@ -75,10 +75,10 @@ fn tell_troubles(status: &Status) -> Outcome {
 
 fn tell(status: &Status, all: bool) -> Outcome {
     let mode = match &status.mode {
-        Word::Known(Mode::DryRun) => "dry-run: nothing is dropped",
-        Word::Known(Mode::Enforce) => "enforced: denied connections are dropped",
+        Word::Known(Mode::DryRun) => "dry-run: nothing is dropped".to_owned(),
+        Word::Known(Mode::Enforce) => "enforced: denied connections are dropped".to_owned(),
         // Of a newer agent.
-        other => other.as_str(),
+        other => other.to_string(),
     };
     say(&format!("node      {} (agent {})", status.node, status.pid))?;
     say(&format!("mode      {mode}"))?;

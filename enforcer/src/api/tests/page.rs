@@ -262,7 +262,9 @@ fn printed_by(kind: &str) -> &'static str {
         }
         "Catalog" => "Printed by `enforcer catalog -o json`.",
         "DetachResult" => "Printed by `enforcer detach -o json`, and answered to `detach`.",
-        "Error" => "Printed to standard error by every command, and answered to every request.",
+        "Error" => {
+            "Printed to standard error by every command, and answered to a request that fails."
+        }
         "Request" => "Sent to the control socket, one in a line.",
         _ => "Answered to `sources`: what `enforcer explain` asks about without `-p`.",
     }

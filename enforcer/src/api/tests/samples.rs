@@ -13,10 +13,10 @@ use serde::Serialize;
 
 use crate::api::{
     Advice, AttachMethod, Attachment, Catalog, CheckResult, ComponentListing, Decision,
-    DetachResult, Document, Error, ErrorCode, Event, Explanation, GroupListing, Kind, Leftover,
-    Listener, Lock, NodeReport, OptionListing, PathCount, PathListing, PolicyProblem, PortListing,
-    Problem, ProfileListing, ReasonCount, Repaired, Request, RoleListing, Source, Sources, Status,
-    Subject, SubjectKind,
+    DetachResult, Document, Error, ErrorCode, Event, Explanation, GroupListing, Kind, Listener,
+    Lock, NodeReport, OptionListing, PathCount, PathListing, PolicyProblem, PortListing, Problem,
+    ProfileListing, ReasonCount, Repaired, Request, RoleListing, Source, Sources, Status, Subject,
+    SubjectKind,
 };
 
 /// All documents in the order of the page, each as it is written.
@@ -261,10 +261,6 @@ fn error() -> Error {
             column: Some(7),
             message: "unknown field `pots`".to_owned(),
             help: Some("did you mean `ports`?".to_owned()),
-        }],
-        leftovers: vec![Leftover {
-            interface: "eth0".to_owned(),
-            hook: Hook::TcIngress.into(),
         }],
         ..Error::new(ErrorCode::InvalidPolicy, "unknown field `pots`")
     }
