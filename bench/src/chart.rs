@@ -77,7 +77,7 @@ fn draw(
             .map(|(_, ns)| *ns)
     };
     let lowest = all().fold(f64::INFINITY, f64::min);
-    // The legend stands above the lines.
+    // The legend is above the lines.
     let (lowest, highest) = (lowest * 0.8, all().fold(0.0, f64::max) * 4.0);
     let area = SVGBackend::with_string(svg, SIZE).into_drawing_area();
     area.fill(&WHITE)?;

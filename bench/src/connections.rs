@@ -19,13 +19,13 @@ pub const GROUP: &str = "Connections";
 
 /// Where the two ends are.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Way {
+pub enum Route {
     Loopback,
     BetweenNodes,
 }
 
-impl Way {
-    /// As the rows say it.
+impl Route {
+    /// Its name in the rows.
     pub const fn name(self) -> &'static str {
         match self {
             Self::Loopback => "loopback",
@@ -64,17 +64,17 @@ pub fn connections(measures: &mut Measures, effort: &Effort) -> Result<()> {
         Filter::Iptables,
     ] {
         let site = Site::build(filter, scale, Empty::LetsPass)?;
-        let servers = [Way::Loopback, Way::BetweenNodes].map(|way| server(&site.lab, way));
+        let servers = [Route::Loopback, Route::BetweenNodes].map(|route| server(&site.lab, route));
         let [here, there] = servers;
         sites.push((site, [here?, there?]));
     }
-    for way in [Way::Loopback, Way::BetweenNodes] {
+    for route in [Route::Loopback, Route::BetweenNodes] {
         for work in [Work::Connections, Work::Requests, Work::Stream] {
             for _ in 0..effort.load_rounds {
                 for (site, _servers) in &sites {
-                    let outcome = client(&site.lab, way, work, effort.load)
-                        .with_context(|| format!("{}, {}", site.filter.name(), way.name()))?;
-                    record(measures, way, work, site.filter, outcome);
+                    let outcome = client(&site.lab, route, work, effort.load)
+                        .with_context(|| format!("{}, {}", site.filter.name(), route.name()))?;
+                    record(measures, route, work, site.filter, outcome);
                 }
             }
         }
@@ -84,9 +84,9 @@ pub fn connections(measures: &mut Measures, effort: &Effort) -> Result<()> {
             if !matches!(site.filter, Filter::EmptyHooks | Filter::Enforcer) {
                 continue;
             }
-            for way in [Way::Loopback, Way::BetweenNodes] {
+            for route in [Route::Loopback, Route::BetweenNodes] {
                 let (outcome, programs) =
-                    in_use::counted(|| client(&site.lab, way, Work::Connections, effort.load))?;
+                    in_use::counted(|| client(&site.lab, route, Work::Connections, effort.load))?;
                 let connections = outcome.rate * effort.load.as_secs_f64();
                 for (program, runs) in programs {
                     let row = match site.filter {
@@ -95,7 +95,7 @@ pub fn connections(measures: &mut Measures, effort: &Effort) -> Result<()> {
                         _ => Kernel::program_names().find(|name| in_use::is_called(&program, name)),
                     };
                     let Some(row) = row else { continue };
-                    in_use::record(measures, way.name(), row, runs, connections);
+                    in_use::record(measures, route.name(), row, runs, connections);
                 }
             }
         }
@@ -104,17 +104,17 @@ pub fn connections(measures: &mut Measures, effort: &Effort) -> Result<()> {
 }
 
 /// The row of a rate.
-pub fn rate_row(way: Way, work: Work) -> String {
+pub fn rate_row(route: Route, work: Work) -> String {
     let what = match work {
         Work::Connections => "new connections",
         Work::Requests => "requests over one connection",
         Work::Stream => "one stream",
     };
-    format!("{what}, {}", way.name())
+    format!("{what}, {}", route.name())
 }
 
-fn record(measures: &mut Measures, way: Way, work: Work, filter: Filter, outcome: Outcome) {
-    let row = rate_row(way, work);
+fn record(measures: &mut Measures, route: Route, work: Work, filter: Filter, outcome: Outcome) {
+    let row = rate_row(route, work);
     let name = filter.name();
     if work == Work::Stream {
         measures.add(GROUP, &row, name, "MB/s", outcome.rate / 1e6);
@@ -137,9 +137,9 @@ fn record(measures: &mut Measures, way: Way, work: Work, filter: Filter, outcome
     );
 }
 
-fn server(lab: &Lab, way: Way) -> Result<Running> {
+fn server(lab: &Lab, route: Route) -> Result<Running> {
     let place = lab.daemon("cp1", "bench");
-    let at = way.server().to_string();
+    let at = route.server().to_string();
     let running = place
         .command(std::env::current_exe()?)?
         .args(["serve", &at])
@@ -148,16 +148,16 @@ fn server(lab: &Lab, way: Way) -> Result<Running> {
     Ok(running)
 }
 
-fn client(lab: &Lab, way: Way, work: Work, time: Duration) -> Result<Outcome> {
+fn client(lab: &Lab, route: Route, work: Work, time: Duration) -> Result<Outcome> {
     let work = match work {
         Work::Connections => "connections",
         Work::Requests => "requests",
         Work::Stream => "stream",
     };
-    let ran = way
+    let ran = route
         .client(lab)
         .command(std::env::current_exe()?)?
-        .args(["ask", &way.server().to_string(), work])
+        .args(["ask", &route.server().to_string(), work])
         .args(["--ms", &time.as_millis().to_string()])
         .run_within(time + Duration::from_secs(10))?
         .checked()?;

@@ -21,8 +21,8 @@ pub struct Established {
 }
 
 impl Established {
-    /// Opens one to the guarded port, and sends some both ways: long enough for whatever a filter does once it has seen
-    /// that a connection goes on.
+    /// Opens one to the guarded port, and sends some data in both directions: enough for whatever a filter does once it
+    /// treats the connection as established.
     pub fn open(site: &Site, family: Family) -> Result<Self> {
         let lab = &site.lab;
         // With time stamps, a segment that comes again would be too old.

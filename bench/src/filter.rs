@@ -1,4 +1,4 @@
-//! What stands between the wire and a socket: nothing, the product, and its peers.
+//! What is between the wire and a socket: nothing, the product, and its peers.
 
 use std::fs::{self, File};
 use std::os::fd::{AsRawFd as _, OwnedFd};
@@ -208,7 +208,7 @@ fn receive_offload(lab: &Lab) -> Result<()> {
     lab.host("cp1")
         .namespace()
         .within(|| veth::receive_offload("eth0"))??;
-    // Sources that nobody has a route to, and answers to nobody.
+    // Sources without a route back, so that nothing is answered.
     lab.host("cp1").namespace().set_sysctls(&[
         ("ipv4/conf/all/rp_filter", "0"),
         ("ipv4/conf/eth0/rp_filter", "0"),

@@ -133,8 +133,8 @@ fn program(base: u32, many: u32, source_at: usize, checksum_at: usize, sum: u32)
     all
 }
 
-/// A TC program that loads the one line of a table that the source of a datagram leads to, and drops it: the least that any
-/// look-up can do. The lines are as many as is said, and all zero.
+/// A TC program that loads one line of a table, selected by a datagram's source, and drops the datagram: the least that
+/// any lookup can do. The table has the given number of lines, all zero.
 #[rustfmt::skip]
 pub fn one_line(table: i32, lines: u32, is_v4: bool) -> Vec<Insn> {
     const MOV: u8 = 0xb7; const MOV_X: u8 = 0xbf; const ADD: u8 = 0x07; const MUL: u8 = 0x27; const MUL32: u8 = 0x24;

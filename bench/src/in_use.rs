@@ -20,8 +20,8 @@ pub struct Runs {
     time: Duration,
 }
 
-/// Does some work with the account on, and tells for the names of all programs that ran meanwhile how often they did. What
-/// keeping the account takes is in their time. The benchmark's own empty programs have no name.
+/// Does some work with the account on, and returns for each program name how often the programs ran meanwhile. Their
+/// time includes the cost of the account. The benchmark's own empty programs have no name.
 pub fn counted<T>(work: impl FnOnce() -> Result<T>) -> Result<(T, BTreeMap<String, Runs>)> {
     let account =
         enable_stats(Stats::RunTime).context("the kernel keeps no account of programs")?;
@@ -65,12 +65,12 @@ pub fn is_called(program: &str, name: &str) -> bool {
 }
 
 /// Adds a program's row: how often it ran for each connection, and how long each time.
-pub fn record(measures: &mut Measures, way: &str, program: &str, runs: Runs, connections: f64) {
+pub fn record(measures: &mut Measures, route: &str, program: &str, runs: Runs, connections: f64) {
     let count = runs.count as f64;
     for (what, unit, value) in [
         ("runs for each", "", count / connections),
         ("a run", "ns", runs.time.as_nanos() as f64 / count),
     ] {
-        measures.add(GROUP, program, &format!("{way}: {what}"), unit, value);
+        measures.add(GROUP, program, &format!("{route}: {what}"), unit, value);
     }
 }

@@ -8,9 +8,9 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, ensure};
-use enforcer::kernel::{Kernel, Link, TcMode, trial::Trial};
+use enforcer::kernel::{Kernel, Link, TcMode, apply::NewPolicy, trial::Trial};
 use enforcer_common::tables::Role;
-use enforcer_policy::compile::{PathNumbers, compile};
+use enforcer_policy::compile::{Compiled, PathNumbers, compile};
 use enforcer_policy::{SourceText, from_texts};
 use enforcer_tests::plan::CP1;
 use enforcer_tests::product::Agent;
@@ -41,7 +41,7 @@ pub fn life(measures: &mut Measures, effort: &Effort) -> Result<()> {
 
 /// The node's role for a program in the calling thread's network namespace.
 fn loaded() -> Result<(Kernel, u32)> {
-    let mut kernel = Kernel::load(false)?;
+    let mut kernel = Kernel::load(None, false)?;
     let index = if_nametoindex("eth0")?;
     let link = Link {
         index,
@@ -54,6 +54,15 @@ fn loaded() -> Result<(Kernel, u32)> {
     let role = Role::Uplink;
     kernel.attach_interfaces(&[(link, role)], TcMode::Auto)?;
     Ok((kernel, index))
+}
+
+/// A policy, to be put in force.
+fn new<'a>(compiled: &'a Compiled, numbers: &'a PathNumbers) -> NewPolicy<'a> {
+    NewPolicy {
+        compiled,
+        numbers,
+        name: "bench",
+    }
 }
 
 /// Reads a policy.
@@ -80,7 +89,7 @@ fn programs(measures: &mut Measures, effort: &Effort) -> Result<()> {
         }
         let policy = read(scale.yaml(&lab.id().lab_name()))?;
         let compiled = compile(&policy, "cp1", None, &mut PathNumbers::default())?;
-        kernel.apply(&compiled, 1, &[])?;
+        kernel.apply(new(&compiled, &PathNumbers::default()), &[])?;
         let family = scale.family;
         let client = std::net::SocketAddr::new(family.of(&enforcer_tests::plan::W1), 40_000);
         let many = std::net::SocketAddr::new(family.one_of_many(0), 40_000);
@@ -132,7 +141,7 @@ fn policies(measures: &mut Measures, effort: &Effort) -> Result<()> {
                 );
                 ensure!(changed != text || scale.paths < 10, "nothing changes");
                 let mut numbers = PathNumbers::default();
-                for (generation, text, what) in [(1, text, "first"), (2, changed, "next")] {
+                for (text, what) in [(text, "first"), (changed, "next")] {
                     let began = Instant::now();
                     let policy = read(text)?;
                     let reading = ms(began);
@@ -140,7 +149,7 @@ fn policies(measures: &mut Measures, effort: &Effort) -> Result<()> {
                     let compiled = compile(&policy, "cp1", None, &mut numbers)?;
                     let compiling = ms(began);
                     let began = Instant::now();
-                    kernel.apply(&compiled, generation, &[])?;
+                    kernel.apply(new(&compiled, &numbers), &[])?;
                     let applying = ms(began);
                     for (step, time) in [
                         ("read", reading),
@@ -226,7 +235,7 @@ fn agents(measures: &mut Measures) -> Result<()> {
     Ok(())
 }
 
-/// Resident memory and what the kernel says of the maps, in MiB.
+/// Resident memory, and the memory of the maps by the kernel's account, in MiB.
 pub fn memory(pid: i32) -> Result<(f64, f64)> {
     let status = fs::read_to_string(format!("/proc/{pid}/status")).context("the agent is gone")?;
     let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:"));
@@ -249,7 +258,7 @@ pub fn memory(pid: i32) -> Result<(f64, f64)> {
 }
 
 fn processor_seconds(pid: i32) -> Result<f64> {
-    // By the scheduler's account: in /proc it is told in ticks, of which an idle process may have none or many.
+    // By the scheduler's account: /proc counts in ticks, of which an idle process may have none or many.
     let clock = clock_getcpuclockid(Pid::from_raw(pid)).context("the agent is gone")?;
     Ok(Duration::from(clock.now().context("the agent's clock is gone")?).as_secs_f64())
 }

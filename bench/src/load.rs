@@ -18,7 +18,7 @@ const PIECE: usize = 128 * 1024;
 /// What a client does for a while.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
 pub enum Work {
-    /// Connects, asks once, waits until the server closes.
+    /// Connects, sends one request, waits until the server closes.
     Connections,
     /// Asks again and again over one connection.
     Requests,
@@ -33,7 +33,7 @@ pub struct Outcome {
     pub rate: f64,
     /// In the middle, in microseconds; none for a stream.
     pub median_us: f64,
-    /// 99 of 100 are faster, likewise.
+    /// 99 of 100 are faster, in microseconds.
     pub p99_us: f64,
 }
 

@@ -120,7 +120,7 @@ enum End {
         #[arg(long)]
         ms: u64,
     },
-    /// Checks a policy, and says how long that took and how much memory.
+    /// Checks a policy, and prints how long that took and how much memory.
     #[command(hide = true)]
     Weigh { policy: PathBuf },
 }

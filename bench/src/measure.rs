@@ -1,4 +1,4 @@
-//! What was measured, and how it is told.
+//! Measurements, and how they are printed.
 
 use std::collections::BTreeMap;
 

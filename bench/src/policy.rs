@@ -21,7 +21,7 @@ pub enum Family {
 }
 
 impl Family {
-    /// As people say it.
+    /// Its name for people.
     pub const fn name(self) -> &'static str {
         match self {
             Self::V4 => "IPv4",

@@ -13,7 +13,7 @@ use crate::chart;
 use crate::measure::{Measure, Measures, rounded};
 use crate::targets::{self, Judged};
 
-/// How much slower a row must have become to be told: less is noise on a busy machine.
+/// How much slower a row must have become to be reported: less is noise on a busy machine.
 const NOTABLE: f64 = 1.10;
 
 /// What the figures were measured on.

@@ -198,7 +198,7 @@ pub fn weigh(file: &Path) -> Result<()> {
     let ended = unsafe { libc::wait4(pid, &raw mut status, 0, &raw mut usage) };
     let took = ms(began);
     ensure!(ended == pid && status == 0, "the check failed: {status:#x}");
-    // The kernel tells it in KiB.
+    // The kernel reports it in KiB.
     let most = usage.ru_maxrss as f64 / 1024.0;
     println!("{}", serde_json::to_string(&(took, most))?);
     Ok(())

@@ -3,7 +3,7 @@
 use comfy_table::{Table, presets};
 use serde::{Deserialize, Serialize};
 
-use crate::connections::{self, Way, rate_row};
+use crate::connections::{self, Route, rate_row};
 use crate::filter::Filter;
 use crate::life;
 use crate::load::Work;
@@ -122,42 +122,42 @@ pub fn judge(measures: &Measures) -> Vec<Judged> {
             share(),
         );
     }
-    let rate = |way, work, filter: Filter| {
-        measures.get(connections::GROUP, &rate_row(way, work), filter.name())
+    let rate = |route, work, filter: Filter| {
+        measures.get(connections::GROUP, &rate_row(route, work), filter.name())
     };
-    for (way, work, text, bound) in [
+    for (route, work, text, bound) in [
         (
-            Way::Loopback,
+            Route::Loopback,
             Work::Requests,
             "requests on loopback: times those without, at least",
             0.97,
         ),
         (
-            Way::Loopback,
+            Route::Loopback,
             Work::Connections,
             "new connections on loopback: times those without, at least",
             0.95,
         ),
         (
-            Way::BetweenNodes,
+            Route::BetweenNodes,
             Work::Connections,
             "new connections between nodes: times those without, at least",
             0.95,
         ),
     ] {
-        let without = rate(way, work, Filter::Nothing);
+        let without = rate(route, work, Filter::Nothing);
         promise(
             text,
             AtLeast(bound),
-            ratio(rate(way, work, Filter::Enforcer), without),
+            ratio(rate(route, work, Filter::Enforcer), without),
         );
     }
     promise(
         "new connections between nodes: times those with nftables and conntrack, at least",
         AtLeast(1.0),
         ratio(
-            rate(Way::BetweenNodes, Work::Connections, Filter::Enforcer),
-            rate(Way::BetweenNodes, Work::Connections, Filter::NftInput),
+            rate(Route::BetweenNodes, Work::Connections, Filter::Enforcer),
+            rate(Route::BetweenNodes, Work::Connections, Filter::NftInput),
         ),
     );
     let policy = |what: &str, subject: &str| {

@@ -7,8 +7,8 @@ use core::{
 
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
 
-/// An address in network byte order. IPv4 is held IPv4-mapped, so that a mapped address on an IPv6
-/// socket and the IPv4 packet it sends are one and the same here.
+/// An address in network byte order. IPv4 addresses are stored IPv4-mapped, so that a mapped address on an IPv6 socket
+/// equals the address in the IPv4 packet that the socket sends.
 #[derive(Debug, Clone, Copy, Eq, PartialOrd, Ord, FromBytes, IntoBytes, Immutable, KnownLayout)]
 // Without an alignment, BPF code takes it apart byte by byte.
 #[repr(C, align(8))]
@@ -34,22 +34,21 @@ impl Ip {
         zerocopy::transmute!(halves)
     }
 
-    /// The same 16 bytes as words, in the byte order of this machine: for comparing.
+    /// The same 16 bytes as words in native byte order, for comparisons.
     pub const fn words(&self) -> [u32; 4] {
         zerocopy::transmute!(*self)
     }
 
-    /// Likewise as two words of 64 bits.
+    /// The same 16 bytes as two words of 64 bits.
     pub const fn halves(&self) -> [u64; 2] {
         zerocopy::transmute!(*self)
     }
 
-    /// A number that hardly any other address has, and whose bits have none of the address's pattern. The same in
-    /// the kernel and outside, which look into the same tables.
+    /// A hash of the address. It is the same in the kernel and in userspace, which read the same tables.
     #[inline(always)]
     pub const fn mixed(&self) -> u64 {
-        // Odd constants without a pattern: the fractions of the golden ratio and of the root of 2. What differs at the
-        // upper end only is brought down at last.
+        // Odd constants without a pattern: the fractions of the golden ratio and of the root of 2. The last shift spreads
+        // differences in the upper bits to the lower ones.
         let [high, low] = self.halves();
         let mixed =
             (high.wrapping_mul(0x9e37_79b9_7f4a_7c15) ^ low).wrapping_mul(0x6a09_e667_f3bc_c909);
@@ -68,7 +67,7 @@ impl Ip {
         (self.is_v4() && self.0[12] == 127) || *self == Self::LOOPBACK_V6
     }
 
-    /// 0.0.0.0 or `::`: as a destination it means this host, as a source nobody yet.
+    /// 0.0.0.0 or `::`: this host as a destination, and no address yet as a source.
     pub fn is_unspecified(&self) -> bool {
         *self == Self::UNSPECIFIED || *self == Self::v4([0; 4])
     }

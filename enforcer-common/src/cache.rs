@@ -1,13 +1,11 @@
-//! The verdict cache: what was decided a moment ago, so that a stream of packets, or a flood of them, is not decided one by
-//! one.
+//! The verdict cache: recent verdicts, so that packets of a stream or a flood are not decided one by one.
 //!
-//! A [`CacheEntry`] holds one [`CacheKey`], whole, and the verdict that the decision gave to it: so it says what the decision
-//! would say. It does so for one [`Stamp`], which ends with every change of the tables and with every tick of the kernel's
-//! clock (1 to 10 ms): nothing that a verdict depends on beside the tables, such as routes and the memory of UDP, is
-//! believed for longer.
+//! A [`CacheEntry`] holds one complete [`CacheKey`] and the verdict of the decision for it. It is valid for one [`Stamp`],
+//! which changes with every change of the tables and with every tick of the kernel's clock (1 to 10 ms): what a verdict
+//! depends on besides the tables, such as routes and the UDP memory, is not trusted for longer.
 //!
-//! The entries are the kernel's; that they are defined here makes them readable for userspace, too, which has to know what
-//! they have [counted](CacheEntry::pending).
+//! The kernel programs write the entries. They are defined here because userspace reads them, too, for what they have
+//! [counted](CacheEntry::pending).
 
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
 
@@ -22,18 +20,18 @@ use crate::{
     verdict::{Outcome, Verdict},
 };
 
-/// Lines of each CPU, half of them for each path below: together half of what a CPU's first cache holds.
+/// Entries of each CPU, half of them for each lane: together half the size of a CPU's first-level cache.
 pub const ENTRIES: u32 = 256;
 /// The receive path is never interrupted by itself, so what it [counts](CacheEntry::pending) in its entries is exact. The
-/// send path may be, by either: its entries are its own.
+/// send path can be interrupted by either path, so it has entries of its own.
 const ENTRIES_OF_A_LANE: u32 = ENTRIES / 2;
 const _: () = assert!(ENTRIES_OF_A_LANE.is_power_of_two());
 
-/// In place of the class of a port that has none: no class has this number.
+/// Stands for the class of a port that has none. No class has this number.
 const NO_CLASS: u16 = u16::MAX;
 const _: () = assert!(MAX_CLASSES <= NO_CLASS as u32);
 
-/// How long a verdict is believed.
+/// The period for which a cached verdict is valid.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Stamp {
     /// Changes with every generation, and with every declared cgroup that comes or goes.
@@ -42,25 +40,24 @@ pub struct Stamp {
     pub tick: u32,
 }
 
-/// All that a verdict depends on beside the tables.
+/// Everything that a verdict depends on besides the tables.
 #[derive(Debug, Clone, Copy)]
 pub struct CacheKey<'a> {
     stamp: Stamp,
     how: u16,
-    /// [`CacheEntry::asked`].
-    asked: u64,
-    /// A hash of the addresses and the words above, but for the moment.
+    /// [`CacheEntry::number_and_ports`].
+    number_and_ports: u64,
+    /// A hash of the addresses and the words above except the stamp.
     mixed: u64,
     packet: &'a Packet,
 }
 
 impl<'a> CacheKey<'a> {
-    /// The question that a packet [poses](Self::is_posed_by). Beside the tables, nothing else may matter to
-    /// the verdict.
+    /// The key of a packet that [has one](Self::has_key). The verdict must depend on nothing else besides the tables.
     ///
-    /// `class` tells the class of a port. Of TCP the tables know no more than that, so that connections between
-    /// the same two, which differ in a port of no account, are one key. Not where denials are
-    /// [counted](CacheEntry::pending), as their records name ports; nor for UDP, whose memory knows them.
+    /// `class` returns the class of a port. For TCP the tables depend on the class only, so connections between the same
+    /// two hosts that differ only in an ephemeral port have the same key. But not where denials are
+    /// [counted](CacheEntry::pending), as their records name ports; and not for UDP, whose memory distinguishes ports.
     #[inline(always)]
     pub fn new(
         vantage: Vantage,
@@ -70,87 +67,88 @@ impl<'a> CacheKey<'a> {
     ) -> Self {
         let Ports {
             phase,
-            space,
+            kind: port_kind,
             source,
             destination,
         } = packet.ports;
-        let by_class = matches!(space, PortKind::Tcp) && !vantage.is(Kind::Arrived);
+        let by_class = matches!(port_kind, PortKind::Tcp) && !vantage.is(Kind::Arrived);
         let name = |number| {
             if by_class {
-                class(space, number).unwrap_or(NO_CLASS)
+                class(port_kind, number).unwrap_or(NO_CLASS)
             } else {
                 number
             }
         };
-        // What opens has a source port of no account, and would otherwise be a question of its own each time.
+        // The source port of an opening packet does not matter, and would otherwise make a new key each time.
         let source = if matches!(phase, Phase::Opening) {
             0
         } else {
             name(source)
         };
-        let how = u16::from(vantage.head()) << 8 | (space as u16) << 4 | phase as u16;
+        let how = u16::from(vantage.head()) << 8 | (port_kind as u16) << 4 | phase as u16;
         let ports = u32::from(source) << 16 | u32::from(name(destination));
         let [a, b] = packet.src.halves();
         let [c, d] = packet.dst.halves();
-        let asked = u64::from(vantage.number()) << 32 | u64::from(ports);
-        // Odd constants without a pattern: the fractions of the golden ratio and of the roots of 2, 3 and 5. The upper
-        // bits of a product have something of all the bits below them.
-        let mixed = (a ^ asked).wrapping_mul(0x9e37_79b9_7f4a_7c15)
+        let number_and_ports = u64::from(vantage.number()) << 32 | u64::from(ports);
+        // Odd constants without a pattern: the fractions of the golden ratio and of the roots of 2, 3 and 5. The upper bits
+        // of a product depend on all the bits below them.
+        let mixed = (a ^ number_and_ports).wrapping_mul(0x9e37_79b9_7f4a_7c15)
             ^ b.wrapping_mul(0x6a09_e667_f3bc_c909)
             ^ (c ^ u64::from(how)).wrapping_mul(0xbb67_ae85_84ca_a73b)
             ^ d.wrapping_mul(0x3c6e_f372_fe94_f82b);
         Self {
             stamp,
             how,
-            asked,
+            number_and_ports,
             mixed,
             packet,
         }
     }
 
-    /// Whether a packet poses one: it is judged by its own ports.
-    pub const fn is_posed_by(packet: &Packet) -> bool {
+    /// Whether a packet has a key: it is judged by its own ports.
+    pub const fn has_key(packet: &Packet) -> bool {
         matches!(packet.shape, Shape::Flow)
     }
 
-    /// Whether it is asked at a kind of vantage.
+    /// Whether it belongs to a kind of vantage.
     #[inline(always)]
     pub const fn is_at(&self, kind: Kind) -> bool {
         self.how >> 12 == kind as u16
     }
 
-    /// The index of the entry where its answer may be.
+    /// The index of the entry that may hold its verdict.
     #[inline(always)]
     pub const fn index(&self) -> u32 {
-        let place = (self.mixed >> (u64::BITS - ENTRIES_OF_A_LANE.trailing_zeros())) as u32;
+        let entry = (self.mixed >> (u64::BITS - ENTRIES_OF_A_LANE.trailing_zeros())) as u32;
         if self.is_at(Kind::Sent) {
-            ENTRIES_OF_A_LANE + place
+            ENTRIES_OF_A_LANE + entry
         } else {
-            place
+            entry
         }
     }
 }
 
-/// A key and its verdict, in one line of the processor's cache.
+/// A key and its verdict, in one cache line.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout)]
 #[repr(C)]
 pub struct CacheEntry {
-    /// Odd while somebody writes, and another one after. The send path may be interrupted in the midst of an entry, by a
-    /// program that has the same one: that one does not write, and whoever has read finds another version.
+    /// A sequence counter: odd while the entry is being written. The send path can be interrupted while it writes an entry,
+    /// by a program that uses the same entry: that program then does not write, and an interrupted reader finds that the
+    /// version has changed.
     pub version: u32,
     /// [`Stamp::tick`].
     pub tick: u32,
     /// [`Stamp::epoch`].
     pub epoch: u32,
-    /// [`Vantage::head`], and space and phase with four bits each; 0 where the entry is empty.
+    /// [`Vantage::head`], and port kind and phase with four bits each; 0 if the entry is empty.
     pub how: u16,
     /// The [mark](crate::mark) that goes with the verdict.
     pub mark: u16,
     /// [`Vantage::number`] in the upper half, and below it source port and destination port, or their classes.
-    pub asked: u64,
-    /// The answer.
+    pub number_and_ports: u64,
+    /// The verdict.
     pub verdict: Verdict,
-    /// Packets that got this answer, were denied, and are in no record yet.
+    /// Packets that were denied by this entry and are not in a record yet.
     pub pending: u32,
     /// Source address.
     pub src: Ip,
@@ -161,36 +159,36 @@ pub struct CacheEntry {
 const _: () = assert!(size_of::<CacheEntry>() == 64);
 
 impl CacheEntry {
-    /// Whether it answers a key.
+    /// Whether it holds the verdict of a key.
     #[inline(always)]
-    pub fn answers(&self, key: &CacheKey<'_>) -> bool {
+    pub fn matches(&self, key: &CacheKey<'_>) -> bool {
         self.tick == key.stamp.tick
             && self.how == key.how
-            && self.asked == key.asked
+            && self.number_and_ports == key.number_and_ports
             && self.epoch == key.stamp.epoch
             && self.src == key.packet.src
             && self.dst == key.packet.dst
     }
 
-    /// Whether it holds an answer of the same moment.
+    /// Whether it has the same stamp as a key.
     #[inline(always)]
-    pub fn is_of(&self, key: &CacheKey<'_>) -> bool {
+    pub fn has_same_stamp(&self, key: &CacheKey<'_>) -> bool {
         self.tick == key.stamp.tick && self.epoch == key.stamp.epoch
     }
 
-    /// Whether somebody writes it.
+    /// Whether an entry with that version is being written.
     pub const fn is_written(version: u32) -> bool {
         version & 1 != 0
     }
 
-    /// Holds a question and its answer from now on. What was [pending](Self::pending) must be in its record, and the
-    /// [version](Self::version) must say that it is written.
+    /// Stores a key and its verdict. What was [pending](Self::pending) must have been added to its record, and the
+    /// [version](Self::version) must say that the entry is being written.
     #[inline(always)]
-    pub fn hold(&mut self, key: &CacheKey<'_>, verdict: Verdict, mark: PacketMark) {
+    pub fn store(&mut self, key: &CacheKey<'_>, verdict: Verdict, mark: PacketMark) {
         self.tick = key.stamp.tick;
         self.epoch = key.stamp.epoch;
         self.how = key.how;
-        self.asked = key.asked;
+        self.number_and_ports = key.number_and_ports;
         self.verdict = verdict;
         self.mark = mark.word();
         self.pending = 0;
@@ -200,7 +198,7 @@ impl CacheEntry {
         (self.src, self.dst) = (Ip::of_halves([a, b]), Ip::of_halves([c, d]));
     }
 
-    /// The record that the pending packets belong to: only what an interface's hook denies is counted here.
+    /// The record that the pending packets belong to. Only denials at an interface's ingress hook are counted here.
     #[inline(always)]
     pub fn record(&self) -> Option<RecordKey> {
         let Outcome::Denied(denial) = self.verdict.outcome() else {
@@ -212,21 +210,21 @@ impl CacheEntry {
         let whose = Whose {
             hook: Hook::TcIngress,
             kind: subject::INTERFACE,
-            subject: self.asked >> 32,
+            subject: self.number_and_ports >> 32,
         };
         let flow = FlowKey {
             src: self.src,
             dst: self.dst,
-            source: (self.asked >> 16) as u16,
-            destination: self.asked as u16,
-            space: u32::from(self.how >> 4 & 0xf),
+            source: (self.number_and_ports >> 16) as u16,
+            destination: self.number_and_ports as u16,
+            port_kind: u32::from(self.how >> 4 & 0xf),
         };
-        let space = PortKind::from_code(flow.space as u8)?;
-        Some(RecordKey::of_flow(whose, denial, space, &flow))
+        let port_kind = PortKind::from_code(flow.port_kind as u8)?;
+        Some(RecordKey::of_flow(whose, denial, port_kind, &flow))
     }
 }
 
-/// Cgroups of each CPU whose party is remembered.
+/// Cgroups of each CPU whose party is cached.
 pub const CGROUPS: u32 = 64;
 
 /// A cgroup, declared or not, and the party of its processes and sockets.
@@ -237,28 +235,28 @@ pub const CGROUPS: u32 = 64;
 pub struct CgroupParty {
     /// The cgroup's id.
     pub cgroup: u64,
-    /// The epoch in the upper half; below it 20 bits that belong to the cgroup's id, so that this word and the other
-    /// can not part should two programs write at once; and 12 bits of party.
+    /// The epoch in the upper half; below it 20 bits of a hash of the cgroup's id, by which a reader detects that two
+    /// programs wrote the two words at once; and 12 bits of party.
     pub word: u64,
 }
 
 const _: () = assert!(MAX_PARTIES == 1 << 12);
 
 impl CgroupParty {
-    /// What a cgroup's party is in an epoch, which is not 0.
+    /// The party of a cgroup in an epoch, which is not 0.
     #[inline(always)]
     pub const fn new(cgroup: u64, epoch: u32, party: Party) -> Self {
         let word = Self::frame(cgroup, epoch) | party as u64;
         Self { cgroup, word }
     }
 
-    /// The element where a cgroup stands.
+    /// The index of a cgroup's element.
     #[inline(always)]
-    pub const fn place(cgroup: u64) -> u32 {
+    pub const fn slot(cgroup: u64) -> u32 {
         (Self::hash(cgroup) >> 58) as u32 % CGROUPS
     }
 
-    /// The party, if this is about that cgroup in that epoch.
+    /// The party, if the element is of that cgroup and that epoch.
     #[inline(always)]
     pub const fn party(&self, cgroup: u64, epoch: u32) -> Option<Party> {
         let party = self.word ^ Self::frame(cgroup, epoch);
@@ -297,7 +295,7 @@ mod tests {
     fn packet(phase: Phase) -> Packet {
         let ports = Ports {
             phase,
-            space: PortKind::Udp,
+            kind: PortKind::Udp,
             source: 1000,
             destination: 53,
         };
@@ -333,16 +331,16 @@ mod tests {
 
     fn entry(key: &CacheKey<'_>) -> CacheEntry {
         let mut entry: CacheEntry = zerocopy::transmute!([0_u32; 16]);
-        assert!(!entry.answers(key), "an empty entry answers");
+        assert!(!entry.matches(key), "an empty entry matches");
         let denied = Verdict::denied(Reason::NoPath, false, true);
-        entry.hold(key, denied, MARK);
-        assert!(entry.answers(key));
+        entry.store(key, denied, MARK);
+        assert!(entry.matches(key));
         entry
     }
 
     /// Whatever differs, the entry has no answer.
     #[test]
-    fn an_entry_answers_its_own_key_alone() {
+    fn an_entry_matches_its_own_key_only() {
         let first = packet(Phase::Datagram);
         let entry = entry(&key(HERE, NOW, &first));
         assert_eq!(entry.mark, MARK.word());
@@ -372,7 +370,7 @@ mod tests {
             |_, _, packet| packet.src = Ip::v4([10, 0, 0, 3]),
             |_, _, packet| packet.dst = Ip::v4([10, 0, 0, 3]),
             |_, _, packet| packet.src.0[0] = 1,
-            |_, _, packet| packet.ports.space = PortKind::Tcp,
+            |_, _, packet| packet.ports.kind = PortKind::Tcp,
             |_, _, packet| packet.ports.phase = Phase::Following,
             |_, _, packet| packet.ports.source += 1,
             |_, _, packet| packet.ports.destination += 1,
@@ -380,19 +378,19 @@ mod tests {
         for (number, change) in changes.iter().enumerate() {
             let (mut vantage, mut now, mut packet) = (HERE, NOW, first);
             change(&mut vantage, &mut now, &mut packet);
-            assert!(!entry.answers(&key(vantage, now, &packet)), "{number}");
+            assert!(!entry.matches(&key(vantage, now, &packet)), "{number}");
         }
     }
 
-    /// Whether it has an answer or not, an entry of another moment is free for all.
+    /// An entry with another stamp may be replaced by any key, whether it holds a verdict or not.
     #[test]
     fn an_entry_is_taken_for_its_moment() {
         let (one, mut other) = (packet(Phase::Datagram), packet(Phase::Datagram));
         let entry = entry(&key(HERE, NOW, &one));
         other.ports.destination += 1;
-        assert!(entry.is_of(&key(HERE, NOW, &other)));
+        assert!(entry.has_same_stamp(&key(HERE, NOW, &other)));
         for later in [Stamp { tick: 8, ..NOW }, Stamp { epoch: 4, ..NOW }] {
-            assert!(!entry.is_of(&key(HERE, later, &one)));
+            assert!(!entry.has_same_stamp(&key(HERE, later, &one)));
         }
     }
 
@@ -412,7 +410,7 @@ mod tests {
         let (entry, index) = (entry(&first), first.index());
         packet.ports.source += 1;
         let second = key(HERE, NOW, &packet);
-        assert!(entry.answers(&second) && second.index() == index);
+        assert!(entry.matches(&second) && second.index() == index);
     }
 
     /// At sockets, where nothing is counted in entries.
@@ -420,7 +418,7 @@ mod tests {
     fn connections_between_the_same_two_have_one_key() {
         let mut packet = packet(Phase::Following);
         packet.ports = Ports {
-            space: PortKind::Tcp,
+            kind: PortKind::Tcp,
             source: 40_000,
             destination: 443,
             ..packet.ports
@@ -429,13 +427,13 @@ mod tests {
             let entry = entry(&key(vantage, NOW, &packet));
             let mut other = packet;
             other.ports.source += 1;
-            assert!(entry.answers(&key(vantage, NOW, &other)));
+            assert!(entry.matches(&key(vantage, NOW, &other)));
             other.ports.destination = 444;
-            assert!(!entry.answers(&key(vantage, NOW, &other)));
+            assert!(!entry.matches(&key(vantage, NOW, &other)));
         }
         let entry = entry(&key(HERE, NOW, &packet));
         packet.ports.source += 1;
-        assert!(!entry.answers(&key(HERE, NOW, &packet)));
+        assert!(!entry.matches(&key(HERE, NOW, &packet)));
     }
 
     #[test]
@@ -462,8 +460,8 @@ mod tests {
             ..one
         };
         assert_eq!(torn.party(77, 3), None);
-        let places: std::collections::HashSet<u32> = (5000..5064).map(CgroupParty::place).collect();
-        assert!(places.len() > 30, "{} places for 64", places.len());
+        let slots: std::collections::HashSet<u32> = (5000..5064).map(CgroupParty::slot).collect();
+        assert!(slots.len() > 30, "{} slots for 64", slots.len());
     }
 
     #[test]

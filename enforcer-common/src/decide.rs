@@ -1,75 +1,75 @@
-//! A packet, who is at its two ends, and the tables, to a verdict. Who that is depends on where the packet is seen, see
-//! [`crate::judge`]; calls (`connect`, `bind`) are decided here whole.
+//! Computes the verdict from a packet, the parties at its two ends, and the tables. How the parties are found depends on
+//! where the packet is seen, see [`crate::judge`]; calls (`connect`, `bind`) are decided completely here.
 //!
-//! "The SYN decides": a packet that opens must match a path from its sender to its receiver, one
-//! that follows must match a path in either direction. So a path taken out of the policy dies with
-//! the next packet, and there is no table of connections. Only UDP has a memory, for replies.
+//! "The SYN decides": a packet that opens a connection must match a path from its sender to its receiver, and a packet
+//! that follows must match a path in either direction. So a path that is removed from the policy is closed for the next
+//! packet, and there is no connection table. Only UDP flows are remembered, for their replies.
 
 use crate::{
     addr::Ip,
     packet::{Packet, Phase, PortKind, Ports, Shape},
-    tables::{FlowKey, Memory, Party, Place, Settings, Tables},
+    tables::{AddressInfo, FlowKey, Memory, Party, Settings, Tables},
     verdict::{Denial, Direction, Reason, Verdict},
 };
 
 /// The two ends of a packet.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Ends {
-    /// Who sends, by the best that is known at the hook.
+    /// The sender, as precisely as the hook knows it.
     pub from: Party,
-    /// Who receives, likewise.
+    /// The receiver, as precisely as the hook knows it.
     pub to: Party,
-    /// Who is declared at the source address: where the endpoint of a reply is looked up.
+    /// The party declared at the source address, where the endpoint of a reply is looked up.
     pub src: Party,
-    /// Who is declared at the destination address: where the endpoint is looked up.
+    /// The party declared at the destination address, where the endpoint is looked up.
     pub dst: Party,
 }
 
-/// Who is at an address that a socket of this node receives at. So it is an address of this node,
-/// though nobody declared it (a second one), or though it is declared as something else's (the bridge's
-/// among the pods, a shared one, the one of a DNS cache): what listens on every address is reached there,
-/// too. Only a port that is declared there, and not just as one of all, is that of whoever declares it.
+/// The party at an address at which a socket of this node receives. It counts as an address of this node even if it is not
+/// declared (a second one) or declared as something else (the bridge's address among the pods, a shared one, that of a DNS
+/// cache): sockets that listen on every address are reached there, too. Only a port that a component declares there, and
+/// not just as one of every port, belongs to that component.
 pub fn received_at<T: Tables>(
     tables: &T,
     settings: &Settings,
     dst: &Ip,
-    space: PortKind,
+    port_kind: PortKind,
     number: u16,
 ) -> Party {
-    let place = tables.place(dst);
-    receiver_at(tables, settings, dst, place, (space, number))
+    let info = tables.address_info(dst);
+    receiver_at(tables, settings, dst, info, (port_kind, number))
 }
 
-/// The same of an address whose place is known.
+/// The same for an address that has been looked up already.
 #[inline(always)]
 pub(crate) fn receiver_at<T: Tables>(
     tables: &T,
     settings: &Settings,
     dst: &Ip,
-    place: Place,
-    (space, number): (PortKind, u16),
+    info: AddressInfo,
+    (port_kind, number): (PortKind, u16),
 ) -> Party {
-    if place.is(Place::OWN) || dst.is_loopback() {
-        return place.party;
+    if info.is(AddressInfo::OWN) || dst.is_loopback() {
+        return info.party;
     }
-    let declared = !place.is(Place::POD)
+    let declared = !info.is(AddressInfo::POD)
         && tables
-            .class(space, number)
-            .is_some_and(|class| tables.declares(settings, place.party, class));
+            .class(port_kind, number)
+            .is_some_and(|class| tables.declares(settings, info.party, class));
     if declared {
-        place.party
+        info.party
     } else {
         settings.own as Party
     }
 }
 
-/// A process asks to connect to, or sends a datagram to, an address. Judged before any address
-/// translation, so that a denial is an error at once; packets are judged on their own.
+/// The verdict for a process that connects or sends a datagram to an address. It is made before any address translation,
+/// so that the call fails at once; the packets are judged separately.
 pub fn connecting<T: Tables>(
     tables: &T,
     by: Party,
     dst: &Ip,
-    space: PortKind,
+    port_kind: PortKind,
     number: u16,
 ) -> Verdict {
     let Some(settings) = tables.settings() else {
@@ -80,24 +80,24 @@ pub fn connecting<T: Tables>(
     } else {
         *dst
     };
-    let at = tables.place(&dst).party;
+    let at = tables.address_info(&dst).party;
     toward(
         tables,
         settings,
         &Approach {
             from: by,
             at,
-            space,
+            port_kind,
             number,
         },
     )
 }
 
-/// Whether `connect` and `sendmsg` fail at once with a verdict. In dry-run the packets tell. What is no declared endpoint is
-/// left to the packets of a UDP socket: programs connect them just to learn which source address they would get, and replies
-/// need the memory of flows.
-pub const fn fails_at_once(verdict: Verdict, space: PortKind) -> bool {
-    let is_refused = match space {
+/// Whether `connect` and `sendmsg` fail at once with a verdict. In dry-run the packets are reported instead. For a UDP
+/// socket, only calls to declared endpoints fail, and the rest is left to its packets: programs connect UDP sockets just to
+/// learn their source address, and replies need the memory of flows.
+pub const fn fails_at_once(verdict: Verdict, port_kind: PortKind) -> bool {
+    let is_refused = match port_kind {
         PortKind::Tcp => verdict.is_denied(),
         PortKind::Udp => verdict.is_guarded_denial(),
         PortKind::Icmp | PortKind::Icmp6 | PortKind::Protocol | PortKind::Arp => false,
@@ -105,33 +105,33 @@ pub const fn fails_at_once(verdict: Verdict, space: PortKind) -> bool {
     is_refused && !verdict.passes()
 }
 
-/// A process asks to bind an address. Whatever it is declared as, what is bound there receives what comes for this node,
-/// as [`received_at`] says: an address that nobody declared, one of a link, one that the node is yet to get.
+/// The verdict for a process that binds an address. A socket bound there receives what is sent to this node, whatever the
+/// address is declared as (see [`received_at`]): an undeclared one, a link-local one, one that the node will only get later.
 pub fn binding<T: Tables>(
     tables: &T,
     by: Party,
     addr: &Ip,
-    space: PortKind,
+    port_kind: PortKind,
     number: u16,
 ) -> Verdict {
     let Some(settings) = tables.settings() else {
         return Verdict::UNSET;
     };
     let at = if addr.is_unspecified() {
-        // A wildcard is every address of this node, so also those that are no loopback address.
+        // A wildcard stands for every address of this node, so also for those that are not loopback addresses.
         settings.own as Party
     } else {
-        received_at(tables, settings, addr, space, number)
+        received_at(tables, settings, addr, port_kind, number)
     };
     let entry = tables
-        .class(space, number)
+        .class(port_kind, number)
         .and_then(|class| tables.target(settings, at, class))
         .and_then(|target| tables.bind_entry(settings, by, target));
     entry.unwrap_or_else(|| denied(settings, Reason::NoPolicy))
 }
 
-/// The verdict for what breaks the lock of a path that asks for TLS, see [`crate::tls`]. `allowed` is
-/// what the path itself says.
+/// The verdict for a packet that fails the TLS check of its path, see [`crate::tls`]. `allowed` is the verdict of the path
+/// itself.
 pub fn not_tls<T: Tables>(tables: &T, allowed: Verdict, reason: Reason) -> Verdict {
     let Some(settings) = tables.settings() else {
         return Verdict::UNSET;
@@ -144,7 +144,7 @@ pub fn not_tls<T: Tables>(tables: &T, allowed: Verdict, reason: Reason) -> Verdi
     }
 }
 
-/// The flow that a packet belongs to, as its connection was opened.
+/// The flow that a packet belongs to, in the direction in which its connection was opened.
 pub fn flow_of(packet: &Packet, direction: Direction) -> FlowKey {
     let there = flow(packet);
     match direction {
@@ -153,8 +153,8 @@ pub fn flow_of(packet: &Packet, direction: Direction) -> FlowKey {
     }
 }
 
-/// The verdict for what nobody may do: ask for a way to send that no hook sees, come by one
-/// ([`Reason::BypassesHooks`]), or have a checksum written over what was judged ([`Reason::ChecksumElsewhere`]).
+/// The verdict for what is denied to every sender: to enable a send path that bypasses all hooks or to use one
+/// ([`Reason::BypassesHooks`]), and to have a checksum written over bytes that were judged ([`Reason::ChecksumElsewhere`]).
 pub fn refused<T: Tables>(tables: &T, reason: Reason) -> Verdict {
     let Some(settings) = tables.settings() else {
         return Verdict::UNSET;
@@ -162,7 +162,7 @@ pub fn refused<T: Tables>(tables: &T, reason: Reason) -> Verdict {
     denied(settings, reason)
 }
 
-/// The verdict for what could not be read.
+/// The verdict for a packet that could not be parsed.
 pub fn unreadable<T: Tables>(tables: &T, reason: Reason) -> Verdict {
     match (tables.settings(), reason) {
         (None, _) => Verdict::UNSET,
@@ -192,19 +192,19 @@ pub(crate) fn decide<T: Tables>(
 #[inline(always)]
 fn decide_flow<T: Tables>(tables: &T, settings: &Settings, ends: Ends, packet: &Packet) -> Verdict {
     let Ports {
-        space,
+        kind: port_kind,
         source,
         destination,
         phase,
     } = packet.ports;
-    // Each way at one place in the code, as it is inlined there.
+    // Each direction is looked up at one place in the code only, because the lookup is inlined.
     let forward = if matches!(phase, Phase::Answer) {
         Verdict::UNSET
     } else {
         let approach = Approach {
             from: ends.from,
             at: ends.dst,
-            space,
+            port_kind,
             number: destination,
         };
         toward(tables, settings, &approach)
@@ -219,7 +219,7 @@ fn decide_flow<T: Tables>(tables: &T, settings: &Settings, ends: Ends, packet: &
     let approach = Approach {
         from: ends.to,
         at: ends.src,
-        space,
+        port_kind,
         number: source,
     };
     let back = toward(tables, settings, &approach).back();
@@ -231,8 +231,8 @@ fn decide_flow<T: Tables>(tables: &T, settings: &Settings, ends: Ends, packet: &
     }
 }
 
-/// A datagram that is on no path itself. The memory says that it is a reply, and no more: whether replies may still pass is
-/// for the policy to say, and what is said of a guarded port comes first, as for TCP.
+/// The verdict for a datagram that no forward path allows. The memory only says that it is a reply. Whether replies may
+/// still pass is up to the policy, and the denial of a guarded endpoint takes precedence, as it does for TCP.
 #[inline(always)]
 fn datagram<T: Tables>(tables: &T, packet: &Packet, forward: Verdict, back: Verdict) -> Verdict {
     if !forward.is_guarded_denial() && (back.is_path() || (back.is_denied() && back.passes())) {
@@ -248,20 +248,19 @@ fn datagram<T: Tables>(tables: &T, packet: &Packet, forward: Verdict, back: Verd
     forward
 }
 
-/// The flow that a packet belongs to, as it goes.
+/// The flow that a packet belongs to, in the packet's own direction.
 pub fn flow(packet: &Packet) -> FlowKey {
     FlowKey {
         src: packet.src,
         dst: packet.dst,
         source: packet.ports.source,
         destination: packet.ports.destination,
-        space: packet.ports.space as u32,
+        port_kind: packet.ports.kind as u32,
     }
 }
 
-/// A path in either direction allows. But what is said of a guarded endpoint comes first: where one
-/// end is etcd's port and a pod the other, a path from anybody on that node to any port of pods does
-/// not make it a reply.
+/// A path in either direction allows. But verdicts about a guarded endpoint take precedence: where one end is etcd's port
+/// and the other a pod, a path from anything on that node to any port of pods does not make the packet a reply.
 fn either(forward: Verdict, back: Verdict) -> Verdict {
     if forward.is_guarded_path() || back.is_guarded_path() {
         return if forward.is_guarded_path() {
@@ -298,16 +297,16 @@ fn decide_later_fragment<T: Tables>(
     }
 }
 
-/// Whoever was at the ends of the quoted packet is known by address only.
+/// Judges an ICMP error by the packet that it quotes, whose two ends are known by address only.
 #[inline(never)]
 fn decide_quote<T: Tables>(tables: &T, settings: &Settings, packet: &Packet) -> Verdict {
-    let sender = tables.place(&packet.dst).party;
-    let receiver = tables.place(&packet.quoted_dst).party;
+    let sender = tables.address_info(&packet.dst).party;
+    let receiver = tables.address_info(&packet.quoted_dst).party;
     if matches!(packet.shape, Shape::IcmpErrorLaterFragment) {
         return decide_later_fragment(tables, settings, sender, receiver);
     }
     let Ports {
-        space,
+        kind: port_kind,
         source,
         destination,
         ..
@@ -315,16 +314,16 @@ fn decide_quote<T: Tables>(tables: &T, settings: &Settings, packet: &Packet) -> 
     let there = Approach {
         from: sender,
         at: receiver,
-        space,
+        port_kind,
         number: destination,
     };
     let back = Approach {
         from: receiver,
         at: sender,
-        space,
+        port_kind,
         number: source,
     };
-    // The error itself goes back, whichever way the quoted packet went.
+    // The error itself is a reply, in whichever direction the quoted packet went.
     let quoted = either(
         toward(tables, settings, &there),
         toward(tables, settings, &back),
@@ -337,13 +336,13 @@ fn decide_quote<T: Tables>(tables: &T, settings: &Settings, packet: &Packet) -> 
     }
 }
 
-/// Somebody and what he is after. By reference, as BPF functions take five words at most.
+/// A sender and the endpoint that it addresses. Passed by reference, as BPF functions take five words at most.
 struct Approach {
     /// The sender.
     from: Party,
-    /// Who is declared at the address.
+    /// The party declared at the address.
     at: Party,
-    space: PortKind,
+    port_kind: PortKind,
     number: u16,
 }
 
@@ -352,17 +351,17 @@ fn toward<T: Tables>(tables: &T, settings: &Settings, approach: &Approach) -> Ve
     let &Approach {
         from,
         at,
-        space,
+        port_kind,
         number,
     } = approach;
     let entry = tables
-        .class(space, number)
+        .class(port_kind, number)
         .and_then(|class| tables.target(settings, at, class))
         .and_then(|target| tables.entry(settings, from, target));
     entry.unwrap_or_else(|| denied(settings, Reason::NoPolicy))
 }
 
-/// What was judged already is denied here for a declared endpoint only.
+/// The verdict at a hook that comes after the packet's judge: it denies only at declared endpoints.
 pub(crate) fn only_guarded(verdict: Verdict) -> Verdict {
     if verdict.is_denied() && !verdict.is_guarded_denial() {
         Verdict::OTHER
@@ -371,12 +370,12 @@ pub(crate) fn only_guarded(verdict: Verdict) -> Verdict {
     }
 }
 
-/// Whether what was denied is the answer on a connection, as far as its packet shows: both ways of one that was open before are
-/// told as one. Guarded denials say by themselves which way they go.
+/// Whether the denied packet is a reply on its connection, as far as the packet shows. With that, both directions of a
+/// connection that was open before are reported as one. Guarded denials know their direction already.
 pub const fn is_answer(denial: Denial, packet: &Packet) -> bool {
     let Ports {
         phase,
-        space,
+        kind: port_kind,
         source,
         destination,
     } = packet.ports;
@@ -384,7 +383,7 @@ pub const fn is_answer(denial: Denial, packet: &Packet) -> bool {
         && matches!(denial.direction, Direction::Forward)
         && matches!(packet.shape, Shape::Flow)
         && matches!(phase, Phase::Following)
-        && matches!(space, PortKind::Tcp)
+        && matches!(port_kind, PortKind::Tcp)
         // Servers have the smaller numbers.
         && (packet.segment.is_syn_ack() || source < destination)
 }

@@ -1,5 +1,6 @@
-//! Who was denied, and what was meant: what a record says of a denial beside its reason. Kept with it under the generation that
-//! denied, so that nobody has to find it out later, under another policy or when the sender has gone.
+//! The sender of a denied packet and the endpoint that it addressed: what a record says about a denial besides its reason.
+//! Both are stored with the generation that denied, so that they need not be derived later, under another policy or when
+//! the sender is gone.
 
 use crate::{
     decide::receiver_at,
@@ -12,14 +13,14 @@ use crate::{
     verdict::Reason,
 };
 
-/// Who sent what was denied under that key. `vantage` is where it was judged; calls of processes are seen as what a process
-/// [sends](View::Sent). `mark` is what the packet carries after it was judged where it came in; elsewhere it is not looked at.
+/// The sender of the denial with that key. `vantage` is where it was judged; calls of processes count as
+/// [sent](View::Sent). `mark` is the mark on the packet after it was judged at ingress; elsewhere it is not used.
 #[inline(always)]
 pub fn sender<T: Tables>(tables: &T, vantage: Vantage, mark: PacketMark, key: &RecordKey) -> Party {
     let Some(settings) = tables.settings() else {
         return NOBODY;
     };
-    let src = tables.place(key.packet_src());
+    let src = tables.address_info(key.packet_src());
     match vantage.view() {
         View::Arrived {
             role: role @ Role::Pod,
@@ -28,7 +29,7 @@ pub fn sender<T: Tables>(tables: &T, vantage: Vantage, mark: PacketMark, key: &R
         View::Arrived { role, .. } => sender_on_wire(settings, role, src),
         View::Left { entered, .. } => sender_by_entry(settings, entered, src),
         View::Sent { sender, origin, .. } => sender_by_cgroup(settings, sender, origin),
-        // The process that holds a component's port is reported, not the client that came for the component.
+        // The process that holds a component's port is reported, not the client that connects to the component.
         View::Received { receiver, .. } if key.reason == Reason::ForeignListener.code() => receiver,
         View::Received {
             role: Role::Loopback,
@@ -38,26 +39,26 @@ pub fn sender<T: Tables>(tables: &T, vantage: Vantage, mark: PacketMark, key: &R
     }
 }
 
-/// The set of endpoints that was meant. [`NO_TARGET`] where there was no port to tell.
+/// The set of endpoints that was addressed. [`NO_TARGET`] where there is no port.
 #[inline(always)]
 pub fn target<T: Tables>(tables: &T, vantage: Vantage, key: &RecordKey) -> u16 {
-    let Some(space) = PortKind::from_code(key.space) else {
+    let Some(port_kind) = PortKind::from_code(key.port_kind) else {
         return NO_TARGET;
     };
-    let target = party_at(tables, vantage, key, space).and_then(|at| {
-        let class = tables.class(space, key.port)?;
+    let target = party_at(tables, vantage, key, port_kind).and_then(|at| {
+        let class = tables.class(port_kind, key.port)?;
         tables.target(tables.settings()?, at, class)
     });
     target.unwrap_or(NO_TARGET)
 }
 
-/// Who is declared where the endpoint is looked up.
+/// The party at the address where the endpoint is looked up.
 #[inline(always)]
 fn party_at<T: Tables>(
     tables: &T,
     vantage: Vantage,
     key: &RecordKey,
-    space: PortKind,
+    port_kind: PortKind,
 ) -> Option<Party> {
     let settings = tables.settings()?;
     let is_bind = key.hook == Hook::Bind as u8;
@@ -69,7 +70,7 @@ fn party_at<T: Tables>(
     } else {
         key.dst
     };
-    let place = tables.place(&dst);
+    let info = tables.address_info(&dst);
     let is_reply = key.reply != 0;
     let (is_here, role) = match vantage.view() {
         View::Sent { on_lo, .. } => (on_lo || is_bind, Role::Uplink),
@@ -78,13 +79,13 @@ fn party_at<T: Tables>(
         View::Left { .. } => (false, Role::Uplink),
     };
     if is_here {
-        let port = (space, key.port);
-        return Some(receiver_at(tables, settings, &dst, place, port));
+        let port = (port_kind, key.port);
+        return Some(receiver_at(tables, settings, &dst, info, port));
     }
-    // What answers is its sender, of which a node's address is not always believed.
+    // The endpoint of a reply is at its source address, and a node's source address is not trusted everywhere.
     Some(if is_reply {
-        src_on_wire(settings, role, place)
+        src_on_wire(settings, role, info)
     } else {
-        place.party
+        info.party
     })
 }

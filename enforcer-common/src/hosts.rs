@@ -1,21 +1,20 @@
-//! Where an address stands that a policy names by itself, and not as one of a network.
+//! A hash table of the addresses that a policy names individually, rather than as part of a network.
 //!
-//! A table of [`Bucket`]s, each of a cache line, that userspace fills and nobody changes. However many
-//! addresses there are, one is found or missed at once, most often in the first bucket that is looked
-//! at. The kernel's own hash table spends a longer hash, a chain and three cache lines on that, and its
-//! trie a step for every bit in which addresses differ.
+//! It consists of [`Bucket`]s of one cache line each. Userspace fills it, and it does not change afterwards. However many
+//! addresses there are, a lookup most often ends at the first bucket. The kernel's own hash table needs a longer hash, a
+//! chain and three cache lines for that, and its trie one step for every bit in which addresses differ.
 //!
-//! IPv4 addresses have buckets of their own, which hold more of them: the smaller a table, the more of it is in the
+//! IPv4 addresses have buckets of their own, which hold more of them: the smaller a table is, the more of it is in the
 //! processor's caches.
 
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
 
-use crate::{addr::Ip, tables::Place};
+use crate::{addr::Ip, tables::AddressInfo};
 
-/// An address stands in one of so many buckets.
+/// The number of consecutive buckets that may hold an address.
 pub const REACH: u32 = 4;
 
-/// Which buckets an address stands in.
+/// The kinds of buckets.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Kind {
     /// Ten addresses, of a word each.
@@ -25,7 +24,7 @@ pub enum Kind {
 }
 
 impl Kind {
-    /// That of an address.
+    /// The kind that holds an address.
     #[inline(always)]
     pub fn of(addr: &Ip) -> Self {
         if addr.is_v4() { Self::V4 } else { Self::V6 }
@@ -39,7 +38,7 @@ impl Kind {
         }
     }
 
-    /// The words of an address that its bucket does not tell by its kind: the last ones.
+    /// How many words of an address a bucket of this kind stores: the last ones, as the kind implies the others.
     const fn key_words(self) -> usize {
         match self {
             Self::V4 => 1,
@@ -47,57 +46,57 @@ impl Kind {
         }
     }
 
-    /// The word in which the place of a slot stands, and where in it.
+    /// The word that holds the [`AddressInfo`] of a slot, and the shift within it.
     #[inline(always)]
-    const fn place(self, slot: usize) -> (usize, u32) {
+    const fn info_at(self, slot: usize) -> (usize, u32) {
         let half = self.slots() * self.key_words() * 2 + slot;
         (half / 2, half as u32 % 2 * u16::BITS)
     }
 }
 
-/// The first of the buckets where an address may stand, of so many of its kind.
+/// The first of the buckets that may hold an address, out of `buckets` of its kind.
 #[inline(always)]
 pub const fn first(addr: &Ip, buckets: u32) -> u32 {
     let hash = addr.mixed().wrapping_mul(0x9e37_79b9_7f4a_7c15) >> 32;
     ((hash * buckets as u64) >> 32) as u32
 }
 
-/// Some addresses of one [`Kind`] and what is there. A slot that holds none has the address 0.0.0.0 or `::`, which stand
-/// nowhere.
+/// Addresses of one [`Kind`], each with its [`AddressInfo`]. A free slot has the address 0.0.0.0 or `::`, which are never
+/// stored.
 #[derive(
     Debug, Clone, Copy, PartialEq, Eq, Default, FromBytes, IntoBytes, Immutable, KnownLayout,
 )]
 #[repr(C)]
 pub struct Bucket {
-    /// The addresses, by the words that the kind does not tell, as [`Ip::words`] has them; then as many
-    /// [packed](Place::packed) places, two to a word, the lower half first; zeroes up to the end.
+    /// The addresses, by the words that the kind does not imply, in the form of [`Ip::words`]; then as many
+    /// [packed](AddressInfo::packed) infos, two to a word, the lower half first; zeroes up to the end.
     words: [u32; 15],
-    /// 1 if an address that belongs here stands in the next.
+    /// 1 if a search that reaches this bucket must continue in the next one.
     pub more: u32,
 }
 
 const _: () = assert!(size_of::<Bucket>() == 64);
 
 impl Bucket {
-    /// What is at an address, if it stands in this bucket of that kind.
+    /// The info of an address, if it is in this bucket.
     #[inline(always)]
-    pub fn find(&self, kind: Kind, words: &[u32; 4]) -> Option<Place> {
+    pub fn find(&self, kind: Kind, words: &[u32; 4]) -> Option<AddressInfo> {
         (0..kind.slots())
             .find(|slot| self.holds(kind, *slot, words))
             .map(|slot| {
-                let (word, shift) = kind.place(slot);
-                Place::unpacked((self.words[word] >> shift) as u16)
+                let (word, shift) = kind.info_at(slot);
+                AddressInfo::unpacked((self.words[word] >> shift) as u16)
             })
     }
 
-    /// Puts an address into a slot that holds none. Nothing if there is none.
-    pub fn put(&mut self, kind: Kind, words: &[u32; 4], place: Place) -> Option<()> {
+    /// Puts an address into a free slot. `None` if there is none.
+    pub fn put(&mut self, kind: Kind, words: &[u32; 4], info: AddressInfo) -> Option<()> {
         let slot = (0..kind.slots()).find(|slot| self.holds(kind, *slot, &[0; 4]))?;
         let length = kind.key_words();
         let at = slot * length;
         self.words[at..at + length].copy_from_slice(&words[4 - length..]);
-        let (word, shift) = kind.place(slot);
-        self.words[word] |= u32::from(place.packed()) << shift;
+        let (word, shift) = kind.info_at(slot);
+        self.words[word] |= u32::from(info.packed()) << shift;
         Some(())
     }
 
@@ -106,7 +105,7 @@ impl Bucket {
         let [a, b, c, d] = *words;
         match kind {
             Kind::V4 => self.words[slot] == d,
-            // The last words differ most.
+            // The last words differ most often.
             Kind::V6 => {
                 let at = slot * 4;
                 self.words[at + 3] == d
@@ -118,7 +117,7 @@ impl Bucket {
     }
 }
 
-/// Whether an address can stand in the table.
+/// Whether the table can hold an address.
 pub fn takes(addr: &Ip) -> bool {
     !addr.is_unspecified()
 }

@@ -1,41 +1,41 @@
-//! What interfaces are for, in a table that both sides know how to read.
+//! A hash table of the roles of interfaces, which the programs and userspace read in the same way.
 //!
-//! Each packet asks twice, so a plain array is asked, whose elements programs read without a call. An interface
-//! stands where a hash of its index says or within [`REACH`] behind; where there was one, there is never nothing again, so
-//! that no search ends too early.
+//! It is looked up twice for each packet, so it is a plain array, whose elements programs read without a call. An interface
+//! is in the slot of its hash or in one of the [`REACH`] minus one slots behind it. A slot that was used once never becomes
+//! empty again, so that no search ends too early.
 
-/// Elements of the table: many more than there are interfaces, so that [`REACH`] is far enough.
+/// Slots of the table: many more than there are interfaces, so that [`REACH`] suffices.
 pub const SLOTS: u32 = 1 << 16;
-/// An interface stands in one of so many elements.
+/// The number of consecutive slots that may hold an interface.
 pub const REACH: u32 = 8;
-/// What stands where an interface was.
+/// The content of a slot whose interface is gone.
 pub const GONE: u64 = u32::MAX as u64;
 
-/// The element where an interface stands, most often.
+/// The slot where the search for an interface begins.
 #[inline(always)]
 pub const fn first(interface: u32) -> u32 {
-    // The kernel counts interfaces up, so that those of long ago are neighbours, and the next ones may come to be the
-    // same modulo any power of two: the golden ratio puts neighbours far apart.
+    // Indices are assigned in sequence, so old interfaces are neighbours, and newer ones may be equal to them modulo any
+    // power of two: the golden ratio spreads neighbours far apart.
     interface.wrapping_mul(0x9e37_79b1) >> 16
 }
 
-/// The elements where an interface may stand, in the order of a search.
-pub fn places(interface: u32) -> impl Iterator<Item = u32> {
+/// The slots that may hold an interface, in search order.
+pub fn slots(interface: u32) -> impl Iterator<Item = u32> {
     let first = first(interface);
     (0..REACH).map(move |further| (first + further) % SLOTS)
 }
 
-/// An element: the index in the low half, the role's word ([`crate::tables::Role`]) in the high half. Indices begin
-/// at 1, so none is 0.
+/// The content of a slot: the index in the low half, the role's word ([`crate::tables::Role`]) in the high half. Indices
+/// begin at 1, so none is 0.
 pub const fn element(interface: u32, role: u32) -> u64 {
     (role as u64) << 32 | interface as u64
 }
 
-/// The role's word of an interface, by the elements of the table; 0 if it has none.
+/// The role's word of an interface; 0 if it is not in the table. `element` reads a slot.
 #[inline(always)]
 pub fn role(interface: u32, element: impl Fn(u32) -> u64) -> u32 {
-    for place in places(interface) {
-        let found = element(place);
+    for slot in slots(interface) {
+        let found = element(slot);
         if found as u32 == interface {
             return (found >> 32) as u32;
         }
@@ -46,10 +46,10 @@ pub fn role(interface: u32, element: impl Fn(u32) -> u64) -> u32 {
     0
 }
 
-/// Where to write an interface: where it stands, or else the first element that is free.
-pub fn place(interface: u32, element: impl Fn(u32) -> u64) -> Option<u32> {
-    let stands = places(interface).find(|place| element(*place) as u32 == interface);
-    stands.or_else(|| places(interface).find(|place| matches!(element(*place), 0 | GONE)))
+/// The slot to write an interface to: its own, or else the first free one.
+pub fn slot(interface: u32, element: impl Fn(u32) -> u64) -> Option<u32> {
+    let stands = slots(interface).find(|slot| element(*slot) as u32 == interface);
+    stands.or_else(|| slots(interface).find(|slot| matches!(element(*slot), 0 | GONE)))
 }
 
 #[cfg(test)]
@@ -58,8 +58,8 @@ mod tests {
 
     /// So many interfaces that all begin at the element where `first` begins.
     fn alike(first: u32) -> Vec<u32> {
-        let place = places(first).next();
-        let others = (1..).filter(|other| places(*other).next() == place);
+        let slot = slots(first).next();
+        let others = (1..).filter(|other| slots(*other).next() == slot);
         others.take(REACH as usize + 1).collect()
     }
 
@@ -67,8 +67,8 @@ mod tests {
     fn each_has_its_role_whatever_came_and_went() {
         let mut table = vec![0; SLOTS as usize];
         let mut put = |interface: u32, role: u32| {
-            let place = place(interface, |place| table[place as usize]).unwrap();
-            table[place as usize] = element(interface, role);
+            let slot = slot(interface, |slot| table[slot as usize]).unwrap();
+            table[slot as usize] = element(interface, role);
         };
         let alike = alike(5);
         let [a, b, c, d, next, ..] = alike[..] else {
@@ -78,16 +78,16 @@ mod tests {
             put(interface, role);
         }
         put(b, 8);
-        let find = |interface| role(interface, |place| table[place as usize]);
+        let find = |interface| role(interface, |slot| table[slot as usize]);
         assert_eq!([a, b, c, d, next].map(find), [1, 8, 3, 4, 0]);
 
-        let gone = place(a, |place| table[place as usize]).unwrap();
+        let gone = slot(a, |slot| table[slot as usize]).unwrap();
         table[gone as usize] = GONE;
-        let find = |interface| role(interface, |place| table[place as usize]);
+        let find = |interface| role(interface, |slot| table[slot as usize]);
         assert_eq!([a, b, c, d].map(find), [0, 8, 3, 4]);
         assert_eq!(find(u32::MAX), 0);
-        // What comes next takes its place.
-        assert_eq!(place(next, |place| table[place as usize]), Some(gone));
+        // The next interface takes its slot.
+        assert_eq!(slot(next, |slot| table[slot as usize]), Some(gone));
     }
 
     /// Those of long ago stand in a row, and new ones come where the count is the same again.
@@ -98,9 +98,9 @@ mod tests {
             for round in 0..64_u32 {
                 for number in 0..64_u32 {
                     let interface = 6 + number + round * between;
-                    let place = place(interface, |place| table[place as usize]);
-                    let place = place.unwrap_or_else(|| panic!("{between}, {round}, {number}"));
-                    table[place as usize] = element(interface, 3);
+                    let slot = slot(interface, |slot| table[slot as usize]);
+                    let slot = slot.unwrap_or_else(|| panic!("{between}, {round}, {number}"));
+                    table[slot as usize] = element(interface, 3);
                 }
             }
         }
@@ -112,10 +112,10 @@ mod tests {
         let mut table = vec![0; SLOTS as usize];
         let (last, others) = alike.split_last().unwrap();
         for interface in others {
-            let place = place(*interface, |place| table[place as usize]).unwrap();
-            table[place as usize] = element(*interface, 1);
+            let slot = slot(*interface, |slot| table[slot as usize]).unwrap();
+            table[slot as usize] = element(*interface, 1);
         }
-        assert_eq!(place(*last, |place| table[place as usize]), None);
-        assert_eq!(role(*last, |place| table[place as usize]), 0);
+        assert_eq!(slot(*last, |slot| table[slot as usize]), None);
+        assert_eq!(role(*last, |slot| table[slot as usize]), 0);
     }
 }

@@ -1,23 +1,23 @@
 //! Evaluates a packet from a [`Vantage`]: the verdict, the mark that the packet carries from there on, and whether it is
 //! reported there. Hooks fetch bytes and identity, call these functions, and do what they say.
 //!
-//! Each packet has one judge. What a process of this node sends is judged at its socket, by its cgroup; what comes from a
-//! pod at the pod's interface, whatever source address it bears; and what comes from outside at the uplink, by source
-//! address. Two more checks catch what address translation hides from that judge: at the receiving socket, and at the
-//! interface that a forwarded packet leaves by. They may deny, but what they let pass was counted before.
+//! Each packet has one judge. A packet from a process of this node is judged at its socket, by its cgroup; a packet from a
+//! pod at the pod's interface, whatever its source address is; and a packet from outside at the uplink, by source address.
+//! Two more checks catch what address translation hides from that judge: at the receiving socket, and at the interface by
+//! which a forwarded packet leaves. They only deny; the packets that they allow have been counted before.
 //!
 //! ```text
 //! judge (who sends, the tables) → verdict → examine (checksums, locks) → verdict → report
 //! ```
 //!
-//! The first step is what is cached; the second asks about the packet at hand.
+//! The first step is cached; the second looks at the individual packet.
 
 use crate::{
     addr::Ip,
     decide::{Ends, decide, denied, flow, not_tls, only_guarded, received_at, refused, unreadable},
     mark::PacketMark,
     packet::{Packet, Phase, Ports, Shape},
-    tables::{Memory, NOBODY, Party, Place, Role, Settings, Tables},
+    tables::{AddressInfo, Memory, NOBODY, Party, Role, Settings, Tables},
     tls::Lock,
     vantage::{Entered, Origin, Vantage, View},
     verdict::{Direction, Reason, Verdict, counter},
@@ -37,7 +37,7 @@ pub struct Judgement {
 pub enum Report {
     /// Nothing, because another hook reports the packet.
     Nothing,
-    /// A counter of packets that belong to a connection that was cut off; its denial was reported when that was done.
+    /// Only the counter for packets of connections that were cut off. The denial was reported when the connection was cut.
     Cut,
     /// The verdict's counter, and a record where [`Verdict::is_recorded`] says so.
     Verdict,
@@ -74,7 +74,7 @@ pub fn judge<T: Tables>(
         } => received(tables, role, judged, receiver, packet),
     };
     let mark = match vantage.view() {
-        // It comes in again, where only what was judged may.
+        // It comes in again on lo, where packets without a mark are dropped.
         View::Sent { on_lo: true, .. } => PacketMark::JUDGED,
         _ => PacketMark::NONE,
     };
@@ -89,7 +89,7 @@ pub fn judge_unreadable<T: Tables>(
     reason: Reason,
 ) -> Judgement {
     let verdict = match vantage.view() {
-        // Where nobody declared the interface, it is denied only for what it may do to a guarded endpoint.
+        // At an undeclared interface, only guarded endpoints are protected.
         View::Arrived {
             role: Role::Undeclared,
             ..
@@ -116,13 +116,13 @@ pub struct Examined {
     pub verdict: Verdict,
     /// What later hooks need to know.
     pub mark: PacketMark,
-    /// The state of the lock of its path.
+    /// The result of the TLS check of its path.
     pub lock: Lock,
 }
 
-/// Checks what no cached verdict can know, if the packet is allowed so far: whether a checksum offload would write over the
-/// bytes that decided, and whether the packet passes the lock of its path. `carried` is the mark on the packet; `packet` is
-/// `None` if it could not be parsed.
+/// Checks what no cached verdict can know, if the packet is allowed so far: whether a checksum offload would overwrite
+/// bytes that the verdict depends on, and whether the packet passes the TLS check of its path. `carried` is the mark on the
+/// packet; `packet` is `None` if it could not be parsed.
 #[inline(always)]
 pub fn examine<T: Tables>(
     tables: &T,
@@ -142,13 +142,13 @@ pub fn examine<T: Tables>(
     if verdict.is_denied() {
         return examined;
     }
-    // Before the lock, which must see the final bytes.
-    if is_checksum_asked(vantage, carried) && has_checksum_elsewhere() {
+    // Before the TLS check, which must see the final bytes.
+    if checks_checksum(vantage, carried) && has_checksum_elsewhere() {
         examined.verdict = refused(tables, Reason::ChecksumElsewhere);
     } else if matches!(vantage.view(), View::Left { .. }) && carried.is_fast_open() {
         examined.verdict = not_tls(tables, verdict, Reason::FastOpenThrough);
     } else if let Some(packet) = packet
-        && is_lock_asked(vantage, verdict, packet)
+        && checks_lock(vantage, verdict, packet)
     {
         if matches!(vantage.view(), View::Arrived { .. })
             && packet.segment.is_syn()
@@ -168,7 +168,7 @@ pub fn examine<T: Tables>(
 /// Whether this vantage checks for a checksum offload: ingress does, except at an uplink, because the kernel completes the
 /// checksum only when the packet leaves, and the check is a helper call that locally delivered packets need not pay for;
 /// egress does if no earlier hook has.
-pub const fn is_checksum_asked(vantage: Vantage, carried: PacketMark) -> bool {
+pub const fn checks_checksum(vantage: Vantage, carried: PacketMark) -> bool {
     match vantage.view() {
         View::Arrived { role, .. } => !matches!(role, Role::Uplink),
         View::Left { entered, .. } => {
@@ -179,9 +179,9 @@ pub const fn is_checksum_asked(vantage: Vantage, carried: PacketMark) -> bool {
     }
 }
 
-/// Whether the lock of the path is checked at this vantage. At interfaces only on the client's side: ingress checks what the
-/// client sends, egress what comes back to it.
-pub const fn is_lock_asked(vantage: Vantage, verdict: Verdict, packet: &Packet) -> bool {
+/// Whether the TLS check of the path runs at this vantage. At interfaces it runs on the client's side only: ingress checks
+/// what the client sends, egress what the client receives.
+pub const fn checks_lock(vantage: Vantage, verdict: Verdict, packet: &Packet) -> bool {
     if !verdict.is_tls_path() || !matches!(packet.shape, Shape::Flow) {
         return false;
     }
@@ -193,18 +193,18 @@ pub const fn is_lock_asked(vantage: Vantage, verdict: Verdict, packet: &Packet) 
 }
 
 /// What to count and record of a verdict at a vantage, so that each packet is reported once. `carried` is the mark that the
-/// packet had when it came there.
+/// packet had when it reached the hook.
 pub const fn report(vantage: Vantage, carried: PacketMark, verdict: Verdict, lock: Lock) -> Report {
     if matches!(lock, Lock::Cut) && !verdict.passes() {
         return Report::Cut;
     }
     let is_elsewhere = match vantage.view() {
-        // It is counted where it is judged in full.
+        // It is counted at the receiving socket, where it is judged in full.
         View::Arrived { role, .. } => matches!(role, Role::Undeclared) && !verdict.is_denied(),
         View::Left { .. } => !verdict.is_denied() || (verdict.passes() && carried.is_reported()),
         View::Sent { .. } => false,
         View::Received { judged, .. } if !verdict.is_denied() => judged,
-        // What dry-run has let pass was reported where it came in, or at its sender's socket.
+        // In dry-run, the denial was reported at ingress or at the sender's socket already.
         View::Received { role, .. } => {
             verdict.passes() && (matches!(role, Role::Loopback) || carried.is_reported())
         }
@@ -218,8 +218,8 @@ pub const fn report(vantage: Vantage, carried: PacketMark, verdict: Verdict, loc
 
 /// A packet that entered by an interface, judged before any address translation.
 ///
-/// Behind a pod's interface is a pod, whatever source address it bears. Only where a component has an
-/// address of its own among the pods (DNS, an agent), the route back is looked up.
+/// What comes in by a pod's interface is sent by a pod, whatever its source address is. Only if the source address is that
+/// of a component among the pods (DNS, an agent), the route back is looked up to verify it.
 #[inline(always)]
 fn arrived<T: Tables>(
     tables: &T,
@@ -245,18 +245,18 @@ fn arrived<T: Tables>(
     if packet.src.is_loopback() || packet.dst.is_loopback() {
         return denied(Reason::LoopbackOffLo);
     }
-    let src = tables.place(&packet.src);
+    let src = tables.address_info(&packet.src);
     if is_forged_on_wire(role, src, &packet.src) {
         return denied(Reason::ForgedSource);
     }
     let mut mark = PacketMark::JUDGED;
-    let from = if matches!(role, Role::Pod) && src.is(Place::NAMED) && is_route_back() {
+    let from = if matches!(role, Role::Pod) && src.is(AddressInfo::NAMED) && is_route_back() {
         mark = PacketMark::from_known_pod(src.party);
         src.party
     } else {
         sender_on_wire(settings, role, src)
     };
-    let dst = tables.place(&packet.dst).party;
+    let dst = tables.address_info(&packet.dst).party;
     let ends = Ends {
         from,
         to: dst,
@@ -267,14 +267,14 @@ fn arrived<T: Tables>(
     match role {
         Role::Uplink => judged(verdict, mark.let_in_by(verdict)),
         Role::Pod => judged(answered(tables, settings, verdict, packet), mark),
-        // Nobody declared it, so what is not guarded is judged where a socket of this node receives it.
+        // The interface is not declared: packets to other than guarded endpoints are judged at the receiving socket.
         Role::Undeclared | Role::Loopback => judged(only_guarded(verdict), mark),
     }
 }
 
-/// What a pod answers to a connection whose destination was translated to its address (NodePort, hostPort, load
-/// balancers): it is a reply of what was let in under the address that the client knows, and goes back before it is
-/// translated again. That lifts nothing that is said of a guarded endpoint.
+/// The verdict for a pod's reply on a connection whose destination was translated to the pod's address (NodePort,
+/// hostPort, load balancers). The connection was allowed under the address that the client knows, and the reply is judged
+/// before it is translated back. Denials at guarded endpoints stay as they are.
 fn answered<T: Tables>(
     tables: &T,
     settings: &Settings,
@@ -294,8 +294,8 @@ fn answered<T: Tables>(
     }
 }
 
-/// A packet of a socket in another network namespace, which leaves by an interface of this one: a pod has a macvlan, an
-/// ipvlan or a VLAN of it. It is known by its process's cgroup, and has no address of a node.
+/// A packet of a socket in another network namespace that leaves by an interface of this one: a pod has a macvlan, an
+/// ipvlan or a VLAN on top of it. The sender is known by its process's cgroup, and must not use an address of a node.
 #[inline(always)]
 fn sent_from_other_namespace<T: Tables>(tables: &T, sender: Party, packet: &Packet) -> Verdict {
     let Some(settings) = tables.settings() else {
@@ -304,12 +304,12 @@ fn sent_from_other_namespace<T: Tables>(tables: &T, sender: Party, packet: &Pack
     if packet.src.is_loopback() || packet.dst.is_loopback() {
         return denied(settings, Reason::LoopbackOffLo);
     }
-    let src = tables.place(&packet.src);
-    if src.is(Place::OWN | Place::OTHER_NODE) {
+    let src = tables.address_info(&packet.src);
+    if src.is(AddressInfo::OWN | AddressInfo::OTHER_NODE) {
         return denied(settings, Reason::ForgedSource);
     }
     let from = sender_by_cgroup(settings, sender, Origin::OtherNamespace);
-    let dst = tables.place(&packet.dst).party;
+    let dst = tables.address_info(&packet.dst).party;
     let ends = Ends {
         from,
         to: dst,
@@ -319,9 +319,9 @@ fn sent_from_other_namespace<T: Tables>(tables: &T, sender: Party, packet: &Pack
     decide(tables, settings, ends, packet)
 }
 
-/// A packet of a process of this node: from a socket, or injected by a packet socket. `on_lo` says
-/// that it goes out by the loopback interface.
-// Into its caller's stack frame, as `delivered`.
+/// A packet of a process of this node: from a socket, or injected by a packet socket. `on_lo` says that it leaves by the
+/// loopback interface.
+// Inlined to use its caller's stack frame, like `received`.
 #[inline(always)]
 fn sent<T: Tables>(
     tables: &T,
@@ -337,26 +337,26 @@ fn sent<T: Tables>(
     if !on_lo && (packet.src.is_loopback() || packet.dst.is_loopback()) {
         return denied(settings, Reason::LoopbackOffLo);
     }
-    let src = tables.place(&packet.src);
-    if src.is(Place::OTHER_NODE) {
+    let src = tables.address_info(&packet.src);
+    if src.is(AddressInfo::OTHER_NODE) {
         return denied(settings, Reason::ForgedSource);
     }
     let Ports {
-        space,
+        kind: port_kind,
         source,
         destination,
         ..
     } = packet.ports;
-    // What goes out by lo comes in by it: both addresses are of this node, whatever they are declared
-    // as. Whose socket is at the other end is not known here; `delivered` knows.
+    // A packet that leaves by lo comes in by lo: both addresses belong to this node, whatever they are declared as. The
+    // socket at the other end is not known here, but in `received`.
     let (to, src, dst) = if on_lo {
         (
             settings.local as Party,
-            received_at(tables, settings, &packet.src, space, source),
-            received_at(tables, settings, &packet.dst, space, destination),
+            received_at(tables, settings, &packet.src, port_kind, source),
+            received_at(tables, settings, &packet.dst, port_kind, destination),
         )
     } else {
-        let dst = tables.place(&packet.dst).party;
+        let dst = tables.address_info(&packet.dst).party;
         (dst, src.party, dst)
     };
     decide(
@@ -372,9 +372,9 @@ fn sent<T: Tables>(
     )
 }
 
-/// A packet that is handed to a socket of this node, after all address translation and reassembly.
-/// `judged` says that it was judged where it came in.
-// Into its caller's stack frame: the kernel allows 512 bytes for a chain of calls, in steps of 32.
+/// A packet that is handed to a socket of this node, after all address translation and reassembly. `judged` says that it
+/// was judged at ingress.
+// Inlined to use its caller's stack frame: the kernel allows 512 bytes for a chain of calls, in steps of 32.
 #[inline(always)]
 fn received<T: Tables>(
     tables: &T,
@@ -386,15 +386,15 @@ fn received<T: Tables>(
     let Some(settings) = tables.settings() else {
         return Verdict::UNSET;
     };
-    let src = tables.place(&packet.src);
+    let src = tables.address_info(&packet.src);
     let from = if matches!(role, Role::Loopback) {
         settings.local as Party
     } else {
         if packet.src.is_loopback() || packet.dst.is_loopback() {
             return denied(settings, Reason::LoopbackOffLo);
         }
-        // What this node sends to itself goes by lo, so this came from elsewhere, in a tunnel perhaps.
-        if src.is(Place::OWN) {
+        // This node's packets to itself use lo, so this one came from elsewhere, perhaps in a tunnel.
+        if src.is(AddressInfo::OWN) {
             return denied(settings, Reason::ForgedSource);
         }
         sender_on_wire(settings, role, src)
@@ -403,7 +403,7 @@ fn received<T: Tables>(
         tables,
         settings,
         &packet.dst,
-        packet.ports.space,
+        packet.ports.kind,
         packet.ports.destination,
     );
     let ends = Ends {
@@ -427,9 +427,9 @@ fn received<T: Tables>(
     }
 }
 
-/// The denial of what a component's port receives, where the socket there is another's: it was bound before the agent
-/// came, or by a call that binds no number (`listen` alone, a range of ephemeral ports of its own).
-// A call of its own, as few packets open something.
+/// The denial of a packet to a component's port if the socket there belongs to another process: it was bound before the
+/// agent started, or by a call that names no port (`listen` alone, a private range of ephemeral ports).
+// Not inlined, as few packets open a connection.
 #[inline(always)]
 fn held_by_another<T: Tables>(
     tables: &T,
@@ -439,7 +439,7 @@ fn held_by_another<T: Tables>(
     ports: Ports,
 ) -> Option<Verdict> {
     let entry = tables
-        .class(ports.space, ports.destination)
+        .class(ports.kind, ports.destination)
         .and_then(|class| tables.target(settings, at, class))
         .and_then(|target| tables.bind_entry(settings, receiver, target))?;
     let is_foreign =
@@ -447,19 +447,19 @@ fn held_by_another<T: Tables>(
     is_foreign.then(|| entry.because(Reason::ForeignListener))
 }
 
-/// A packet that leaves this node after it was forwarded, perhaps with translated addresses. `to_pod` says that it goes
-/// out by a pod's interface.
+/// A packet that leaves this node after it was forwarded, perhaps with translated addresses. `to_pod` says that it leaves
+/// by a pod's interface.
 #[inline(always)]
 fn left<T: Tables>(tables: &T, entered: Entered, to_pod: bool, packet: &Packet) -> Verdict {
     let Some(settings) = tables.settings() else {
         return Verdict::UNSET;
     };
-    let src = tables.place(&packet.src);
+    let src = tables.address_info(&packet.src);
     let from = sender_by_entry(settings, entered, src);
-    let dst = tables.place(&packet.dst).party;
-    let is_node = src.is(Place::OWN | Place::OTHER_NODE);
+    let dst = tables.address_info(&packet.dst).party;
+    let is_node = src.is(AddressInfo::OWN | AddressInfo::OTHER_NODE);
     let src = match entered {
-        // It is a pod's all the same: nothing that a node may answer.
+        // It counts as a pod's packet nevertheless, and not as a reply of a node.
         Entered::FromPod | Entered::FromKnownPod(_) if is_node => settings.pods as Party,
         _ => src.party,
     };
@@ -474,21 +474,22 @@ fn left<T: Tables>(tables: &T, entered: Entered, to_pod: bool, packet: &Packet) 
     if verdict.is_denied() || !matches!(packet.shape, Shape::Flow) {
         return verdict;
     }
-    // A path let it in, and none leads from its sender to where it goes now: its destination was translated.
+    // A path allowed it at ingress, and none leads from its sender to its destination now: so that was translated.
     if let Entered::ByUplink(Some(path)) = entered
         && to_pod
         && judged.is_denied()
     {
         tables.remember_translated(settings, &flow(packet), path);
     }
-    // The answer will come to the addresses that it leaves with.
+    // Replies will be sent to the addresses that it leaves with.
     if matches!(packet.ports.phase, Phase::Datagram) {
         tables.remember(&flow(packet), Memory::Allowed);
     }
     verdict
 }
 
-/// Who sends by a socket of this node or of one above it. A process's own raw socket is known by its cgroup.
+/// The sender of a packet from a socket of this network namespace or of one on top of it. The raw socket of a process is
+/// known by its cgroup.
 pub(crate) const fn sender_by_cgroup(settings: &Settings, cgroup: Party, origin: Origin) -> Party {
     if cgroup as u32 != settings.undeclared_process {
         return cgroup;
@@ -496,48 +497,53 @@ pub(crate) const fn sender_by_cgroup(settings: &Settings, cgroup: Party, origin:
     match origin {
         Origin::KernelSocket => settings.local as Party,
         Origin::NoSocket => NOBODY,
-        // What nobody declared is no process of the node, where its network is another.
+        // An undeclared cgroup in another network namespace does not count as a process of the node.
         Origin::OtherNamespace => settings.pods as Party,
         Origin::Socket | Origin::Frames => cgroup,
     }
 }
 
-/// Who has sent what is forwarded.
-pub(crate) const fn sender_by_entry(settings: &Settings, entered: Entered, src: Place) -> Party {
+/// The sender of a forwarded packet.
+pub(crate) const fn sender_by_entry(
+    settings: &Settings,
+    entered: Entered,
+    src: AddressInfo,
+) -> Party {
     match entered {
         Entered::FromKnownPod(known) => known,
         Entered::FromPod => settings.pods as Party,
-        // Source translation has hidden who sends. It is nobody of this node: those have sockets.
-        Entered::ByUplink(_) if src.is(Place::OWN) => NOBODY,
+        // Source translation hides the sender. It is not a process of this node: those have sockets.
+        Entered::ByUplink(_) if src.is(AddressInfo::OWN) => NOBODY,
         Entered::ByUplink(_) => src.party,
     }
 }
 
-pub(crate) fn sender_on_wire(settings: &Settings, role: Role, src: Place) -> Party {
+/// The sender of a packet that came in by an interface.
+pub(crate) fn sender_on_wire(settings: &Settings, role: Role, src: AddressInfo) -> Party {
     match role {
         Role::Pod => settings.pods as Party,
         Role::Loopback | Role::Uplink | Role::Undeclared => src_on_wire(settings, role, src),
     }
 }
 
-/// Who is at a source address. A node's is believed where its packets come in. Elsewhere it may be a new pod's, whose interface
-/// nobody has looked at yet.
-pub(crate) fn src_on_wire(settings: &Settings, role: Role, src: Place) -> Party {
-    if matches!(role, Role::Undeclared) && src.is(Place::OWN | Place::OTHER_NODE) {
+/// The party at a source address. A node's address is trusted where the node's packets come in. At an undeclared interface
+/// it may be used by a new pod whose interface the agent has not seen yet.
+pub(crate) fn src_on_wire(settings: &Settings, role: Role, src: AddressInfo) -> Party {
+    if matches!(role, Role::Undeclared) && src.is(AddressInfo::OWN | AddressInfo::OTHER_NODE) {
         settings.pods as Party
     } else {
         src.party
     }
 }
 
-/// A pod sends from a pod's address or from one that is good on its link only, and never from one
-/// that a node has among the pods (its bridge, its tunnel); nobody outside sends from an address of
-/// this node. ARP probes and DHCP come from nobody yet.
-fn is_forged_on_wire(role: Role, src: Place, addr: &Ip) -> bool {
+/// Whether a source address can not be valid at an interface. A pod sends from a pod's address or a link-local one, and
+/// never from one that a node has among the pods (its bridge, its tunnel); nothing outside sends from an address of this
+/// node. ARP probes and DHCP have the unspecified address.
+fn is_forged_on_wire(role: Role, src: AddressInfo, addr: &Ip) -> bool {
     match role {
-        Role::Pod if src.is(Place::OWN | Place::OTHER_NODE) => true,
-        Role::Pod => !src.is(Place::POD) && !addr.is_link_local() && !addr.is_unspecified(),
-        Role::Uplink => src.is(Place::OWN),
+        Role::Pod if src.is(AddressInfo::OWN | AddressInfo::OTHER_NODE) => true,
+        Role::Pod => !src.is(AddressInfo::POD) && !addr.is_link_local() && !addr.is_unspecified(),
+        Role::Uplink => src.is(AddressInfo::OWN),
         Role::Loopback | Role::Undeclared => false,
     }
 }
@@ -547,7 +553,7 @@ mod tests {
     use super::*;
     use crate::{packet::PortKind, tables::FlowKey};
 
-    /// A policy that allows everything: what is asked besides is what is tried.
+    /// A policy that allows everything, so that only the checks beyond it matter.
     struct Open(Settings);
 
     impl Open {
@@ -575,8 +581,8 @@ mod tests {
         fn settings(&self) -> Option<&Settings> {
             Some(&self.0)
         }
-        fn place(&self, _: &Ip) -> Place {
-            Place::UNKNOWN
+        fn address_info(&self, _: &Ip) -> AddressInfo {
+            AddressInfo::UNKNOWN
         }
         fn class(&self, _: PortKind, _: u16) -> Option<u16> {
             Some(0)
@@ -587,7 +593,7 @@ mod tests {
         fn declares(&self, _: &Settings, _: Party, _: u16) -> bool {
             false
         }
-        // The path's number says who is taken to have sent it.
+        // The path's number is that of the party that counts as the sender.
         fn entry(&self, _: &Settings, from: Party, _: u16) -> Option<Verdict> {
             Some(Verdict::path(from).to_guarded().with_tls())
         }
@@ -610,7 +616,7 @@ mod tests {
     fn packet(phase: Phase) -> Packet {
         let ports = Ports {
             phase,
-            space: PortKind::Tcp,
+            kind: PortKind::Tcp,
             source: 40_000,
             destination: 443,
         };
@@ -659,15 +665,15 @@ mod tests {
         assert_eq!(from(7, Origin::OtherNamespace), Some(9), "a pod");
     }
 
-    /// What is asked of an allowed packet, and in which order.
+    /// Which checks an allowed packet goes through, and in which order.
     #[test]
-    fn a_checksum_is_asked_for_before_a_lock_and_once() {
+    fn a_checksum_is_checked_before_a_lock_and_once() {
         let tables = Open::new();
         let allowed = Judgement {
             verdict: Verdict::path(1).with_tls(),
             mark: PacketMark::JUDGED,
         };
-        let asked = |vantage, carried, elsewhere: bool| {
+        let checked = |vantage, carried, elsewhere: bool| {
             let calls = core::cell::Cell::new((0, 0));
             let examined = examine(
                 &tables,
@@ -699,7 +705,7 @@ mod tests {
             (left_after(Entered::FromPod), none, (1, 0)),
         ] {
             assert_eq!(
-                asked(vantage, carried, true),
+                checked(vantage, carried, true),
                 (once, elsewhere),
                 "{vantage:?}"
             );
@@ -710,15 +716,15 @@ mod tests {
             (received_by(Role::Uplink, true), judged),
         ] {
             assert_eq!(
-                asked(vantage, carried, true),
+                checked(vantage, carried, true),
                 ((0, 1), not_tls),
                 "{vantage:?}"
             );
         }
-        // It was asked for where the pod's packet came in; and the client is not behind this interface.
+        // It was checked where the pod's packet came in; and the client is not behind this interface.
         let from_pod = left_after(Entered::FromPod);
-        assert_eq!(asked(from_pod, judged, true), ((0, 0), None));
-        let (calls, reason) = asked(from_pod, judged.with_fast_open(), true);
+        assert_eq!(checked(from_pod, judged, true), ((0, 0), None));
+        let (calls, reason) = checked(from_pod, judged.with_fast_open(), true);
         assert_eq!((calls, reason), ((0, 0), Some(Reason::FastOpenThrough)));
     }
 

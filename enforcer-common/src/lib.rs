@@ -1,15 +1,15 @@
-//! What the kernel programs and userspace must agree on: how bytes are read as a packet, how a
-//! packet gets its verdict, and the layout of everything that crosses the kernel border.
+//! Code and data layouts that the kernel programs and userspace share: how bytes are parsed into a packet, how a packet
+//! gets its verdict, and the layout of everything that crosses the kernel border.
 //!
 //! In reading order: [`addr`] (one form for IPv4 and IPv6), [`packet`] and [`parse`] (bytes to
-//! [`packet::Packet`]), [`tables`], [`hosts`] and [`interfaces`] (what a compiled policy looks like to the decision),
-//! [`vantage`] (where a packet is seen), [`judge`] and [`decide`] (the meaning of the product), [`tls`] (the lock that some
-//! paths have), [`verdict`] (what comes out), [`mark`] (what one hook tells the next), [`cache`] (verdicts of a moment ago),
-//! [`offload`] (what is written into a packet afterwards), [`record`] and [`denial`] (what is kept of denials), [`limits`].
+//! [`packet::Packet`]), [`tables`], [`hosts`] and [`interfaces`] (the compiled policy as the decision reads it),
+//! [`vantage`] (where a packet is seen), [`judge`] and [`decide`] (the decision itself), [`tls`] (the TLS check that some
+//! paths require), [`verdict`] (the result), [`mark`] (what one hook passes on to the next), [`cache`] (recent verdicts),
+//! [`offload`] (checksums that are written after the judgement), [`record`] and [`denial`] (records of denials), [`limits`].
 //!
-//! No I/O, no allocation, no `unsafe`, and no `cfg` on the target in [`parse`], [`judge`] and [`decide`]: what
-//! the host tests is what the kernel runs. Numbers are in host byte order unless a field is a
-//! byte array, which is in network byte order.
+//! No I/O, no allocation, no `unsafe`, and no `cfg` on the target in [`parse`], [`judge`] and [`decide`]: the code that is
+//! tested on the host is the code that runs in the kernel. Numbers are in host byte order; byte arrays are in network
+//! byte order.
 
 #![cfg_attr(not(test), no_std)]
 #![forbid(unsafe_code)]

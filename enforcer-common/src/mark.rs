@@ -1,6 +1,6 @@
-//! What one hook tells the next about a packet: 16 bits that travel with it through one network namespace
-//! (`tc_index` in include/linux/skbuff.h, which no other program has used since `cls_tcindex` and `sch_dsmark` were
-//! removed in 6.3). No sender can set them: only programs at TC hooks can.
+//! What one hook passes on to the next about a packet: 16 bits that the packet carries through one network namespace
+//! (`tc_index` in include/linux/skbuff.h, which nothing else in the kernel uses since `cls_tcindex` and `sch_dsmark` were
+//! removed in 6.3). Senders can not set them, only programs at TC hooks can.
 
 use crate::{
     limits::{MAX_PARTIES, MAX_PATHS},
@@ -18,28 +18,28 @@ impl PacketMark {
     const NUMBER: u16 = (1 << 12) - 1;
     /// A hook of this namespace has judged it.
     const SEEN: u16 = 1 << 12;
-    /// It brings data with a SYN, and its path asks for TLS.
+    /// It is a SYN with data, and its path requires TLS.
     const FAST_OPEN: u16 = 1 << 13;
-    /// Its source address is the pod's own, and the number says who that is.
+    /// Its source address is verified to be the pod's own, and the number is the pod's party.
     const KNOWN: u16 = 1 << 14;
-    /// Dry-run let it pass and has reported it already.
+    /// Dry-run has reported it already and let it pass.
     const REPORTED: u16 = 1 << 15;
 
-    /// A packet that no hook has looked at.
+    /// A packet that no hook has judged.
     pub const NONE: Self = Self(0);
-    /// A packet that a hook has looked at, of which there is no more to say.
+    /// A packet that a hook has judged, without further facts.
     pub const JUDGED: Self = Self(Self::SEEN);
 
-    /// A packet from a pod of which it is known who it is.
+    /// A packet from a pod whose party is known.
     pub const fn from_known_pod(party: Party) -> Self {
         Self(Self::SEEN | Self::KNOWN | party & Self::NUMBER)
     }
 
-    /// A packet that came in by an interface, with the verdict on it there: the path that let it in, if one did.
+    /// The mark of a packet that came in by an interface, with the path that allowed it there, if one did.
     #[must_use]
     pub const fn let_in_by(self, verdict: Verdict) -> Self {
         match verdict.forward_path() {
-            // The last path there could be is not told from none: then a reply may be lost.
+            // The highest path number does not fit and counts as no path: a reply may be lost then.
             Some(path) if self.0 & Self::KNOWN == 0 && path < Self::NUMBER => {
                 Self(self.0 & !Self::NUMBER | (path + 1))
             }
@@ -47,19 +47,19 @@ impl PacketMark {
         }
     }
 
-    /// The same, reported in dry-run.
+    /// The same mark, reported in dry-run.
     #[must_use]
     pub const fn reported(self) -> Self {
         Self(self.0 | Self::REPORTED)
     }
 
-    /// The same, with data that came with a SYN.
+    /// The same mark, for a SYN with data.
     #[must_use]
     pub const fn with_fast_open(self) -> Self {
         Self(self.0 | Self::FAST_OPEN)
     }
 
-    /// Whether a hook of this network namespace has looked at it.
+    /// Whether a hook of this network namespace has judged it.
     pub const fn is_judged(self) -> bool {
         self.0 & Self::SEEN != 0
     }
@@ -69,17 +69,17 @@ impl PacketMark {
         self.0 & Self::REPORTED != 0
     }
 
-    /// Whether it brings data with a SYN on a path that asks for TLS.
+    /// Whether it is a SYN with data on a path that requires TLS.
     pub const fn is_fast_open(self) -> bool {
         self.0 & Self::FAST_OPEN != 0
     }
 
-    /// Whether it is from a pod of which it is known who it is.
+    /// Whether it is from a pod whose party is known.
     pub const fn is_from_known_pod(self) -> bool {
         self.0 & Self::KNOWN != 0
     }
 
-    /// How it came in, by an interface with that role. Whoever did not judge it there knows nothing of it.
+    /// How it came in, by an interface with that role. If it was not judged there, nothing is known and it counts as a pod's.
     pub const fn entered(self, role: Role) -> Entered {
         let number = self.0 & Self::NUMBER;
         if !self.is_judged() {

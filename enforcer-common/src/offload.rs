@@ -1,9 +1,9 @@
-//! What a device, or the kernel for it, writes into a packet after every program has seen it.
+//! Checksums that a device, or the kernel in its place, writes into a packet after every program has seen it.
 //!
 //! A sender may leave the checksum of a transport header to the device (`CHECKSUM_PARTIAL` in
-//! include/linux/skbuff.h): it says from where the sum is taken and where it is written. A packet socket with
-//! `PACKET_VNET_HDR` and a tun device say so for whatever bytes they like, so that a port could be judged and
-//! then be overwritten by a sum that was chosen to be another port.
+//! include/linux/skbuff.h): it specifies where the sum begins and where it is written. A packet socket with
+//! `PACKET_VNET_HDR` and a tun device can specify any bytes, so that a port could be judged and then be overwritten with
+//! a checksum that was chosen to be another port.
 
 use crate::packet::{Packet, PortKind, Shape};
 
@@ -16,17 +16,17 @@ pub struct Completion {
     pub field: u32,
 }
 
-// Places of the checksum in a transport header: RFC 9293, RFC 768, RFC 792 and RFC 4443.
+// Offsets of the checksum in a transport header: RFC 9293, RFC 768, RFC 792 and RFC 4443.
 const TCP: u32 = 16;
 const UDP: u32 = 6;
 const ICMP: u32 = 2;
 const UDP_HEADER: u32 = 8;
 
 impl Completion {
-    /// Whether it leaves alone what the packet was judged by: it goes where the transport header has its checksum, or
-    /// into what nothing was judged by, such as the packet in a tunnel, which is judged when it is unpacked.
+    /// Whether it leaves the bytes alone that the packet was judged by: it is written to the transport header's checksum
+    /// field, or to bytes that no verdict depends on, such as a packet in a tunnel, which is judged when it is unpacked.
     ///
-    /// The payload of TCP is none of that, as a path may ask for TLS.
+    /// The payload of TCP does not qualify, as a path may require TLS.
     pub const fn is_harmless(self, packet: &Packet) -> bool {
         let Self { start, field } = self;
         let transport = packet.transport;
@@ -34,7 +34,7 @@ impl Completion {
             return false;
         }
         match packet.shape {
-            Shape::Flow => match packet.ports.space {
+            Shape::Flow => match packet.ports.kind {
                 PortKind::Tcp => start == transport && field == transport + TCP,
                 PortKind::Udp => {
                     (start == transport && field == transport + UDP)
@@ -62,10 +62,10 @@ mod tests {
 
     const TRANSPORT: u32 = 34;
 
-    fn packet(space: PortKind) -> Packet {
+    fn packet(port_kind: PortKind) -> Packet {
         let ports = Ports {
             phase: Phase::Following,
-            space,
+            kind: port_kind,
             source: 1,
             destination: 2,
         };
@@ -74,23 +74,27 @@ mod tests {
         packet
     }
 
-    fn harmless(space: PortKind, start: u32, field: u32) -> bool {
-        Completion { start, field }.is_harmless(&packet(space))
+    fn harmless(port_kind: PortKind, start: u32, field: u32) -> bool {
+        Completion { start, field }.is_harmless(&packet(port_kind))
     }
 
     #[test]
     fn a_checksum_goes_where_its_header_has_it() {
-        for (space, place) in [
+        for (port_kind, offset) in [
             (PortKind::Tcp, 16),
             (PortKind::Udp, 6),
             (PortKind::Icmp, 2),
             (PortKind::Icmp6, 2),
         ] {
             for field in 0..TRANSPORT + 40 {
-                let own = field == TRANSPORT + place;
-                assert_eq!(harmless(space, TRANSPORT, field), own, "{space:?} {field}");
+                let own = field == TRANSPORT + offset;
+                assert_eq!(
+                    harmless(port_kind, TRANSPORT, field),
+                    own,
+                    "{port_kind:?} {field}"
+                );
             }
-            assert!(!harmless(space, 0, TRANSPORT + place), "{space:?}");
+            assert!(!harmless(port_kind, 0, TRANSPORT + offset), "{port_kind:?}");
         }
     }
 

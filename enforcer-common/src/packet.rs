@@ -1,4 +1,4 @@
-//! What the decision needs to know of a packet, and where bytes come from.
+//! The parsed packet as the decision uses it, and the trait by which the parser reads bytes.
 
 use zerocopy::FromBytes as _;
 
@@ -6,27 +6,27 @@ use crate::addr::Ip;
 
 /// Bytes of a packet: an skb in the kernel, a slice on the host.
 pub trait PacketBytes {
-    /// Whether nothing is of interest but what most packets are: TCP or UDP right behind an IP header without options, and
-    /// no fragment. Anything else is an error then, which says nothing about the packet.
+    /// Whether only the most frequent packets are parsed: TCP or UDP directly behind an IP header without options, and not
+    /// a fragment. For any other packet the parser then returns an error, which says nothing about the packet.
     const PLAIN: bool = false;
 
-    /// `N` bytes from `offset`, or nothing if the packet ends before.
+    /// `N` bytes from `offset`; `None` if the packet ends before that.
     fn load<const N: usize>(&self, offset: usize) -> Option<[u8; N]>;
 
-    /// The same, for what every packet has near its beginning: worth the ways that the kernel's verifier
+    /// The same, for what every packet has near its beginning. These reads are worth the extra branches that the verifier
     /// has to follow where bytes are read without a helper.
     fn near<const N: usize>(&self, offset: usize) -> Option<[u8; N]> {
         self.load(offset)
     }
 
-    /// Likewise `N` words of a header, as they stand in memory.
+    /// `N` words of a header, in the byte order that they have in memory.
     fn words<const N: usize>(&self, offset: usize) -> Option<[u32; N]>;
 
-    /// Likewise `N` words of 64 bits.
+    /// The same for words of 64 bits.
     fn long_words<const N: usize>(&self, offset: usize) -> Option<[u64; N]>;
 
-    /// The same number. The kernel's verifier is made to forget what it knows of it: otherwise it
-    /// follows every way to it by itself, and their number doubles with each header.
+    /// Returns the number unchanged, and makes the verifier forget its value: otherwise the verifier follows every branch
+    /// that led to it separately, and their number doubles with each header.
     fn opaque(&self, number: usize) -> usize {
         number
     }
@@ -77,7 +77,7 @@ impl PortKind {
         Self::Arp,
     ];
 
-    /// The space with that number.
+    /// The kind with that number.
     pub const fn from_code(code: u8) -> Option<Self> {
         // No look-up in `ALL`: the kernel programs would have to read it from memory.
         Some(match code {
@@ -108,34 +108,34 @@ impl PortKind {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 #[repr(u8)]
 pub enum Phase {
-    /// It opens a connection or asks: the destination.
+    /// The destination: the packet opens a connection or is a request.
     Opening,
-    /// It answers: the source (an echo reply; its number is the request's type).
+    /// The source: the packet is a reply (an echo reply; its number is the request's type).
     Answer,
-    /// It belongs to what is open, in either direction: both.
+    /// Either: the packet belongs to an open connection and may go in either direction.
     Following,
-    /// UDP: the destination, or the source if a flow is remembered.
+    /// UDP: the destination, or the source if the flow is remembered.
     Datagram,
 }
 
-/// The numbers of a packet, in host byte order.
+/// The port numbers of a packet, in host byte order.
 ///
-/// Here and in [`Packet`] the field with room for a niche stands first: rustc puts the tag of an
-/// `Option` or a `Result` there, and the kernel takes no BTF with a union member anywhere else.
+/// Here and in [`Packet`] the field with a niche comes first: rustc puts the tag of an `Option` or a `Result` there, and
+/// the kernel rejects BTF with a union member anywhere else.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 #[repr(C)]
 pub struct Ports {
     /// Which of the numbers can name an endpoint.
     pub phase: Phase,
     /// What the numbers name.
-    pub space: PortKind,
+    pub kind: PortKind,
     /// The sender's.
     pub source: u16,
     /// The receiver's.
     pub destination: u16,
 }
 
-/// What a TCP header says beyond its ports: of use where a path asks for TLS.
+/// The fields of a TCP header besides its ports. They are needed where a path requires TLS.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 #[repr(C)]
 pub struct Segment {
@@ -145,7 +145,7 @@ pub struct Segment {
     pub ack: u32,
     /// Where the payload begins, counted from the packet's first byte.
     pub from: u32,
-    /// Where it ends; [`u32::MAX`] where that is not said or the rest is in later fragments.
+    /// Where it ends; [`u32::MAX`] where the headers do not say, or the rest is in later fragments.
     pub end: u32,
     /// The flags, as byte 13 of the header has them.
     pub flags: u32,
@@ -190,13 +190,13 @@ impl Segment {
         self.flags & Self::URG != 0
     }
 
-    /// Whether its acknowledgement number means something.
+    /// Whether its acknowledgement number is valid.
     pub const fn acknowledges(&self) -> bool {
         self.flags & Self::ACK != 0
     }
 
-    /// Whether it is one of a few of its connection's, about one in 128, by its numbers: short connections have none
-    /// most often, and long ones soon have one. A peer that makes it so, or not so, gains nothing.
+    /// Whether its sequence numbers pick it, as they do about one segment in 128: short connections most often have none,
+    /// and long ones soon have one. A peer that controls this gains nothing.
     #[inline(always)]
     pub const fn is_sampled(&self) -> bool {
         // The golden ratio spreads numbers that are some steps apart.
@@ -209,59 +209,59 @@ impl Segment {
     }
 }
 
-/// What kind of thing a packet is, as far as it decides.
+/// The kind of a packet, as far as the decision depends on it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 #[repr(u8)]
 pub enum Shape {
     /// A whole packet or a first fragment: judged by its own ports.
     Flow,
-    /// A fragment without ports. Having none is a state of its own and never port 0.
+    /// A fragment without ports. That is a separate state and never port 0.
     LaterFragment,
     /// An ICMP error: judged by the packet it quotes.
     IcmpError,
-    /// An ICMP error that quotes a later fragment, so without ports.
+    /// An ICMP error that quotes a later fragment and so has no ports.
     IcmpErrorLaterFragment,
-    /// An ICMP error that goes to another than the source of what it quotes.
+    /// An ICMP error whose destination is not the source of the packet it quotes.
     IcmpErrorAstray,
 }
 
-/// A packet that could be read.
+/// A packet that was parsed.
 ///
-/// One flat struct with every field set, and no enum with fields: the verifier refuses to copy what
-/// the variants leave unset. Aligned to words of 64 bits, of which programs then clear 10 in place of 19.
+/// It is one flat struct with every field set, and not an enum with fields: the verifier refuses to copy the bytes that
+/// variants leave unset. It is aligned to words of 64 bits, so that programs clear it with 10 stores instead of 19.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 #[repr(C, align(8))]
 pub struct Packet {
-    /// What it is, and so which of the fields below mean something.
+    /// The kind of packet; it says which of the fields below are valid.
     pub shape: Shape,
     /// Type of an ICMP error, else 0.
     pub icmp_error: u8,
-    /// Numbers of the packet, or of the quoted one. [`Ports::NONE`] for later fragments.
+    /// Ports of the packet, or of the packet that it quotes. [`Ports::NONE`] for later fragments.
     pub ports: Ports,
     /// Source address (ARP: the sender's protocol address).
     pub src: Ip,
     /// Destination address (ARP: the target's protocol address).
     pub dst: Ip,
-    /// Destination address of the packet that an ICMP error quotes, whose source is where the error goes.
+    /// Destination address of the packet that an ICMP error quotes; its source address is the error's destination.
     pub quoted_dst: Ip,
-    /// Of a TCP packet that is no quoted one; else [`Segment::NONE`].
+    /// Of a TCP packet, but not of a quoted one; else [`Segment::NONE`].
     pub segment: Segment,
     /// Where the transport header begins, counted from the packet's first byte; 0 where there is none.
     pub transport: u32,
 }
 
 impl Ports {
-    /// Not there, or not yet read.
+    /// No ports, or not read yet.
     pub const NONE: Self = Self {
         phase: Phase::Following,
-        space: PortKind::Protocol,
+        kind: PortKind::Protocol,
         source: 0,
         destination: 0,
     };
 }
 
 impl Packet {
-    /// A later fragment between two addresses: what is known of a packet by its network header.
+    /// A later fragment between two addresses: all that a network header alone says.
     pub const fn between(src: Ip, dst: Ip) -> Self {
         Self {
             shape: Shape::LaterFragment,
@@ -275,12 +275,12 @@ impl Packet {
         }
     }
 
-    /// Room for one that is yet to be read: all zero, and no packet.
+    /// A buffer to parse a packet into: all zero, and not a valid packet.
     pub const ROOM: Self = Self {
         shape: Shape::Flow,
         ports: Ports {
             phase: Phase::Opening,
-            space: PortKind::Tcp,
+            kind: PortKind::Tcp,
             ..Ports::NONE
         },
         ..Self::between(Ip::UNSPECIFIED, Ip::UNSPECIFIED)
@@ -295,7 +295,7 @@ impl Packet {
         }
     }
 
-    /// Whether it opens something, rather than belonging to what is open.
+    /// Whether it opens a connection or flow, rather than belonging to an open one.
     pub const fn opens(&self) -> bool {
         matches!(self.shape, Shape::Flow)
             && matches!(self.ports.phase, Phase::Opening | Phase::Datagram)
@@ -306,7 +306,7 @@ impl Packet {
 mod tests {
     use super::*;
 
-    /// However a connection goes on: bytes asked and answered, bulk one way, both with whatever numbers.
+    /// Whatever a connection sends: small requests and replies or bulk data, from any initial sequence number.
     #[test]
     fn a_connection_that_goes_on_soon_has_one_of_many() {
         let mut segment = Segment::NONE;

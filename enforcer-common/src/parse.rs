@@ -1,12 +1,12 @@
-//! Bytes to [`Packet`]. The only place that knows header offsets.
+//! Parses bytes into a [`Packet`]. The only place that knows header offsets.
 //!
-//! What can not be read has a [`Reason`]; nothing is guessed. Rules that go beyond the headers'
-//! own documents: a first fragment must hold the whole transport header (RFC 7112 asks this of
-//! IPv6, RFC 3128 is why we ask it of TCP over IPv4), and a TCP fragment at offset 8 is refused
-//! because it could overwrite the flags of the first (RFC 1858, RFC 3128).
+//! What can not be parsed has a [`Reason`]; nothing is guessed. Rules beyond those of the headers' RFCs: a first fragment
+//! must hold the whole transport header (RFC 7112 requires this for IPv6, and RFC 3128 is the reason to require it for TCP
+//! over IPv4), and a TCP fragment at offset 8 is denied because it could overwrite the flags of the first one (RFC 1858,
+//! RFC 3128).
 //!
-//! Functions that return a small `Result` are inlined always: returned in a register, it has bytes
-//! that nobody set, and the verifier refuses to copy those.
+//! Functions that return a small `Result` are always inlined: returned in a register, it has unset bytes, which the
+//! verifier refuses to copy.
 
 use crate::{
     addr::Ip,
@@ -15,7 +15,7 @@ use crate::{
     verdict::Reason,
 };
 
-/// Where a packet's bytes begin.
+/// The header that a packet's bytes begin with.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Start {
     /// With an Ethernet header, perhaps with VLAN tags (802.1Q, 802.1ad).
@@ -48,13 +48,13 @@ const TCP_ACK: u8 = 0x10;
 struct Network {
     scope: Scope,
     protocol: u8,
-    /// More fragments follow: what is here must suffice to decide.
+    /// A first fragment: it must hold everything that decides.
     first_fragment: bool,
     /// Offset of this fragment in the packet, in units of 8 bytes.
     fragment_offset: u16,
     /// Offset of the network header, then of what is behind the headers read so far.
     offset: usize,
-    /// Where the packet ends by its own account; `usize::MAX` where it does not say.
+    /// Where the packet ends according to its header; `usize::MAX` if the header does not say.
     end: usize,
 }
 
@@ -79,7 +79,7 @@ impl Network {
         }
     }
 
-    /// A length of 0 says nothing, and the head of a packet in an ICMP error ends before its time.
+    /// A length of 0 says nothing, and the packet in an ICMP error is cut short.
     fn ends_after(&mut self, total_len: usize) {
         if total_len != 0 && matches!(self.scope, Scope::Whole) {
             self.end = self.offset + total_len;
@@ -87,14 +87,14 @@ impl Network {
     }
 }
 
-/// Whether bytes are a packet of their own or the head of one in an ICMP error.
+/// Whether the bytes are a whole packet, or the beginning of one that an ICMP error quotes.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Scope {
     Whole,
     Quote,
 }
 
-/// Reads a packet into [room](Packet::ROOM) for one: in place, as the stack of a BPF program has 512 bytes.
+/// Parses a packet in place, into a [buffer](Packet::ROOM): the stack of a BPF program has 512 bytes.
 ///
 /// # Errors
 ///
@@ -128,7 +128,7 @@ pub fn parse<B: PacketBytes + ?Sized>(bytes: &B, start: Start) -> Result<Packet,
     parse_into(bytes, start, &mut packet).map(|()| packet)
 }
 
-/// The kind of what a frame carries, and where that begins.
+/// The ethertype of a frame's payload, and where the payload begins.
 #[inline(always)]
 fn read_ethernet<B: PacketBytes + ?Sized>(bytes: &B) -> Result<(u16, usize), Reason> {
     let mut offset = 12;
@@ -178,7 +178,7 @@ fn parse_arp<B: PacketBytes + ?Sized>(
     packet.shape = Shape::Flow;
     packet.ports = Ports {
         phase: Phase::Following,
-        space: PortKind::Arp,
+        kind: PortKind::Arp,
         source: 0,
         destination: 0,
     };
@@ -218,8 +218,8 @@ fn parse_ip<B: PacketBytes + ?Sized>(
     parse_quote(bytes, network.offset + 8, packet)
 }
 
-/// Reads the head of the packet that an ICMP error is about.
-// In a function of its own, as few packets have one: so the others are read without a call.
+/// Reads the packet that an ICMP error quotes.
+// Not inlined, as few packets have one: the others are read without a call.
 #[inline(never)]
 fn parse_quote<B: PacketBytes + ?Sized>(
     bytes: &B,
@@ -250,14 +250,14 @@ fn parse_quote<B: PacketBytes + ?Sized>(
     Ok(())
 }
 
-/// The version of IP, by the header's first bits.
+/// The IP version, from the header's first bits.
 #[inline(always)]
 fn read_version<B: PacketBytes + ?Sized>(bytes: &B, offset: usize) -> Result<u8, Reason> {
     let [first] = bytes.near::<1>(offset).ok_or(Reason::TruncatedHeader)?;
     Ok(first >> 4)
 }
 
-/// Reads the network headers, up to what they carry.
+/// Reads the network headers, up to the transport header.
 #[inline(always)]
 fn read_network<B: PacketBytes + ?Sized>(
     bytes: &B,
@@ -288,7 +288,7 @@ fn read_ipv4<B: PacketBytes + ?Sized>(
     let [version, _, length @ ..] = start.to_ne_bytes();
     let [_, _, fragment @ ..] = fragment.to_ne_bytes();
     let [_, protocol, ..] = protocol.to_ne_bytes();
-    // A link's header may say IPv4 of anything. A length of 5 words is one without options.
+    // The link header may say IPv4 of any bytes. 5 words are a header without options.
     if B::PLAIN && version != 0x45 {
         return Err(Reason::BadHeader);
     }
@@ -298,7 +298,7 @@ fn read_ipv4<B: PacketBytes + ?Sized>(
         usize::from(version & 0x0f) * 4
     };
     let total_len = usize::from(u16::from_be_bytes(length));
-    // A length of 0 is a segment of more than 64 KiB that has not been cut yet (BIG TCP, since 6.3).
+    // A length of 0 is a packet of more than 64 KiB that has not been segmented yet (BIG TCP, since 6.3).
     if header_len < 20 || (total_len != 0 && total_len < header_len) {
         return Err(Reason::BadHeader);
     }
@@ -332,8 +332,7 @@ fn read_ipv6<B: PacketBytes + ?Sized>(
     }
     *src = Ip::of_halves([a, b]);
     *dst = Ip::of_halves([c, d]);
-    // On the wire an IPv4-mapped address is nobody's (RFC 4942, 2.2), and here it would pass for the
-    // IPv4 address in it.
+    // IPv4-mapped addresses are not valid on the wire (RFC 4942, 2.2), and here they would count as the IPv4 address.
     if src.is_v4() || dst.is_v4() {
         return Err(Reason::BadHeader);
     }
@@ -354,7 +353,7 @@ fn read_ipv6<B: PacketBytes + ?Sized>(
     }
 }
 
-// In a function of its own, as few packets have any.
+// Not inlined, as few packets have any.
 #[inline(never)]
 fn skip_extensions<B: PacketBytes + ?Sized>(
     bytes: &B,
@@ -376,8 +375,7 @@ fn skip_extensions<B: PacketBytes + ?Sized>(
     Err(Reason::TooManyHeaders)
 }
 
-/// A list of what is walked, and not of what is not: an unknown protocol is a protocol, and no
-/// extension to be skipped.
+/// Lists the extension headers that are skipped. An unknown number is a transport protocol, and not an extension header.
 fn is_extension(protocol: u8) -> bool {
     matches!(
         protocol,
@@ -391,7 +389,7 @@ fn skip_extension<B: PacketBytes + ?Sized>(bytes: &B, network: &mut Network) -> 
         .load::<4>(network.offset)
         .ok_or_else(|| network.too_short())?;
     let size = match network.protocol {
-        // Fixed; its second byte is reserved and no length (RFC 8200, 4.5).
+        // Fixed size; its second byte is reserved and not a length (RFC 8200, 4.5).
         FRAGMENT => {
             let field = u16::from_be_bytes([hi, lo]);
             network.fragment_offset = field >> 3;
@@ -411,9 +409,9 @@ fn skip_extension<B: PacketBytes + ?Sized>(bytes: &B, network: &mut Network) -> 
     }
 }
 
-/// The type of an ICMP message that quotes a packet, else 0: unreachable, source quench, time
-/// exceeded, parameter problem; for ICMPv6 also packet too big. A redirect quotes one, too, but
-/// reports no error about it: it is judged by its own type.
+/// The type of an ICMP error, which quotes a packet, else 0: unreachable, source quench, time exceeded, parameter problem;
+/// for ICMPv6 also packet too big. A redirect quotes a packet, too, but is not an error about it: it is judged by its own
+/// type.
 #[inline(always)]
 fn icmp_error<B: PacketBytes + ?Sized>(bytes: &B, network: &Network) -> Result<u8, Reason> {
     if network.protocol != ICMP && network.protocol != ICMP6 {
@@ -434,7 +432,7 @@ fn read_ports<B: PacketBytes + ?Sized>(
     packet: &mut Packet,
 ) -> Result<(), Reason> {
     let ports = &mut packet.ports;
-    // Of a quoted packet only 8 bytes of the transport header are sure to be there: no flags.
+    // Only 8 bytes of a quoted transport header are guaranteed: no flags.
     let whole = matches!(network.scope, Scope::Whole);
     if whole {
         // Packets have less than 4 GiB.
@@ -461,14 +459,14 @@ fn read_ports<B: PacketBytes + ?Sized>(
         }
         _ if B::PLAIN => return Err(Reason::UnknownProtocol),
         TCP | UDP => {
-            let space = if network.protocol == TCP {
+            let port_kind = if network.protocol == TCP {
                 PortKind::Tcp
             } else {
                 PortKind::Udp
             };
             ports.phase = Phase::Following;
             let [both] = words_within(bytes, network)?;
-            numbers(ports, space, both);
+            numbers(ports, port_kind, both);
         }
         ICMP => icmp(
             ports,
@@ -486,7 +484,7 @@ fn read_ports<B: PacketBytes + ?Sized>(
             let number = u16::from(other);
             *ports = Ports {
                 phase: Phase::Following,
-                space: PortKind::Protocol,
+                kind: PortKind::Protocol,
                 source: number,
                 destination: number,
             };
@@ -495,7 +493,7 @@ fn read_ports<B: PacketBytes + ?Sized>(
     Ok(())
 }
 
-/// What follows a TCP header's ports. A header that is longer than its packet leaves no payload.
+/// The fields after a TCP header's ports. A header that is longer than its packet leaves no payload.
 #[inline(always)]
 fn segment([_, seq, ack, rest, _]: [u32; 5], network: &Network) -> Segment {
     let [length, flags, ..] = rest.to_ne_bytes();
@@ -510,28 +508,28 @@ fn segment([_, seq, ack, rest, _]: [u32; 5], network: &Network) -> Segment {
     }
 }
 
-/// Both ports, from a word as it stands in memory.
-fn numbers(ports: &mut Ports, space: PortKind, both: u32) {
+/// Both ports, from a word in memory order.
+fn numbers(ports: &mut Ports, port_kind: PortKind, both: u32) {
     let [a, b, c, d] = both.to_ne_bytes();
-    ports.space = space;
+    ports.kind = port_kind;
     ports.source = u16::from_be_bytes([a, b]);
     ports.destination = u16::from_be_bytes([c, d]);
 }
 
-fn icmp(ports: &mut Ports, space: PortKind, [kind]: [u8; 1], (request, reply): (u8, u8)) {
+fn icmp(ports: &mut Ports, port_kind: PortKind, [kind]: [u8; 1], (request, reply): (u8, u8)) {
     let answer = kind == reply;
     ports.phase = if answer {
         Phase::Answer
     } else {
         Phase::Opening
     };
-    ports.space = space;
+    ports.kind = port_kind;
     ports.source = if answer { u16::from(request) } else { 0 };
     ports.destination = u16::from(kind);
 }
 
-/// The first `N` bytes of the transport header, if the packet says that they are its own: padding
-/// behind its end is not read as ports.
+/// The first `N` bytes of the transport header, if they are within the packet's own length: padding behind its end is not
+/// read as ports.
 #[inline(always)]
 fn load_within<B: PacketBytes + ?Sized, const N: usize>(
     bytes: &B,
@@ -545,7 +543,7 @@ fn load_within<B: PacketBytes + ?Sized, const N: usize>(
         .ok_or_else(|| network.too_short())
 }
 
-/// Likewise its first `N` words.
+/// The first `N` words of the transport header, within the same limit.
 #[inline(always)]
 fn words_within<B: PacketBytes + ?Sized, const N: usize>(
     bytes: &B,

@@ -1,4 +1,4 @@
-//! What the kernel programs keep of denials: one record per distinct combination, with a count.
+//! Records of denials, which the kernel programs write: one per distinct denial, with a count.
 
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
 
@@ -56,8 +56,8 @@ impl Hook {
         Some(Self::ALL[code as usize - 1])
     }
 
-    /// 0 where its programs run with the kernel's bottom halves off, so that on one CPU they come one after the other; 1
-    /// where those of the first kind may come between, or others of its own kind.
+    /// 0 if its programs run with the kernel's bottom halves off, so that they run one after the other on a CPU; 1 if they
+    /// can be interrupted by programs of either lane.
     pub const fn counter_lane(self) -> usize {
         match self {
             Self::TcIngress | Self::TcEgress | Self::CgroupIngress => 0,
@@ -94,35 +94,34 @@ pub mod subject {
     pub const INTERFACE: u8 = 2;
 }
 
-/// What makes a denial distinct. Source and destination are those of the connection: a denied reply
-/// is kept under the direction of its opening.
+/// What makes a denial distinct. Source and destination are those of the connection: a denied reply has the direction in
+/// which its connection was opened.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, FromBytes, IntoBytes, Immutable, KnownLayout)]
 #[repr(C)]
 pub struct RecordKey {
     /// A cgroup id or an interface index, as `subject_kind` says.
     pub subject: u64,
-    /// Who opened, or would have.
+    /// The address that opened the connection, or tried to.
     pub src: Ip,
-    /// What it was for. All zero where the packet could not be read.
+    /// The address of the endpoint. All zero if the packet could not be parsed.
     pub dst: Ip,
     /// Destination port, message type or protocol, in host byte order.
     pub port: u16,
-    /// Number of a [`crate::packet::PortKind`]; [`NO_PORT_KIND`] where the packet could not be read or has
-    /// no ports.
-    pub space: u8,
+    /// Number of a [`crate::packet::PortKind`]; [`NO_PORT_KIND`] if the packet could not be parsed or has no ports.
+    pub port_kind: u8,
     /// Number of a [`Hook`].
     pub hook: u8,
     /// Number of a [`crate::verdict::Reason`].
     pub reason: u8,
     /// One of [`subject`].
     pub subject_kind: u8,
-    /// 1 where nothing was dropped.
+    /// 1 if nothing was dropped.
     pub dry_run: u8,
-    /// 1 for a reply of a connection or flow, whose `src` and `dst` are then those of its opening.
+    /// 1 for a reply of a connection or flow; `src` and `dst` are then those of its first packet.
     pub reply: u8,
 }
 
-/// Who was denied, and at which hook.
+/// The denied subject, and the hook that denied it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Whose {
     /// The hook.
@@ -134,7 +133,7 @@ pub struct Whose {
 }
 
 impl RecordKey {
-    /// The key of a denial between two addresses, without ports: it has the direction of its packet.
+    /// The key of a denial between two addresses, without ports, in the direction of its packet.
     #[inline(always)]
     pub fn between(whose: Whose, denial: Denial, src: Ip, dst: Ip) -> Self {
         let Whose {
@@ -147,7 +146,7 @@ impl RecordKey {
             src,
             dst,
             port: 0,
-            space: NO_PORT_KIND,
+            port_kind: NO_PORT_KIND,
             hook: hook as u8,
             reason: denial.reason.code(),
             subject_kind: kind,
@@ -156,17 +155,17 @@ impl RecordKey {
         }
     }
 
-    /// Where records with this key are counted.
+    /// The counter that counts records with this key.
     #[inline(always)]
-    pub fn place(&self) -> RecordPlace {
-        RecordPlace::between(&self.src, &self.dst)
+    pub fn counter(&self) -> RecordCounter {
+        RecordCounter::between(&self.src, &self.dst)
     }
 
-    /// The key of a denied packet of a flow, in either direction: whoever opened it comes first.
+    /// The key of a denied packet of a flow in either direction: the opener's address is the source.
     #[inline(always)]
-    pub fn of_flow(whose: Whose, denial: Denial, space: PortKind, flow: &FlowKey) -> Self {
+    pub fn of_flow(whose: Whose, denial: Denial, port_kind: PortKind, flow: &FlowKey) -> Self {
         let mut key = Self::between(whose, denial, flow.src, flow.dst);
-        (key.space, key.port) = (space as u8, flow.destination);
+        (key.port_kind, key.port) = (port_kind as u8, flow.destination);
         if matches!(denial.direction, Direction::Reply) {
             (key.src, key.dst, key.port) = (flow.dst, flow.src, flow.source);
             key.reply = 1;
@@ -174,7 +173,7 @@ impl RecordKey {
         key
     }
 
-    /// The source address of the packet itself, whoever opened.
+    /// The source address of the packet itself, in whichever direction it goes.
     #[inline(always)]
     pub const fn packet_src(&self) -> &Ip {
         if self.reply == 0 {
@@ -185,37 +184,37 @@ impl RecordKey {
     }
 }
 
-/// Where it is counted how many records there are between two addresses, whoever opened: where there is none, a flood of
-/// denials without a record is spared the search. Never fewer than there are: a record is counted before it is made, and
-/// no longer after it was taken out.
+/// A bucket of counts: how many records there are between two addresses, in either direction. Where the count is 0, a
+/// denial without a record skips the search for one, which matters in a flood. The count is never too low: a record is
+/// counted before it is inserted, and uncounted after it was removed.
 ///
-/// Four counts are in a word, as the more of them are in the processor's caches, the better. None can run over into the
-/// next: it has 16 bits.
+/// Four counts of 16 bits share a word, so that more of them fit into the processor's caches. None can overflow into the
+/// next, as there are fewer records than that.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct RecordPlace(u32);
+pub struct RecordCounter(u32);
 
 const _: () = assert!(MAX_RECORDS <= 1 << 15);
 
-impl RecordPlace {
+impl RecordCounter {
     /// Words of counts.
     pub const WORDS: u32 = 1 << 14;
-    /// Behind them, how many records there are in all.
+    /// The index of the word behind them, which counts all records.
     pub const ALL: u32 = Self::WORDS;
 
-    /// Of a packet between two addresses, either way.
+    /// The counter of two addresses, in either direction.
     #[inline(always)]
     pub fn between(src: &Ip, dst: &Ip) -> Self {
         let both = src.mixed().wrapping_add(dst.mixed());
         Self((both.wrapping_mul(0x9e37_79b9_7f4a_7c15) >> 48) as u32)
     }
 
-    /// The word that the count is in.
+    /// The index of the word that holds the count.
     #[inline(always)]
     pub const fn word(self) -> u32 {
         self.0 / 4 % Self::WORDS
     }
 
-    /// One more, to be added to the word.
+    /// What to add to the word to count one more record.
     #[inline(always)]
     pub const fn one(self) -> u64 {
         1 << self.shift()
@@ -232,9 +231,9 @@ impl RecordPlace {
     }
 }
 
-/// A sender and what it was denied, whatever addresses it used: a flood from everywhere is one of these. The first denial of
-/// each has a record, also when a flood takes all the [room](crate::limits::NEW_RECORDS_A_TICK) that there is for others.
-/// For guarded endpoints only, which are few.
+/// A sender and the endpoint that it was denied, regardless of the addresses it used: a flood with many source addresses is
+/// a single pair. The first denial of each pair gets a record even while a flood uses up the
+/// [allowance](crate::limits::NEW_RECORDS_A_TICK) for other records. For guarded endpoints only, which are few.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, FromBytes, IntoBytes, Immutable, KnownLayout)]
 #[repr(C)]
 pub struct PairKey {
@@ -243,7 +242,7 @@ pub struct PairKey {
     /// Likewise.
     pub port: u16,
     /// Likewise.
-    pub space: u8,
+    pub port_kind: u8,
     /// Likewise.
     pub hook: u8,
     /// Likewise.
@@ -255,13 +254,13 @@ pub struct PairKey {
 }
 
 impl PairKey {
-    /// Of a record.
+    /// The pair of a record.
     #[inline(always)]
     pub const fn of(key: &RecordKey) -> Self {
         Self {
             subject: key.subject,
             port: key.port,
-            space: key.space,
+            port_kind: key.port_kind,
             hook: key.hook,
             reason: key.reason,
             subject_kind: key.subject_kind,
@@ -273,27 +272,27 @@ impl PairKey {
 /// No ports were read.
 pub const NO_PORT_KIND: u8 = 0xff;
 
-/// What is known of all denials of one key.
+/// What is known of all denials with one key.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, FromBytes, IntoBytes, Immutable, KnownLayout)]
 #[repr(C)]
 pub struct RecordValue {
     /// How many packets or calls. Exact.
     pub count: u64,
-    /// Of the first, in nanoseconds of `CLOCK_BOOTTIME`.
+    /// Time of the first, in nanoseconds of `CLOCK_BOOTTIME`.
     pub first_ns: u64,
-    /// Of the last, likewise; good to a tick of the kernel's clock.
+    /// Time of the last, with the resolution of a tick of the kernel's clock.
     pub last_ns: u64,
-    /// The kernel's ticks (jiffies) at that time: only when they have moved on, a clock is read.
+    /// The kernel's ticks (jiffies) at that time. The clock is read only when they have advanced.
     pub tick: u64,
-    /// Process of the first, where the hook knows it; else 0.
+    /// Process of the first, if the hook knows it; else 0.
     pub pid: u32,
     /// Generation of the policy that denied the first. `sender` and `target` are numbers of its tables.
     pub generation: u32,
     /// Name of that process, padded with zeros.
     pub comm: [u8; 16],
-    /// Who sent the first, as its judge knew it ([`crate::tables::Party`]).
+    /// The sender of the first, as its judge identified it ([`crate::tables::Party`]).
     pub sender: u16,
-    /// The set of endpoints that was meant; [`NO_TARGET`] where there was no port to tell.
+    /// The set of endpoints that was addressed; [`NO_TARGET`] if there is no port.
     pub target: u16,
     /// Source port of the first, in host byte order.
     pub source_port: u16,
@@ -301,7 +300,7 @@ pub struct RecordValue {
     pub padding: u16,
 }
 
-/// Nothing was meant that could be told: a packet without ports, or one that could not be read.
+/// No endpoint: a packet without ports, or one that could not be parsed.
 pub const NO_TARGET: u16 = u16::MAX;
 
 const _: () = assert!(MAX_TARGETS < NO_TARGET as u32);
@@ -315,43 +314,42 @@ const _: () = assert!(size_of::<PairKey>() == 16 && size_of::<SocketState>().is_
 pub struct SocketState {
     /// One of [`netns`].
     pub netns: u32,
-    /// Process that made it or connected it last.
+    /// Process that created it, or connected it last.
     pub pid: u32,
     /// Name of that process, padded with zeros.
     pub comm: [u8; 16],
-    /// The verdict for what it sends: its epoch in the high half, its counter plus 1 in the low half,
-    /// in one word so that the two can not part. 0 for none. Only what is allowed is kept.
+    /// The verdict for what it sends: its epoch in the high half, its counter plus 1 in the low half, in one word so that
+    /// both are written at once. 0 for none. Only verdicts that allow are kept.
     pub egress: u64,
     /// The same for what it receives.
     pub ingress: u64,
-    /// Both ends that the verdicts were made for, as the socket has them: local port, in host byte
-    /// order.
+    /// The socket's two ends, for which the verdicts hold: local port, in host byte order.
     pub local_port: u32,
     /// Remote port, in network byte order.
     pub remote_port: u32,
-    /// Local address, the socket's own form: its words for IPv6, and that for IPv4.
+    /// Local address as the socket stores it: its words for IPv6, and that for IPv4.
     pub local_addr: [u32; 5],
-    /// Remote address, likewise.
+    /// Remote address, in the same form.
     pub remote_addr: [u32; 5],
-    /// 1 where the connection began with something else than the TLS that its path asks for: no more
-    /// of it passes. For the same ends.
+    /// 1 if the connection did not begin with the TLS that its path requires, so that no more of it passes. Valid for the
+    /// same two ends.
     pub cut: u32,
-    /// 1 where the socket has sent to a server whose path asks for TLS: what it sends first is looked at once more when
-    /// it can change no more. For the same ends.
+    /// 1 if the socket has sent to a server whose path requires TLS: what it sends first is checked once more where the
+    /// bytes can not change any more. Valid for the same two ends.
     pub client: u32,
-    /// 1 while the socket is bound to whatever port is free: which one that is has to be judged when it is known.
+    /// 1 while the socket is bound to a port that the kernel chooses: it is judged once the port is known.
     pub any_port: u32,
     /// Always zero.
     pub padding: u32,
 }
 
 impl SocketState {
-    /// The word to keep for a number that holds for an epoch.
+    /// The word that stores a counter number for an epoch.
     pub const fn kept(epoch: u32, number: u32) -> u64 {
         (epoch as u64) << 32 | (number as u64 + 1)
     }
 
-    /// The number in a kept word, if it is of that epoch.
+    /// The number in such a word, if it is of that epoch.
     pub const fn number(kept: u64, epoch: u32) -> Option<u32> {
         if kept as u32 == 0 || (kept >> 32) as u32 != epoch {
             return None;
@@ -362,7 +360,7 @@ impl SocketState {
 
 /// Which network namespace a socket belongs to.
 pub mod netns {
-    /// Made before the programs were attached: not known.
+    /// Not known: the socket was created before the programs were attached.
     pub const UNKNOWN: u32 = 0;
     /// The one this agent enforces in.
     pub const HOST: u32 = 1;
@@ -377,30 +375,33 @@ mod tests {
     #[test]
     fn both_directions_are_counted_at_one_place() {
         let (a, b) = (Ip::v4([10, 0, 0, 1]), Ip([0xfd; 16]));
-        assert_eq!(RecordPlace::between(&a, &b), RecordPlace::between(&b, &a));
+        assert_eq!(
+            RecordCounter::between(&a, &b),
+            RecordCounter::between(&b, &a)
+        );
     }
 
     #[test]
     fn counts_do_not_touch_each_other() {
-        let places: Vec<RecordPlace> = (0..4).map(RecordPlace).collect();
+        let counters: Vec<RecordCounter> = (0..4).map(RecordCounter).collect();
         let mut word = 0_u64;
-        for (place, count) in places.iter().zip([1, MAX_RECORDS, 0, MAX_RECORDS]) {
-            assert_eq!(place.word(), 0);
-            word += place.one() * u64::from(count);
+        for (counter, count) in counters.iter().zip([1, MAX_RECORDS, 0, MAX_RECORDS]) {
+            assert_eq!(counter.word(), 0);
+            word += counter.one() * u64::from(count);
         }
-        let counts = |word| places.iter().map(move |place| place.count(word));
+        let counts = |word| counters.iter().map(move |counter| counter.count(word));
         assert!(counts(word).eq([1, MAX_RECORDS as u16, 0, MAX_RECORDS as u16]));
-        word = word.wrapping_add(places[0].one().wrapping_neg());
+        word = word.wrapping_add(counters[0].one().wrapping_neg());
         assert!(counts(word).eq([0, MAX_RECORDS as u16, 0, MAX_RECORDS as u16]));
-        assert!(RecordPlace(u32::from(u16::MAX)).word() < RecordPlace::WORDS);
+        assert!(RecordCounter(u32::from(u16::MAX)).word() < RecordCounter::WORDS);
     }
 
     #[test]
     fn neighbours_are_spread() {
         let node = Ip::v4([10, 0, 0, 1]);
         let of = |number: u32| Ip::v4((0x0a63_0000 + number * 2).to_be_bytes());
-        let places = (0..20_000).map(|number| RecordPlace::between(&of(number), &node).0);
-        let distinct: std::collections::HashSet<u32> = places.collect();
+        let counters = (0..20_000).map(|number| RecordCounter::between(&of(number), &node).0);
+        let distinct: std::collections::HashSet<u32> = counters.collect();
         // So many by chance: 65,536 × (1 - e^(-20,000 / 65,536)).
         assert!(
             (16_500..18_500).contains(&distinct.len()),

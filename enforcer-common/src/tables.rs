@@ -1,9 +1,9 @@
-//! What a compiled policy looks like to the decision: maps in the kernel, vectors in userspace.
+//! The compiled policy as the decision reads it: maps in the kernel, vectors in userspace.
 //!
 //! An address, a cgroup or an interface reduces to a [`Party`]: one of the distinct sets of
-//! components that occur. A port reduces to a class. The party at an address and the class of the
-//! port lead to a *target*, the set of endpoints meant; the sender's party and the target lead to the
-//! verdict. Two loads from dense tables, however many paths there are.
+//! components that occur. A port reduces to a class. The party at an address and the class of the port lead to a *target*,
+//! the set of endpoints that are addressed; the sender's party and the target lead to the verdict. That takes two loads from
+//! dense tables, however many paths there are.
 
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
 
@@ -14,23 +14,23 @@ use crate::{
     verdict::Verdict,
 };
 
-/// A distinct set of components, by its number.
+/// The number of a distinct set of components.
 pub type Party = u16;
 
-/// Nobody declared.
+/// The empty party: nothing is declared there.
 pub const NOBODY: Party = 0;
 
 /// What is known of an address.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, FromBytes, IntoBytes, Immutable, KnownLayout)]
 #[repr(C)]
-pub struct Place {
-    /// Who is there.
+pub struct AddressInfo {
+    /// The party there.
     pub party: Party,
-    /// Any of the constants below.
+    /// A combination of the constants below.
     pub flags: u16,
 }
 
-impl Place {
+impl AddressInfo {
     /// An address that no prefix of the policy covers.
     pub const UNKNOWN: Self = Self {
         party: NOBODY,
@@ -42,15 +42,15 @@ impl Place {
     pub const OTHER_NODE: u16 = 2;
     /// An address of a pod network.
     pub const POD: u16 = 4;
-    /// With [`Self::POD`]: a pod that is more than a pod, by its address (DNS, an agent).
+    /// With [`Self::POD`]: the address also belongs to another component (DNS, an agent).
     pub const NAMED: u16 = 8;
 
-    /// In half a word: twelve bits of party, four of flags.
+    /// Packed into 16 bits: twelve of party, four of flags.
     pub const fn packed(self) -> u16 {
         self.party | self.flags << PARTY_BITS
     }
 
-    /// The same again.
+    /// The reverse of [`Self::packed`].
     pub const fn unpacked(packed: u16) -> Self {
         Self {
             party: packed & (MAX_PARTIES - 1) as u16,
@@ -66,18 +66,21 @@ impl Place {
 
 const PARTY_BITS: u32 = MAX_PARTIES.trailing_zeros();
 const _: () = assert!(MAX_PARTIES.is_power_of_two());
-const _: () =
-    assert!((Place::OWN | Place::OTHER_NODE | Place::POD | Place::NAMED) >> (16 - PARTY_BITS) == 0);
+const _: () = assert!(
+    (AddressInfo::OWN | AddressInfo::OTHER_NODE | AddressInfo::POD | AddressInfo::NAMED)
+        >> (16 - PARTY_BITS)
+        == 0
+);
 
-/// What holds for a whole generation of a policy.
+/// The settings of one generation of a policy.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, FromBytes, IntoBytes, Immutable, KnownLayout)]
 #[repr(C)]
 pub struct Settings {
-    /// Counts up with every policy; never 0 in force.
+    /// Incremented for every policy; never 0 in force.
     pub generation: u32,
     /// 1 in dry-run.
     pub dry_run: u32,
-    /// 1 where plaintext on a path that asks for TLS is told and not dropped.
+    /// 1 if the TLS check is report only.
     pub tls_dry_run: u32,
     /// Number of port classes: the row length of the table of targets.
     pub classes: u32,
@@ -85,30 +88,30 @@ pub struct Settings {
     pub targets: u32,
     /// Number of parties: the row length of the table of relations.
     pub parties: u32,
-    /// Processes of this node in no declared cgroup.
+    /// The party of this node's processes outside of all declared cgroups.
     pub undeclared_process: u32,
-    /// All that may run on this node: who is at the other end of lo.
+    /// The party of everything that may run on this node: the peer on lo.
     pub local: u32,
-    /// Who is at this node's own addresses.
+    /// The party at this node's own addresses.
     pub own: u32,
-    /// Who sends from a pod's interface.
+    /// The party of what sends from a pod's interface.
     pub pods: u32,
     /// Buckets of [`crate::hosts`] where the search for an IPv4 address may begin. The loader sets it.
     pub v4_buckets: u32,
-    /// Likewise for IPv6. They stand behind those for IPv4.
+    /// The same for IPv6. These buckets come after those for IPv4.
     pub v6_buckets: u32,
-    /// 1 where the policy names networks, too. The loader sets it.
+    /// 1 if the policy also names networks. The loader sets it.
     pub networks: u32,
     /// Word of the [`Verdict`] for protocols that have no endpoint at all.
     pub other: Verdict,
 }
 
-/// The word that says which slot of the tables is in force, and for which epoch. Everything about a swap of
-/// policies, and about cgroups that come and go in one, is one write of it.
+/// The word that says which slot of the tables is in force, and for which epoch. A swap of policies is one write of it,
+/// and so is the arrival or departure of a declared cgroup within one.
 pub mod active {
-    /// Slots for generations, taken in turn. With three, the one that is filled was in force two swaps ago. A
-    /// program that still works on it began before the last swap, which waited for all programs before its
-    /// own switch: so there is none.
+    /// Slots for generations, used in turn. With three, the slot that is filled was in force two swaps ago. A program that
+    /// still used it would have started before the last swap; but that swap waited for all running programs before its
+    /// switch, so there is none.
     pub const SLOTS: u32 = 3;
 
     /// The slot of a generation.
@@ -126,7 +129,7 @@ pub mod active {
         (word & 3, word >> 2)
     }
 
-    /// The epoch that follows; never 0, which is that of no policy.
+    /// The next epoch; never 0, which stands for no policy.
     pub const fn next(epoch: u32) -> u32 {
         let next = (epoch + 1) & (u32::MAX >> 2);
         if next == 0 { 1 } else { next }
@@ -135,13 +138,13 @@ pub mod active {
 
 /// Blocks of [`CLASSES_PER_BLOCK`] numbers in the table of port classes.
 pub const CLASS_BLOCKS: u32 = 512 + 4;
-/// Port classes stand in blocks, as a map element has at least 8 bytes.
+/// Port classes are stored in blocks, as a map element has at least 8 bytes.
 pub const CLASSES_PER_BLOCK: usize = 256;
 
-/// The block that holds the class of a number; its low byte is the place in it. TCP and UDP take 256
-/// blocks each, the others, whose numbers are bytes, one.
-pub const fn class_block(space: PortKind, number: u16) -> u32 {
-    match space {
+/// The block that holds the class of a number; the number's low byte is the index in it. TCP and UDP take 256 blocks each;
+/// the other kinds, whose numbers are bytes, take one each.
+pub const fn class_block(port_kind: PortKind, number: u16) -> u32 {
+    match port_kind {
         PortKind::Tcp => number as u32 >> 8,
         PortKind::Udp => 256 + (number as u32 >> 8),
         PortKind::Icmp => 512,
@@ -151,20 +154,20 @@ pub const fn class_block(space: PortKind, number: u16) -> u32 {
     }
 }
 
-/// In the table of targets, beside the target: the port is declared there, by more than "every port".
+/// A flag beside a target in the table of targets: a component declares the port there, and not just as one of every port.
 pub const DECLARED_PORT: u32 = 1 << 16;
 
-/// What an interface is for.
+/// The role of an interface.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 #[repr(u32)]
 pub enum Role {
-    /// Nobody declared it. What arrives there for a local socket is judged at that socket.
+    /// Not declared. What arrives there for a local socket is judged at that socket.
     Undeclared = 0,
     /// The loopback interface.
     Loopback = 1,
-    /// Towards other hosts: the source address tells who sends.
+    /// Connects to other hosts: the source address identifies the sender.
     Uplink = 2,
-    /// A pod's: the interface tells who sends.
+    /// A pod's: the interface identifies the sender.
     Pod = 3,
 }
 
@@ -174,7 +177,7 @@ impl Role {
 
     /// From the word in the table of interfaces.
     pub const fn from_word(word: u32) -> Self {
-        // All that the bits can say, so that nothing is left to be looked at.
+        // Covers all values of two bits, so that no check is needed.
         match word & 3 {
             1 => Self::Loopback,
             2 => Self::Uplink,
@@ -184,7 +187,7 @@ impl Role {
     }
 }
 
-/// Both ends of a flow, as its first packet went.
+/// The two ends of a flow, in the direction of its first packet.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, FromBytes, IntoBytes, Immutable, KnownLayout)]
 #[repr(C)]
 pub struct FlowKey {
@@ -197,7 +200,7 @@ pub struct FlowKey {
     /// The endpoint's port.
     pub destination: u16,
     /// Number of a [`PortKind`]: TCP's flows are not UDP's.
-    pub space: u32,
+    pub port_kind: u32,
 }
 
 impl FlowKey {
@@ -209,7 +212,7 @@ impl FlowKey {
             dst: self.src,
             source: self.destination,
             destination: self.source,
-            space: self.space,
+            port_kind: self.port_kind,
         }
     }
 }
@@ -218,15 +221,15 @@ const _: () = assert!(size_of::<FlowKey>() == 40 && size_of::<Settings>() == 56)
 
 /// One generation of a compiled policy.
 pub trait Tables {
-    /// What holds for all of it. Nothing if no policy is loaded.
+    /// Its settings. `None` if no policy is loaded.
     fn settings(&self) -> Option<&Settings>;
-    /// Who is at an address; [`Place::UNKNOWN`] where nobody is declared.
-    fn place(&self, addr: &Ip) -> Place;
+    /// What is known of an address; [`AddressInfo::UNKNOWN`] if nothing is declared there.
+    fn address_info(&self, addr: &Ip) -> AddressInfo;
     /// The class of a port.
-    fn class(&self, space: PortKind, number: u16) -> Option<u16>;
-    /// The set of endpoints that a class of port means at the address of a party.
+    fn class(&self, port_kind: PortKind, number: u16) -> Option<u16>;
+    /// The set of endpoints that a port class addresses at the address of a party.
     fn target(&self, settings: &Settings, at: Party, class: u16) -> Option<u16>;
-    /// Whether a port of that class is declared at the address of a party, by more than "every port".
+    /// Whether a component at the address of a party declares a port of that class, and not just every port.
     fn declares(&self, settings: &Settings, at: Party, class: u16) -> bool;
     /// The verdict for packets of a party to a target.
     fn entry(&self, settings: &Settings, from: Party, target: u16) -> Option<Verdict>;
@@ -234,36 +237,36 @@ pub trait Tables {
     fn bind_entry(&self, settings: &Settings, by: Party, target: u16) -> Option<Verdict>;
     /// Whether two parties may exchange anything at all.
     fn related(&self, settings: &Settings, a: Party, b: Party) -> bool;
-    /// What is remembered of a flow, if that is not older than [`MEMORY_SECONDS`].
+    /// What is remembered of a UDP flow, if that is not older than [`MEMORY_SECONDS`].
     fn remembered(&self, flow: &FlowKey) -> Option<Memory>;
-    /// Remember that this flow was seen. UDP.
+    /// Remembers a UDP flow.
     fn remember(&self, flow: &FlowKey, memory: Memory);
-    /// The path by which a connection came in, before its destination was translated to what `flow` says: as long as
-    /// this generation of the policy is the one that let it in.
+    /// The path by which a connection came in before its destination was translated to that of `flow`, if this generation
+    /// of the policy allowed it.
     fn translated(&self, settings: &Settings, flow: &FlowKey) -> Option<u16>;
-    /// Remember that.
+    /// Remembers the path of a translated connection.
     fn remember_translated(&self, settings: &Settings, flow: &FlowKey, path: u16);
 }
 
-/// What became of the packets of a UDP flow that are remembered for their replies.
+/// The verdict on a UDP flow that is remembered for its replies.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[repr(u32)]
 pub enum Memory {
     /// A path allowed them.
     Allowed = 0,
-    /// They would have been denied, but for dry-run: so their replies are no news.
+    /// They were denied in dry-run, so their replies are not reported again.
     WouldDeny = 1,
 }
 
 impl Memory {
-    /// In a word, with the second in which it was so.
+    /// As a word, with the current second.
     pub const fn word(self, seconds: u32) -> u32 {
         seconds << 1 | self as u32
     }
 
-    /// From the word, in a later second; nothing if that is too long ago.
+    /// From the word, in a later second; `None` if it has expired.
     pub const fn from_word(word: u32, seconds: u32) -> Option<Self> {
-        // 31 bits of seconds go around once in 68 years.
+        // 31 bits of seconds wrap around once in 68 years.
         let age = (seconds << 1).wrapping_sub(word & !1) >> 1;
         if age > MEMORY_SECONDS {
             return None;
@@ -282,16 +285,16 @@ impl Memory {
 pub struct Translated {
     /// The second of its last packet, by the kernel's monotonic clock.
     pub seconds: u32,
-    /// The generation of the policy that let it in.
+    /// The generation of the policy that allowed it.
     pub generation: u32,
-    /// The path that did.
+    /// The path that allowed it.
     pub path: u32,
     /// Always zero.
     pub padding: u32,
 }
 
 impl Translated {
-    /// The path, if what is remembered holds in a generation and a later second.
+    /// The path, if the entry is of this generation and has not expired in this second.
     pub const fn path(&self, generation: u32, seconds: u32) -> Option<u16> {
         if self.generation != generation
             || seconds.wrapping_sub(self.seconds) > MEMORY_SECONDS

@@ -1,16 +1,14 @@
-//! The lock `tls: Required`: what a client sends first must be a TLS ClientHello.
+//! The TLS check of `tls: Required` (the *lock*): what a client sends first must be a TLS ClientHello.
 //!
-//! Each of the first [`HELLO`] bytes of a stream is held against what may stand at its place, in
-//! whatever segment it comes: so it makes no difference whether the ClientHello is split, reordered,
-//! sent twice or sent with the SYN, and there is nothing to remember but where the stream begins. A
-//! segment that was let through and then lost (a wrong checksum, a short hop limit) earns nothing for
-//! those that follow. Once the server has the first bytes, nothing is looked at any more.
+//! Each of the first [`HELLO`] bytes of a stream is compared with the values allowed at its position, in whatever segment
+//! it comes: so it makes no difference whether the ClientHello is split, reordered, sent twice or sent with the SYN, and
+//! the only state is where the stream begins. A segment that passed and was then lost (a wrong checksum, a short hop limit)
+//! gains nothing for those that follow. Once the server has received the first bytes, nothing is checked any more.
 //!
-//! What may stand there (RFC 8446, 5.1 and 4.1.2; RFC 5246, 6.2.1 and 7.4.1.2): a handshake record
-//! of version 1.0 to 1.2, as also TLS 1.3 has it, of at most 2^14 bytes, that begins with a ClientHello
-//! of less than 64 KiB, for version 1.0 or later. SSL 2 and 3 are not TLS. Which versions are good
-//! enough is for the server to say (`--tls-min-version`): a ClientHello only tells what its client
-//! would like best.
+//! What is allowed (RFC 8446, 5.1 and 4.1.2; RFC 5246, 6.2.1 and 7.4.1.2): a handshake record of version 1.0 to 1.2, which
+//! TLS 1.3 uses as well, of at most 2^14 bytes, that begins with a ClientHello of less than 64 KiB, for version 1.0 or
+//! later. SSL 2 and 3 are not TLS. The minimum version is up to the server (`--tls-min-version`): a ClientHello only says
+//! what its client prefers.
 
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
 
@@ -21,10 +19,10 @@ use crate::{
     verdict::{Reason, Verdict},
 };
 
-/// How many bytes of a stream are looked at: up to the version in the ClientHello.
+/// How many bytes of a stream are checked: up to the version in the ClientHello.
 pub const HELLO: u32 = 11;
 
-/// A connection on its way through this node whose path asks for TLS.
+/// A forwarded connection whose path requires TLS.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, FromBytes, IntoBytes, Immutable, KnownLayout)]
 #[repr(C)]
 pub struct Stream {
@@ -34,34 +32,34 @@ pub struct Stream {
     pub stage: u32,
 }
 
-/// How far a [`Stream`] is.
+/// The stage of a [`Stream`].
 pub mod stage {
     /// The server has not acknowledged a ClientHello yet.
     pub const OPEN: u32 = 1;
-    /// It has.
+    /// The server has acknowledged a ClientHello.
     pub const HEARD: u32 = 2;
-    /// It was something else. No more of it passes.
+    /// The check failed. No more of the connection passes.
     pub const CUT: u32 = 3;
 }
 
-/// What the lock says of a packet that its path allows.
+/// The result of the TLS check for a packet that its path allows.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 #[repr(u32)]
 pub enum Lock {
-    /// There is none, or it is open for good.
+    /// The path requires no TLS, or the connection needs no more checks.
     Open = 0,
-    /// It lets this one pass.
+    /// The packet passes.
     Holds = 1,
-    /// It is broken.
+    /// The packet fails the check.
     Broken = 2,
-    /// The connection is one of several that make one (multipath TCP).
+    /// The connection is a subflow of multipath TCP.
     Multipath = 3,
-    /// It was broken earlier, and the connection is cut off.
+    /// An earlier packet failed the check, and the connection is cut off.
     Cut = 4,
 }
 
 impl Lock {
-    /// From its number; what is none counts as broken.
+    /// From its number; an invalid one counts as broken.
     pub const fn from_number(number: u32) -> Self {
         match number {
             0 => Self::Open,
@@ -72,12 +70,12 @@ impl Lock {
         }
     }
 
-    /// Holds, or is broken.
+    /// [`Self::Holds`] if the packet is fine, else [`Self::Broken`].
     pub const fn holds_if(fine: bool) -> Self {
         if fine { Self::Holds } else { Self::Broken }
     }
 
-    /// The verdict with the lock in mind.
+    /// The verdict after the check. `allowed` is the verdict of the path.
     pub fn verdict<T: Tables>(self, tables: &T, allowed: Verdict) -> Verdict {
         match self {
             Self::Open | Self::Holds => allowed,
@@ -87,21 +85,21 @@ impl Lock {
     }
 }
 
-/// What an answer means for the lock.
+/// What a segment of the server means for the check.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 #[repr(u32)]
 pub enum Answer {
-    /// The server waits for the ClientHello, and says nothing.
+    /// The server waits for the ClientHello and sends no data.
     Waits = 0,
-    /// The server has it.
+    /// The server has received the ClientHello.
     Heard = 1,
-    /// The server speaks first, as no TLS server does.
+    /// The server sends data first, as no TLS server does.
     Early = 2,
 }
 
-/// Whether a byte may stand at that place of a stream.
-pub const fn may_stand(place: u32, byte: u8) -> bool {
-    match place {
+/// Whether a ClientHello can have that byte at that position of its stream.
+pub const fn may_be_hello(position: u32, byte: u8) -> bool {
+    match position {
         // Record: handshake, version, length.
         0 => byte == 22,
         1 => byte == 3,
@@ -116,16 +114,16 @@ pub const fn may_stand(place: u32, byte: u8) -> bool {
     }
 }
 
-/// Whether a TCP header has an option of multipath TCP (RFC 8684). What comes by a connection of many need not be what
-/// its server reads: it belongs where a mapping says, which may come by another one, or is discarded.
+/// Whether a TCP header has an option of multipath TCP (RFC 8684). The server need not read the bytes of a subflow as they
+/// come: a mapping places them in the stream, which may come by another subflow, and they may be discarded.
 ///
-/// Reads as the kernel does (`tcp_parse_options` in net/ipv4/tcp_input.c): what ends its reading ends this.
+/// Parses as the kernel does (`tcp_parse_options` in net/ipv4/tcp_input.c), and stops where the kernel stops.
 #[inline(always)]
 pub fn is_multipath<B: PacketBytes + ?Sized>(bytes: &B, packet: &Packet) -> bool {
     const END: u8 = 0;
     const NOTHING: u8 = 1;
     const MULTIPATH: u8 = 30;
-    // Without options, and the longest that a header can have.
+    // The length of a header without options, and the most bytes of options that it can have.
     const HEADER: u32 = 20;
     const OPTIONS: u32 = 40;
 
@@ -140,7 +138,7 @@ pub fn is_multipath<B: PacketBytes + ?Sized>(bytes: &B, packet: &Packet) -> bool
             return false;
         }
         let byte = |at: u32| bytes.load::<1>(first.wrapping_add(at) as usize);
-        // Options that are not there are no reason to let it pass.
+        // Options that can not be read must not make it pass.
         let Some([kind]) = byte(at) else { return true };
         at += 1;
         match kind {
@@ -154,7 +152,7 @@ pub fn is_multipath<B: PacketBytes + ?Sized>(bytes: &B, packet: &Packet) -> bool
         let Some([length]) = byte(at) else {
             return true;
         };
-        // The two bytes before it belong to it.
+        // The length includes the bytes of kind and length.
         if length < 2 || u32::from(length) - 1 > options - at {
             return false;
         }
@@ -166,21 +164,21 @@ pub fn is_multipath<B: PacketBytes + ?Sized>(bytes: &B, packet: &Packet) -> bool
     false
 }
 
-/// Whether a segment of the client may pass, whose stream begins at `first`. Urgent data may not: a server does not read
-/// it with the rest, so that these bytes would not be those that it reads.
+/// Whether a segment of the client may pass, whose stream begins at `first`. Urgent data may not: a server does not read it
+/// with the rest of the stream, so the checked bytes would differ from those that it reads.
 #[inline(always)]
 pub fn may_follow<B: PacketBytes + ?Sized>(bytes: &B, segment: &Segment, first: u32) -> bool {
     if segment.is_urgent() {
         return false;
     }
     let len = segment.len();
-    // How much of the stream is before this segment; huge for what comes before the stream.
+    // The segment's offset in the stream; huge if it is before the stream.
     let before = segment.start().wrapping_sub(first);
-    for place in 0..HELLO {
-        let at = place.wrapping_sub(before);
+    for position in 0..HELLO {
+        let at = position.wrapping_sub(before);
         if at < len {
             let byte = bytes.load::<1>(segment.from.wrapping_add(at) as usize);
-            if !byte.is_some_and(|[byte]| may_stand(place, byte)) {
+            if !byte.is_some_and(|[byte]| may_be_hello(position, byte)) {
                 return false;
             }
         }
@@ -190,7 +188,7 @@ pub fn may_follow<B: PacketBytes + ?Sized>(bytes: &B, segment: &Segment, first: 
 
 /// What a segment of the server means, for a client whose stream begins at `first`.
 pub const fn answer(segment: &Segment, first: u32) -> Answer {
-    // Far less than 2^31: by then the lock is open, or the connection gone.
+    // Far less than 2^31: by then the check has ended, or the connection is gone.
     let acknowledged = segment.ack.wrapping_sub(first) as i32;
     if segment.acknowledges() && acknowledged >= HELLO as i32 {
         Answer::Heard

@@ -34,7 +34,7 @@ pub enum View {
     Sent {
         /// The party of the sender's cgroup.
         sender: Party,
-        /// What has made the packet.
+        /// What created the packet.
         origin: Origin,
         /// Whether it leaves by lo.
         on_lo: bool,
@@ -43,9 +43,9 @@ pub enum View {
     Received {
         /// The party of the receiver's cgroup.
         receiver: Party,
-        /// What the interface is for that it came in by.
+        /// The role of the interface by which it came in.
         role: Role,
-        /// Whether it was judged where it came in.
+        /// Whether it was judged at ingress.
         judged: bool,
     },
 }
@@ -71,8 +71,8 @@ pub enum Entered {
     ByUplink(Option<u16>),
     /// From a pod that is known by its address.
     FromKnownPod(Party),
-    /// In any other way: from a pod, by an interface that nobody declared, by lo, or by one of another network
-    /// namespace. It counts as a pod's, whatever address it bears, as that is the strict side.
+    /// In any other way: from a pod, by an undeclared interface, by lo, or from another network namespace. It counts as a
+    /// pod's, whatever its source address is, as that is the strictest case.
     FromPod,
 }
 
@@ -82,8 +82,8 @@ pub enum Entered {
 pub enum Origin {
     /// A socket of this network namespace, or a packet that may open something, whatever made it.
     Socket = 0,
-    /// The kernel's own TCP socket, which answers for sockets that have closed. It is nobody's process, so what it sends
-    /// counts as sent by whoever is at its address.
+    /// The kernel's own TCP socket, which answers for sockets that have closed. It belongs to no process, so what it sends
+    /// counts as sent by the party at its address.
     KernelSocket = 1,
     /// No full socket: the kernel answers for one in TIME_WAIT or half open.
     NoSocket = 2,
@@ -152,7 +152,7 @@ impl Vantage {
         Self((kind as u64) << KIND | (facts as u64) << FACTS | number as u64)
     }
 
-    /// Takes it apart.
+    /// Unpacks it.
     #[inline(always)]
     pub const fn view(self) -> View {
         let (facts, number) = ((self.0 >> FACTS) as u8 & 0xf, self.0 as u32);
@@ -183,7 +183,7 @@ impl Vantage {
         }
     }
 
-    /// That of a call, by the party of the process's cgroup.
+    /// The vantage of a call, by the party of the process's cgroup.
     #[inline(always)]
     pub const fn of_call(caller: Party) -> Self {
         Self::new(View::Sent {

@@ -1,36 +1,36 @@
-//! What comes out of a decision.
+//! Verdicts: the result of a decision, its reasons and its counters.
 
 use core::fmt;
 
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
 
-/// Why something is denied. The numbers are kept for ever: a dead one is never used again.
+/// Why something is denied. The numbers are append-only: one that is no longer used is never assigned again.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 #[repr(u8)]
 pub enum Reason {
-    /// No policy is loaded, or a table has a hole. Never an accident that lets something through.
+    /// No policy is loaded, or a table entry is unset. An unset entry always denies.
     NoPolicy = 1,
-    /// A declared endpoint, and the sender is on no path to it.
+    /// A declared endpoint, and no path leads there from the sender.
     NoPath = 2,
-    /// The endpoint may be reached over loopback only, and this is another address of it.
+    /// The endpoint is for loopback only, and this is another address of it.
     LoopbackOnly = 3,
-    /// The path is for another process of this node: the sender's cgroup is not of a component on it.
+    /// A path exists on this node, but not for the sender's cgroup.
     WrongProcess = 4,
     /// No declared endpoint and no path, under `otherTraffic: Drop`.
     OtherTraffic = 5,
-    /// A source address that can not come from where the packet came from.
+    /// The source address can not be valid at the interface or socket where the packet comes from.
     ForgedSource = 6,
-    /// A loopback address anywhere but on lo.
+    /// A loopback address on a non-loopback interface.
     LoopbackOffLo = 7,
     /// A later fragment between parties that have no path at all.
     FragmentWithoutPath = 8,
-    /// A first fragment too short to hold what decides, or one that would overwrite it.
+    /// A first fragment without all the bytes that decide, or a later one that would overwrite them.
     FragmentTooShort = 9,
     /// The packet ends within a header.
     TruncatedHeader = 10,
     /// A header that contradicts itself (version, length).
     BadHeader = 11,
-    /// More IPv6 extension headers than are read, or one that may not stand there.
+    /// More IPv6 extension headers than are read, or one in a position where it is not allowed.
     TooManyHeaders = 12,
     /// Neither IP nor ARP, under `otherTraffic: Drop`.
     UnknownProtocol = 13,
@@ -38,25 +38,25 @@ pub enum Reason {
     IcmpQuotesDenied = 14,
     /// An ICMP error whose quoted packet can not be read or was never sent by the receiver.
     IcmpBadQuote = 15,
-    /// Binding an endpoint to another than a loopback address though it is loopback only.
+    /// A process binds a loopback-only endpoint to a non-loopback address.
     BindNotLoopback = 16,
-    /// Binding a component's port by a process that is not this component.
+    /// A process binds the port of a component that it does not belong to.
     BindForeignPort = 17,
     /// A path leads there, but only for a peer on the same node.
     OtherNode = 18,
     /// A declared endpoint to which no path leads: closed to everybody.
     ClosedPort = 19,
-    /// The path asks for TLS, and the connection does not begin with a ClientHello.
+    /// The path requires TLS, and the connection does not begin with a ClientHello.
     NotTls = 20,
-    /// Data with the SYN on a path that asks for TLS and leads through this node: it can not be followed.
+    /// A SYN with data through this node, on a path that requires TLS: the beginning of the stream would be ambiguous.
     FastOpenThrough = 21,
-    /// A socket asked for a way to send that bypasses every hook, or a frame came by one.
+    /// A socket requested a send path that bypasses every hook, or a frame was sent by one.
     BypassesHooks = 22,
-    /// A checksum offload is to write over bytes that decide, after they were judged.
+    /// A checksum offload would overwrite bytes after they were judged.
     ChecksumElsewhere = 23,
-    /// The socket that would receive it belongs to another process than the component whose port it is.
+    /// The receiving socket does not belong to the component whose port it is.
     ForeignListener = 24,
-    /// Multipath TCP on a path that asks for TLS: what its server reads may come by another connection.
+    /// Multipath TCP on a path that requires TLS: its server may read data that comes by another connection.
     MultipathTls = 25,
 }
 
@@ -159,7 +159,7 @@ impl Reason {
         }
     }
 
-    /// The same for people.
+    /// A sentence for people.
     pub const fn sentence(self) -> &'static str {
         match self {
             Self::NoPolicy => "no policy is loaded",
@@ -195,33 +195,32 @@ impl Reason {
     }
 }
 
-/// Which way along a path a packet goes.
+/// The direction of a packet along a path.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Direction {
     /// From the path's sender to its endpoint.
     Forward,
-    /// Back.
+    /// From the endpoint to the sender.
     Reply,
 }
 
-/// What is to happen, and by what, in a word. Bits 31 and 30 say whether it is allowed, and by a path; bit 29 whether it
-/// goes on its way, as in dry-run a denial does, too; bit 28 guarded, bit 27 reply, bit 26 later fragment, bit 25 a path
-/// that asks for TLS, bit 24 that somebody made it; bits 13 to 0 where it is [counted](counter), which tells the
-/// path or the reason. Zero is a hole in a table and denies.
+/// A verdict packed into a word. Bit 31: allowed; bit 30: by a path; bit 29: the packet passes (allowed, or denied in
+/// dry-run); bit 28: guarded; bit 27: reply; bit 26: later fragment; bit 25: a path that requires TLS; bit 24: valid; bits
+/// 13 to 0: its [counter], from which the path or the reason follows. Zero is an unset table entry and denies.
 ///
-/// A word and no enum, because it is what stands in the tables, and because a BPF function that
-/// returns an enum leaves bytes of it unset, which the verifier refuses to copy.
+/// It is a word and not an enum because the tables hold it, and because a BPF function that returns an enum leaves bytes
+/// of it unset, which the verifier refuses to copy.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, FromBytes, IntoBytes, Immutable, KnownLayout)]
 #[repr(transparent)]
 #[must_use]
 pub struct Verdict(u32);
 
-/// A verdict, taken apart.
+/// An unpacked verdict.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Outcome {
     /// Allowed by the path with this number.
     Path(u16, Direction),
-    /// Outside of all declared endpoints, which `otherTraffic: Allow` lets pass.
+    /// Not a declared endpoint, and allowed by `otherTraffic: Allow`.
     Other,
     /// A later fragment between parties that have a path; the first one decided.
     LaterFragment,
@@ -234,11 +233,11 @@ pub enum Outcome {
 pub struct Denial {
     /// Why.
     pub reason: Reason,
-    /// In dry-run: told, and let pass.
+    /// In dry-run: reported, and passed.
     pub dry_run: bool,
-    /// Whether the packet opened, or could have opened, a connection, or was a reply.
+    /// Whether the packet opened (or could have opened) a connection, or was a reply.
     pub direction: Direction,
-    /// A declared endpoint is what it was denied from, not just `otherTraffic: Drop`.
+    /// Denied at a declared endpoint, and not just by `otherTraffic: Drop`.
     pub guarded: bool,
 }
 
@@ -253,9 +252,9 @@ impl Verdict {
     const VALID: u32 = 1 << 24;
     const COUNTER: u32 = (1 << 14) - 1;
 
-    /// No policy, or a hole in a table: closed, also in dry-run.
+    /// No policy, or an unset table entry: denied, also in dry-run.
     pub const UNSET: Self = Self(0);
-    /// Let through by `otherTraffic: Allow`.
+    /// Allowed by `otherTraffic: Allow`.
     pub const OTHER: Self = Self::allowed(counter::OTHER);
     /// A later fragment that may pass.
     pub const LATER_FRAGMENT: Self =
@@ -271,12 +270,12 @@ impl Verdict {
         Self(Self::allowed(counter).0 | Self::PATH)
     }
 
-    /// The same, leading to a guarded endpoint: no accident of a wide path.
+    /// The same verdict, for a path to a guarded endpoint.
     pub const fn to_guarded(self) -> Self {
         Self(self.0 | Self::GUARDED)
     }
 
-    /// The same on a path that asks for TLS.
+    /// The same verdict, for a path that requires TLS.
     pub const fn with_tls(self) -> Self {
         Self(self.0 | Self::LOCKED)
     }
@@ -293,14 +292,14 @@ impl Verdict {
         Self(word).because(reason)
     }
 
-    /// The same for a packet that goes back along the path.
+    /// The same verdict, for a reply.
     pub const fn back(self) -> Self {
-        // The counter of a path back is the one behind that of the path.
+        // A path's counter of replies comes right after the path's counter.
         const TO_LOWEST: u32 = Verdict::PATH.trailing_zeros();
         Self(self.0 | Self::REPLY | (self.0 & Self::PATH) >> TO_LOWEST)
     }
 
-    /// A denial for another reason. A hole stays one: it has no other.
+    /// A denial for another reason. An unset verdict stays unset.
     pub const fn because(self, reason: Reason) -> Self {
         if self.0 & Self::VALID == 0 {
             return self;
@@ -314,7 +313,7 @@ impl Verdict {
         self.0 & Self::PATH != 0
     }
 
-    /// The path that allows it, if it goes along that and not back.
+    /// The path that allows it, if it is not a reply.
     pub const fn forward_path(self) -> Option<u16> {
         if !self.is_path() || self.0 & Self::REPLY != 0 {
             return None;
@@ -327,12 +326,12 @@ impl Verdict {
         self.is_path() && self.0 & Self::GUARDED != 0
     }
 
-    /// Whether a path allows it that asks for TLS.
+    /// Whether a path that requires TLS allows it.
     pub const fn is_tls_path(self) -> bool {
         self.is_path() && self.0 & Self::LOCKED != 0
     }
 
-    /// Which way a packet with this verdict goes along its path.
+    /// The direction of a packet with this verdict along its path.
     pub const fn direction(self) -> Direction {
         if self.0 & Self::REPLY != 0 {
             Direction::Reply
@@ -346,13 +345,13 @@ impl Verdict {
         self.0 & Self::ALLOWED == 0
     }
 
-    /// Whether it is denied from a declared endpoint, not just by `otherTraffic: Drop`.
+    /// Whether it is denied at a declared endpoint, not just by `otherTraffic: Drop`.
     pub const fn is_guarded_denial(self) -> bool {
         self.is_denied() && self.0 & (Self::VALID | Self::GUARDED) != Self::VALID
     }
 
-    /// Whether a record is kept of it. In dry-run a denied reply is counted only: its connection was told when
-    /// it opened.
+    /// Whether it gets a record. In dry-run a denied reply is only counted, as its connection was reported when it was
+    /// opened.
     pub const fn is_recorded(self) -> bool {
         self.is_denied() && self.0 & (Self::PASSES | Self::REPLY) != Self::PASSES | Self::REPLY
     }
@@ -362,7 +361,7 @@ impl Verdict {
         self.0
     }
 
-    /// Takes it apart. A hole or an unknown reason is [`Reason::NoPolicy`].
+    /// Unpacks it. An unset verdict or an unknown reason is [`Reason::NoPolicy`].
     pub const fn outcome(self) -> Outcome {
         let direction = self.direction();
         if self.is_path() {
@@ -388,7 +387,7 @@ impl Verdict {
         })
     }
 
-    /// Whether the packet goes on its way: what is allowed, and what was denied in dry-run.
+    /// Whether the packet passes: it is allowed, or denied in dry-run.
     pub const fn passes(self) -> bool {
         self.0 & (Self::VALID | Self::PASSES) == Self::VALID | Self::PASSES
     }
@@ -400,30 +399,31 @@ impl fmt::Debug for Verdict {
     }
 }
 
-/// Where counters stand in the per-CPU counter array.
+/// Indices of the per-CPU counter array.
 pub mod counter {
     use super::{Direction, Reason, Verdict};
     use crate::limits::MAX_PATHS;
 
-    /// A counter of one CPU: for each [`Hook::counter_lane`](crate::record::Hook::counter_lane) one word, which together are what it stands at.
+    /// A counter of one CPU: one word for each [`Hook::counter_lane`](crate::record::Hook::counter_lane). Its value is
+    /// their sum.
     pub type Words = [u64; 2];
 
-    /// `0..64`: denied and dropped, by reason: the number of its code less one. So what a hole denies is counted as
+    /// `0..64`: denied and dropped, by reason: its code minus one. So the denial of an unset table entry counts as
     /// [`Reason::NoPolicy`].
     pub const DENIED: u32 = 0;
-    /// `64..128`: would deny (dry-run), likewise.
+    /// `64..128`: denied in dry-run, by reason.
     pub const WOULD_DENY: u32 = 64;
-    /// Passed by `otherTraffic: Allow`.
+    /// Allowed by `otherTraffic: Allow`.
     pub const OTHER: u32 = 128;
     /// Later fragments that passed.
     pub const LATER_FRAGMENT: u32 = 129;
-    /// Denials that found no room among the records.
+    /// Denials without a record, because there was no room for it.
     pub const RECORDS_LOST: u32 = 130;
     /// New records that could not wake the agent at once.
     pub const WAKES_LOST: u32 = 131;
     /// Verdicts kept on sockets.
     pub const KEPT_VERDICTS: u32 = 132;
-    /// Packets of connections that were cut off, which are counted as denied once.
+    /// Packets of connections that were cut off. Their denial is counted once, when the connection is cut.
     pub const CUT: u32 = 133;
     /// `PATHS + 2 * path + direction`: packets on a path.
     pub const PATHS: u32 = 256;
@@ -437,7 +437,7 @@ pub mod counter {
         verdict.0 & Verdict::COUNTER
     }
 
-    /// The counter of what is denied for a reason, and dropped unless it is dry-run.
+    /// The counter of a denial by its reason, dropped or in dry-run.
     pub const fn of_reason(reason: Reason, dry_run: bool) -> u32 {
         let base = if dry_run { WOULD_DENY } else { DENIED };
         base + reason.code() as u32 - 1
@@ -525,7 +525,7 @@ mod tests {
         assert!(Verdict::UNSET.is_guarded_denial());
         let counter = counter::of_reason(Reason::NoPolicy, false);
         assert_eq!(counter::of(Verdict::UNSET), counter);
-        // What is told and what is counted are the same thing.
+        // The reported reason and the counted one are the same.
         let hole = Verdict::UNSET.because(Reason::IcmpQuotesDenied).back();
         assert_eq!(counter::of(hole), counter);
         assert!(hole.is_guarded_denial() && !hole.passes());

@@ -17,8 +17,8 @@ use crate::{
     report,
 };
 
-/// A judgement, and where it is from, in a word: functions of their own can return that, whose variables need no place on
-/// the stack of the caller.
+/// A judgement and whether it comes from the cache, packed into a word: functions that are not inlined can return that, and
+/// their variables take no space on the caller's stack.
 #[derive(Clone, Copy)]
 pub struct CachedVerdict(u64);
 
@@ -26,22 +26,21 @@ impl CachedVerdict {
     const NOT_TO_KEEP: u64 = 1 << 63;
     const RECALLED: u64 = 1 << 62;
     const TAKEN: u64 = 1 << 61;
-    /// The word of a verdict by no policy.
+    /// The word of the verdict without a policy.
     pub const UNSET: u64 = Verdict::UNSET.word() as u64;
 
-    /// A verdict that a generation has just made. One that another packet may change at once is not to be
-    /// kept.
+    /// A verdict that a generation has just made. One that the next packet may change is marked as not cacheable.
     #[inline(always)]
     pub fn new(generation: &Generation, judged: Judgement) -> Self {
         let Judgement { verdict, mark } = judged;
         let mut word = u64::from(verdict.word()) | u64::from(mark.word()) << 32;
-        if verdict.is_denied() && generation.memory_was_asked() {
+        if verdict.is_denied() && generation.used_memory() {
             word |= Self::NOT_TO_KEEP;
         }
         Self(word)
     }
 
-    /// The same again, from its word.
+    /// From its word.
     #[inline(always)]
     pub const fn of(word: u64) -> Self {
         Self(word)
@@ -53,7 +52,7 @@ impl CachedVerdict {
         self.0
     }
 
-    /// Whether it was made earlier in this moment.
+    /// Whether it comes from the cache.
     #[inline(always)]
     pub fn is_recalled(self) -> bool {
         self.0 & Self::RECALLED != 0
@@ -75,8 +74,8 @@ impl CachedVerdict {
     }
 }
 
-/// The judgement on a packet, recalled or made by `judge`. `HERE`: recalled without a call, which saves some nanoseconds and
-/// takes 80 bytes of the caller's stack frame.
+/// The judgement on a packet, from the cache or made by `judge`. With `HERE`, the cache is looked up without a call, which
+/// saves some nanoseconds and takes 80 bytes of the caller's stack frame.
 #[inline(always)]
 pub fn verdict<const HERE: bool>(
     vantage: Vantage,
@@ -84,10 +83,10 @@ pub fn verdict<const HERE: bool>(
     packet: &Packet,
     judge: impl FnOnce() -> CachedVerdict,
 ) -> CachedVerdict {
-    if !CacheKey::is_posed_by(packet) {
+    if !CacheKey::has_key(packet) {
         return judge();
     }
-    // What is decided from now on is good in this tick and no other.
+    // What is decided from now on is valid for this tick only.
     let tick = tick();
     let recalled = if HERE {
         recall(tick, vantage, active, packet)
@@ -107,12 +106,12 @@ pub fn verdict<const HERE: bool>(
     found
 }
 
-/// Whether a verdict may replace an entry that was made in this tick: one in so many packets' may. What comes often gets its
-/// entry soon; a flood of keys that come once neither drives out the others nor pays for entries.
+/// Whether a verdict may replace an entry that was made in this tick: one in `ONE_IN` may. Frequent keys get their entry
+/// soon; a flood of one-off keys neither evicts the others nor pays for writing entries.
 #[inline(always)]
 fn may_replace(verdict: Verdict) -> bool {
-    const RIVALS: u64 = 8;
-    report::counted(counter::of(verdict)).is_multiple_of(RIVALS)
+    const ONE_IN: u64 = 8;
+    report::counted(counter::of(verdict)).is_multiple_of(ONE_IN)
 }
 
 /// The key of a packet at a vantage.
@@ -122,8 +121,8 @@ fn key<'a>(tick: u32, vantage: Vantage, active: Active, packet: &'a Packet) -> C
         epoch: active.epoch(),
         tick,
     };
-    CacheKey::new(vantage, stamp, packet, |space, number| {
-        active.class(space, number)
+    CacheKey::new(vantage, stamp, packet, |port_kind, number| {
+        active.class(port_kind, number)
     })
 }
 
@@ -134,8 +133,8 @@ fn tick() -> u32 {
     unsafe { bpf_jiffies64() as u32 }
 }
 
-/// What is in the packet's entry, if it is about such a packet; else nothing that is recalled. A denial at an interface is
-/// counted there.
+/// The verdict in the packet's entry, if the entry has the packet's key; otherwise a word that is not recalled. A denial at
+/// an interface is counted in the entry.
 #[inline(always)]
 fn recall(tick: u32, vantage: Vantage, active: Active, packet: &Packet) -> CachedVerdict {
     const NOTHING: CachedVerdict = CachedVerdict::of(0);
@@ -145,11 +144,11 @@ fn recall(tick: u32, vantage: Vantage, active: Active, packet: &Packet) -> Cache
         return NOTHING;
     };
     let before = version(entry);
-    // SAFETY: this CPU's own entry, which a program that comes between may write: then its version tells, and what was
-    // read is not believed.
+    // SAFETY: this CPU's own entry. A program that interrupts this one may write it; then the version has changed, and what
+    // was read is discarded.
     let found = unsafe {
-        if CacheEntry::is_written(before) || !(*entry).answers(&key) {
-            let is_taken = (*entry).is_of(&key);
+        if CacheEntry::is_written(before) || !(*entry).matches(&key) {
+            let is_taken = (*entry).has_same_stamp(&key);
             return if is_taken { TAKEN } else { NOTHING };
         }
         u64::from((*entry).verdict.word()) | u64::from((*entry).mark) << 32
@@ -159,13 +158,13 @@ fn recall(tick: u32, vantage: Vantage, active: Active, packet: &Packet) -> Cache
     }
     let found = CachedVerdict(found | CachedVerdict::RECALLED);
     if key.is_at(Kind::Arrived) && found.verdict().is_recorded() {
-        // SAFETY: the receive path is not interrupted by itself, and nobody else counts.
+        // SAFETY: the receive path is not interrupted by itself, and nothing else counts here.
         unsafe { (*entry).pending += 1 };
     }
     found
 }
 
-/// The version of an entry. Nothing is read before that stands behind it in the code, nor after what stands before.
+/// The version of an entry. The compiler moves no other read across this one.
 #[inline(always)]
 fn version(entry: *mut CacheEntry) -> u32 {
     fence();
@@ -175,26 +174,26 @@ fn version(entry: *mut CacheEntry) -> u32 {
     version
 }
 
-/// For the compiler alone, as an entry belongs to one CPU.
+/// A fence for the compiler only, as an entry belongs to one CPU.
 #[inline(always)]
 fn fence() {
     // SAFETY: no instruction.
     unsafe { asm!("", options(nostack)) }
 }
 
-/// Takes an entry to write it, unless somebody else has it. The version to [set](release) then.
+/// Locks an entry for writing, unless it is being written. Returns the version to [set](release) afterwards.
 #[inline(always)]
 fn acquire(entry: *mut CacheEntry) -> Option<u32> {
     let before = version(entry);
     if CacheEntry::is_written(before) {
         return None;
     }
-    // With the tick behind it, as the compiler has this instruction for words of 64 bits only.
-    // SAFETY: an entry of the map, whose first two fields are these.
+    // Together with the tick behind it, as the compiler has this instruction for words of 64 bits only.
+    // SAFETY: an entry of the map, whose first two fields are version and tick.
     let tick = unsafe { (*entry).tick };
     let pair = |version: u32| -> u64 { zerocopy::transmute!([version, tick]) };
     let found: u64;
-    // SAFETY: one instruction on these (Linux 5.12). `core` has none of them for BPF.
+    // SAFETY: one instruction on these two fields (Linux 5.12). `core` has no atomics for BPF.
     unsafe {
         asm!(
             "r0 = cmpxchg_64({entry} + 0, r0, {written})",
@@ -207,7 +206,7 @@ fn acquire(entry: *mut CacheEntry) -> Option<u32> {
     (found == pair(before)).then(|| before.wrapping_add(2))
 }
 
-/// Ends writing.
+/// Unlocks an entry after writing.
 #[inline(always)]
 fn release(entry: *mut CacheEntry, version: u32) {
     fence();
@@ -215,7 +214,7 @@ fn release(entry: *mut CacheEntry, version: u32) {
     unsafe { (&raw mut (*entry).version).write_volatile(version) };
 }
 
-/// The word of what is recalled. A global function, which the verifier goes through once and by itself.
+/// [`recall`] as a global function, which the verifier checks once and separately.
 #[unsafe(no_mangle)]
 #[inline(never)]
 pub extern "C" fn enforcer_recall(
@@ -232,12 +231,12 @@ pub extern "C" fn enforcer_recall(
     recall(tick, vantage, Active::of(active), packet).word()
 }
 
-/// Writes a judgement ([`CachedVerdict`]) into the packet's entry. Answers nothing, which is 0. `moment` is the tick in its
-/// upper half, and what is in force below. Global, too.
+/// Writes a judgement ([`CachedVerdict`]) into the packet's entry. Always returns 0. `stamp` has the tick in its upper half
+/// and the word of [`Active`] in its lower half. Global, too.
 #[unsafe(no_mangle)]
 #[inline(never)]
 pub extern "C" fn enforcer_keep(
-    moment: u64,
+    stamp: u64,
     vantage: u64,
     packet: *const Packet,
     found: u64,
@@ -246,7 +245,7 @@ pub extern "C" fn enforcer_keep(
     let Some(packet) = (unsafe { packet.as_ref() }) else {
         return 0;
     };
-    let (begun, active) = ((moment >> 32) as u32, Active::of(moment as u32));
+    let (begun, active) = ((stamp >> 32) as u32, Active::of(stamp as u32));
     let tick = tick();
     if tick != begun {
         return 0;
@@ -264,7 +263,7 @@ pub extern "C" fn enforcer_keep(
             report::settle(&mut *entry);
         }
         let Judgement { verdict, mark } = CachedVerdict::of(found).judgement();
-        (*entry).hold(&key, verdict, mark);
+        (*entry).store(&key, verdict, mark);
     }
     release(entry, version);
     0

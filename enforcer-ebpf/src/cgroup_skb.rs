@@ -49,7 +49,7 @@ pub fn egress(ctx: &SkBuffContext) -> i32 {
     let state = state(sk);
     let active = Active::now();
     let connected = Connected::of(sk, state);
-    // Kept on sockets of this network namespace alone.
+    // Verdicts are kept only on sockets of this network namespace.
     if connected.is_same()
         && let Some(kept) = SocketState::number(
             // SAFETY: what is kept lives as long as its socket.
@@ -74,13 +74,13 @@ pub fn egress(ctx: &SkBuffContext) -> i32 {
         });
         let Judgement { verdict, .. } =
             judge_unreadable(&active.generation(), vantage, PacketMark::NONE, reason);
-        // From here and not from a function for what can not be read: stack frames add up.
+        // Reported from here and not from a separate function, as stack frames add up.
         report_sent(skb, active, vantage, verdict, None);
         return action(verdict);
     }
     let vantage = Vantage::new(View::Sent {
         sender: skb.party(active),
-        // What opens nothing may be the kernel's own answer.
+        // A packet that opens nothing may be a reply by the kernel itself.
         origin: if packet.opens() {
             Origin::Socket
         } else {
@@ -92,7 +92,7 @@ pub fn egress(ctx: &SkBuffContext) -> i32 {
         CachedVerdict::of(enforcer_sent(active.word(), vantage.word(), &packet))
     })
     .judgement();
-    let connected = connected.with_place(skb, judged.verdict, &packet);
+    let connected = connected.with_state(skb, judged.verdict, &packet);
     let Examined { verdict, lock, .. } = examine(
         &active.generation(),
         vantage,
@@ -125,12 +125,13 @@ pub fn egress(ctx: &SkBuffContext) -> i32 {
     action(verdict)
 }
 
-/// The judgement on what a process sends in another way than by a socket of this network namespace.
+/// The judgement on a packet that a process sends by other means than a socket of this network namespace.
 pub fn judged(active: Active, vantage: Vantage, packet: &Packet) -> Judgement {
     CachedVerdict::of(enforcer_sent(active.word(), vantage.word(), packet)).judgement()
 }
 
-/// The word of a [`CachedVerdict`] about what is sent. A global function, which the verifier goes through once and by itself.
+/// The word of a [`CachedVerdict`] for a packet that is sent. A global function, which the verifier checks once and
+/// separately.
 #[unsafe(no_mangle)]
 #[inline(never)]
 pub extern "C" fn enforcer_sent(active: u32, vantage: u64, packet: *const Packet) -> u64 {
@@ -151,13 +152,13 @@ pub fn ingress(ctx: &SkBuffContext) -> i32 {
     let state = state(sk);
     let active = Active::now();
     let (mut role, mut judged) = role(skb.ifindex());
-    // Read once: the address of a field of the context must not be kept for later.
+    // Read only once: the address of a field of the context must not be kept for later.
     let mark = skb.mark();
     if mark.is_from_known_pod() && judged {
-        // A pod whose address is its own: that tells who it is.
+        // A pod whose source address is verified: the address identifies the sender.
         role = Role::Uplink;
     } else if skb.is_looped_back() {
-        // A multicast or broadcast of this node itself, judged at its sender's socket as by lo.
+        // A multicast or broadcast of this node itself, which was judged at its sender's socket, like a packet on lo.
         (role, judged) = (Role::Loopback, true);
     }
     let connected = Connected::of(sk, state);
@@ -199,7 +200,7 @@ pub fn ingress(ctx: &SkBuffContext) -> i32 {
         CachedVerdict::of(enforcer_received(active.word(), vantage.word(), &packet))
     })
     .judgement();
-    let connected = connected.with_place(skb, judged.verdict, &packet);
+    let connected = connected.with_state(skb, judged.verdict, &packet);
     let Examined { verdict, lock, .. } = examine(
         &active.generation(),
         vantage,
@@ -232,7 +233,7 @@ pub fn ingress(ctx: &SkBuffContext) -> i32 {
     action(verdict)
 }
 
-/// Likewise about what a socket receives.
+/// The same for a packet that a socket receives.
 #[unsafe(no_mangle)]
 #[inline(never)]
 pub extern "C" fn enforcer_received(active: u32, vantage: u64, packet: *const Packet) -> u64 {
@@ -246,7 +247,7 @@ pub extern "C" fn enforcer_received(active: u32, vantage: u64, packet: *const Pa
     CachedVerdict::new(&generation, judged).word()
 }
 
-/// Counts a verdict on what a socket sends, and keeps a record of a denial. On a stack frame of its own.
+/// Counts a verdict on what a socket sends, and keeps a record of a denial. Not inlined, to have its own stack frame.
 #[inline(never)]
 fn report_sent(
     skb: Skb,
@@ -266,7 +267,7 @@ fn report_sent(
     .packet(verdict, packet);
 }
 
-/// Likewise of what a socket receives.
+/// The same for what a socket receives.
 #[inline(never)]
 fn report_received(
     skb: Skb,
@@ -275,7 +276,7 @@ fn report_received(
     verdict: Verdict,
     packet: Option<&Packet>,
 ) {
-    // The process that holds a component's port is reported, not the client that came for the component.
+    // The process that holds a component's port is reported, not the client that connects to the component.
     let subject = match counter::reason(counter::of(verdict)) {
         Some(Reason::ForeignListener) => Subject::cgroup(skb.cgroup()),
         _ => Subject::interface(skb.ifindex()),
@@ -291,13 +292,13 @@ fn report_received(
     .packet(verdict, packet);
 }
 
-/// What made a packet that opens nothing. The kernel answers for sockets that are no more (resets) from a raw TCP socket of
-/// its own.
+/// The origin of a packet that opens nothing. The kernel replies for closed sockets (resets) from a raw TCP socket of its
+/// own.
 fn origin(skb: Skb, sk: *mut bpf_sock) -> Origin {
     if !socket::is_full(sk) {
         return Origin::NoSocket;
     }
-    // That socket of the kernel's is never connected, and asking for its type is a call.
+    // The kernel's socket is never connected, and reading a socket's type takes a call.
     // SAFETY: not null, and a plain field.
     if unsafe { (*sk).state } != TCP_CLOSE {
         return Origin::Socket;
@@ -311,9 +312,9 @@ fn origin(skb: Skb, sk: *mut bpf_sock) -> Origin {
     }
 }
 
-/// Whether a packet that waited for its next hop is an answer of the kernel's own (a reset, an ICMP message). The sockets that it
-/// answers by serve all network namespaces in turn (`sock_net_set` in tcp_v4_send_reset, net/ipv4/tcp_ipv4.c, and in
-/// net/ipv4/icmp.c), so by then they may be said to be of another. They are in no declared cgroup, and open nothing.
+/// Whether a packet that waited for its next hop was sent by the kernel itself (a reset, an ICMP message). The sockets that
+/// it uses serve all network namespaces in turn (`sock_net_set` in tcp_v4_send_reset, net/ipv4/tcp_ipv4.c, and in
+/// net/ipv4/icmp.c), so by then they may be assigned to another namespace. They are in no declared cgroup, and open nothing.
 #[inline(always)]
 pub fn is_kernels_own(skb: Skb, active: Active, sender: Party, packet: &Packet) -> bool {
     let generation = active.generation();
@@ -328,7 +329,7 @@ pub fn is_kernels_own(skb: Skb, active: Active, sender: Party, packet: &Packet) 
     !sk.is_null() && unsafe { (*sk).type_ == SOCK_RAW && (*sk).state == TCP_CLOSE }
 }
 
-/// The role of an interface and whether its packets have been judged where they came in.
+/// The role of an interface, and whether its packets are judged at ingress.
 fn role(ifindex: u32) -> (Role, bool) {
     let role = Role::from_word(maps::role(ifindex));
     (role, !matches!(role, Role::Undeclared))
@@ -338,7 +339,7 @@ fn action(verdict: Verdict) -> i32 {
     if verdict.passes() { PASS } else { DROP }
 }
 
-/// What is kept on a packet's socket; null if there is nothing, or nothing that is needed.
+/// The state of a packet's socket; null if there is none, or none is needed.
 #[inline(always)]
 fn state(sk: *mut bpf_sock) -> *mut SocketState {
     if socket::netns_is_known() && !is_open(sk) {
@@ -347,7 +348,7 @@ fn state(sk: *mut bpf_sock) -> *mut SocketState {
     socket::state(sk)
 }
 
-/// Whether a socket is in a state in which TCP has a connection. Others, of UDP for one, may be in such a
+/// Whether a socket is in a state in which TCP has a connection. Sockets of other protocols, such as UDP, may be in such a
 /// state, too.
 #[inline(always)]
 fn is_open(sk: *mut bpf_sock) -> bool {
@@ -374,10 +375,10 @@ fn is_tcp(sk: *mut bpf_sock) -> bool {
     !sk.is_null() && unsafe { (*sk).protocol == IPPROTO_TCP && (*sk).type_ == SOCK_STREAM }
 }
 
-/// A connected TCP socket, and what is kept on it; null for any other. A verdict is kept for those only: a listener and an
-/// unconnected UDP socket have many peers, and what is in TIME_WAIT or half open is no full socket.
+/// A connected TCP socket and its state; null for any other socket. Verdicts are kept only for these: a listener and an
+/// unconnected UDP socket have many peers, and a socket in TIME_WAIT or half open is not a full socket.
 ///
-/// Nothing is copied from the socket before it has to be: the stack of a program is small.
+/// Nothing is copied from the socket before it is needed: the stack of a program is small.
 #[derive(Clone, Copy)]
 struct Connected {
     sk: *mut bpf_sock,
@@ -385,19 +386,19 @@ struct Connected {
 }
 
 impl Connected {
-    /// What has a verdict is one; what else has a state may be a socket of another protocol.
+    /// A socket with a kept verdict is connected TCP; one that only has a state may be of another protocol.
     #[inline(always)]
     fn of(sk: *mut bpf_sock, state: *mut SocketState) -> Self {
         let state = if is_open(sk) { state } else { ptr::null_mut() };
         Self { sk, state }
     }
 
-    /// With a place for what is to be kept, if it is one and keeping is worth it: there is a place, the connection
-    /// has a lock, or it goes on for longer than it takes to make one, which a segment in so many stands for.
+    /// With a state, if it is a connected TCP socket and a state is worth it: there is one already, the path requires TLS,
+    /// or the connection is long enough to pay for creating one, which a sampled segment indicates.
     #[inline(always)]
-    fn with_place(self, skb: Skb, verdict: Verdict, packet: &Packet) -> Self {
+    fn with_state(self, skb: Skb, verdict: Verdict, packet: &Packet) -> Self {
         let is_worth_it = || {
-            matches!(packet.ports.space, PortKind::Tcp)
+            matches!(packet.ports.kind, PortKind::Tcp)
                 && (verdict.is_tls_path() || packet.segment.is_sampled())
         };
         if !is_open(self.sk) || (self.state.is_null() && !is_worth_it()) {
@@ -416,15 +417,15 @@ impl Connected {
         state: ptr::null_mut(),
     };
 
-    /// Whether it is one: then neither pointer is null.
+    /// Whether there are a socket and a state: neither pointer is null.
     fn is_one(self) -> bool {
         !self.sk.is_null() && !self.state.is_null()
     }
 
-    /// Whether what is kept is about the two ends that the socket has now.
+    /// Whether the state is for the two ends that the socket has now.
     ///
-    /// The words for both families are compared: of a socket of one, those of the other hold something else, but always
-    /// the same for the same ends.
+    /// The words of both address families are compared: those of the other family hold something else, but always the same
+    /// for the same ends.
     #[inline(always)]
     fn is_same(self) -> bool {
         let Self { sk, state } = self;
@@ -448,7 +449,7 @@ impl Connected {
         }
     }
 
-    /// What is kept, made one for these ends.
+    /// The state, reset if it was for other ends.
     #[inline(always)]
     fn renewed(self) -> *mut SocketState {
         let Self { sk, state } = self;
@@ -476,8 +477,8 @@ impl Connected {
         state
     }
 
-    /// Keeps for the next packet that goes this way what this one has shown: that its path is open to it for good, or that
-    /// the connection has broken its lock.
+    /// Stores the result for the next packets: the verdict if it allows and needs no more checks, or that the connection has
+    /// failed the TLS check.
     #[inline(always)]
     fn keep(self, direction: SocketDirection, lock: Lock, active: Active, verdict: Verdict) {
         if !self.is_one() {
@@ -496,7 +497,7 @@ impl Connected {
         }
     }
 
-    /// What this socket sends to a server that is to hear TLS is looked at once more on its way out.
+    /// From now on, what this socket sends is checked once more at TC egress: its server's path requires TLS.
     fn begin_client(self) {
         // SAFETY: what is kept lives as long as its socket.
         unsafe { (*self.renewed()).client = 1 };
@@ -515,14 +516,14 @@ impl Connected {
         count(direction.hook(), counter::KEPT_VERDICTS);
     }
 
-    /// Whether the connection has broken its lock.
+    /// Whether the connection has failed the TLS check.
     #[inline(never)]
     fn is_cut(self) -> bool {
         // SAFETY: as above.
         self.is_same() && unsafe { (*self.state).cut != 0 }
     }
 
-    /// Cuts it off.
+    /// Cuts the connection off.
     fn cut(self) {
         // SAFETY: as above.
         unsafe { (*self.renewed()).cut = 1 };

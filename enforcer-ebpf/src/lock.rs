@@ -1,16 +1,14 @@
-//! The lock `tls: Required`: on such a path, a connection whose client does not begin with a TLS
-//! ClientHello is denied. What may stand where is in [`enforcer_common::tls`]; here is where a stream
-//! begins, and whether it is under way already.
+//! The TLS check of `tls: Required` (the *lock*): on such a path, a connection whose client does not begin with a TLS
+//! ClientHello is denied. [`enforcer_common::tls`] says which bytes are allowed; this module finds where a stream begins,
+//! and whether its beginning is over already.
 //!
-//! A TCP socket of this node knows both by itself, so there is nothing to forget or to overflow. What is
-//! forwarded is followed in a bounded table by the interface that the client is behind: there the
-//! client's packets come in before, and the answers go out after, any address translation. The
-//! server's acceptance says where the stream begins, so a client that sends several SYNs gains nothing.
-//! Data with a SYN (Fast Open) would make that ambiguous: it does not go through this node, and TCP tries
-//! again without.
+//! A TCP socket of this node knows both itself, so there is no state to evict. A forwarded connection is tracked in a
+//! bounded table at the interface of its client: there the client's packets come in before any address translation, and the
+//! replies leave after it. The server's SYN-ACK says where the stream begins, so a client that sends several SYNs gains
+//! nothing. Data with a SYN (Fast Open) would make that ambiguous: it is not forwarded, and TCP retries without.
 //!
-//! Connections that are older than the programs are let be where they are forwarded; at a socket they
-//! are under way already.
+//! A forwarded connection that was opened before the programs were attached is not checked; at a socket, the beginning of
+//! such a connection is over already.
 
 use core::ptr;
 
@@ -36,18 +34,18 @@ use crate::{
 // include/net/tcp_states.h
 const TCP_LISTEN: u32 = 10;
 
-/// Which way a packet goes at a socket.
+/// The direction of a packet at a socket.
 #[derive(Clone, Copy, PartialEq, Eq)]
 #[repr(u32)]
 pub enum SocketDirection {
-    /// Out of it.
+    /// The socket sends it.
     Sent = 0,
-    /// Into it.
+    /// The socket receives it.
     Received = 1,
 }
 
 impl SocketDirection {
-    /// The hook where it does.
+    /// The hook that sees it.
     pub const fn hook(self) -> Hook {
         match self {
             Self::Sent => Hook::CgroupEgress,
@@ -56,7 +54,8 @@ impl SocketDirection {
     }
 }
 
-/// The lock at a socket of this node, for what it sends or receives. `is_cut`: whether it has been broken before.
+/// The TLS check at a socket of this node, for what it sends or receives. `is_cut` says that the connection has failed the
+/// check before.
 #[inline(always)]
 pub fn at_socket(
     direction: SocketDirection,
@@ -74,7 +73,7 @@ pub fn at_socket(
     ))
 }
 
-/// The number of the lock for it. A global function, which the verifier goes through once and by itself.
+/// The same, returning the number of the [`Lock`]. A global function, which the verifier checks once and separately.
 #[unsafe(no_mangle)]
 #[inline(never)]
 pub extern "C" fn enforcer_lock(
@@ -105,7 +104,7 @@ fn sent(skb: Skb, sk: *mut bpf_sock, packet: &Packet, verdict: Verdict, cut: boo
     let segment = &packet.segment;
     let tcp = tcp_socket(sk);
     if tcp.is_null() {
-        // The kernel's own answers carry no payload, and whoever crafts segments speaks no TLS.
+        // The kernel's own replies carry no payload, and crafted segments are not TLS.
         return injected(segment);
     }
     match verdict.direction() {
@@ -169,8 +168,8 @@ fn received(skb: Skb, sk: *mut bpf_sock, packet: &Packet, verdict: Verdict, cut:
             let first = if segment.is_syn() {
                 segment.start()
             } else if listens {
-                // The last packet of the handshake may bring the first bytes; who accepted it is no
-                // full socket yet.
+                // The last packet of the handshake may bring the first bytes, while the accepted connection is not a full
+                // socket yet.
                 match tls_accepted(&decide::flow_of(packet, Direction::Forward)) {
                     Some(first) => first,
                     None => return Lock::Broken,
@@ -192,20 +191,19 @@ fn received(skb: Skb, sk: *mut bpf_sock, packet: &Packet, verdict: Verdict, cut:
     }
 }
 
-/// What a packet socket injects: no TCP, so no TLS.
+/// What a packet socket injects. It is not a TCP connection of the kernel's, so it can not be TLS.
 pub fn injected(segment: &Segment) -> Lock {
     Lock::holds_if(segment.is_empty())
 }
 
-/// What comes in by an interface from a client behind it. Where a socket of this node is to receive
-/// it, that one decides.
+/// What comes in by an interface from a client behind it. If a socket of this node receives it, it is checked there.
 #[inline(never)]
 pub fn entered(skb: Skb, packet: &Packet) -> Lock {
     let segment = &packet.segment;
     if segment.is_empty() && !segment.is_syn() && !segment.is_urgent() {
         return Lock::Holds;
     }
-    // What is looked at now must be what arrives.
+    // The bytes that are checked now must be those that arrive.
     if !skb.own(segment.from.wrapping_add(HELLO)) {
         return Lock::Broken;
     }
@@ -226,15 +224,15 @@ pub fn entered(skb: Skb, packet: &Packet) -> Lock {
     }
 }
 
-/// Whether what a full socket sends may be of the first bytes for a server that is to hear TLS, in memory that its process can
-/// still write.
+/// Whether what a full socket sends may be among the first bytes for a server whose path requires TLS, and in memory that
+/// its process can still write.
 #[inline(always)]
-pub fn is_to_be_seen_again(skb: Skb, sk: *mut bpf_sock) -> bool {
-    // What comes later has been asked about nothing but its path.
+pub fn needs_recheck(skb: Skb, sk: *mut bpf_sock) -> bool {
+    // Only bytes outside of the head can still be written.
     if !skb.is_shared_within(u32::MAX) {
         return false;
     }
-    // SAFETY: a socket, and not null, which is what the helper asks for; null where it is not TCP's.
+    // SAFETY: a socket and not null, as the helper requires; it returns null for a socket that is not TCP.
     let tcp = unsafe { bpf_tcp_sock_helper(sk) };
     if tcp.is_null() || has_sent_hello(tcp) {
         return false;
@@ -244,9 +242,9 @@ pub fn is_to_be_seen_again(skb: Skb, sk: *mut bpf_sock) -> bool {
     !state.is_null() && unsafe { (*state).client != 0 }
 }
 
-/// What it sends, looked at once more.
+/// Checks what such a socket sends once more.
 #[inline(always)]
-pub fn sent_again(skb: Skb, packet: &Packet) -> Lock {
+pub fn recheck_sent(skb: Skb, packet: &Packet) -> Lock {
     let segment = &packet.segment;
     if segment.is_empty() {
         return Lock::Holds;
@@ -266,7 +264,7 @@ pub fn sent_again(skb: Skb, packet: &Packet) -> Lock {
     Lock::holds_if(tls::may_follow(&skb, segment, first))
 }
 
-/// What goes out by an interface to a client behind it.
+/// What leaves by an interface to a client behind it.
 #[inline(never)]
 pub fn returned(packet: &Packet) -> Lock {
     let segment = &packet.segment;
@@ -318,7 +316,7 @@ fn tcp_socket(sk: *mut bpf_sock) -> *mut bpf_tcp_sock {
     if sk.is_null() {
         return ptr::null_mut();
     }
-    // SAFETY: a full socket, which is what the helper asks for.
+    // SAFETY: a full socket, as the helper requires.
     unsafe { bpf_tcp_sock_helper(sk) }
 }
 
@@ -328,14 +326,14 @@ fn first_received(tcp: *mut bpf_tcp_sock) -> u32 {
     unsafe { (*tcp).rcv_nxt.wrapping_sub((*tcp).bytes_received as u32) }
 }
 
-/// Whether the socket has the bytes that are looked at.
+/// Whether the socket has received the bytes that are checked.
 fn has_received_hello(tcp: *mut bpf_tcp_sock) -> bool {
     // SAFETY: as above.
     unsafe { (*tcp).bytes_received >= u64::from(HELLO) }
 }
 
-/// Sequence number of the first byte that this socket, which opened the connection, sent. Its SYN
-/// is counted among what was acknowledged.
+/// Sequence number of the first byte that this socket, which opened the connection, sent. The acknowledged bytes include
+/// its SYN.
 fn first_sent(tcp: *mut bpf_tcp_sock) -> u32 {
     // SAFETY: as above.
     unsafe {
@@ -346,7 +344,7 @@ fn first_sent(tcp: *mut bpf_tcp_sock) -> u32 {
     }
 }
 
-/// Whether the peer has acknowledged the bytes that are looked at, and the SYN.
+/// Whether the peer has acknowledged the bytes that are checked, and the SYN.
 fn has_sent_hello(tcp: *mut bpf_tcp_sock) -> bool {
     // SAFETY: as above.
     unsafe { (*tcp).bytes_acked > u64::from(HELLO) }

@@ -1,4 +1,4 @@
-//! Debugging output of the programs, off unless the agent was asked for it.
+//! Debugging output of the programs, off unless the agent is started with `--kernel-log`.
 
 use core::ptr;
 

@@ -1,8 +1,8 @@
-//! The hook of the security modules on `setsockopt`, where the kernel has BPF among them (`CONFIG_BPF_LSM`, and `bpf` in the
-//! list of its boot parameter `lsm=`).
+//! The LSM hook on `setsockopt`, for kernels that load BPF as a security module (`CONFIG_BPF_LSM`, and `bpf` in the boot
+//! parameter `lsm=`).
 //!
-//! The cgroup hook sees native calls only: `do_sock_setsockopt` in net/socket.c leaves it out for 32-bit ones. This one sees
-//! all of them, those of rings (`io_uring`) among them.
+//! The cgroup hook sees native calls only: `do_sock_setsockopt` in net/socket.c skips it for 32-bit ones. This one sees all
+//! calls, including those of `io_uring`.
 
 use core::{arch::asm, ffi::c_void, mem::MaybeUninit, ptr};
 
@@ -12,11 +12,11 @@ use crate::sockopt;
 
 const PASS: i32 = 0;
 
-// Where the kernel's structs have their fields, in bytes. Set before loading, from the kernel's type information.
+// Offsets of fields in the kernel's structs, in bytes. Set before loading, from the kernel's type information.
 /// `struct socket`: `sk`.
 #[unsafe(no_mangle)]
 static SOCKET_SK: u64 = 0;
-/// `struct sock`: the network namespace that it is in.
+/// `struct sock`: its network namespace.
 #[unsafe(no_mangle)]
 static SOCK_NET: u64 = 0;
 /// `struct net`: its cookie.
@@ -29,8 +29,8 @@ pub fn setting(ctx: &LsmContext) -> i32 {
     if is_refused(ctx) { refusal() } else { PASS }
 }
 
-/// `-EPERM`, as a number that the verifier knows: since 6.12 it asks whether what is returned is no more than an error, and the
-/// compiler would make it from a truth value.
+/// `-EPERM`, as a constant for the verifier: since 6.12 it checks the range of the returned value, which it does not know if
+/// the compiler computes the value from a boolean.
 #[inline(always)]
 fn refusal() -> i32 {
     let code: i64;
@@ -46,14 +46,14 @@ fn is_refused(ctx: &LsmContext) -> bool {
     let level: i32 = ctx.arg(1);
     let option: i32 = ctx.arg(2);
     let before: i32 = ctx.arg(3);
-    // Another program has refused it, or the agent asks whether this one is asked.
+    // Another program has refused it, or the agent probes whether this hook is called.
     if before != 0 || (level, option) == (sockopt::SOL_PACKET, sockopt::PROBE) {
         return true;
     }
     sockopt::is_around(level, option) && is_host(socket) && sockopt::refuses_around(ptr::null_mut())
 }
 
-/// Whether a socket is of the network namespace that the agent enforces in. What can not be read counts as that.
+/// Whether a socket belongs to the network namespace that the agent enforces in. One that can not be read counts as such.
 fn is_host(socket: *const c_void) -> bool {
     // SAFETY: plain reads of constants that the loader has set.
     let (sk, net, cookie) = unsafe {

@@ -1,5 +1,5 @@
-//! The kernel programs: entry points that fetch bytes and identity, ask `enforcer-common` for the
-//! verdict, count it and return it. No word of policy stands here.
+//! The kernel programs: entry points that fetch bytes and identity, get the verdict from `enforcer-common`, count it and
+//! return it. There is no policy in here.
 
 #![no_std]
 #![no_main]
@@ -61,7 +61,7 @@ pub fn enforcer_skb_in(ctx: SkBuffContext) -> i32 {
     log::returned(&ctx, "enforcer_skb_in", cgroup_skb::ingress(&ctx))
 }
 
-/// A socket is made: remember by whom and in which network namespace.
+/// A socket is created: records its process and its network namespace.
 #[cgroup_sock(sock_create)]
 pub fn enforcer_sock(ctx: SockContext) -> i32 {
     log::returned(&ctx, "enforcer_sock", socket::created(&ctx))
@@ -127,7 +127,7 @@ pub fn enforcer_bind6(ctx: SockAddrContext) -> i32 {
     )
 }
 
-/// `bind` to an IPv4 address was done: the port is known where none was asked for.
+/// After a `bind` to an IPv4 address: the port is known, even if the kernel chose it.
 #[cgroup_sock(post_bind4)]
 pub fn enforcer_bound4(ctx: SockContext) -> i32 {
     log::returned(
@@ -147,25 +147,25 @@ pub fn enforcer_bound6(ctx: SockContext) -> i32 {
     )
 }
 
-/// `setsockopt`: ways to send around all hooks above.
+/// `setsockopt`: options that make a socket bypass all hooks above.
 #[cgroup_sockopt(setsockopt)]
 pub fn enforcer_setopt(ctx: SockoptContext) -> i32 {
     log::returned(&ctx, "enforcer_setopt", sockopt::setting(&ctx))
 }
 
-/// The same where BPF is among the kernel's security modules: it sees what that one does not.
+/// The same as an LSM hook, where the kernel has it: it also sees calls that the cgroup hook does not.
 #[lsm(hook = "socket_setsockopt")]
 pub fn enforcer_lsm_opt(ctx: LsmContext) -> i32 {
     log::returned(&ctx, "enforcer_lsm_opt", lsm::setting(&ctx))
 }
 
-/// Never reached: the verifier refuses a program that could come to an endless loop.
+/// Never reached: the verifier refuses a program that could reach an endless loop.
 #[panic_handler]
 fn panic(_: &core::panic::PanicInfo<'_>) -> ! {
     loop {}
 }
 
-/// Helpers such as `bpf_sk_storage_get` ask for a licence compatible with the GPL.
+/// Helpers such as `bpf_sk_storage_get` require a licence compatible with the GPL.
 #[unsafe(link_section = "license")]
 #[unsafe(no_mangle)]
 static LICENSE: [u8; 13] = *b"Dual MIT/GPL\0";

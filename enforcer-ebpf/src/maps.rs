@@ -1,8 +1,8 @@
 //! The maps, and the view of one generation of a policy that the decision works on.
 //!
 //! A policy is a set of inner maps in one of three slots. [`ACTIVE`] says which slot is in force
-//! ([`enforcer_common::tables::active`]) and is read once per packet, so that each packet is judged wholly by one policy. Userspace fills the
-//! next slot and then writes that one number.
+//! ([`enforcer_common::tables::active`]) and is read once per packet, so that each packet is judged entirely by one policy.
+//! Userspace fills the next slot and then writes that one number.
 
 use core::{cell::Cell, ptr};
 
@@ -20,10 +20,10 @@ use enforcer_common::{
     hosts::{self, Bucket, Kind},
     interfaces, limits,
     packet::PortKind,
-    record::{PairKey, RecordKey, RecordPlace, RecordValue},
+    record::{PairKey, RecordCounter, RecordKey, RecordValue},
     tables::{
-        CLASS_BLOCKS, CLASSES_PER_BLOCK, DECLARED_PORT, FlowKey, Memory, NOBODY, Party, Place,
-        Settings, Tables, Translated, active, class_block,
+        AddressInfo, CLASS_BLOCKS, CLASSES_PER_BLOCK, DECLARED_PORT, FlowKey, Memory, NOBODY,
+        Party, Settings, Tables, Translated, active, class_block,
     },
     tls::Stream,
     verdict::{Verdict, counter},
@@ -31,28 +31,28 @@ use enforcer_common::{
 
 /// `BPF_F_INNER_MAP` (kernel 5.10): inner arrays may differ in size.
 const INNER: usize = 4096;
-/// `BPF_F_MMAPABLE` (kernel 5.5): elements begin with a page, so that those of a cache line's size are in one.
+/// `BPF_F_MMAPABLE` (kernel 5.5): the elements begin at a page, so that one of 64 bytes is exactly one cache line.
 const MAPPED: usize = 1024;
 const SLOTS: usize = active::SLOTS as usize;
 const BLOCKS: usize = CLASS_BLOCKS as usize;
-/// The values of inner maps are words and no structs: before 6.2 a kernel takes a map for another kind
-/// than its pattern if the pattern's value is a struct and the map came without type information.
+/// The values of inner maps are arrays of words and not structs: before 6.2 a kernel rejects an inner map without type
+/// information if the value of its template is a struct.
 type SettingsWords = [u32; size_of::<Settings>() / 4];
 type BucketWords = [u32; size_of::<Bucket>() / 4];
 
-/// Written by userspace in memory: one store, which is seen whole.
+/// Userspace writes it through memory, with one store.
 #[btf_map]
 static ACTIVE: Array<u32, 1, MAPPED> = Array::new();
 #[btf_map]
 static SETTINGS: ArrayOfMaps<Array<SettingsWords, 1>, SLOTS> = ArrayOfMaps::new();
-/// Addresses that are declared one by one, see [`enforcer_common::hosts`].
+/// Addresses that are declared individually, see [`enforcer_common::hosts`].
 #[btf_map]
 static HOSTS: ArrayOfMaps<Array<BucketWords, 1, { INNER | MAPPED }>, SLOTS> = ArrayOfMaps::new();
-/// Prefixes of all other lengths.
+/// Networks: prefixes of all other lengths.
 #[btf_map]
-static PLACES: ArrayOfMaps<LpmTrie<[u8; 16], u32, 1>, SLOTS> = ArrayOfMaps::new();
+static NETWORKS: ArrayOfMaps<LpmTrie<[u8; 16], u32, 1>, SLOTS> = ArrayOfMaps::new();
 #[btf_map]
-/// All of one size: in those, programs read without a call.
+/// All of one size, so that programs read them without a call.
 static CLASSES: ArrayOfMaps<Array<[u16; CLASSES_PER_BLOCK], BLOCKS>, SLOTS> = ArrayOfMaps::new();
 #[btf_map]
 static TARGETS: ArrayOfMaps<Array<u32, 1, INNER>, SLOTS> = ArrayOfMaps::new();
@@ -64,10 +64,10 @@ static RELATED: ArrayOfMaps<Array<u32, 1, INNER>, SLOTS> = ArrayOfMaps::new();
 static CGROUPS: ArrayOfMaps<HashMap<u64, u32, 1, { BPF_F_NO_PREALLOC as usize }>, SLOTS> =
     ArrayOfMaps::new();
 
-/// Who is in a cgroup, declared or not, in this epoch.
+/// A cache of the parties of cgroups, declared or not, for one epoch.
 #[btf_map]
 static CGROUP_PARTIES: PerCpuArray<CgroupParty, { cache::CGROUPS as usize }> = PerCpuArray::new();
-/// What interfaces are for, see [`enforcer_common::interfaces`].
+/// The roles of interfaces, see [`enforcer_common::interfaces`].
 #[btf_map]
 static INTERFACES: Array<u64, { interfaces::SLOTS as usize }> = Array::new();
 #[btf_map]
@@ -90,29 +90,29 @@ pub static RECORDS: HashMap<
     RecordValue,
     { (limits::MAX_RECORDS + limits::MAX_PAIRS) as usize },
 > = HashMap::new();
-/// How many records there are, by [`RecordPlace`], and in all. Userspace counts down.
+/// The numbers of records, by [`RecordCounter`] and in total. Userspace decrements them.
 #[btf_map]
-pub static RECORD_PLACES: Array<u64, { RecordPlace::ALL as usize + 1 }, MAPPED> = Array::new();
-/// Senders that were denied something guarded of late.
+pub static RECORD_COUNTS: Array<u64, { RecordCounter::ALL as usize + 1 }, MAPPED> = Array::new();
+/// Senders that were recently denied a guarded endpoint.
 #[btf_map]
 pub static PAIRS: LruHashMap<PairKey, u32, { limits::MAX_PAIRS as usize }> = LruHashMap::new();
-/// How many new records this CPU may begin.
+/// How many new records this CPU may create.
 #[btf_map]
 pub static ROOM: PerCpuArray<Room, 1> = PerCpuArray::new();
 /// The verdict cache, see [`enforcer_common::cache`].
 #[btf_map]
 pub static VERDICTS: PerCpuArray<CacheEntry, { cache::ENTRIES as usize }> = PerCpuArray::new();
-/// Keys of new records ([`RecordKey`]), to wake the agent. Declared without a type, as libbpf takes no
-/// ring buffer with one.
+/// Keys of new records ([`RecordKey`]), to wake the agent. Declared without a type, as libbpf rejects a ring buffer that has
+/// one.
 #[btf_map]
 pub static WAKES: RingBuf<(), 65_536> = RingBuf::new();
 
-/// Room for new records.
+/// The allowance for new records.
 #[repr(C)]
 pub struct Room {
-    /// The tick of the kernel's clock (jiffies) in which it was counted.
+    /// The tick of the kernel's clock (jiffies) when it was last updated.
     pub tick: u64,
-    /// For so many.
+    /// How many records are left.
     pub left: u64,
 }
 
@@ -120,7 +120,7 @@ pub struct Room {
 #[inline(always)]
 pub fn role(interface: u32) -> u32 {
     let found = interface_at(interfaces::first(interface));
-    // Without a call where it stands at its first place, as most do.
+    // Without a call if it is in its first slot, as most are.
     if found as u32 == interface {
         (found >> 32) as u32
     } else {
@@ -134,25 +134,25 @@ fn role_searched(interface: u32) -> u32 {
 }
 
 #[inline(always)]
-fn interface_at(place: u32) -> u64 {
-    INTERFACES.get(place).copied().unwrap_or(0)
+fn interface_at(slot: u32) -> u64 {
+    INTERFACES.get(slot).copied().unwrap_or(0)
 }
 
-/// Which policy is in force now. Read once for each packet: all that is asked comes from the same one.
+/// The policy that is in force. Read once for each packet, so that all lookups use the same one.
 ///
-/// A word ([`active::parts`]), as functions of BPF take five.
+/// It is a word ([`active::parts`]), as BPF functions take five words at most.
 #[derive(Clone, Copy)]
 pub struct Active(u32);
 
 impl Active {
-    /// The one in force.
+    /// The policy in force now.
     #[inline(always)]
     pub fn now() -> Self {
         // Slot 0 is empty until a policy is loaded, and an empty slot denies.
         Self(ACTIVE.get(0).copied().unwrap_or(0))
     }
 
-    /// The same again, from its word.
+    /// From its word.
     #[inline(always)]
     pub const fn of(word: u32) -> Self {
         Self(word)
@@ -164,8 +164,8 @@ impl Active {
         self.0
     }
 
-    /// Changes with the policy, and with every declared cgroup that comes or goes: what was found out in
-    /// another epoch is found out anew.
+    /// The epoch. It changes with the policy and with every declared cgroup that comes or goes, which invalidates everything
+    /// that was cached before.
     #[inline(always)]
     pub fn epoch(self) -> u32 {
         active::parts(self.0).1
@@ -173,8 +173,8 @@ impl Active {
 
     /// The class of a port.
     #[inline(always)]
-    pub fn class(self, space: PortKind, number: u16) -> Option<u16> {
-        class(active::parts(self.0).0, space, number)
+    pub fn class(self, port_kind: PortKind, number: u16) -> Option<u16> {
+        class(active::parts(self.0).0, port_kind, number)
     }
 
     /// Its tables.
@@ -187,33 +187,33 @@ impl Active {
         Generation {
             slot,
             settings,
-            memory_was_asked: Cell::new(false),
+            used_memory: Cell::new(false),
         }
     }
 }
 
 impl Active {
-    /// The party of a process or socket that has `own` for its own cgroup and another one at each level `above`:
-    /// 0 from where there are none. Searched once for each cgroup in an epoch.
+    /// The party of a process or socket in the cgroup `own`, whose ancestor at each level is `above(level)`, or 0 if there is
+    /// none. Each cgroup is searched once in an epoch.
     #[inline(always)]
     pub fn party(self, own: u64, above: impl Fn(u32) -> u64) -> Party {
         if let Some(party) = self.known_party(own) {
             return party;
         }
         let party = self.generation().deepest(own, above);
-        if let Some(known) = CGROUP_PARTIES.get_ptr_mut(CgroupParty::place(own)) {
-            // SAFETY: this CPU's own element. Should another program come between and write it, its two words
-            // tell that they do not belong together.
+        if let Some(known) = CGROUP_PARTIES.get_ptr_mut(CgroupParty::slot(own)) {
+            // SAFETY: this CPU's own element. If another program interrupts this and writes it, its two words show that they
+            // do not belong together.
             unsafe { *known = CgroupParty::new(own, self.epoch(), party) };
         }
         party
     }
 
-    /// The same, if it was searched for already.
+    /// The same, if it is cached.
     #[inline(always)]
     pub fn known_party(self, own: u64) -> Option<Party> {
         // SAFETY: as above.
-        let known = unsafe { CGROUP_PARTIES.get_ptr(CgroupParty::place(own))?.read() };
+        let known = unsafe { CGROUP_PARTIES.get_ptr(CgroupParty::slot(own))?.read() };
         known.party(own, self.epoch())
     }
 }
@@ -221,21 +221,20 @@ impl Active {
 /// One generation of the policy.
 pub struct Generation {
     slot: u32,
-    /// Looked up once; null where no policy is in force.
+    /// Looked up once; null if no policy is in force.
     settings: *const SettingsWords,
-    /// Whether a verdict depends on what else was sent.
-    memory_was_asked: Cell<bool>,
+    /// Whether a verdict depends on other packets.
+    used_memory: Cell<bool>,
 }
 
 impl Generation {
-    /// Whether a verdict depends on what else was sent: another packet may change it at once.
-    pub fn memory_was_asked(&self) -> bool {
-        self.memory_was_asked.get()
+    /// Whether a verdict depends on other packets, so that the next one may change it.
+    pub fn used_memory(&self) -> bool {
+        self.used_memory.get()
     }
 
-    /// The party of the deepest declared cgroup of a process or socket, that has `own` for its own cgroup and
-    /// another one at each level `above`: 0 from where there are none. If none is declared, that of processes
-    /// that nobody declared.
+    /// The party of the deepest declared cgroup among `own` and its ancestors, as in [`Active::party`]. If none is declared,
+    /// the party of undeclared processes.
     #[inline(always)]
     fn deepest(&self, own: u64, above: impl Fn(u32) -> u64) -> Party {
         let Some(settings) = self.settings() else {
@@ -245,7 +244,7 @@ impl Generation {
             return party;
         }
         let mut deepest = settings.undeclared_process as Party;
-        // Down from the root, whose level is 0: a hierarchy is far less deep than it might be.
+        // From the root (level 0) down: hierarchies are far less deep than the limit.
         for level in 0..limits::CGROUP_LEVELS {
             let id = above(level);
             if id == 0 {
@@ -271,21 +270,21 @@ impl Generation {
 
 impl Tables for Generation {
     fn settings(&self) -> Option<&Settings> {
-        // SAFETY: null or a value of a map, which stays while the program runs, and which nobody writes as
-        // long as its slot is in force.
+        // SAFETY: null or a value of a map, which stays valid while the program runs, and which is not written while its
+        // slot is in force.
         let words = unsafe { self.settings.as_ref() }?;
         Some(zerocopy::transmute_ref!(words))
     }
 
-    fn place(&self, addr: &Ip) -> Place {
+    fn address_info(&self, addr: &Ip) -> AddressInfo {
         let Some(settings) = self.settings() else {
-            return Place::UNKNOWN;
+            return AddressInfo::UNKNOWN;
         };
-        zerocopy::transmute!(enforcer_place(addr, self.slot, settings))
+        zerocopy::transmute!(enforcer_address(addr, self.slot, settings))
     }
 
-    fn class(&self, space: PortKind, number: u16) -> Option<u16> {
-        class(self.slot, space, number)
+    fn class(&self, port_kind: PortKind, number: u16) -> Option<u16> {
+        class(self.slot, port_kind, number)
     }
 
     fn target(&self, settings: &Settings, at: Party, class: u16) -> Option<u16> {
@@ -322,9 +321,9 @@ impl Tables for Generation {
     }
 
     fn remembered(&self, flow: &FlowKey) -> Option<Memory> {
-        self.memory_was_asked.set(true);
-        // SAFETY: a word, copied at once; an element that is reused meanwhile says what is remembered of another flow,
-        // and that is asked of the policy all the same.
+        self.used_memory.set(true);
+        // SAFETY: a word, copied at once. If the element is reused meanwhile, the word is that of another flow; the policy
+        // decides about the packet in any case.
         let word = unsafe { *UDP_FLOWS.get_ptr(flow)? };
         Memory::from_word(word, seconds())
     }
@@ -333,22 +332,22 @@ impl Tables for Generation {
     fn remember(&self, flow: &FlowKey, memory: Memory) {
         let word = memory.word(seconds());
         match UDP_FLOWS.get_ptr_mut(flow) {
-            // SAFETY: a word of the map. Once a second is often enough, and what is not written is not shared.
+            // SAFETY: a word of the map. Once a second is often enough, and a cache line that is only read can be shared.
             Some(known) => unsafe {
                 if *known != word {
                     *known = word;
                 }
             },
-            // If there is no room even after the oldest went, a reply is lost, and nothing more.
+            // If there is no room even after an eviction, only a reply is lost.
             None => _ = UDP_FLOWS.insert(flow, word, 0),
         }
     }
 
     #[inline(never)]
     fn translated(&self, settings: &Settings, flow: &FlowKey) -> Option<u16> {
-        self.memory_was_asked.set(true);
-        // SAFETY: copied at once; of an element that is reused meanwhile the generation and the second are as good, and
-        // a reply is all that could pass by another's path.
+        self.used_memory.set(true);
+        // SAFETY: copied at once. If the element is reused meanwhile, its generation and time are still checked, and at most
+        // a reply could pass by the path of another flow.
         let translated = unsafe { *TRANSLATED.get_ptr(flow)? };
         translated.path(settings.generation, seconds())
     }
@@ -373,43 +372,42 @@ fn seconds() -> u32 {
     (now / 1_000_000_000) as u32
 }
 
-/// The class of a port, in the generation in a slot.
+/// The class of a port, in the generation of a slot.
 #[inline(always)]
-fn class(slot: u32, space: PortKind, number: u16) -> Option<u16> {
-    let block = CLASSES.get_value(slot, &class_block(space, number))?;
+fn class(slot: u32, port_kind: PortKind, number: u16) -> Option<u16> {
+    let block = CLASSES.get_value(slot, &class_block(port_kind, number))?;
     block.get(usize::from(number as u8)).copied()
 }
 
-/// Where a forwarded connection stands whose path asks for TLS.
+/// The stream of a forwarded connection whose path requires TLS.
 pub fn tls_stream(flow: &FlowKey) -> Option<*mut Stream> {
     TLS_STREAMS.get_ptr_mut(flow)
 }
 
-/// Begins to remember one. What finds no room is not looked at on its way: whether it is TLS is then
-/// for the node to say whose socket receives it.
+/// Begins to track such a stream. If there is no room, it is not checked here, but only on the node whose socket receives
+/// it.
 pub fn follow_tls_stream(flow: &FlowKey, stream: &Stream) {
     let _ = TLS_STREAMS.insert(flow, stream, 0);
 }
 
-/// Where the client's stream begins, by the answer of a socket of this node.
+/// Where the client's stream begins, according to the SYN-ACK of a socket of this node.
 pub fn tls_accepted(flow: &FlowKey) -> Option<u32> {
-    // SAFETY: copied at once; an element that is reused meanwhile gives another beginning, and what
-    // does not fit that one is denied.
+    // SAFETY: copied at once. If the element is reused meanwhile, it gives another beginning, and a packet that does not
+    // match that is denied.
     TLS_ACCEPTED.get_ptr(flow).map(|first| unsafe { *first })
 }
 
-/// Remembers that. If there is no room, a client whose first packet after the SYN is lost tries again.
+/// Remembers that. If there is no room, a client whose first packet after the SYN is lost retries.
 pub fn accept_tls(flow: &FlowKey, first: u32) {
     let _ = TLS_ACCEPTED.insert(flow, first, 0);
 }
 
-/// What is at an address: the word of a [`Place`]. A global function, which the verifier goes through
-/// once and by itself.
+/// The word of the [`AddressInfo`] of an address. A global function, which the verifier checks once and separately.
 #[unsafe(no_mangle)]
 #[inline(never)]
-pub extern "C" fn enforcer_place(addr: *const Ip, slot: u32, settings: *const Settings) -> u32 {
-    let unknown = zerocopy::transmute!(Place::UNKNOWN);
-    // SAFETY: null or whole ones, as the verifier has made sure of every caller.
+pub extern "C" fn enforcer_address(addr: *const Ip, slot: u32, settings: *const Settings) -> u32 {
+    let unknown = zerocopy::transmute!(AddressInfo::UNKNOWN);
+    // SAFETY: each is null or valid, as the verifier has made sure of every caller.
     let (Some(addr), Some(settings)) = (unsafe { (addr.as_ref(), settings.as_ref()) }) else {
         return unknown;
     };
@@ -421,22 +419,22 @@ pub extern "C" fn enforcer_place(addr: *const Ip, slot: u32, settings: *const Se
                 host(slot, Kind::V6, addr, (behind, settings.v6_buckets))
             }
         };
-        if let Some(place) = found {
-            return zerocopy::transmute!(place);
+        if let Some(info) = found {
+            return zerocopy::transmute!(info);
         }
     }
     if settings.networks == 0 {
         return unknown;
     }
-    PLACES
+    NETWORKS
         .get(slot)
-        .and_then(|places| places.get(&Key::new(128, addr.0)))
+        .and_then(|networks| networks.get(&Key::new(128, addr.0)))
         .map_or(unknown, |word| *word)
 }
 
-/// What is at an address that the policy names by itself, by so many buckets behind others.
+/// The info of an address that the policy names individually. `behind` buckets of another kind come before its `buckets`.
 #[inline(always)]
-fn host(slot: u32, kind: Kind, addr: &Ip, (behind, buckets): (u32, u32)) -> Option<Place> {
+fn host(slot: u32, kind: Kind, addr: &Ip, (behind, buckets): (u32, u32)) -> Option<AddressInfo> {
     let first = behind + hosts::first(addr, buckets);
     let words = &addr.words();
     for further in 0..hosts::REACH {

@@ -1,4 +1,4 @@
-//! What is left of a verdict: a counter, and for a denial a record.
+//! Reports verdicts: a counter for each, and a record for a denial.
 
 use core::arch::asm;
 
@@ -12,15 +12,15 @@ use enforcer_common::{
     decide, denial, limits,
     mark::PacketMark,
     packet::{Packet, PortKind, Shape},
-    record::{Hook, PairKey, RecordKey, RecordPlace, RecordValue, SocketState, Whose, subject},
+    record::{Hook, PairKey, RecordCounter, RecordKey, RecordValue, SocketState, Whose, subject},
     tables::Tables as _,
     vantage::Vantage,
     verdict::{Direction, Outcome, Verdict, counter},
 };
 
-use crate::maps::{Active, COUNTERS, PAIRS, RECORD_PLACES, RECORDS, ROOM, WAKES};
+use crate::maps::{Active, COUNTERS, PAIRS, RECORD_COUNTS, RECORDS, ROOM, WAKES};
 
-/// The sender that a record names. Not an enum with fields: those leave bytes unset.
+/// The sender that a record names. It is not an enum with fields, as those leave bytes unset.
 #[derive(Clone, Copy)]
 pub struct Subject {
     kind: u8,
@@ -36,7 +36,7 @@ impl Subject {
         }
     }
 
-    /// Whoever is behind an interface.
+    /// Whatever sends from behind an interface.
     pub const fn interface(index: u32) -> Self {
         Self {
             kind: subject::INTERFACE,
@@ -45,7 +45,7 @@ impl Subject {
     }
 }
 
-/// Where a verdict was made, and about whom.
+/// The context of a report: where a verdict was made, and about which sender.
 pub struct Report {
     /// The policy that made it.
     pub active: Active,
@@ -53,18 +53,18 @@ pub struct Report {
     pub hook: Hook,
     /// The sender.
     pub subject: Subject,
-    /// Where it was judged; a call as what its process sends.
+    /// Where it was judged; a call counts as sent by its process.
     pub vantage: Vantage,
-    /// What the packet carries after it was judged where it came in; none elsewhere.
+    /// The mark on the packet after it was judged at ingress; none elsewhere.
     pub mark: PacketMark,
-    /// What is kept on the sender's socket; null where that is not known.
+    /// The state of the sender's socket; null if that is not known.
     pub state: *mut SocketState,
 }
 
 impl Report {
     /// Counts a verdict on a packet, and keeps a record if it is a denial that is recorded.
     ///
-    /// Takes much of a stack frame: who calls it should have one that holds little else.
+    /// Takes much of a stack frame: its caller should not need much more.
     #[inline(always)]
     pub fn packet(&self, verdict: Verdict, packet: Option<&Packet>) {
         count(self.hook, counter::of(verdict));
@@ -93,8 +93,8 @@ impl Report {
                 Direction::Forward => flow.source,
                 Direction::Reply => flow.destination,
             };
-            let space = packet.ports.space;
-            let key = RecordKey::of_flow(whose, denial, space, &flow);
+            let port_kind = packet.ports.kind;
+            let key = RecordKey::of_flow(whose, denial, port_kind, &flow);
             return self.keep(&key, guarded, source_port);
         }
         let mut key = RecordKey::between(whose, denial, packet.src, packet.dst);
@@ -102,25 +102,25 @@ impl Report {
             packet.shape,
             Shape::IcmpError | Shape::IcmpErrorLaterFragment | Shape::IcmpErrorAstray
         ) {
-            let space = if packet.dst.is_v4() {
+            let port_kind = if packet.dst.is_v4() {
                 PortKind::Icmp
             } else {
                 PortKind::Icmp6
             };
-            (key.space, key.port) = (space as u8, u16::from(packet.icmp_error));
+            (key.port_kind, key.port) = (port_kind as u8, u16::from(packet.icmp_error));
         }
         self.keep(&key, guarded, 0);
     }
 
     /// Counts a denied call, and keeps a record.
-    pub fn call(&self, verdict: Verdict, dst: Ip, (space, port): (PortKind, u16)) {
+    pub fn call(&self, verdict: Verdict, dst: Ip, (port_kind, port): (PortKind, u16)) {
         count(self.hook, counter::of(verdict));
         let Outcome::Denied(denial) = verdict.outcome() else {
             return;
         };
         let key = RecordKey {
             port,
-            space: space as u8,
+            port_kind: port_kind as u8,
             ..RecordKey::between(self.whose(), denial, Ip::UNSPECIFIED, dst)
         };
         self.keep(&key, denial.guarded, 0);
@@ -147,13 +147,13 @@ impl Report {
             return count(self.hook, counter::RECORDS_LOST);
         }
         let (vantage, mark) = (self.vantage.word(), self.mark.word());
-        // Before the next call and not within it: their stack frames do not add up.
+        // Before the next call and not within it, so that their stack frames do not add up.
         let sender = enforcer_denied_sender(self.active.word(), vantage, mark.into(), key);
         let target = enforcer_denied_target(self.active.word(), vantage, key);
         self.begin(key, tick, source_port, sender | target << 16);
     }
 
-    /// Makes a record. Two CPUs may come at once: the second then counts.
+    /// Creates a record. If two CPUs do so at once, the second one counts instead.
     #[inline(never)]
     fn begin(&self, key: &RecordKey, tick: u64, source_port: u16, sides: u32) {
         let now = now();
@@ -165,7 +165,7 @@ impl Report {
         let (pid, start, end) = if self.state.is_null() {
             (0, 0_u64, 0_u64)
         } else {
-            // SAFETY: what is kept on a socket lives as long as that.
+            // SAFETY: the state lives as long as its socket.
             let (pid, comm) = unsafe { ((*self.state).pid, (*self.state).comm) };
             let [start, end] = zerocopy::transmute!(comm);
             (pid, start, end)
@@ -184,16 +184,16 @@ impl Report {
             source_port,
             padding: 0,
         };
-        let place = key.place();
-        let Some(counts) = RECORD_PLACES.get_ptr_mut(place.word()) else {
+        let counter = key.counter();
+        let Some(counts) = RECORD_COUNTS.get_ptr_mut(counter.word()) else {
             return count_lost(counter::RECORDS_LOST, 1);
         };
-        let Some(all) = RECORD_PLACES.get_ptr_mut(RecordPlace::ALL) else {
+        let Some(all) = RECORD_COUNTS.get_ptr_mut(RecordCounter::ALL) else {
             return count_lost(counter::RECORDS_LOST, 1);
         };
         // SAFETY: words of the map.
         unsafe {
-            add_to(counts, place.one());
+            add_to(counts, counter.one());
             add_to(all, 1);
         }
         if RECORDS.insert(key, value, BPF_NOEXIST.into()).is_ok() {
@@ -204,7 +204,7 @@ impl Report {
         }
         // SAFETY: as above.
         unsafe {
-            add_to(counts, place.one().wrapping_neg());
+            add_to(counts, counter.one().wrapping_neg());
             add_to(all, 1_u64.wrapping_neg());
         }
         if !is_counted(key, tick) {
@@ -217,7 +217,7 @@ impl Report {
     }
 }
 
-/// Who sent what is denied ([`denial::sender`]). A global function, which the verifier goes through once and by itself.
+/// The sender of a denial ([`denial::sender`]). A global function, which the verifier checks once and separately.
 #[unsafe(no_mangle)]
 #[inline(never)]
 pub extern "C" fn enforcer_denied_sender(
@@ -236,7 +236,7 @@ pub extern "C" fn enforcer_denied_sender(
     denial::sender(&generation, vantage, mark, key).into()
 }
 
-/// What was meant ([`denial::target`]). Global, too.
+/// The target of a denial ([`denial::target`]). Global, too.
 #[unsafe(no_mangle)]
 #[inline(never)]
 pub extern "C" fn enforcer_denied_target(active: u32, vantage: u64, key: *const RecordKey) -> u32 {
@@ -248,8 +248,8 @@ pub extern "C" fn enforcer_denied_target(active: u32, vantage: u64, key: *const 
     denial::target(&generation, Vantage::from_any_word(vantage), key).into()
 }
 
-/// Adds what is pending in an entry to its record. Where that found no room, or was taken out since, they are
-/// counted as lost to it.
+/// Adds what is pending in an entry to its record. If there is no record, because there was no room or it was removed, they
+/// are counted as lost.
 #[inline(never)]
 pub fn settle(entry: &mut CacheEntry) {
     let pending = u64::from(entry.pending);
@@ -258,15 +258,15 @@ pub fn settle(entry: &mut CacheEntry) {
         return;
     };
     match RECORDS.get_ptr_mut(key) {
-        // Its times are right: it was there when the entry was written, in the same tick.
-        // SAFETY: as in `is_counted`; should userspace delete it meanwhile, these go with it.
+        // The record's times are right: it was updated when the entry was written, in the same tick.
+        // SAFETY: as in `is_counted`; if userspace deletes it meanwhile, these counts are lost with it.
         Some(value) => unsafe { add_to(&raw mut (*value).count, pending) },
         None => count_lost(counter::RECORDS_LOST, pending),
     }
 }
 
-/// Takes the room for a new record, if this CPU has some left. A hook in interrupt context that comes between makes
-/// one more or one less.
+/// Takes from the allowance for new records, if this CPU has some left. A hook that interrupts this may allow one record
+/// more or less.
 #[inline(always)]
 fn takes_room(tick: u64) -> bool {
     let Some(room) = ROOM.get_ptr_mut(0) else {
@@ -287,8 +287,8 @@ fn takes_room(tick: u64) -> bool {
     true
 }
 
-/// Whether a sender has been denied something for the first time. There is room for records of such
-/// ([`limits::MAX_PAIRS`]) when there is none for others.
+/// Whether a sender is denied an endpoint for the first time. There is reserved room for such records
+/// ([`limits::MAX_PAIRS`]).
 #[inline(never)]
 fn is_first_of_pair(key: &RecordKey) -> bool {
     let pair = PairKey::of(key);
@@ -301,10 +301,10 @@ fn is_first_of_pair(key: &RecordKey) -> bool {
 /// How many records there are.
 #[inline(always)]
 fn records() -> u64 {
-    let Some(all) = RECORD_PLACES.get_ptr(RecordPlace::ALL) else {
+    let Some(all) = RECORD_COUNTS.get_ptr(RecordCounter::ALL) else {
         return u64::MAX;
     };
-    // SAFETY: a word of the map, which others may write meanwhile.
+    // SAFETY: a word of the map, which other CPUs may write meanwhile.
     unsafe { all.read_volatile() }
 }
 
@@ -313,29 +313,28 @@ fn now() -> u64 {
     unsafe { bpf_ktime_get_boot_ns() }
 }
 
-/// The word with the count of records at a place.
+/// The word that holds the count of a counter.
 #[inline(always)]
-pub fn counts(place: RecordPlace) -> u64 {
-    let Some(counts) = RECORD_PLACES.get_ptr(place.word()) else {
+pub fn counts(counter: RecordCounter) -> u64 {
+    let Some(counts) = RECORD_COUNTS.get_ptr(counter.word()) else {
         return 0;
     };
-    // SAFETY: a word of the map, which others may write meanwhile.
+    // SAFETY: a word of the map, which other CPUs may write meanwhile.
     unsafe { counts.read_volatile() }
 }
 
-/// Counts one more of a key that has a record.
+/// Counts a denial in its record, if there is one.
 #[inline(always)]
 fn is_counted(key: &RecordKey, tick: u64) -> bool {
-    let place = key.place();
-    if place.count(counts(place)) == 0 {
+    let counter = key.counter();
+    if counter.count(counts(counter)) == 0 {
         return false;
     }
     let Some(value) = RECORDS.get_ptr_mut(key) else {
         return false;
     };
-    // SAFETY: a value of the map, which stays in place while the program runs. Should userspace
-    // delete it meanwhile, one count goes with it. Two CPUs may write the time of the last: either
-    // will do.
+    // SAFETY: a value of the map, which stays valid while the program runs. If userspace deletes it meanwhile, one count is
+    // lost with it. Two CPUs may write the time of the last denial at once; either value is fine.
     unsafe {
         add_to(&raw mut (*value).count, 1);
         if (*value).tick != tick {
@@ -353,8 +352,8 @@ pub fn count(hook: Hook, index: u32) {
         return;
     };
     let lane = hook.counter_lane();
-    // SAFETY: an element of this CPU's own array. What nothing comes between adds without a lock, which takes
-    // longer than the rest of this.
+    // SAFETY: an element of this CPU's own array. A hook that nothing interrupts adds without a lock, which would take longer
+    // than the rest of this.
     unsafe {
         let counter = &raw mut (*counter)[lane];
         if lane == 0 {
@@ -365,7 +364,7 @@ pub fn count(hook: Hook, index: u32) {
     }
 }
 
-/// What a counter of this CPU stands at.
+/// The value of a counter on this CPU.
 #[inline(always)]
 pub fn counted(index: u32) -> u64 {
     let Some(counter) = COUNTERS.get_ptr(index) else {
@@ -376,7 +375,7 @@ pub fn counted(index: u32) -> u64 {
     first.wrapping_add(second)
 }
 
-/// Counts what is lost, whoever finds out.
+/// Counts what is lost, in the lane that any hook may use.
 #[inline(always)]
 fn count_lost(index: u32, more: u64) {
     if let Some(counter) = COUNTERS.get_ptr_mut(index) {
@@ -385,7 +384,7 @@ fn count_lost(index: u32, more: u64) {
     }
 }
 
-/// Adds atomically: on the same CPU too, others may come between.
+/// Adds atomically, as programs on the same CPU may interrupt this, too.
 ///
 /// # Safety
 ///

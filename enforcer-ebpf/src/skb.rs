@@ -1,4 +1,4 @@
-//! What is read from an skb, beyond its packet.
+//! Access to an skb: its packet's bytes, and its other fields.
 
 use core::{
     arch::asm,
@@ -42,11 +42,11 @@ const PACKET_LOOPBACK: u32 = 5;
 /// Offsets below this are read without a helper.
 const DIRECT: usize = limits::MAX_READ as usize;
 
-// Where the kernel's `struct sk_buff` has its fields, in bytes. Set before loading, from the kernel's type information.
+// Offsets of fields in the kernel's `struct sk_buff`, in bytes. Set before loading, from the kernel's type information.
 /// The byte that holds `ip_summed`.
 #[unsafe(no_mangle)]
 static SKB_SUMMED: u64 = 0;
-/// The bits of that byte below it.
+/// The number of bits below it in that byte.
 #[unsafe(no_mangle)]
 static SKB_SUMMED_SHIFT: u64 = 0;
 /// `csum_start`, with `csum_offset` behind it.
@@ -56,8 +56,8 @@ static SKB_CSUM_START: u64 = 0;
 #[unsafe(no_mangle)]
 static SKB_HEAD: u64 = 0;
 
-/// [`Packet::ROOM`], in words that the compiler does not know to be zero: for so many zeroes it would call a function that
-/// writes them byte by byte.
+/// [`Packet::ROOM`], made of words that the compiler does not know to be zero: for that many zeroes it would call a function
+/// that writes them byte by byte.
 #[inline(always)]
 pub fn room() -> Packet {
     let zero: u64;
@@ -87,7 +87,7 @@ impl Skb {
         Self(ctx.as_ptr().cast())
     }
 
-    /// The skb of a context, where a global function has got that.
+    /// The skb of a context that was passed to a global function.
     pub const fn from_ptr(context: *mut __sk_buff) -> Self {
         Self(context)
     }
@@ -103,33 +103,33 @@ impl Skb {
         unsafe { (*self.0).ifindex }
     }
 
-    /// The interface it came in by; 0 if it was made here.
+    /// The interface by which it came in; 0 if it was created on this node.
     pub fn entered_by(self) -> u32 {
         // SAFETY: as above.
         unsafe { (*self.0).ingress_ifindex }
     }
 
-    /// Whether it is a copy for this node of what this node sends to many: then it has come by no link,
-    /// whatever interface it is said to be on (`dev_loopback_xmit` in net/core/dev.c).
+    /// Whether it is this node's own copy of a multicast or broadcast that it sends: it did not come in by a link, whatever
+    /// its interface is (`dev_loopback_xmit` in net/core/dev.c).
     pub fn is_looped_back(self) -> bool {
         // SAFETY: as above.
         unsafe { (*self.0).pkt_type == PACKET_LOOPBACK }
     }
 
-    /// What another hook has said of it.
+    /// The mark that an earlier hook has put on it.
     pub fn mark(self) -> PacketMark {
         // SAFETY: as above; the field has 16 bits.
         PacketMark::from_word(unsafe { (*self.0).tc_index } as u16)
     }
 
-    /// Says something of it to the hooks that follow. TC only.
+    /// Marks it for the hooks that follow. TC only.
     pub fn set_mark(self, mark: PacketMark) {
         // SAFETY: as above; the verifier lets TC programs write this field.
         unsafe { (*self.0).tc_index = mark.word().into() }
     }
 
-    /// Whether some of its first bytes are not in its head. Those may be in pages that a process shares, and still
-    /// writes: a packet socket's ring (`PACKET_TX_RING`), a file that was sent.
+    /// Whether some of its first bytes are outside of its head. Those may be in pages that a process shares and can still
+    /// write: a packet socket's ring (`PACKET_TX_RING`), a file that is sent.
     #[inline(always)]
     pub fn is_shared_within(self, bytes: u32) -> bool {
         // SAFETY: as above.
@@ -137,8 +137,8 @@ impl Skb {
         end - data < bytes.min(len)
     }
 
-    /// Makes so many of its first bytes the kernel's own, so that they stay what they are when they have been looked at.
-    /// Whether they are. TC only: what is in the head is read anew after it.
+    /// Copies its first bytes into its head, so that they can not change after they were read. Returns whether they are
+    /// there. TC only; afterwards the head must be read again.
     #[inline(always)]
     pub fn own(self, bytes: u32) -> bool {
         if !self.is_shared_within(bytes) {
@@ -150,10 +150,10 @@ impl Skb {
         unsafe { bpf_skb_pull_data(self.0, bytes) == 0 }
     }
 
-    /// Reads the packet where it can not be written any more. TC only.
+    /// Parses the packet from bytes that can not be written any more. TC only.
     #[inline(always)]
     pub fn read_owned(self, start: Start, packet: &mut Packet) -> Result<(), Reason> {
-        // What is in the head is the kernel's own.
+        // Only the kernel writes the head.
         if parse_into(&Head(self), start, packet).is_ok() {
             // From here on it is where it was put, and nowhere else: copies would take room on the stack.
             // SAFETY: nothing is done.
@@ -167,7 +167,7 @@ impl Skb {
         self.read_in_full(start, packet)
     }
 
-    /// Whether a checksum is to be written into it over what it was judged by. TC only.
+    /// Whether a checksum offload would overwrite bytes that it was judged by. TC only.
     #[inline(always)]
     pub fn has_checksum_elsewhere(self, packet: Option<&Packet>) -> bool {
         if !self.waits_for_checksum() {
@@ -190,12 +190,12 @@ impl Skb {
         };
         match self.kernel_field::<[u8; 1]>(at) {
             Some([byte]) => byte >> shift & 3 == CHECKSUM_PARTIAL,
-            // It can always be read; if not, nothing is known of it.
+            // Reading it never fails; if it did, the worst would have to be assumed.
             None => true,
         }
     }
 
-    /// A field of the kernel's own struct, which a program's context is the address of.
+    /// A field of the kernel's own `struct sk_buff`, whose address is that of the program's context.
     #[inline(always)]
     fn kernel_field<T: FromBytes>(self, offset: u64) -> Option<T> {
         let mut value = MaybeUninit::<T>::uninit();
@@ -215,7 +215,7 @@ impl Skb {
         Some(unsafe { value.assume_init() })
     }
 
-    /// Where a checksum is to be written that is yet to come.
+    /// Where a checksum will be written.
     #[inline(always)]
     fn completion(self) -> Option<Completion> {
         // SAFETY: plain reads of constants that the loader has set.
@@ -225,10 +225,10 @@ impl Skb {
                 ptr::read_volatile(&raw const SKB_HEAD),
             )
         };
-        // One behind the other: csum_start and csum_offset, head and data.
+        // These fields are adjacent: csum_start and csum_offset, head and data.
         let [start, offset] = self.kernel_field::<[u16; 2]>(at_sum)?;
         let [head, data] = self.kernel_field::<[u64; 2]>(at_head)?;
-        // From the beginning of the buffer; the packet begins somewhere in it.
+        // csum_start counts from the beginning of the buffer, and the packet begins somewhere in it.
         let start = u32::from(start).wrapping_sub(data.wrapping_sub(head) as u32);
         Some(Completion {
             start,
@@ -236,9 +236,9 @@ impl Skb {
         })
     }
 
-    /// Reads the packet into [`room`] for it.
+    /// Parses the packet into a buffer that [`room`] made.
     ///
-    /// What most packets are like is read here, without a call.
+    /// Most packets are parsed here, without a call.
     #[inline(always)]
     pub fn read(self, start: Start, packet: &mut Packet) -> Result<(), Reason> {
         if parse_into(&Head(self), start, packet).is_ok() {
@@ -251,7 +251,7 @@ impl Skb {
         self.read_in_full(start, packet)
     }
 
-    /// The same with a call, for where few packets come.
+    /// The same with a call, for the packets that are rare.
     #[inline(always)]
     pub fn read_in_full(self, start: Start, packet: &mut Packet) -> Result<(), Reason> {
         let start = u32::from(matches!(start, Start::Ethernet));
@@ -262,15 +262,14 @@ impl Skb {
         Err(Reason::from_code(code as u8).unwrap_or(Reason::NoPolicy))
     }
 
-    /// Whether this node would send to `source` by the interface that this packet came in by: then
-    /// nobody else's pod sends it. TC only. A bridge's ports have no routes of their own, so behind
-    /// one the pods cannot be told apart.
+    /// Whether this node would send to `source` by the interface by which this packet came in: then no other pod sent it. TC
+    /// only. A bridge's ports have no routes of their own, so pods behind a bridge cannot be distinguished.
     #[inline(never)]
     pub fn is_route_back(self, source: &Ip, destination: &Ip) -> bool {
         // SAFETY: all zeroes are a request like any other.
         let mut request: bpf_fib_lookup = unsafe { MaybeUninit::zeroed().assume_init() };
         request.ifindex = self.ifindex();
-        // The way back: what is the source here is the destination there.
+        // The route back: the packet's source is the destination of the request.
         if source.is_v4() {
             request.family = AF_INET;
             request.__bindgen_anon_4.ipv4_dst = words(source)[3];
@@ -280,7 +279,7 @@ impl Skb {
             request.__bindgen_anon_4.ipv6_dst = words(source);
             request.__bindgen_anon_3.ipv6_src = words(destination);
         }
-        // SAFETY: the context is valid, and the request is as long as is said.
+        // SAFETY: the context is valid, and the length is that of the request.
         let answer = unsafe {
             bpf_fib_lookup_helper(
                 self.0.cast(),
@@ -297,26 +296,26 @@ impl Skb {
         found && request.ifindex == self.ifindex()
     }
 
-    /// The socket it belongs to, or null. It may be a request or in TIME_WAIT; and the kernel lets programs read
-    /// neither its type nor its protocol, and a few fields more.
-    /// No `Option` around a pointer: where there is none, its other half is unset, and the verifier
-    /// refuses to move that about.
+    /// The socket that it belongs to, or null. It may be a request socket or in TIME_WAIT, so the kernel does not let programs
+    /// read its type, its protocol and a few other fields.
+    ///
+    /// Not an `Option` around a pointer: for `None` its other half is unset, and the verifier refuses to copy that.
     pub fn socket(self) -> *mut bpf_sock {
         // SAFETY: as above.
         unsafe { (*self.0).__bindgen_anon_2.sk }
     }
 
-    /// The same with all fields, if it is more than a request or in TIME_WAIT; else null.
+    /// The same socket with all fields, if it is a full one; else null.
     pub fn full_socket(self) -> *mut bpf_sock {
         let sk = self.socket();
         if sk.is_null() {
             return sk;
         }
-        // SAFETY: `sk` is not null, which is all that the helper asks.
+        // SAFETY: `sk` is not null, which is all that the helper requires.
         unsafe { bpf_sk_fullsock(sk) }
     }
 
-    /// The cgroup of its socket; 0 without.
+    /// The cgroup of its socket; 0 if it has no socket.
     pub fn cgroup(self) -> u64 {
         // SAFETY: the helper takes any skb.
         unsafe { bpf_skb_cgroup_id(self.0) }
@@ -332,17 +331,18 @@ impl Skb {
     }
 }
 
-/// The party of an skb's socket. A global function, which the verifier goes through once and by itself.
+/// The party of an skb's socket. A global function, which the verifier checks once and separately.
 #[unsafe(no_mangle)]
 #[inline(never)]
 pub extern "C" fn enforcer_party(skb: *mut __sk_buff, active: u32) -> u32 {
     let skb = Skb(skb);
-    // SAFETY: the helper takes any skb and level; it answers 0 for a level it has not.
+    // SAFETY: the helper takes any skb and level, and returns 0 for a level that does not exist.
     let above = |level: u32| unsafe { bpf_skb_ancestor_cgroup_id(skb.0, level as i32) };
     Active::of(active).party(skb.cgroup(), above).into()
 }
 
-/// Whether a checksum is to be written over what a packet was judged by: 0 or 1. A global function, as above. TC only.
+/// Whether a checksum offload would overwrite bytes that a packet was judged by: 0 or 1. A global function, as above. TC
+/// only.
 #[unsafe(no_mangle)]
 #[inline(never)]
 pub extern "C" fn enforcer_checksum(skb: *mut __sk_buff, packet: *const Packet) -> u32 {
@@ -354,11 +354,11 @@ pub extern "C" fn enforcer_checksum(skb: *mut __sk_buff, packet: *const Packet) 
     u32::from(!completion.is_some_and(|completion| completion.is_harmless(packet)))
 }
 
-/// [`parse_into`] as a global function, which the verifier goes through once and by itself: what it
-/// has learnt of a packet's many shapes does not multiply with what the caller does about them.
+/// [`parse_into`] as a global function, which the verifier checks once and separately: the states of the parser do not
+/// multiply with those of the caller.
 ///
-/// Answers 0, or the number of the reason why the packet can not be read. `start` is 1 for a packet
-/// with an Ethernet header, else 0.
+/// Returns 0, or the number of the reason why the packet can not be parsed. `start` is 1 for a packet with an Ethernet header,
+/// else 0.
 #[unsafe(no_mangle)]
 #[inline(never)]
 pub extern "C" fn enforcer_read(skb: *mut __sk_buff, start: u32, packet: *mut Packet) -> u32 {
@@ -377,7 +377,7 @@ pub extern "C" fn enforcer_read(skb: *mut __sk_buff, start: u32, packet: *mut Pa
     }
 }
 
-/// An address as the kernel holds it in words, in network byte order.
+/// An address as the kernel's four words, in network byte order.
 fn words(ip: &Ip) -> [u32; 4] {
     let [a, b, c, d, e, f, g, h, i, j, k, l, m, n, o, p] = ip.0;
     [
@@ -389,8 +389,8 @@ fn words(ip: &Ip) -> [u32; 4] {
 }
 
 impl Skb {
-    /// Where bytes of the packet are in memory, if all of them are in the head, and near its beginning: the
-    /// verifier follows no offset beyond that.
+    /// The address of bytes of the packet, if all of them are in the head and near its beginning: the verifier follows no
+    /// offset beyond that.
     #[inline(always)]
     fn in_head(self, offset: usize, length: usize) -> Option<usize> {
         if offset >= DIRECT {
@@ -399,9 +399,9 @@ impl Skb {
         // SAFETY: the context is valid while the program runs.
         let (data, end) = unsafe { ((*self.0).data as usize, (*self.0).data_end as usize) };
         let (at, past): (usize, usize);
-        // SAFETY: sums of numbers, `at = data + offset` and `past = at + length`. Written out, because the
-        // compiler finds others that are the same but whose bounds the verifier does not follow; for
-        // it the offset, which is smaller, is made so once more.
+        // SAFETY: sums of numbers, `at = data + offset` and `past = at + length`. Written in assembler, because the compiler
+        // finds equivalent ones whose bounds the verifier does not follow. The mask bounds the offset for the verifier; the
+        // offset is smaller already.
         unsafe {
             asm!(
                 "{past} = {offset}",
@@ -423,16 +423,16 @@ impl Skb {
     }
 }
 
-/// Makes a function that reads `N` words of the packet, 5 at most, and one that reads the word so many words behind a place.
-/// Not by its address: for memory without an alignment the compiler reads byte by byte, while programs may read words wherever
-/// they are, as the machines below may.
+/// Defines a function that reads `N` words at an address, 5 at most, and one that reads the word with an index. They use
+/// assembler and not a pointer: the compiler reads unaligned memory byte by byte, although programs, like the machines that
+/// run them, may read unaligned words.
 macro_rules! reader {
     ($all:ident, $one:ident, $word:ty, $kind:literal) => {
         /// # Safety
         ///
         /// All of them are in the head.
         #[inline(always)]
-        // Unsafe, as it reads wherever it is told to.
+        // Unsafe, as it reads any address.
         unsafe fn $all<const N: usize>(at: usize) -> [$word; N] {
             const { assert!(N <= 5) };
             array::from_fn(|word| {
@@ -474,12 +474,12 @@ macro_rules! reader {
 reader!(read_words, read_word, u32, "u32");
 reader!(read_long_words, read_long_word, u64, "u64");
 
-/// What of a [plain](PacketBytes::PLAIN) packet is in the head of its skb.
+/// Reads a [plain](PacketBytes::PLAIN) packet from the head of its skb.
 struct Head(Skb);
 
 impl Head {
-    /// As [`Skb::in_head`], for `N` of so many bytes, and for offsets that are the same on each way through the code: the
-    /// verifier knows them, so that nothing has to be done to keep them within bounds.
+    /// Like [`Skb::in_head`], for `N` elements of `SIZE` bytes, and for offsets that are constant in each branch: the
+    /// verifier knows them, so they need no mask.
     #[inline(always)]
     fn at<const N: usize, const SIZE: usize>(&self, offset: usize) -> Option<usize> {
         // SAFETY: the context is valid while the program runs.
@@ -535,11 +535,11 @@ impl PacketBytes for Head {
 }
 
 impl Skb {
-    /// What is at an offset, wherever it is in the packet: the helper reads what is in pages beyond the head, too.
+    /// The value at any offset of the packet: the helper also reads pages outside of the head.
     #[inline(always)]
     fn load_any<T: FromBytes>(self, offset: usize) -> Option<T> {
         let mut value = MaybeUninit::<T>::uninit();
-        // SAFETY: there is room for as many bytes; the helper fills all of it or fails.
+        // SAFETY: the buffer is that long; the helper fills all of it or fails.
         let failed = unsafe {
             bpf_skb_load_bytes(
                 self.0.cast(),
@@ -586,7 +586,7 @@ impl PacketBytes for Skb {
         self.load_any(offset)
     }
 
-    /// There and back with a number that the verifier does not know.
+    /// Exclusive or, twice, with a number that the verifier does not know.
     fn opaque(&self, number: usize) -> usize {
         // SAFETY: the context is valid while the program runs.
         let unknown = unsafe { (*self.0).len } as usize;

@@ -1,7 +1,7 @@
-//! The hooks on `connect`, `sendmsg` and `bind`: a denial is an error at once.
+//! The hooks on `connect`, `sendmsg` and `bind`: a denied call fails at once.
 //!
-//! They see addresses before any translation. What they let pass is judged again, packet by packet;
-//! in dry-run only a `bind`, which sends no packet, is reported from here.
+//! They see addresses before any translation. The packets of a call that they allow are judged again; in dry-run only a
+//! `bind`, which sends no packet, is reported from here.
 
 use aya_ebpf::{
     EbpfContext,
@@ -68,7 +68,7 @@ fn of_words(words: [u32; 4]) -> Ip {
 pub fn connecting(ctx: &SockAddrContext, dst: Ip, hook: Hook) -> i32 {
     let sk = socket_of(ctx);
     socket::ensure_owner(ctx, sk);
-    let Some((space, port)) = endpoint(ctx) else {
+    let Some((port_kind, port)) = endpoint(ctx) else {
         return PASS;
     };
     if !socket::is_host(ctx) {
@@ -80,12 +80,12 @@ pub fn connecting(ctx: &SockAddrContext, dst: Ip, hook: Hook) -> i32 {
         return REFUSE;
     }
     let by = enforcer_caller(active.word()) as Party;
-    let verdict = decide::connecting(&generation, by, &dst, space, port);
+    let verdict = decide::connecting(&generation, by, &dst, port_kind, port);
     if verdict.is_denied() || verdict.is_tls_path() {
         // Its packets may be reported.
         socket::record_owner(ctx, sk);
     }
-    if !decide::fails_at_once(verdict, space) {
+    if !decide::fails_at_once(verdict, port_kind) {
         return PASS;
     }
     Call {
@@ -93,7 +93,7 @@ pub fn connecting(ctx: &SockAddrContext, dst: Ip, hook: Hook) -> i32 {
         by,
         hook,
         addr: dst,
-        space,
+        port_kind,
         port,
         sk,
     }
@@ -104,33 +104,33 @@ pub fn connecting(ctx: &SockAddrContext, dst: Ip, hook: Hook) -> i32 {
 pub fn binding(ctx: &SockAddrContext, addr: Ip) -> i32 {
     let sk = socket_of(ctx);
     socket::ensure_owner(ctx, sk);
-    let Some((space, port)) = endpoint(ctx) else {
+    let Some((port_kind, port)) = endpoint(ctx) else {
         return PASS;
     };
     if !socket::is_host(ctx) {
         return PASS;
     }
     if port == 0 {
-        socket::ask_for_any_port(sk);
+        socket::set_any_port(sk);
         return PASS;
     }
-    holding(ctx, sk, addr, space, port)
+    holding(ctx, sk, addr, port_kind, port)
 }
 
-/// After `bind` to port 0: the port that the kernel has found. It may be a component's, as a process can say from which
-/// range it is to be (`IP_LOCAL_PORT_RANGE`, Linux 6.3). A denial gives it back.
+/// After `bind` to port 0: judges the port that the kernel chose. It may be a component's, as a process can set the range
+/// to choose from (`IP_LOCAL_PORT_RANGE`, Linux 6.3). A denial releases it.
 pub fn bound(ctx: &SockContext, addr: Ip) -> i32 {
     let sk = ctx.sock;
-    if !socket::asked_for_any_port(sk) {
+    if !socket::take_any_port(sk) {
         return PASS;
     }
     // SAFETY: the context is valid while the program runs.
     let (protocol, port) = unsafe { ((*sk).protocol, (*sk).src_port) };
-    let Some(space) = space_of(protocol) else {
+    let Some(port_kind) = port_kind_of(protocol) else {
         return PASS;
     };
     // In host byte order.
-    holding(ctx, sk, addr, space, port as u16)
+    holding(ctx, sk, addr, port_kind, port as u16)
 }
 
 /// Whether the calling process may hold a port at an address.
@@ -139,7 +139,7 @@ fn holding<C: EbpfContext>(
     ctx: &C,
     sk: *mut bpf_sock,
     addr: Ip,
-    space: PortKind,
+    port_kind: PortKind,
     port: u16,
 ) -> i32 {
     let active = Active::now();
@@ -148,7 +148,7 @@ fn holding<C: EbpfContext>(
         return REFUSE;
     }
     let by = enforcer_caller(active.word()) as Party;
-    let verdict = decide::binding(&generation, by, &addr, space, port);
+    let verdict = decide::binding(&generation, by, &addr, port_kind, port);
     if !verdict.is_denied() {
         return PASS;
     }
@@ -158,7 +158,7 @@ fn holding<C: EbpfContext>(
         by,
         hook: Hook::Bind,
         addr,
-        space,
+        port_kind,
         port,
         sk,
     }
@@ -187,13 +187,13 @@ struct Call {
     by: Party,
     hook: Hook,
     addr: Ip,
-    space: PortKind,
+    port_kind: PortKind,
     port: u16,
     sk: *mut bpf_sock,
 }
 
 impl Call {
-    /// Tells it. The caller gets EPERM unless it is dry-run.
+    /// Reports it. The caller gets EPERM unless it is dry-run.
     fn report(&self, verdict: Verdict) -> i32 {
         // SAFETY: the helper takes nothing.
         let subject = Subject::cgroup(unsafe { bpf_get_current_cgroup_id() });
@@ -206,20 +206,20 @@ impl Call {
             mark: PacketMark::NONE,
             state,
         };
-        report.call(verdict, self.addr, (self.space, self.port));
+        report.call(verdict, self.addr, (self.port_kind, self.port));
         if verdict.passes() { PASS } else { REFUSE }
     }
 }
 
-/// What the call is for, where ports are judged.
+/// The port of the call, if its protocol is one whose ports are judged.
 fn endpoint(ctx: &SockAddrContext) -> Option<(PortKind, u16)> {
     // SAFETY: the context is valid while the program runs.
     let (protocol, port) = unsafe { ((*ctx.sock_addr).protocol, (*ctx.sock_addr).user_port) };
     // In network byte order, in the low half.
-    Some((space_of(protocol)?, u16::from_be(port as u16)))
+    Some((port_kind_of(protocol)?, u16::from_be(port as u16)))
 }
 
-fn space_of(protocol: u32) -> Option<PortKind> {
+fn port_kind_of(protocol: u32) -> Option<PortKind> {
     Some(match protocol {
         // An MPTCP socket's subflows are TCP.
         IPPROTO_TCP | IPPROTO_MPTCP => PortKind::Tcp,
@@ -233,14 +233,14 @@ fn socket_of(ctx: &SockAddrContext) -> *mut bpf_sock {
     unsafe { (*ctx.sock_addr).__bindgen_anon_1.sk }
 }
 
-/// The party of the process that calls: that of the deepest declared cgroup above it. A global function, which
-/// the verifier goes through once and by itself.
+/// The party of the calling process: that of the deepest declared cgroup above it. A global function, which the verifier
+/// checks once and separately.
 #[unsafe(no_mangle)]
 #[inline(never)]
 pub extern "C" fn enforcer_caller(active: u32) -> u32 {
     // SAFETY: the helper takes nothing.
     let own = unsafe { bpf_get_current_cgroup_id() };
-    // SAFETY: the helper takes any level; it answers 0 for a level it has not.
+    // SAFETY: the helper takes any level, and returns 0 for a level that does not exist.
     let above = |level: u32| unsafe { bpf_get_current_ancestor_cgroup_id(level as i32) };
     Active::of(active).party(own, above).into()
 }

@@ -1,4 +1,4 @@
-//! What is kept on sockets: who made them, in which network namespace, and a verdict.
+//! The state that is kept on sockets: the owner, the network namespace, and verdicts.
 
 use core::ptr;
 
@@ -21,7 +21,7 @@ use crate::skb::Skb;
 /// Cookie of the network namespace that the agent enforces in. Set before loading.
 #[unsafe(no_mangle)]
 static HOST_NETNS: u64 = 0;
-/// 1 where `bpf_get_netns_cookie` can be called from `cgroup_skb` (not in 6.1 and 6.12, but in 6.18).
+/// 1 if `bpf_get_netns_cookie` can be called from `cgroup_skb` (in 6.18, but not in 6.1 and 6.12).
 /// Set before loading, so that the verifier never sees the call where it is not allowed.
 #[unsafe(no_mangle)]
 static SKB_NETNS: u32 = 0;
@@ -54,7 +54,7 @@ static SOCKETS: InheritedStorage = InheritedStorage {
     map_flags: ptr::null(),
 };
 
-/// Whether a socket is more than a request or in TIME_WAIT.
+/// Whether a socket is a full one: neither a request socket nor in TIME_WAIT.
 #[inline(always)]
 pub fn is_full(sk: *mut bpf_sock) -> bool {
     if sk.is_null() {
@@ -66,15 +66,14 @@ pub fn is_full(sk: *mut bpf_sock) -> bool {
     !matches!(state, TCP_TIME_WAIT | TCP_NEW_SYN_RECV)
 }
 
-/// What is kept on a socket; null if there is nothing. It lives as long as the socket, which outlives the
-/// program's run. Two CPUs may write at once; every field is a word and each is checked against the others.
+/// The state of a socket; null if there is none. It lives as long as the socket, which outlives the program's run. Two CPUs
+/// may write at once; every field is a word, and each is checked against the others.
 pub fn state(sk: *mut bpf_sock) -> *mut SocketState {
     storage(sk, 0)
 }
 
-/// The same, made if there is nothing yet. The kernel zeroes what it makes. Null without a socket, or without
-/// memory. To make it, and to free it with its socket, takes longer than some packets do: so it is not made
-/// for every socket.
+/// The same, created if there is none yet. The kernel zeroes it. Null without a socket, or without memory. Creating it, and
+/// freeing it with its socket, takes longer than judging some packets, so it is not created for every socket.
 pub fn state_made(sk: *mut bpf_sock) -> *mut SocketState {
     storage(sk, BPF_SK_STORAGE_GET_F_CREATE)
 }
@@ -85,12 +84,11 @@ fn storage(sk: *mut bpf_sock, flags: u32) -> *mut SocketState {
         return ptr::null_mut();
     }
     let map = ptr::from_ref(&SOCKETS).cast_mut().cast();
-    // SAFETY: a socket as the callers got it from the kernel, and not null; the helper looks whether it is a full
-    // one.
+    // SAFETY: a socket that the callers got from the kernel, and not null; the helper checks that it is a full one.
     unsafe { bpf_sk_storage_get(map, sk.cast(), ptr::null_mut(), flags.into()) }.cast()
 }
 
-/// Notes who holds a socket. Only in hooks that run in the process's own context.
+/// Records the owner of a socket. Only for hooks that run in the context of the process.
 pub fn record_owner<C: EbpfContext>(ctx: &C, sk: *mut bpf_sock) {
     let state = state_made(sk);
     if state.is_null() {
@@ -104,8 +102,8 @@ pub fn record_owner<C: EbpfContext>(ctx: &C, sk: *mut bpf_sock) {
     }
 }
 
-/// Notes that a socket is bound to whatever port is free.
-pub fn ask_for_any_port(sk: *mut bpf_sock) {
+/// Records that a socket is being bound to a port that the kernel chooses.
+pub fn set_any_port(sk: *mut bpf_sock) {
     let state = state_made(sk);
     if !state.is_null() {
         // SAFETY: see `state`.
@@ -113,24 +111,24 @@ pub fn ask_for_any_port(sk: *mut bpf_sock) {
     }
 }
 
-/// Whether it was, once.
-pub fn asked_for_any_port(sk: *mut bpf_sock) -> bool {
+/// Whether it was; returns true only once.
+pub fn take_any_port(sk: *mut bpf_sock) -> bool {
     let state = state(sk);
     if state.is_null() {
         return false;
     }
     // SAFETY: see `state`.
     unsafe {
-        let asked = (*state).any_port != 0;
+        let was_set = (*state).any_port != 0;
         (*state).any_port = 0;
-        asked
+        was_set
     }
 }
 
-/// `sock_create`: a stamp, and nothing is ever refused.
+/// `sock_create`: records the owner, and never refuses.
 pub fn created(ctx: &SockContext) -> i32 {
-    // Raw sockets pass no other hook in their process's context. Where the kernel tells the network
-    // namespace of packets, the others are known without a stamp, until they are denied something.
+    // Raw sockets pass no other hook in the context of their process. For other sockets this is not needed if the network
+    // namespace of packets is known: their owner is recorded when they are denied.
     // SAFETY: the context is valid while the program runs.
     if !netns_is_known() || unsafe { (*ctx.sock).type_ } == SOCK_RAW {
         record_owner(ctx, ctx.sock);
@@ -138,8 +136,8 @@ pub fn created(ctx: &SockContext) -> i32 {
     1
 }
 
-/// Notes whose network namespace a socket is in before its packets come, where those do not tell: `sock_create` has not
-/// seen those that are older than the programs, or that the kernel makes (MPTCP).
+/// Records the owner of a socket, and so its network namespace, before it sends, if the namespace of packets is not known:
+/// `sock_create` has not seen sockets that are older than the programs or that the kernel creates (MPTCP).
 #[inline(always)]
 pub fn ensure_owner<C: EbpfContext>(ctx: &C, sk: *mut bpf_sock) {
     if !netns_is_known() {
@@ -152,8 +150,7 @@ pub fn is_host<C: EbpfContext>(ctx: &C) -> bool {
     netns_of(ctx) == netns::HOST
 }
 
-/// The same for the socket of an skb. One whose namespace is not known counts as the host's: that
-/// is the strict side.
+/// The same for the socket of an skb. One whose namespace is not known counts as the host's, which is the strictest case.
 pub fn skb_is_host(skb: Skb, state: *mut SocketState) -> bool {
     if netns_is_known() {
         return cookie(skb.as_ptr().cast()) == host();
@@ -162,9 +159,9 @@ pub fn skb_is_host(skb: Skb, state: *mut SocketState) -> bool {
     state.is_null() || unsafe { (*state).netns } != netns::OTHER
 }
 
-/// Whether an skb's socket, which is a full one, is of another network namespace than the interface that it leaves by. Where
-/// packets do not tell, and nothing is kept of the socket, it is older than the programs or the kernel's own: then it counts as
-/// one of this namespace, whose packets have been judged.
+/// Whether an skb's socket, which is a full one, belongs to another network namespace than the interface by which it leaves.
+/// If the namespace of packets is not known and the socket has no state, it is older than the programs or the kernel's own:
+/// then it counts as one of this namespace, whose packets have been judged.
 #[inline(always)]
 pub fn is_elsewhere(skb: Skb, sk: *mut bpf_sock) -> bool {
     if netns_is_known() {
@@ -175,7 +172,7 @@ pub fn is_elsewhere(skb: Skb, sk: *mut bpf_sock) -> bool {
     !state.is_null() && unsafe { (*state).netns } == netns::OTHER
 }
 
-/// Whether a packet's network namespace can be asked for.
+/// Whether the network namespace of a packet's socket can be read.
 #[inline(always)]
 pub fn netns_is_known() -> bool {
     // SAFETY: a plain read of a constant that the loader has set.

@@ -1,8 +1,8 @@
-//! The hook on `setsockopt`: options that let a socket send where no other hook sees it.
+//! The hook on `setsockopt`: options that let a socket bypass all other hooks.
 //!
-//! A packet socket with `PACKET_QDISC_BYPASS` hands its frames to the driver, and an `AF_XDP` socket
-//! puts them there itself; neither comes by TC egress, and on lo even the sender's cgroup is lost. What comes in by lo
-//! so is denied there ([`crate::tc::looped`]).
+//! A packet socket with `PACKET_QDISC_BYPASS` hands its frames to the driver, and an `AF_XDP` socket puts them there itself;
+//! neither passes TC egress, and on lo even the sender's cgroup is lost. Such frames are denied where they come in by lo
+//! ([`crate::tc::looped`]).
 
 use aya_ebpf::{helpers::generated::bpf_get_current_cgroup_id, programs::SockoptContext};
 use enforcer_common::{
@@ -28,10 +28,10 @@ pub const SOL_PACKET: i32 = 263;
 const PACKET_QDISC_BYPASS: i32 = 20;
 const SOL_XDP: i32 = 283;
 const XDP_TX_RING: i32 = 3;
-/// An option that there is not: the agent asks for it to see whether [`crate::lsm`] is asked about calls.
+/// An option that does not exist: the agent sets it to probe whether [`crate::lsm`] is called.
 pub const PROBE: i32 = 0x656e_6672;
 
-/// Any option of any socket: all but two are nobody's business.
+/// Called for every option of every socket; all but two pass.
 pub fn setting(ctx: &SockoptContext) -> i32 {
     // SAFETY: the context is valid while the program runs, and the verifier lets programs write this
     // field. 0 leaves the value to the kernel as the caller gave it: one longer than a page, as
@@ -40,7 +40,7 @@ pub fn setting(ctx: &SockoptContext) -> i32 {
         (*ctx.sockopt).optlen = 0;
         ((*ctx.sockopt).level, (*ctx.sockopt).optname)
     };
-    // What leaves a pod's own network namespace is judged where it comes out.
+    // What leaves another network namespace is judged where it enters this one.
     if !is_around(level, option) || !socket::is_host(ctx) {
         return PASS;
     }
@@ -62,8 +62,8 @@ pub fn is_around(level: i32, option: i32) -> bool {
     )
 }
 
-/// Tells that a process of this node asks for such an option, and says whether it is refused. `state`: what is kept on the
-/// socket; null where that is not known.
+/// Reports that a process of this node sets such an option, and returns whether it is refused. `state` is the state of the
+/// socket; null if that is not known.
 pub fn refuses_around(state: *mut SocketState) -> bool {
     let active = Active::now();
     let generation = active.generation();

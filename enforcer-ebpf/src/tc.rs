@@ -33,14 +33,14 @@ use crate::{
 const AF_INET: u32 = 2;
 const AF_INET6: u32 = 10;
 
-/// The next program, or the stack, has its say: we never override somebody else's filter.
+/// Continues with the next program or the network stack: filters of others are never overridden.
 const PASS: i32 = TC_ACT_UNSPEC;
 const DROP: i32 = TC_ACT_SHOT;
 
 /// What comes in by an interface other than lo.
 pub fn ingress(ctx: &TcContext) -> i32 {
     let skb = Skb::of(ctx);
-    // A copy of what this node sends to many was judged at its socket, and begins with no link header.
+    // This node's own copy of a multicast or broadcast was judged at its socket, and has no link header.
     if skb.is_looped_back() {
         return PASS;
     }
@@ -50,7 +50,7 @@ pub fn ingress(ctx: &TcContext) -> i32 {
     let vantage = Vantage::new(View::Arrived { role, interface });
     let mut packet = skb::room();
     if let Err(reason) = skb.read_owned(start, &mut packet) {
-        // From here and not from there: stack frames add up.
+        // Reported from here and not from that function, as stack frames add up.
         let unread = Unread(arrived_unread(skb, active, vantage, reason));
         if unread.is_reported() {
             report_at::<true>(skb, active, vantage, unread.verdict(), None);
@@ -83,7 +83,7 @@ pub fn ingress(ctx: &TcContext) -> i32 {
     }
     skb.set_mark(mark);
     if found.is_recalled() && found.verdict().is_denied() {
-        // If it is to be recorded, it has been counted where it was found.
+        // A denial that is recorded has been counted in the cache entry.
         count(Hook::TcIngress, counter::of(verdict));
         return action(verdict);
     }
@@ -98,7 +98,8 @@ pub fn ingress(ctx: &TcContext) -> i32 {
     action(verdict)
 }
 
-/// A verdict on what could not be read, and whether it is reported there, in a word: functions of their own can return that.
+/// A verdict on a packet that could not be parsed, and whether it is reported there, packed into a word: functions that are
+/// not inlined can return that.
 struct Unread(u64);
 
 impl Unread {
@@ -117,7 +118,7 @@ impl Unread {
     }
 }
 
-/// The word of an [`Unread`] that has arrived.
+/// The word of an [`Unread`] for a packet that has arrived.
 #[inline(never)]
 fn arrived_unread(skb: Skb, active: Active, vantage: Vantage, reason: Reason) -> u64 {
     let vantage = Vantage::from_word(Kind::Arrived, vantage.word());
@@ -137,8 +138,8 @@ fn arrived_unread(skb: Skb, active: Active, vantage: Vantage, reason: Reason) ->
     Unread::word(verdict, report != judge::Report::Nothing)
 }
 
-/// What comes in by lo. All of it has gone out by lo, where it was judged, or at its socket before: each frame bears a mark that
-/// says so. A frame without one was handed to lo past every hook (`PACKET_QDISC_BYPASS`, a ring of `AF_XDP`).
+/// What comes in by lo. All of it has left by lo and was judged there, or before that at its socket, and carries a mark that
+/// says so. A frame without a mark was handed to lo past every hook (`PACKET_QDISC_BYPASS`, a ring of `AF_XDP`).
 pub fn looped(ctx: &TcContext) -> i32 {
     let skb = Skb::of(ctx);
     if skb.mark().is_judged() || skb.is_looped_back() {
@@ -166,8 +167,8 @@ fn unseen(skb: Skb) -> i32 {
     action(verdict)
 }
 
-/// The word of a [`CachedVerdict`] about what has arrived and could be read. A global function, which the verifier goes
-/// through once and by itself.
+/// The word of a [`CachedVerdict`] for a packet that has arrived and was parsed. A global function, which the verifier checks
+/// once and separately.
 #[unsafe(no_mangle)]
 #[inline(never)]
 pub extern "C" fn enforcer_arrived(
@@ -189,8 +190,8 @@ pub extern "C" fn enforcer_arrived(
     CachedVerdict::new(&generation, judged).word()
 }
 
-/// What goes out: frames of packet sockets, and what was forwarded. Packets of other sockets had
-/// their judge in `cgroup_skb`.
+/// What leaves by an interface: frames of packet sockets, and forwarded packets. Packets of other sockets were judged in
+/// `cgroup_skb`.
 pub fn egress(ctx: &TcContext) -> i32 {
     let skb = Skb::of(ctx);
     let sk = skb.socket();
@@ -211,14 +212,14 @@ pub fn egress(ctx: &TcContext) -> i32 {
     }
     // Lo belongs to one network namespace, and so do the sockets that send by it.
     let elsewhere = !on_lo && socket::is_elsewhere(skb, sk);
-    // A packet socket, a macvtap device's queue: whatever makes frames without a network layer that asks `cgroup_skb`.
+    // A packet socket, or the queue of a macvtap device: senders of frames without a network layer that calls `cgroup_skb`.
     // SAFETY: not null, and a plain field that every socket has.
     let raw = !matches!(unsafe { (*sk).family }, AF_INET | AF_INET6);
     if raw || elsewhere {
         return injected(skb, role, u32::from(raw) | u32::from(elsewhere) << 1);
     }
-    if lock::is_to_be_seen_again(skb, sk) {
-        let code = sent_again(skb);
+    if lock::needs_recheck(skb, sk) {
+        let code = recheck_sent(skb);
         if code != PASS {
             return code;
         }
@@ -229,10 +230,10 @@ pub fn egress(ctx: &TcContext) -> i32 {
     PASS
 }
 
-/// What a socket of this node sends first to a server that is to hear TLS: its socket was asked about bytes that its process
-/// may have changed since (a file that it sends), so they are looked at where that is over.
+/// Checks once more what a socket of this node sends first to a server whose path requires TLS: its process may have changed
+/// the bytes (of a file that it sends) since they were checked at the socket, and can not any more here.
 #[inline(never)]
-fn sent_again(skb: Skb) -> i32 {
+fn recheck_sent(skb: Skb) -> i32 {
     let active = Active::now();
     let (role, start) = role_and_start(skb.ifindex());
     let vantage = Vantage::new(View::Sent {
@@ -241,8 +242,9 @@ fn sent_again(skb: Skb) -> i32 {
         on_lo: matches!(role, Role::Loopback),
     });
     let mut packet = skb::room();
-    // Its socket's hook has read it: what can not be read now has no memory to be read in, and is no ClientHello.
-    if skb.read_owned(start, &mut packet).is_ok() && lock::sent_again(skb, &packet) != Lock::Broken
+    // Its socket's hook could parse it. If this fails now, memory is short, and the packet does not count as a ClientHello.
+    if skb.read_owned(start, &mut packet).is_ok()
+        && lock::recheck_sent(skb, &packet) != Lock::Broken
     {
         return PASS;
     }
@@ -251,7 +253,7 @@ fn sent_again(skb: Skb) -> i32 {
     action(verdict)
 }
 
-// Each way out on a stack frame of its own, as only one of them is taken.
+// Each case of egress has a stack frame of its own, as only one of them is taken.
 /// What a process sends as frames (1 in `how`), or by a socket of another network namespace (2), or both.
 #[inline(never)]
 fn injected(skb: Skb, role: Role, how: u32) -> i32 {
@@ -297,7 +299,7 @@ fn injected(skb: Skb, role: Role, how: u32) -> i32 {
     action(verdict)
 }
 
-/// The word of an [`Unread`] that was sent so.
+/// The word of an [`Unread`] for such a packet.
 #[inline(never)]
 fn injected_unread(skb: Skb, active: Active, vantage: Vantage, reason: Reason) -> u64 {
     let generation = active.generation();
@@ -315,7 +317,7 @@ fn injected_unread(skb: Skb, active: Active, vantage: Vantage, reason: Reason) -
     Unread::word(verdict, true)
 }
 
-/// Counts a verdict on what a process has sent, and keeps a record of a denial. On a stack frame of its own.
+/// Counts a verdict on what a process has sent, and keeps a record of a denial. Not inlined, to have its own stack frame.
 #[inline(never)]
 fn report_injected(
     skb: Skb,
@@ -338,7 +340,7 @@ fn report_injected(
 #[inline(never)]
 fn forwarded(skb: Skb) -> i32 {
     let carried = skb.mark();
-    // Within another network namespace it is somebody else's to say, or nobody's.
+    // The mark has no meaning in another network namespace.
     skb.set_mark(PacketMark::NONE);
     let (entered, _) = role_and_start(skb.entered_by());
     let active = Active::now();
@@ -376,7 +378,7 @@ fn forwarded(skb: Skb) -> i32 {
     action(verdict)
 }
 
-/// The word of an [`Unread`] that is forwarded.
+/// The word of an [`Unread`] for a forwarded packet.
 #[inline(never)]
 fn left_unread(
     skb: Skb,
@@ -401,8 +403,8 @@ fn left_unread(
     Unread::word(verdict, report != judge::Report::Nothing)
 }
 
-/// What is forwarded by an interface that nobody declared: judged where it came in, but for a checksum that an uplink's packet
-/// is still to get.
+/// What is forwarded to an undeclared interface. It was judged at ingress, except for a checksum that is still to be written
+/// into a packet from an uplink.
 #[inline(never)]
 fn forwarded_anywhere(skb: Skb) -> i32 {
     let carried = skb.mark();
@@ -427,7 +429,7 @@ fn forwarded_anywhere(skb: Skb) -> i32 {
     action(verdict)
 }
 
-/// The word of a [`CachedVerdict`] about what leaves after it was forwarded. Global, too.
+/// The word of a [`CachedVerdict`] for a forwarded packet. Global, too.
 #[unsafe(no_mangle)]
 #[inline(never)]
 pub extern "C" fn enforcer_left(active: u32, vantage: u64, packet: *const Packet) -> u64 {
@@ -441,8 +443,8 @@ pub extern "C" fn enforcer_left(active: u32, vantage: u64, packet: *const Packet
     CachedVerdict::new(&generation, judged).word()
 }
 
-/// Counts a verdict at an interface, and keeps a record of a denial. `ENTERED` tells ingress, where a packet is
-/// on the interface that it came in by, from egress. On a stack frame of its own.
+/// Counts a verdict at an interface, and keeps a record of a denial. `ENTERED` is true at ingress and false at egress. Not
+/// inlined, to have its own stack frame.
 #[inline(never)]
 fn report_at<const ENTERED: bool>(
     skb: Skb,
@@ -467,7 +469,7 @@ fn report_at<const ENTERED: bool>(
     .packet(verdict, packet);
 }
 
-/// The role of an interface, and where its packets begin.
+/// The role of an interface, and the header that its packets begin with.
 fn role_and_start(ifindex: u32) -> (Role, Start) {
     let word = maps::role(ifindex);
     let start = if word & Role::NO_LINK_HEADER != 0 {

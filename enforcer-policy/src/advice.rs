@@ -1,5 +1,5 @@
-//! What would allow a denied connection, and what its absence breaks: for whoever wonders whether a
-//! denial is an attack or a path that was forgotten.
+//! What would allow a denied connection, and what breaks without it: for an operator who has to find out whether a
+//! denial is an attack or a forgotten path.
 
 use std::{collections::HashSet, net::IpAddr};
 
@@ -13,17 +13,17 @@ use crate::{
     model::{Locality, Path, Policy, Port, PortMatch},
 };
 
-/// A documented path that would allow it, or what else is probably missing.
+/// A documented path that would allow the connection, or something else that is probably missing.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct Advice {
-    /// Its name. Empty where it is no path that is missing.
+    /// Its name. Empty if it is not a path that is missing.
     pub path: String,
-    /// What people see without it.
+    /// What users observe without it.
     pub symptom: String,
-    /// What to write where.
+    /// What to write, and where.
     pub remedy: String,
-    /// The path would open much more than this, so the remedy is another one.
+    /// The path would open much more than this connection, so the remedy is a narrower one.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub wide: bool,
 }
@@ -47,22 +47,22 @@ impl Advice {
     }
 }
 
-/// What was denied, in names.
+/// A denial, in names.
 #[derive(Debug, Clone, Copy)]
 pub struct Denied<'a> {
     /// Components that the sender counts as.
     pub senders: &'a [String],
     /// Endpoints at the destination, as `component:port`.
     pub endpoints: &'a [String],
-    /// The kind of number, and the number.
+    /// The kind of port, and its number.
     pub number: (PortKind, u16),
-    /// The destination, where it is known.
+    /// The destination, if it is known.
     pub destination: Option<IpAddr>,
-    /// The port that it came from, where it is known.
+    /// The source port, if it is known.
     pub source_port: Option<u16>,
 }
 
-/// At most two documented paths, the narrowest first. None of them opens more than what was denied needs.
+/// At most two documented paths, the narrowest first. None of them opens more than the denied connection needs.
 pub fn advise(policy: &Policy, catalogue: &Catalogue, denied: &Denied<'_>) -> Vec<Advice> {
     if let Some(unlisted) = unlisted_node(policy, denied) {
         return vec![unlisted];
@@ -92,12 +92,12 @@ pub fn advise(policy: &Policy, catalogue: &Catalogue, denied: &Denied<'_>) -> Ve
                 remedy,
                 wide: is_wide,
             };
-            // What the policy's own words took out comes before what nobody asked for.
+            // A path that the policy itself disabled comes before one that was never enabled.
             found.push((port.width(), !was_there, advice));
         }
     }
     found.sort_by_key(|(width, new, _)| (*width, *new));
-    // Where something narrow is offered, nothing wide is.
+    // If there is narrow advice, wide advice is dropped.
     if found.iter().any(|(.., advice)| !advice.wide) {
         found.retain(|(.., advice)| !advice.wide);
     }
@@ -108,10 +108,10 @@ pub fn advise(policy: &Policy, catalogue: &Catalogue, denied: &Denied<'_>) -> Ve
         .collect()
 }
 
-/// What a process that was denied says that it is, and where it runs.
+/// What a denied process calls itself, and where it runs.
 #[derive(Debug, Clone, Copy)]
 pub struct Process<'a> {
-    /// The name of the process, as the kernel has it: 15 characters, chosen by the process.
+    /// The name of the process as the kernel has it: 15 characters, chosen by the process.
     pub name: &'a str,
     /// Its cgroup, below the node's cgroup root.
     pub cgroup: &'a str,
@@ -120,7 +120,7 @@ pub struct Process<'a> {
 }
 
 /// A process that looks like a component of this node whose declared cgroup has no process: a static pod with another
-/// hash, a unit that nobody declared. Its name is its own choice, so this is for a person to look at.
+/// hash, an undeclared unit. A process chooses its name itself, so this is for a person to check.
 pub fn unrecognised(
     policy: &Policy,
     compiled: &Compiled,
@@ -141,7 +141,7 @@ pub fn unrecognised(
     if process.cgroup.is_empty() || declared.iter().any(|pattern| is_populated(pattern)) {
         return None;
     }
-    // As deep as what was declared: a container's scope below a pod's slice changes at every restart.
+    // At the depth of the declared cgroup: a container's scope below a pod's slice changes at every restart.
     let depth = |path: &str| cgroups::segments(path).len();
     let depth = declared.first().map_or(usize::MAX, |first| depth(first));
     let segments = cgroups::segments(process.cgroup);
@@ -176,7 +176,7 @@ pub fn unrecognised(
     })
 }
 
-/// A node talks to what would be allowed if it were a node, too.
+/// The peer would be allowed if it were a node, so it may be one that the Inventory does not list.
 fn unlisted_node(policy: &Policy, denied: &Denied<'_>) -> Option<Advice> {
     let destination = denied.destination?;
     if !denied.endpoints.iter().any(|end| end == "outside:any") {
@@ -203,12 +203,12 @@ fn unlisted_node(policy: &Policy, denied: &Denied<'_>) -> Option<Advice> {
     })
 }
 
-/// A path to everything somewhere is not what one connection needs: what to write for that one alone.
+/// A path to everything somewhere is too wide for one connection: what to write for that connection alone.
 fn own_path(policy: &Policy, path: &Path, denied: &Denied<'_>) -> Option<String> {
     let destination = denied.destination?;
-    let (space, number) = denied.number;
-    let what = match space {
-        // From a server's port to a client's: an answer, which no path of its own is for.
+    let (port_kind, number) = denied.number;
+    let what = match port_kind {
+        // From a server's port to a client's: a reply, which needs no path of its own.
         PortKind::Tcp | PortKind::Udp if is_like_answer(denied) => return None,
         PortKind::Tcp => format!("{number}/tcp"),
         PortKind::Udp => format!("{number}/udp"),
@@ -243,7 +243,7 @@ fn is_like_answer(denied: &Denied<'_>) -> bool {
             .is_some_and(|port| port != 0 && port < EPHEMERAL)
 }
 
-/// Whether the profile has the path by itself.
+/// Whether the profile itself has the path.
 fn was_there(policy: &Policy, catalogue: &Catalogue, path: &Path) -> bool {
     let profile = policy.profile.as_deref().and_then(|p| catalogue.profile(p));
     profile.is_some_and(|profile| profile.paths.contains(&path.name))
@@ -253,7 +253,7 @@ fn port_of<'a>(policy: &'a Policy, path: &Path) -> Option<&'a Port> {
     policy.component(&path.to_component)?.port(&path.to_port)
 }
 
-/// The sender is on the path, or would be with the option that places strangers there.
+/// Whether the sender is on the path, or would be with the option that places strangers there.
 fn is_from(catalogue: &Catalogue, path: &Path, denied: &Denied<'_>) -> bool {
     let is_stranger = denied.senders.iter().any(|sender| sender == "outside");
     let placed = |name: &String| {
@@ -272,8 +272,7 @@ fn leads_there(path: &Path, denied: &Denied<'_>) -> bool {
     denied.endpoints.contains(&end)
 }
 
-/// A path that is on leads to this number, or comes from there, but nobody knows where its other end
-/// is.
+/// A path in force leads to this number or comes from it, but the Inventory does not say where its other end is.
 fn missing_place(policy: &Policy, path: &Path, port: &Port, denied: &Denied<'_>) -> Option<String> {
     let nowhere = |name: &str| {
         let component = policy.component(name)?;
@@ -289,7 +288,7 @@ fn missing_place(policy: &Policy, path: &Path, port: &Port, denied: &Denied<'_>)
     let missing = if is_on_it && covers(port, denied.number) {
         nowhere(&path.to_component)
     } else if leads_there(path, denied) && could_be_another(policy, port, denied) {
-        // Where one of several senders is placed, the path is in use, and the others are not missed.
+        // If one of several senders is placed, the path is in use, and the others are not missing.
         match path.from.as_slice() {
             [only] => nowhere(only),
             _ => None,
@@ -304,8 +303,8 @@ fn missing_place(policy: &Policy, path: &Path, port: &Port, denied: &Denied<'_>)
     })
 }
 
-/// Whether the sender may be somebody whom the Inventory does not know yet: it is nobody in particular, and where the
-/// port is can get there at all.
+/// Whether the sender may be a component that the Inventory does not place yet: it counts as nothing in particular, and
+/// could reach the port at all.
 fn could_be_another(policy: &Policy, port: &Port, denied: &Denied<'_>) -> bool {
     let is_general = |name: &String| {
         policy.component(name).is_none_or(|component| {
@@ -349,8 +348,8 @@ fn switch(policy: &Policy, catalogue: &Catalogue, path: &Path) -> String {
     }
 }
 
-fn covers(port: &Port, (space, number): (PortKind, u16)) -> bool {
-    port.matches.iter().any(|found| match (found, space) {
+fn covers(port: &Port, (port_kind, number): (PortKind, u16)) -> bool {
+    port.matches.iter().any(|found| match (found, port_kind) {
         (PortMatch::Tcp(first, last), PortKind::Tcp)
         | (PortMatch::Udp(first, last), PortKind::Udp) => (*first..=*last).contains(&number),
         (PortMatch::Icmp(first, last), PortKind::Icmp)
@@ -365,9 +364,9 @@ fn covers(port: &Port, (space, number): (PortKind, u16)) -> bool {
 
 /// TASK_COMM_LEN without its terminating zero.
 const COMM: usize = 15;
-/// Where Linux takes the ports of clients from.
+/// Where the port range of clients begins on Linux.
 const EPHEMERAL: u16 = 32_768;
-/// A component of nodes with more ports than these is the node itself, and no one service of it.
+/// A component of nodes with more ports than this stands for the node itself, not for one service.
 const MAX_NODE_PORTS: u32 = 64;
 
 #[cfg(test)]

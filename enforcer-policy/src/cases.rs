@@ -1,4 +1,4 @@
-//! A policy's own tests: `NAME.cases.yaml` beside a policy, kind `PathCases`. One row is a connection, or a port to
+//! A policy's own tests: `NAME.cases.yaml` beside a policy, kind `PathCases`. Each row is a connection, or a port to
 //! bind, as one node sees it, and the verdict that the policy must give.
 
 use std::collections::HashSet;
@@ -6,12 +6,12 @@ use std::fmt;
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 
-use crate::error::{Place, PolicyErrors, Problem, Report, list, quote};
+use crate::error::{Location, PolicyErrors, Problem, Report, list, quote};
 use crate::model::Policy;
 use crate::read::limits::{LIMITS, Limits};
 use crate::read::scope::{Scope, choice};
 use crate::read::source::{
-    CaseSource, Document, ExpectSource, PLACES, PathCasesSpec, SenderSource, Spec,
+    AT_VALUES, CaseSource, Document, ExpectSource, PathCasesSpec, SenderSource, Spec,
 };
 use crate::read::{components, scalar, yaml};
 use crate::span::{SourceText, Span, Spanned};
@@ -21,7 +21,7 @@ use crate::span::{SourceText, Span, Spanned};
 pub struct PathCases {
     /// `metadata.name`.
     pub name: String,
-    /// The file it stands in; every [`Span`] in here is a place in it.
+    /// Its file; every [`Span`] in here is a location in it.
     pub source: Arc<SourceText>,
     /// The node that judges.
     pub node: Spanned<String>,
@@ -32,23 +32,23 @@ pub struct PathCases {
 /// One case.
 #[derive(Debug, Clone)]
 pub struct Case {
-    /// What it is about.
+    /// Its name: what it is about.
     pub name: Spanned<String>,
-    /// Who sends.
+    /// The sender.
     pub from: Sender,
-    /// What is tried.
+    /// What the sender attempts.
     pub attempt: Attempt,
-    /// The place of `to` or `bind`.
+    /// The location of `to` or `bind`.
     pub attempt_span: Span,
-    /// Whether the node has the address itself, where the case says it.
+    /// Whether the node has the address itself, if the case says so.
     pub at: Option<At>,
     /// The verdict.
     pub expect: Expect,
-    /// Why it has to be so.
+    /// Why the verdict must be this one.
     pub because: Option<String>,
 }
 
-/// Who sends.
+/// The sender.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Sender {
     /// A packet that enters by a pod's interface with this source address, forged or not.
@@ -57,14 +57,14 @@ pub enum Sender {
     Process {
         /// Its cgroup, absolute below the cgroup2 mount.
         cgroup: String,
-        /// The source address it uses; `None`: what routing gives it.
+        /// The source address that it uses; `None`: the one that routing selects.
         address: Option<IpAddr>,
     },
     /// A packet that arrives on an uplink with this source address.
     Remote(IpAddr),
 }
 
-/// What is tried.
+/// What the sender attempts.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Attempt {
     /// To open a connection, or to send the first packet.
@@ -73,25 +73,25 @@ pub enum Attempt {
     Bind(Target),
 }
 
-/// An address and what is wanted there.
+/// A destination: an address, and a port, message type or protocol there.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Target {
     /// The address.
     pub address: IpAddr,
-    /// What is wanted there.
+    /// The port, message type or protocol.
     pub what: What,
 }
 
-/// Who has an address of which the policy does not say it.
+/// Who has an address, if the policy does not say so.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum At {
-    /// The node that judges: what its sockets receive there is the node's.
+    /// The node that judges: what its sockets receive at that address counts as the node's.
     ThisNode,
-    /// Somebody else.
+    /// Another host.
     Elsewhere,
 }
 
-/// A port, a message or a protocol.
+/// A port, a message type or a protocol.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum What {
     /// A TCP port.
@@ -108,18 +108,18 @@ pub enum What {
     Arp,
 }
 
-/// The verdict that is expected.
+/// The expected verdict.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Expect {
     /// Allowed by the path of this name.
     Path(Spanned<String>),
-    /// No guarded endpoint, and `otherTraffic: Allow`.
+    /// Not a guarded endpoint, and `otherTraffic: Allow`.
     OtherTraffic,
     /// Denied.
     Denied {
         /// The reason by its name.
         reason: Spanned<String>,
-        /// The endpoint it was denied from: component and port.
+        /// The endpoint at which it was denied: component and port.
         endpoint: Option<Spanned<(String, String)>>,
     },
 }
@@ -137,7 +137,7 @@ pub(crate) fn from_texts_within(
     let mut report = Report::new(sources);
     let mut found = Vec::new();
     for (file, source) in sources.iter().enumerate() {
-        // Each of its documents has the whole of it, to be shown with what is wrong with a case.
+        // Each document keeps the whole text, which is shown with a failing case.
         let text = Arc::new(source.clone());
         for mut document in yaml::documents(source, file, limits, &mut report) {
             yaml::check_object(&document, file, &mut report);
@@ -152,7 +152,7 @@ pub(crate) fn from_texts_within(
 }
 
 impl PathCases {
-    /// Checks what the cases name against a policy, and the reasons against the names that there are.
+    /// Checks the names in the cases against a policy, and the reasons against the known ones.
     pub fn check(&self, policy: &Policy, reasons: &[&str]) -> Result<(), PolicyErrors> {
         let sources = std::slice::from_ref(&*self.source);
         let mut report = Report::new(sources);
@@ -233,7 +233,7 @@ fn read(
     let spec: Spanned<PathCasesSpec> = match document.spec {
         Spec::PathCases(spec) => spec,
         Spec::Inventory(_) | Spec::PathPolicy(_) | Spec::Catalogue(_) => {
-            report.error(Place { file, span: start }, || {
+            report.error(Location { file, span: start }, || {
                 Problem::new(
                     "a file of cases holds nothing but PathCases",
                     "pass the policy itself with -p",
@@ -295,7 +295,7 @@ fn read_case(scope: &mut Scope<'_, '_>, case: Spanned<CaseSource>) -> Option<Cas
     let attempt = read_attempt(scope, name.span, to, bind);
     let expect = read_expect(scope, expect);
     let at = at.and_then(|text| {
-        choice(scope, "at", &text, PLACES, |text| match text {
+        choice(scope, "at", &text, AT_VALUES, |text| match text {
             "ThisNode" => Some(At::ThisNode),
             "Elsewhere" => Some(At::Elsewhere),
             _ => None,
@@ -480,7 +480,7 @@ pub fn target(text: &str) -> Result<Target, Problem> {
     }
     let (socket, protocol) = text.rsplit_once('/').ok_or_else(wrong)?;
     let socket: SocketAddr = socket.parse().map_err(|_| wrong())?;
-    // A mapped address would mean an IPv4 packet; the grammar has one way to write it.
+    // A mapped address would mean an IPv4 packet, and the grammar has only one form for that.
     let address = scalar::address(&socket.ip().to_string())?;
     let port = scalar::port_number(&socket.port().to_string())?;
     let what = match protocol {

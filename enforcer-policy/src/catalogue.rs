@@ -2,7 +2,7 @@
 
 use std::sync::LazyLock;
 
-use crate::error::{Place, PolicyErrors, Problem, Report, quote};
+use crate::error::{Location, PolicyErrors, Problem, Report, quote};
 use crate::model::{Component, Path};
 use crate::read::components::{self, Base};
 use crate::read::limits::LIMITS;
@@ -11,7 +11,7 @@ use crate::read::source::{CatalogueSpec, GroupSource, OptionSource, ProfileSourc
 use crate::read::{paths, yaml};
 use crate::span::{Entries, SourceText, Spanned};
 
-/// Components, paths and profiles that every policy can count on.
+/// The components, paths and profiles that are built in.
 #[derive(Debug)]
 pub struct Catalogue {
     text: String,
@@ -26,7 +26,7 @@ pub struct Catalogue {
 /// A set of paths that profiles share.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Group {
-    /// As profiles name it.
+    /// Its name, as in profiles.
     pub name: String,
     /// What its paths are for.
     pub description: String,
@@ -34,7 +34,7 @@ pub struct Group {
     pub paths: Vec<String>,
 }
 
-/// What a node may be.
+/// A role that a node may have.
 #[derive(Debug, Clone)]
 pub struct Role {
     /// As written in a node's `roles`.
@@ -43,7 +43,7 @@ pub struct Role {
     pub description: String,
 }
 
-/// A set of paths to be picked by name.
+/// A set of paths that a policy selects by name.
 #[derive(Debug, Clone)]
 pub struct Profile {
     /// As written in `profile`.
@@ -56,11 +56,11 @@ pub struct Profile {
     pub paths: Vec<String>,
     /// What can be added to it, or taken away.
     pub options: Vec<ProfileOption>,
-    /// Components that must be placed.
+    /// Components that the Inventory must place.
     pub requires: Vec<String>,
 }
 
-/// A variant of a profile.
+/// An option of a profile.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct ProfileOption {
     /// As written in `options`.
@@ -73,17 +73,17 @@ pub struct ProfileOption {
     pub disable: Vec<String>,
     /// Components that it guards.
     pub guard: Vec<String>,
-    /// Components that are anywhere outside with it, until the Inventory says where.
+    /// Components that are anywhere outside with this option, unless the Inventory says where.
     pub outside: Vec<String>,
-    /// Components that must be placed.
+    /// Components that the Inventory must place.
     pub requires: Vec<String>,
 }
 
 impl Catalogue {
-    /// The one that is built in.
+    /// The built-in catalogue.
     pub fn builtin() -> &'static Self {
         static BUILTIN: LazyLock<Catalogue> = LazyLock::new(|| {
-            // The text is part of the program and a test reads it, so this cannot fail in the field.
+            // The text is part of the program and read by a test, so this cannot fail in the field.
             Catalogue::read(TEXT).unwrap_or_else(|errors| panic!("built-in catalogue: {errors}"))
         });
         &BUILTIN
@@ -94,7 +94,7 @@ impl Catalogue {
         &self.text
     }
 
-    /// The roles that a node may have without a component of the user's own naming them.
+    /// The roles that a node may have besides those that the user's own components name.
     pub fn roles(&self) -> &[Role] {
         &self.roles
     }
@@ -129,7 +129,7 @@ impl Catalogue {
         self.paths.iter().find(|path| path.name == name)
     }
 
-    /// Whether whoever is anywhere outside may be taken for this component: it is there for strangers.
+    /// Whether a sender anywhere outside may count as this component: it is meant for strangers.
     pub fn is_for_strangers(&self, component: &str) -> bool {
         let outside = |known: &Component| known.name == component && known.outside;
         self.components.iter().any(outside)
@@ -162,7 +162,7 @@ impl Catalogue {
                 catalogue = Some(Self::from_spec(&mut scope, text, &spec.value));
             } else {
                 report.error(
-                    Place {
+                    Location {
                         file: 0,
                         span: document.spec_span,
                     },
@@ -208,8 +208,8 @@ impl Catalogue {
 }
 
 impl Profile {
-    /// Names of the paths with these options. Unknown options change nothing. What one option takes
-    /// away, no other brings back.
+    /// Names of the paths with these options. Unknown options change nothing. A path that one option removes is not
+    /// added back by another.
     pub fn paths_with(&self, options: &[&str]) -> Vec<&str> {
         let chosen = || {
             self.options
@@ -257,7 +257,7 @@ fn read_paths(
     found
 }
 
-/// What profiles may name.
+/// The names that profiles may use.
 struct Known<'a> {
     paths: &'a [Path],
     components: &'a [Component],

@@ -1,4 +1,4 @@
-//! Errors in a policy: each with its place, an excerpt of the source and what to write instead.
+//! Errors in a policy: each with its location, an excerpt of the source and what to write instead.
 
 use std::fmt;
 
@@ -13,7 +13,7 @@ use crate::span::{SourceText, Span};
 pub struct PolicyError {
     /// The file, as it was given.
     pub file: String,
-    /// Line, from 1; `None` where the error is about the file as a whole.
+    /// Line, from 1; `None` if the error is about the file as a whole.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub line: Option<u32>,
     /// Column in characters, from 1.
@@ -28,12 +28,12 @@ pub struct PolicyError {
     about: About,
 }
 
-/// What of a file an error is about.
+/// The part of a file that an error is about.
 #[derive(Debug, Clone, PartialEq, Eq)]
 enum About {
-    /// All of it, or a line that is not shown.
+    /// The whole file, or a line that is not shown.
     File,
-    /// It could not be read, so nothing is known of what it says.
+    /// The file could not be read, so its content is unknown.
     Unreadable,
     /// A line.
     Line(Excerpt),
@@ -88,7 +88,7 @@ impl PolicyError {
         )
     }
 
-    /// An error at a place of a text.
+    /// An error at a location of a text.
     pub fn at(source: &SourceText, span: Span, problem: Problem) -> Self {
         Self::at_line(
             &source.name,
@@ -98,7 +98,7 @@ impl PolicyError {
         )
     }
 
-    /// An error at a place of a text, of which the line is known already.
+    /// An error at a location of a text whose line is known already.
     fn at_line(name: &str, line: Option<&str>, span: Span, problem: Problem) -> Self {
         let Problem { message, help } = problem;
         if !span.is_known() {
@@ -123,7 +123,7 @@ impl PolicyError {
         };
         let mut group: Group<'_> = Level::ERROR
             .primary_title(crate::text::lines(&self.message))
-            .element(self.place());
+            .element(self.origin());
         if let About::Line(excerpt) = &self.about {
             group = Level::ERROR
                 .primary_title(crate::text::lines(&self.message))
@@ -135,7 +135,7 @@ impl PolicyError {
         renderer.render(&[group])
     }
 
-    fn place(&self) -> Origin<'_> {
+    fn origin(&self) -> Origin<'_> {
         let origin = Origin::path(self.file.as_str());
         match (self.line, self.column) {
             (Some(line), Some(column)) => origin.line(line as usize).char_column(column as usize),
@@ -166,7 +166,7 @@ impl Excerpt {
         };
         let first = column.unwrap_or(1).saturating_sub(1) as usize;
         let start = byte(first);
-        // A value of several lines is marked up to the end of its first.
+        // A value of several lines is marked up to the end of its first line.
         let end = byte(first.saturating_add(self.length.max(1) as usize)).max(start);
         Snippet::source(self.line.as_str())
             .line_start(line.unwrap_or(1) as usize)
@@ -194,12 +194,12 @@ impl PolicyErrors {
         self.0.iter()
     }
 
-    /// Whether a file could not be read, so that nothing is known of what it says.
+    /// Whether a file could not be read, so that its content is unknown.
     pub fn is_unreadable(&self) -> bool {
         self.0.iter().any(|error| error.about == About::Unreadable)
     }
 
-    /// All of it as text; what exceeds a readable number is counted instead.
+    /// All errors as text; beyond a readable number they are only counted.
     pub fn render(&self, paint: Paint) -> String {
         let mut blocks: Vec<String> = self
             .0
@@ -237,7 +237,7 @@ impl fmt::Display for PolicyErrors {
 
 impl std::error::Error for PolicyErrors {}
 
-/// What is wrong, before it is known where.
+/// What is wrong, without its location.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Problem {
     /// What is wrong.
@@ -271,14 +271,14 @@ impl Problem {
     }
 }
 
-/// Where the lines of a text begin: an error is shown with its line, and a text may have thousands of both.
+/// Where the lines of a text begin: each error is shown with its line, and a text may have thousands of both.
 pub(crate) struct Lines<'a> {
     text: &'a str,
     starts: Vec<usize>,
 }
 
 impl<'a> Lines<'a> {
-    /// Looks at a text once.
+    /// Scans a text once.
     pub fn of(text: &'a str) -> Self {
         let behind = text.match_indices('\n').map(|(at, _)| at + 1);
         Self {
@@ -301,17 +301,17 @@ impl<'a> Lines<'a> {
 /// Collects errors while a policy is checked, so that a person sees all of them at once.
 pub(crate) struct Report<'a> {
     sources: &'a [SourceText],
-    /// The lines of each source, once one of them is to be shown.
+    /// The lines of each source, computed when the first of them is shown.
     lines: Vec<Option<Lines<'a>>>,
     found: Vec<(usize, Span, PolicyError)>,
 }
 
-/// A place in one of the sources.
+/// A location in one of the sources.
 #[derive(Debug, Clone, Copy)]
-pub(crate) struct Place {
+pub(crate) struct Location {
     /// Index of the source.
     pub file: usize,
-    /// Where in it.
+    /// The location within it.
     pub span: Span,
 }
 
@@ -324,35 +324,35 @@ impl<'a> Report<'a> {
         }
     }
 
-    /// Adds an error. The problem is worked out only while there is room, since a hostile file
-    /// could otherwise ask for a million searches for the nearest name.
-    pub fn error(&mut self, place: Place, problem: impl FnOnce() -> Problem) {
+    /// Adds an error. The problem is computed only while there is room, since a hostile file could otherwise cause a
+    /// million searches for the nearest name.
+    pub fn error(&mut self, location: Location, problem: impl FnOnce() -> Problem) {
         if self.is_full() {
             return;
         }
-        let line = self.line(place);
-        let error = match self.sources.get(place.file) {
-            Some(source) => PolicyError::at_line(&source.name, line, place.span, problem()),
+        let line = self.line(location);
+        let error = match self.sources.get(location.file) {
+            Some(source) => PolicyError::at_line(&source.name, line, location.span, problem()),
             None => {
                 let Problem { message, help } = problem();
                 PolicyError::about_file("(policy)", message, help)
             }
         };
-        self.found.push((place.file, place.span, error));
+        self.found.push((location.file, location.span, error));
     }
 
-    /// The line of a place.
-    pub fn line(&mut self, place: Place) -> Option<&'a str> {
-        if !place.span.is_known() {
+    /// The line of a location.
+    pub fn line(&mut self, location: Location) -> Option<&'a str> {
+        if !location.span.is_known() {
             return None;
         }
-        let source = self.sources.get(place.file)?;
-        let lines = self.lines.get_mut(place.file)?;
+        let source = self.sources.get(location.file)?;
+        let lines = self.lines.get_mut(location.file)?;
         let lines = lines.get_or_insert_with(|| Lines::of(&source.text));
-        lines.get(place.span.line)
+        lines.get(location.span.line)
     }
 
-    /// Whether so much was found that nobody would read more.
+    /// Whether there are more errors than anybody would read.
     pub fn is_full(&self) -> bool {
         self.found.len() >= MAX_COLLECTED
     }
@@ -375,7 +375,7 @@ impl<'a> Report<'a> {
     }
 }
 
-/// A user's text within a message: short, and nothing in it can move a terminal's cursor.
+/// A user's text within a message: short, and without anything that could move a terminal's cursor.
 pub(crate) fn quote(text: &str) -> String {
     let mut shown: String = text
         .chars()
@@ -388,7 +388,7 @@ pub(crate) fn quote(text: &str) -> String {
     format!("`{shown}`")
 }
 
-/// Names for a sentence: `a`, `b` and `c`, cut where it would no longer be read.
+/// Names for a sentence: `a`, `b` and `c`, cut to a readable length.
 pub(crate) fn list<S: AsRef<str>>(names: &[S]) -> String {
     let quoted: Vec<String> = names
         .iter()
@@ -404,7 +404,7 @@ pub(crate) fn list<S: AsRef<str>>(names: &[S]) -> String {
     }
 }
 
-/// Texts one after the other, cut where they would no longer be read.
+/// Texts one after the other, cut to a readable length.
 pub fn some<S: AsRef<str>>(texts: &[S]) -> String {
     let shown: Vec<&str> = texts
         .iter()
@@ -418,7 +418,7 @@ pub fn some<S: AsRef<str>>(texts: &[S]) -> String {
     }
 }
 
-/// The known name that was most probably meant.
+/// The known name that was most probably intended.
 pub fn nearest<'a>(written: &str, known: &[&'a str]) -> Option<&'a str> {
     if written.is_empty() || written.len() > MAX_QUOTED {
         return None;
@@ -430,7 +430,7 @@ pub fn nearest<'a>(written: &str, known: &[&'a str]) -> Option<&'a str> {
         .filter_map(|name| {
             let most = (name.len().max(folded.len()) / 3).max(1);
             let other = name.to_lowercase();
-            // Each character more is a step more: what is far longer or shorter is not worth to be compared.
+            // Each additional character is one more edit, so names that are far longer or shorter are not compared.
             let may_be_near = other.chars().count().abs_diff(length) <= most;
             let distance = may_be_near.then(|| strsim::damerau_levenshtein(&folded, &other))?;
             (distance <= most).then_some((distance, *name))
@@ -439,7 +439,7 @@ pub fn nearest<'a>(written: &str, known: &[&'a str]) -> Option<&'a str> {
         .map(|(_, name)| name)
 }
 
-/// Longer lines are not shown: nobody reads them, and painting them takes time.
+/// Longer lines are not shown: they are not readable, and painting them takes time.
 const MAX_EXCERPT: usize = 2000;
 const MAX_SHOWN: usize = 50;
 const MAX_COLLECTED: usize = 1000;

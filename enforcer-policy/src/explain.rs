@@ -27,11 +27,11 @@ use crate::{
     vocabulary::{Decision, Lock, Word},
 };
 
-/// What happens to an attempt, and why.
+/// The verdict on an attempt, and the reasons for it.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct Explanation {
-    /// What the policy says.
+    /// The verdict.
     pub verdict: Word<Decision>,
     /// The path that allows it.
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -39,7 +39,7 @@ pub struct Explanation {
     /// The reason that denies it.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub reason: Option<Word<Reason>>,
-    /// The same in words: why the path is there, or what the reason means.
+    /// The same in words: why the path exists, or what the reason means.
     pub because: String,
     /// The document that names the path.
     #[serde(skip_serializing_if = "String::is_empty")]
@@ -47,26 +47,26 @@ pub struct Explanation {
     /// What the path requires of the connection.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub locks: Vec<Word<Lock>>,
-    /// What people see where that path is missing.
+    /// What users observe if that path is missing.
     #[serde(skip_serializing_if = "String::is_empty")]
     pub symptom: String,
-    /// The declared endpoints that are meant, as `component:port`.
+    /// The declared endpoints that are addressed, as `component:port`.
     pub endpoints: Vec<String>,
-    /// The node whose tables say so.
+    /// The node whose tables were used.
     pub node: String,
     /// The hook that judges it first.
     pub hook: Word<Hook>,
-    /// Components that the sender counts as.
+    /// The components that the sender counts as.
     pub source_components: Vec<String>,
     /// Paths that lead to the same endpoints.
     pub paths_there: Vec<PathThere>,
-    /// What a person should know who is denied there.
+    /// What operators should know about a denial there.
     #[serde(skip_serializing_if = "String::is_empty")]
     pub denial: String,
     /// Documented paths that would allow it.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub advice: Vec<Advice>,
-    /// Where the question is another one than it seems.
+    /// Caveats, if the attempt is not what it seems.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub note: Option<String>,
 }
@@ -82,17 +82,17 @@ pub struct PathThere {
 }
 
 impl Explanation {
-    /// Whether it gets through when the policy is enforced.
+    /// Whether it passes when the policy is enforced.
     pub fn is_allowed(&self) -> bool {
         self.reason.is_none()
     }
 }
 
-/// Says what happens when a sender attempts something, seen from the node that the tables are for.
+/// Explains what happens when a sender attempts something, as seen from the node that the tables are for.
 ///
 /// # Errors
 ///
-/// The question makes no sense there: a sentence that says why.
+/// The attempt makes no sense on that node: a sentence that says why.
 pub fn explain(
     policy: &Policy,
     compiled: &Compiled,
@@ -141,7 +141,7 @@ fn explain_by(
     {
         let denial = compiled.target_denials.get(usize::from(target));
         explanation.denial = denial.cloned().unwrap_or_default();
-        // Who needs another's port has no path to ask for.
+        // No path would let a process bind another component's port.
         if hook != Hook::Bind {
             let denied = Denied {
                 senders: &explanation.source_components,
@@ -157,19 +157,19 @@ fn explain_by(
     Ok(explanation)
 }
 
-/// How a case came out.
+/// The result of a case.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct CaseResult {
     /// Its name.
     pub name: String,
-    /// Whether the policy says what the case expects.
+    /// Whether the policy gives the expected verdict.
     pub passed: bool,
-    /// What it expects, in words.
+    /// The expected verdict, in words.
     pub expected: String,
-    /// What the policy says, in words.
+    /// The policy's verdict, in words.
     pub found: String,
-    /// What the policy says; missing where the case makes no sense on its node.
+    /// The policy's verdict; missing where the case makes no sense on its node.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub verdict: Option<Word<Decision>>,
     /// The path that allows it.
@@ -242,8 +242,8 @@ fn case_result(explained: Result<Explanation, String>, case: &Case) -> CaseResul
     }
 }
 
-/// Who has which address, put together once for all questions to the tables of one node: an inventory may have thousands of
-/// nodes, and a file thousands of cases.
+/// Who has which address. It is built once for all questions about one node: an inventory may have thousands of nodes,
+/// and a file thousands of cases.
 struct Directory<'a> {
     policy: &'a Policy,
     node: &'a Node,
@@ -251,12 +251,12 @@ struct Directory<'a> {
     nodes: HashSet<IpAddr>,
     /// The networks of pods, those of the cluster and of this node.
     pods: Nets<()>,
-    /// The node whose pods have their addresses there.
+    /// Networks of pods, with the node whose pods they are for.
     pods_of: Nets<&'a Node>,
     /// Addresses of services.
     services: HashSet<IpAddr>,
     service_networks: Nets<()>,
-    /// Addresses that components with ports have by themselves, and that a node may have, too.
+    /// Addresses that components with ports have themselves, and that a node may have as well.
     shared: HashSet<IpAddr>,
     /// The cgroups of all components.
     cgroups: Vec<CgroupRule>,
@@ -326,8 +326,9 @@ fn cgroups_of(policy: &Policy, keep: impl Fn(&Component) -> bool) -> Vec<CgroupR
 /// The verdict, the hook that gives it, and the sender.
 type Judged = (Verdict, Hook, Party);
 
-/// Who has the destination, and what comes of it. Where nobody can know who has it, what would come of it otherwise is
-/// said, too: what a node's socket receives is the node's, whatever the address is declared as.
+/// Finds out who has the destination, and gives the verdict. If the policy does not say who has it, the verdict of the
+/// other case is returned as well: what a node's socket receives counts as the node's, whatever the address is declared
+/// as.
 fn sent(
     tables: &Simulator<'_>,
     directory: &Directory<'_>,
@@ -366,8 +367,9 @@ fn sent(
     Ok((assumed, here, note))
 }
 
-/// Who is taken to have an address that a node may have and that the policy gives to none: an address that nodes share
-/// is taken to be here, as that is the stricter answer; a service's is where the service is. None where there is no doubt.
+/// Where an address is assumed to be that a node may have but that the policy gives to none. An address that nodes
+/// share is assumed to be here, as that is the stricter case; a service's is where the service is. None if there is no
+/// doubt.
 fn assumed(directory: &Directory<'_>, address: IpAddr) -> Option<At> {
     let everywhere = match address {
         IpAddr::V4(v4) => v4.is_multicast() || v4.is_broadcast(),
@@ -392,13 +394,13 @@ fn bind(tables: &Simulator<'_>, from: &Sender, at: Target) -> Result<Judged, Str
     let Sender::Process { cgroup, .. } = from else {
         return Err("only a process binds: name its cgroup".to_owned());
     };
-    let (space, number) = match at.what {
+    let (port_kind, number) = match at.what {
         What::Tcp(port) => (PortKind::Tcp, port),
         What::Udp(port) => (PortKind::Udp, port),
         _ => return Err("only TCP and UDP ports are bound".to_owned()),
     };
     let party = tables.party_of_cgroup(cgroup);
-    let verdict = decide::binding(tables, party, &Ip::from(at.address), space, number);
+    let verdict = decide::binding(tables, party, &Ip::from(at.address), port_kind, number);
     Ok((verdict, Hook::Bind, party))
 }
 
@@ -413,7 +415,7 @@ fn send(
         if at == At::Elsewhere || first.0.is_denied() {
             return first;
         }
-        // A party number, widened for the kernel's sake.
+        // A party number, which the kernel stores as a wider word.
         let receiver = tables.compiled().settings.local as Party;
         let vantage = Vantage::new(View::Received {
             receiver,
@@ -442,11 +444,11 @@ fn send(
         }
     };
     let settings = tables.compiled().settings;
-    // Which interface it is makes no difference here: `judge` is told where the route back leads.
+    // The interface's index does not matter here: `judge` gets the result of the route lookup.
     let arrived = |role| Vantage::new(View::Arrived { role, interface: 0 });
     match from {
         Sender::Pod(source) => {
-            // It is asked about the pod that has this address, not about one that forges it.
+            // The question is about the pod that has this address, not about one that forges it.
             let packet = packet(*source)?;
             let Judgement { verdict, mark } = judge(tables, arrived(Role::Pod), &packet, || true);
             let sender = match mark.entered(Role::Pod) {
@@ -462,7 +464,11 @@ fn send(
         Sender::Remote(source) => {
             let packet = packet(*source)?;
             let verdict = judge(tables, arrived(Role::Uplink), &packet, || false).verdict;
-            let first = (verdict, Hook::TcIngress, tables.place(&packet.src).party);
+            let first = (
+                verdict,
+                Hook::TcIngress,
+                tables.address_info(&packet.src).party,
+            );
             Ok(own_socket(Role::Uplink, first, &packet))
         }
         Sender::Process {
@@ -495,17 +501,19 @@ fn send(
     }
 }
 
-/// Enforced, a denial is an error of the call. What the call lets pass, and all of dry-run, is told
-/// by the packets.
+/// If the policy is enforced, a denied call fails at once. What the call allows, and everything in dry-run, is reported
+/// for the packets.
 fn refused_at_once(tables: &Simulator<'_>, by: Party, packet: &Packet) -> Option<Verdict> {
     let Ports {
-        space, destination, ..
+        kind: port_kind,
+        destination,
+        ..
     } = packet.ports;
-    let verdict = decide::connecting(tables, by, &packet.dst, space, destination);
-    decide::fails_at_once(verdict, space).then_some(verdict)
+    let verdict = decide::connecting(tables, by, &packet.dst, port_kind, destination);
+    decide::fails_at_once(verdict, port_kind).then_some(verdict)
 }
 
-/// Sentences where a packet from there to there is not what the node would see every day.
+/// Sentences for packets that a node does not normally see.
 fn note(directory: &Directory<'_>, from: &Sender, attempt: Attempt) -> Vec<String> {
     let node = directory.node;
     let to = match attempt {
@@ -563,7 +571,7 @@ fn comes_by(directory: &Directory<'_>, to: IpAddr) -> bool {
         || directory.services.contains(&to)
 }
 
-/// A cgroup that is declared, by components of other nodes.
+/// A cgroup that is declared only by components of other nodes.
 fn not_on_this_node(directory: &Directory<'_>, cgroup: &str) -> Option<String> {
     let declared = cgroups::rule_for(&directory.cgroups, cgroup)?;
     let here = cgroups::rule_for(&directory.cgroups_here, cgroup);
@@ -577,8 +585,8 @@ fn not_on_this_node(directory: &Directory<'_>, cgroup: &str) -> Option<String> {
     ))
 }
 
-/// The source address that routing would give: to loopback, the same; to its own addresses, the
-/// destination; otherwise the node's first of the family.
+/// The source address that routing selects: to loopback, the same; to the node's own addresses, the destination;
+/// otherwise the node's first address of the family.
 fn source_for(node: &Node, destination: IpAddr, is_local: bool) -> Option<IpAddr> {
     if is_local {
         return Some(destination);
@@ -590,7 +598,7 @@ fn source_for(node: &Node, destination: IpAddr, is_local: bool) -> Option<IpAddr
 }
 
 fn ports(what: What) -> Ports {
-    let (phase, space, destination) = match what {
+    let (phase, port_kind, destination) = match what {
         What::Tcp(port) => (Phase::Opening, PortKind::Tcp, port),
         What::Udp(port) => (Phase::Datagram, PortKind::Udp, port),
         What::Icmp(kind) => (Phase::Opening, PortKind::Icmp, kind.into()),
@@ -604,20 +612,22 @@ fn ports(what: What) -> Ports {
     };
     Ports {
         phase,
-        space,
+        kind: port_kind,
         source,
         destination,
     }
 }
 
-/// The number of the target that is meant, and the port, type or protocol there.
+/// The number of the target that is addressed, and the port, type or protocol there.
 fn meant(
     tables: &Simulator<'_>,
     to: Target,
     at_own_socket: bool,
 ) -> Option<(u16, (PortKind, u16))> {
     let Ports {
-        space, destination, ..
+        kind: port_kind,
+        destination,
+        ..
     } = ports(to.what);
     let ip = Ip::from(to.address);
     let ip = if ip.is_unspecified() {
@@ -626,13 +636,13 @@ fn meant(
         ip
     };
     let settings = &tables.compiled().settings;
-    let class = tables.class(space, destination)?;
+    let class = tables.class(port_kind, destination)?;
     let party = match at_own_socket {
-        true => decide::received_at(tables, settings, &ip, space, destination),
-        false => tables.place(&ip).party,
+        true => decide::received_at(tables, settings, &ip, port_kind, destination),
+        false => tables.address_info(&ip).party,
     };
     let target = tables.target(settings, party, class)?;
-    Some((target, (space, destination)))
+    Some((target, (port_kind, destination)))
 }
 
 fn describe(

@@ -1,6 +1,6 @@
-//! Globs over one name: an interface, or one segment of a cgroup's path. What they match, whether two can match the same
-//! name, and which of two is the narrower. All three are decided exactly, because overlapping patterns decide who a
-//! process is and which interfaces lead to pods.
+//! Globs over one name: an interface, or one segment of a cgroup's path. What they match, whether two can match the
+//! same name, and which of two is narrower. All three are decided exactly, because overlapping patterns decide which
+//! component a process belongs to and which interfaces lead to pods.
 
 use std::{
     cmp::Ordering,
@@ -8,7 +8,7 @@ use std::{
     fmt,
 };
 
-/// A pattern: `*`, `?`, `[a-z]` and `[!a-z]`, everything else as it stands.
+/// A pattern: `*`, `?`, `[a-z]` and `[!a-z]`; every other character matches itself.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Glob {
     text: String,
@@ -18,7 +18,7 @@ pub struct Glob {
 /// One part of a pattern.
 #[derive(Debug, Clone, PartialEq, Eq)]
 enum Token {
-    /// Any run of characters, also none.
+    /// Any run of characters, including none.
     Star,
     /// One character of these ranges.
     Of(Vec<(char, char)>),
@@ -36,7 +36,7 @@ impl Token {
         }
     }
 
-    /// The one character that it takes.
+    /// The character, if it matches only one.
     fn single(&self) -> Option<char> {
         match self {
             Self::Of(ranges) => match ranges.as_slice() {
@@ -55,7 +55,7 @@ impl Token {
     }
 }
 
-/// Why a text is no pattern.
+/// Why a text is not a valid pattern.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum BadGlob {
     /// `[` without its `]`.
@@ -74,7 +74,7 @@ impl fmt::Display for BadGlob {
 }
 
 impl Glob {
-    /// Reads a pattern.
+    /// Parses a pattern.
     ///
     /// # Errors
     ///
@@ -91,7 +91,7 @@ impl Glob {
                 '[' => {
                     let negated = chars.get(at + 1) == Some(&'!');
                     let first = at + 1 + usize::from(negated);
-                    // A `]` that comes first is a character like others.
+                    // A `]` at the beginning is an ordinary character.
                     let rest = chars.get(first + 1..).unwrap_or_default();
                     let length = rest.iter().position(|c| *c == ']');
                     let end = first + 1 + length.ok_or(BadGlob::OpenClass)?;
@@ -112,7 +112,7 @@ impl Glob {
         })
     }
 
-    /// A pattern that [`Glob::new`] takes, or else the text as it stands.
+    /// The pattern, or the literal text if [`Glob::new`] refuses it.
     pub fn or_literal(text: &str) -> Self {
         Self::new(text).unwrap_or_else(|_| Self {
             text: text.to_owned(),
@@ -125,7 +125,7 @@ impl Glob {
         &self.text
     }
 
-    /// The one name that it matches, if it matches no more than one.
+    /// The name that it matches, if it matches only one.
     pub fn name(&self) -> Option<String> {
         self.tokens.iter().map(Token::single).collect()
     }
@@ -142,7 +142,7 @@ impl Glob {
         states.accepts(self)
     }
 
-    /// A shortest name that both match, if there is one.
+    /// A shortest name that both match, if any.
     pub fn common(&self, other: &Self) -> Option<String> {
         if self.is_apart(other) {
             return None;
@@ -163,7 +163,7 @@ impl Glob {
             if one.is_none() && two.is_none() {
                 return Some(name);
             }
-            // A star may stand for nothing. What takes no character comes first, so that names in the queue grow.
+            // A star may match nothing. Steps that take no character come first, so that names in the queue grow.
             if one == Some(&Token::Star) {
                 open.push_front((i + 1, j, name.clone()));
             }
@@ -181,7 +181,7 @@ impl Glob {
         None
     }
 
-    /// Both begin, or both end, with characters that are not the same: seen at once.
+    /// A quick check: both begin, or both end, with characters that differ.
     fn is_apart(&self, other: &Self) -> bool {
         let differ = |pairs: &mut dyn Iterator<Item = (&Token, &Token)>| {
             let mut single = pairs.map_while(|(one, two)| Some((one.single()?, two.single()?)));
@@ -192,7 +192,7 @@ impl Glob {
             || differ(&mut own.iter().rev().zip(others.iter().rev()))
     }
 
-    /// How much it takes to compare it with another.
+    /// The effort of comparing it with another one.
     pub(crate) fn effort(&self, other: &Self) -> usize {
         match self.text == other.text || self.is_apart(other) {
             true => 1,
@@ -200,8 +200,8 @@ impl Glob {
         }
     }
 
-    /// Whether another pattern matches every name that this one does. `false` also where that is too
-    /// much to find out, which takes patterns that nobody writes.
+    /// Whether another pattern matches every name that this one does. Also `false` if that takes too much effort to
+    /// find out, which needs patterns that nobody writes.
     pub fn is_within(&self, other: &Self) -> bool {
         if let Some(name) = self.name() {
             return other.matches(&name);
@@ -230,8 +230,8 @@ impl Glob {
         true
     }
 
-    /// `Less`: this one is narrower than the other, `Greater`: wider. `Equal`: both match the same names. Nothing where
-    /// neither holds all of the other's names.
+    /// `Less`: this one is narrower than the other; `Greater`: wider; `Equal`: both match the same names. `None` if
+    /// neither matches all of the other's names.
     pub fn compare(&self, other: &Self) -> Option<Ordering> {
         match (self.is_within(other), other.is_within(self)) {
             (true, true) => Some(Ordering::Equal),
@@ -242,13 +242,13 @@ impl Glob {
     }
 }
 
-/// Whether an interface that both an uplink's pattern and a pod interface's match is the uplink: only where the
-/// uplink's is the narrower. In doubt it is the pod's, as nothing that comes from a pod may pass for another host.
+/// Whether an interface that both an uplink's pattern and a pod interface's pattern match is the uplink: only if the
+/// uplink's pattern is narrower. In doubt it is a pod's, as nothing from a pod may pass for another host.
 pub fn is_rather_uplink(uplink: &Glob, pod: &Glob) -> bool {
     uplink.compare(pod) == Some(Ordering::Less)
 }
 
-/// Where in a pattern a name may have led to.
+/// The positions in a pattern that a name may have led to.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 struct Positions(Vec<usize>);
 
@@ -292,7 +292,7 @@ impl Positions {
     }
 }
 
-/// Characters that stand for all: between two of the patterns' bounds, every character is like the others.
+/// Representative characters: between two bounds of the patterns, all characters behave alike.
 fn alphabet(one: &Glob, two: &Glob) -> Vec<char> {
     let tokens = || one.tokens.iter().chain(&two.tokens);
     let mut bounds: Vec<char> = tokens()
@@ -302,7 +302,7 @@ fn alphabet(one: &Glob, two: &Glob) -> Vec<char> {
         .collect();
     bounds.sort_unstable();
     bounds.dedup();
-    // Plain letters first, as names that are shown are made of these.
+    // Plain letters first, as the names that are shown are made of these.
     let mut found: Vec<char> = Vec::new();
     let mut classes = HashSet::new();
     let plain = ('a'..='z').chain('0'..='9').chain(['-', '_', '.']);
@@ -314,7 +314,7 @@ fn alphabet(one: &Glob, two: &Glob) -> Vec<char> {
     found
 }
 
-/// No name has a slash or a control character in it.
+/// Names contain no slash and no control characters.
 fn is_in_names(c: char) -> bool {
     c != '/' && !c.is_control()
 }
@@ -344,7 +344,7 @@ fn ranges(chars: &[char]) -> Vec<(char, char)> {
     ranges
 }
 
-/// Beyond so many sets of positions nobody is asked any more.
+/// The search is given up beyond this number of sets of positions.
 const MAX_STATES: usize = 4096;
 
 #[cfg(test)]
@@ -386,7 +386,7 @@ mod tests {
                     "{one} {two}"
                 );
             }
-            // Patterns without a common name are no order's.
+            // Patterns without a common name have no order.
             assert_eq!(a.compare(&b), order, "{one} {two}");
             assert_eq!(b.compare(&a), order.map(Ordering::reverse), "{two} {one}");
         }
@@ -403,8 +403,8 @@ mod tests {
         assert_eq!(glob("[ab]").name(), None);
     }
 
-    /// Every short pattern and name over a small alphabet: the library that people know says the same, and overlap
-    /// and width are what trying all names says.
+    /// Every short pattern and name over a small alphabet: a well-known library gives the same matches, and trying all
+    /// names gives the same overlaps and widths.
     #[test]
     fn the_same_as_trying_all_names() {
         let mut texts = vec![String::new()];
@@ -442,7 +442,7 @@ mod tests {
                 Some((glob, found))
             })
             .collect();
-        // Names of five characters tell patterns of three parts apart.
+        // Names of five characters distinguish patterns of three parts.
         for (one, ones) in patterns.iter().step_by(3) {
             for (two, twos) in patterns.iter().step_by(7) {
                 let mut pairs = ones.iter().zip(twos);
@@ -460,7 +460,7 @@ mod tests {
         }
     }
 
-    /// What takes exponentially many sets of positions is given up, and not waited for.
+    /// A comparison that would take exponentially many sets of positions is given up.
     #[test]
     fn patterns_that_nobody_writes_end() {
         let wide = glob(&format!("*a{}", "?".repeat(40)));

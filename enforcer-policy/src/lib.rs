@@ -1,13 +1,12 @@
 //! The policy language and its compiler: texts in, tables and explanations out. Pure: no I/O, no
 //! clock, nothing that needs Linux, so that all of it can be tested anywhere in seconds.
 //!
-//! Data flows one way: texts → values (`read`) → checks (`validate`, with the built-in [`catalogue`])
-//! → [`model`], or errors that name the file, line and column and say what to write instead →
-//! [`mod@compile`] (the tables of one node).
+//! Data flows one way: texts → values (`read`) → checks (`validate`, with the built-in [`catalogue`]) → [`model`], or
+//! errors with file, line, column and remedy → [`mod@compile`] (the tables of one node).
 //!
-//! [`mod@explain`] and [`advice`] say what a policy does and why, [`cases`] reads a policy's own
-//! tests, [`render`] prints what was understood, [`written`] writes documents, [`schema`] is for
-//! editors, [`vocabulary`] has the words that stay, and [`text`] escapes what others wrote before it is shown.
+//! [`mod@explain`] and [`advice`] explain what a policy does and why, [`cases`] reads a policy's own tests, [`render`]
+//! prints a policy as it was understood, [`written`] writes documents, [`schema`] is for editors, [`vocabulary`] has the
+//! words that stay, and [`text`] escapes text of others before it is shown.
 
 #![forbid(unsafe_code)]
 
@@ -37,4 +36,4 @@ pub use error::{Paint, PolicyError, PolicyErrors};
 pub use model::Policy;
 pub use span::{SourceText, Span, Spanned};
 pub use validate::from_texts;
-pub use validate::notes::{elsewhere as paths_elsewhere, for_node as notes_for_node};
+pub use validate::warnings::{elsewhere as paths_elsewhere, for_node as warnings_for_node};

@@ -1,6 +1,5 @@
-//! A valid policy. What exists here has been checked: names resolve, ranges are in order,
-//! nothing is empty that must not be. The compiler takes these types and cannot fail on them
-//! for any reason but size.
+//! A valid policy. Everything in these types has been checked: names resolve, ranges are in order, and nothing is empty
+//! that must not be. The compiler takes these types and can only fail because of size.
 
 use std::collections::HashSet;
 use std::net::IpAddr;
@@ -10,13 +9,13 @@ use ipnet::IpNet;
 /// What happens to a denied connection.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Mode {
-    /// Attached, judged and told; nothing is dropped.
+    /// Attached, judged and reported; nothing is dropped.
     DryRun,
     /// Denied connections are dropped.
     Enforce,
 }
 
-/// What happens to traffic towards something that no guarded component declares as its port.
+/// What happens to traffic that is not to a port of a guarded component.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum OtherTraffic {
     /// Let it pass: only the declared endpoints are guarded.
@@ -30,36 +29,36 @@ pub enum OtherTraffic {
 pub struct Policy {
     /// `metadata.name` of the `PathPolicy`.
     pub name: String,
-    /// The profile that was chosen, if one was.
+    /// The selected profile, if any.
     pub profile: Option<String>,
-    /// Options of the profile that were chosen.
+    /// The selected options of the profile.
     pub options: Vec<String>,
-    /// Documented paths that were left out by name.
+    /// Documented paths that were disabled by name.
     pub disabled: Vec<String>,
     /// What happens to a denied connection, unless its path says otherwise.
     pub mode: Mode,
-    /// What happens outside the declared endpoints.
+    /// What happens to traffic outside of the declared endpoints.
     pub other_traffic: OtherTraffic,
-    /// What happens to plaintext on a path that asks for TLS, unless `mode` is dry-run anyway.
+    /// What happens to plaintext on a path that requires TLS, unless `mode` is dry-run anyway.
     pub tls_lock: Mode,
     /// The nodes of the cluster, in the order of the file.
     pub nodes: Vec<Node>,
     /// Networks that pods get their addresses from; a packet from a pod's interface with a source
     /// outside them is forged.
     pub pod_networks: Vec<IpNet>,
-    /// Networks of services' virtual addresses: what leads there leads to pods.
+    /// Networks of services' virtual addresses: traffic to them goes to pods.
     pub service_networks: Vec<IpNet>,
     /// All components that the catalogue or the inventory names. Unique names.
     pub components: Vec<Component>,
-    /// Virtual addresses: each one more address of the endpoint behind it.
+    /// Virtual addresses: each is one more address of the endpoint behind it.
     pub services: Vec<Service>,
     /// The paths in force. Unique names.
     pub paths: Vec<Path>,
-    /// What a reader should know though it is no error: inert selectors, options that do nothing.
-    pub notes: Vec<String>,
-    /// Senders that reach guarded endpoints and are more than one would think.
+    /// What a reader should know although it is not an error: inert selectors, options without effect.
+    pub warnings: Vec<String>,
+    /// Senders that reach guarded endpoints and are broader than they look.
     pub wide_senders: Vec<WideSender>,
-    /// SHA-256 over the sources, in hexadecimal: which policy is in force.
+    /// SHA-256 over the sources, in hexadecimal: identifies the policy in force.
     pub digest: String,
 }
 
@@ -76,44 +75,43 @@ pub struct Node {
     pub uplinks: Vec<String>,
     /// Host ends of pods' interfaces. Names or globs (`cali*`).
     pub pod_interfaces: Vec<String>,
-    /// The part of the pod networks that this node's pods get their addresses from; empty where
-    /// nobody knows, and then a pod may be on any node.
+    /// The part of the pod networks that this node's pods get their addresses from. If empty, a pod may be on any node.
     pub pod_networks: Vec<IpNet>,
-    /// Where this node's cgroups start, below the cgroup2 mount; `/` unless said otherwise.
+    /// Where this node's cgroups start, below the cgroup2 mount; `/` by default.
     pub cgroup_root: String,
 }
 
-/// A party with a name.
+/// A component: a named sender or receiver.
 #[derive(Debug, Clone)]
 pub struct Component {
     /// Unique name, as used in `from` and `to`.
     pub name: String,
-    /// One sentence for people.
+    /// One sentence that describes it.
     pub description: String,
     /// It runs on nodes with one of these roles and has their addresses; `*` is every node.
     pub runs_on: Vec<String>,
     /// It lives in the pod networks and behind pod interfaces.
     pub in_pod_networks: bool,
-    /// Further addresses it has.
+    /// Further addresses of it.
     pub addresses: Vec<IpNet>,
-    /// It is at every address that nothing else in the inventory has, unless `addresses` says where.
+    /// It is at every address that nothing else in the inventory has, unless `addresses` is given.
     pub outside: bool,
     /// cgroups of its processes, below the node's cgroup root. Absolute, may hold globs per segment
     /// (`/kubepods.slice/*-pod1234*`). A process in a cgroup below belongs to it, too; the deepest
     /// declared cgroup wins.
     pub cgroups: Vec<String>,
-    /// Components it is also counted as when it sends: apiserver is part of `node`.
+    /// Components that it also counts as when it sends: apiserver is part of `node`.
     pub part_of: Vec<String>,
-    /// No process counts as it before its cgroup is declared. Without it, a process in no declared cgroup may be any
+    /// No process counts as it unless its cgroup is declared. Otherwise a process in no declared cgroup counts as any
     /// component of its node that declares none.
     pub needs_cgroup: bool,
-    /// Names of its programs. They tell people who was probably denied, and allow nobody anything.
+    /// Names of its programs. They are hints about which component was probably denied, and grant nothing.
     pub programs: Vec<String>,
-    /// It is found anywhere outside, and nobody who sends from there is taken for it.
+    /// It is anywhere outside as a receiver, but a sender from there does not count as it.
     pub only_receives_outside: bool,
     /// Its named ports.
     pub ports: Vec<Port>,
-    /// Whether its ports are guarded under `otherTraffic: Allow`: a peer on no path is denied.
+    /// Whether its ports are guarded under `otherTraffic: Allow`: a peer without a path is denied.
     pub guard: bool,
 }
 
@@ -126,7 +124,7 @@ pub struct Port {
     pub matches: Vec<PortMatch>,
     /// May be reached, and bound, on a loopback address only.
     pub loopback_only: bool,
-    /// What a person should know who was denied here; empty where nobody wrote it down.
+    /// What operators should know about a denial here; empty if the policy does not say.
     pub denial: String,
 }
 
@@ -145,7 +143,7 @@ pub enum PortMatch {
     Protocol(u8),
     /// Address resolution for IPv4.
     Arp,
-    /// Everything there is.
+    /// Everything.
     Any,
 }
 
@@ -162,29 +160,29 @@ pub struct Service {
     pub at: PortMatch,
 }
 
-/// A component that many may be, as a sender to guarded endpoints.
+/// A component that many senders may count as, with the guarded endpoints that it reaches.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct WideSender {
     /// Its name.
     pub component: String,
-    /// Who may be it: `everybody in 192.0.2.0/24`.
+    /// Who may count as it: `everybody in 192.0.2.0/24`.
     pub who: String,
     /// The guarded endpoints that it reaches, `component:port`.
     pub endpoints: Vec<String>,
-    /// What would make it narrower.
+    /// What would narrow it.
     pub remedy: &'static str,
 }
 
-/// Where the two ends of a path may be with regard to each other.
+/// Where the two ends of a path may be relative to each other.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Locality {
     /// Anywhere.
     Any,
-    /// On one node.
+    /// On the same node.
     SameNode,
 }
 
-/// From whom to which endpoint.
+/// A path: from which components to which endpoint.
 #[derive(Debug, Clone)]
 pub struct Path {
     /// Unique name.
@@ -199,20 +197,20 @@ pub struct Path {
     pub loopback: bool,
     /// Where the ends may be.
     pub locality: Locality,
-    /// What the client sends first must be a TLS ClientHello. The endpoint is TCP alone.
+    /// What the client sends first must be a TLS ClientHello. The endpoint is TCP only.
     pub tls: bool,
-    /// `DryRun`: a connection to this endpoint that no path allows is told and not dropped, whatever
-    /// the policy's mode.
+    /// `DryRun`: a connection to this endpoint that no path allows is reported and not dropped, whatever the policy's
+    /// mode is.
     pub mode: Option<Mode>,
-    /// Why it is there.
+    /// Why it exists.
     pub because: String,
-    /// The document that names it, empty for a user's own.
+    /// The document that names it; empty for a user's own path.
     pub document: String,
-    /// What people see when it is missing, empty where nobody wrote it down.
+    /// What users observe if it is missing; empty if that is not documented.
     pub symptom: String,
     /// The first Kubernetes version that has it (`1.18`), empty for all.
     pub since: String,
-    /// The first Kubernetes version that has it no more (`1.24`), empty for none.
+    /// The first Kubernetes version that no longer has it (`1.24`), empty for none.
     pub until: String,
     /// `catalogue`, or `FILE:LINE`.
     pub origin: String,
@@ -230,7 +228,8 @@ impl Policy {
     }
 }
 
-/// Nodes by their roles. There may be thousands of nodes, of few kinds: what runs where is asked of one node of each.
+/// Nodes by their roles. There may be thousands of nodes but few distinct lists of roles, so each list is evaluated
+/// once.
 #[derive(Debug)]
 pub(crate) struct Roles<'a> {
     held: HashSet<&'a str>,
@@ -265,7 +264,7 @@ impl<'a> Roles<'a> {
 }
 
 impl Port {
-    /// How much it takes in: a thousand ports, or one.
+    /// How much it covers: a thousand ports, or one.
     pub fn width(&self) -> u32 {
         let width = |found: &PortMatch| match found {
             PortMatch::Tcp(first, last) | PortMatch::Udp(first, last) => {
@@ -295,12 +294,12 @@ impl Component {
             .any(|role| role == "*" || node.roles.contains(role))
     }
 
-    /// It covers every address of a family, so everybody is part of it (`world`).
+    /// It covers every address of a family, so everybody counts as it (`world`).
     pub fn is_everyone(&self) -> bool {
         self.addresses.iter().any(|net| net.prefix_len() == 0)
     }
 
-    /// It is wherever nothing else is: `addresses` would say where.
+    /// It is at every address that nothing else has: `addresses` would narrow it.
     pub fn is_elsewhere(&self) -> bool {
         self.outside && self.addresses.is_empty()
     }

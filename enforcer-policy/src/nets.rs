@@ -1,5 +1,5 @@
-//! Networks by their bits: which of them hold an address, and which lie within another one. There may be thousands, so
-//! none of them is looked at that is elsewhere.
+//! Networks as a data structure: which of them hold an address, and which are within another one. There may be
+//! thousands, so a lookup visits only those that are near.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
@@ -7,11 +7,11 @@ use std::ops::Bound::{Excluded, Included};
 
 use ipnet::IpNet;
 
-/// Networks, with something that is known of each. Of one that is put in twice, the first stays.
+/// Networks, each with a value. If a network is inserted twice, the first value stays.
 #[derive(Debug)]
 pub(crate) struct Nets<T> {
     all: BTreeMap<IpNet, T>,
-    /// The lengths of prefixes that occur: no network of another can hold anything.
+    /// The lengths of prefixes that occur: only these need to be looked up.
     lengths: BTreeSet<u8>,
 }
 
@@ -25,13 +25,13 @@ impl<T> Default for Nets<T> {
 }
 
 impl<T> Nets<T> {
-    /// Puts in a network.
+    /// Inserts a network.
     pub fn insert(&mut self, net: IpNet, known: T) {
         self.lengths.insert(net.prefix_len());
         self.all.entry(net.trunc()).or_insert(known);
     }
 
-    /// The networks that hold all of one, itself included, the widest first.
+    /// The networks that contain all of one, itself included, the widest first.
     pub fn around(&self, net: IpNet) -> impl Iterator<Item = (&IpNet, &T)> {
         let wider = self.lengths.range(..=net.prefix_len());
         wider.filter_map(move |length| {
@@ -40,7 +40,7 @@ impl<T> Nets<T> {
         })
     }
 
-    /// Likewise, those that hold an address.
+    /// The networks that contain an address, the widest first.
     pub fn holding(&self, address: IpAddr) -> impl Iterator<Item = (&IpNet, &T)> {
         self.around(IpNet::from(address))
     }
@@ -49,7 +49,7 @@ impl<T> Nets<T> {
     pub fn within(&self, net: IpNet) -> impl Iterator<Item = (&IpNet, &T)> {
         let net = net.trunc();
         let last = IpNet::from(net.broadcast());
-        // Networks either hold one another or are apart, so all that begin in there are within.
+        // Two networks either contain one another or are disjoint, so all that begin within it are within it.
         let narrower = net.prefix_len() < net.max_prefix_len();
         let bounds = (Excluded(net), Included(last));
         narrower
@@ -78,7 +78,7 @@ impl<T: Default> FromIterator<IpNet> for Nets<T> {
 mod tests {
     use super::*;
 
-    /// Against a look at each of them, for networks of all lengths in a corner where they often meet.
+    /// Compared with a check of every network, for networks of all lengths in a small range where they often overlap.
     #[test]
     fn the_same_is_found_as_by_looking_at_each() {
         let net = |number: u32| -> IpNet {

@@ -1,4 +1,4 @@
-//! What was understood: as text for people, and as JSON.
+//! Prints a policy as it was understood: as text, and as JSON.
 
 use std::collections::HashMap;
 use std::fmt::Write;
@@ -10,10 +10,10 @@ use serde::Serialize;
 use crate::model::{
     Component, Locality, Mode, Node, OtherTraffic, Path, Policy, Port, Service, WideSender,
 };
-use crate::validate::notes::Places;
+use crate::validate::warnings::Located;
 use crate::vocabulary::{Lock, Vocabulary as _, Word};
 
-/// A policy as `enforcer check -o json` prints it. Field names are kept for ever; new ones may be added.
+/// A policy as `enforcer check -o json` prints it. Field names are stable; new ones may be added.
 #[derive(Debug, Serialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct Summary {
@@ -37,23 +37,23 @@ pub struct Summary {
     pub components: Vec<ComponentSummary>,
     /// The paths in force.
     pub paths: Vec<PathSummary>,
-    /// Senders that reach guarded endpoints and are more than one would think.
+    /// Senders that reach guarded endpoints and are broader than they look.
     pub wide_senders: Vec<WideSenderSummary>,
-    /// What a reader should know though it is no error.
+    /// What a reader should know although it is not an error.
     pub notes: Vec<String>,
 }
 
-/// A component that many may be, as a sender to guarded endpoints.
+/// A component that many senders may count as, with the guarded endpoints that it reaches.
 #[derive(Debug, Serialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct WideSenderSummary {
     /// Its name.
     pub component: String,
-    /// Who may be it.
+    /// Who may count as it.
     pub who: String,
     /// The guarded endpoints that it reaches, `component:port`.
     pub endpoints: Vec<String>,
-    /// What would make it narrower.
+    /// What would narrow it.
     pub remedy: &'static str,
 }
 
@@ -87,7 +87,7 @@ pub struct NodeSummary {
 pub struct ComponentSummary {
     /// Its name.
     pub name: String,
-    /// One sentence for people.
+    /// One sentence that describes it.
     pub description: String,
     /// Roles of the nodes it runs on; `*` is every node.
     pub runs_on: Vec<String>,
@@ -99,7 +99,7 @@ pub struct ComponentSummary {
     pub addresses: Vec<String>,
     /// cgroups of its processes.
     pub cgroups: Vec<String>,
-    /// Components it counts as, too, when it sends.
+    /// Components that it also counts as when it sends.
     pub part_of: Vec<String>,
     /// Whether its ports are guarded under `otherTraffic: Allow`.
     pub guard: bool,
@@ -119,7 +119,7 @@ pub struct PortSummary {
     pub matches: Vec<String>,
     /// Reached and bound on a loopback address only.
     pub loopback_only: bool,
-    /// What a person should know who was denied here.
+    /// What operators should know about a denial here.
     #[serde(skip_serializing_if = "String::is_empty")]
     pub denial: String,
     /// Virtual addresses that lead to it, with protocol.
@@ -147,16 +147,16 @@ pub struct PathSummary {
     /// The path's own mode.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub mode: Option<Word<Mode>>,
-    /// Why it is there.
+    /// Why it exists.
     pub because: String,
-    /// The document that names it; empty for a user's own.
+    /// The document that names it; empty for a user's own path.
     pub document: String,
-    /// What people see when it is missing.
+    /// What users observe if it is missing.
     pub symptom: String,
     /// The first Kubernetes version that has it; empty for all.
     #[serde(skip_serializing_if = "String::is_empty")]
     pub since: String,
-    /// The first Kubernetes version that has it no more; empty for none.
+    /// The first Kubernetes version that no longer has it; empty for none.
     #[serde(skip_serializing_if = "String::is_empty")]
     pub until: String,
     /// `catalogue`, or `FILE:LINE`.
@@ -165,7 +165,7 @@ pub struct PathSummary {
 
 /// The summary of a policy.
 pub fn summary(policy: &Policy) -> Summary {
-    let places = Places::of(policy);
+    let located = Located::of(policy);
     let mut services: Services<'_> = HashMap::new();
     for service in &policy.services {
         let end = (service.component.as_str(), service.port.as_str());
@@ -192,7 +192,7 @@ pub fn summary(policy: &Policy) -> Summary {
         components: policy
             .components
             .iter()
-            .map(|component| component_summary(&services, &places, component))
+            .map(|component| component_summary(&services, &located, component))
             .collect(),
         paths: policy
             .paths
@@ -200,7 +200,7 @@ pub fn summary(policy: &Policy) -> Summary {
             .map(|path| path_summary(by_name.get(path.to_component.as_str()).copied(), path))
             .collect(),
         wide_senders: policy.wide_senders.iter().map(wide_sender).collect(),
-        notes: policy.notes.clone(),
+        notes: policy.warnings.clone(),
     }
 }
 
@@ -213,10 +213,10 @@ fn wide_sender(wide: &WideSender) -> WideSenderSummary {
     }
 }
 
-/// What fits on a screen: what it is, who reaches more than one would think, and what should be known.
+/// A summary that fits on a screen: the policy, its broad senders, and its warnings.
 pub fn brief(policy: &Policy) -> String {
     let mut text = head(policy);
-    // In the order in which they come.
+    // In the order of the policy.
     let mut by_roles: Vec<Vec<&Node>> = Vec::new();
     let mut indices: HashMap<&[String], usize> = HashMap::new();
     for node in &policy.nodes {
@@ -254,7 +254,7 @@ pub fn brief(policy: &Policy) -> String {
     text
 }
 
-/// Not more than a line takes.
+/// As many names as fit on a line.
 fn some(names: &[&str]) -> String {
     match names.get(..SHOWN) {
         Some(shown) if names.len() > SHOWN + 1 => {
@@ -282,15 +282,15 @@ fn warnings(policy: &Policy, text: &mut String) {
             some(&endpoints)
         );
     }
-    if !policy.notes.is_empty() {
+    if !policy.warnings.is_empty() {
         let _ = writeln!(text, "\nNotes");
     }
-    for note in &policy.notes {
+    for note in &policy.warnings {
         let _ = writeln!(text, "  - {note}");
     }
 }
 
-/// The policy as it was understood, for people; ends with a newline.
+/// The policy as it was understood, as text; ends with a newline.
 pub fn describe(policy: &Policy) -> String {
     let summary = summary(policy);
     let mut text = head(policy);
@@ -324,7 +324,7 @@ fn head(policy: &Policy) -> String {
     if policy.tls_lock == Mode::DryRun && policy.mode == Mode::Enforce {
         let _ = writeln!(
             text,
-            "  TLS lock DryRun: plaintext on a path that asks for TLS is told and not dropped"
+            "  TLS lock DryRun: report only, plaintext on a path that requires TLS is not dropped"
         );
     }
     for (what, networks) in [
@@ -384,7 +384,7 @@ type Services<'a> = HashMap<(&'a str, &'a str), Vec<&'a Service>>;
 
 fn component_summary(
     services: &Services<'_>,
-    places: &Places<'_>,
+    located: &Located<'_>,
     component: &Component,
 ) -> ComponentSummary {
     ComponentSummary {
@@ -397,7 +397,7 @@ fn component_summary(
         cgroups: component.cgroups.clone(),
         part_of: component.part_of.clone(),
         guard: component.guard,
-        inert: places.is_inert(component),
+        inert: located.is_inert(component),
         ports: component
             .ports
             .iter()
@@ -544,7 +544,7 @@ fn paths_table(paths: &[PathSummary]) -> Table {
     let mut table = table(&["path", "from", "to", "locks", "why"]);
     for path in paths {
         let mut why = path.because.clone();
-        // The catalogue's documents are in its own listing; a user's path is found by its line.
+        // The catalogue has a listing of its documents; a user's path is identified by its line.
         if path.document.is_empty() {
             let _ = write!(why, " ({})", path.origin);
         }
@@ -575,13 +575,13 @@ fn locks(path: &PathSummary) -> String {
 
 fn table(header: &[&str]) -> Table {
     let mut table = Table::new();
-    // Without asking the terminal: the text is the same in a file and on a screen.
+    // Independent of the terminal: the text is the same in a file and on a screen.
     table
         .load_style(STYLE)
         .set_content_arrangement(ContentArrangement::Dynamic)
         .set_width(TABLE_WIDTH)
         .set_header(header.iter().copied());
-    // Names are looked for, so they are never broken.
+    // Names are never broken, so that they can be searched for.
     if let Some(names) = table.column_mut(0) {
         names.set_constraint(ColumnConstraint::ContentWidth);
     }
@@ -592,7 +592,7 @@ fn texts<T: ToString>(values: &[T]) -> Vec<String> {
     values.iter().map(ToString::to_string).collect()
 }
 
-/// One line, below the header: rows of several lines are told apart by their first column.
+/// A line only below the header: rows of several lines are distinguished by their first column.
 const STYLE: TableStyle =
     TableStyle::new().header_separator(LineStyle::none().fill('─').junction('─'));
 const TABLE_WIDTH: u16 = 140;

@@ -23,7 +23,7 @@ fn schema() -> Schema {
     json_schema!({
         "$schema": "http://json-schema.org/draft-07/schema#",
         "title": "enforcer: Inventory, PathPolicy and PathCases",
-        // The kind chooses, so that an editor speaks of one kind's fields and not of all.
+        // The kind selects the schema, so that an editor offers the fields of one kind only.
         "type": "object",
         "required": ["apiVersion", "kind", "metadata", "spec"],
         "properties": {

@@ -1,4 +1,4 @@
-//! A file's text, and where a value stands in it.
+//! A file's text, and the location of a value in it.
 
 use std::borrow::Cow;
 use std::fmt;
@@ -7,12 +7,12 @@ use std::marker::PhantomData;
 use schemars::{JsonSchema, Schema, SchemaGenerator};
 use serde::de::{self, Deserialize, Deserializer, MapAccess, Visitor};
 
-/// A file's name and text: what a policy was made of, to be shown and read again.
+/// A file's name and text: the source of a policy, kept to be shown and read again.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct SourceText {
     /// The file, as errors name it.
     pub name: String,
-    /// What it holds.
+    /// Its text.
     pub text: String,
 }
 
@@ -21,10 +21,10 @@ impl SourceText {
     pub const MAX_BYTES: u64 = 32 << 20;
 }
 
-/// A place in a text: the first character of a value and how long it is.
+/// A location in a text: the first character of a value, and its length.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Span {
-    /// Line, from 1; 0 where the place is not known.
+    /// Line, from 1; 0 if the location is not known.
     pub line: u32,
     /// Column in characters, from 1.
     pub column: u32,
@@ -33,12 +33,12 @@ pub struct Span {
 }
 
 impl Span {
-    /// Whether it points anywhere.
+    /// Whether the location is known.
     pub const fn is_known(self) -> bool {
         self.line > 0
     }
 
-    /// This one, or another where this one points nowhere.
+    /// This one, or another if this one is not known.
     pub const fn or(self, other: Self) -> Self {
         if self.is_known() { self } else { other }
     }
@@ -55,19 +55,19 @@ impl From<serde_saphyr::Location> for Span {
     }
 }
 
-/// A value and where it stands.
+/// A value and its location.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Spanned<T> {
     /// The value.
     pub value: T,
-    /// Its place.
+    /// Its location.
     pub span: Span,
 }
 
 impl<'de, T: Deserialize<'de>> Deserialize<'de> for Spanned<T> {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
         let spanned = serde_saphyr::Spanned::deserialize(deserializer)?;
-        // For an alias: where it is used, which is where the reader has to look first.
+        // For an alias, this is where it is used, which is where the reader has to look first.
         Ok(Self {
             value: spanned.value,
             span: spanned.referenced.into(),
@@ -93,7 +93,7 @@ impl<T: JsonSchema> JsonSchema for Spanned<T> {
     }
 }
 
-/// A mapping in the order of the file, with the place of every key and value.
+/// A mapping in the order of the file, with the location of every key and value.
 #[derive(Debug)]
 pub(crate) struct Entries<T>(pub Vec<(Spanned<String>, Spanned<T>)>);
 

@@ -1,11 +1,11 @@
-//! Text that others chose, made harmless where it is shown: names of processes, cgroups, interfaces
-//! and files, and what a policy says. A newline would forge a line of a log, an escape sequence
-//! would move a terminal's cursor, and a bidirectional control would turn a line around.
+//! Escapes text that others chose where it is shown: names of processes, cgroups, interfaces and files, and the texts
+//! of a policy. A newline would forge a line of a log, an escape sequence would move a terminal's cursor, and a
+//! bidirectional control would reorder a line.
 //!
-//! Text is kept as it is everywhere else. [`shown`] is for text within a line ([`name`] for who did something), [`lines`] for text
-//! that has lines of its own, [`json`] for a JSON document. All three escape the same characters,
-//! and escape no backslash: what is harmless stays as it is, systemd's `\x2d` in the names of
-//! cgroups for one. So escaping twice changes nothing.
+//! Everywhere else text is kept as it is. [`shown`] is for text within a line ([`name`] for a subject), [`lines`] for
+//! text that has lines of its own, [`json`] for a JSON document. All three escape the same characters, and none escapes
+//! backslashes: harmless text stays as it is, such as systemd's `\x2d` in the names of cgroups. So escaping twice
+//! changes nothing.
 
 use std::{borrow::Cow, error::Error, fmt::Write as _, path::Path};
 
@@ -14,8 +14,8 @@ pub fn shown(text: &str) -> Cow<'_, str> {
     escaped(text, is_harmful, visible)
 }
 
-/// A name within a line that says who did something. One with spaces is quoted, so that it says nothing more than
-/// its name.
+/// The name of a subject within a line. A name with spaces is quoted, so that it can not be mistaken for the rest of
+/// the sentence.
 pub fn name(text: &str) -> Cow<'_, str> {
     let text = shown(text);
     if text.contains([' ', '"']) {
@@ -31,9 +31,9 @@ pub fn lines(text: &str) -> Cow<'_, str> {
     escaped(text, harmful, visible)
 }
 
-/// A JSON document. It stays valid, and means the same.
+/// A JSON document. It stays valid and keeps its meaning.
 pub fn json(document: &str) -> Cow<'_, str> {
-    // A newline can only stand between values: within a string it is escaped already.
+    // A newline can only be between values: within a string it is escaped already.
     let harmful = |c| c != '\n' && is_harmful(c);
     escaped(document, harmful, |c, out| {
         for unit in c.encode_utf16(&mut [0; 2]) {
@@ -42,8 +42,8 @@ pub fn json(document: &str) -> Cow<'_, str> {
     })
 }
 
-/// A line of a file, to be shown with marks below: each character stays one. What ASCII has of controls is left to
-/// who shows it.
+/// A line of a file that is shown with marks below it: each character stays one character. ASCII controls are left to
+/// the code that shows the line.
 pub fn excerpt(line: &str) -> String {
     let shown = |c: char| match c.is_ascii() || !is_harmful(c) {
         true => c,
@@ -52,12 +52,12 @@ pub fn excerpt(line: &str) -> String {
     line.chars().map(shown).collect()
 }
 
-/// The name of a file, as it is shown.
+/// The displayed name of a file.
 pub fn path(path: &Path) -> String {
     shown(&of_bytes(path.as_os_str().as_encoded_bytes())).into_owned()
 }
 
-/// Text of bytes. Those that are no UTF-8 are written as `\xff`.
+/// Bytes as text. Those that are not UTF-8 are written as `\xff`.
 pub fn of_bytes(bytes: &[u8]) -> String {
     let mut text = String::with_capacity(bytes.len());
     for chunk in bytes.utf8_chunks() {
@@ -69,7 +69,7 @@ pub fn of_bytes(bytes: &[u8]) -> String {
     text
 }
 
-/// An error with its causes, each said once, as some say their cause themselves.
+/// An error with its causes, each printed once, as some errors include their cause.
 pub fn chain(error: &(dyn Error + 'static)) -> String {
     let mut text = error.to_string();
     let mut cause = error.source();
@@ -102,7 +102,7 @@ fn escaped(
     Cow::Owned(out)
 }
 
-/// A harmful character as it is written in a program.
+/// A harmful character as an escape sequence of a programming language.
 fn visible(c: char, out: &mut String) {
     match c {
         '\0' | '\t' | '\n' | '\r' => out.extend(c.escape_debug()),
@@ -110,18 +110,18 @@ fn visible(c: char, out: &mut String) {
     }
 }
 
-/// Whether a character does something to the text around it, or is not seen.
+/// Whether a character affects the text around it, or is invisible.
 fn is_harmful(c: char) -> bool {
     if c.is_ascii() {
         return c.is_ascii_control();
     }
     match c {
-        // Letters and marks to Unicode, and of no width (Default_Ignorable_Code_Point).
+        // Letters and marks to Unicode, but without a width (Default_Ignorable_Code_Point).
         '\u{34f}' | '\u{115f}' | '\u{1160}' | '\u{17b4}' | '\u{17b5}' => true,
         '\u{180b}'..='\u{180f}' | '\u{3164}' | '\u{fe00}'..='\u{fe0f}' | '\u{ffa0}' => true,
         '\u{e0100}'..='\u{e01ef}' => true,
-        // Controls, formats (bidirectional ones, those of no width), separators, and what has no meaning,
-        // by the tables of the standard library. Behind a letter, it lets marks be.
+        // Controls, formats (such as bidirectional ones and those without a width), separators, and unassigned
+        // characters, by the tables of the standard library. Behind a letter, marks are not escaped.
         c => {
             let mut letter_and_it = [0; 5];
             letter_and_it[0] = b'a';

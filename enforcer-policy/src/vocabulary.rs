@@ -122,14 +122,14 @@ impl<T: Vocabulary> JsonSchema for Word<T> {
     }
 }
 
-/// What a policy says of an attempt.
+/// The verdict on an attempt, in the words of events and of `explain`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Decision {
     /// It passes.
     Allowed,
     /// It is dropped, or the call refused.
     Denied,
-    /// It would be, but dry-run lets it pass.
+    /// It would be denied, but dry-run lets it pass.
     WouldDeny,
 }
 

@@ -1,4 +1,4 @@
-//! Components and paths written out as documents that are a policy again.
+//! Writes components and paths as documents of a valid policy.
 
 use std::collections::BTreeMap;
 
@@ -7,12 +7,12 @@ use serde::Serialize;
 use crate::model::{Component, Locality, Mode, Path, Port};
 use crate::read::source::{API_VERSION, TLS};
 
-/// A policy of these components and paths on an example cluster: an `Inventory` and a `PathPolicy`
-/// that a user can keep parts of. The addresses are those that documents may use (RFC 5737, RFC 3849).
+/// A policy of these components and paths on an example cluster: an `Inventory` and a `PathPolicy` that a user can take
+/// parts from. The addresses are those reserved for documentation (RFC 5737, RFC 3849).
 ///
 /// # Errors
 ///
-/// The YAML library's own.
+/// Those of the YAML library.
 pub fn policy_yaml<'a>(
     name: &str,
     components: impl IntoIterator<Item = &'a Component>,

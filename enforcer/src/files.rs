@@ -3,8 +3,9 @@
 use std::collections::HashSet;
 use std::fs::{self, File, FileType, OpenOptions};
 use std::io::{self, BufRead as _, BufReader, Read as _};
-use std::os::unix::fs::{FileTypeExt as _, OpenOptionsExt as _};
+use std::os::unix::fs::{FileTypeExt as _, MetadataExt as _, OpenOptionsExt as _};
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use enforcer_policy::{
     Policy, PolicyError, PolicyErrors, SourceText, Span,
@@ -51,6 +52,62 @@ pub fn read_again_and_again(inputs: &[PathBuf]) -> Result<Vec<SourceText>, Polic
     files(inputs)?
         .iter()
         .map(|file| read_regular(&file.path).map_err(PolicyErrors::from))
+        .collect()
+}
+
+/// How long files must have stayed as they are before a change of them counts. Whoever writes a file in place empties it
+/// first, and the first half of a policy may be a policy, too.
+pub const QUIET: Duration = Duration::from_millis(100);
+/// Files that change for so many times that long are not read.
+const RESTLESS: u32 = 100;
+
+/// [`read_again_and_again`], as soon as nobody is writing: the files were the same before `pause` (of [`QUIET`]), after it,
+/// and when all of them had been read.
+pub fn read_settled(
+    inputs: &[PathBuf],
+    mut pause: impl FnMut(),
+) -> Result<Vec<SourceText>, PolicyErrors> {
+    for _ in 0..RESTLESS {
+        let before = stamps(inputs);
+        pause();
+        if stamps(inputs) != before {
+            continue;
+        }
+        let texts = read_again_and_again(inputs);
+        if stamps(inputs) == before {
+            return texts;
+        }
+    }
+    let name = inputs
+        .first()
+        .map(|input| text::path(input))
+        .unwrap_or_default();
+    let message =
+        "the policy's files change without a pause, and are not read before they stay as they are";
+    Err(PolicyError::unreadable(&name, message.to_owned(), None).into())
+}
+
+/// What changes when a file is written or exchanged: device, inode, size, and the times of the last change in nanoseconds.
+type Stamp = (PathBuf, Option<[i128; 5]>);
+
+fn stamps(inputs: &[PathBuf]) -> Vec<Stamp> {
+    const NANOSECONDS: i128 = 1_000_000_000;
+    let found = files(inputs).unwrap_or_default().into_iter();
+    let stamp = |path: &Path| {
+        let of = fs::metadata(path).ok()?;
+        let time = |seconds: i64, nanoseconds: i64| {
+            i128::from(seconds) * NANOSECONDS + i128::from(nanoseconds)
+        };
+        Some([
+            of.dev().into(),
+            of.ino().into(),
+            of.size().into(),
+            time(of.mtime(), of.mtime_nsec()),
+            time(of.ctime(), of.ctime_nsec()),
+        ])
+    };
+    found
+        .map(|file| (file.path.clone(), stamp(&file.path)))
         .collect()
 }
 

@@ -1,6 +1,6 @@
-//! What is fuzzed: everything that reads bytes which somebody else wrote. Each target is a function of
-//! bytes that panics where something is wrong, and nothing else, so that libFuzzer
-//! (`cargo xtask fuzz`) and a bounded test on a stable compiler (`tests/bounded.rs`) run the same.
+//! What is fuzzed: everything that reads bytes which others wrote. Each target is a function of bytes that panics if
+//! something is wrong, and does nothing else, so that libFuzzer (`cargo xtask fuzz`) and a bounded test on a stable
+//! compiler (`tests/bounded.rs`) run the same code.
 
 pub mod seeds;
 

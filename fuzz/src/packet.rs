@@ -29,7 +29,7 @@ static COMPILED: LazyLock<Compiled> = LazyLock::new(|| {
     compile(&policy, node, None, &mut PathNumbers::default()).unwrap_or_else(|e| panic!("{e}"))
 });
 
-/// The first byte says where the rest is met; the rest is read and judged there.
+/// The first byte selects the vantage; the rest is parsed and judged there.
 pub fn packet(bytes: &[u8]) {
     let Some((&how, bytes)) = bytes.split_first() else {
         return;
@@ -60,7 +60,7 @@ pub fn packet(bytes: &[u8]) {
     let flag = how & 8 != 0;
     let party = Party::from(how >> 4) % COMPILED.party_names.len() as Party;
     let mark = PacketMark::from_word(u16::from(how) << 8 | u16::from(how));
-    // Whatever a checksum is said to do, nothing of a header that decides may be what it does.
+    // Whatever the checksum offload requests, a harmless one must not write to header bytes that decide.
     let completion = Completion {
         start: party.into(),
         field: u32::from(party) + u32::from(how),

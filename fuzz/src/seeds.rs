@@ -48,7 +48,7 @@ pub fn cases() -> Vec<Vec<u8>> {
     shipped.map(shortened).to_vec()
 }
 
-/// Packets of every kind that the reader tells from others, as the target for packets takes them.
+/// Packets of every kind that the parser distinguishes, in the form of the target for packets.
 pub fn packets() -> Vec<Vec<u8>> {
     let (v4, v6) = (ip4, ip6);
     let syn = tcp(50_000, 2379, 0x02, b"");

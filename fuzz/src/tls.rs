@@ -1,8 +1,8 @@
-//! The lock of paths that ask for TLS, over streams in pieces.
+//! The TLS check, over streams in pieces.
 
 use enforcer_common::{
     packet::Segment,
-    tls::{Answer, HELLO, answer, may_follow, may_stand},
+    tls::{Answer, HELLO, answer, may_be_hello, may_follow},
 };
 
 /// Four bytes say where the stream begins, then come segments: where each begins, counted from a little
@@ -22,8 +22,8 @@ pub fn tls(bytes: &[u8]) {
             end: payload.len() as u32,
             flags: u32::from(*flags) & !SYN,
         };
-        let stands = payload.iter().zip(before..).all(|(byte, place)| {
-            !(0..i64::from(HELLO)).contains(&place) || may_stand(place as u32, *byte)
+        let stands = payload.iter().zip(before..).all(|(byte, position)| {
+            !(0..i64::from(HELLO)).contains(&position) || may_be_hello(position as u32, *byte)
         });
         // Urgent data is not read with the rest.
         let expected = stands && !segment.is_urgent();

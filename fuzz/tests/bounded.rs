@@ -113,7 +113,7 @@ fn fuzz(name: &str, rounds: u32) {
     }
 }
 
-/// An input that did harm, where it can be looked at.
+/// Saves an input that broke something, for inspection.
 fn keep(name: &str, input: &[u8]) -> PathBuf {
     let file = Path::new(env!("CARGO_TARGET_TMPDIR")).join(format!("finding-{name}"));
     fs::write(&file, input).expect("the build's directory can be written to");

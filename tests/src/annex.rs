@@ -62,7 +62,7 @@ struct Removed(String);
 impl Drop for Removed {
     fn drop(&mut self) {
         if let Err(error) = net::delete_namespaces(std::slice::from_ref(&self.0)) {
-            // A destructor has nobody to tell; the next lab's sweep tries again.
+            // A destructor can not return an error; the next lab's sweep tries again.
             eprintln!("failed to remove {}: {error:#}", self.0);
         }
     }

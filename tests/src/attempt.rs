@@ -1,17 +1,18 @@
-//! What a test can try from a place with `lab-probe`, and what comes of it.
+//! What a test can attempt from a place with `lab-probe`, and the outcomes.
 
 use std::net::{IpAddr, SocketAddr};
-use std::time::Duration;
+use std::thread;
+use std::time::{Duration, Instant};
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, ensure};
 use serde::de::DeserializeOwned;
 
 use crate::packet::{Forged, to_hex};
 use crate::patience::patient;
 use crate::place::{Action, Place};
 use crate::probe::{
-    Bind, Connect, Dns, Frame, Heard, Hold, Inject, Outcome, Ping, Probe, READY, Raw, Report,
-    Serve, Sniff, TIMEOUT_MS, Transfer, TunnelAgent, TunnelServer, Udp,
+    Bind, Connect, Dns, Frame, Heard, Hold, Inject, Knock, Outcome, Ping, Probe, READY, Raw,
+    Report, Serve, Sniff, TIMEOUT_MS, Transfer, TunnelAgent, TunnelServer, Udp,
 };
 use crate::process::{Ran, Running};
 use crate::tools::Tool;
@@ -36,8 +37,7 @@ impl Place {
         self.probe(&Probe::Connect(connect))
     }
 
-    /// Opens a TCP connection, sends a text and hands back what came of it: who answers tells who is
-    /// there.
+    /// Opens a TCP connection, sends a text and returns the outcome: the answer identifies the server.
     pub fn ask(&self, to: SocketAddr, text: &str) -> Result<Report> {
         self.connect_with(Connect {
             send: Some(text.to_owned()),
@@ -45,7 +45,7 @@ impl Place {
         })
     }
 
-    /// Sends so many bytes to an echo server and takes them back; `count` says how many came.
+    /// Sends that many bytes to an echo server and receives them again; `count` says how many came.
     pub fn transfer(&self, to: SocketAddr, bytes: usize) -> Result<Report> {
         let timeout_ms = TIMEOUT_MS;
         self.probe(&Probe::Transfer(Transfer {
@@ -148,6 +148,12 @@ impl Place {
         }))
     }
 
+    /// Starts somebody who connects over and over.
+    pub fn knock(&self, to: SocketAddr) -> Result<Knocker> {
+        let running = self.start_listener(&Probe::Knock(Knock { to }))?;
+        Ok(Knocker { running })
+    }
+
     /// Opens a connection and keeps it busy. Comes back when the first answer is there.
     pub fn hold(&self, hold: Hold) -> Result<Held> {
         let running = self.probe_command(&Probe::Hold(hold))?.spawn()?;
@@ -200,6 +206,45 @@ impl Place {
     }
 }
 
+/// Somebody who connects over and over.
+#[derive(Debug)]
+pub struct Knocker {
+    running: Running,
+}
+
+impl Knocker {
+    /// How often he has tried so far, in thousands.
+    pub fn tried(&self) -> u64 {
+        let text = self.running.stdout();
+        let tried = text
+            .lines()
+            .filter_map(|line| line.strip_prefix("tried ")?.parse().ok());
+        tried.max().unwrap_or(0)
+    }
+
+    /// The connections that stood.
+    pub fn opened(&self) -> Vec<String> {
+        let text = self.running.stdout();
+        let opened = text.lines().filter(|line| line.starts_with("open "));
+        opened.map(str::to_owned).collect()
+    }
+
+    /// Waits until he has tried a thousand times more.
+    pub fn tries_more(&self, at_most: Duration) -> Result<()> {
+        let before = self.tried();
+        let deadline = Instant::now() + at_most;
+        while self.tried() <= before {
+            let (out, err) = (self.running.stdout(), self.running.stderr());
+            ensure!(
+                Instant::now() < deadline,
+                "he does not try any more: {out}{err}"
+            );
+            thread::sleep(Duration::from_millis(5));
+        }
+        Ok(())
+    }
+}
+
 /// A connection that is kept open and busy.
 #[derive(Debug)]
 pub struct Held {
@@ -224,13 +269,13 @@ impl Held {
             .is_ok()
     }
 
-    /// Waits until no answer comes any more, and tells how it ended.
+    /// Waits until no more answers come, and returns how it ended.
     pub fn wait_for_end(self, at_most: Duration) -> Result<Report> {
         report(&self.running.finish(at_most)?)
     }
 }
 
-/// An echo server that tells what it heard.
+/// An echo server that reports what it received.
 #[derive(Debug)]
 pub struct Server {
     running: Running,
@@ -242,12 +287,12 @@ impl Server {
         &self.running
     }
 
-    /// All that it heard so far.
+    /// Everything that it received so far.
     pub fn heard(&self) -> Vec<Heard> {
         parsed(&self.running)
     }
 
-    /// Waits until it has heard something in particular; nothing if it does not.
+    /// Waits until it has received something in particular; `None` if it does not.
     pub fn wait_for(&self, wanted: impl Fn(&Heard) -> bool, at_most: Duration) -> Option<Heard> {
         let matches = |line: &str| serde_json::from_str(line).is_ok_and(|heard| wanted(&heard));
         let line = self.running.wait_for_line(matches, at_most).ok()?;

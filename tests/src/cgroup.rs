@@ -60,7 +60,7 @@ impl Cgroup {
         &self.directory
     }
 
-    /// Its id, as the kernel's helpers tell it: the directory's inode.
+    /// Its id, as the kernel's helpers return it: the directory's inode.
     pub fn id(&self) -> Result<u64> {
         use std::os::unix::fs::MetadataExt;
         Ok(fs::metadata(&self.directory)
@@ -76,7 +76,7 @@ impl Cgroup {
     }
 }
 
-/// A cgroup below the mount point, for a test that moves about in it by itself: left and removed in the end.
+/// A cgroup below the mount point, for a test that moves itself between cgroups: left and removed at the end.
 #[derive(Debug)]
 pub struct OwnTree(PathBuf);
 
@@ -150,7 +150,7 @@ pub fn remove_tree(root: &Path) -> Result<()> {
 
 fn kill_tree(root: &Path) -> io::Result<()> {
     match fs::write(root.join("cgroup.kill"), "1") {
-        // Somebody else removed it between our look and now.
+        // Something else removed it between our check and now.
         Err(error) if error.raw_os_error() == Some(Errno::ENODEV as i32) => Ok(()),
         // The file came with 5.14; and another sweep may have been quicker.
         Err(error) if error.kind() == io::ErrorKind::NotFound => kill_one_by_one(root),

@@ -31,7 +31,7 @@ pub const OUTSIDE_NAME: &str = "www.outside.lab";
 pub struct Started {
     /// Real servers.
     pub running: Vec<Running>,
-    /// Listeners in somebody's place.
+    /// Listeners that stand in for components.
     pub listening: Vec<Server>,
 }
 
@@ -119,7 +119,7 @@ fn start_node(lab: &Lab, node: &Party, started: &mut Started) -> Result<()> {
     Ok(())
 }
 
-/// The cluster's DNS, what it asks, and the caches that ask it.
+/// The cluster's DNS, its upstream, and the caches in front of it.
 fn start_dns(lab: &Lab, started: &mut Started) -> Result<()> {
     let outside = lab.daemon(INFRA.name, "resolver");
     let dns = lab.pod(plan::DNS.party.name).clone();
@@ -214,7 +214,7 @@ fn start_infrastructure(lab: &Lab, started: &mut Started) -> Result<()> {
         udp: [INFRA.both(port::NTP), INFRA.both(port::DHCP_SERVER)].concat(),
         ..Serve::default()
     })?);
-    // Somebody outside, with servers of all kinds.
+    // A host outside, with servers of all kinds.
     started
         .listening
         .push(lab.daemon(OUT.name, "web").serve(Serve {
@@ -273,8 +273,8 @@ fn write(file: &Path, text: &str) -> Result<()> {
     fs::write(file, text).with_context(|| format!("failed to write {}", file.display()))
 }
 
-/// Starts konnectivity's server on a control-plane node, and an agent that dials out to it and goes
-/// on to `target`. Without TLS: what the tunnel speaks is no matter here.
+/// Starts konnectivity's server on a control-plane node, and an agent that connects to it and forwards to `target`.
+/// Without TLS, as the protocol in the tunnel does not matter here.
 pub fn start_tunnel(
     lab: &Lab,
     node: &Party,

@@ -195,7 +195,7 @@ impl Crafted {
     }
 }
 
-/// The fields of a TCP segment that somebody might choose.
+/// The fields of a TCP segment that an attacker may choose.
 #[derive(Debug, Clone, Copy)]
 pub struct Segment<'a> {
     /// Flags.

@@ -1,4 +1,4 @@
-//! Somebody who holds a hook of a cgroup for himself, as programs do that attach without the flag for several.
+//! A program that holds a hook of a cgroup exclusively, as programs do that attach without the flag for several.
 
 use std::fs::File;
 use std::io;
@@ -38,7 +38,7 @@ struct Load {
     expected_attach_type: u32,
 }
 
-/// The same for `BPF_PROG_ATTACH` and `BPF_PROG_DETACH`. No flags: nobody else may attach.
+/// The same for `BPF_PROG_ATTACH` and `BPF_PROG_DETACH`. Without flags, no other program may attach.
 #[repr(C)]
 struct Attach {
     target_fd: u32,

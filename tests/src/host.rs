@@ -12,7 +12,7 @@ use crate::place::{Kit, Place};
 use crate::plan::{Party, PodPlan};
 use crate::sweep::LabId;
 
-/// A host: its network namespace, and as many cgroups as somebody asks for.
+/// A host: its network namespace, and as many cgroups as a test needs.
 #[derive(Debug, Clone)]
 pub struct Host {
     party: Party,

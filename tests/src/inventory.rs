@@ -63,7 +63,7 @@ impl Inventory {
         self
     }
 
-    /// Nobody knows where this component is.
+    /// Leaves this component out of the Inventory.
     pub fn without(mut self, component: &'static str) -> Self {
         self.left_out.push(component);
         self

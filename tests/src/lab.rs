@@ -24,7 +24,7 @@ use crate::{cluster, net, servers, tools};
 /// The helper program's name in a lab's directory.
 const PROBE: &str = "lab-probe";
 
-/// What a lab is to have besides its network. Servers take time: ask for what the test needs.
+/// What a lab has besides its network. Servers take time to start: request only what the test needs.
 #[derive(Debug, Clone, Copy)]
 pub struct Builder {
     topology: Topology,
@@ -82,8 +82,8 @@ impl Builder {
         }
     }
 
-    /// Those whom a policy must leave alone: echo on hosts and pods, a pod's own 8080 and 2379,
-    /// node-local DNS, a worker's web server.
+    /// Servers that a policy must not affect: echo on hosts and pods, a pod's own 8080 and 2379, node-local DNS, a
+    /// worker's web server.
     pub fn bystanders(self) -> Self {
         Self {
             bystanders: true,
@@ -239,7 +239,7 @@ impl Lab {
         &self.kit.certs
     }
 
-    /// Who is in it.
+    /// Its hosts and pods.
     pub fn topology(&self) -> &Topology {
         &self.topology
     }
@@ -317,7 +317,7 @@ impl Lab {
         self.place(host, &format!("{}/hostnet", cgroup::PODS))
     }
 
-    /// Where somebody is who came by SSH, before there is a session.
+    /// Where a user is who came by SSH, before there is a session.
     pub fn login(&self, host: &str) -> Place {
         self.daemon(host, "sshd")
     }
@@ -347,8 +347,8 @@ impl Lab {
         found.unwrap_or_else(|| panic!("the lab has no bystander `{name}`; was it asked for them?"))
     }
 
-    /// Starts the mistake that the kernel itself would allow: the apiserver's insecure port on the
-    /// node's own addresses. With it, "denied" means denied and not "nobody listens there".
+    /// Makes a mistake that the kernel allows: the apiserver's insecure port on the node's own addresses. With it,
+    /// "denied" can not mean "no listener".
     pub fn expose_insecure_port(&mut self) -> Result<()> {
         let server = servers::exposed_insecure_port(&plan::CP1, &self.kit.certs);
         let place = self.apiserver();
@@ -431,7 +431,7 @@ impl Lab {
         self.servers.push(server);
     }
 
-    /// Ends the lab and tells if that did not work; dropping it does the same without a word.
+    /// Ends the lab and returns whether that failed; dropping it does the same silently.
     pub fn close(self) -> Result<()> {
         let tear_down = TearDown {
             id: self.id,
@@ -522,7 +522,7 @@ impl TearDown {
 impl Drop for TearDown {
     fn drop(&mut self) {
         if let Err(error) = self.remove() {
-            // A destructor has nobody to tell; the next lab's sweep tries again.
+            // A destructor can not return an error; the next lab's sweep tries again.
             eprintln!("failed to remove the lab {}: {error:#}", self.id);
         }
     }

@@ -10,7 +10,7 @@ use nix::sched::{CloneFlags, setns, unshare};
 
 use crate::net;
 
-/// Counters of TCP: what a wrongly lost packet costs even where nobody notices.
+/// Counters of TCP: they show a wrongly lost packet even if nothing else fails.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct TcpSegments {
     /// Sent for the first time.
@@ -116,7 +116,7 @@ fn find_counter(table: &str, protocol: &str, name: &str) -> Option<u64> {
 fn own_mounts(scratch: &Path) -> Result<File> {
     // The thread must not share its root and working directory with the others: NEWNS sees to that.
     unshare(CloneFlags::CLONE_NEWNS).context("failed to unshare the mounts")?;
-    // A slave still follows unmounts of the machine, so that we pin nothing of anybody else's.
+    // A slave mount still follows unmounts of the machine, so that no other mount is pinned.
     mount_on(
         None,
         Path::new("/"),

@@ -102,8 +102,8 @@ pub fn connect(id: &LabId, topology: &Topology) -> Result<()> {
     Ok(())
 }
 
-/// Gives a node its end of the tunnel, and the ways to the others, as Flannel does it: who is where
-/// is told, not asked for.
+/// Gives a node its end of the tunnel and the routes to the others, as Flannel does it: the peers are configured, not
+/// discovered.
 fn connect_tunnel(node: &Party, id: &LabId, topology: &Topology) -> Result<()> {
     let (own, device) = (tunnel_end(node), VXLAN_DEVICE);
     let mut batch = String::new();
@@ -160,9 +160,8 @@ fn connect_tunnel(node: &Party, id: &LabId, topology: &Topology) -> Result<()> {
     run_tool(command, &forwarding).map(drop)
 }
 
-/// Lets a pod's interface, on both ends, take only packets of this size: whoever sends larger ones
-/// has to be told so by the pod's host. The pod goes on to offer segments that fill an Ethernet
-/// frame; otherwise nobody would send larger ones over TCP.
+/// Limits the packet size of a pod's interface, on both ends: a sender of larger packets must be told so by the pod's
+/// host. The pod still offers segments that fill an Ethernet frame; otherwise TCP would not send larger ones.
 pub fn shrink(id: &LabId, pod: &PodPlan, mtu: u32) -> Result<()> {
     let batch = format!(
         "link set eth0 mtu {mtu}\n\
@@ -234,7 +233,7 @@ pub fn tc(namespace: &str, batch: &str) -> Result<()> {
     run_tool(command, batch).map(drop)
 }
 
-/// Feeds a rule set to nftables in a namespace and hands back what it says.
+/// Feeds a rule set to nftables in a namespace and returns its output.
 pub fn nft(namespace: &str, rules: &str) -> Result<()> {
     let mut command = command("nft")?;
     command.args(["-f", "-"]);
@@ -384,7 +383,7 @@ fn host_batch(host: &Party, id: &LabId, topology: &Topology) -> String {
     batch
 }
 
-/// Routed as Calico does it: the pod knows a gateway that nobody is, and the host answers for it.
+/// Routed as Calico does it: the pod's gateway is an address of no host, for which the host answers.
 fn set_up_pod(pod: &PodPlan, id: &LabId) -> Result<()> {
     let (party, interface) = (&pod.party, pod.host_interface());
     Namespace::open(&id.namespace(pod.host))?.set_sysctls(&[
@@ -453,7 +452,7 @@ fn services(topology: &Topology, node: usize) -> String {
         rules.push_str("}\n");
     }
     if is_cluster {
-        // The answer has to come back this way.
+        // Replies must take the same route.
         push(
             &mut rules,
             format_args!(

@@ -5,7 +5,7 @@ use std::net::IpAddr;
 
 use crate::craft::{checksum, protocol, pseudo_header};
 
-/// A checksum is to be completed.
+/// The checksum must be completed.
 const NEEDS_CHECKSUM: u8 = 1;
 /// Segments of TCP over IPv4.
 pub const GSO_TCP4: u8 = 1;

@@ -148,8 +148,8 @@ fn tcp_header(from: u16, to: u16, flags: u8) -> TcpHeader {
     }
 }
 
-/// How a TLS client's first flight begins: a handshake record, a ClientHello in it. As text it is valid
-/// UTF-8, so that servers can tell it on.
+/// The beginning of a TLS client's first flight: a handshake record with a ClientHello. It is valid UTF-8, so that
+/// servers can report it as text.
 pub const CLIENT_HELLO: [u8; 16] = [
     22, 3, 1, 2, 0, 1, 0, 1, 0x7c, 3, 3, b'h', b'e', b'l', b'l', b'o',
 ];
@@ -159,7 +159,7 @@ pub fn to_hex(bytes: &[u8]) -> String {
     bytes.iter().map(|byte| format!("{byte:02x}")).collect()
 }
 
-/// The way back; an odd length or another character is an error that says where.
+/// The reverse; an odd length or another character is an error that says where.
 pub fn from_hex(text: &str) -> Result<Vec<u8>, String> {
     let digits: Vec<u8> = text
         .chars()

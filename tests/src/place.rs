@@ -414,7 +414,7 @@ impl Entry {
     }
 }
 
-/// The variable that leads a tool to its libraries; none if it finds them by itself.
+/// The variable that points a tool to its libraries; none if it finds them itself.
 fn libraries_of(tool: &Tool) -> Result<Option<(&'static str, OsString)>> {
     if tool.libraries.is_empty() {
         return Ok(None);

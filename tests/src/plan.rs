@@ -1,5 +1,5 @@
-//! Who has which name and address in every lab. Labs run side by side with the same addresses,
-//! because each has namespaces of its own.
+//! The names and addresses in every lab. Labs run side by side with the same addresses, because each has its own
+//! namespaces.
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 
@@ -163,7 +163,7 @@ pub fn tunnel_end(node: &Party) -> Party {
     }
 }
 
-/// The address that the apiservers share; whoever claims it has it.
+/// The address that the apiservers share; the one that claims it has it.
 pub const VIP: Party = Party {
     name: "vip",
     v4: Ipv4Addr::new(10, 77, 0, 100),
@@ -209,7 +209,7 @@ pub const SERVICE_NETWORKS: [&str; 2] = ["10.96.0.0/16", "fd96::/112"];
 /// The cloud's metadata service, which [`INFRA`] gives.
 pub const METADATA: Ipv4Addr = Ipv4Addr::new(169, 254, 169, 254);
 
-/// Loopback, of whoever uses it.
+/// Loopback, of any host.
 pub const LOOPBACK: Party = Party {
     name: "loopback",
     v4: Ipv4Addr::LOCALHOST,
@@ -219,7 +219,7 @@ pub const LOOPBACK: Party = Party {
 
 /// Where node-local DNS listens: an address that every node has, on a device of its own.
 pub const NODE_LOCAL_DNS: Ipv4Addr = Ipv4Addr::new(169, 254, 20, 10);
-/// The gateway that every pod sees, as with Calico: nobody's address, answered by proxy ARP.
+/// The gateway of every pod, as with Calico: an address of no host, answered by proxy ARP.
 pub const POD_GATEWAY_V4: Ipv4Addr = Ipv4Addr::new(169, 254, 1, 1);
 /// The hardware address of the host's end of every pod's interface, as with Calico.
 pub const POD_GATEWAY_MAC: [u8; 6] = [0xee; 6];
@@ -248,7 +248,7 @@ pub mod port {
     pub const SCHEDULER: u16 = 10259;
     /// The kubelet's health, on loopback.
     pub const KUBELET_HEALTH: u16 = 10248;
-    /// The kubelet's port without authentication, which somebody left open.
+    /// The kubelet's port without authentication, which was left open.
     pub const KUBELET_READ_ONLY: u16 = 10255;
     /// kube-proxy's health.
     pub const KUBE_PROXY: u16 = 10256;

@@ -26,7 +26,7 @@ pub struct Ran {
 }
 
 impl Ran {
-    /// Whether it ended by itself and with status 0.
+    /// Whether it ended on its own and with status 0.
     pub fn ok(&self) -> bool {
         self.status.is_some_and(|status| status.success())
     }
@@ -36,7 +36,7 @@ impl Ran {
         self.status.and_then(|status| status.code())
     }
 
-    /// Itself if it succeeded, otherwise an error with everything it said.
+    /// Itself if it succeeded, otherwise an error with all of its output.
     pub fn checked(self) -> Result<Self> {
         if self.ok() {
             Ok(self)
@@ -153,7 +153,7 @@ impl Running {
             self.end();
         }
         let took = self.started.elapsed();
-        // A child that it left behind may keep the pipe open: then we have what there is.
+        // A child that it left behind may keep the pipe open: then the output so far must do.
         self.output
             .wait_for(|text| (text.open == 0).then_some(()), DRAIN);
         Ok(Ran {
@@ -219,7 +219,7 @@ pub(crate) fn spawn(command: Command) -> Result<Child> {
         let (jobs, inbox) = channel::<Job>();
         thread::spawn(move || {
             for (mut command, answer) in inbox {
-                // Nobody waits any more only if the asking thread is gone.
+                // Sending fails only if the requesting thread is gone.
                 let _ = answer.send(command.spawn());
             }
         });

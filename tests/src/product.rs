@@ -134,10 +134,34 @@ pub struct Subject {
     pub name: String,
 }
 
-/// An agent on a host of the lab.
+/// What an agent has in force, which outlives it. Dropping it takes it off.
+#[derive(Debug)]
+struct InForce(Option<Place>);
+
+impl InForce {
+    /// Leaves it there.
+    fn leave(mut self) {
+        self.0 = None;
+    }
+}
+
+impl Drop for InForce {
+    fn drop(&mut self) {
+        let Some(place) = &self.0 else {
+            return;
+        };
+        // Nothing may be there any more, not even the lab.
+        let command = tools::enforcer().and_then(|tool| place.command_of(&tool));
+        let _ = command.map(|command| command.arg("detach").run());
+    }
+}
+
+/// An agent on a host of the lab. Dropping it ends it and what it enforces.
 #[derive(Debug)]
 pub struct Agent {
+    // First: it ends before what it left in force is taken off.
     running: Running,
+    in_force: InForce,
     place: Place,
     policy: PathBuf,
     node: String,
@@ -188,6 +212,7 @@ impl Agent {
             .spawn()?;
         let mut agent = Self {
             running,
+            in_force: InForce(Some(place.clone())),
             place,
             policy: file,
             node: node.to_owned(),
@@ -329,9 +354,25 @@ impl Agent {
             .context("status has no generation")
     }
 
-    /// Ends it as an operator would.
+    /// Ends it and what it enforces, as an operator would.
     pub fn stop(self) -> Result<Ran> {
+        self.command(&["detach"])?.checked()?;
+        self.in_force.leave();
+        self.running.finish(Duration::from_secs(10))
+    }
+
+    /// Ends it by SIGTERM: what it enforces stays in force.
+    pub fn leave(self) -> Result<Ran> {
+        self.in_force.leave();
         self.running.signal(Signal::SIGTERM)?;
         self.running.finish(Duration::from_secs(10))
+    }
+
+    /// Ends it by SIGKILL: what it enforces stays in force.
+    pub fn kill(self) -> Result<()> {
+        self.in_force.leave();
+        self.running.signal(Signal::SIGKILL)?;
+        let _ = self.running.finish(Duration::from_secs(10));
+        Ok(())
     }
 }

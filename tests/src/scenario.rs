@@ -22,7 +22,7 @@ pub enum Try {
     Bind(SocketAddr),
 }
 
-/// What the policy says of it.
+/// The policy's verdict on it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Expected {
     /// Allowed by this path.
@@ -36,7 +36,7 @@ pub enum Expected {
 /// One connection.
 #[derive(Debug, Clone)]
 pub struct Row {
-    /// Who, in words.
+    /// The sender, in words.
     pub who: &'static str,
     /// To what, in words.
     pub what: &'static str,

@@ -93,14 +93,14 @@ pub fn wait_for_etcd(etcd: &mut Running, place: &Place, client: &Identity) -> Re
     bail!("etcd does not answer its clients: {}", etcd.stderr())
 }
 
-/// An nginx in somebody's place.
+/// An nginx that stands in for a component.
 #[derive(Debug)]
 pub struct Nginx<'a> {
     /// Its name, and what it answers.
     pub says: &'a str,
     /// `listen` directives: an address, and `ssl` behind it where it speaks TLS.
     pub listen: Vec<String>,
-    /// Who it is towards its clients.
+    /// Its identity towards its clients.
     pub identity: &'a Identity,
 }
 
@@ -197,7 +197,7 @@ pub fn kubelet(certs: &Certs) -> Nginx<'_> {
     }
 }
 
-/// Waits until somebody listens on an address, seen from a place.
+/// Waits until a server listens on an address, seen from a place.
 pub fn wait_for_listener(running: &mut Running, place: &Place, at: SocketAddr) -> Result<()> {
     let deadline = Instant::now() + patient(UP_WITHIN);
     while Instant::now() < deadline {
@@ -265,7 +265,7 @@ pub fn node_local_dns(place: &Place) -> Result<Server> {
     })
 }
 
-/// Somebody's web server on a worker: port 8080 is nobody's secret there.
+/// A user's web server on a worker: port 8080 is not guarded there.
 pub fn worker_web(place: &Place) -> Result<Server> {
     let at = place.party().both(port::INSECURE).to_vec();
     place.serve(Serve {
@@ -288,7 +288,7 @@ pub fn expect_page(place: &Place, url: &str, text: &str) -> Result<()> {
     Ok(())
 }
 
-/// Fails unless somebody answers, with the name that is expected.
+/// Fails unless a server answers, with the expected name.
 pub fn expect_answer(place: &Place, to: SocketAddr, name: &str) -> Result<()> {
     let report = place.ask(to, "who is there?")?;
     if report.outcome != Outcome::Answered || report.answer.as_deref() != Some(name) {

@@ -27,7 +27,7 @@ pub fn prepare(lab: &Lab) -> Result<()> {
     let public = make_key(&lab.login(ADMIN.name), &admin_key(lab))?;
     let keys = known.join("authorized_keys");
     write(&keys, &public)?;
-    // The server trusts no file that somebody else could have written.
+    // The server trusts no file that others could have written.
     for (path, mode) in [(home(lab), 0o755), (known, 0o700), (keys, 0o600)] {
         fs::set_permissions(&path, Permissions::from_mode(mode))
             .with_context(|| format!("failed to set the mode of {}", path.display()))?;

@@ -1,7 +1,7 @@
-//! Names that say who owns what, and the removal of what dead owners left behind.
+//! Names that identify owners, and the removal of what dead owners left behind.
 //!
-//! Everything a lab makes carries its id in the name, and the id is the owner's pid and start time:
-//! so a left-over tells by itself whether its owner lives, and no file can be missing or half written.
+//! Everything that a lab creates has its id in the name, and the id is the owner's pid and start time: so the name
+//! alone shows whether the owner is alive, and no file can be missing or half written.
 
 use std::fmt;
 use std::fs;
@@ -18,7 +18,7 @@ pub const NAMESPACE_PREFIX: &str = "enf-";
 /// How the names of all cgroups and temporary directories start.
 pub const LAB_PREFIX: &str = "enforcer-lab-";
 
-/// A lab's id: the owning process, told apart from later ones with its pid, and a counter.
+/// A lab's id: the owning process, distinguished from later ones with the same pid, and a counter.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub struct LabId {
     pid: i32,

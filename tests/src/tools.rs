@@ -15,7 +15,7 @@ pub const PROGRAMS_VARIABLE: &str = "ENFORCER_LAB_PROGRAMS";
 /// Names the product's program.
 pub const PRODUCT_VARIABLE: &str = "ENFORCER_BIN";
 
-/// A program, and where its shared libraries are if it does not find them by itself.
+/// A program, and where its shared libraries are if it does not find them itself.
 #[derive(Debug, Clone)]
 pub struct Tool {
     /// The program.

@@ -1,5 +1,5 @@
-//! The agent goes on whatever happens around it: files that never answer, interfaces that vanish, no file
-//! descriptors, names that were chosen to deceive. And it says so.
+//! The agent keeps running whatever happens around it: files that never answer, interfaces that vanish, no file
+//! descriptors, names that were chosen to deceive. And it reports the problem.
 
 use std::fs::{self, File, OpenOptions};
 use std::os::fd::AsRawFd;
@@ -59,14 +59,16 @@ fn enforcer(lab: &Lab, args: &[&str]) -> Result<Ran> {
 }
 
 /// An agent on cp1 that a shell starts, after some commands of its own.
-fn start_after(lab: &Lab, commands: &str, policy: &PolicyText) -> Result<Running> {
+fn start_after(lab: &Lab, commands: &str, policy: &PolicyText, more: &str) -> Result<Running> {
     let file = lab.directory().join("policy.yaml");
     fs::write(&file, policy.yaml(lab))?;
     let place = lab.daemon("cp1", "enforcer");
     place
         .command("sh")?
         .arg("-c")
-        .arg(format!("{commands}; exec \"$0\" run --node cp1 -p \"$1\""))
+        .arg(format!(
+            "{commands}; exec \"$0\" run --node cp1 {more} -p \"$1\""
+        ))
         .arg(tools::enforcer()?.path)
         .arg(&file)
         .spawn()
@@ -126,10 +128,10 @@ fn a_pipe_is_no_policy_and_is_not_waited_for() -> Result<()> {
     lab.close()
 }
 
-/// A file system that never answers: nobody is behind it.
+/// A file system that never answers: no server is behind it.
 struct Silent {
     at: PathBuf,
-    // Whoever waits is let go when this is closed.
+    // Waiting processes are released when this is closed.
     _device: File,
 }
 
@@ -201,7 +203,7 @@ fn a_file_system_that_does_not_answer_stops_nothing() -> Result<()> {
         text(&told["lastError"]).contains("are being read for more than"),
         "{told:#}"
     );
-    // Everything else goes on: a new cgroup, and the end.
+    // Everything else continues: a new cgroup, and the end.
     let apiserver = lab.hostnet("cp1").connect(LOOPBACK.at(port::INSECURE))?;
     ensure!(apiserver == Outcome::Eperm, "{apiserver}");
     let node = lab.host("cp1").namespace().name();
@@ -264,19 +266,21 @@ fn without_inotify_it_looks_by_the_clock_and_says_so() -> Result<()> {
 
 #[test]
 fn without_file_descriptors_it_answers_and_says_what_is_open() -> Result<()> {
-    // Enough to begin, and not for all interfaces: each takes one for each program.
+    // Enough to begin, and not for all interfaces: without pins, each takes one for each program.
     const LIMIT: usize = 150;
     const MANY: usize = 100;
     let lab = Lab::builder().build()?;
     let node = lab.host("cp1").namespace().name().to_owned();
     lab.static_pod("cp1", "scheduler").cgroup().id()?;
-    let agent = start_after(&lab, &format!("ulimit -n {LIMIT}"), &PolicyText::default())?;
+    let limited = format!("ulimit -n {LIMIT}");
+    let policy = PolicyText::default();
+    let agent = start_after(&lab, &limited, &policy, "--no-pin")?;
     wait_for("the agent", || Ok(status(&lab).ok()))?;
     let add: String = (0..MANY)
         .map(|n| format!("link add cali-x{n} type veth peer name peer-x{n}\n"))
         .collect();
     net::ip(Some(&node), &add)?;
-    // The first that is without programs is told alone.
+    // The first one without programs is reported alone.
     let told = wait_for("the status", || {
         let all_told = |status: &Value| {
             text(&status["notAttached"]).contains("; without their programs: cali-x")
@@ -285,14 +289,14 @@ fn without_file_descriptors_it_answers_and_says_what_is_open() -> Result<()> {
     })?;
     let error = text(&told["notAttached"]);
     ensure!(
-        error.contains("no file can be opened (Too many open files"),
+        error.contains("no file can be opened") && error.contains("Too many open files"),
         "{error}"
     );
     ensure!(
         error.matches("os error 24").count() == 1,
         "said twice: {error}"
     );
-    // Those who follow keep nobody from asking.
+    // Followers do not block other requests.
     let followers: Vec<Running> = (0..4)
         .map(|_| {
             let place = lab.daemon("cp1", "enforcer");
@@ -389,7 +393,7 @@ fn a_cgroup_root_that_is_made_anew_is_enforced_anew() -> Result<()> {
     })?;
     ensure!(status["problems"][0]["since"].is_string(), "{status:#}");
     let attached = status["attachments"].clone();
-    // Whoever comes back first is not judged yet, and then he is.
+    // The first process in the new cgroup is not judged by it yet, but soon is.
     wait_for("a denial", || {
         Ok((connect()? == Outcome::Eperm).then_some(()))
     })?;
@@ -400,7 +404,7 @@ fn a_cgroup_root_that_is_made_anew_is_enforced_anew() -> Result<()> {
     lab.close()
 }
 
-/// Somebody else has a hook for himself when the agent comes: the others are attached, once, and that one is as soon
+/// Another program holds a hook exclusively when the agent starts: the others are attached, once, and that one as soon
 /// as it is free.
 #[test]
 fn a_cgroup_hook_that_another_holds_is_attached_later() -> Result<()> {
@@ -564,7 +568,7 @@ fn what_has_gone_keeps_its_name() -> Result<()> {
 }
 
 #[test]
-fn who_has_a_port_already_is_told() -> Result<()> {
+fn who_has_a_port_already_is_reported() -> Result<()> {
     let lab = Lab::builder().build()?;
     let manager = lab.controller_manager();
     let everywhere = "0.0.0.0:10257".parse()?;
@@ -579,7 +583,7 @@ fn who_has_a_port_already_is_told() -> Result<()> {
         ),
         (PolicyText::default(), "will be refused"),
     ] {
-        // As it should be, nothing is told; nor of a stranger's port that is nobody's.
+        // If all is well, nothing is reported; nor is a stranger's port that is not a component's.
         let _stranger = lab.hostnet("cp1").serve(serve(CP1.at(9999)))?;
         let right = manager.serve(serve(LOOPBACK.at(port::CONTROLLER_MANAGER)))?;
         let agent = Agent::start(&lab, "cp1", &policy)?;
@@ -653,11 +657,11 @@ fn who_has_a_port_already_is_told() -> Result<()> {
 }
 
 #[test]
-fn filters_of_a_killed_agent_are_told() -> Result<()> {
+fn filters_of_a_killed_agent_are_reported() -> Result<()> {
     let lab = Lab::builder().build()?;
-    let agent = Agent::start_with(&lab, "cp1", &PolicyText::default(), &["--tc", "clsact"])?;
-    agent.running().signal(Signal::SIGKILL)?;
-    agent.stop().ok();
+    let args = ["--tc", "clsact", "--no-pin"];
+    let agent = Agent::start_with(&lab, "cp1", &PolicyText::default(), &args)?;
+    agent.kill()?;
     let pod = lab.pod("pod-a");
     let to = CP1.at(port::ETCD_CLIENT);
     ensure!(pod.connect(to)? == Outcome::Timeout, "nothing is left");
@@ -711,7 +715,7 @@ fn a_stopped_agent_is_told_and_not_waited_for() -> Result<()> {
     lab.close()
 }
 
-/// The exit status says what happened, and nothing is said twice.
+/// The exit status says what happened, and nothing is printed twice.
 #[test]
 fn the_command_line_ends_as_others_do() -> Result<()> {
     let lab = Lab::builder().build()?;
@@ -746,7 +750,7 @@ fn the_command_line_ends_as_others_do() -> Result<()> {
             "{command}: {full}"
         );
     }
-    // Nobody reads: it ends as the kernel ends others, and says nothing.
+    // The reader is gone: it ends silently, as other programs do.
     let closed = shell("{ \"$0\" schema; echo $? >&2; } | true; sleep 0.2")?;
     let quiet = ["141", "0"].contains(&closed.stderr.trim());
     ensure!(closed.ok() && quiet, "{closed}");

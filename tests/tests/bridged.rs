@@ -20,7 +20,7 @@ use enforcer_tests::{Lab, Place, net};
 const MACHINE: Ipv4Addr = Ipv4Addr::new(10, 77, 0, 177);
 const MACHINE_MAC: [u8; 6] = [2, 0x77, 0, 0, 0, 0xb1];
 const INSIDE: &str = "vm0";
-/// A port that nobody guards.
+/// An unguarded port.
 const OTHER: u16 = 9_999;
 /// Where a frame has its IP header, the length in that, and the ports behind it.
 const LINK: usize = 14;
@@ -70,7 +70,7 @@ impl Bridged {
         Ok(arrivals)
     }
 
-    /// A SYN to w1, whose bytes say a port and whose checksum makes it another.
+    /// A SYN to w1 whose bytes have one port, which its checksum turns into another.
     fn disguised(&self, name: &str, mark: u16) -> Result<Arrivals> {
         let to = W1.at(port::KUBELET);
         let source = source_port_for(MACHINE.into(), to.ip(), 20, OTHER);

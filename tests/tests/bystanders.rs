@@ -1,4 +1,4 @@
-//! What a policy leaves alone works as if there were none, and nobody is told of a denial.
+//! What a policy does not concern works as without a policy, and no denial is reported.
 
 use std::net::{Ipv4Addr, SocketAddr, SocketAddrV4};
 use std::time::Duration;

@@ -14,7 +14,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, ExitCode};
 
 use anyhow::{Context, Result, bail, ensure};
-use enforcer::kernel::{Kernel, Link, TcMode, cgroups, trial::Trial};
+use enforcer::kernel::{Kernel, Link, TcMode, apply::NewPolicy, cgroups, trial::Trial};
 use enforcer_common::judge::judge;
 use enforcer_common::packet::Packet;
 use enforcer_common::parse::{Start, parse};
@@ -52,7 +52,7 @@ fn main() -> ExitCode {
 
 fn run() -> Result<(usize, usize)> {
     // For the table of kernels.
-    let kernel = Kernel::load(false)?;
+    let kernel = Kernel::load(None, false)?;
     for feature in kernel.features() {
         println!("feature: {feature}");
     }
@@ -98,7 +98,7 @@ fn run() -> Result<(usize, usize)> {
     Ok((passed, failed))
 }
 
-/// How many random packets, unless the environment says otherwise (an emulated machine is slow).
+/// How many random packets, unless the environment sets another number (an emulated machine is slow).
 const RANDOM_PACKETS: usize = 6000;
 
 /// A pod that is more than a pod, and lives behind the interface; and one that lives elsewhere.
@@ -169,8 +169,8 @@ fn random_packets_agree(drop: bool) -> Result<()> {
     Ok(())
 }
 
-/// What is left of a verdict where the path asks for TLS: no stream is under way here, so data with a
-/// SYN is all that there is to look at.
+/// The verdict after the TLS check of a path that requires it: there is no open stream here, so only data with a SYN is
+/// checked.
 fn with_tls_lock(
     tables: &Simulator<'_>,
     allowed: Verdict,
@@ -311,7 +311,7 @@ fn shipped(file: &Path, drop: bool) -> Result<Policy> {
     Ok(enforcer_policy::from_texts(&texts)?)
 }
 
-/// The shipped policies, each with whether all other traffic is to be dropped.
+/// The shipped policies, and for each whether all other traffic is dropped.
 fn policies() -> Result<Vec<(bool, PathBuf)>> {
     let directory = Path::new(env!("CARGO_MANIFEST_DIR")).join("../policies");
     let mut found: Vec<PathBuf> = fs::read_dir(&directory)?
@@ -367,8 +367,13 @@ impl Bench {
         }
         let known = cgroups::resolve(root.directory(), &compiled.cgroups);
         let ids: Vec<_> = known.iter().map(|known| (known.id, known.party)).collect();
-        let mut kernel = Kernel::load(false)?;
-        kernel.apply(&compiled, 1, &ids)?;
+        let mut kernel = Kernel::load(None, false)?;
+        let new = NewPolicy {
+            compiled: &compiled,
+            numbers: &PathNumbers::default(),
+            name: "cases",
+        };
+        kernel.apply(new, &ids)?;
         kernel.attach_cgroup(root.directory())?;
         let link = |name: &str, layer| -> Result<Link> {
             let index = if_nametoindex(name)?;

@@ -1,5 +1,5 @@
-//! Bytes that change while they are on their way: what a process shares with its kernel, it can write to after
-//! a hook has read it. What was judged has to be what arrives.
+//! Bytes that change in flight: a process can still write to memory that it shares with its kernel after a hook has
+//! read it. What is judged must be what arrives.
 
 use std::net::SocketAddr;
 
@@ -9,7 +9,7 @@ use enforcer_tests::attempt::Server;
 use enforcer_tests::craft::Crafted;
 use enforcer_tests::packet::{CLIENT_HELLO, to_hex};
 use enforcer_tests::plan::{CP1, LOOPBACK, OUT, POD_B, POD_GATEWAY_MAC, W1, port};
-use enforcer_tests::probe::{FlipFrame, FlipPage, Probe, Serve, Unread};
+use enforcer_tests::probe::{FlipFrame, FlipPage, Probe, Serve, ZeroCopy};
 use enforcer_tests::product::{Agent, PolicyText};
 use enforcer_tests::{Lab, Place};
 
@@ -131,9 +131,9 @@ fn frames_are_judged_as_they_arrive() -> Result<()> {
         uplink,
         (W1.at(from), CP1.at(etcd), 7_005),
     );
-    // The other one is nobody whom w1 guards.
+    // The other address is not one that w1 guards.
     (address.at, address.innocent) = (ADDRESS, OUT.v4.octets()[3]);
-    // The checksum of the header is right for one address only: the others are nobody's to count.
+    // The header's checksum is valid for one address only, so packets to the other are not counted.
     address.harmless = None;
     let flips = [
         (
@@ -201,27 +201,27 @@ fn frames_are_judged_as_they_arrive() -> Result<()> {
 /// Another value of the first byte makes plaintext of a ClientHello.
 const PLAIN: u8 = b'G';
 
-/// Somebody who may speak TLS to the apiserver, and the node whose agent looks.
-struct Way {
+/// A client that may use TLS to the apiserver, and the node whose agent checks it.
+struct Route {
     name: &'static str,
     place: Place,
     guard: &'static str,
 }
 
-fn pages(way: &Way, how: Unread, mark: &str, count: u32) -> Result<()> {
+fn pages(route: &Route, how: ZeroCopy, mark: &str, count: u32) -> Result<()> {
     let page = [&CLIENT_HELLO[..], mark.as_bytes()].concat();
-    let report = way.place.probe(&Probe::FlipPage(FlipPage {
+    let report = route.place.probe(&Probe::FlipPage(FlipPage {
         connect: CP1.at(port::APISERVER),
         page: to_hex(&page),
         to: PLAIN,
         count,
-        way: how,
+        method: how,
     }))?;
     ensure!(report.outcome.worked(), "{report:?}");
     Ok(())
 }
 
-/// How often a server heard plaintext with a mark, and how often a ClientHello.
+/// How often a server received plaintext with a mark, and how often a ClientHello.
 fn heard(server: &Server, mark: &str) -> (usize, usize) {
     let all = server.heard();
     let marked = all.iter().filter_map(|heard| heard.data.as_deref());
@@ -240,47 +240,51 @@ fn a_client_hello_stays_one() -> Result<()> {
         tcp: CP1.both(port::APISERVER).to_vec(),
         ..Serve::default()
     })?;
-    let way = |name, place: &Place, guard| Way {
+    let route = |name, place: &Place, guard| Route {
         name,
         place: place.clone(),
         guard,
     };
-    let ways = [
-        way("over lo", &lab.scheduler(), "cp1"),
-        way("from a pod of the node", lab.pod("pod-a"), "cp1"),
-        way("from a pod, forwarded", lab.pod("pod-b"), "w1"),
-        way("to another node", &lab.kubelet("w1"), "w1"),
-        way("from another node", &lab.kubelet("w1"), "cp1"),
+    let routes = [
+        route("over lo", &lab.scheduler(), "cp1"),
+        route("from a pod of the node", lab.pod("pod-a"), "cp1"),
+        route("from a pod, forwarded", lab.pod("pod-b"), "w1"),
+        route("to another node", &lab.kubelet("w1"), "w1"),
+        route("from another node", &lab.kubelet("w1"), "cp1"),
     ];
-    let hows = [Unread::File, Unread::Pipe, Unread::Memory];
-    for (way, number) in ways.iter().zip(0..) {
+    let hows = [ZeroCopy::File, ZeroCopy::Pipe, ZeroCopy::Memory];
+    for (route, number) in routes.iter().zip(0..) {
         for how in hows {
             let mark = format!(" twin {number} {how:?}.");
             for _ in 0..20 {
-                pages(way, how, &mark, FEW / 10)?;
+                pages(route, how, &mark, FEW / 10)?;
                 if server.hears_plaintext(&mark) {
                     break;
                 }
             }
             let (plain, _) = heard(&server, &mark);
-            ensure!(plain > 0, "twin: {}, {how:?}: no plaintext", way.name);
+            ensure!(plain > 0, "twin: {}, {how:?}: no plaintext", route.name);
         }
     }
     let mut failures = Vec::new();
     for guard in ["cp1", "w1"] {
         let agent = Agent::start(&lab, guard, &PolicyText::default())?;
-        for (way, number) in ways.iter().zip(0..).filter(|(way, _)| way.guard == guard) {
+        for (route, number) in routes
+            .iter()
+            .zip(0..)
+            .filter(|(route, _)| route.guard == guard)
+        {
             for how in hows {
                 let mark = format!(" marked {number} {how:?}.");
                 let (before, _) = agent.denied("NotTls")?;
-                pages(way, how, &mark, CONNECTIONS).with_context(|| way.name)?;
+                pages(route, how, &mark, CONNECTIONS).with_context(|| route.name)?;
                 let (after, _) = agent.denied("NotTls")?;
                 let (plain, hello) = heard(&server, &mark);
                 if plain > 0 || hello == 0 || after == before {
                     let told = after - before;
                     failures.push(format!(
                         "{}, {how:?}: {plain} plaintexts and {hello} ClientHellos heard, {told} told",
-                        way.name
+                        route.name
                     ));
                 }
             }

@@ -1,5 +1,5 @@
-//! "Drop all other connectivity" on every node of a cluster: what a healthy cluster needs goes on, what
-//! people commonly forget is there by name, and taking it out does what its symptom says.
+//! "Drop all other connectivity" on every node of a cluster: what a healthy cluster needs works, what operators
+//! commonly forget has a named path, and removing a path has the documented symptom.
 
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::sync::atomic::{AtomicU32, Ordering};
@@ -233,7 +233,7 @@ fn large_transfers_find_the_narrow_way() -> Result<()> {
             "{at}: nobody had to be told how narrow it is"
         );
     }
-    // The errors that told it were judged by what they quote.
+    // The ICMP errors were judged by the packets that they quote.
     let (forward, reply) = agents[0].path_packets("apiserver-to-webhook")?;
     ensure!(forward > 10 && reply > 10, "{forward} {reply}");
     drop(agents);
@@ -351,7 +351,7 @@ fn what_is_commonly_missed_is_there_and_breaks_what_it_says() -> Result<()> {
             .connect(pod.party().at(port::INSECURE))?
             .worked())
     })?;
-    // Port 8080 is nobody's secret anywhere but at the apiserver.
+    // Port 8080 is guarded at the apiserver only.
     let cache = |port| SocketAddr::new(NODE_LOCAL_DNS.into(), port);
     breaks_without(&lab, &agents, "node-local-dns-health", || {
         Ok(lab.kubelet("cp1").connect(cache(port::INSECURE))?.worked())
@@ -417,7 +417,7 @@ fn what_is_commonly_missed_is_there_and_breaks_what_it_says() -> Result<()> {
     lab.close()
 }
 
-/// A packet that nobody answers, and whether it is seen where it goes.
+/// Sends a packet that is not answered, and returns whether it arrives.
 fn arrives(from: &Place, at: &Place, hop: Option<[u8; 6]>, packet: &Forged) -> Result<bool> {
     let watch = Arrivals::like(at, packet)?;
     match hop {
@@ -466,7 +466,7 @@ fn protocols_that_nobody_answers_arrive() -> Result<()> {
             "a stranger sends protocol {number}"
         );
     }
-    // DHCP, whose answer comes from where nobody asked.
+    // DHCP, whose reply comes from another address than the request went to.
     let answer = Forged {
         // Not from the servers' port: that would be the answer to the client's own answer.
         source: OUT.at(port::ECHO),
@@ -561,7 +561,7 @@ fn joining_nodes_and_node_ports_are_one_option_each() -> Result<()> {
     lab.close()
 }
 
-/// What a missing path would drop is one line in dry-run: the answers to it, and what follows, are no news.
+/// What a missing path would drop is one line in dry-run: replies and later packets are not reported.
 #[test]
 fn in_dry_run_a_missing_path_is_one_line() -> Result<()> {
     let lab = Lab::builder().build()?;
@@ -583,7 +583,7 @@ fn in_dry_run_a_missing_path_is_one_line() -> Result<()> {
         let asked = from.udp(at)?;
         ensure!(asked == Outcome::Answered, "UDP: {asked:?}");
     }
-    // Both are told for what was asked, as often as it was.
+    // Both are reported for the request, as often as it was sent.
     let tcp = agent.event(|event| event.port == Some(9999) && event.count >= 3)?;
     ensure!(
         tcp.verdict == "wouldDeny" && tcp.reason == "OtherTraffic",

@@ -16,7 +16,7 @@ use enforcer_tests::{Lab, Outcome, Place, net, plan};
 
 const SOON: Duration = Duration::from_secs(3);
 
-/// The other node may be anybody's: cp1 defends itself alone.
+/// The other node may be taken over: cp1 defends itself alone.
 #[test]
 fn one_node_defends_itself() -> Result<()> {
     let mut lab = Lab::builder().etcd().apiserver().build()?;
@@ -198,7 +198,7 @@ fn a_forged_source_reaches_nothing() -> Result<()> {
         .iter()
         .flat_map(|p| CP1.both(*p))
         .flat_map(|destination| {
-            // The apiserver's own address, another node's, and somebody's in the world.
+            // The apiserver's own address, another node's, and that of an unrelated host.
             [
                 CP1.like(destination.ip()),
                 W1.like(destination.ip()),
@@ -333,7 +333,7 @@ fn an_injected_frame_is_known_by_its_cgroup() -> Result<()> {
     Ok(())
 }
 
-/// A service whose backend is etcd: the address is nobody's until the node has translated it.
+/// A service whose backend is etcd: the address has no owner until the node has translated it.
 #[test]
 fn translation_opens_no_way_around() -> Result<()> {
     let lab = Lab::builder().etcd().build()?;
@@ -515,7 +515,7 @@ fn a_pod_behind_its_nodes_address_is_still_a_pod() -> Result<()> {
 }
 
 #[test]
-fn a_denied_udp_path_is_refused_in_every_way_of_sending_and_replies_pass() -> Result<()> {
+fn a_denied_udp_path_is_refused_by_every_method_of_sending_and_replies_pass() -> Result<()> {
     use enforcer_tests::probe::Udp;
     let lab = Lab::builder().build()?;
     let at = W1.at(5353);
@@ -533,7 +533,7 @@ fn a_denied_udp_path_is_refused_in_every_way_of_sending_and_replies_pass() -> Re
         "  components:\n",
         "  components:\n    answers:\n      addresses: [10.77.0.21]\n      ports: { udp: 5353/udp }\n",
     );
-    let ways = |to| {
+    let methods = |to| {
         [
             Udp::to(to),
             Udp {
@@ -551,10 +551,13 @@ fn a_denied_udp_path_is_refused_in_every_way_of_sending_and_replies_pass() -> Re
             },
         ]
     };
-    for way in ways(at) {
+    for method in methods(at) {
         ensure!(
-            lab.hostnet("cp1").udp_with(way.clone())?.outcome.worked(),
-            "twin: {way:?}"
+            lab.hostnet("cp1")
+                .udp_with(method.clone())?
+                .outcome
+                .worked(),
+            "twin: {method:?}"
         );
     }
     let agents = Agent::on_both(&lab, &PolicyText::default())?;
@@ -566,11 +569,11 @@ fn a_denied_udp_path_is_refused_in_every_way_of_sending_and_replies_pass() -> Re
             ensure!(Instant::now() < deadline, "{}", agent.running().stderr());
         }
     }
-    for way in ways(at) {
-        let outcome = lab.hostnet("cp1").udp_with(way.clone())?.outcome;
-        ensure!(outcome == Outcome::Eperm, "{way:?}: {outcome}");
-        let outcome = lab.apiserver().udp_with(way.clone())?.outcome;
-        ensure!(outcome.worked(), "the apiserver, {way:?}: {outcome}");
+    for method in methods(at) {
+        let outcome = lab.hostnet("cp1").udp_with(method.clone())?.outcome;
+        ensure!(outcome == Outcome::Eperm, "{method:?}: {outcome}");
+        let outcome = lab.apiserver().udp_with(method.clone())?.outcome;
+        ensure!(outcome.worked(), "the apiserver, {method:?}: {outcome}");
     }
     agents[0].event(|event| event.reason == "WrongProcess" && event.port == Some(5353))?;
     let (forward, reply) = agents[1].path_packets("ask")?;
@@ -622,7 +625,7 @@ fn the_kernel_log_tells_what_programs_return_when_asked() -> Result<()> {
     Ok(())
 }
 
-/// Whatever is wrong is said, the exit code says so, too, and what was in force stays in force.
+/// Every error is reported, the exit code reflects it, and what was in force stays in force.
 #[test]
 fn bad_input_changes_nothing() -> Result<()> {
     let lab = Lab::builder().etcd().build()?;
@@ -712,7 +715,7 @@ fn bad_input_changes_nothing() -> Result<()> {
 }
 
 #[test]
-fn an_address_of_the_node_that_nobody_declared_is_guarded_like_the_others() -> Result<()> {
+fn an_undeclared_address_of_the_node_is_guarded_like_the_others() -> Result<()> {
     // A second one: the inventory knows nothing of it.
     guarded_at_another_address(&plan::VIP, |_| PolicyText::default())
 }

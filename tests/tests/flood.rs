@@ -1,4 +1,4 @@
-//! Floods: every denial is counted, the log stays short, and whoever tries something else meanwhile is told.
+//! Floods: every denial is counted, the log stays short, and other senders that are denied meanwhile are reported.
 
 use std::net::{Ipv4Addr, SocketAddr};
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -14,10 +14,10 @@ use enforcer_tests::{Lab, Outcome, Place};
 
 const SOON: Duration = Duration::from_secs(10);
 
-/// More senders than there is room to tell at once: each packet is counted, and either told or counted as not
-/// told. One that goes on is told all the same.
+/// More senders than can be reported at once: each packet is counted, and is either in a record or counted as without
+/// one. A sender that continues is reported nevertheless.
 #[test]
-fn a_flood_from_everywhere_is_counted_whole_and_told_in_part() -> Result<()> {
+fn a_flood_from_everywhere_is_counted_fully_and_reported_in_part() -> Result<()> {
     const CALLS: u16 = 6;
     const EACH: u16 = 1000;
     let lab = Lab::builder().build()?;
@@ -135,7 +135,7 @@ fn flood(round: u32, from: &Party, hop: [u8; 6]) -> Result<Vec<Vec<u8>>> {
         .collect()
 }
 
-/// From a pod and from the segment at once, more than is told; and meanwhile others try what they must not, each once.
+/// From a pod and from the segment at once, more than can be reported; and meanwhile others are denied, each once.
 #[test]
 fn a_flood_hides_no_attack() -> Result<()> {
     const ROUNDS: u32 = 60;

@@ -1,5 +1,5 @@
-//! Identities that come and go: a restarted unit or static pod has a new cgroup each time, and is itself
-//! at once; and a policy's file, however it is replaced, is in force at once. Who has a raw socket is known, too.
+//! Identities that come and go: a restarted unit or static pod has a new cgroup each time, and is recognised at once; a
+//! policy file, however it is replaced, is in force at once. The owner of a raw socket is known, too.
 
 use std::fs;
 use std::os::unix::fs::symlink;
@@ -121,7 +121,7 @@ fn a_policy_is_in_force_however_its_file_is_replaced() -> Result<()> {
     in_force(3, "a file that is renamed")?;
     fs::write(&file, closed.yaml(&lab))?;
     in_force(4, "a file that is written")?;
-    // A broken one changes nothing, and is told.
+    // A broken policy changes nothing, and is reported.
     fs::write(&file, "kind: nonsense")?;
     thread::sleep(AT_ONCE);
     let status = agent.status()?;
@@ -133,8 +133,8 @@ fn a_policy_is_in_force_however_its_file_is_replaced() -> Result<()> {
     lab.close()
 }
 
-/// The kernel's own resets come from a raw TCP socket that is never connected: whoever has connected one is a process, and
-/// known by its cgroup.
+/// The kernel's own resets come from a raw TCP socket that is never connected: a connected one belongs to a process,
+/// which is known by its cgroup.
 #[test]
 fn a_connected_raw_socket_is_its_process() -> Result<()> {
     let lab = Lab::builder().build()?;
@@ -165,7 +165,7 @@ fn a_connected_raw_socket_is_its_process() -> Result<()> {
     send(true)?;
     ensure!(arrived()? == [2, 2], "twin: {:?} arrived", arrived()?);
     let agent = Agent::start(&lab, "cp1", &PolicyText::default())?;
-    // As anybody's on this node, the apiserver's for one.
+    // As if from anything on this node, such as the apiserver.
     send(false)?;
     ensure!(arrived()? == [3, 3], "{:?} arrived", arrived()?);
     send(true)?;

@@ -1,4 +1,4 @@
-//! Interfaces that change while the agent runs: they join a bridge, or somebody else's filter is in the way.
+//! Interfaces that change while the agent runs: they join a bridge, or another program's filter is in the way.
 
 use std::thread;
 use std::time::{Duration, Instant};
@@ -17,7 +17,7 @@ use serde_json::Value;
 /// As the bridge plugin does with a new pod's interface: attached a second time, programs would be refused or taken away.
 #[test]
 fn an_interface_that_joins_a_bridge_stays_enforced() -> Result<()> {
-    // Until the agent has heard of it.
+    // Until the agent has noticed it.
     const HEARD: Duration = Duration::from_millis(500);
     let lab = Lab::builder().build()?;
     let (pod, interface) = (lab.pod("pod-a"), POD_A.host_interface());
@@ -55,9 +55,9 @@ fn an_interface_that_joins_a_bridge_stays_enforced() -> Result<()> {
     Ok(())
 }
 
-/// Somebody else's filter is where the agent's would be. The agent says so, and takes the place once it is free.
+/// Another program's filter is where the agent's would be. The agent reports it, and attaches once the place is free.
 #[test]
-fn an_interface_that_can_not_be_enforced_is_told() -> Result<()> {
+fn an_interface_that_can_not_be_enforced_is_reported() -> Result<()> {
     const NEW: &str = "cali-new";
     let lab = Lab::builder().build()?;
     let node = lab.host("cp1").namespace().name();

@@ -89,7 +89,7 @@ fn etcd_watches_and_saves_a_snapshot() -> Result<()> {
             .args(["watch", "w"])
             .spawn()?;
         let deadline = Instant::now() + Duration::from_secs(5);
-        // A watch tells nothing when it stands, so we write until it sees it.
+        // A watch prints nothing when it is ready, so we write until it sees it.
         let seen = loop {
             place
                 .etcdctl(endpoint, client, ["put", "w", "seen"])?
@@ -211,7 +211,7 @@ fn datagrams_come_back_in_every_way_of_sending() -> Result<()> {
     let place = lab.pod("pod-a");
     for to in both(&W1, port::ECHO) {
         let elsewhere = both(&OUT, port::ECHO)[usize::from(to.is_ipv6())];
-        let ways = [
+        let methods = [
             Udp::to(to),
             Udp {
                 connected: true,
@@ -232,9 +232,9 @@ fn datagrams_come_back_in_every_way_of_sending() -> Result<()> {
                 ..Udp::to(to)
             },
         ];
-        for way in ways {
-            let report = place.udp_with(way.clone())?;
-            ensure!(report.outcome.worked(), "{way:?}: {report:?}");
+        for method in methods {
+            let report = place.udp_with(method.clone())?;
+            ensure!(report.outcome.worked(), "{method:?}: {report:?}");
         }
         let nobody = Udp {
             connected: true,
@@ -333,7 +333,7 @@ fn forged_packets_reach_udp_listeners() -> Result<()> {
     let victims = [("echo-cp1", CP1), ("echo-w1", W1)];
     for (text, place) in [("a", lab.pod("pod-a")), ("b", lab.pod("pod-b"))] {
         for (name, victim) in &victims {
-            // The control plane's own address, and somebody's who is not in the cluster.
+            // The control plane's own address, and one of a host that is not in the cluster.
             for source in [CP1, OUT] {
                 let pairs = both(&source, 4444)
                     .into_iter()
@@ -486,7 +486,7 @@ fn processes_are_in_their_cgroup_and_namespace() -> Result<()> {
             "{own} does not hold {wanted}"
         );
     }
-    // A host sees its own interfaces and nobody's pinned programs.
+    // A host sees its own interfaces and no other's pinned programs.
     let place = lab.login("cp1");
     let listing = place
         .run("ls", ["/sys/class/net", "/sys/fs/bpf", "/run"])?
@@ -651,8 +651,8 @@ fn a_narrow_way_into_a_pod_is_found_by_what_its_host_tells() -> Result<()> {
         let all = host.transfer(to, much)?;
         ensure!(all.outcome == Outcome::Answered, "{to}: {all:?}");
         ensure!(all.count == much as u64, "{to}: {all:?}");
-        let way = host.run("ip", ["route", "get", &to.ip().to_string()])?;
-        ensure!(way.checked()?.stdout.contains("mtu 1300"), "{to}");
+        let route = host.run("ip", ["route", "get", &to.ip().to_string()])?;
+        ensure!(route.checked()?.stdout.contains("mtu 1300"), "{to}");
     }
     lab.close()
 }

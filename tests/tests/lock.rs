@@ -1,5 +1,5 @@
-//! The lock `tls: Required` looks at what the application will read, and at nothing else: not at urgent bytes,
-//! which it never gets, not at what multipath TCP throws away, and not at what another connection said.
+//! The TLS check of `tls: Required` checks what the application will read, and nothing else: not urgent bytes, which
+//! the application never gets, not what multipath TCP discards, and not what came by another connection.
 
 use std::net::SocketAddr;
 use std::time::Duration;
@@ -29,19 +29,19 @@ fn policy() -> PolicyText {
     }
 }
 
-/// Somebody who may speak TLS to cp1's apiserver, and the node whose agent looks.
-struct Way {
+/// A client that may use TLS to cp1's apiserver, and the node whose agent checks it.
+struct Route {
     name: &'static str,
     place: Place,
     guard: &'static str,
-    /// By which interface, from whom, and where a frame goes, for those who make their segments themselves.
+    /// The interface, the source and the next hop of a frame, for clients that craft their segments themselves.
     interface: &'static str,
     own: SocketAddr,
     macs: [[u8; 6]; 2],
 }
 
-fn ways(lab: &Lab) -> [Way; 5] {
-    let way = |name, place: &Place, guard, interface, own, macs| Way {
+fn routes(lab: &Lab) -> [Route; 5] {
+    let route = |name, place: &Place, guard, interface, own, macs| Route {
         name,
         place: place.clone(),
         guard,
@@ -53,8 +53,8 @@ fn ways(lab: &Lab) -> [Way; 5] {
     let (scheduler, kubelet) = (lab.scheduler(), lab.kubelet("w1"));
     let through = [pod_b.mac, POD_GATEWAY_MAC];
     [
-        way("over lo", &scheduler, "cp1", "lo", CP1.at(0), [[0; 6]; 2]),
-        way(
+        route("over lo", &scheduler, "cp1", "lo", CP1.at(0), [[0; 6]; 2]),
+        route(
             "from a pod of the node",
             lab.pod("pod-a"),
             "cp1",
@@ -62,7 +62,7 @@ fn ways(lab: &Lab) -> [Way; 5] {
             pod_a.at(0),
             [pod_a.mac, POD_GATEWAY_MAC],
         ),
-        way(
+        route(
             "from another node",
             &kubelet,
             "cp1",
@@ -70,7 +70,7 @@ fn ways(lab: &Lab) -> [Way; 5] {
             W1.at(0),
             [W1.mac, CP1.mac],
         ),
-        way(
+        route(
             "to another node",
             &kubelet,
             "w1",
@@ -78,7 +78,7 @@ fn ways(lab: &Lab) -> [Way; 5] {
             W1.at(0),
             [W1.mac, CP1.mac],
         ),
-        way(
+        route(
             "from a pod, forwarded",
             lab.pod("pod-b"),
             "w1",
@@ -112,31 +112,31 @@ fn heard_already(server: &Server, mark: &str) -> bool {
     said.any(|data| data.contains(mark))
 }
 
-/// Tries something on all ways: without a policy, where the server hears what it is not to, and with one.
+/// Tries an attack on all routes: without a policy, where the server receives what it must not, and with one.
 fn is_locked(
     lab: &Lab,
     server: &Server,
     reason: &str,
-    attempt: impl Fn(&Way, SocketAddr, &str) -> Result<()>,
+    attempt: impl Fn(&Route, SocketAddr, &str) -> Result<()>,
 ) -> Result<()> {
-    let ways = ways(lab);
+    let routes = routes(lab);
     let mut number = 0;
-    for way in &ways {
+    for route in &routes {
         for to in CP1.both(port::APISERVER) {
-            let mark = format!("twin of {} to {to}.", way.name);
-            attempt(way, to, &mark).with_context(|| mark.clone())?;
+            let mark = format!("twin of {} to {to}.", route.name);
+            attempt(route, to, &mark).with_context(|| mark.clone())?;
             ensure!(heard(server, &mark), "{mark} was not heard");
         }
     }
     let mut failures = Vec::new();
     for guard in ["cp1", "w1"] {
         let agent = Agent::start(lab, guard, &policy())?;
-        for way in ways.iter().filter(|way| way.guard == guard) {
+        for route in routes.iter().filter(|route| route.guard == guard) {
             for to in CP1.both(port::APISERVER) {
                 number += 1;
-                let mark = format!("marked {number} {} to {to}.", way.name);
+                let mark = format!("marked {number} {} to {to}.", route.name);
                 let (before, _) = agent.denied(reason)?;
-                attempt(way, to, &mark).with_context(|| mark.clone())?;
+                attempt(route, to, &mark).with_context(|| mark.clone())?;
                 let (after, _) = agent.denied(reason)?;
                 if heard_already(server, &mark) || after == before {
                     let told = after - before;
@@ -154,8 +154,8 @@ fn is_locked(
 fn urgent_bytes_are_not_what_the_application_reads() -> Result<()> {
     let lab = Lab::builder().build()?;
     let server = apiserver(&lab)?;
-    is_locked(&lab, &server, "NotTls", |way, to, mark| {
-        way.place.connect_with(Connect {
+    is_locked(&lab, &server, "NotTls", |route, to, mark| {
+        route.place.connect_with(Connect {
             urgent: CLIENT_HELLO[..LOOKED_AT]
                 .iter()
                 .map(|byte| to_hex(&[*byte]))
@@ -175,9 +175,9 @@ fn urgent_bytes_are_not_what_the_application_reads() -> Result<()> {
 fn an_urgent_byte_among_others_is_none_of_them() -> Result<()> {
     let lab = Lab::builder().build()?;
     let server = apiserver(&lab)?;
-    is_locked(&lab, &server, "NotTls", |way, to, mark| {
+    is_locked(&lab, &server, "NotTls", |route, to, mark| {
         // What is read begins with the second byte.
-        way.place.connect_with(Connect {
+        route.place.connect_with(Connect {
             urgent: vec![to_hex(&CLIENT_HELLO[..1])],
             piece: vec![to_hex(&[&CLIENT_HELLO[1..], mark.as_bytes()].concat())],
             pause_ms: 5,
@@ -189,18 +189,18 @@ fn an_urgent_byte_among_others_is_none_of_them() -> Result<()> {
     lab.close()
 }
 
-fn talk(way: &Way, to: SocketAddr, number: u16) -> Talk {
-    let address = match (to, way.interface) {
-        (SocketAddr::V4(_), _) => way.own.ip(),
-        (SocketAddr::V6(_), _) => way.place.party().v6.into(),
+fn talk(route: &Route, to: SocketAddr, number: u16) -> Talk {
+    let address = match (to, route.interface) {
+        (SocketAddr::V4(_), _) => route.own.ip(),
+        (SocketAddr::V6(_), _) => route.place.party().v6.into(),
     };
     Talk {
         timeout_ms: 250,
         ..Talk::to(
             to,
             SocketAddr::new(address, 47_000 + number),
-            way.interface,
-            way.macs,
+            route.interface,
+            route.macs,
         )
     }
 }
@@ -212,9 +212,9 @@ fn an_urgent_pointer_that_lies_ahead_is_followed() -> Result<()> {
     let lab = Lab::builder().build()?;
     let server = apiserver(&lab)?;
     let number = std::cell::Cell::new(0);
-    is_locked(&lab, &server, "NotTls", |way, to, mark| {
+    is_locked(&lab, &server, "NotTls", |route, to, mark| {
         number.set(number.get() + 1);
-        let mut talk = talk(way, to, number.get());
+        let mut talk = talk(route, to, number.get());
         for (at, byte) in (0..).zip(&CLIENT_HELLO[..LOOKED_AT]) {
             talk = talk
                 .segment(URGENT, 1, at, &[])
@@ -222,7 +222,7 @@ fn an_urgent_pointer_that_lies_ahead_is_followed() -> Result<()> {
         }
         talk.pause_ms = 2;
         let talk = talk.segment(PUSH, 0, LOOKED_AT as i32, mark.as_bytes());
-        way.place.probe(&Probe::Talk(talk))?;
+        route.place.probe(&Probe::Talk(talk))?;
         Ok(())
     })?;
     lab.close()
@@ -234,19 +234,19 @@ fn an_urgent_pointer_within_a_client_hello_is_none() -> Result<()> {
     let lab = Lab::builder().build()?;
     let server = apiserver(&lab)?;
     let number = std::cell::Cell::new(100);
-    is_locked(&lab, &server, "NotTls", |way, to, mark| {
+    is_locked(&lab, &server, "NotTls", |route, to, mark| {
         number.set(number.get() + 1);
         let data = [&CLIENT_HELLO[..], mark.as_bytes()].concat();
         // The third byte is taken out of it.
-        let talk = talk(way, to, number.get()).segment(URGENT | PUSH, 3, 0, &data);
-        way.place.probe(&Probe::Talk(talk))?;
+        let talk = talk(route, to, number.get()).segment(URGENT | PUSH, 3, 0, &data);
+        route.place.probe(&Probe::Talk(talk))?;
         Ok(())
     })?;
     lab.close()
 }
 
-/// A multipath peer throws away bytes that no mapping tells of; what it reads nobody else can follow. It goes on
-/// without.
+/// A multipath peer discards bytes without a mapping, and nothing else can find out which bytes it reads. So it falls
+/// back to TCP.
 #[test]
 fn multipath_tcp_falls_back_where_tls_is_required() -> Result<()> {
     let lab = Lab::builder().build()?;
@@ -255,14 +255,14 @@ fn multipath_tcp_falls_back_where_tls_is_required() -> Result<()> {
         multipath: true,
         ..Serve::default()
     })?;
-    let ways = ways(&lab);
+    let routes = routes(&lab);
     // A kernel that fell back once would not try again for an hour; older ones have no such memory.
     let forgets = [("mptcp/blackhole_timeout", "0")];
-    for way in &ways {
-        let _ = way.place.namespace().set_sysctls(&forgets);
+    for route in &routes {
+        let _ = route.place.namespace().set_sysctls(&forgets);
     }
-    let open = |way: &Way, to, data: &[u8], timeout_ms| {
-        let outcome = way.place.connect_with(Connect {
+    let open = |route: &Route, to, data: &[u8], timeout_ms| {
+        let outcome = route.place.connect_with(Connect {
             multipath: true,
             piece: vec![to_hex(data)],
             timeout_ms,
@@ -270,29 +270,29 @@ fn multipath_tcp_falls_back_where_tls_is_required() -> Result<()> {
         });
         outcome.map(|report| report.outcome)
     };
-    for way in &ways {
+    for route in &routes {
         for to in CP1.both(port::APISERVER) {
-            let outcome = open(way, to, b"twin: plaintext", 5000)?;
+            let outcome = open(route, to, b"twin: plaintext", 5000)?;
             ensure!(
                 outcome == Outcome::Answered,
                 "twin: {} to {to}: {outcome}",
-                way.name
+                route.name
             );
         }
     }
     for guard in ["cp1", "w1"] {
         let agent = Agent::start(&lab, guard, &policy())?;
-        for way in ways.iter().filter(|way| way.guard == guard) {
+        for route in routes.iter().filter(|route| route.guard == guard) {
             let to = CP1.at(port::APISERVER);
             let (before, _) = agent.denied("MultipathTls")?;
-            let outcome = open(way, to, &CLIENT_HELLO, 30_000)?;
+            let outcome = open(route, to, &CLIENT_HELLO, 30_000)?;
             let (after, _) = agent.denied("MultipathTls")?;
             ensure!(
                 after > before,
                 "{}: {outcome}, and nothing is told",
-                way.name
+                route.name
             );
-            ensure!(outcome == Outcome::Answered, "{}: {outcome}", way.name);
+            ensure!(outcome == Outcome::Answered, "{}: {outcome}", route.name);
         }
     }
     drop(server);
@@ -514,15 +514,15 @@ fn sequences() -> Vec<(&'static str, Sequence)> {
 fn what_a_server_throws_away_is_no_client_hello() -> Result<()> {
     let lab = Lab::builder().build()?;
     let server = apiserver(&lab)?;
-    let ways = ways(&lab);
+    let routes = routes(&lab);
     let number = std::cell::Cell::new(200);
-    let say = |way: &Way, to, sequence: Sequence, mark: &str| {
+    let say = |route: &Route, to, sequence: Sequence, mark: &str| {
         number.set(number.get() + 1);
-        let talk = sequence(talk(way, to, number.get()), mark.as_bytes());
+        let talk = sequence(talk(route, to, number.get()), mark.as_bytes());
         let timeout_ms = 150;
-        way.place.probe(&Probe::Talk(Talk { timeout_ms, ..talk }))
+        route.place.probe(&Probe::Talk(Talk { timeout_ms, ..talk }))
     };
-    // Byte by byte it is heard as well, and not in one piece.
+    // Sent byte by byte it arrives as well, only not in one piece.
     let heard_all = |mark: &str| {
         let all = server.heard();
         let said: String = all
@@ -534,7 +534,7 @@ fn what_a_server_throws_away_is_no_client_hello() -> Result<()> {
     let sequences = sequences();
     for (at, (name, sequence)) in sequences.iter().enumerate() {
         let mark = format!("twin of sequence {at}.");
-        say(&ways[4], CP1.at(port::APISERVER), *sequence, &mark)?;
+        say(&routes[4], CP1.at(port::APISERVER), *sequence, &mark)?;
         let deadline = std::time::Instant::now() + SOON;
         while !heard_all(&mark) {
             ensure!(
@@ -547,18 +547,18 @@ fn what_a_server_throws_away_is_no_client_hello() -> Result<()> {
     let mut failures = Vec::new();
     for guard in ["cp1", "w1"] {
         let agent = Agent::start(&lab, guard, &policy())?;
-        for way in ways.iter().filter(|way| way.guard == guard) {
+        for route in routes.iter().filter(|route| route.guard == guard) {
             for (at, (name, sequence)) in sequences.iter().enumerate() {
                 let to = CP1.both(port::APISERVER)[at % 2];
-                let mark = format!("marked {at} {}.", way.name);
+                let mark = format!("marked {at} {}.", route.name);
                 let (before, _) = agent.denied("NotTls")?;
-                say(way, to, *sequence, &mark)?;
+                say(route, to, *sequence, &mark)?;
                 let (after, _) = agent.denied("NotTls")?;
                 if heard_all(&mark) || after == before {
                     let (heard, told) = (heard_all(&mark), after - before);
                     failures.push(format!(
                         "{name}, {}: heard: {heard}, told: {told}",
-                        way.name
+                        route.name
                     ));
                 }
             }

@@ -1,4 +1,4 @@
-//! Socket options that would let a socket send past every hook: who sees that they are asked for.
+//! Socket options that would let a socket bypass every hook: which hooks see that they are set.
 
 use anyhow::{Result, ensure};
 use enforcer_tests::probe::{Call, Probe, Ring};

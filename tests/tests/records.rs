@@ -1,5 +1,5 @@
-//! What is told of a denial is what was decided: who sent, what was meant, by which policy. It stays so when the policy, the
-//! cgroup and the interface are gone.
+//! A record says what was decided: the sender, the target, and the policy. It stays so when the policy, the cgroup and
+//! the interface are gone.
 
 use std::fs;
 

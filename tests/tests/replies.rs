@@ -15,14 +15,14 @@ use enforcer_tests::{Lab, Outcome, Place, cgroup, net};
 
 const TUNNEL: u16 = 4789;
 const WIREGUARD: u16 = 51820;
-/// Where a question goes whose answer comes from somebody who is in on it.
+/// The port of an accomplice that receives requests and answers them.
 const ACCOMPLICE: u16 = 5_300;
 const SYN: u8 = 0x02;
 const SYN_ACK: u8 = 0x12;
 const TUNNEL_MAC: [u8; 6] = [2, 0x99, 0, 0, 0, 2];
 const TUNNEL_ID: u8 = 42;
 
-/// A tunnel's end on cp1, and somebody who hears what comes to another guarded port.
+/// A tunnel's end on cp1, and a server that records what comes to another guarded port.
 fn open_tunnel(lab: &Lab) -> Result<()> {
     let mac = TUNNEL_MAC.map(|byte| format!("{byte:02x}")).join(":");
     let host = lab.host("cp1").namespace();
@@ -49,13 +49,13 @@ fn in_tunnel(mark: u16) -> Vec<u8> {
     [&header[..], &inner.frame([2; 6], TUNNEL_MAC)].concat()
 }
 
-/// A datagram by a raw socket: its source is what somebody writes there.
+/// A datagram by a raw socket, with an arbitrary source address.
 fn raw(from: &Place, (source, to): (SocketAddr, SocketAddr), data: &[u8]) -> Result<()> {
     let packet = Crafted::udp(source, to, 1, data).packet();
     from.raw_bytes(&[packet]).map(drop)
 }
 
-/// How somebody who is asked answers into a port.
+/// How an accomplice answers into a port.
 struct Answer<'a> {
     name: &'static str,
     from: &'a Place,
@@ -158,13 +158,13 @@ fn a_question_opens_no_guarded_port() -> Result<()> {
             }
         }
     }
-    // A plain pod asks from the tunnel's port, and its node's address takes its place.
+    // A plain pod sends from the tunnel's port, and its source address is translated to its node's.
     let accomplice = lab.daemon("out", "dns").serve(Serve {
         udp: vec![OUT.at(ACCOMPLICE)],
         ..Serve::default()
     })?;
     let pod = lab.pod("pod-a");
-    // Its answer would come to the node's tunnel, as far as can be told: the pod does without.
+    // Its reply would come to the node's tunnel, as far as the agent can know, so the pod gets none.
     pod.udp_with(Udp {
         from: Some(POD_A.party.at(TUNNEL)),
         timeout_ms: 200,
@@ -184,7 +184,7 @@ fn a_question_opens_no_guarded_port() -> Result<()> {
             failures.push("by a pod and an accomplice: it is unpacked".to_owned());
         }
     }
-    // Honest answers go on.
+    // Honest replies still pass.
     let asked = host.udp(OUT.at(ACCOMPLICE))?;
     ensure!(asked == Outcome::Answered, "an honest question: {asked}");
     ensure!(failures.is_empty(), "{}", failures.join("\n"));
@@ -272,7 +272,7 @@ fn what_is_translated_to_a_pod_is_answered() -> Result<()> {
     };
     let agent = Agent::start(&lab, "cp1", &policy)?;
     let mut failures = all("under Drop")?;
-    // A visitor that never asked is not answered, nor is one that asked from another port.
+    // A client that never connected gets no reply, nor does one that connected from another port.
     let before = agent.denied("OtherTraffic")?.0;
     let asked: Vec<u16> = {
         let from = 50_000;
@@ -319,14 +319,14 @@ fn what_is_translated_to_a_pod_is_answered() -> Result<()> {
     lab.close()
 }
 
-/// One datagram, and whether it answers what was asked.
+/// One datagram, and whether it is a reply to the request.
 struct Datagram {
     name: &'static str,
     packet: fn(u16) -> Crafted,
     answers: bool,
 }
 
-/// A memory of what was asked is of these two ends, and of nothing like them.
+/// A remembered request matches exactly its two ends.
 #[test]
 fn an_answer_is_of_whom_was_asked_and_to_who_asked() -> Result<()> {
     const ASKING: u16 = 40_001;

@@ -30,7 +30,7 @@ fn edited(lab: &Lab, from: &str, to: &str) -> Result<String> {
     Ok(inventory.replace(from, to))
 }
 
-/// Somebody who listens on all addresses of a place, of both families.
+/// A server that listens on all addresses of a place, in both families.
 fn everywhere(place: &Place, port: u16) -> Result<enforcer_tests::Server> {
     place.serve(Serve {
         tcp: vec![SocketAddr::new(Ipv6Addr::UNSPECIFIED.into(), port)],
@@ -121,7 +121,7 @@ fn a_service_address_on_the_node_opens_no_port_of_its() -> Result<()> {
         }
     }
     ensure!(failures.is_empty(), "{}", failures.join("\n"));
-    // Who may at the node's own address may here.
+    // A sender that may use the node's own address may use this one.
     for to in CLUSTER_IP.both(port::KUBELET) {
         let outcome = lab.apiserver().connect(to)?;
         ensure!(outcome.worked(), "the apiserver to {to}: {outcome}");

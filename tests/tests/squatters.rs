@@ -1,5 +1,5 @@
-//! Ports of components that somebody else takes without being asked: by a range of ports that holds this one
-//! only, and by listening without binding. He may have the port; he hears nothing.
+//! Ports of components that another process takes without `bind` to the number: by a range of ports that holds only
+//! this one, and by listening without binding. It may have the port, but receives nothing.
 
 use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::time::Duration;
@@ -50,7 +50,7 @@ impl Squat {
                 ..Udp::to(self.to)
             })?;
         } else {
-            // The path may ask for TLS.
+            // The path may require TLS.
             let data = [&CLIENT_HELLO[..], mark.as_bytes()].concat();
             self.caller.connect_with(Connect {
                 piece: vec![enforcer_tests::packet::to_hex(&data)],
@@ -61,7 +61,7 @@ impl Squat {
         Ok(())
     }
 
-    /// What somebody who took the port heard.
+    /// What a process that took the port received.
     fn hears(&self, server: &Server, mark: &str, at_most: Duration) -> bool {
         let marked = |heard: &enforcer_tests::probe::Heard| {
             heard

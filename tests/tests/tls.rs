@@ -45,7 +45,7 @@ fn ask(place: &Place, to: SocketAddr, pieces: &[&[u8]]) -> Result<Outcome> {
     say_within(place, to, pieces, LONG_PATIENCE)
 }
 
-/// Says something that nobody must hear.
+/// Sends something that must not arrive.
 fn say(place: &Place, to: SocketAddr, pieces: &[&[u8]]) -> Result<Outcome> {
     say_within(place, to, pieces, PATIENCE)
 }
@@ -60,11 +60,11 @@ fn say_within(place: &Place, to: SocketAddr, pieces: &[&[u8]], timeout_ms: u64) 
     Ok(place.connect_with(connect)?.outcome)
 }
 
-/// An echo server as a component: whoever gets an answer has got through with his first bytes.
+/// An echo server as a component: a client that gets an answer has passed with its first bytes.
 fn echo(place: &Place, addresses: &[SocketAddr]) -> Result<Server> {
     place.serve(Serve {
         tcp: addresses.to_vec(),
-        // No TLS server says anything before.
+        // A TLS server sends nothing before that.
         after: 11,
         ..Serve::default()
     })
@@ -77,8 +77,8 @@ fn policy() -> PolicyText {
     }
 }
 
-/// A way of one connection, and who has to cut it off.
-struct Way<'a> {
+/// The route of a connection, and the hook that must cut it off.
+struct Route<'a> {
     name: &'static str,
     from: &'a Place,
     to: Vec<SocketAddr>,
@@ -98,7 +98,7 @@ fn plaintext_gets_nowhere_on_any_way() -> Result<()> {
     let webhook = echo(lab.pod("pod-b"), &POD_B.party.both(8443))?;
     let (near_pod, far_pod) = (lab.pod("pod-a").clone(), lab.pod("pod-b").clone());
     let (scheduler, far_kubelet, client) = (lab.scheduler(), lab.kubelet("w1"), lab.apiserver());
-    let way = |name, from, to, guard, hook, server| Way {
+    let route = |name, from, to, guard, hook, server| Route {
         name,
         from,
         to,
@@ -107,8 +107,8 @@ fn plaintext_gets_nowhere_on_any_way() -> Result<()> {
         server,
     };
     let to_apiserver = CP1.both(port::APISERVER).to_vec();
-    let ways = [
-        way(
+    let routes = [
+        route(
             "over lo",
             &scheduler,
             addresses.clone(),
@@ -116,7 +116,7 @@ fn plaintext_gets_nowhere_on_any_way() -> Result<()> {
             "cgroup/egress",
             &apiserver,
         ),
-        way(
+        route(
             "from another node",
             &far_kubelet,
             to_apiserver.clone(),
@@ -124,7 +124,7 @@ fn plaintext_gets_nowhere_on_any_way() -> Result<()> {
             "cgroup/ingress",
             &apiserver,
         ),
-        way(
+        route(
             "to another node",
             &client,
             W1.both(port::KUBELET).to_vec(),
@@ -132,7 +132,7 @@ fn plaintext_gets_nowhere_on_any_way() -> Result<()> {
             "cgroup/egress",
             &kubelet,
         ),
-        way(
+        route(
             "from a pod of the node",
             &near_pod,
             to_apiserver.clone(),
@@ -140,7 +140,7 @@ fn plaintext_gets_nowhere_on_any_way() -> Result<()> {
             "cgroup/ingress",
             &apiserver,
         ),
-        way(
+        route(
             "from a pod, forwarded",
             &far_pod,
             to_apiserver,
@@ -148,7 +148,7 @@ fn plaintext_gets_nowhere_on_any_way() -> Result<()> {
             "tc/ingress",
             &apiserver,
         ),
-        way(
+        route(
             "from a pod, through a service",
             &far_pod,
             SERVICE.both(443).to_vec(),
@@ -156,7 +156,7 @@ fn plaintext_gets_nowhere_on_any_way() -> Result<()> {
             "tc/ingress",
             &apiserver,
         ),
-        way(
+        route(
             "to a pod, forwarded",
             &client,
             POD_B.party.both(8443).to_vec(),
@@ -165,7 +165,7 @@ fn plaintext_gets_nowhere_on_any_way() -> Result<()> {
             &webhook,
         ),
     ];
-    for Way { name, from, to, .. } in &ways {
+    for Route { name, from, to, .. } in &routes {
         for to in to {
             for (what, bytes) in plaintexts() {
                 let outcome = ask(from, *to, &[&bytes])?;
@@ -178,23 +178,23 @@ fn plaintext_gets_nowhere_on_any_way() -> Result<()> {
     }
     for guard in ["cp1", "w1"] {
         let agent = Agent::start(&lab, guard, &policy())?;
-        for way in ways.iter().filter(|way| way.guard == guard) {
-            for to in &way.to {
-                try_way(&agent, way, *to)?;
+        for route in routes.iter().filter(|route| route.guard == guard) {
+            for to in &route.to {
+                try_route(&agent, route, *to)?;
             }
         }
     }
     Ok(())
 }
 
-fn try_way(agent: &Agent, way: &Way<'_>, to: SocketAddr) -> Result<()> {
-    let Way {
+fn try_route(agent: &Agent, route: &Route<'_>, to: SocketAddr) -> Result<()> {
+    let Route {
         name,
         from,
         server,
         hook,
         ..
-    } = way;
+    } = route;
     let hello = CLIENT_HELLO;
     let splits: Vec<Vec<&[u8]>> = vec![
         vec![&hello],
@@ -212,10 +212,10 @@ fn try_way(agent: &Agent, way: &Way<'_>, to: SocketAddr) -> Result<()> {
     }
     let (before, _) = agent.denied("NotTls")?;
     let mut tried = plaintexts();
-    if to != way.to[0] {
+    if to != route.to[0] {
         tried.truncate(1);
     }
-    // A closed connection goes on sending what it could not; after the agent is gone, that arrives.
+    // A closed connection keeps retransmitting; after the agent is gone, that arrives.
     let mark = format!(" marked {name} {to} ");
     for (what, bytes) in &tried {
         let whole = [&bytes[..], mark.as_bytes()].concat();
@@ -333,9 +333,8 @@ fn a_client_hello_passes_out_of_order_and_sent_again() -> Result<()> {
     let lab = Lab::builder().build()?;
     let _apiserver = echo(&lab.apiserver(), &CP1.both(port::APISERVER))?;
     let (kubelet, pod) = (lab.kubelet("w1"), lab.pod("pod-b"));
-    // Every other segment with something in it is lost, beginning with the first, so that what follows
-    // comes before it; but never one that is sent again: closed connections go on sending, too, and their
-    // segments must not decide about the others'.
+    // Every other segment with payload is lost, beginning with the first, so that later ones arrive earlier; but never
+    // a retransmission: closed connections keep retransmitting, and their segments must not decide about others'.
     let loses = "table inet loses {
         set seen { typeof tcp sport . tcp sequence; flags dynamic; size 65535; }
         chain out {
@@ -401,7 +400,7 @@ fn a_server_that_speaks_first_is_no_tls_server() -> Result<()> {
         Ok(place.connect_with(connect)?.outcome)
     };
     for (guard, hook) in [("cp1", "cgroup/egress"), ("w1", "tc/egress")] {
-        // What a pod is told leaves w1 by the pod's interface.
+        // What a pod receives leaves w1 by the pod's interface.
         let place = if guard == "cp1" { &kubelet } else { pod };
         for to in to {
             let outcome = listens(place, to, LONG_PATIENCE)?;

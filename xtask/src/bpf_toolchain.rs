@@ -101,7 +101,7 @@ impl BpfToolchain {
             command.env_remove(name);
         }
         match self.core {
-            // aya-ebpf and our programs use one unstable feature each; they alone are let through.
+            // aya-ebpf and our programs use one unstable feature each; only these are allowed.
             Core::Prebuilt => command.env("RUSTC_BOOTSTRAP", "aya_ebpf,enforcer"),
             Core::BuildStd => command
                 .args(["-Z", "build-std=core"])

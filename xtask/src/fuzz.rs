@@ -84,7 +84,7 @@ pub fn run(args: &Args) -> Result<ExitCode> {
     Ok(ExitCode::SUCCESS)
 }
 
-/// What libFuzzer said of its work.
+/// The figures in libFuzzer's output.
 fn figures(target: &str) -> Result<String> {
     let log = shell::log_path(&format!("fuzz-{target}"))?;
     let text = fs::read_to_string(&log).unwrap_or_default();
@@ -107,7 +107,7 @@ fn figures(target: &str) -> Result<String> {
 ///
 /// # Errors
 ///
-/// It can not be installed, with the end of what cargo said.
+/// If it can not be installed: the end of cargo's output.
 fn cargo_fuzz() -> Result<PathBuf> {
     if let Some(program) = shell::which("cargo-fuzz") {
         return Ok(program);

@@ -36,7 +36,7 @@ enum Cli {
     Test(test::Args),
     /// Tries the kernels that we claim, in emulated machines (minutes).
     Kernels(kernels::Args),
-    /// Breaks the meaning of the product in small ways, and sees whether the tests notice (minutes).
+    /// Breaks the product's behaviour in small ways, and checks that the tests notice (minutes).
     Mutants(mutants::Args),
     /// Measures the product beside nftables, iptables and nothing (as root, minutes; `--quick` for two).
     Bench(bench::Args),

@@ -1,5 +1,5 @@
-//! `cargo xtask mutants`: breaks the meaning of the product in small ways, one at a time and in a copy,
-//! and sees whether the tests notice. A change that nobody notices is a test that is missing.
+//! `cargo xtask mutants`: breaks the product's behaviour in small ways, one at a time and in a copy, and checks that
+//! the tests notice. If none notices a change, a test is missing.
 
 use std::{
     fs,
@@ -11,7 +11,7 @@ use anyhow::{Context as _, Result, bail, ensure};
 
 use crate::{bpf_toolchain::tools_path, setup, shell};
 
-/// A small change: in which file, what stands there, and what instead.
+/// A small change: the file, the text to replace, and its replacement.
 struct Mutant {
     what: &'static str,
     file: &'static str,
@@ -34,31 +34,31 @@ const GROUND: &str = "enforcer-policy/src/compile/ground.rs";
 
 #[rustfmt::skip]
 const MUTANTS: [Mutant; 51] = [
-    Mutant { what: "a neighbour may use this node's address", file: JUDGE, from: "Role::Uplink => src.is(Place::OWN),", to: "Role::Uplink => false," },
+    Mutant { what: "a neighbour may use this node's address", file: JUDGE, from: "Role::Uplink => src.is(AddressInfo::OWN),", to: "Role::Uplink => false," },
     Mutant { what: "a record names the client for who holds its port", file: DENIAL, from: "        View::Received { receiver, .. } if key.reason == Reason::ForeignListener.code() => receiver,\n", to: "" },
     Mutant { what: "a record takes an answer for one to this node", file: DENIAL, from: "matches!(role, Role::Loopback) || !is_reply", to: "true" },
-    Mutant { what: "a pod may use a node's address", file: JUDGE, from: "Role::Pod if src.is(Place::OWN | Place::OTHER_NODE) => true,", to: "Role::Pod if src.is(Place::OWN) => true," },
+    Mutant { what: "a pod may use a node's address", file: JUDGE, from: "Role::Pod if src.is(AddressInfo::OWN | AddressInfo::OTHER_NODE) => true,", to: "Role::Pod if src.is(AddressInfo::OWN) => true," },
     Mutant { what: "loopback addresses come over the wire", file: JUDGE, from: "    if packet.src.is_loopback() || packet.dst.is_loopback() {\n        return denied(Reason::LoopbackOffLo);\n    }\n", to: "" },
-    Mutant { what: "a stolen pod address counts", file: JUDGE, from: "src.is(Place::NAMED) && is_route_back()", to: "src.is(Place::NAMED)" },
-    Mutant { what: "the kernel's answers are a process's", file: JUDGE, from: "Origin::KernelSocket => settings.local as Party,", to: "Origin::KernelSocket => cgroup," },
-    Mutant { what: "another namespace's socket may use a node's address", file: JUDGE, from: "    if src.is(Place::OWN | Place::OTHER_NODE) {\n        return denied(settings, Reason::ForgedSource);\n    }\n    let from = sender_by_cgroup", to: "    let from = sender_by_cgroup" },
+    Mutant { what: "a stolen pod address counts", file: JUDGE, from: "src.is(AddressInfo::NAMED) && is_route_back()", to: "src.is(AddressInfo::NAMED)" },
+    Mutant { what: "the kernel's replies count as a process's", file: JUDGE, from: "Origin::KernelSocket => settings.local as Party,", to: "Origin::KernelSocket => cgroup," },
+    Mutant { what: "another namespace's socket may use a node's address", file: JUDGE, from: "    if src.is(AddressInfo::OWN | AddressInfo::OTHER_NODE) {\n        return denied(settings, Reason::ForgedSource);\n    }\n    let from = sender_by_cgroup", to: "    let from = sender_by_cgroup" },
     Mutant { what: "anybody listens on a component's port", file: JUDGE, from: "    is_foreign.then(", to: "    (is_foreign && ports.destination == 0).then(" },
-    Mutant { what: "what an uplink brought is never asked for its checksum", file: JUDGE, from: "!carried.is_judged() || matches!(entered, Entered::ByUplink(_))", to: "!carried.is_judged() && matches!(entered, Entered::FromPod)" },
+    Mutant { what: "a packet from an uplink is never checked for an offload", file: JUDGE, from: "!carried.is_judged() || matches!(entered, Entered::ByUplink(_))", to: "!carried.is_judged() && matches!(entered, Entered::FromPod)" },
     Mutant { what: "data comes through with a SYN", file: JUDGE, from: "matches!(vantage.view(), View::Left { .. }) && carried.is_fast_open()", to: "false" },
-    Mutant { what: "a lock is asked whichever way it goes", file: JUDGE, from: "View::Left { .. } => matches!(verdict.direction(), Direction::Reply),", to: "View::Left { .. } => true," },
+    Mutant { what: "a lock is checked in either direction", file: JUDGE, from: "View::Left { .. } => matches!(verdict.direction(), Direction::Reply),", to: "View::Left { .. } => true," },
     Mutant { what: "dry-run reports twice", file: JUDGE, from: "matches!(role, Role::Loopback) || carried.is_reported()", to: "matches!(role, Role::Loopback)" },
     Mutant { what: "dry-run reports what is forwarded twice", file: JUDGE, from: "(verdict.passes() && carried.is_reported()),", to: "(verdict.passes() && !carried.is_judged())," },
     Mutant { what: "a packet is judged twice at its socket", file: VANTAGE, from: "judged: facts & 4 != 0,", to: "judged: false," },
     Mutant { what: "lo is any interface", file: VANTAGE, from: "on_lo: facts & 8 != 0,", to: "on_lo: false," },
     Mutant { what: "a verdict holds at every hook", file: CACHE, from: "u16::from(vantage.head()) << 8", to: "u16::from(vantage.head() >> 7) << 8" },
     Mutant { what: "UDP is refused at once like TCP", file: DECIDE, from: "PortKind::Udp => verdict.is_guarded_denial(),", to: "PortKind::Udp => verdict.is_denied()," },
-    Mutant { what: "a SYN may match a path backwards", file: DECIDE, from: "    if matches!(phase, Phase::Opening) {\n        return forward;\n    }\n", to: "    if matches!(phase, Phase::Opening) {\n        let approach = Approach { from: ends.to, at: ends.src, space, number: source };\n        return either(forward, toward(tables, settings, &approach).back());\n    }\n" },
+    Mutant { what: "a SYN may match a path backwards", file: DECIDE, from: "    if matches!(phase, Phase::Opening) {\n        return forward;\n    }\n", to: "    if matches!(phase, Phase::Opening) {\n        let approach = Approach { from: ends.to, at: ends.src, port_kind, number: source };\n        return either(forward, toward(tables, settings, &approach).back());\n    }\n" },
     Mutant { what: "a segment must match a path forwards", file: DECIDE, from: "Phase::Following => either(forward, back),", to: "Phase::Following => forward," },
     Mutant { what: "an echo reply is a request", file: DECIDE, from: "Phase::Answer => back,", to: "Phase::Answer => forward," },
     Mutant { what: "a wide path makes anything a reply", file: DECIDE, from: "    if forward.is_guarded_denial() || back.is_guarded_denial() {", to: "    if forward.is_guarded_denial() && back.is_guarded_denial() {" },
     Mutant { what: "later fragments always pass", file: DECIDE, from: "if tables.related(settings, from, to) || tables.related(settings, to, from) {", to: "if true || tables.related(settings, from, to) || tables.related(settings, to, from) {" },
-    Mutant { what: "a process may use another node's address", file: JUDGE, from: "    if src.is(Place::OTHER_NODE) {\n        return denied(settings, Reason::ForgedSource);\n    }\n", to: "" },
-    Mutant { what: "a wildcard is no address of this node", file: DECIDE, from: "        settings.own as Party\n    } else {\n        received_at(", to: "        tables.place(addr).party\n    } else {\n        received_at(" },
+    Mutant { what: "a process may use another node's address", file: JUDGE, from: "    if src.is(AddressInfo::OTHER_NODE) {\n        return denied(settings, Reason::ForgedSource);\n    }\n", to: "" },
+    Mutant { what: "a wildcard is no address of this node", file: DECIDE, from: "        settings.own as Party\n    } else {\n        received_at(", to: "        tables.address_info(addr).party\n    } else {\n        received_at(" },
     Mutant { what: "a wide path opens guarded ports", file: VERDICTS, from: "            endpoints.retain(|e| self.component(*e).guard);\n", to: "" },
     Mutant { what: "loopback only is for everybody", file: VERDICTS, from: "        target.loopback || !(route.path.loopback || self.port(route.to).loopback_only)", to: "        let _ = (route, target);\n        true" },
     Mutant { what: "a service may be on the same node", file: VERDICTS, from: "(Locality::SameNode, _, Unknown) => !target.is_virtual,", to: "(Locality::SameNode, _, Unknown) => true," },
@@ -81,7 +81,7 @@ const MUTANTS: [Mutant; 51] = [
     Mutant { what: "the mark forgets the path", file: MARK, from: "Some(path) if self.0 & Self::KNOWN == 0 && path < Self::NUMBER => {", to: "Some(path) if self.0 & Self::KNOWN != 0 && path < Self::NUMBER => {" },
     Mutant { what: "a verdict outlives its policy", file: CACHE, from: "            && self.epoch == key.stamp.epoch\n            && self.src", to: "            && self.src" },
     Mutant { what: "a verdict outlives its tick", file: CACHE, from: "self.tick == key.stamp.tick\n            && self.how", to: "self.how" },
-    Mutant { what: "one's verdict is another's", file: CACHE, from: "            && self.asked == key.asked\n", to: "" },
+    Mutant { what: "a cached verdict is used for another key", file: CACHE, from: "            && self.number_and_ports == key.number_and_ports\n", to: "" },
     Mutant { what: "nobody counts as what he is part of", file: GROUND, from: "            if all.insert(index) {", to: "            if all.insert(index) && index > self.wholes.len() {" },
     Mutant { what: "two other nodes are one node", file: VERDICTS, from: "(Locality::Any, ..) | (Locality::SameNode, Here, Here) => true,", to: "(Locality::Any, ..) | (Locality::SameNode, Here, Here) | (Locality::SameNode, OtherNode, OtherNode) => true," },
     Mutant { what: "another node's pods are here", file: PARTIES, from: "                Some(_) => Whereabouts::OtherNode,", to: "                Some(_) => Whereabouts::Here," },
@@ -209,7 +209,7 @@ fn is_noticed(tree: &Path) -> Result<Option<&'static str>> {
 mod tests {
     use super::*;
 
-    /// What is to be broken has to be there, once.
+    /// Each text to replace must occur exactly once.
     #[test]
     fn each_change_has_its_place() {
         let tree = Path::new(env!("CARGO_MANIFEST_DIR")).join("..");

@@ -27,7 +27,7 @@ pub fn target_dir() -> PathBuf {
 pub fn cargo() -> Command {
     let mut command = Command::new(env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
     command.current_dir(workspace());
-    // What cargo told us about our own package makes build scripts run again that look at it.
+    // Variables that cargo sets for our own package would make build scripts run again.
     for (name, _value) in env::vars_os() {
         let text = name.to_string_lossy();
         if text.starts_with("CARGO_PKG_") || text.starts_with("CARGO_MANIFEST_") {
@@ -48,7 +48,7 @@ pub fn run_in_sight(command: &mut Command) -> Result<()> {
     Ok(())
 }
 
-/// Runs a command in our place, as far as the person can tell.
+/// Runs a command in our place, as if it had been started directly.
 pub fn exit_code_of(command: &mut Command) -> Result<ExitCode> {
     let status = command
         .status()

@@ -45,10 +45,10 @@ fn udp() -> Vec<u8> {
     vec![0x00, 0x35, 0x30, 0x39, 0, 8, 0, 0]
 }
 
-fn ports(space: PortKind, source: u16, destination: u16, phase: Phase) -> Ports {
+fn ports(port_kind: PortKind, source: u16, destination: u16, phase: Phase) -> Ports {
     Ports {
         phase,
-        space,
+        kind: port_kind,
         source,
         destination,
     }

@@ -7,11 +7,11 @@ fn hello(record: u8, own: u8) -> Vec<u8> {
     bytes
 }
 
-/// Payload behind a header of ten bytes, at a place of the stream that begins at `first`.
-fn segment(first: u32, place: u32, payload: &[u8]) -> (Vec<u8>, Segment) {
+/// Payload behind a header of ten bytes, at a position of the stream that begins at `first`.
+fn segment(first: u32, position: u32, payload: &[u8]) -> (Vec<u8>, Segment) {
     let bytes = [&[0xff; 10], payload].concat();
     let segment = Segment {
-        seq: first.wrapping_add(place),
+        seq: first.wrapping_add(position),
         from: 10,
         end: bytes.len() as u32,
         flags: 0x10,
@@ -20,8 +20,8 @@ fn segment(first: u32, place: u32, payload: &[u8]) -> (Vec<u8>, Segment) {
     (bytes, segment)
 }
 
-fn passes(first: u32, place: u32, payload: &[u8]) -> bool {
-    let (bytes, segment) = segment(first, place, payload);
+fn passes(first: u32, position: u32, payload: &[u8]) -> bool {
+    let (bytes, segment) = segment(first, position, payload);
     may_follow(bytes.as_slice(), &segment, first)
 }
 
@@ -40,8 +40,8 @@ fn a_client_hello_passes_however_it_is_cut() {
                     "what follows {cut} bytes"
                 );
             }
-            for place in 0..20 {
-                assert!(passes(first, place, &hello[place as usize..][..1]));
+            for position in 0..20 {
+                assert!(passes(first, position, &hello[position as usize..][..1]));
             }
             // With the SYN (Fast Open), which counts for one.
             let (bytes, mut with_syn) = segment(first, 0, &hello);
@@ -131,8 +131,8 @@ fn what_can_not_be_read_does_not_pass() {
 #[test]
 fn the_rest_of_a_stream_is_free() {
     for first in FIRSTS {
-        for place in [11, 12, 1000, 1 << 20, 1 << 31, u32::MAX - 600] {
-            assert!(passes(first, place, b"GET / HTTP/1.1"), "{place}");
+        for position in [11, 12, 1000, 1 << 20, 1 << 31, u32::MAX - 600] {
+            assert!(passes(first, position, b"GET / HTTP/1.1"), "{position}");
         }
     }
 }

@@ -1,4 +1,4 @@
-//! What a denial advises.
+//! The advice for a denial.
 
 use enforcer_common::tables::Tables as _;
 
@@ -47,11 +47,11 @@ fn advice(text: &str, from: &str, to: &str, number: (PortKind, u16)) -> Vec<Advi
     let tables = Simulator::new(&compiled);
     let place = |text: &str| {
         let address: std::net::IpAddr = text.parse().unwrap();
-        tables.place(&address.into()).party
+        tables.address_info(&address.into()).party
     };
-    let (space, port) = number;
+    let (port_kind, port) = number;
     let target = tables
-        .class(space, port)
+        .class(port_kind, port)
         .and_then(|class| tables.target(&compiled.settings, place(to), class))
         .unwrap();
     advise(
@@ -67,7 +67,7 @@ fn advice(text: &str, from: &str, to: &str, number: (PortKind, u16)) -> Vec<Advi
     )
 }
 
-/// What is commonly missed, told by what it breaks.
+/// Paths that are commonly forgotten, found by what breaks without them.
 #[test]
 fn a_denial_says_what_it_breaks() {
     let (tcp, udp, ip) = (PortKind::Tcp, PortKind::Udp, PortKind::Protocol);
@@ -224,7 +224,7 @@ fn a_denial_says_what_it_breaks() {
             "pod-to-outside",
             "nothing outside",
         ),
-        // DNS that nobody placed.
+        // DNS that is not placed in the Inventory.
         (
             "",
             "10.244.0.5",
@@ -272,8 +272,8 @@ fn the_remedy_is_one_line() {
     assert!(found[0].remedy.contains("`admin` is nowhere"), "{found:?}");
 }
 
-/// One connection is not worth a path to everything: what is offered is for this one alone, or for what it was meant
-/// as.
+/// One connection does not justify a path to everything: the advice is for this connection alone, or for what it was
+/// meant to be.
 #[test]
 fn a_hint_opens_no_more_than_is_needed() {
     let tcp = |port| (PortKind::Tcp, port);
@@ -299,7 +299,7 @@ fn a_hint_opens_no_more_than_is_needed() {
         .find(|advice| advice.path == "apiserver-proxy-to-nodes")
         .unwrap();
     assert!(proxy.wide && proxy.remedy.contains("9443/tcp"), "{proxy:?}");
-    // A node that is not in the inventory: it is what is missing, and no way to everywhere.
+    // A node that is not in the inventory: the node is missing, and a path to everything is not the advice.
     for (port, path) in [
         (10250, "apiserver-to-kubelet"),
         (179, "cni-to-cni"),
@@ -312,7 +312,7 @@ fn a_hint_opens_no_more_than_is_needed() {
         assert_eq!(one.path, path);
         assert!(one.remedy.contains("10.0.0.77 is no node"), "{one:?}");
     }
-    // An answer is no connection of its own.
+    // A reply is not a connection of its own.
     let denied = Denied {
         senders: &["pods".to_owned(), "world".to_owned()],
         endpoints: &["outside:any".to_owned()],
@@ -333,7 +333,7 @@ fn a_hint_opens_no_more_than_is_needed() {
     assert_eq!(advise(&policy, Catalogue::builtin(), &asked).len(), 1);
 }
 
-/// A person's curl at a port of the control plane is no sign of missing monitoring.
+/// A person's curl at a port of the control plane does not mean that monitoring is missing.
 #[test]
 fn who_is_known_is_not_somebody_else() {
     let text = POLICY.replace(
@@ -368,9 +368,9 @@ fn who_is_known_is_not_somebody_else() {
     }
 }
 
-/// A static pod with a new hash, and a unit that nobody declared.
+/// A static pod with a new hash, and an undeclared unit.
 #[test]
-fn a_component_that_lost_its_cgroup_is_told() {
+fn a_component_that_lost_its_cgroup_is_reported() {
     let text = POLICY.replace(
         "    pods:",
         "    apiserver: { cgroups: [/kubepods.slice/a/pod1] }\n    pods:",
@@ -424,7 +424,7 @@ fn a_component_that_lost_its_cgroup_is_told() {
     );
 }
 
-/// Nobody is told how to open the core of a cluster.
+/// There is no advice to open the core of a cluster.
 #[test]
 fn what_must_stay_closed_gets_no_advice() {
     for from in ["10.244.0.5", "203.0.113.9"] {

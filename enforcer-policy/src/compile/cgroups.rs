@@ -1,10 +1,10 @@
-//! Which declared cgroup a process is in. The agent that tells the kernel and the simulator that tells people ask the
-//! same functions.
+//! Which declared cgroup a process is in. The kernel side of the agent and the simulator behind `explain` use the same
+//! functions.
 
 use super::tables::CgroupRule;
 use crate::glob::Glob;
 
-/// The rule for the processes of a cgroup: that of the deepest declared cgroup above it, or of itself.
+/// The rule for the processes of a cgroup: that of the deepest declared cgroup among itself and its ancestors.
 pub fn rule_for<'r>(rules: &'r [CgroupRule], path: &str) -> Option<&'r CgroupRule> {
     let segments = segments(path);
     (0..=segments.len())
@@ -12,8 +12,8 @@ pub fn rule_for<'r>(rules: &'r [CgroupRule], path: &str) -> Option<&'r CgroupRul
         .find_map(|depth| rule_at(rules, &segments[..depth]))
 }
 
-/// The rule that declares just this cgroup. Where several do, the narrowest: one that names it before a glob, and of two
-/// globs the one whose names the other matches, too. A valid policy has no others.
+/// The rule that declares exactly this cgroup. Of several, the narrowest: a name before a glob, and of two globs the
+/// one whose names the other matches, too. In a valid policy one of them is always narrower.
 pub fn rule_at<'r>(rules: &'r [CgroupRule], segments: &[&str]) -> Option<&'r CgroupRule> {
     rules
         .iter()
@@ -37,12 +37,12 @@ fn matches(pattern: &str, path: &[&str]) -> bool {
         })
 }
 
-/// Most are names, and there may be many.
+/// Most segments are plain names, and there may be many.
 fn may_be_glob(part: &str) -> bool {
     part.contains(['*', '?', '['])
 }
 
-/// Whether every cgroup of one pattern is one of another. Both have the same depth.
+/// Whether every cgroup that one pattern matches is matched by the other. Both have the same depth.
 fn is_within(one: &str, other: &str) -> bool {
     let pairs = segments(one).into_iter().zip(segments(other));
     one != other
@@ -55,7 +55,7 @@ fn is_within(one: &str, other: &str) -> bool {
 mod tests {
     use super::*;
 
-    /// The narrower pattern has a cgroup, in whatever order they are declared, and the deeper one before it.
+    /// The deeper pattern wins, and of two at the same depth the narrower one, in whatever order they are declared.
     #[test]
     fn the_deepest_and_then_the_narrowest_wins() {
         let patterns = [

@@ -1,8 +1,9 @@
-//! What the tables of every node are made from, found once for all of them: who is declared at which prefix, whose prefix
-//! it is, and what runs on nodes of which roles.
+//! The input for the tables of every node, computed once for all of them: what is declared at which prefix, which node
+//! owns the prefix, and what runs on nodes of which roles.
 //!
-//! There may be thousands of nodes, and few ways in which something is declared. Everything that takes more than a step
-//! for a prefix is done for a way and not for a prefix: so it grows with what a policy tells apart, and not with its nodes.
+//! There may be thousands of nodes, but only a few distinct declarations. What takes more than a step for each prefix
+//! is done once for each distinct declaration: so the work grows with what a policy distinguishes and not with its
+//! nodes.
 
 use std::collections::{BTreeSet, HashMap};
 use std::net::{Ipv4Addr, Ipv6Addr};
@@ -15,57 +16,57 @@ use crate::model::{Component, Node, Policy};
 /// Indices into the policy's components, services or kinds of nodes.
 pub type Set = BTreeSet<usize>;
 
-/// A policy, and what of it is the same on every node.
+/// A policy, and everything about it that is the same on every node.
 pub struct Ground<'a> {
-    /// What it was made from.
+    /// The policy.
     pub policy: &'a Policy,
-    /// Whom components count as.
+    /// What components count as.
     pub crowd: Crowd,
-    /// The components that run on nodes with the same roles, once for each such set.
+    /// The distinct sets of components that run on nodes by their roles.
     kinds: Vec<Set>,
-    /// The kind of each node.
+    /// The kind of each node: an index into `kinds`.
     kind_of: Vec<usize>,
     /// All prefixes, IPv4 first, in the order of networks and lengths.
     pub spots: Vec<Spot>,
-    /// The distinct ways in which a prefix is declared.
-    pub ways: Vec<Declared>,
+    /// The distinct declarations.
+    pub declarations: Vec<Declared>,
     /// All lengths of prefixes, longest first.
     pub lengths: Vec<u32>,
-    /// In which ways the prefixes of a node are declared: nodes and ways, each pair once and in order.
+    /// The declarations of each node's prefixes: pairs of node and declaration, each once and in order.
     owned: Vec<(usize, usize)>,
 }
 
-/// A prefix, and who is there.
+/// A prefix, and what is declared there.
 #[derive(Debug, Clone, Copy)]
 pub struct Spot {
     /// The network, IPv4 in its mapped form.
     pub network: Ip,
     /// Length of the prefix in bits, of 128.
     pub length: u32,
-    /// How it is declared: an index into the ways.
-    pub way: usize,
-    /// The node that has the address, or whose pods have theirs from there.
+    /// What is declared there: an index into `declarations`.
+    pub declaration: usize,
+    /// The node that has the address, or whose pods get their addresses from the prefix.
     pub owner: Option<usize>,
 }
 
-/// What is declared at one prefix, by itself or by a wider one.
+/// What is declared at a prefix, by the prefix itself and by those around it.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Hash)]
 pub struct Declared {
-    /// By their own addresses.
+    /// Components that have the address.
     pub components: Set,
-    /// Whose virtual address it is.
+    /// Services whose virtual address it is.
     pub services: Set,
     /// Kinds of the nodes that have the address. A valid policy has one node at an address.
     pub kinds: Set,
     /// It is in a network of pods.
     pub pods: bool,
-    /// It is in a network of services' addresses.
+    /// It is in a network of services.
     pub service_network: bool,
     /// Addresses of the loopback interface.
     pub loopback: bool,
 }
 
-/// A node, with what the tables need to know of it.
+/// A node, with what its tables depend on.
 pub struct Here<'a> {
     /// The node.
     pub node: &'a Node,
@@ -73,37 +74,38 @@ pub struct Here<'a> {
     pub index: usize,
     /// Components that run on it by its roles.
     pub runs: &'a Set,
-    /// These, and those that have one of its addresses as their own.
+    /// These, and those that have one of the node's addresses.
     pub located: Set,
 }
 
-/// One thing that is declared at a prefix, by itself.
+/// A single declaration at a prefix.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 enum Mark {
     Nothing,
     Component(usize),
     Pods,
-    /// Of a node, by its index; in a way, of any node.
+    /// The pods of a node, by its index; in a [`PrefixSource`], of any node.
     PodsOf(Option<usize>),
     ServiceNetwork,
-    /// By its index; in a way, by its kind.
+    /// A node by its index; in a [`PrefixSource`], by its kind.
     Node(usize),
     Service(usize),
 }
 
-/// In how a prefix is declared: prefixes of the same way are the same parties' on all nodes but their owners.
+/// How a prefix is declared. Prefixes with the same source lead to the same parties on all nodes, except on their
+/// owners.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Hash)]
-struct Way {
+struct PrefixSource {
     marks: Vec<Mark>,
-    /// What is declared around it, by its number.
+    /// The declaration of the next wider prefix around it, as an index.
     within: Option<usize>,
     loopback: bool,
 }
 
-/// A network by its bits: all comparisons are of numbers.
+/// A network as numbers, for fast comparisons.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 struct Bits {
-    /// Networks of IPv4 stand within `::/0` in the tables, and are declared apart from it.
+    /// IPv4 networks are within `::/0` in the tables, but are declared separately from it.
     is_v6: bool,
     network: u128,
     length: u8,
@@ -134,7 +136,7 @@ impl Bits {
 }
 
 impl<'a> Ground<'a> {
-    /// Looks at everything that is declared, once.
+    /// Goes through everything that is declared, once.
     pub fn of(policy: &'a Policy) -> Self {
         let (kinds, kind_of) = kinds(policy);
         let mut ground = Self {
@@ -143,7 +145,7 @@ impl<'a> Ground<'a> {
             kinds,
             kind_of,
             spots: Vec::new(),
-            ways: Vec::new(),
+            declarations: Vec::new(),
             lengths: Vec::new(),
             owned: Vec::new(),
         };
@@ -152,7 +154,7 @@ impl<'a> Ground<'a> {
         let lengths: BTreeSet<u32> = spots.clone().map(|spot| spot.length).collect();
         ground.lengths = lengths.into_iter().rev().collect();
         ground.owned = spots
-            .filter_map(|spot| Some((spot.owner?, spot.way)))
+            .filter_map(|spot| Some((spot.owner?, spot.declaration)))
             .collect();
         ground.owned.sort_unstable();
         ground.owned.dedup();
@@ -163,10 +165,10 @@ impl<'a> Ground<'a> {
         let marks = marks(self.policy);
         self.spots.reserve(marks.len());
         let loopback = LOOPBACK.map(|net| Bits::of(&net));
-        let mut numbers: HashMap<Way, usize> = HashMap::new();
+        let mut numbers: HashMap<PrefixSource, usize> = HashMap::new();
         // Sorted by network and then length, so that a wider prefix comes before those within it.
         let mut enclosing: Vec<(Bits, usize, Option<usize>)> = Vec::new();
-        let mut way = Way::default();
+        let mut source = PrefixSource::default();
         for group in marks.chunk_by(|(one, _), (other, _)| one == other) {
             let Some((bits, _)) = group.first() else {
                 continue;
@@ -183,42 +185,44 @@ impl<'a> Ground<'a> {
                 _ => None,
             });
             let owner = owner.or(around.and_then(|(.., owner)| *owner));
-            way.within = around.map(|(_, number, _)| *number);
-            way.loopback = loopback.iter().any(|lo| lo.contains(bits));
-            way.marks.clear();
-            way.marks.extend(group.iter().map(|(_, mark)| match mark {
-                Mark::Node(index) => Mark::Node(self.kind_of[*index]),
-                Mark::PodsOf(_) => Mark::PodsOf(None),
-                mark => *mark,
-            }));
-            way.marks.dedup();
-            let number = match numbers.get(&way) {
+            source.within = around.map(|(_, number, _)| *number);
+            source.loopback = loopback.iter().any(|lo| lo.contains(bits));
+            source.marks.clear();
+            source
+                .marks
+                .extend(group.iter().map(|(_, mark)| match mark {
+                    Mark::Node(index) => Mark::Node(self.kind_of[*index]),
+                    Mark::PodsOf(_) => Mark::PodsOf(None),
+                    mark => *mark,
+                }));
+            source.marks.dedup();
+            let number = match numbers.get(&source) {
                 Some(known) => *known,
                 None => {
-                    self.ways.push(self.declared(&way));
-                    let number = self.ways.len() - 1;
-                    numbers.insert(way.clone(), number);
+                    self.declarations.push(self.declared(&source));
+                    let number = self.declarations.len() - 1;
+                    numbers.insert(source.clone(), number);
                     number
                 }
             };
             self.spots.push(Spot {
                 network: Ip(bits.network.to_be_bytes()),
                 length: bits.length.into(),
-                way: number,
+                declaration: number,
                 owner,
             });
             enclosing.push((*bits, number, owner));
         }
     }
 
-    fn declared(&self, way: &Way) -> Declared {
-        let mut declared = way
+    fn declared(&self, source: &PrefixSource) -> Declared {
+        let mut declared = source
             .within
-            .and_then(|wider| self.ways.get(wider))
+            .and_then(|wider| self.declarations.get(wider))
             .cloned()
             .unwrap_or_default();
-        declared.loopback = way.loopback;
-        for mark in &way.marks {
+        declared.loopback = source.loopback;
+        for mark in &source.marks {
             match *mark {
                 Mark::Nothing => {}
                 Mark::Component(index) => {
@@ -242,12 +246,12 @@ impl<'a> Ground<'a> {
         &self.kinds[kind]
     }
 
-    /// A node by its index, and who is there.
+    /// A node by its index, with what is located there.
     pub fn here(&self, index: usize) -> Here<'_> {
         let runs = &self.kinds[self.kind_of[index]];
         let mut located = runs.clone();
-        for way in self.ways_of(index) {
-            let declared = &self.ways[way];
+        for declaration in self.declarations_of(index) {
+            let declared = &self.declarations[declaration];
             if !declared.kinds.is_empty() {
                 located.extend(&declared.components);
             }
@@ -260,49 +264,54 @@ impl<'a> Ground<'a> {
         }
     }
 
-    /// In which ways a node's prefixes are declared: its addresses, its pods' networks, and what is in those. Each once,
-    /// in their order.
-    fn ways_of(&self, node: usize) -> impl Iterator<Item = usize> {
+    /// The declarations of a node's prefixes: its addresses, its pods' networks, and what is in those. Each once, in
+    /// order.
+    fn declarations_of(&self, node: usize) -> impl Iterator<Item = usize> {
         let first = self.owned.partition_point(|(owner, _)| *owner < node);
         let behind = self.owned.partition_point(|(owner, _)| *owner <= node);
-        self.owned[first..behind].iter().map(|(_, way)| *way)
+        self.owned[first..behind]
+            .iter()
+            .map(|(_, declaration)| *declaration)
     }
 
-    /// For each node, the first one that has the same tables but for the addresses in them.
+    /// For each node, the first one whose tables differ only in the addresses.
     ///
-    /// Nodes are alike that are of one kind and whose prefixes are declared in the same ways. Why that is enough: what is at a
-    /// prefix follows from its way and from whether its owner is this node, another one or nobody. Of the prefixes that
-    /// are this node's, the ways are the same on both. Of those that are others', too: whatever way only the one node has
-    /// among all others, the other of the two has as well. Nobody's are nobody's on both. Processes and what is here by
-    /// its address follow from the kind and from the ways of the node's own addresses.
+    /// Nodes are alike if they are of the same kind and their prefixes have the same declarations. That suffices
+    /// because what is at a prefix follows from its declaration and from whether its owner is this node, another one or
+    /// none. For prefixes of the node itself, the declarations are the same on both nodes. So they are for prefixes of
+    /// other nodes: each of the two sees the other's prefixes there, and their declarations are the same. Prefixes
+    /// without an owner are the same everywhere. Processes, and what is here by its address, follow from the kind and
+    /// from the declarations of the node's own addresses.
     pub fn alike(&self) -> Vec<usize> {
         let mut first: HashMap<(usize, Vec<usize>), usize> = HashMap::new();
         let nodes = 0..self.policy.nodes.len();
         nodes
             .map(|node| {
-                let ways = self.ways_of(node).collect();
-                *first.entry((self.kind_of[node], ways)).or_insert(node)
+                let declarations = self.declarations_of(node).collect();
+                *first
+                    .entry((self.kind_of[node], declarations))
+                    .or_insert(node)
             })
             .collect()
     }
 }
 
-/// Whom components count as, and where they are found that have no address of their own.
+/// What components count as, and where those are that have no address of their own.
 pub struct Crowd {
-    /// Components that everybody is part of.
+    /// Components that include everybody.
     pub everyone: Set,
     /// Those in the networks of pods.
     pub in_pods: Set,
-    /// Those that are wherever nothing else is.
+    /// Those that are at every address that nothing else has.
     pub elsewhere: Set,
-    /// Those of them that who sends from there is taken for.
+    /// Those of them that a sender from there counts as.
     pub senders_elsewhere: Set,
-    /// What is known by its cgroup and by no role may be on any node, and sends from its addresses: pods in the host's
-    /// network namespace among them.
+    /// Components with cgroups but without roles may be on any node and send from its addresses, such as pods in the
+    /// host's network namespace.
     pub on_any_node: Set,
-    /// Those with ports of their own, that not everybody is part of.
+    /// Those with ports of their own, except those that include everybody.
     with_ports: Set,
-    /// What each component is part of.
+    /// The components that each component is part of, directly.
     wholes: Vec<Vec<usize>>,
 }
 
@@ -337,7 +346,7 @@ impl Crowd {
         }
     }
 
-    /// With everything that they are part of, and everyone.
+    /// The set with everything that its components are part of, and with those that include everybody.
     pub fn closed(&self, components: &Set) -> Set {
         let mut all = self.everyone.clone();
         let mut open: Vec<usize> = components.iter().copied().collect();
@@ -349,7 +358,7 @@ impl Crowd {
         all
     }
 
-    /// Nothing of the cluster is there, and no component with a port of its own.
+    /// Whether nothing of the cluster is declared there, and no component with a port of its own.
     pub fn is_outside(&self, declared: &Declared) -> bool {
         let Declared {
             components,
@@ -368,7 +377,7 @@ impl Crowd {
     }
 }
 
-/// The distinct sets of components that run on nodes by their roles, and which of them each node has.
+/// The distinct sets of components that run on nodes by their roles, and the set of each node.
 fn kinds(policy: &Policy) -> (Vec<Set>, Vec<usize>) {
     let mut by_role: HashMap<&str, Vec<usize>> = HashMap::new();
     for (index, component) in policy.components.iter().enumerate() {
@@ -397,10 +406,10 @@ fn kinds(policy: &Policy) -> (Vec<Set>, Vec<usize>) {
     (kinds, kind_of)
 }
 
-/// All that is declared, by prefix and in the order of prefixes.
+/// Everything that is declared, in the order of prefixes.
 fn marks(policy: &Policy) -> Vec<(Bits, Mark)> {
     let everything = [IpNet::V4(Ipv4Net::default()), IpNet::V6(Ipv6Net::default())];
-    // IPv4 stands within ::/0 in the tables: it needs an end of its own there.
+    // IPv4 is within ::/0 in the tables, so it needs a prefix of its own to end that.
     let nothing = everything.into_iter().chain(LOOPBACK);
     let mut marks: Vec<(Bits, Mark)> = nothing.map(|net| (Bits::of(&net), Mark::Nothing)).collect();
     let mut add = |nets: &[IpNet], mark: Mark| {
@@ -420,7 +429,7 @@ fn marks(policy: &Policy) -> Vec<(Bits, Mark)> {
     for (index, service) in policy.services.iter().enumerate() {
         add(&[IpNet::from(service.address)], Mark::Service(index));
     }
-    // What somebody wrote in order is sorted at once.
+    // Sorting input that is already in order is fast.
     marks.sort();
     marks.dedup();
     marks

@@ -1,8 +1,8 @@
-//! A valid policy to the tables of one node: pure, deterministic, no I/O.
+//! Compiles a valid policy into the tables of one node: pure, deterministic, no I/O.
 //!
-//! `tables` is the result; `ground` finds what is the same on every node; `parties` interns the sets of components that
-//! occur at addresses, cgroups and interfaces; `ports` reduces ports to classes; `verdicts` fills the dense tables;
-//! `simulate` lets the decision run on them in userspace.
+//! `tables` is the result; `ground` computes what is the same on every node; `parties` interns the sets of components
+//! that occur at addresses, cgroups and interfaces; `ports` reduces ports to classes; `verdicts` fills the dense
+//! tables; `simulate` lets the decision run on them in userspace.
 
 pub mod cgroups;
 mod ground;
@@ -23,14 +23,14 @@ use ground::Ground;
 use parties::Parties;
 use ports::PortClasses;
 
-/// A policy on its way to the tables of any of its nodes: what is the same on all of them is found once.
+/// Compiles a policy for any of its nodes. What is the same on all of them is computed once.
 pub struct Compiler<'a> {
     ground: Ground<'a>,
     ports: PortClasses,
 }
 
 impl<'a> Compiler<'a> {
-    /// Takes a policy to be compiled.
+    /// Prepares a policy for compilation.
     ///
     /// # Errors
     ///
@@ -56,7 +56,7 @@ impl<'a> Compiler<'a> {
         let policy = self.ground.policy;
         let index = policy.nodes.iter().position(|known| known.name == node);
         let index = index.ok_or_else(|| unknown(policy, node))?;
-        // Numbers are taken only by a policy that compiles: a failed one must leave no trace.
+        // Path numbers are assigned only if the policy compiles: a failed one must leave no trace.
         let mut taken = numbers.clone();
         let paths = policy.paths.iter();
         let path_numbers: Vec<u16> = paths
@@ -76,8 +76,8 @@ impl<'a> Compiler<'a> {
         Ok(compiled)
     }
 
-    /// For each node of the policy, by its index, the first one that has the same tables but for which addresses lead to
-    /// them: what holds for that node of sizes and limits, and of what concerns it, holds for all that are alike.
+    /// For each node of the policy, by its index, the first one whose tables differ only in the addresses. Sizes,
+    /// limits and warnings of that node hold for all that are alike.
     pub fn alike(&self) -> Vec<usize> {
         self.ground.alike()
     }

@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use enforcer_common::{
     limits,
-    tables::{NOBODY, Party, Place},
+    tables::{AddressInfo, NOBODY, Party},
 };
 
 use super::{
@@ -14,14 +14,14 @@ use super::{
 };
 use crate::model::Component;
 
-/// Where somebody is, as far as the tables of one node have to know it.
+/// Where a party is, as far as the tables of one node depend on it.
 ///
-/// Which of the other nodes it is, no table says: so all that are alike are one party, and the tables do not grow with
-/// their number. Nothing is lost by that. Only "on one node" could ask for it, and a packet that this node sees has
-/// left every other node: see `is_local_enough` in `verdicts`.
+/// The tables do not distinguish the other nodes: all that are alike are one party, so the tables do not grow with
+/// their number. Nothing is lost by that. Only paths on the same node depend on it, and a packet that this node sees
+/// has left every other node: see `is_local_enough` in `verdicts`.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Hash)]
 pub enum Whereabouts {
-    /// Nobody knows: outside, or a pod where nodes have no `podNetworks`.
+    /// Unknown: outside, or a pod if nodes have no `podNetworks`.
     #[default]
     Unknown,
     /// On this node.
@@ -30,7 +30,7 @@ pub enum Whereabouts {
     OtherNode,
 }
 
-/// One distinct set, seen as sender and as receiver.
+/// One party: a distinct set of components, as senders and as receivers.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Hash)]
 pub struct PartyInfo {
     /// Components that a sender there counts as.
@@ -45,9 +45,9 @@ pub struct PartyInfo {
     pub process: bool,
     /// The node's own init: it holds ports for the units that it starts.
     pub init: bool,
-    /// On which node it is.
+    /// Where it is.
     pub whereabouts: Whereabouts,
-    /// A virtual address: which node is behind it, nobody knows before its packets are translated.
+    /// A virtual address: the node behind it is not known before packets are translated.
     pub is_virtual: bool,
 }
 
@@ -55,23 +55,23 @@ pub struct PartyInfo {
 pub struct Parties {
     infos: Vec<PartyInfo>,
     numbers: HashMap<PartyInfo, Party>,
-    /// Who is at which prefix, in the order of networks and lengths.
+    /// What is at which prefix, in the order of networks and lengths.
     pub prefixes: Arc<[PrefixEntry]>,
-    /// All lengths of them, longest first.
+    /// All lengths of prefixes, longest first.
     pub prefix_lengths: Vec<u32>,
-    /// Who is in which cgroup.
+    /// The rules of declared cgroups.
     pub cgroups: Vec<CgroupRule>,
     /// Processes in no declared cgroup.
     pub undeclared: Party,
-    /// All that may run on this node.
+    /// Everything that may run on this node.
     pub local: Party,
     /// This node's own addresses.
     pub own: Party,
-    /// Whatever sends from a pod's interface.
+    /// What sends from a pod's interface.
     pub pods: Party,
 }
 
-/// What parties are made from.
+/// The input for parties.
 struct Cluster<'a> {
     ground: &'a Ground<'a>,
     here: &'a Here<'a>,
@@ -92,7 +92,7 @@ impl Parties {
             own: NOBODY,
             pods: NOBODY,
         };
-        // The first is NOBODY, who is only what everybody is.
+        // The first one is NOBODY, which only counts as what everybody is.
         let nobody = PartyInfo {
             senders: ground.crowd.everyone.clone(),
             ..PartyInfo::default()
@@ -121,7 +121,7 @@ impl Parties {
             return Err(CompileError::sets(what, max));
         }
         self.infos.push(info.clone());
-        // MAX_PARTIES fits.
+        // The number is below MAX_PARTIES.
         self.numbers.insert(info, number as Party);
         Ok(number as Party)
     }
@@ -136,57 +136,65 @@ impl Parties {
             });
         }
         let mut prefixes = Vec::with_capacity(ground.spots.len());
-        // Prefixes come by the thousand, and in few ways.
-        let mut known: Vec<[Option<Place>; 3]> = vec![[None; 3]; ground.ways.len()];
+        // There may be thousands of prefixes, but few declarations.
+        let mut known: Vec<[Option<AddressInfo>; 3]> = vec![[None; 3]; ground.declarations.len()];
         for spot in &ground.spots {
             let whereabouts = match spot.owner {
                 None => Whereabouts::Unknown,
                 Some(owner) if owner == cluster.here.index => Whereabouts::Here,
                 Some(_) => Whereabouts::OtherNode,
             };
-            let place = match known[spot.way][whereabouts as usize] {
-                Some(place) => place,
+            let info = match known[spot.declaration][whereabouts as usize] {
+                Some(info) => info,
                 None => {
-                    let place = self.place(cluster, &ground.ways[spot.way], whereabouts)?;
-                    known[spot.way][whereabouts as usize] = Some(place);
-                    place
+                    let info = self.address_info(
+                        cluster,
+                        &ground.declarations[spot.declaration],
+                        whereabouts,
+                    )?;
+                    known[spot.declaration][whereabouts as usize] = Some(info);
+                    info
                 }
             };
             prefixes.push(PrefixEntry {
                 network: spot.network,
                 length: spot.length,
-                place,
+                info,
             });
         }
-        // IPv4 came first, and stands in the midst of IPv6.
+        // IPv4 came first, and belongs into the middle of IPv6.
         prefixes.sort_by_key(|entry| (entry.network, entry.length));
         self.prefixes = prefixes.into();
         Ok(())
     }
 
-    fn place(
+    fn address_info(
         &mut self,
         cluster: &Cluster<'_>,
         declared: &Declared,
         whereabouts: Whereabouts,
-    ) -> Result<Place, CompileError> {
+    ) -> Result<AddressInfo, CompileError> {
         let party = self.intern(cluster.at(declared, whereabouts))?;
         let mut flags = 0;
         if !declared.kinds.is_empty() {
             let here = whereabouts == Whereabouts::Here;
-            flags |= if here { Place::OWN } else { Place::OTHER_NODE };
+            flags |= if here {
+                AddressInfo::OWN
+            } else {
+                AddressInfo::OTHER_NODE
+            };
             if here && self.own == NOBODY {
                 self.own = party;
             }
         }
         if declared.pods {
-            flags |= Place::POD;
+            flags |= AddressInfo::POD;
             let mut components = declared.components.iter();
             if components.any(|c| !cluster.ground.crowd.everyone.contains(c)) {
-                flags |= Place::NAMED;
+                flags |= AddressInfo::NAMED;
             }
         }
-        Ok(Place { party, flags })
+        Ok(AddressInfo { party, flags })
     }
 
     fn add_cgroups(&mut self, cluster: &Cluster<'_>) -> Result<(), CompileError> {
@@ -210,8 +218,8 @@ impl Parties {
         self.add_init(cluster)
     }
 
-    /// Sockets of systemd itself are bound for a unit that it is yet to start (`ssh.socket`): whoever they are meant for, nobody
-    /// but root can make one there.
+    /// systemd itself binds sockets for units that it will start later (`ssh.socket`). Whichever unit they are for,
+    /// only root can create one there.
     fn add_init(&mut self, cluster: &Cluster<'_>) -> Result<(), CompileError> {
         if self.cgroups.iter().any(|rule| rule.pattern == INIT) {
             return Ok(());
@@ -229,7 +237,7 @@ impl Parties {
     }
 }
 
-/// Where systemd keeps process 1.
+/// The cgroup where systemd keeps process 1.
 const INIT: &str = "/init.scope";
 
 impl Cluster<'_> {
@@ -254,7 +262,7 @@ impl Cluster<'_> {
             occupants.extend(&crowd.elsewhere);
             senders.extend(&crowd.senders_elsewhere);
         }
-        // What leads to a service leads to pods; nobody sends from there.
+        // Traffic to a service goes to pods; nothing sends from there.
         if declared.service_network {
             occupants.extend(&crowd.in_pods);
         }
@@ -277,7 +285,7 @@ impl Cluster<'_> {
         component.runs_on.is_empty() || self.here.runs.contains(&index)
     }
 
-    /// Who a process in no declared cgroup may be: whatever is here, declares none and needs none.
+    /// What a process in no declared cgroup counts as: the components of this node that declare none and need none.
     fn undeclared(&self) -> Set {
         let mut here = self.here.located.clone();
         here.retain(|i| self.ground.policy.components[*i].counts_undeclared());

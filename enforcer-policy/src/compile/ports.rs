@@ -1,4 +1,4 @@
-//! Ports to classes: two ports that mean the same endpoints everywhere are one class.
+//! Reduces ports to classes: two ports that belong to the same endpoints at every address are one class.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap, btree_map};
 use std::iter::Peekable;
@@ -15,18 +15,18 @@ use crate::model::{Policy, PortMatch};
 /// A component's named port, by index of the component and of the port in it.
 pub type Endpoint = (usize, usize);
 
-/// What a port may mean, depending on the address.
+/// The endpoints that a port may belong to, depending on the address.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Hash)]
 pub struct Class {
-    /// Endpoints of components that are at the address.
+    /// Endpoints of components, if they are at the address.
     pub endpoints: BTreeSet<Endpoint>,
-    /// Services whose virtual address it is.
+    /// Services, if their virtual address is the address.
     pub services: BTreeSet<usize>,
 }
 
 /// All classes and the table of them.
 pub struct PortClasses {
-    /// In the order of their numbers; the first is of what no endpoint names.
+    /// In the order of their numbers; the first is for ports that no endpoint names.
     pub classes: Vec<Class>,
     /// See [`class_block`].
     pub table: Vec<u16>,
@@ -43,8 +43,8 @@ impl PortClasses {
         let always = Class::always(policy);
         numbers.insert(always.clone(), 0);
         ports.classes.push(always.clone());
-        for space in PortKind::ALL {
-            for (first, last, class) in Intervals::of(policy, space, &always) {
+        for port_kind in PortKind::ALL {
+            for (first, last, class) in Intervals::of(policy, port_kind, &always) {
                 let number = *numbers.entry(class).or_insert_with_key(|class| {
                     ports.classes.push(class.clone());
                     ports.classes.len() - 1
@@ -57,8 +57,8 @@ impl PortClasses {
                     });
                 }
                 for port in first..=last {
-                    let block = class_block(space, port) as usize * CLASSES_PER_BLOCK;
-                    // MAX_CLASSES fits.
+                    let block = class_block(port_kind, port) as usize * CLASSES_PER_BLOCK;
+                    // The number is below MAX_CLASSES.
                     ports.table[block + usize::from(port as u8)] = number as u16;
                 }
             }
@@ -68,7 +68,7 @@ impl PortClasses {
 }
 
 impl Class {
-    /// What every port may mean.
+    /// The endpoints that every port belongs to.
     fn always(policy: &Policy) -> Self {
         let mut class = Self::default();
         for (c, component) in policy.components.iter().enumerate() {
@@ -82,17 +82,17 @@ impl Class {
     }
 }
 
-/// What begins or ends to be meant at a number.
+/// An endpoint or service whose range begins or ends at a number.
 #[derive(Clone, Copy)]
 enum PortUse {
     Endpoint(Endpoint),
     Service(usize),
 }
 
-/// The ranges of a space within which all numbers mean the same, with what that is: one after the other, so that each match
-/// is looked at where it begins and where it ends.
+/// Iterates over the ranges of a port kind within which all numbers have the same class, so that each match is visited
+/// only where it begins and where it ends.
 struct Intervals {
-    /// Where something begins (`true`) or ends. 0 is one of them.
+    /// Where a match begins (`true`) or ends. 0 is always included.
     changes: Peekable<btree_map::IntoIter<u16, Vec<(bool, PortUse)>>>,
     last: u16,
     now: Class,
@@ -101,16 +101,16 @@ struct Intervals {
 }
 
 impl Intervals {
-    fn of(policy: &Policy, space: PortKind, always: &Class) -> Self {
-        let last = match space {
+    fn of(policy: &Policy, port_kind: PortKind, always: &Class) -> Self {
+        let last = match port_kind {
             PortKind::Tcp | PortKind::Udp => u16::MAX,
             PortKind::Icmp | PortKind::Icmp6 | PortKind::Protocol => u16::from(u8::MAX),
             PortKind::Arp => 0,
         };
         let mut changes: BTreeMap<u16, Vec<(bool, PortUse)>> = BTreeMap::from([(0, Vec::new())]);
         let mut add = |found: PortMatch, item: PortUse| {
-            // What every port may mean is in all classes.
-            if let (Some((from, to)), true) = (range(found, space), found != PortMatch::Any) {
+            // What every port belongs to is in all classes already.
+            if let (Some((from, to)), true) = (range(found, port_kind), found != PortMatch::Any) {
                 changes.entry(from).or_default().push((true, item));
                 if let Some(next) = to.checked_add(1).filter(|next| *next <= last) {
                     changes.entry(next).or_default().push((false, item));
@@ -173,9 +173,9 @@ impl Iterator for Intervals {
     }
 }
 
-/// The numbers of a space that a match covers.
-fn range(m: PortMatch, space: PortKind) -> Option<(u16, u16)> {
-    match (m, space) {
+/// The numbers of a port kind that a match covers.
+fn range(m: PortMatch, port_kind: PortKind) -> Option<(u16, u16)> {
+    match (m, port_kind) {
         (PortMatch::Tcp(a, b), PortKind::Tcp) | (PortMatch::Udp(a, b), PortKind::Udp) => {
             Some((a, b))
         }

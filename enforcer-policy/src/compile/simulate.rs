@@ -1,4 +1,4 @@
-//! The tables in userspace: what `explain`, cases and tests run the decision on.
+//! The tables in userspace: `explain`, cases and tests run the decision on them.
 
 use std::{cell::RefCell, collections::HashMap};
 
@@ -6,7 +6,7 @@ use enforcer_common::{
     addr::Ip,
     packet::PortKind,
     tables::{
-        CLASSES_PER_BLOCK, DECLARED_PORT, FlowKey, Memory, Party, Place, Settings, Tables,
+        AddressInfo, CLASSES_PER_BLOCK, DECLARED_PORT, FlowKey, Memory, Party, Settings, Tables,
         class_block,
     },
     verdict::Verdict,
@@ -14,7 +14,7 @@ use enforcer_common::{
 
 use super::{cgroups, tables::Compiled};
 
-/// One generation of a policy, with memories of its own: of UDP flows, and of translated connections.
+/// One generation of a policy, with its own memory of UDP flows and of translated connections.
 pub struct Simulator<'a> {
     compiled: &'a Compiled,
     flows: RefCell<HashMap<FlowKey, Memory>>,
@@ -22,7 +22,7 @@ pub struct Simulator<'a> {
 }
 
 impl<'a> Simulator<'a> {
-    /// Over these tables. Costs nothing: the agent makes one for each batch of denials.
+    /// A simulator of these tables. Cheap: the agent creates one for each batch of denials.
     pub fn new(compiled: &'a Compiled) -> Self {
         Self {
             compiled,
@@ -41,7 +41,7 @@ impl<'a> Simulator<'a> {
     pub fn party_of_cgroup(&self, path: &str) -> Party {
         match cgroups::rule_for(&self.compiled.cgroups, path) {
             Some(rule) => rule.party,
-            // A party number, widened for the kernel's sake.
+            // A party number, which the kernel stores as a wider word.
             None => self.compiled.settings.undeclared_process as Party,
         }
     }
@@ -52,7 +52,7 @@ impl Tables for Simulator<'_> {
         Some(&self.compiled.settings)
     }
 
-    fn place(&self, addr: &Ip) -> Place {
+    fn address_info(&self, addr: &Ip) -> AddressInfo {
         let Compiled {
             prefixes,
             prefix_lengths,
@@ -61,13 +61,13 @@ impl Tables for Simulator<'_> {
         let found = prefix_lengths.iter().find_map(|length| {
             let wanted = (truncated(addr, *length), *length);
             let found = prefixes.binary_search_by_key(&wanted, |e| (e.network, e.length));
-            found.ok().and_then(|at| prefixes.get(at)).map(|e| e.place)
+            found.ok().and_then(|at| prefixes.get(at)).map(|e| e.info)
         });
-        found.unwrap_or(Place::UNKNOWN)
+        found.unwrap_or(AddressInfo::UNKNOWN)
     }
 
-    fn class(&self, space: PortKind, number: u16) -> Option<u16> {
-        let block = class_block(space, number) as usize * CLASSES_PER_BLOCK;
+    fn class(&self, port_kind: PortKind, number: u16) -> Option<u16> {
+        let block = class_block(port_kind, number) as usize * CLASSES_PER_BLOCK;
         self.compiled
             .classes
             .get(block + usize::from(number as u8))
@@ -76,7 +76,7 @@ impl Tables for Simulator<'_> {
 
     fn target(&self, settings: &Settings, at: Party, class: u16) -> Option<u16> {
         let index = u32::from(at) * settings.classes + u32::from(class);
-        // Targets fit, see MAX_TARGETS.
+        // The number is below MAX_TARGETS.
         self.compiled
             .targets
             .get(index as usize)

@@ -1,4 +1,4 @@
-//! What the compiler puts out.
+//! The compiler's output.
 
 use std::{
     collections::{BTreeMap, HashMap},
@@ -8,21 +8,21 @@ use std::{
 use enforcer_common::{
     addr::Ip,
     limits,
-    tables::{Party, Place, Settings},
+    tables::{AddressInfo, Party, Settings},
     verdict::Verdict,
 };
 
 use crate::error::list;
 
-/// An address prefix and who is there.
+/// An address prefix and what is there.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct PrefixEntry {
     /// The network, IPv4 in its mapped form.
     pub network: Ip,
     /// Length of the prefix in bits, of 128.
     pub length: u32,
-    /// Who is there.
-    pub place: Place,
+    /// What is there.
+    pub info: AddressInfo,
 }
 
 /// A declared cgroup and the party of its processes.
@@ -36,7 +36,7 @@ pub struct CgroupRule {
     pub components: Vec<String>,
 }
 
-/// Numbers of paths. A name keeps its number over policy swaps, so that its counters go on.
+/// Numbers of paths. A path keeps its number over policy swaps, so that its counters continue.
 #[derive(Debug, Clone, Default)]
 pub struct PathNumbers {
     names: Vec<String>,
@@ -44,7 +44,18 @@ pub struct PathNumbers {
 }
 
 impl PathNumbers {
-    /// The number of a name, a new one if it has none yet.
+    /// As they were, by their names in the order of their numbers.
+    pub fn from_names(names: impl IntoIterator<Item = String>) -> Self {
+        let names: Vec<String> = names.into_iter().take(limits::MAX_PATHS as usize).collect();
+        // MAX_PATHS fits.
+        let numbered = names.iter().enumerate();
+        let numbers = numbered
+            .map(|(number, name)| (name.clone(), number as u16))
+            .collect();
+        Self { names, numbers }
+    }
+
+    /// The number of a path; a new one if it has none yet.
     pub(super) fn number(&mut self, name: &str) -> Result<u16, CompileError> {
         if let Some(known) = self.numbers.get(name) {
             return Ok(*known);
@@ -57,7 +68,7 @@ impl PathNumbers {
                 help: "each keeps its number for its counters; start the agent again, or have fewer paths",
             });
         }
-        // MAX_PATHS fits.
+        // The number is below MAX_PATHS.
         let number = number as u16;
         self.names.push(name.to_owned());
         self.numbers.insert(name.to_owned(), number);
@@ -75,21 +86,21 @@ impl PathNumbers {
     }
 }
 
-/// Why a valid policy can not become tables.
+/// Why a valid policy can not be compiled.
 #[derive(Debug, thiserror::Error, PartialEq, Eq)]
 pub enum CompileError {
     /// No such node.
     #[error("node `{name}` is not in the inventory; it has {}", list(known))]
     UnknownNode {
-        /// What was asked for.
+        /// The name that was given.
         name: String,
-        /// The nodes there are.
+        /// The nodes of the inventory.
         known: Vec<String>,
     },
     /// It does not fit the maps.
     #[error("the policy has more than {max} {what}, which is the limit: {help}")]
     TooMany {
-        /// What there is too much of.
+        /// What exceeds it.
         what: &'static str,
         /// The limit.
         max: u32,
@@ -99,7 +110,8 @@ pub enum CompileError {
 }
 
 impl CompileError {
-    /// Too many sets of components, or what comes of their number. Nodes that are alike are one, so it is never these.
+    /// Too many sets of components, or too many of what grows with them. The number of nodes is never the reason, as
+    /// nodes that are alike count once.
     pub(super) const fn sets(what: &'static str, max: u32) -> Self {
         Self::TooMany {
             what,
@@ -110,14 +122,14 @@ impl CompileError {
     }
 }
 
-/// One generation of a policy, as one node must hold it.
+/// One generation of a policy, as one node holds it.
 #[derive(Debug, Clone)]
 pub struct Compiled {
     /// The node that it is for.
     pub node: String,
     /// Mode, row lengths and parties by role. The loader sets the generation.
     pub settings: Settings,
-    /// Who is where, in the order of networks and lengths. Shared, as there may be a hundred thousand.
+    /// What is at which prefix, in the order of networks and lengths. Shared, as there may be a hundred thousand.
     pub prefixes: Arc<[PrefixEntry]>,
     /// All lengths of these prefixes, longest first.
     pub prefix_lengths: Vec<u32>,
@@ -128,17 +140,17 @@ pub struct Compiled {
     pub targets: Vec<u32>,
     /// Verdicts for packets and for binds, by party of the sender and target.
     pub entries: Vec<[Verdict; 2]>,
-    /// 1 where two parties may exchange anything, by both.
+    /// 1 if two parties may exchange anything, by both.
     pub related: Vec<u32>,
     /// The declared cgroups of this node.
     pub cgroups: Vec<CgroupRule>,
     /// Names of the components in each party, as senders.
     pub party_names: Vec<Vec<String>>,
-    /// `component:port` of the endpoints that are meant by each target; empty for target 0.
+    /// `component:port` of the endpoints of each target; empty for target 0.
     pub target_names: Vec<Vec<String>>,
-    /// All endpoints of each target that a path could lead to, the wide ones included.
+    /// All endpoints of each target that a path could lead to, including the wide ones.
     pub target_endpoints: Vec<Vec<String>>,
-    /// What a person should know who was denied from each target; empty where there is nothing.
+    /// What operators should know about a denial at each target; empty if there is nothing.
     pub target_denials: Vec<String>,
     /// Path numbers in force and their names.
     pub paths: BTreeMap<u16, String>,

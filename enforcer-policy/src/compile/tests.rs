@@ -1,4 +1,4 @@
-//! What tables may depend on: never on how many nodes there are, and on nothing that a policy does not mean.
+//! What tables may depend on: never on the number of nodes, and never on anything that the policy does not mean.
 
 use std::collections::{BTreeSet, HashMap};
 use std::fmt::Write as _;
@@ -13,7 +13,7 @@ use enforcer_common::{
 
 use super::{Compiled, Compiler, PathNumbers, Simulator, compile, ground::Ground};
 use crate::model::{Component, Locality, Node, OtherTraffic, Path, Policy, Port, PortMatch};
-use crate::{SourceText, from_texts, notes_for_node};
+use crate::{SourceText, from_texts, warnings_for_node};
 
 fn read(text: String) -> Option<Policy> {
     let name = "p.yaml".to_owned();
@@ -24,7 +24,7 @@ fn compiled(policy: &Policy, node: &str) -> Compiled {
     compile(policy, node, None, &mut PathNumbers::default()).unwrap()
 }
 
-/// A cluster of so many nodes of two kinds, each with addresses of both families and networks for its pods.
+/// A cluster with that many nodes of two kinds, each with addresses of both families and networks for its pods.
 fn cluster(nodes: usize) -> Policy {
     let mut text = String::from(
         "apiVersion: enforcer.dev/v1alpha1\nkind: Inventory\nmetadata: { name: many }\nspec:\n  nodes:\n",
@@ -63,9 +63,8 @@ spec: { profile: control-plane-stacked-etcd, mode: Enforce, otherTraffic: Drop }
     read(text).unwrap()
 }
 
-/// The tables are the same, word for word; only who is where takes more.
-/// Clusters have five thousand nodes (Kubernetes, considerations for large clusters), and lists of all their addresses
-/// (kubernetes-sigs/kubespray#11289).
+/// The tables are the same, word for word; only the prefixes grow. Clusters have five thousand nodes (Kubernetes,
+/// considerations for large clusters), and lists of all their addresses (kubernetes-sigs/kubespray#11289).
 #[test]
 fn tables_do_not_grow_with_the_nodes() {
     let (few, many) = (cluster(10), cluster(1000));
@@ -82,22 +81,24 @@ fn tables_do_not_grow_with_the_nodes() {
     }
 }
 
-/// What is done for each way in which something is declared, and for each kind of node, is done as often for a thousand
-/// nodes as for ten.
+/// Work that is done for each distinct declaration and each kind of node is the same for a thousand nodes as for ten.
 #[test]
 fn work_does_not_grow_with_the_nodes() {
     let kinds = |policy: &Policy| -> (usize, BTreeSet<usize>) {
         let ground = Ground::of(policy);
-        (ground.ways.len(), ground.alike().into_iter().collect())
+        (
+            ground.declarations.len(),
+            ground.alike().into_iter().collect(),
+        )
     };
-    let (ways, alike) = kinds(&cluster(10));
-    assert_eq!(kinds(&cluster(1000)), (ways, alike.clone()));
+    let (declarations, alike) = kinds(&cluster(10));
+    assert_eq!(kinds(&cluster(1000)), (declarations, alike.clone()));
     assert_eq!(
         alike,
         BTreeSet::from([0, 3]),
         "a kind with a control plane and one without"
     );
-    assert!(ways < 20, "{ways}");
+    assert!(declarations < 20, "{declarations}");
 }
 
 /// splitmix64.
@@ -117,8 +118,8 @@ impl Random {
     }
 }
 
-/// A small inventory in which all meets: nodes of few kinds, some with networks of their own for pods, and components by
-/// role, by address, among pods and outside.
+/// A small inventory in which everything occurs together: nodes of few kinds, some with their own networks for pods,
+/// and components by role, by address, among pods and outside.
 fn small(random: &mut Random) -> String {
     let mut text = String::from(
         "apiVersion: enforcer.dev/v1alpha1\nkind: Inventory\nmetadata: { name: small }\nspec:\n  nodes:\n",
@@ -221,7 +222,7 @@ fn ends(policy: &Policy) -> Vec<IpAddr> {
         .collect()
 }
 
-/// On which node an address is, where each node is told from each other.
+/// The node of an address, with all nodes distinguished.
 fn node_of(policy: &Policy, address: IpAddr) -> Option<&Node> {
     let has = |node: &&Node| {
         node.addresses.contains(&address)
@@ -230,8 +231,8 @@ fn node_of(policy: &Policy, address: IpAddr) -> Option<&Node> {
     policy.nodes.iter().find(has)
 }
 
-/// What is said of somebody at an address who opens a connection to another: as plainly as it can be put, over the policy
-/// as it was read, with each node told from each other.
+/// The verdict for a sender at one address that opens a connection to another, computed as naively as possible from the
+/// policy as it was read, with all nodes distinguished.
 fn plainly(policy: &Policy, source: IpAddr, destination: IpAddr, number: u16) -> String {
     let by_address = |c: &Component, at: IpAddr| c.addresses.iter().any(|net| net.contains(&at));
     let is_pod = |at: IpAddr| policy.pod_networks.iter().any(|net| net.contains(&at));
@@ -336,8 +337,8 @@ fn plainly(policy: &Policy, source: IpAddr, destination: IpAddr, number: u16) ->
     }
 }
 
-/// For every pair of ends, as every node sees it, the tables say what is right where all nodes are told apart, but for one
-/// thing: that both ends are on one node other than this.
+/// For every pair of ends, as every node sees it, the tables give the verdict that is right with all nodes
+/// distinguished, except if both ends are on one node other than this.
 #[test]
 fn nodes_are_told_apart_where_it_matters() {
     let mut random = Random(1);
@@ -382,12 +383,12 @@ fn nodes_are_told_apart_where_it_matters() {
             }
         }
     }
-    // A test in which nothing meets proves nothing.
+    // The test proves nothing if the interesting pairs are too few.
     assert!(pairs > 100_000 && differ > 100, "{differ} of {pairs}");
 }
 
-/// What this node sees of another one has left it: so a path on one node is for both ends on this node, and neither for two
-/// on one other node nor for two on different ones, which are one party here.
+/// What this node sees of another node has left it. So a path on the same node needs both ends on this node; it allows
+/// neither two ends on one other node nor two on different ones, which are one party here.
 #[test]
 fn one_node_is_never_another_one() {
     let text = "\
@@ -434,11 +435,11 @@ spec:
     }
 }
 
-/// What the tables say of who is at one address and wants a port at another.
+/// The verdict of the tables for a sender at one address and a port at another.
 fn asked(compiled: &Compiled, source: IpAddr, destination: IpAddr, number: u16) -> String {
     let tables = Simulator::new(compiled);
     let settings = &compiled.settings;
-    let party = |at: IpAddr| tables.place(&Ip::from(at)).party;
+    let party = |at: IpAddr| tables.address_info(&Ip::from(at)).party;
     let class = tables.class(PortKind::Tcp, number).unwrap();
     let target = tables.target(settings, party(destination), class).unwrap();
     let verdict = tables.entry(settings, party(source), target).unwrap();
@@ -449,7 +450,7 @@ fn asked(compiled: &Compiled, source: IpAddr, destination: IpAddr, number: u16) 
     }
 }
 
-/// Whoever is the first of those that are alike stands for all of them.
+/// The first of the nodes that are alike stands for all of them.
 #[test]
 fn nodes_that_are_alike_have_tables_alike() {
     let mut random = Random(2);
@@ -473,7 +474,7 @@ fn nodes_that_are_alike_have_tables_alike() {
     assert!(others > 20, "{others}");
 }
 
-/// All that a node's tables hold, in an order that says nothing of addresses.
+/// Everything in a node's tables, in an order that does not depend on addresses.
 fn but_for_addresses(policy: &Policy, node: usize) -> impl PartialEq + std::fmt::Debug + use<> {
     let name = &policy.nodes[node].name;
     let compiled = compiled(policy, name);
@@ -492,11 +493,11 @@ fn but_for_addresses(policy: &Policy, node: usize) -> impl PartialEq + std::fmt:
         sorted(compiled.party_names),
         sorted(compiled.target_names),
         entries,
-        notes_for_node(policy, name),
+        warnings_for_node(policy, name),
     )
 }
 
-/// What a record says of a denial's two sides: the judge's own answer, at each vantage.
+/// The sender and target in a record are those that the judge itself found, at each vantage.
 #[test]
 fn the_sides_of_a_denial_are_the_judges() {
     use enforcer_common::{
@@ -511,7 +512,7 @@ fn the_sides_of_a_denial_are_the_judges() {
     let compiled = compiled(&policy, "n0");
     let tables = Simulator::new(&compiled);
     let address = |text: &str| Ip::from(text.parse::<IpAddr>().unwrap());
-    let party = |text: &str| tables.place(&address(text)).party;
+    let party = |text: &str| tables.address_info(&address(text)).party;
     let key = |hook, reason, src: &str, dst: &str, port: Option<u16>| {
         let whose = Whose {
             hook,
@@ -526,7 +527,7 @@ fn the_sides_of_a_denial_are_the_judges() {
         };
         let mut key = RecordKey::between(whose, denial, address(src), address(dst));
         if let Some(port) = port {
-            (key.space, key.port) = (PortKind::Tcp as u8, port);
+            (key.port_kind, key.port) = (PortKind::Tcp as u8, port);
         }
         key
     };
@@ -536,7 +537,7 @@ fn the_sides_of_a_denial_are_the_judges() {
         let target =
             (target != NO_TARGET).then(|| compiled.target_names[usize::from(target)].join(", "));
         let sender = denial::sender(&tables, vantage, mark, key);
-        // Who is declared, without those that are everywhere.
+        // The names without those that include everybody.
         let names = compiled.party_names[usize::from(sender)].iter();
         let named: Vec<&str> = names
             .map(String::as_str)
@@ -556,7 +557,7 @@ fn the_sides_of_a_denial_are_the_judges() {
         named(arrived(Role::Uplink), judged, &from_admin),
         is("admin", etcd)
     );
-    // A pod's interface makes a pod, unless the route back says who it is.
+    // A packet from a pod's interface is a pod's, unless the route back verifies its address.
     let from_pod = key(tc, Reason::NoPath, pod, own, Some(2379));
     let known = PacketMark::from_known_pod(party(admin));
     let on_pods = arrived(Role::Pod);
@@ -578,7 +579,7 @@ fn the_sides_of_a_denial_are_the_judges() {
             is(sender, etcd)
         );
     }
-    // A process is its cgroup, whatever address it has.
+    // A process is identified by its cgroup, whatever its address is.
     let by_cgroup = tables.party_of_cgroup("/kubepods.slice/a");
     let sent = |origin, on_lo| View::Sent {
         sender: by_cgroup,
@@ -597,11 +598,11 @@ fn the_sides_of_a_denial_are_the_judges() {
         named(sent(Origin::Socket, true), none, &to_lo),
         is("pods", etcd)
     );
-    // A wildcard is all addresses of the node.
+    // A wildcard stands for all addresses of the node.
     let bind = key(Hook::Bind, Reason::BindForeignPort, "::", "::", Some(2379));
     let call = Vantage::of_call(by_cgroup).view();
     assert_eq!(named(call, none, &bind), is("pods", etcd));
-    // What a socket here receives is meant for this node; what it is answered, for the other.
+    // A packet that a socket here receives is addressed to this node; a reply is from an endpoint of the other node.
     let received = |role| View::Received {
         receiver: by_cgroup,
         role,
@@ -619,12 +620,12 @@ fn the_sides_of_a_denial_are_the_judges() {
     answer.reply = 1;
     let (_, target) = named(received(Role::Uplink), none, &answer);
     assert_eq!(target.as_deref(), Some("kubelet:api"));
-    // Nothing of this node's, whatever port it is.
+    // Not an endpoint of this node, whatever the port is.
     answer.dst = address(pod);
     let (_, target) = named(received(Role::Uplink), none, &answer);
     assert_ne!(target.as_deref(), Some("kubelet:api"));
-    // What could not be read was meant for nobody.
+    // A packet that could not be parsed has no target.
     let unread = key(tc, Reason::TruncatedHeader, "::", "::", None);
-    assert_eq!(unread.space, NO_PORT_KIND);
+    assert_eq!(unread.port_kind, NO_PORT_KIND);
     assert_eq!(named(on_pods, judged, &unread), is("pods", None));
 }

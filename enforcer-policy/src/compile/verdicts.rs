@@ -1,4 +1,4 @@
-//! The dense tables: what a sender may do to what it finds at an address.
+//! The dense tables: the verdicts for each sender and target.
 
 use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
@@ -18,7 +18,7 @@ use super::{
 use crate::catalogue::Catalogue;
 use crate::model::{Component, Locality, Mode, OtherTraffic, Path, Policy, Port, PortMatch};
 
-/// A distinct set of endpoints at a kind of place.
+/// A distinct set of endpoints at a kind of address.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Hash)]
 struct Target {
     endpoints: Vec<Endpoint>,
@@ -27,10 +27,10 @@ struct Target {
     is_virtual: bool,
 }
 
-/// What can be said of a target for any sender.
+/// What is known about a target independently of the sender.
 struct ResolvedTarget<'a> {
     target: &'a Target,
-    /// The endpoints that a path has to lead to.
+    /// The endpoints that are addressed: a path must lead to one of them.
     endpoints: Vec<Endpoint>,
     /// Whether those are guarded.
     guarded: bool,
@@ -50,7 +50,7 @@ struct Filler<'a> {
     policy: &'a Policy,
     here: &'a Here<'a>,
     mode: Mode,
-    /// Per component and port: the mode of the paths to it, where they have one of their own.
+    /// For each component and port, the mode of the paths to it, if they have their own.
     endpoint_modes: HashMap<Endpoint, Mode>,
     routes: Vec<Route<'a>>,
     /// Which of them lead to an endpoint.
@@ -163,7 +163,7 @@ impl<'a> Filler<'a> {
                 ports.map(move |(p, port)| ((c, port.name.as_str()), (c, p)))
             });
         let ends: HashMap<(usize, &str), Endpoint> = ports.collect();
-        // A valid policy names nothing that is not there.
+        // In a valid policy all names resolve.
         let endpoint = |component: &str, port: &str| {
             let component = *by_name.get(component)?;
             ends.get(&(component, port)).copied()
@@ -190,7 +190,7 @@ impl<'a> Filler<'a> {
                 endpoint_modes.insert(to, own);
             }
         }
-        // The policy in dry-run as a whole is a promise that nothing is dropped.
+        // Dry-run of the whole policy guarantees that nothing is dropped.
         if mode == Mode::DryRun {
             endpoint_modes.clear();
         }
@@ -208,7 +208,7 @@ impl<'a> Filler<'a> {
         }
     }
 
-    /// The distinct targets, and which one a port class means at the place of a party.
+    /// The distinct targets, and the target for each party at the address and each port class.
     fn targets(
         &self,
         infos: &[PartyInfo],
@@ -228,8 +228,8 @@ impl<'a> Filler<'a> {
                     !self.component(*end).is_elsewhere()
                         && !self.port(*end).matches.contains(&PortMatch::Any)
                 };
-                // A node may have the addresses of services (IPVS). Only what is declared for one at that very port has it
-                // there; what may be behind others is no socket of the node.
+                // A node may have the addresses of services (IPVS). Only a service that is declared at this very port
+                // is there; what may be behind other ports is not a socket of the node.
                 let declared = if info.is_virtual {
                     !class.services.is_disjoint(&info.services)
                 } else {
@@ -291,7 +291,7 @@ impl<'a> Filler<'a> {
         )
     }
 
-    /// What a target is called. Wide ports are named where nothing narrower is there.
+    /// The names of a target's endpoints. Wide ports are named only if there is nothing narrower.
     fn names(&self, meant: &ResolvedTarget<'_>) -> Vec<String> {
         let width = |e: &Endpoint| self.port(*e).width();
         let candidates: Vec<&Endpoint> = meant
@@ -307,12 +307,12 @@ impl<'a> Filler<'a> {
             .collect()
     }
 
-    /// What is loopback only is nowhere else.
+    /// A loopback-only endpoint is reached at loopback addresses only.
     fn is_reached(&self, endpoint: Endpoint, target: &Target) -> bool {
         target.loopback || !self.port(endpoint).loopback_only
     }
 
-    /// What is to be said to whoever is denied there.
+    /// What operators are told about a denial there.
     fn denial(&self, meant: &ResolvedTarget<'_>) -> String {
         if !meant.guarded {
             return String::new();
@@ -332,7 +332,7 @@ impl<'a> Filler<'a> {
         said.join("; ")
     }
 
-    /// How a port of the catalogue to which no path leads is left to something else that serves it.
+    /// How to switch off a port of the catalogue that no path leads to, if something else uses it.
     fn switch_off(&self, endpoint: Endpoint, meant: &ResolvedTarget<'_>) -> Option<String> {
         let (component, port) = (self.component(endpoint), self.port(endpoint));
         let documented = Catalogue::builtin().components().iter();
@@ -346,8 +346,8 @@ impl<'a> Filler<'a> {
         })
     }
 
-    /// Of several endpoints at one port, guarded ones are meant, and of those the narrowest: a path to
-    /// every port of a node, or to the world, leads to none that is guarded.
+    /// Of several endpoints at one port, the guarded ones are addressed, and of those the narrowest: a path to every
+    /// port of a node, or to the world, leads to no guarded endpoint.
     fn resolve<'s>(&'s self, target: &'s Target) -> ResolvedTarget<'s> {
         let mut endpoints: Vec<Endpoint> = target.endpoints.clone();
         let guarded = endpoints.iter().any(|e| self.component(*e).guard);
@@ -393,8 +393,8 @@ impl<'a> Filler<'a> {
         Verdict::denied(self.reason(sender, meant), dry_run, true)
     }
 
-    /// The path that lets a sender through: to the narrowest endpoint, and of several one that does
-    /// not ask for TLS, as a path is a permission and takes none away.
+    /// The path that allows a sender: to the narrowest endpoint, and of several paths one that does not require TLS, as
+    /// a path grants a permission and takes none away.
     fn allowing<'m>(
         &self,
         sender: &PartyInfo,
@@ -438,7 +438,7 @@ impl<'a> Filler<'a> {
         Reason::NoPath
     }
 
-    /// A path leads from this sender to this port, but to the one of his own node.
+    /// Whether a path leads from this sender to this port, but only on the sender's own node.
     fn is_elsewhere_only(&self, sender: &PartyInfo, meant: &ResolvedTarget<'_>) -> bool {
         meant
             .routes
@@ -454,7 +454,7 @@ impl<'a> Filler<'a> {
         let mut refused = None;
         for endpoint in &target.endpoints {
             let (component, port) = (self.component(*endpoint), self.port(*endpoint));
-            // What is anybody's port, or every port, is nobody's to hold.
+            // A port of an unguarded component, and every port, may be bound by anybody.
             if !component.guard || port.matches.contains(&PortMatch::Any) {
                 continue;
             }
@@ -473,7 +473,7 @@ impl<'a> Filler<'a> {
         refused.unwrap_or(Verdict::OTHER)
     }
 
-    /// What no guarded endpoint is concerned with. `elsewhere`: on its own node it would be allowed.
+    /// The verdict if no guarded endpoint is concerned. `elsewhere` says that a path on the same node would allow it.
     fn other(&self, elsewhere: bool) -> Verdict {
         let reason = if elsewhere {
             Reason::OtherNode
@@ -486,8 +486,7 @@ impl<'a> Filler<'a> {
         }
     }
 
-    /// Later fragments pass between two parties that have a path; where other traffic is allowed,
-    /// that is any two.
+    /// Later fragments pass between two parties that have a path. If other traffic is allowed, that is any two parties.
     fn related(&self, infos: &[PartyInfo]) -> Result<Vec<u32>, CompileError> {
         check_cells("pairs of sets of components", infos.len() * infos.len())?;
         if self.policy.other_traffic == OtherTraffic::Allow {
@@ -502,7 +501,7 @@ impl<'a> Filler<'a> {
             .collect())
     }
 
-    /// The components from which a path leads to anything at a place.
+    /// The components from which a path leads to anything at the address of a party.
     fn senders_to(&self, info: &PartyInfo) -> Set {
         let behind: HashSet<Endpoint> = info
             .services
@@ -525,13 +524,13 @@ impl Route<'_> {
     }
 }
 
-/// "On one node" means on this one. A packet that this node sees and whose end is another node's has left that node, or
-/// is about to reach it: whatever its other end is, the two do not meet without the network between them. So what says
-/// that it goes from another node to that same node is denied, as is what goes from one of them to a third: no node sends
-/// to itself by way of this one, and a forged packet must not open what the real one, on its own node, never needed here.
+/// "On one node" means this node. A packet that this node sees and whose end is on another node has left that node or
+/// is about to reach it, so whatever its other end is, the network is between the two. A packet that claims to go from
+/// another node to that same node is denied, as is one between two other nodes: no node sends to itself through this
+/// one, and a forged packet must not open what the real one, on its own node, never needed here.
 ///
-/// Where one of the ends is not known to be on any node, it is given the benefit of the doubt; not so a service, behind
-/// which may be anybody.
+/// An end that is not known to be on any node gets the benefit of the doubt, but not a service, which may lead to any
+/// node.
 fn is_local_enough(route: &Route<'_>, sender: &PartyInfo, target: &Target) -> bool {
     use Whereabouts::{Here, OtherNode, Unknown};
     match (route.path.locality, sender.whereabouts, target.whereabouts) {

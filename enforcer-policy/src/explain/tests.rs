@@ -1,4 +1,4 @@
-//! What is explained, held against the shipped policies and against what a node does.
+//! Explanations compared with the shipped policies and with what a node does.
 
 use std::{fs, path::Path};
 
@@ -20,7 +20,7 @@ fn read_cases(file: &Path) -> Result<Vec<PathCases>, PolicyErrors> {
     cases::from_texts(&[read(file)])
 }
 
-/// There is a policy for each profile, and it says what the cases beside it expect; those of
+/// There is a policy for each profile, and it gives the verdicts of the cases beside it; those of
 /// `NAME.drop.cases.yaml` with all other traffic dropped.
 #[test]
 fn shipped_policies_hold_their_cases() {
@@ -49,8 +49,8 @@ fn shipped_policies_hold_their_cases() {
     }
 }
 
-/// What a folder of `tests/situations` is about is said in its policy's first comment. `cases.yaml` is what must
-/// come of it, and each line of `says.txt` is in what `check` says: an error, a note or a broad sender.
+/// The first comment of its policy says what a folder of `tests/situations` is about. `cases.yaml` has the expected
+/// verdicts, and each line of `says.txt` must be in the output of `check`: an error, a note or a broad sender.
 #[test]
 fn situations_come_out_right() {
     let directory = Path::new(env!("CARGO_MANIFEST_DIR")).join("../tests/situations");
@@ -86,7 +86,7 @@ fn situation(folder: &Path) -> Result<(), String> {
         }
     }
     if !cases.exists() {
-        // Where there are none, that it is refused is the point.
+        // Without cases, the situation is about the policy being refused.
         return loaded.map_or(Ok(()), |_| Err("it is not refused".to_owned()));
     }
     let policy = loaded.map_err(|error| error.to_string())?;
@@ -128,8 +128,8 @@ metadata: { name: shared }
 spec: { profile: control-plane-stacked-etcd, options: [load-balancer], mode: Enforce, otherTraffic: Allow }
 ";
 
-/// What a node's socket receives is the node's, whatever the address is declared as. Who has a shared address, or a
-/// service's, nobody can know from a policy, so both answers are given.
+/// What a node's socket receives counts as the node's, whatever the address is declared as. A policy does not say who
+/// has a shared address or a service's, so both verdicts are given.
 #[test]
 fn an_address_that_the_node_may_have_is_answered_both_ways() {
     let source = SourceText {
@@ -208,7 +208,7 @@ fn an_address_that_the_node_may_have_is_answered_both_ways() {
             "load-balancer:api",
             "",
         ),
-        // Nobody's in particular: this node forwards at most.
+        // Not an address of a particular host: this node forwards at most.
         (
             "pod 10.244.0.9",
             "192.0.2.7:2379/tcp",
@@ -247,7 +247,7 @@ fn an_address_that_the_node_may_have_is_answered_both_ways() {
             "{from} to {to} {at:?}: {found:?}"
         );
     }
-    // What this node never sees.
+    // Packets that this node never sees.
     for (node, from, to, note) in [
         (
             &cp1,
@@ -285,7 +285,7 @@ fn an_address_that_the_node_may_have_is_answered_both_ways() {
     }
 }
 
-/// A process in no declared cgroup is no component that may be missing.
+/// An undeclared process does not mean that a component is missing.
 #[test]
 fn what_needs_a_cgroup_is_nobody_before_it_has_one() {
     let judge = |text: &str, from: &str, to: &str| {
@@ -308,7 +308,7 @@ fn what_needs_a_cgroup_is_nobody_before_it_has_one() {
             .unwrap_or_default()
     };
     let unit = "/system.slice/x.service";
-    // A controller manager and a scheduler that nobody declared: a node can not do without them.
+    // An undeclared controller manager and scheduler: a node can not do without them.
     assert_eq!(
         judge(SHARED, unit, "127.0.0.1:6443/tcp"),
         "controller-manager-to-apiserver"

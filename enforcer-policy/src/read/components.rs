@@ -17,7 +17,7 @@ pub(crate) struct Base<'a> {
     pub paths: &'a [Path],
 }
 
-/// Reads components over a base: a known name is changed field by field, another one is new.
+/// Reads components over a base: an entry with a known name changes it field by field, any other entry is new.
 pub(crate) fn read(
     scope: &mut Scope<'_, '_>,
     entries: &Entries<ComponentSource>,
@@ -65,7 +65,7 @@ pub(crate) fn read(
     components
 }
 
-/// A port of the base that no path leads to is only kept closed: the inventory may use it otherwise.
+/// A port of the base to which no path leads is only kept closed: the inventory may use its number otherwise.
 fn yield_closed_ports(component: &mut Component, source: &ComponentSource, paths: &[Path]) {
     let written = |name: &str| source.ports.0.iter().any(|(known, _)| known.value == name);
     let texts = source
@@ -88,7 +88,7 @@ fn yield_closed_ports(component: &mut Component, source: &ComponentSource, paths
     });
 }
 
-/// Everybody is `world`. As an apiserver, everybody would reach every kubelet.
+/// A network of all addresses is only for `world`. As an apiserver, everybody would reach every kubelet.
 fn check_everybody(scope: &mut Scope<'_, '_>, name: &str, source: &ComponentSource) {
     for text in source.addresses.iter().flatten() {
         let everybody =
@@ -176,7 +176,7 @@ fn apply(scope: &mut Scope<'_, '_>, component: &mut Component, source: &Componen
     }
 }
 
-/// Which port of a component has a match already.
+/// Which port of a component has which match.
 struct Owners(HashMap<PortMatch, String>);
 
 impl Owners {
@@ -190,7 +190,7 @@ impl Owners {
         Self(owners)
     }
 
-    /// What a port matched until now is free.
+    /// Frees what a port matched until now.
     fn leave(&mut self, port: &Port) {
         for found in &port.matches {
             if self.0.get(found) == Some(&port.name) {
@@ -214,7 +214,7 @@ fn set_port(
             .iter()
             .position(|port| port.name == name.value);
         match known {
-            // Whoever else has it on this cluster, it is not this component's.
+            // If something else has it on this cluster, the component does not.
             Some(at) => owners.leave(&component.ports.remove(at)),
             None => scope.error(name.span, || unknown_port(&name.value, component)),
         }
@@ -239,7 +239,7 @@ fn set_port(
             let port = &mut component.ports[at];
             port.matches = matches;
             port.loopback_only = loopback_only;
-            // What was known of the port is true of it wherever it is.
+            // What is known about the port stays true if its number changes.
             port.denial = denial.unwrap_or(std::mem::take(&mut port.denial));
         }
         None => component.ports.push(Port {
@@ -323,8 +323,8 @@ fn check_part_of(
     }
 }
 
-/// Components on a circle of `partOf`, or between two: what is left when those that lead to nobody, or to which nobody leads,
-/// are taken away until none is found.
+/// Components on a cycle of `partOf`, or between two cycles: those that are left after removing, repeatedly, all that
+/// lead nowhere or that nothing leads to.
 fn circular(components: &[Component]) -> HashSet<&str> {
     let indices: HashMap<&str, usize> = components
         .iter()
@@ -344,7 +344,7 @@ fn circular(components: &[Component]) -> HashSet<&str> {
     }
     let mut left = vec![true; components.len()];
     for (ahead, behind) in [(&wholes, &parts), (&parts, &wholes)] {
-        // Each is taken away once, and each step from it looked at once.
+        // Each is removed once, and each of its steps is visited once.
         let mut steps: Vec<usize> = ahead.iter().map(Vec::len).collect();
         let ends = (0..components.len()).filter(|index| steps[*index] == 0);
         let mut open: Vec<usize> = ends.collect();
@@ -365,7 +365,7 @@ fn circular(components: &[Component]) -> HashSet<&str> {
         .collect()
 }
 
-/// The problem of a component that nobody declares.
+/// The problem of an undeclared component.
 pub(crate) fn unknown(written: &str, components: &[Component]) -> Problem {
     let message = format!("no component is called {}", quote(written));
     let known = components.iter().map(|component| component.name.as_str());

@@ -1,11 +1,12 @@
-//! How much a document may hold, by its kind. All work on a policy grows with what it holds and no faster, so these bound it;
-//! who exceeds one is told which it is. What the kernel's tables hold is limited by `enforcer_common::limits`.
+//! How much a document may hold, by its kind. All work on a policy grows linearly with its content, so these limits
+//! bound it; an error names the limit that was exceeded. `enforcer_common::limits` bounds what the kernel's tables
+//! hold.
 
 use super::source::{Document, InventorySpec, PathCasesSpec, PathPolicySpec, Spec};
-use crate::error::{Place, Problem, Report};
+use crate::error::{Location, Problem, Report};
 use crate::span::Span;
 
-/// How much is read.
+/// The limits.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Limits {
     /// Documents in a file. A policy has two; a file of cases has one for each node that judges.
@@ -17,7 +18,7 @@ pub(crate) struct Limits {
     pub nodes: usize,
     /// Components of an Inventory.
     pub components: usize,
-    /// Paths of its own that a PathPolicy has.
+    /// Paths in a PathPolicy, without those of the catalogue.
     pub paths: usize,
     /// Names in a PathPolicy's lists of options and paths, and in the `from` of its paths.
     pub names: usize,
@@ -28,7 +29,7 @@ pub(crate) struct Limits {
 /// Components of an Inventory, with those of the catalogue.
 pub(crate) const MAX_COMPONENTS: usize = 4096;
 
-/// What is read everywhere but in tests of the limits.
+/// The limits in use everywhere except in tests of the limits.
 pub(crate) const LIMITS: Limits = Limits {
     documents: 1024,
     values: 1_000_000,
@@ -42,7 +43,7 @@ pub(crate) const LIMITS: Limits = Limits {
 type Exceeded = Option<(Span, Problem)>;
 
 impl Limits {
-    /// Reports what a document has too much of, and takes it out of the document, so that nobody goes through it.
+    /// Reports what exceeds a limit, and removes it from the document, so that no more work is spent on it.
     pub fn check(&self, document: &mut Document, file: usize, report: &mut Report<'_>) {
         let exceeded = match &document.spec {
             Spec::Inventory(spec) => self.inventory(&spec.value),
@@ -52,12 +53,12 @@ impl Limits {
         };
         if let Some((span, problem)) = exceeded {
             let span = span.or(document.spec_span);
-            report.error(Place { file, span }, || problem);
+            report.error(Location { file, span }, || problem);
             document.spec = Spec::Missing;
         }
     }
 
-    /// The problem of a document with too many values: which kind it is of, nobody knows before all of it is read.
+    /// The problem of a document with too many values. Its kind is not known before all of it is read.
     pub fn too_many_values(&self) -> Problem {
         let Self {
             values,

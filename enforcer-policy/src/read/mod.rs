@@ -1,5 +1,5 @@
-//! Documents to values, strictly, for the catalogue and for users alike. So nothing here may use the
-//! catalogue, and whether the values make a valid policy is checked above, in `validate`.
+//! Documents to values, strictly, for the catalogue and for users alike. So nothing here may use the catalogue, and the
+//! checks that make a valid policy are above, in `validate`.
 
 pub(crate) mod components;
 pub(crate) mod limits;

@@ -181,7 +181,7 @@ fn read_to(
     Some((component.to_owned(), port.to_owned()))
 }
 
-/// Who writes only a component most often wants its one port, or has to choose.
+/// A reference without a port most often means the component's only port, or must choose one.
 fn endpoint_help(problem: Problem, written: &str, index: &Index<'_>) -> Problem {
     match index.get(written) {
         Some(component) if !component.ports.is_empty() => {

@@ -1,5 +1,5 @@
-//! The small grammars: names, addresses, ports, endpoints, interfaces and cgroup paths. Each function reads one
-//! text, or says what to write instead.
+//! The small grammars: names, addresses, ports, endpoints, interfaces and cgroup paths. Each function parses one text,
+//! or returns what to write instead.
 
 use std::fmt;
 use std::net::{IpAddr, SocketAddr};
@@ -117,7 +117,7 @@ pub(crate) fn network(text: &str) -> Result<IpNet, Problem> {
     Ok(net)
 }
 
-/// A network of pods: never all addresses, never a lone address by mistake.
+/// A network of pods: never all addresses, and never a single address by mistake.
 pub(crate) fn pod_network(text: &str) -> Result<IpNet, Problem> {
     let net = network(text)?;
     if !text.contains('/') {
@@ -138,7 +138,7 @@ pub(crate) fn pod_network(text: &str) -> Result<IpNet, Problem> {
     Ok(net)
 }
 
-/// A network of services' virtual addresses: as a network of pods.
+/// A network of services' virtual addresses, with the same rules as a network of pods.
 pub(crate) fn service_network(text: &str) -> Result<IpNet, Problem> {
     let help =
         "write the networks that services get their addresses from (`--service-cluster-ip-range`)";
@@ -151,7 +151,7 @@ pub(crate) fn service_network(text: &str) -> Result<IpNet, Problem> {
     })
 }
 
-/// A component's network or address: not loopback, where every host has its own.
+/// A component's network or address: not loopback, as every host has its own.
 pub(crate) fn component_network(text: &str) -> Result<IpNet, Problem> {
     let net = network(text)?;
     if net.addr().is_loopback() {
@@ -268,7 +268,7 @@ pub(crate) fn interface(text: &str) -> Result<(), Problem> {
     ))
 }
 
-/// A cgroup below the root; globs where a component declares it, none where a node's root is.
+/// A cgroup below the root; globs are allowed for components, but not for a node's root.
 pub(crate) fn cgroup(text: &str) -> Result<(), Problem> {
     let Some(rest) = text.strip_prefix('/') else {
         return Err(Problem::new(
@@ -414,7 +414,7 @@ pub(crate) fn ip_protocol(text: &str) -> Result<PortMatch, Problem> {
 
 fn message_types(range: &str) -> Result<(u8, u8), Problem> {
     let (first, last) = bounds(range, 0, u16::from(u8::MAX))?;
-    // Both are within the bounds just given.
+    // Both are within these bounds.
     Ok((first as u8, last as u8))
 }
 

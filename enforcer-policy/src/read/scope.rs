@@ -1,11 +1,11 @@
-//! Reports problems of one document while it is read, and checks that many readers share.
+//! Reports the problems of a document while it is read, and has checks that several readers share.
 
 use std::collections::HashSet;
 
-use crate::error::{Place, Problem, Report, list, quote};
+use crate::error::{Location, Problem, Report, list, quote};
 use crate::span::{Span, Spanned};
 
-/// Where errors go while one document is checked.
+/// Collects the errors of one document.
 pub(crate) struct Scope<'r, 's> {
     /// Index of the document's source.
     pub file: usize,
@@ -17,7 +17,7 @@ impl Scope<'_, '_> {
     /// Reports a problem.
     pub fn error(&mut self, span: Span, problem: impl FnOnce() -> Problem) {
         self.report.error(
-            Place {
+            Location {
                 file: self.file,
                 span,
             },
@@ -25,13 +25,13 @@ impl Scope<'_, '_> {
         );
     }
 
-    /// The value, or its problem reported.
+    /// The value; reports its problem if there is one.
     pub fn ok<T>(&mut self, span: Span, result: Result<T, Problem>) -> Option<T> {
         result.map_err(|problem| self.error(span, || problem)).ok()
     }
 }
 
-/// Reports a value that is none of the known ones.
+/// Reports a value that is not one of the known ones.
 pub(crate) fn choice<T>(
     scope: &mut Scope<'_, '_>,
     field: &str,
@@ -53,7 +53,7 @@ pub(crate) fn choice<T>(
     value
 }
 
-/// Reads each text of a list and reports those that are there twice.
+/// Reads each text of a list and reports duplicates.
 pub(crate) fn unique<T: PartialEq>(
     scope: &mut Scope<'_, '_>,
     texts: &[Spanned<String>],
@@ -71,7 +71,7 @@ pub(crate) fn unique<T: PartialEq>(
     values
 }
 
-/// The problem of a value that a list has already.
+/// The problem of a duplicate in a list.
 pub(crate) fn twice(text: &str) -> Problem {
     Problem::new(format!("{} is here twice", quote(text)), "write it once")
 }

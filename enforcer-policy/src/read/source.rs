@@ -1,5 +1,5 @@
-//! The shapes of the documents, as they are written. Whatever is text in YAML stays text here, with
-//! its place, so that `validate` can report everything wrong with a document in one go.
+//! The shapes of the documents as they are written. What is text in YAML stays text here, with its location, so that
+//! `validate` can report everything that is wrong with a document in one go.
 //!
 //! The JSON Schema for editors is generated from these types: their comments are what an editor shows.
 
@@ -11,7 +11,7 @@ use serde::de::{self, Deserializer, IgnoredAny, MapAccess, SeqAccess, Visitor};
 
 use crate::span::{Entries, Span, Spanned};
 
-/// The one `apiVersion`.
+/// The only `apiVersion`.
 pub(crate) const API_VERSION: &str = "enforcer.dev/v1alpha1";
 
 /// One YAML document.
@@ -20,22 +20,22 @@ pub(crate) struct Document {
     pub api_version: Option<Spanned<String>>,
     pub kind: Option<Spanned<String>>,
     pub metadata: Option<Spanned<Metadata>>,
-    /// The place of `spec:`.
+    /// The location of `spec:`.
     pub spec_span: Span,
     pub spec: Spec,
     /// Keys that no document has.
     pub unknown: Vec<Spanned<String>>,
 }
 
-/// What a document says, by its kind.
+/// The `spec` of a document, by its kind.
 #[derive(Debug, Default)]
 pub(crate) enum Spec {
-    /// There is none.
+    /// No `spec`.
     #[default]
     Missing,
-    /// It stands before `kind`, so nobody knows how to read it.
+    /// `spec` comes before `kind`, so it can not be read.
     BeforeKind,
-    /// The kind is none of ours.
+    /// The kind is unknown.
     UnknownKind,
     Inventory(Spanned<InventorySpec>),
     PathPolicy(Spanned<PathPolicySpec>),
@@ -43,14 +43,14 @@ pub(crate) enum Spec {
     PathCases(Spanned<PathCasesSpec>),
 }
 
-/// The kinds, in the order in which they are offered.
+/// The kinds, in the order in which messages list them.
 pub(crate) const KINDS: [&str; 4] = ["Inventory", "PathPolicy", "PathCases", "Catalogue"];
 
-/// Kubernetes' object metadata, as far as it means something here.
+/// Kubernetes' object metadata, as far as it is used here.
 #[derive(Debug, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub(crate) struct Metadata {
-    /// The object's name, for people and reports.
+    /// The object's name, for operators and reports.
     pub name: Spanned<String>,
     /// Written by kustomize, Helm or Argo CD, and ignored.
     #[serde(default, rename = "namespace")]
@@ -79,14 +79,14 @@ pub(crate) struct InventorySpec {
     /// another source address is forged.
     #[serde(default)]
     pub pod_networks: Vec<Spanned<String>>,
-    /// Networks (CIDR) that services get their virtual addresses from: what leads there leads to pods.
+    /// Networks (CIDR) that services get their virtual addresses from: traffic to them goes to pods.
     #[serde(default)]
     pub service_networks: Vec<Spanned<String>>,
     /// Virtual addresses by the endpoint behind them: `"apiserver:secure": ["10.96.0.1:443"]`.
     #[serde(default)]
     pub services: Entries<Vec<Spanned<String>>>,
-    /// Components by name. A name of the catalogue: what is written here replaces what the catalogue
-    /// says, field by field, ports by name. Another name: a new component.
+    /// Components by name. With a name of the catalogue, each field that is written here replaces the catalogue's, and
+    /// ports are replaced by name. Any other name is a new component.
     #[serde(default)]
     pub components: Entries<ComponentSource>,
 }
@@ -110,19 +110,19 @@ pub(crate) struct NodeSource {
     /// Host ends of the pods' interfaces: names or globs (`cali*`).
     #[serde(default)]
     pub pod_interfaces: Vec<Spanned<String>>,
-    /// The part of the pod networks that this node's pods get their addresses from. Without it nobody
-    /// knows on which node a pod is.
+    /// The part of the pod networks that this node's pods get their addresses from. Without it, a pod may be on any
+    /// node.
     #[serde(default)]
     pub pod_networks: Vec<Spanned<String>>,
-    /// Where this node's cgroups start, below the cgroup2 mount; `/` unless said otherwise.
+    /// Where this node's cgroups start, below the cgroup2 mount; `/` by default.
     pub cgroup_root: Option<Spanned<String>>,
 }
 
-/// A party with a name.
+/// A component: a named sender or receiver.
 #[derive(Debug, Default, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub(crate) struct ComponentSource {
-    /// One sentence for people.
+    /// One sentence that describes it.
     pub description: Option<Spanned<String>>,
     /// It runs on nodes with one of these roles, and has their addresses; `"*"` is every node.
     pub runs_on: Option<Vec<Spanned<String>>>,
@@ -130,23 +130,24 @@ pub(crate) struct ComponentSource {
     pub in_pod_networks: Option<bool>,
     /// Addresses or networks where it is.
     pub addresses: Option<Vec<Spanned<String>>>,
-    /// It is outside of the cluster: at every address that nothing in the inventory has, unless
-    /// `addresses` says where.
+    /// It is outside of the cluster: at every address that nothing else in the inventory has, unless `addresses` is
+    /// given.
     pub outside: Option<bool>,
     /// cgroups of its processes, absolute below the node's cgroup root, with globs per segment. A process
     /// in a cgroup below belongs to it, too; the deepest declared cgroup wins.
     pub cgroups: Option<Vec<Spanned<String>>>,
-    /// Components that it counts as, too, when it sends.
+    /// Components that it also counts as when it sends.
     pub part_of: Option<Vec<Spanned<String>>>,
-    /// `true`: no process counts as it before `cgroups` says which. Otherwise a process in no declared cgroup may be
+    /// `true`: no process counts as it unless `cgroups` is given. Otherwise a process in no declared cgroup counts as
     /// any component of its node that declares none.
     pub needs_cgroup: Option<bool>,
-    /// Names of its programs, as `ps` shows them: a denial says whom it probably hit. They allow nobody anything.
+    /// Names of its programs, as `ps` shows them. A denial uses them as a hint about which component was denied; they
+    /// grant nothing.
     pub programs: Option<Vec<Spanned<String>>>,
-    /// Whether its ports are guarded under `otherTraffic: Allow`, so that a peer on no path is denied;
-    /// `true` unless said otherwise.
+    /// Whether its ports are guarded under `otherTraffic: Allow`, so that a peer without a path is denied; `true` by
+    /// default.
     pub guard: Option<bool>,
-    /// Its ports by name. `null` switches a port of the catalogue off, where something else serves it.
+    /// Its ports by name. `null` switches a port of the catalogue off, if something else uses it.
     #[serde(default)]
     pub ports: Entries<PortSource>,
 }
@@ -157,7 +158,7 @@ pub(crate) struct ComponentSource {
 pub(crate) struct PortSource {
     /// `null`: the component has no such port on this cluster.
     pub off: bool,
-    /// The texts; those without a place of their own are at the port's place.
+    /// The texts; those without a location of their own have the port's.
     pub matches: Vec<Spanned<String>>,
     pub loopback_only: bool,
     pub denial: Option<Spanned<String>>,
@@ -173,7 +174,7 @@ pub(crate) struct DetailedPort {
     /// It may be reached, and bound, on a loopback address only.
     #[serde(default)]
     pub loopback_only: bool,
-    /// What a person should know who was denied here: what the port is, and why so few may use it.
+    /// What operators should know about a denial here: what the port is, and why so few may use it.
     pub denial: Option<Spanned<String>>,
 }
 
@@ -193,15 +194,14 @@ pub(crate) struct PathPolicySpec {
     /// Further paths of the catalogue, by name; also ones that an option disables.
     #[serde(default)]
     pub enable: Vec<Spanned<String>>,
-    /// `DryRun`: judged and told, nothing is dropped. `Enforce`: what is denied is dropped.
+    /// `DryRun`: judged and reported, nothing is dropped. `Enforce`: what is denied is dropped.
     #[schemars(with = "String", extend("enum" = MODES))]
     pub mode: Option<Spanned<String>>,
     /// What happens to traffic towards anything but the guarded endpoints: `Allow`, or `Drop` for
     /// "drop all other connectivity".
     #[schemars(with = "String", extend("enum" = OTHER_TRAFFIC))]
     pub other_traffic: Option<Spanned<String>>,
-    /// What happens to plaintext on paths with `tls: Required`: `Enforce`, as is the default, drops it;
-    /// `DryRun` tells it.
+    /// What happens to plaintext on paths with `tls: Required`: `Enforce`, the default, drops it; `DryRun` reports it.
     #[schemars(with = "Option<String>", extend("enum" = MODES))]
     pub tls_lock: Option<Spanned<String>>,
     /// Paths of your own, in addition to the profile's.
@@ -219,11 +219,11 @@ pub(crate) const OTHER_TRAFFIC: [&str; 2] = ["Allow", "Drop"];
 /// The values of `locality`.
 pub(crate) const LOCALITIES: [&str; 2] = ["Any", "SameNode"];
 /// The values of a case's `at`.
-pub(crate) const PLACES: [&str; 2] = ["ThisNode", "Elsewhere"];
+pub(crate) const AT_VALUES: [&str; 2] = ["ThisNode", "Elsewhere"];
 /// The values of `tls`.
 pub(crate) const TLS: [&str; 2] = ["Optional", "Required"];
 
-/// From whom to which endpoint.
+/// A path: from which components to which endpoint.
 #[derive(Debug, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 #[schemars(extend("required" = ["name", "from", "to", "because"]))]
@@ -240,32 +240,31 @@ pub(crate) struct PathSource {
     /// Only over a loopback address that stays on lo.
     #[serde(default)]
     pub loopback: bool,
-    /// `SameNode`: both ends on one node. `Any` unless said otherwise.
+    /// `SameNode`: both ends on the same node. `Any` by default.
     #[schemars(with = "Option<String>", extend("enum" = LOCALITIES))]
     pub locality: Option<Spanned<String>>,
-    /// `Required`: what the client sends first must be a TLS ClientHello; plaintext is dropped.
-    /// `Optional` unless said otherwise.
+    /// `Required`: what the client sends first must be a TLS ClientHello; plaintext is dropped. `Optional` by default.
     #[schemars(with = "Option<String>", extend("enum" = TLS))]
     pub tls: Option<Spanned<String>>,
-    /// `DryRun`: a connection to this endpoint that no path allows is told, and not dropped.
+    /// `DryRun`: a connection to this endpoint that no path allows is reported, and not dropped.
     #[schemars(with = "Option<String>", extend("enum" = MODES))]
     pub mode: Option<Spanned<String>>,
-    /// Why it is there, for whoever reads the policy next.
+    /// Why it exists, for the next reader of the policy.
     #[schemars(with = "String")]
     pub because: Option<Spanned<String>>,
-    /// What people see when the path is missing.
+    /// What users observe if the path is missing.
     pub symptom: Option<Spanned<String>>,
     /// The document that names it.
     pub document: Option<Spanned<String>>,
     /// The first Kubernetes version that has it: `"1.18"`.
     #[schemars(extend("pattern" = VERSION_PATTERN))]
     pub since: Option<Spanned<String>>,
-    /// The first Kubernetes version that has it no more: `"1.20"`.
+    /// The first Kubernetes version that no longer has it: `"1.20"`.
     #[schemars(extend("pattern" = VERSION_PATTERN))]
     pub until: Option<Spanned<String>>,
 }
 
-/// The built-in data.
+/// The built-in catalogue.
 #[derive(Debug, Deserialize)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub(crate) struct CatalogueSpec {
@@ -288,7 +287,7 @@ pub(crate) struct GroupSource {
     pub paths: Vec<Spanned<String>>,
 }
 
-/// A set of paths that a user picks by name.
+/// A set of paths that a policy selects by name.
 #[derive(Debug, Deserialize)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub(crate) struct ProfileSource {
@@ -298,10 +297,10 @@ pub(crate) struct ProfileSource {
     /// Further paths.
     #[serde(default)]
     pub paths: Vec<Spanned<String>>,
-    /// Options that it may have.
+    /// Options that it offers.
     #[serde(default)]
     pub options: Vec<Spanned<String>>,
-    /// Components without which it makes no sense.
+    /// Components that the Inventory must place.
     #[serde(default)]
     pub requires: Vec<Spanned<String>>,
 }
@@ -320,15 +319,15 @@ pub(crate) struct OptionSource {
     /// Components that it guards.
     #[serde(default)]
     pub guard: Vec<Spanned<String>>,
-    /// Components that are anywhere outside with it, until the Inventory says where.
+    /// Components that are anywhere outside with this option, unless the Inventory says where.
     #[serde(default)]
     pub outside: Vec<Spanned<String>>,
-    /// Components without which it makes no sense.
+    /// Components that the Inventory must place.
     #[serde(default)]
     pub requires: Vec<Spanned<String>>,
 }
 
-/// A policy's own tests: connections and the verdict expected, as one node sees them.
+/// A policy's own tests: connections and the expected verdicts, as one node sees them.
 #[derive(Debug, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 #[schemars(extend("required" = ["node", "cases"]))]
@@ -341,30 +340,30 @@ pub(crate) struct PathCasesSpec {
     pub cases: Vec<Spanned<CaseSource>>,
 }
 
-/// A connection, or a port to bind, and what shall become of it.
+/// A connection, or a port to bind, and the expected verdict.
 #[derive(Debug, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub(crate) struct CaseSource {
     /// What this case is about, unique in the file.
     pub name: Spanned<String>,
-    /// Who sends.
+    /// The sender.
     pub from: Spanned<SenderSource>,
-    /// Where to: `10.0.0.11:2379/tcp`, `[fd00::11]:53/udp`, or for what has no ports `10.0.0.11 echo`,
+    /// The destination: `10.0.0.11:2379/tcp`, `[fd00::11]:53/udp`, or without ports `10.0.0.11 echo`,
     /// `10.0.0.11 3/icmp`, `fd00::11 135/icmpv6`, `10.0.0.11 112/ip`, `10.0.0.11 arp`.
     pub to: Option<Spanned<String>>,
     /// Instead of `to`: the address and port that a process binds, `0.0.0.0:8080/tcp`.
     pub bind: Option<Spanned<String>>,
-    /// Whether this node has the address itself: `ThisNode` or `Elsewhere`. To be said where the policy does not say it,
-    /// for service addresses and for those that nodes share.
-    #[schemars(with = "Option<String>", extend("enum" = PLACES))]
+    /// Whether this node has the address itself: `ThisNode` or `Elsewhere`. Required where the policy does not say so:
+    /// for service addresses and for addresses that nodes share.
+    #[schemars(with = "Option<String>", extend("enum" = AT_VALUES))]
     pub at: Option<Spanned<String>>,
     /// The verdict.
     pub expect: Spanned<ExpectSource>,
-    /// Why it has to be so.
+    /// Why the verdict must be this one.
     pub because: Option<Spanned<String>>,
 }
 
-/// Who sends: a pod, a process of this node, or somebody behind an uplink.
+/// The sender: a pod, a process of this node, or a host behind an uplink.
 #[derive(Debug, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub(crate) struct SenderSource {
@@ -381,11 +380,11 @@ pub(crate) struct SenderSource {
 #[derive(Debug, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub(crate) struct ExpectSource {
-    /// The path that allows it, or `otherTraffic` where no endpoint is guarded.
+    /// The path that allows it, or `otherTraffic` if no endpoint is guarded.
     pub allowed: Option<Spanned<String>>,
     /// The reason of the denial.
     pub denied: Option<Spanned<String>>,
-    /// With `denied`: the endpoint it was denied from, `component:port`.
+    /// With `denied`: the endpoint at which it was denied, `component:port`.
     pub endpoint: Option<Spanned<String>>,
 }
 
@@ -425,8 +424,8 @@ impl<'de> Visitor<'de> for DocumentVisitor {
     }
 }
 
-/// Reads `spec` in the shape of its kind. Serde could find the kind first by buffering the whole document
-/// and lose every place in it; so `kind` has to come first, as it does wherever people write it.
+/// Reads `spec` in the shape of its kind. Serde could find `kind` first by buffering the whole document, but would lose
+/// every location in it; so `kind` has to come first, as it usually does.
 fn spec_of<'de, A: MapAccess<'de>>(
     kind: Option<&Spanned<String>>,
     map: &mut A,

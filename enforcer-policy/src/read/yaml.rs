@@ -5,11 +5,11 @@ use serde_saphyr::{Error, Options, UserMessageFormatter};
 
 use super::limits::Limits;
 use super::source::{API_VERSION, Document, KINDS, Spec};
-use crate::error::{Place, Problem, Report, list, quote};
+use crate::error::{Location, Problem, Report, list, quote};
 use crate::span::{SourceText, Span};
 
-/// Reads all documents of a text. What cannot be read is reported, and the next document is tried, as long as somebody would
-/// read what is wrong with it.
+/// Reads all documents of a text. A document that cannot be read is reported, and the next one is tried, until there
+/// are more errors than anybody would read.
 pub(crate) fn documents(
     source: &SourceText,
     file: usize,
@@ -25,7 +25,7 @@ pub(crate) fn documents(
             column,
             length,
         };
-        report.error(Place { file, span }, || limits.too_many_documents());
+        report.error(Location { file, span }, || limits.too_many_documents());
         return documents;
     }
     let mut bytes = source.text.as_bytes();
@@ -34,9 +34,9 @@ pub(crate) fn documents(
             Ok(document) => documents.push(document),
             Err(error) => {
                 let span = error.location().map(Span::from).unwrap_or_default();
-                let place = Place { file, span };
-                let line = report.line(place);
-                report.error(place, || {
+                let location = Location { file, span };
+                let line = report.line(location);
+                report.error(location, || {
                     let comma = line.and_then(|line| unquoted_comma(line, span));
                     comma.unwrap_or_else(|| problem(&error, limits))
                 });
@@ -49,8 +49,9 @@ pub(crate) fn documents(
     documents
 }
 
-/// The line that begins a document too many. A line of `---` begins one, and after one of `...` another may begin, wherever
-/// they stand in a text: so it says YAML, and nothing has to be read for it.
+/// The line that begins the first document beyond the limit. A line of `---` begins a document, and another one may
+/// follow a line of `...`; YAML gives both this meaning wherever they are in a text, so nothing has to be parsed for
+/// it.
 fn one_too_many(text: &str, most: usize) -> Option<u32> {
     let is_mark = |line: &str, mark: &str| {
         let rest = line.strip_prefix(mark);
@@ -66,18 +67,18 @@ fn one_too_many(text: &str, most: usize) -> Option<u32> {
     nth("---").or_else(|| nth("..."))
 }
 
-/// Reports that there is nothing in any file.
+/// Reports that no file has a document.
 pub(crate) fn no_document(report: &mut Report<'_>) {
-    let place = Place {
+    let location = Location {
         file: 0,
         span: Span::default(),
     };
-    report.error(place, || {
+    report.error(location, || {
         Problem::new("there is no document in this file", document_help())
     });
 }
 
-/// Between braces, a comma ends a value: what follows it in the same sentence is a name without a value.
+/// Between braces a comma ends a value, so the rest of the sentence is a name without a value.
 fn unquoted_comma(line: &str, span: Span) -> Option<Problem> {
     let column = usize::try_from(span.column).ok()?.checked_sub(1)?;
     let start = line.char_indices().nth(column)?.0;
@@ -101,9 +102,9 @@ fn unquoted_comma(line: &str, span: Span) -> Option<Problem> {
     ))
 }
 
-/// Checks what all documents have in common.
+/// Checks what all kinds of documents have in common.
 pub(crate) fn check_object(document: &Document, file: usize, report: &mut Report<'_>) {
-    let at = |span| Place { file, span };
+    let at = |span| Location { file, span };
     let start = document
         .kind
         .as_ref()
@@ -147,7 +148,7 @@ pub(crate) fn check_object(document: &Document, file: usize, report: &mut Report
 }
 
 fn check_kind(document: &Document, start: Span, file: usize, report: &mut Report<'_>) {
-    let at = |span| Place { file, span };
+    let at = |span| Location { file, span };
     match (&document.kind, &document.spec) {
         (Some(kind), _) if !KINDS.contains(&kind.value.as_str()) => {
             report.error(at(kind.span), || {
@@ -189,7 +190,7 @@ fn options(limits: &Limits) -> Options {
             max_depth: 32,
             flow_nesting_limit: 32,
             max_nodes: limits.values,
-            // What begins ends.
+            // Each event that begins something has one that ends it.
             max_events: 2 * limits.values + 10_000,
             max_aliases: 1000,
             max_anchors: 1000,
@@ -201,7 +202,7 @@ fn options(limits: &Limits) -> Options {
     }
 }
 
-/// The library's error in our words, with what to write instead where it can be known.
+/// The library's error in our words, with what to write instead if that can be known.
 fn problem(error: &Error, limits: &Limits) -> Problem {
     match error {
         Error::WithSnippet { error, .. } | Error::AliasError { error, .. } => {
@@ -259,7 +260,7 @@ fn problem(error: &Error, limits: &Limits) -> Problem {
     }
 }
 
-/// The library names what it wanted in YAML's own terms.
+/// The library names what it expected in YAML's own terms.
 fn unexpected(expected: &str) -> Problem {
     match expected {
         "sequence start" => Problem::new(
@@ -281,7 +282,7 @@ fn unexpected(expected: &str) -> Problem {
     }
 }
 
-/// Without the place, which stands at the head of our own report.
+/// The error's text without the location, which our own report shows first.
 fn text_of(error: &Error) -> String {
     let text = error.render_with_formatter(&UserMessageFormatter);
     match text.rfind(" at line ") {

@@ -1,4 +1,4 @@
-//! One row per error: what is written, and what is said about it at which place.
+//! One row per error: what is written, and the message and location that are reported.
 
 use super::{Row, SMALL, check_rows, read, said};
 use crate::read::limits::{LIMITS, Limits};
@@ -188,7 +188,7 @@ fn very_long_values_are_cut() {
     assert!(read(&text).expect_err("an error").to_string().len() < 1000);
 }
 
-/// Each is refused by a limit that is reached after little of it, and what is said of it is bounded, too.
+/// Each is refused by a limit that is reached early, and the message is bounded as well.
 #[test]
 fn bombs_are_refused() {
     let mut laughs = "a: &a0 [x]\n".to_owned();
@@ -212,7 +212,7 @@ fn bombs_are_refused() {
         assert_eq!(errors.iter().count(), 1, "{errors}");
         assert!(errors.to_string().contains(fragment), "{errors}");
     }
-    // Nobody reads more than a thousand errors.
+    // At most a thousand errors are reported.
     let networks: Vec<String> = (0..3000).map(|number| format!("x{number}")).collect();
     let text = SMALL.replace("10.244.0.0/16", &networks.join(", "));
     let errors = read(&text).expect_err("refused");
@@ -220,7 +220,7 @@ fn bombs_are_refused() {
     assert!(errors.to_string().contains("and 950 more errors"));
 }
 
-/// As much as a limit says, and no more; and who has more is told how much that is.
+/// A limit allows exactly what it says, and an error says how much there is.
 #[test]
 fn each_kind_has_its_limits() {
     let read = |text: &str, limits: Limits| {

@@ -1,4 +1,4 @@
-//! Tables of texts: what is understood, and what each error says and where.
+//! Tables of texts: how they are understood, and which errors they cause where.
 
 mod cases;
 mod errors;
@@ -6,7 +6,7 @@ mod understood;
 
 use super::{Policy, PolicyErrors, SourceText, from_texts};
 
-/// A policy that uses every feature of the language, for an editor's eye and as a seed for fuzzing.
+/// A policy that uses every feature of the language, to try an editor on and as a seed for fuzzing.
 pub(super) const EVERYTHING: &str = include_str!("everything.yaml");
 
 /// A small valid policy; tests replace a line in it.
@@ -50,7 +50,7 @@ pub(super) fn good(text: &str) -> Policy {
     read(text).unwrap_or_else(|errors| panic!("{errors}"))
 }
 
-/// All that is said about a text, one line per error: `line:column message | help`.
+/// All errors of a text, one per line: `line:column message | help`.
 pub(super) fn said(errors: &PolicyErrors) -> String {
     let line = |error: &super::PolicyError| {
         let place = match (error.line, error.column) {
@@ -66,9 +66,9 @@ pub(super) fn said(errors: &PolicyErrors) -> String {
     errors.iter().map(line).collect::<Vec<_>>().join("\n")
 }
 
-/// What is replaced, what stands there instead, and what is said about it: parts that follow each other,
-/// with ` … ` between. `»` marks the place that the error must point at; where it stands
-/// outside of what was replaced, the first part is `line:column`.
+/// The text to replace, its replacement, and the expected error: parts that follow each other, with ` … ` between. `»`
+/// marks the location that the error must point at; if that is outside of the replacement, the first part is
+/// `line:column`.
 pub(super) type Row = (&'static str, &'static str, &'static str);
 
 pub(super) fn check_rows(
@@ -97,7 +97,7 @@ pub(super) fn check_rows(
     }
 }
 
-/// Some error is at the place and says all of it.
+/// Some error is at that location and contains all of these parts.
 pub(super) fn expect(errors: &PolicyErrors, place: &str, fragments: &[&str], text: &str) {
     let said = said(errors);
     let found = said.lines().any(|line| {

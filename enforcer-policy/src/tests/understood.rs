@@ -1,11 +1,11 @@
-//! What a valid policy becomes.
+//! How valid policies are understood.
 
 use std::net::IpAddr;
 
 use super::{EVERYTHING, SMALL, good, read, said};
 use crate::catalogue::Catalogue;
 use crate::model::{Locality, Mode, OtherTraffic, PortMatch};
-use crate::{notes_for_node, render};
+use crate::{render, warnings_for_node};
 
 #[test]
 fn every_feature_is_understood() {
@@ -205,8 +205,8 @@ fn a_denial_text_stays_with_its_port() {
 }
 
 #[test]
-fn notes_tell_what_is_inert() {
-    let noted = |from: &str, to: &str| good(&SMALL.replace(from, to)).notes.join("\n");
+fn warnings_name_what_is_inert() {
+    let warned = |from: &str, to: &str| good(&SMALL.replace(from, to)).warnings.join("\n");
     for (from, to, fragment) in [
         (
             "",
@@ -264,14 +264,14 @@ fn notes_tell_what_is_inert() {
             "`kubelets` is on no path and guards no port",
         ),
     ] {
-        let notes = noted(from, to);
+        let warnings = warned(from, to);
         assert!(
-            notes.contains(fragment),
-            "{from} -> {to}: no {fragment:?} in\n{notes}"
+            warnings.contains(fragment),
+            "{from} -> {to}: no {fragment:?} in\n{warnings}"
         );
     }
-    assert!(!noted("", "").contains("no way back in"));
-    let placed = noted(
+    assert!(!warned("", "").contains("no way back in"));
+    let placed = warned(
         "    backup:",
         "    admin: { addresses: [192.0.2.1] }\n    backup:",
     );
@@ -281,9 +281,9 @@ fn notes_tell_what_is_inert() {
 #[test]
 fn a_node_is_told_what_does_not_concern_it() {
     let policy = good(SMALL);
-    let notes = notes_for_node(&policy, "w1").join("\n");
+    let warnings = warnings_for_node(&policy, "w1").join("\n");
     for path in ["apiserver-to-etcd", "scheduler-serving", "backup-to-etcd"] {
-        assert!(notes.contains(path), "no {path} in {notes}");
+        assert!(warnings.contains(path), "no {path} in {warnings}");
     }
     for path in [
         "kubelet-probes",
@@ -292,13 +292,16 @@ fn a_node_is_told_what_does_not_concern_it() {
         "dns",
         "arp",
     ] {
-        assert!(!notes.contains(&format!(" {path},")), "{path} in {notes}");
+        assert!(
+            !warnings.contains(&format!(" {path},")),
+            "{path} in {warnings}"
+        );
     }
-    let control = notes_for_node(&policy, "cp1").join("\n");
+    let control = warnings_for_node(&policy, "cp1").join("\n");
     assert!(!control.contains("apiserver-to-etcd"), "{control}");
     let idle = good(&SMALL.replace("roles: [worker]", "roles: []"));
-    assert!(idle.notes.join("\n").contains("without roles"));
-    assert!(notes_for_node(&policy, "w9").is_empty());
+    assert!(idle.warnings.join("\n").contains("without roles"));
+    assert!(warnings_for_node(&policy, "w9").is_empty());
 }
 
 #[test]
@@ -382,8 +385,7 @@ fn what_the_documents_call_https_asks_for_tls() {
     assert!(backup(&good(&SMALL.replace("      because:", asks))));
 
     let catalogue = Catalogue::builtin();
-    // Some paths to a port that speaks TLS and some that do not ask for it: then none is asked for from
-    // whoever is on both.
+    // If only some paths to a port require TLS, it is not required from a sender that is on both kinds.
     for path in catalogue.paths() {
         let others = catalogue.paths().iter().filter(|other| {
             other.to_component == path.to_component && other.to_port == path.to_port
@@ -402,7 +404,7 @@ fn what_the_documents_call_https_asks_for_tls() {
     }
 }
 
-/// What the tools of others write beside the name means nothing here.
+/// Metadata that other tools write is ignored.
 #[test]
 fn the_metadata_of_others_is_ignored() {
     let plain = "metadata: { name: test }";
@@ -410,8 +412,8 @@ fn the_metadata_of_others_is_ignored() {
     assert_eq!(good(&SMALL.replace(plain, full)).name, "small");
 }
 
-/// The narrower of two patterns wins, so this is no error: one is written out, or within the other, or they never meet
-/// on a node.
+/// The narrower of two patterns wins, so this is not an error: one is a plain name, or is within the other, or they are
+/// never both on a node.
 #[test]
 fn patterns_that_overlap_are_fine_where_one_is_narrower() {
     for (etcd, backup) in [
@@ -426,7 +428,7 @@ fn patterns_that_overlap_are_fine_where_one_is_narrower() {
             format!("    etcd: {{ cgroups: [{etcd}] }}\n    backup: {{ cgroups: [{backup}], ");
         good(&SMALL.replace("    backup: { ", &components));
     }
-    // One may run on workers alone, the other on no worker.
+    // One may run on workers only, and the other on no worker.
     let apart =
         "    etcd: { cgroups: ['/s/a*'] }\n    backup: { runsOn: [worker], cgroups: ['/s/*b'], ";
     good(&SMALL.replace("    backup: { ", apart));
@@ -469,7 +471,7 @@ fn a_port_of_the_catalogue_can_be_switched_off() {
             "{errors}"
         );
     }
-    // A port that is only kept closed is there for others, by itself.
+    // A port that is only kept closed may be used by another component.
     let own = SMALL.replace(
         "    backup:",
         "    etcd: { ports: { peer: [2380/tcp, 2383/tcp] } }\n    backup:",
@@ -484,7 +486,7 @@ fn a_port_of_the_catalogue_can_be_switched_off() {
     );
 }
 
-/// Who reaches a guarded endpoint and is more than one would think.
+/// Senders that reach a guarded endpoint and are broader than they look.
 #[test]
 fn wide_senders_are_listed() {
     let wide = |from: &str, to: &str| -> Vec<String> {
@@ -553,7 +555,7 @@ fn wide_senders_are_listed() {
     }
 }
 
-/// An option places strangers; the inventory places nobody's apiserver anywhere.
+/// An option places strangers outside; an apiserver without addresses in the inventory is not placed.
 #[test]
 fn only_what_is_for_strangers_is_anywhere_outside() {
     let joining = |text: &str| {
@@ -573,18 +575,18 @@ fn only_what_is_for_strangers_is_anywhere_outside() {
     let policy = good(&SMALL.replace("    backup:", anywhere));
     assert!(policy.component("apiserver").unwrap().only_receives_outside);
     assert!(!policy.component("mine").unwrap().only_receives_outside);
-    let notes = policy.notes.join("\n");
+    let warnings = policy.warnings.join("\n");
     assert!(
-        notes.contains("no sender outside is recognised as it"),
-        "{notes}"
+        warnings.contains("no sender outside is recognised as it"),
+        "{warnings}"
     );
     assert!(
-        notes.contains("inactive until the Inventory declares their `cgroups`"),
-        "{notes}"
+        warnings.contains("inactive until the Inventory declares their `cgroups`"),
+        "{warnings}"
     );
     assert!(
-        notes.contains("`kube-proxy` (kube-proxy-to-apiserver)"),
-        "{notes}"
+        warnings.contains("`kube-proxy` (kube-proxy-to-apiserver)"),
+        "{warnings}"
     );
 }
 

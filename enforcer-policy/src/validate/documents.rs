@@ -1,6 +1,6 @@
 //! The documents of a policy: one Inventory and one PathPolicy.
 
-use crate::error::{Place, Problem, Report};
+use crate::error::{Location, Problem, Report};
 use crate::read::source::{Document, InventorySpec, PathPolicySpec, Spec};
 use crate::span::{Span, Spanned};
 
@@ -10,9 +10,9 @@ pub(crate) struct Found<T> {
     pub file: usize,
     /// `metadata.name`.
     pub name: String,
-    /// The place of `spec:`.
+    /// The location of `spec:`.
     pub spec_span: Span,
-    /// What it says.
+    /// Its `spec`.
     pub spec: Spanned<T>,
 }
 
@@ -29,14 +29,14 @@ pub(crate) fn one_of_each(
             .unwrap_or_default();
         let spec_span = document.spec_span;
         let kind_span = document.kind.map_or(spec_span, |kind| kind.span);
-        let place = Place {
+        let location = Location {
             file,
             span: kind_span,
         };
         match document.spec {
             Spec::Inventory(spec) => {
                 inventories.push((
-                    place,
+                    location,
                     Found {
                         file,
                         name,
@@ -46,7 +46,7 @@ pub(crate) fn one_of_each(
                 ));
             }
             Spec::PathPolicy(spec) => policies.push((
-                place,
+                location,
                 Found {
                     file,
                     name,
@@ -54,13 +54,13 @@ pub(crate) fn one_of_each(
                     spec,
                 },
             )),
-            Spec::Catalogue(_) => report.error(place, || {
+            Spec::Catalogue(_) => report.error(location, || {
                 Problem::new(
                     "the catalogue is built in and no input",
                     "declare components in an Inventory and paths in a PathPolicy",
                 )
             }),
-            Spec::PathCases(_) => report.error(place, || {
+            Spec::PathCases(_) => report.error(location, || {
                 Problem::new(
                     "PathCases are a policy's tests and no part of it",
                     "put them in a file NAME.cases.yaml and pass it with --cases",
@@ -75,20 +75,20 @@ pub(crate) fn one_of_each(
 }
 
 fn single<T>(
-    found: Vec<(Place, T)>,
+    found: Vec<(Location, T)>,
     kind: &str,
     twice: &'static str,
     report: &mut Report<'_>,
 ) -> Option<T> {
     let mut found = found.into_iter();
     let first = found.next();
-    for (place, _) in found {
-        report.error(place, || Problem::new(format!("a second {kind}"), twice));
+    for (location, _) in found {
+        report.error(location, || Problem::new(format!("a second {kind}"), twice));
     }
-    // If something could not be read, that may have been it.
+    // If a document could not be read, it may have been this one.
     if first.is_none() && report.is_clean() {
         report.error(
-            Place {
+            Location {
                 file: 0,
                 span: Span::default(),
             },

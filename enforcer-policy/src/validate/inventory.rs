@@ -1,4 +1,4 @@
-//! Where things are: nodes, pod networks, components, services.
+//! Reads and checks the Inventory: nodes, pod networks, components, services.
 
 use std::collections::{BTreeSet, HashMap};
 use std::net::IpAddr;
@@ -239,7 +239,7 @@ fn read_services(
     services
 }
 
-/// The endpoint behind a service, and which of TCP and UDP it speaks.
+/// The endpoint behind a service, and whether it uses TCP or UDP.
 struct Behind<'a> {
     component: &'a str,
     port: &'a str,
@@ -296,7 +296,7 @@ fn endpoint_behind<'a>(
         });
     }
     let protocols = protocols(known_port);
-    // A port whose own text could not be read has been reported.
+    // A port whose text could not be read has been reported already.
     if protocols.is_empty() && !known_port.matches.is_empty() {
         scope.error(key.span, || {
             Problem::new(

@@ -1,13 +1,13 @@
-//! Texts to a valid policy. Every check goes on after an error, so that a person sees all of them
-//! at once; what depends on something broken is left out quietly.
+//! Texts to a valid policy. Checks continue after an error, so that all errors are reported at once; checks that depend
+//! on something broken are skipped silently.
 
 mod documents;
 mod inventory;
 mod networks;
-pub(crate) mod notes;
 mod overlap;
 mod paths;
 mod ports;
+pub(crate) mod warnings;
 mod wide;
 
 use std::collections::HashSet;
@@ -47,7 +47,7 @@ pub(crate) fn from_texts_within(
             documents.push((file, document));
         }
     }
-    // In a folder, a file of comments alone is none of the policy's.
+    // In a folder, a file with nothing but comments is not part of the policy.
     if documents.is_empty() && !sources.is_empty() && report.is_clean() {
         yaml::no_document(&mut report);
     }
@@ -104,7 +104,7 @@ fn policy(
         components: placed.components,
         services: placed.services,
         paths: chosen.paths,
-        notes: Vec::new(),
+        warnings: Vec::new(),
         wide_senders: Vec::new(),
         digest: digest(sources, catalogue),
     };
@@ -114,11 +114,11 @@ fn policy(
     };
     require(&mut scope, &policy, &chosen.requires);
     policy.wide_senders = wide::senders(&policy);
-    policy.notes = notes::of(&policy, &placed.declared, catalogue);
+    policy.warnings = warnings::of(&policy, &placed.declared, catalogue);
     Some(policy)
 }
 
-/// What an option guards is guarded, unless the inventory says otherwise.
+/// Components that an option guards are guarded, unless the inventory says otherwise.
 fn guard(components: &mut [Component], names: &[String], inventory: &InventorySpec) {
     let says = inventory.components.0.iter();
     let says = says.filter(|(_, source)| source.value.guard.is_some());
@@ -129,9 +129,9 @@ fn guard(components: &mut [Component], names: &[String], inventory: &InventorySp
     }
 }
 
-/// What an option places outside is there, unless the inventory says where. And who is anywhere outside is taken for a
-/// component only where that is the component's meaning: an apiserver whose addresses nobody knows can be reached, and
-/// makes no strangers into apiservers.
+/// Components that an option places outside are there, unless the inventory says where. A sender from anywhere outside
+/// counts as a component only if that is what the component is for: an apiserver with unknown addresses can be reached,
+/// but strangers do not count as apiservers.
 fn place_outside(components: &mut [Component], names: &[String], catalogue: &Catalogue) {
     for component in components {
         let is_placed = !component.addresses.is_empty() || !component.cgroups.is_empty();
@@ -145,9 +145,9 @@ fn place_outside(components: &mut [Component], names: &[String], catalogue: &Cat
     }
 }
 
-/// What a profile or an option can not do without must be somewhere.
+/// Components that a profile or an option requires must be placed.
 fn require(scope: &mut Scope<'_, '_>, policy: &Policy, required: &[Required]) {
-    let places = notes::Places::of(policy);
+    let located = warnings::Located::of(policy);
     for Required {
         component: name,
         by,
@@ -157,7 +157,7 @@ fn require(scope: &mut Scope<'_, '_>, policy: &Policy, required: &[Required]) {
         let Some(component) = policy.component(name) else {
             continue;
         };
-        if !places.is_inert(component) {
+        if !located.is_inert(component) {
             continue;
         }
         let help = match component.runs_on.as_slice() {
@@ -176,7 +176,7 @@ fn require(scope: &mut Scope<'_, '_>, policy: &Policy, required: &[Required]) {
     }
 }
 
-/// The catalogue counts, too: with another one the same files would mean something else.
+/// The digest covers the catalogue, too: with another one the same files would mean something else.
 fn digest(sources: &[SourceText], catalogue: &Catalogue) -> String {
     let mut hash = Sha256::new();
     let texts = sources.iter().map(|source| source.text.as_str());

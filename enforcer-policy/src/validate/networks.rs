@@ -1,4 +1,4 @@
-//! Networks that contradict each other: an address has one meaning.
+//! Networks that contradict each other: an address has only one meaning.
 
 use std::collections::BTreeMap;
 use std::net::IpAddr;
@@ -13,8 +13,8 @@ use crate::read::scope::Scope;
 use crate::read::source::NodeSource;
 use crate::span::{Entries, Spanned};
 
-/// A node's part of the pod networks lies in them and is no other node's; and no node has an address
-/// among the pods of another.
+/// A node's part of the pod networks is within them and not shared with another node, and no node has an address among
+/// the pods of another.
 pub(crate) fn check_nodes(
     scope: &mut Scope<'_, '_>,
     nodes: &Entries<NodeSource>,
@@ -66,7 +66,7 @@ pub(crate) fn check_nodes(
     }
 }
 
-/// Services' networks hold nothing but services.
+/// Networks of services contain only services.
 pub(crate) fn check_services<'n>(
     scope: &mut Scope<'_, '_>,
     texts: &[Spanned<String>],

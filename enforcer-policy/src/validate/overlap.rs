@@ -1,4 +1,4 @@
-//! Patterns that mean the same thing twice: the narrower wins, and where neither is narrower, nobody can say who is meant.
+//! Patterns that overlap: the narrower wins, and if neither is narrower, it is an error.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 
@@ -10,12 +10,12 @@ use crate::read::scope::Scope;
 use crate::read::source::ComponentSource;
 use crate::span::{Entries, Span, Spanned};
 
-/// No interface may be an uplink and a pod's at once. A pattern that is narrower than the other decides.
+/// No interface may be both an uplink and a pod's. A pattern that is narrower than the other decides.
 ///
-/// Most nodes have the same patterns: those in which nothing is wrong are looked at once.
+/// Most nodes have the same patterns, so correct ones are checked only once.
 #[derive(Default)]
 pub(crate) struct Interfaces<'a> {
-    /// Uplinks and pods' interfaces, as nodes have them.
+    /// Uplinks and pods' interfaces of nodes that were correct.
     clear: HashSet<(Vec<&'a str>, Vec<&'a str>)>,
     effort: usize,
 }
@@ -78,10 +78,10 @@ impl<'a> Interfaces<'a> {
     }
 }
 
-/// A name that both match, where neither is narrower.
+/// A name that both match, if neither is narrower.
 fn clash(uplink: &Glob, pod: &Glob) -> Option<String> {
     let common = pod.common(uplink)?;
-    // A name of more characters is no interface's.
+    // Interfaces have no longer names than this.
     let exists =
         (1..=scalar::MAX_INTERFACE_NAME).contains(&common.len()) || pod.as_str() == uplink.as_str();
     let is_decided = || is_rather_uplink(uplink, pod) || is_rather_uplink(pod, uplink);
@@ -107,7 +107,7 @@ fn unclear(uplink: &Glob, pod: &Glob, common: &str) -> Problem {
     )
 }
 
-/// One pattern, and who declares it.
+/// A pattern, and the component that declares it.
 struct Declared<'a> {
     text: &'a str,
     /// Where it was written last.
@@ -116,8 +116,8 @@ struct Declared<'a> {
     components: BTreeSet<usize>,
 }
 
-/// A cgroup that two patterns of one depth mean is the narrower one's. Where neither is narrower, it would be a matter of
-/// luck who its processes are.
+/// A cgroup that two patterns of one depth match belongs to the narrower one. If neither is narrower, it would be
+/// arbitrary which component its processes are.
 pub(crate) fn check_cgroups(
     scope: &mut Scope<'_, '_>,
     entries: &Entries<ComponentSource>,
@@ -136,7 +136,7 @@ pub(crate) fn check_cgroups(
             continue;
         };
         for text in source.value.cgroups.iter().flatten() {
-            // What names one cgroup is narrower than any glob that means it, too.
+            // A plain path is narrower than any glob that matches it.
             if !text.value.contains(['*', '?', '[']) || scalar::cgroup_pattern(&text.value).is_err()
             {
                 continue;
@@ -231,7 +231,7 @@ impl Declared<'_> {
         pairs.map(|(one, other)| one.effort(other)).sum()
     }
 
-    /// A cgroup that is both's, if neither pattern is narrower.
+    /// A cgroup that both match, if neither pattern is narrower.
     fn clash(&self, other: &Self) -> Option<String> {
         if self.components == other.components {
             return None;
@@ -242,7 +242,7 @@ impl Declared<'_> {
         if self.is_within(other) != other.is_within(self) {
             return None;
         }
-        // Only stars may leave a segment empty, and no cgroup has such a name.
+        // A segment can only be empty because of stars, and no cgroup has an empty name.
         let shown = common.into_iter().map(|name| match name.is_empty() {
             true => "a".to_owned(),
             false => name,
@@ -255,7 +255,7 @@ impl Declared<'_> {
         pairs.all(|(one, other)| one.is_within(other))
     }
 
-    /// Whether there is a node where both are declared, and not by the same components. One node of each kind is looked at.
+    /// Whether both are declared on some node, by different components. One node of each kind is checked.
     fn differs(&self, other: &Self, components: &[Component], kinds: &[&Node]) -> bool {
         let on = |declared: &Self, node: &Node| -> BTreeSet<usize> {
             let may_be_here = |index: &&usize| {
@@ -276,6 +276,6 @@ impl Declared<'_> {
     }
 }
 
-/// How many positions in patterns are looked at, so that no file takes longer than a moment.
+/// How many positions in patterns are compared at most, so that no file takes long.
 const MAX_EFFORT: usize = 2_000_000;
 const MAX_INTERFACE_PATTERNS: usize = 256;

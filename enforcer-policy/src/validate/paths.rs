@@ -1,5 +1,4 @@
-//! Which paths are in force: those of the profile and its options, less the disabled ones, and the user's
-//! own.
+//! Which paths are in force: those of the profile and its options, without the disabled ones, and the user's own.
 
 use std::collections::{HashMap, HashSet};
 
@@ -21,9 +20,9 @@ pub(crate) struct Chosen {
     pub paths: Vec<Path>,
     /// Components that the chosen options guard.
     pub guard: Vec<String>,
-    /// Components that they place anywhere outside.
+    /// Components that the selected options place anywhere outside.
     pub outside: Vec<String>,
-    /// Components that the profile, or an option, can not do without.
+    /// Components that the profile or an option requires.
     pub requires: Vec<Required>,
 }
 
@@ -33,7 +32,7 @@ pub(crate) struct Required {
     pub component: String,
     /// What requires it: `profile `worker``.
     pub by: String,
-    /// Where that stands.
+    /// The location of that.
     pub span: Span,
 }
 
@@ -91,7 +90,7 @@ pub(crate) fn read(
             )
         });
     }
-    // Inventory entries may have changed the ports that a documented path leads to.
+    // Entries of the Inventory may have changed the ports of documented paths.
     for path in &paths {
         let span = places.get(&path.name).copied().unwrap_or(found.spec_span);
         check_possible(scope, span, path, &index);
@@ -110,7 +109,8 @@ pub(crate) fn read(
     }
 }
 
-/// Paths to a port that the Inventory switches off are none. Where nothing is left of what was asked for, that is said.
+/// Removes paths to a port that the Inventory switches off. If nothing is left of what the policy enables, that is
+/// reported.
 fn switched_off(
     scope: &mut Scope<'_, '_>,
     spec: &PathPolicySpec,
@@ -179,7 +179,7 @@ fn required<T>(
     }
 }
 
-/// The profile and the options that were chosen.
+/// The selected profile and options.
 struct Picked<'a> {
     profile: Option<&'a Profile>,
     options: Vec<&'a ProfileOption>,
@@ -421,7 +421,7 @@ fn duplicate(name: &str, documented: bool) -> Problem {
     }
 }
 
-/// A path over loopback, or to what is loopback only, needs two ends that can be on one node.
+/// A path over loopback, or to a loopback-only port, needs two ends that can be on one node.
 fn check_possible(scope: &mut Scope<'_, '_>, span: Span, path: &Path, index: &Index<'_>) {
     let Some(target) = index.get(&path.to_component) else {
         return;
@@ -467,7 +467,7 @@ fn check_possible(scope: &mut Scope<'_, '_>, span: Span, path: &Path, index: &In
     }
 }
 
-/// TLS is a matter of TCP alone.
+/// Only TCP endpoints can require TLS.
 fn check_tls(scope: &mut Scope<'_, '_>, span: Span, path: &Path, index: &Index<'_>) {
     let to = index.get(&path.to_component);
     let Some(port) = to.and_then(|to| to.port(&path.to_port)) else {
@@ -522,8 +522,7 @@ fn check_modes(
     }
 }
 
-/// Completes what was written: an endpoint that is loopback only is reached over loopback, and
-/// loopback is on one node.
+/// Completes paths: a loopback-only endpoint is reached over loopback, and loopback implies one node.
 fn close_to_loopback(paths: &mut [Path], index: &Index<'_>) {
     for path in paths {
         let port = index

@@ -1,4 +1,4 @@
-//! Ports that contradict each other: one port of a node has one meaning.
+//! Ports that contradict each other: a port of a node has only one meaning.
 
 use std::collections::HashMap;
 
@@ -8,7 +8,7 @@ use crate::read::scope::Scope;
 use crate::read::source::ComponentSource;
 use crate::span::{Entries, Span};
 
-/// Two ports at the same place of which only one is loopback only: one of them cannot be kept.
+/// Two ports at the same address, of which only one is loopback only: that can not be enforced.
 pub(crate) fn check(
     scope: &mut Scope<'_, '_>,
     entries: &Entries<ComponentSource>,
@@ -72,5 +72,5 @@ fn clash<'a>(ends: &[End<'a>], roles: &Roles<'_>) -> Option<(End<'a>, End<'a>)> 
         .find(|(one, other)| meet(one.0, other.0))
 }
 
-/// Components with the same loopback-only port that are compared with the others.
+/// How many components with the same loopback-only port are compared with the others.
 const MAX_COMPARED: usize = 64;

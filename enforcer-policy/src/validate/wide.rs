@@ -8,7 +8,7 @@ use crate::error::some;
 use crate::model::{Component, Path, Policy, Roles, WideSender};
 use crate::nets::Nets;
 
-/// All of them, in the order of the components.
+/// All such senders, in the order of the components.
 pub(crate) fn senders(policy: &Policy) -> Vec<WideSender> {
     let guarded: HashSet<&str> = policy
         .components
@@ -25,7 +25,7 @@ pub(crate) fn senders(policy: &Policy) -> Vec<WideSender> {
     let roles = Roles::of(&policy.nodes);
     let pods: Nets<()> = policy.pod_networks.iter().copied().collect();
     let mut found = Vec::new();
-    // That pods and the world are many is what their names say.
+    // Pods and the world are broad by their names, so there is no need to say so.
     let narrow = |c: &&Component| !c.in_pod_networks && c.name != "world";
     for component in policy.components.iter().filter(narrow) {
         let paths = from.get(component.name.as_str());
@@ -34,7 +34,7 @@ pub(crate) fn senders(policy: &Policy) -> Vec<WideSender> {
                 .into_iter()
                 .flatten()
                 .filter(|path| guarded.contains(path.to_component.as_str()))
-                // Over loopback comes nothing but the node's own processes.
+                // Only the node's own processes can use loopback.
                 .filter(|path| reason.is_process || !path.loopback)
                 .map(|path| format!("{}:{}", path.to_component, path.to_port))
                 .collect();
@@ -51,11 +51,11 @@ pub(crate) fn senders(policy: &Policy) -> Vec<WideSender> {
     found
 }
 
-/// Who may be a component, and what would narrow it.
+/// Why a component is broad, and what would narrow it.
 struct Reason {
     who: String,
     remedy: &'static str,
-    /// Processes of the nodes themselves.
+    /// Whether it is about processes of the nodes themselves.
     is_process: bool,
 }
 

@@ -1,7 +1,7 @@
 //! The programs stay where they are to be: interfaces come and go, the cgroup root may be made anew, and what the
 //! kernel refused is tried again.
 
-use std::{fs, fs::File, os::unix::fs::MetadataExt as _};
+use std::{fs, fs::File, mem, os::unix::fs::MetadataExt as _};
 
 use enforcer_policy::text;
 
@@ -16,7 +16,7 @@ impl Agent {
         match list(events).await {
             Ok(links) => {
                 self.faults.clear(Kind::Links);
-                if links != self.links {
+                if links != self.links || self.kernel.has_lost_links() {
                     self.links = links;
                     self.attach_interfaces(events).await;
                 }
@@ -51,7 +51,11 @@ impl Agent {
                 changes.iter().for_each(|change| print(change));
                 return Ok(());
             }
-            Err(error) => format!("{}{}", text::chain(&error), out_of_files()),
+            Err(error) => {
+                let error = text::chain(&error);
+                let why = out_of_files(&error);
+                format!("{error}{why}")
+            }
         };
         let missing: Vec<&str> = roles
             .iter()
@@ -70,6 +74,19 @@ impl Agent {
         Err(format!("{error}; without their programs: {named}{more}"))
     }
 
+    /// Removes what agents before this one left, as soon as all that is to be attached is.
+    pub(super) fn retire_others(&mut self) {
+        let is_whole = [Kind::Interfaces, Kind::CgroupRoot]
+            .into_iter()
+            .all(|kind| self.faults.get(kind).is_none());
+        if !is_whole || mem::replace(&mut self.has_retired_others, true) {
+            return;
+        }
+        if let Err(error) = self.kernel.retire_others() {
+            print(&text::chain(&error));
+        }
+    }
+
     /// Attaches what judges processes, unless that is done. The cgroup root may go, and come again as another.
     pub(super) fn attach_root(&mut self) {
         let there = match fs::metadata(&self.cgroup_root) {
@@ -82,8 +99,10 @@ impl Agent {
             }
         };
         if self.attached_root != Some(there) {
-            // Programs at a cgroup that is gone judge nobody.
-            self.kernel.detach_cgroup();
+            if self.attached_root.is_some() {
+                // Programs at a cgroup that is gone judge nobody.
+                self.kernel.detach_cgroup();
+            }
             self.attached_root = Some(there);
         }
         match self.kernel.attach_cgroup(&self.cgroup_root) {
@@ -98,10 +117,15 @@ impl Agent {
 }
 
 /// Where no file can be opened, other errors than that come of it.
-fn out_of_files() -> String {
+fn out_of_files(error: &str) -> String {
     match File::open("/dev/null") {
-        Err(error) => {
-            format!("; no file can be opened ({error}): raise the limit (LimitNOFILE=, ulimit -n)")
+        Err(why) => {
+            let why = why.to_string();
+            let why = match error.contains(&why) {
+                true => String::new(),
+                false => format!(" ({why})"),
+            };
+            format!("; no file can be opened{why}: raise the limit (LimitNOFILE=, ulimit -n)")
         }
         Ok(_) => String::new(),
     }

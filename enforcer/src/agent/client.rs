@@ -10,7 +10,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use enforcer_policy::text;
+use enforcer_policy::{model::Mode, text};
 use nix::{
     errno::Errno,
     sys::socket::{AddressFamily, SockFlag, SockType, UnixAddr, connect, socket},
@@ -20,10 +20,11 @@ use serde::de::DeserializeOwned;
 use super::{
     AgentError, Event, Sources, Status,
     control::{SIGN_OF_LIFE, socket_path},
+    ledger::rfc3339,
 };
 use crate::{
-    api::{self, DetachResult, Document, Kind, ReadError, Request},
-    kernel::filters,
+    api::{self, DetachResult, Document, Kind, ReadError, Request, Unattended},
+    kernel::{Pins, filters},
 };
 
 /// How long an answer may take on a busy machine.
@@ -35,11 +36,13 @@ const DETACH: Duration = Duration::from_secs(120);
 ///
 /// # Errors
 ///
-/// No agent runs there, it can not tell, or it does not answer. If none runs, and filters of one that was killed are
-/// still there, they are named.
-pub fn status(run_dir: &Path) -> Result<Document<Status>, AgentError> {
+/// No agent runs there, it can not tell, or it does not answer. If none runs, and what one left is in force, that is
+/// named.
+pub fn status(run_dir: &Path, pin_dir: &Path) -> Result<Document<Status>, AgentError> {
     match one(run_dir, &Request::Status {}, ANSWER) {
-        Err(error @ AgentError::NoAgent { .. }) => Err(leftovers().unwrap_or(error)),
+        Err(error @ AgentError::NoAgent { .. }) => {
+            Err(unattended(pin_dir).or_else(leftovers).unwrap_or(error))
+        }
         result => result,
     }
 }
@@ -53,15 +56,14 @@ pub fn sources(run_dir: &Path) -> Result<Sources, AgentError> {
     one(run_dir, &Request::Sources {}, ANSWER).map(|document| document.body)
 }
 
-/// Ends the agent. Returns when everything is detached. If none runs, but one was killed and left
-/// filters, those go.
+/// Ends the agent and enforcement. Returns when everything is detached. If none runs, what one left in force goes.
 ///
 /// # Errors
 ///
 /// No agent runs there, or it does not answer.
-pub fn detach(run_dir: &Path) -> Result<(), AgentError> {
+pub fn detach(run_dir: &Path, pin_dir: &Path) -> Result<(), AgentError> {
     match one::<DetachResult>(run_dir, &Request::Detach {}, DETACH) {
-        Err(AgentError::NoAgent { socket }) => match super::remove_leftovers(run_dir)? {
+        Err(AgentError::NoAgent { socket }) => match super::remove_leftovers(run_dir, pin_dir)? {
             0 => Err(AgentError::NoAgent { socket }),
             _ => Ok(()),
         },
@@ -96,6 +98,25 @@ pub fn events(
         }
     }
     Ok(())
+}
+
+/// What is in force without an agent, if that can be seen.
+fn unattended(pin_dir: &Path) -> Option<AgentError> {
+    let kept = Pins::new(pin_dir).kept()?;
+    let mode = match kept.dry_run {
+        true => Mode::DryRun,
+        false => Mode::Enforce,
+    };
+    let since = rfc3339(kept.since());
+    Some(AgentError::Unattended(Box::new(Unattended {
+        policy: kept.policy,
+        generation: kept.generation,
+        mode: mode.into(),
+        node: kept.node,
+        since,
+        agent_version: kept.version,
+        pin_dir: pin_dir.display().to_string(),
+    })))
 }
 
 /// Filters that were left, if there are any and they can be seen.
@@ -269,7 +290,7 @@ mod tests {
         newer["uptime"] = 7.into();
         newer["mode"] = "Shadow".into();
         let agent = agent(dir.path(), &[document(OWN, "1.99.0", newer)]);
-        let status = status(dir.path()).unwrap();
+        let status = status(dir.path(), dir.path()).unwrap();
         assert_eq!(status.head.enforcer_version, "1.99.0");
         assert_eq!(status.body.mode.as_str(), "Shadow");
         let asked: Value = serde_json::from_str(&agent.join().unwrap()).unwrap();
@@ -364,7 +385,7 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let gone = json!({ "kind": "Farewell", "detached": true });
         let agent = agent(dir.path(), &[document(NEXT, "2.0.0", gone)]);
-        detach(dir.path()).unwrap();
+        detach(dir.path(), dir.path()).unwrap();
         agent.join().unwrap();
     }
 

@@ -5,7 +5,7 @@ use std::{io, path::PathBuf, time::Duration};
 use enforcer_policy::{PolicyErrors, compile::CompileError, error::some, vocabulary::Word};
 
 use crate::{
-    api::{ErrorCode, Leftover, ReadError},
+    api::{ErrorCode, Leftover, ReadError, Unattended},
     kernel::KernelError,
 };
 
@@ -42,6 +42,15 @@ pub enum AgentError {
         /// The filters.
         filters: Vec<Leftover>,
     },
+    /// Nobody runs, and what one left is in force.
+    #[error(
+        "no agent runs here, and policy `{}` ({}), generation {}, is in force without one (pinned in {}). Cgroups and interfaces that come now are not known to it, and denials are recorded but not reported. `enforcer run -p …` takes over, `enforcer detach` ends it",
+        enforcer_policy::text::shown(&_0.policy),
+        _0.mode,
+        _0.generation,
+        enforcer_policy::text::shown(&_0.pin_dir)
+    )]
+    Unattended(Box<Unattended>),
     /// It runs, and does not answer in time.
     #[error("the agent here{} does not answer within {} s: {state}", of(*pid), limit.as_secs())]
     Silent {
@@ -112,11 +121,12 @@ impl AgentError {
             Self::Running { .. } => ErrorCode::AgentRunning,
             Self::NoAgent { .. } => ErrorCode::NoAgent,
             Self::Leftovers { .. } => ErrorCode::Leftovers,
+            Self::Unattended(_) => ErrorCode::Unattended,
             Self::Silent { .. } => ErrorCode::AgentSilent,
             Self::Policy(errors) if errors.is_unreadable() => ErrorCode::UnreadableFile,
             Self::Policy(_) => ErrorCode::InvalidPolicy,
             Self::Compile(error) => error.into(),
-            Self::Kernel(_) => ErrorCode::Kernel,
+            Self::Kernel(error) => error.code(),
             Self::Node { .. } => ErrorCode::UnknownNode,
             Self::NoInterface { .. } | Self::Pattern { .. } => ErrorCode::UnknownInterface,
             Self::System { .. } => ErrorCode::System,

@@ -11,7 +11,7 @@ use super::{Event, Subject, names, names::Who};
 type Kind = (Who, u8, u16, u8);
 
 fn kind(key: &RecordKey) -> Kind {
-    (names::who(key), key.space, key.port, key.reason)
+    (names::who(key), key.port_kind, key.port, key.reason)
 }
 
 /// In the order in which records are to be kept. Senders have their turns, and each turn of a sender is of a

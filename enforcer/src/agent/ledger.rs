@@ -88,7 +88,7 @@ impl Ledger {
         value: &RecordValue,
         boot: SystemTime,
     ) -> Event {
-        let space = PortKind::from_code(key.space);
+        let port_kind = PortKind::from_code(key.port_kind);
         let reason = Reason::from_code(key.reason).unwrap_or(Reason::NoPolicy);
         let kind = names::who(key).0;
         let Entry {
@@ -114,11 +114,11 @@ impl Ledger {
             source_port: (value.source_port != 0).then_some(value.source_port),
             source_components: sides.senders.clone(),
             // With a port, `::` is a destination like any other: this host.
-            destination: space
+            destination: port_kind
                 .map(|_| IpAddr::from(key.dst).to_string())
                 .or(known(key.dst)),
-            port: space.map(|_| key.port),
-            protocol: space.map(Word::from),
+            port: port_kind.map(|_| key.port),
+            protocol: port_kind.map(Word::from),
             reply: key.reply != 0,
             subject: Subject {
                 kind: kind.into(),
@@ -278,7 +278,7 @@ fn advice(
         policy, compiled, ..
     } = policy;
     let endpoints = compiled.target_endpoints.get(usize::from(value.target));
-    let (Some(space), Some(endpoints)) = (PortKind::from_code(key.space), endpoints) else {
+    let (Some(port_kind), Some(endpoints)) = (PortKind::from_code(key.port_kind), endpoints) else {
         return Vec::new();
     };
     // Where TLS is asked for, the path is there already.
@@ -298,7 +298,7 @@ fn advice(
     let denied = Denied {
         senders: process.senders,
         endpoints,
-        number: (space, key.port),
+        number: (port_kind, key.port),
         destination: (!key.dst.is_unspecified()).then(|| IpAddr::from(key.dst)),
         source_port: (value.source_port != 0).then_some(value.source_port),
     };
@@ -362,8 +362,8 @@ mod tests {
         let tables = Simulator::new(&ready.compiled);
         let class = tables.class(PortKind::Tcp, port).unwrap();
         let mut value = RecordValue::new_zeroed();
-        value.sender = tables.place(&key.src).party;
-        let at = tables.place(&key.dst).party;
+        value.sender = tables.address_info(&key.src).party;
+        let at = tables.address_info(&key.dst).party;
         value.target = tables.target(&ready.compiled.settings, at, class).unwrap();
         (value.generation, value.first_ns) = (generation, u64::from(port));
         (key, value)

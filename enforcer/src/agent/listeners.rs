@@ -6,7 +6,7 @@ use std::net::SocketAddr;
 use enforcer_common::{
     addr::Ip,
     decide,
-    tables::{Party, Place, Tables as _},
+    tables::{AddressInfo, Party, Tables as _},
     verdict::{Outcome, Verdict},
 };
 use enforcer_policy::compile::{Compiled, Simulator};
@@ -70,7 +70,7 @@ pub(super) fn refused(
 /// What the hook on `bind` would say, if it is a denial.
 fn is_refused(tables: &Simulator<'_>, by: Party, socket: &Bound) -> Option<Verdict> {
     let address = Ip::from(socket.address);
-    let verdict = decide::binding(tables, by, &address, socket.space, socket.port);
+    let verdict = decide::binding(tables, by, &address, socket.port_kind, socket.port);
     verdict.is_denied().then_some(verdict)
 }
 
@@ -98,7 +98,7 @@ fn listener(
     };
     let reason = denial.reason;
     Some(Listener {
-        protocol: socket.space.into(),
+        protocol: socket.port_kind.into(),
         address: SocketAddr::new(socket.address, socket.port).to_string(),
         port: socket.port,
         endpoints: endpoints(tables, socket),
@@ -115,15 +115,15 @@ fn listener(
 fn endpoints(tables: &Simulator<'_>, socket: &Bound) -> Vec<String> {
     let compiled = tables.compiled();
     let settings = &compiled.settings;
-    let (address, space) = (Ip::from(socket.address), socket.space);
-    let place = tables.place(&address);
-    let at = if address.is_unspecified() || !(place.is(Place::OWN) || address.is_loopback()) {
+    let (address, port_kind) = (Ip::from(socket.address), socket.port_kind);
+    let info = tables.address_info(&address);
+    let at = if address.is_unspecified() || !(info.is(AddressInfo::OWN) || address.is_loopback()) {
         settings.own as Party
     } else {
-        place.party
+        info.party
     };
     let target = tables
-        .class(space, socket.port)
+        .class(port_kind, socket.port)
         .and_then(|class| tables.target(settings, at, class));
     target
         .and_then(|target| compiled.target_names.get(usize::from(target)))

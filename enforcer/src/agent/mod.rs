@@ -26,9 +26,9 @@ mod watch;
 
 use std::path::{Path, PathBuf};
 
-use crate::kernel::{LinkEvents, attach};
+use crate::kernel::{LinkEvents, Pins, attach};
 
-pub use crate::kernel::TcMode;
+pub use crate::kernel::{TcMode, pins::PIN_DIR};
 pub use error::AgentError;
 pub use node::own_addresses;
 
@@ -61,6 +61,10 @@ pub struct AgentOptions {
     pub dry_run: bool,
     /// Where the lock and the control socket are.
     pub run_dir: PathBuf,
+    /// Whether enforcement outlives the agent, by pins.
+    pub pin: bool,
+    /// Where programs' maps and links are pinned.
+    pub pin_dir: PathBuf,
     /// How programs are attached to interfaces.
     pub tc_mode: TcMode,
     /// Names or globs instead of the inventory's.
@@ -83,6 +87,8 @@ impl AgentOptions {
             node: None,
             dry_run: false,
             run_dir: PathBuf::from(RUN_DIR),
+            pin: true,
+            pin_dir: PathBuf::from(PIN_DIR),
             tc_mode: TcMode::Auto,
             uplinks: None,
             pod_interfaces: None,
@@ -97,26 +103,28 @@ impl AgentOptions {
 ///
 /// # Errors
 ///
-/// It could not begin, or the kernel took something away that it needs. Nothing is left attached.
+/// It could not begin: what was in force before is in force still.
 pub fn run(options: AgentOptions) -> Result<(), AgentError> {
     runtime()?.block_on(serve::run(options))
 }
 
-/// Removes the filters that an agent left which was killed, and says how many there were. Where
-/// programs are attached by links, nothing is ever left.
+/// Ends the enforcement that an agent left behind: detaches what is pinned, by whatever version, and removes filters. Says
+/// at how many places programs were attached.
 ///
 /// # Errors
 ///
-/// An agent runs there, or this process is not root.
-pub fn remove_leftovers(run_dir: &Path) -> Result<usize, AgentError> {
+/// An agent runs there, this process is not root, or something could not be removed.
+pub fn remove_leftovers(run_dir: &Path, pin_dir: &Path) -> Result<usize, AgentError> {
     if !nix::unistd::geteuid().is_root() {
         return Err(AgentError::NotRoot);
     }
     let _lock = start::lock(run_dir)?;
-    runtime()?.block_on(async {
+    let pinned = Pins::new(pin_dir).remove();
+    let filters = runtime()?.block_on(async {
         let links = LinkEvents::open()?.list().await?;
-        Ok(attach::remove_leftovers(&links))
-    })
+        Ok::<_, AgentError>(attach::remove_leftovers(&links))
+    })?;
+    Ok(pinned? + filters)
 }
 
 fn runtime() -> Result<tokio::runtime::Runtime, AgentError> {

@@ -34,7 +34,7 @@ impl Agent {
                 continue;
             };
             let in_force = InForce {
-                generation: self.generation,
+                generation: self.kernel.generation(),
                 ready: &self.ready,
             };
             let event = self.ledger.event(in_force, key, &value, boot);

@@ -146,12 +146,16 @@ fn look(options: &AgentOptions, job: Job, watched: &mut Option<Directories>) -> 
 
 fn changed(
     options: &AgentOptions,
-    texts: &[SourceText],
+    in_force: &[SourceText],
     numbers: &PathNumbers,
 ) -> Result<Option<Box<Ready>>, AgentError> {
-    if files::is_unchanged(&options.inputs, texts) {
+    if files::is_unchanged(&options.inputs, in_force) {
         return Ok(None);
     }
-    let texts = files::read_again_and_again(&options.inputs)?;
+    let texts = files::read_settled(&options.inputs, || thread::sleep(files::QUIET))?;
+    if texts == in_force {
+        // It was only half written before.
+        return Ok(None);
+    }
     start::prepare(options, texts, numbers).map(|ready| Some(Box::new(ready)))
 }

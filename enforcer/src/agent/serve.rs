@@ -1,11 +1,10 @@
 //! The agent's life: begin, turn after turn, and an end that leaves nothing behind.
 
 use std::{
-    collections::HashMap,
     fs::File,
     io, mem,
     path::{Path, PathBuf},
-    time::{Duration, SystemTime},
+    time::Duration,
 };
 
 use enforcer_common::{limits, record::RecordKey, tables::Party};
@@ -33,8 +32,8 @@ use super::{
 use crate::{
     files,
     kernel::{
-        CgroupPaths, Kernel, KernelError, KnownCgroup, Link, LinkEvents, Wakes, attach, cgroups,
-        load::KernelLog,
+        CgroupPaths, Found, Kernel, KernelError, KnownCgroup, Link, LinkEvents, Pins, Wakes,
+        cgroups, filters, load::KernelLog,
     },
 };
 
@@ -43,9 +42,6 @@ pub struct Agent {
     pub(super) options: AgentOptions,
     pub(super) kernel: Kernel,
     pub(super) ready: Ready,
-    pub(super) generation: u32,
-    pub(super) since: SystemTime,
-    pub(super) evicted: u64,
     /// What does not work at present.
     pub(super) faults: Faults,
     /// What became of the newest policy.
@@ -54,7 +50,6 @@ pub struct Agent {
     pub(super) cgroup_root: PathBuf,
     /// The inode of the cgroup root that programs are attached to, or as many of them as can be.
     pub(super) attached_root: Option<u64>,
-    cgroups: HashMap<u64, Party>,
     /// What tells where declared cgroups come and go; nothing where the kernel has no more of them.
     directories: Option<Directories>,
     pub(super) ledger: Ledger,
@@ -62,6 +57,8 @@ pub struct Agent {
     pub(super) news: broadcast::Sender<Event>,
     pub(super) budget: flood::Budget,
     ticks: u32,
+    /// Whether nothing is left of agents before this one.
+    pub(super) has_retired_others: bool,
     /// Whether there may be more records than when they were last counted.
     has_new_records: bool,
 }
@@ -109,15 +106,36 @@ pub async fn run(options: AgentOptions) -> Result<(), AgentError> {
         return Err(AgentError::NotRoot);
     }
     let texts = files::read_again_and_again(&options.inputs)?;
-    let ready = start::prepare(&options, texts, &PathNumbers::default())?;
+    // A policy that is not valid is told before anything is touched.
+    let numbers = PathNumbers::default();
+    let mut ready = start::prepare(&options, texts, &numbers)?;
     let lock = start::lock(&options.run_dir)?;
+    let found = look_for_pins(&options)?;
+    if let Some(found) = &found
+        && !found.kept().names.is_empty()
+    {
+        // Paths keep the numbers that they have in what is pinned.
+        let numbers = PathNumbers::from_names(found.kept().names.iter().cloned());
+        ready = start::prepare(&options, ready.texts.to_vec(), &numbers)?;
+    }
     let room = Room::reserve();
     let (control, commands) = Control::open(&options.run_dir, room)?;
-    let (mut agent, mut sources) = begin(options, ready, commands, room).await?;
+    let (mut agent, mut sources) = begin(options, ready, found, commands, room).await?;
     agent.print_start();
     let shutdown = agent.live(&mut sources).await;
     // From here on nothing may fail, and all of it goes, in this order.
     agent.print_summary();
+    match (&shutdown, agent.kernel.pinned_at()) {
+        (None, Some(_)) => print(
+            "the agent ends, and what is in force stays in force without it: `enforcer detach` ends that, and \
+             `enforcer run` takes over",
+        ),
+        _ => {
+            if let Err(error) = agent.kernel.detach() {
+                print(&text::chain(&error));
+            }
+        }
+    }
     drop((agent.kernel, sources, control));
     drop::<Lock>(lock);
     if let Some(ShutdownAck { done, written }) = shutdown {
@@ -127,11 +145,26 @@ pub async fn run(options: AgentOptions) -> Result<(), AgentError> {
     Ok(())
 }
 
+/// What an agent before this one left pinned; nothing where enforcement is to end with this one.
+fn look_for_pins(options: &AgentOptions) -> Result<Option<Found>, AgentError> {
+    let pins = Pins::new(&options.pin_dir);
+    if options.pin {
+        let found = Found::look(&pins)?;
+        return Ok(Some(found));
+    }
+    if pins.is_empty() {
+        return Ok(None);
+    }
+    let path = options.pin_dir.clone();
+    Err(KernelError::PinsLeft { path }.into())
+}
+
 /// Loads, applies and attaches. What can not be attached is tried again later; on failure, what was attached goes
 /// with the kernel handle.
 async fn begin(
     options: AgentOptions,
     ready: Ready,
+    found: Option<Found>,
     commands: mpsc::Receiver<Command>,
     room: Room,
 ) -> Result<(Agent, EventSources), AgentError> {
@@ -143,13 +176,16 @@ async fn begin(
     let there = list_at_start(&links).await?;
     ready.selectors.check(&there)?;
     let cgroup_root = cgroups::root(&ready.cgroup_root)?;
-    let mut kernel = Kernel::load(options.kernel_log)?;
-    if attach::remove_leftovers(&there) > 0 {
-        print("removed the filters of an agent that did not end by itself");
+    if let Some(what) = found.as_ref().and_then(Found::describe) {
+        print(&what);
     }
-    let known = cgroups::resolve(&cgroup_root, &ready.compiled.cgroups);
+    let mut kernel = Kernel::load(found, options.kernel_log)?;
+    kernel.know_filters(&filters::leftovers().await?);
     // The policy must be there before the first packet is judged.
-    kernel.apply(&ready.compiled, 1, &pairs(&known))?;
+    if !kernel.resume(ready.as_new())? {
+        let known = cgroups::resolve(&cgroup_root, &ready.compiled.cgroups);
+        kernel.apply(ready.as_new(), &pairs(&known))?;
+    }
     let mut sources = EventSources {
         wakes: Some(kernel.wakes()?),
         links,
@@ -174,14 +210,10 @@ async fn begin(
     }
     let mut agent = Agent {
         ledger: Ledger::new(CgroupPaths::new(&cgroup_root)),
-        cgroups: pairs(&known).into_iter().collect(),
         directories: None,
         options,
         kernel,
         ready,
-        generation: 1,
-        since: SystemTime::now(),
-        evicted: 0,
         faults: Faults::default(),
         policy_fault: PolicyFault::default(),
         room,
@@ -191,10 +223,12 @@ async fn begin(
         news: broadcast::channel(1024).0,
         budget: flood::Budget::default(),
         ticks: 0,
+        has_retired_others: false,
         has_new_records: true,
     };
     agent.attach_interfaces(&sources.links).await;
     agent.attach_root();
+    agent.retire_others();
     agent.watch(&mut sources);
     agent.learn_cgroups();
     // Once more, now that it is watched.
@@ -293,6 +327,7 @@ impl Agent {
                 self.attach_interfaces(&sources.links).await;
             }
             self.attach_root();
+            self.retire_others();
             sources.reader.look(Asked::ByAgent, &self.ready, None);
         }
         if self.ticks.is_multiple_of(LOOK) || self.directories.is_none() {
@@ -322,7 +357,7 @@ impl Agent {
         records.sort_by_key(|(_, value)| value.last_ns);
         let boot = boot_time();
         let in_force = InForce {
-            generation: self.generation,
+            generation: self.kernel.generation(),
             ready: &self.ready,
         };
         let ledger = &mut self.ledger;
@@ -401,25 +436,20 @@ impl Agent {
         };
         let mut result = Ok(());
         for cgroup in &known {
-            if self.cgroups.get(&cgroup.id) == Some(&cgroup.party) {
+            if self.kernel.cgroups().get(&cgroup.id) == Some(&cgroup.party) {
                 continue;
             }
-            match self.kernel.learn_cgroup(cgroup.id, cgroup.party) {
-                Ok(()) => drop(self.cgroups.insert(cgroup.id, cgroup.party)),
-                Err(error) => result = result.and(Err(error)),
-            }
+            result = result.and(self.kernel.learn_cgroup(cgroup.id, cgroup.party));
         }
         let gone: Vec<u64> = self
-            .cgroups
+            .kernel
+            .cgroups()
             .keys()
             .filter(|id| !known.iter().any(|cgroup| cgroup.id == **id))
             .copied()
             .collect();
         for id in gone {
-            match self.kernel.forget_cgroup(id) {
-                Ok(()) => drop(self.cgroups.remove(&id)),
-                Err(error) => result = result.and(Err(error)),
-            }
+            result = result.and(self.kernel.forget_cgroup(id));
         }
         let has_no_room = self
             .directories
@@ -445,6 +475,7 @@ impl Agent {
         };
         if records.len() > RECORDS_FULL {
             flood::order_to_keep(&mut records);
+            let mut evicted = 0;
             for (key, value) in records.drain(RECORDS_KEPT..) {
                 // The count may have grown since it was read: what is removed is what counts.
                 let count = self
@@ -453,9 +484,10 @@ impl Agent {
                     .map_or(value.count, |value| value.count);
                 if self.kernel.delete_record(&key).is_ok() {
                     self.ledger.forget(&key);
-                    self.evicted += count;
+                    evicted += count;
                 }
             }
+            self.kernel.count_evicted(evicted);
         }
         let of_links = self.links.iter();
         let of_links = of_links.map(|link| (SubjectKind::Interface, link.index.into()));
@@ -482,7 +514,8 @@ impl Agent {
                     self.learn_cgroups();
                     print(&format!(
                         "policy `{}` is in force, generation {}",
-                        self.ready.policy.name, self.generation
+                        self.ready.policy.name,
+                        self.kernel.generation()
                     ));
                     self.policy_fault.clear();
                     self.print_warnings();
@@ -512,18 +545,12 @@ impl Agent {
         // The programs stay attached where they are: the root itself can not change.
         let resolve = || cgroups::resolve(&self.cgroup_root, &ready.compiled.cgroups);
         let known = self.room.within(resolve);
-        let generation = self.generation.checked_add(1).unwrap_or(1);
-        self.kernel
-            .apply(&ready.compiled, generation, &pairs(&known))?;
-        self.cgroups = pairs(&known).into_iter().collect();
-        let before = (
-            mem::replace(&mut self.generation, generation),
-            mem::replace(&mut self.ready, ready),
-        );
+        let generation = self.kernel.generation();
+        self.kernel.apply(ready.as_new(), &pairs(&known))?;
+        let before = mem::replace(&mut self.ready, ready);
         // Without them, what nobody has named keeps its addresses alone.
         let records = self.kernel.records().unwrap_or_default();
-        self.ledger.succeed(before.0, before.1, &records);
-        self.since = SystemTime::now();
+        self.ledger.succeed(generation, before, &records);
         self.attach_interfaces(links).await;
         memory::give_back();
         Ok(())
@@ -550,13 +577,13 @@ impl Agent {
 
     /// How many declared cgroups the kernel knows.
     pub(super) fn known_cgroups(&self) -> u64 {
-        self.cgroups.len() as u64
+        self.kernel.cgroups().len() as u64
     }
 
     /// Declared, and of no effect at present.
     pub(super) fn notes(&self) -> Vec<String> {
-        let mut notes = self.ready.policy.notes.clone();
-        notes.extend(enforcer_policy::notes_for_node(
+        let mut notes = self.ready.policy.warnings.clone();
+        notes.extend(enforcer_policy::warnings_for_node(
             &self.ready.policy,
             &self.ready.compiled.node,
         ));

@@ -23,6 +23,7 @@ use super::{
     AgentError, AgentOptions,
     node::{self, Selectors},
 };
+use crate::kernel::apply::NewPolicy;
 
 /// Held as long as the agent runs; the kernel lets go of it with the process.
 pub struct Lock(#[expect(dead_code, reason = "held, never looked at")] Flock<File>);
@@ -81,6 +82,17 @@ pub struct Ready {
     pub cgroup_root: String,
     /// Numbers of paths, with those that are new in it.
     pub numbers: PathNumbers,
+}
+
+impl Ready {
+    /// As the kernel side takes it.
+    pub fn as_new(&self) -> NewPolicy<'_> {
+        NewPolicy {
+            compiled: &self.compiled,
+            numbers: &self.numbers,
+            name: &self.policy.name,
+        }
+    }
 }
 
 /// Checks and compiles a policy that has been read. `numbers` are those of the policies before.

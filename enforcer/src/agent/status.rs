@@ -39,9 +39,13 @@ impl Agent {
             other_traffic: self.ready.policy.other_traffic.into(),
             policy: self.ready.policy.name.clone(),
             digest: self.ready.policy.digest.clone(),
-            generation: self.generation,
-            since: rfc3339(self.since),
+            generation: self.kernel.generation(),
+            since: rfc3339(self.kernel.kept().since()),
             pid: std::process::id(),
+            pinned_at: self
+                .kernel
+                .pinned_at()
+                .map(|path| path.display().to_string()),
             attachments: self.kernel.attachments(),
             cgroups: self.known_cgroups(),
             notes: self.notes(),
@@ -56,7 +60,7 @@ impl Agent {
             cut_packets: counters.get(counter::CUT),
             records_lost: counters.get(counter::RECORDS_LOST)
                 + self.kernel.pending_without_record()?,
-            records_evicted: self.evicted,
+            records_evicted: self.kernel.kept().evicted,
             last_error: self.policy_fault.error().map(str::to_owned),
             last_error_since: self.policy_fault.since().map(rfc3339),
             repaired: self.policy_fault.repaired().cloned(),

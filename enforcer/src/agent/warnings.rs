@@ -51,8 +51,8 @@ fn ephemeral_ports(compiled: &Compiled) -> Option<String> {
     let read = |name| fs::read_to_string(format!("/proc/sys/net/ipv4/{name}")).unwrap_or_default();
     let reserved = read("ip_local_reserved_ports");
     let found = unreserved(compiled, &read("ip_local_port_range"), &reserved);
-    let ports = [(PortKind::Udp, "udp"), (PortKind::Tcp, "tcp")].map(|(space, name)| {
-        let ports = found.iter().filter(|(found, _)| *found == space);
+    let ports = [(PortKind::Udp, "udp"), (PortKind::Tcp, "tcp")].map(|(port_kind, name)| {
+        let ports = found.iter().filter(|(found, _)| *found == port_kind);
         let ranges = ranges(ports.map(|(_, port)| *port));
         (!ranges.is_empty()).then(|| format!("{name} {ranges}"))
     });
@@ -92,18 +92,19 @@ fn unreserved(compiled: &Compiled, range: &str, reserved: &str) -> Vec<(PortKind
     let (anybody, own) = (settings.undeclared_process as Party, settings.own as Party);
     let every_address = Ip::from(IpAddr::from([0, 0, 0, 0]));
     // Not everybody may bind it; or, where nobody knows who binds it, not everybody may send there.
-    let is_guarded = |space, port| {
+    let is_guarded = |port_kind, port| {
         let target = tables
-            .class(space, port)
+            .class(port_kind, port)
             .and_then(|class| tables.target(settings, own, class));
         let packet = target.and_then(|target| tables.entry(settings, NOBODY, target));
         packet.is_some_and(Verdict::is_guarded_denial)
-            || decide::binding(&tables, anybody, &every_address, space, port).is_guarded_denial()
+            || decide::binding(&tables, anybody, &every_address, port_kind, port)
+                .is_guarded_denial()
     };
     let ports = (first..=last).filter(|port| !is_reserved(*port));
     ports
         .flat_map(|port| [(PortKind::Udp, port), (PortKind::Tcp, port)])
-        .filter(|(space, port)| is_guarded(*space, *port))
+        .filter(|(port_kind, port)| is_guarded(*port_kind, *port))
         .collect()
 }
 

@@ -6,6 +6,7 @@ use enforcer_common::record::Hook;
 use enforcer_policy::{
     PolicyErrors,
     compile::CompileError,
+    model::Mode,
     text,
     vocabulary::{Vocabulary, Word},
 };
@@ -31,6 +32,9 @@ pub struct Error {
     /// Filters that still judge packets (`Leftovers`).
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub leftovers: Vec<Leftover>,
+    /// What is in force without an agent (`Unattended`).
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub unattended: Option<Unattended>,
 }
 
 impl Kind for Error {
@@ -46,6 +50,7 @@ impl Error {
             help: None,
             errors: Vec::new(),
             leftovers: Vec::new(),
+            unattended: None,
         }
     }
 }
@@ -111,6 +116,9 @@ impl PolicyProblem {
 pub struct Leftover {
     /// The interface.
     pub interface: String,
+    /// Its index.
+    #[serde(skip)]
+    pub index: u32,
     /// The hook.
     pub hook: Word<Hook>,
 }
@@ -119,6 +127,26 @@ impl fmt::Display for Leftover {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{} ({})", text::shown(&self.interface), self.hook)
     }
+}
+
+/// A policy that an agent left in force, pinned.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct Unattended {
+    /// Name of the policy.
+    pub policy: String,
+    /// How many policies have been in force, this one included.
+    pub generation: u32,
+    /// What happens to what is denied.
+    pub mode: Word<Mode>,
+    /// Since when the policy is in force (RFC 3339, UTC).
+    pub since: String,
+    /// The node of the inventory that it was compiled for.
+    pub node: String,
+    /// The release of the agent that put it in force.
+    pub agent_version: String,
+    /// The directory in which it is pinned (`--pin-dir`).
+    pub pin_dir: String,
 }
 
 /// What went wrong.
@@ -140,6 +168,8 @@ pub enum ErrorCode {
     NoAgent,
     /// Filters of one that was killed.
     Leftovers,
+    /// What one left is in force.
+    Unattended,
     /// An agent does not answer.
     AgentSilent,
     /// One runs already.
@@ -160,6 +190,16 @@ pub enum ErrorCode {
     UnknownInterface,
     /// The kernel.
     Kernel,
+    /// Nothing can be pinned in the directory of pins.
+    NoBpfFs,
+    /// Others than root can write there.
+    PinsOfOthers,
+    /// What is pinned is of another network namespace.
+    PinsElsewhere,
+    /// What is pinned would go on beside.
+    PinsLeft,
+    /// A pin.
+    Pins,
     /// A system call.
     System,
     /// The result cannot be written.
@@ -189,6 +229,7 @@ impl Vocabulary for ErrorCode {
         Self::UnknownName,
         Self::NoAgent,
         Self::Leftovers,
+        Self::Unattended,
         Self::AgentSilent,
         Self::AgentRunning,
         Self::VersionMismatch,
@@ -199,6 +240,11 @@ impl Vocabulary for ErrorCode {
         Self::UnknownNode,
         Self::UnknownInterface,
         Self::Kernel,
+        Self::NoBpfFs,
+        Self::PinsOfOthers,
+        Self::PinsElsewhere,
+        Self::PinsLeft,
+        Self::Pins,
         Self::System,
         Self::Output,
         Self::Failed,
@@ -214,6 +260,7 @@ impl Vocabulary for ErrorCode {
             Self::UnknownName => "UnknownName",
             Self::NoAgent => "NoAgent",
             Self::Leftovers => "Leftovers",
+            Self::Unattended => "Unattended",
             Self::AgentSilent => "AgentSilent",
             Self::AgentRunning => "AgentRunning",
             Self::VersionMismatch => "VersionMismatch",
@@ -224,6 +271,11 @@ impl Vocabulary for ErrorCode {
             Self::UnknownNode => "UnknownNode",
             Self::UnknownInterface => "UnknownInterface",
             Self::Kernel => "Kernel",
+            Self::NoBpfFs => "NoBpfFs",
+            Self::PinsOfOthers => "PinsOfOthers",
+            Self::PinsElsewhere => "PinsElsewhere",
+            Self::PinsLeft => "PinsLeft",
+            Self::Pins => "Pins",
             Self::System => "System",
             Self::Output => "Output",
             Self::Failed => "Failed",
@@ -244,6 +296,9 @@ impl Vocabulary for ErrorCode {
             Self::Leftovers => {
                 "no agent runs here, and filters of one that was killed still judge packets; `leftovers` lists them"
             }
+            Self::Unattended => {
+                "no agent runs here, and what one left is in force without one; `unattended` says what"
+            }
             Self::AgentSilent => "an agent runs here and does not answer",
             Self::AgentRunning => "an agent runs here already",
             Self::VersionMismatch => {
@@ -258,6 +313,17 @@ impl Vocabulary for ErrorCode {
             Self::UnknownNode => "which node of the inventory this is cannot be determined",
             Self::UnknownInterface => "an interface is missing, or its pattern is wrong",
             Self::Kernel => "the kernel refuses a program, a map or an attachment",
+            Self::NoBpfFs => {
+                "the directory of pins is not on a BPF file system, so enforcement could not outlive the agent"
+            }
+            Self::PinsOfOthers => "others than root can write the directory of pins",
+            Self::PinsElsewhere => {
+                "what is pinned in the directory of pins is enforced in another network namespace"
+            }
+            Self::PinsLeft => {
+                "enforcement that an agent left pinned would go on beside what is to end with the agent (`--no-pin`)"
+            }
+            Self::Pins => "a pin, or the directory of pins, cannot be made or removed",
             Self::System => "a system call failed",
             Self::Output => "the result cannot be written",
             Self::Failed => "anything else; the message says what",

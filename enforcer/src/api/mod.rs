@@ -29,7 +29,7 @@ pub use enforcer_policy::{
     explain::Explanation,
     vocabulary::{Decision, Lock, Vocabulary, Word},
 };
-pub use error::{Error, ErrorCode, Leftover, PolicyProblem};
+pub use error::{Error, ErrorCode, Leftover, PolicyProblem, Unattended};
 pub use event::{Event, Subject, SubjectKind};
 pub use head::{Difference, Document, Head, ReadError, Version, read};
 pub use request::{DetachResult, Request, Source, Sources, UNDERSTOOD, read_request};

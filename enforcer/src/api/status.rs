@@ -33,6 +33,10 @@ pub struct Status {
     pub since: String,
     /// Process of the agent.
     pub pid: u32,
+    /// The directory where all this is pinned, so that it outlives the agent; missing where enforcement ends with the
+    /// agent.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub pinned_at: Option<String>,
     /// What is attached where.
     pub attachments: Vec<Attachment>,
     /// Declared cgroups that exist.

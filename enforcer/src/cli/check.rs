@@ -54,7 +54,7 @@ fn on_node(
         parties: compiled.settings.parties,
         port_classes: compiled.settings.classes,
         targets: compiled.settings.targets,
-        notes: enforcer_policy::notes_for_node(policy, &compiled.node),
+        notes: enforcer_policy::warnings_for_node(policy, &compiled.node),
         node: compiled.node,
     })
 }

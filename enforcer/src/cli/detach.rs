@@ -10,8 +10,8 @@ use crate::{
 
 /// End the agent and take everything off the node that it attached
 ///
-/// Ends the agent of this node and takes off all that it attached, and nothing else. Comes back when
-/// that is done.
+/// Ends the agent of this node and takes off all that it attached, and nothing else; where no agent runs, what one left
+/// in force, of whatever version. Comes back when that is done.
 ///
 /// Example: enforcer detach
 #[derive(Debug, Args)]
@@ -21,7 +21,8 @@ pub struct Arguments {
 }
 
 pub fn run(arguments: &Arguments, format: Format) -> Outcome {
-    client::detach(&arguments.agent.run_dir)?;
+    let AgentArguments { run_dir, pin_dir } = &arguments.agent;
+    client::detach(run_dir, pin_dir)?;
     match format {
         Format::Text => say("detached: nothing is enforced on this node"),
         Format::Json => say_json(&Document::new(DetachResult { detached: true })),

@@ -37,7 +37,7 @@ use nix::sys::signal::{SigHandler, Signal, raise, signal};
 use serde::Serialize;
 
 use crate::{
-    agent::{AgentError, RUN_DIR},
+    agent::{AgentError, PIN_DIR, RUN_DIR},
     api::{self, Document, Error, ErrorCode},
     files,
 };
@@ -126,6 +126,9 @@ struct AgentArguments {
     /// Directory of the agent's lock and control socket
     #[arg(long, value_name = "DIR", default_value = RUN_DIR)]
     run_dir: PathBuf,
+    /// Directory on a BPF file system where what is in force is pinned
+    #[arg(long, value_name = "DIR", default_value = PIN_DIR)]
+    pin_dir: PathBuf,
 }
 
 /// Why a command has no result.
@@ -157,16 +160,17 @@ impl From<PolicyErrors> for Failure {
 impl From<AgentError> for Failure {
     fn from(error: AgentError) -> Self {
         let (code, message) = (error.code(), text::chain(&error));
-        let leftovers = match error {
-            AgentError::Policy(errors) => return Self::Policy(errors),
-            AgentError::Leftovers { filters } => filters,
-            _ => Vec::new(),
-        };
-        Self::Cannot(Box::new(Error {
+        let mut document = Error {
             code,
-            leftovers,
             ..Error::new(ErrorCode::Failed, message)
-        }))
+        };
+        match error {
+            AgentError::Policy(errors) => return Self::Policy(errors),
+            AgentError::Leftovers { filters } => document.leftovers = filters,
+            AgentError::Unattended(unattended) => document.unattended = Some(*unattended),
+            _ => {}
+        }
+        Self::Cannot(Box::new(document))
     }
 }
 

@@ -17,7 +17,10 @@ use crate::{
 /// with its reason; its repeats are counted. Of many at once the log holds some; `enforcer events` has all.
 ///
 /// The policy is read again when a file changes and on SIGHUP. A broken one changes nothing. What can
-/// not be attached is told, and tried again until it can. Enforcement ends on SIGINT, on SIGTERM, with `enforcer detach`, and when the agent is killed; with clsact, filters stay behind after a kill until `enforcer detach` removes them.
+/// not be attached is told, and tried again until it can.
+///
+/// What is in force stays in force when the agent ends, however it ends, until `enforcer detach`; another agent takes over
+/// without a gap. With --no-pin it ends with the agent.
 ///
 /// Example: enforcer run -p policies/control-plane-stacked-etcd.yaml --dry-run
 #[derive(Debug, Args)]
@@ -44,6 +47,9 @@ pub struct Arguments {
     /// How programs are attached to interfaces
     #[arg(long, value_enum, default_value_t = Tc::Auto)]
     tc: Tc,
+    /// End enforcement with the agent, instead of leaving it in force; for trials
+    #[arg(long)]
+    no_pin: bool,
     /// Print what each kernel program returns, for debugging
     #[arg(long)]
     kernel_log: bool,
@@ -62,13 +68,14 @@ enum Tc {
 pub fn run(arguments: Arguments, format: Format) -> Outcome {
     let Arguments {
         policy,
-        agent: AgentArguments { run_dir },
+        agent: AgentArguments { run_dir, pin_dir },
         dry_run,
         node,
         uplinks,
         pod_interfaces,
         cgroup_root,
         tc,
+        no_pin,
         kernel_log,
     } = arguments;
     if kernel_log {
@@ -92,6 +99,8 @@ pub fn run(arguments: Arguments, format: Format) -> Outcome {
         node,
         dry_run,
         run_dir,
+        pin: !no_pin,
+        pin_dir,
         tc_mode: match tc {
             Tc::Auto => TcMode::Auto,
             Tc::Tcx => TcMode::Tcx,

@@ -32,7 +32,7 @@ const NAMED: usize = 8;
 const COLUMNS: usize = 100;
 
 pub fn run(arguments: &Arguments, format: Format) -> Outcome {
-    let status = client::status(&arguments.agent.run_dir)?;
+    let status = client::status(&arguments.agent.run_dir, &arguments.agent.pin_dir)?;
     if format == Format::Json {
         say_json(&status)
     } else {
@@ -90,6 +90,13 @@ fn tell(status: &Status, all: bool) -> Outcome {
         status.since,
         status.digest.get(..12).unwrap_or(&status.digest)
     ))?;
+    match &status.pinned_at {
+        Some(path) => say(&format!(
+            "pinned    at {}: enforcement outlives the agent",
+            shown(path)
+        ))?,
+        None => say("pinned    no: enforcement ends with the agent")?,
+    }
     tell_troubles(status)?;
     tell_attachments(&status.attachments, all)?;
     for feature in &status.kernel {

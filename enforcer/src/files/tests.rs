@@ -199,3 +199,47 @@ fn what_is_unchanged_is_what_would_be_read_again() {
     fs::remove_file(directory.path().join("a.yaml")).unwrap();
     assert!(!is_unchanged(&inputs, &sources), "one less");
 }
+
+#[test]
+fn a_file_that_is_being_written_is_not_read_by_halves() {
+    let dir = tempfile::tempdir().unwrap();
+    let file = dir.path().join("a.yaml");
+    let whole = "first: half\nsecond: half\n";
+    fs::write(&file, "first: half\n").unwrap();
+    let inputs = [file.clone()];
+    // Whoever writes it has a pause after each line.
+    let mut lines = whole.lines();
+    let mut written = String::new();
+    let texts = read_settled(&inputs, || {
+        if let Some(line) = lines.next() {
+            written.push_str(line);
+            written.push('\n');
+            fs::write(&file, &written).unwrap();
+        }
+    })
+    .unwrap();
+    assert_eq!(texts[0].text, whole);
+
+    // One that is exchanged for another is not mixed with it, and one that is gone is told at the end.
+    let other = dir.path().join("other");
+    let mut gone = false;
+    let error = read_settled(&inputs, || {
+        if !gone {
+            fs::write(&other, "another\n").unwrap();
+            fs::rename(&other, &file).unwrap();
+            fs::remove_file(&file).unwrap();
+            gone = true;
+        }
+    })
+    .unwrap_err();
+    assert!(error.to_string().contains("a.yaml"), "{error}");
+
+    // One that never stays as it is is not waited for without end.
+    let mut count = 0;
+    let error = read_settled(&inputs, || {
+        count += 1;
+        fs::write(&file, "x".repeat(count)).unwrap();
+    })
+    .unwrap_err();
+    assert!(error.to_string().contains("without a pause"), "{error}");
+}

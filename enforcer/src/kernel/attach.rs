@@ -1,29 +1,36 @@
-//! Programs to their hooks.
+//! Programs to their hooks. What is attached already, by an agent before this one, gets its program in place: there is
+//! no moment without one.
 
-use std::{collections::BTreeMap, fs::File, path::Path};
+use std::{
+    collections::BTreeMap,
+    fs::File,
+    io,
+    os::{fd::OwnedFd, unix::fs::MetadataExt as _},
+    path::{Path, PathBuf},
+};
 
 use aya::{
-    Ebpf,
     programs::{
-        CgroupSkbAttachType, LinkOrder, Program, ProgramError, SchedClassifier, TcAttachType,
-        links::CgroupAttachMode,
+        Program, ProgramError, SchedClassifier, TcAttachType,
+        links::FdLink,
         tc::{
-            NlOptions, SchedClassifierLinkId, TcAttachOptions, TcHandle, qdisc_add_clsact,
-            qdisc_detach_program,
+            NlOptions, SchedClassifierLink, SchedClassifierLinkId, TcAttachOptions, TcHandle,
+            qdisc_add_clsact, qdisc_detach_program,
         },
     },
     sys::SyscallError,
 };
-use enforcer_common::tables::Role;
+use enforcer_common::{record::Hook, tables::Role};
 use enforcer_policy::vocabulary::Vocabulary as _;
 
 use super::{
     KernelError, Link,
-    programs::{self, CGROUP, LSM, SETSOCKOPT, TC},
-    roles::Roles,
-    state::{CgroupHook, CgroupLink, Classifier, How, Interface, Kernel},
+    calls::{self, LinkTarget},
+    pins,
+    programs::{self, CGROUP, LSM, SETSOCKOPT, TC, TCX_EGRESS, TCX_INGRESS, attach_type},
+    state::{CgroupHook, Classifier, Hold, Interface, Kernel, Pinned},
 };
-use crate::api::{AttachMethod, Attachment};
+use crate::api::{AttachMethod, Attachment, Leftover};
 
 /// How programs are attached to interfaces.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
@@ -40,9 +47,112 @@ pub enum TcMode {
 impl Interface {
     /// Whether the programs that are attached are those that an interface is to have.
     fn is_as_wanted(&self, link: &Link, role: Role) -> bool {
-        self.link.name == link.name
-            && self.role == role
-            && directions(&self.link, role) == directions(link, role)
+        self.role == role && directions(&self.link, role) == directions(link, role)
+    }
+
+    /// Whether all that was attached is attached still, as far as links tell: an interface may have been made anew with
+    /// the name and the index of the one that it was attached to.
+    fn is_alive(&self) -> bool {
+        self.links
+            .iter()
+            .all(|(_, hold)| hold.is_alive(self.link.index))
+    }
+}
+
+impl Hold {
+    /// A new link: pinned, or open as long as this process wants.
+    fn of(link: OwnedFd, pin: Option<PathBuf>) -> io::Result<Self> {
+        let Some(path) = pin else {
+            return Ok(Self::Open(link));
+        };
+        // Whatever was there is of no use, or it would have been taken over.
+        pins::remove_link(&path).map_err(io::Error::other)?;
+        if let Some(directory) = path.parent() {
+            pins::make_directory(directory)?;
+        }
+        calls::pin(&link, &path)?;
+        Ok(Self::Pinned(path))
+    }
+
+    /// The same, of a link in aya's keeping.
+    pub(super) fn of_aya(link: &FdLink, pin: Option<PathBuf>) -> io::Result<Self> {
+        let info = link.info().map_err(io::Error::other)?;
+        Self::of(calls::open_link(info.id())?, pin)
+    }
+
+    /// Whether a link is attached to an interface still.
+    fn is_alive(&self, index: u32) -> bool {
+        let target = match self {
+            Self::Open(link) => calls::target_of(link),
+            Self::Pinned(path) => {
+                calls::open_pin(path).and_then(|link: OwnedFd| calls::target_of(&link))
+            }
+            Self::Filter => return true,
+        };
+        // Without a file descriptor to spare, nothing is known, and nothing is done.
+        target.map_or_else(
+            |error| error.kind() != io::ErrorKind::NotFound,
+            |target| target == LinkTarget::Interface(index),
+        )
+    }
+
+    /// Detaches it, unless it is gone.
+    fn detach(self, link: &Link, direction: TcAttachType) {
+        match self {
+            Self::Open(link) => {
+                let _ = calls::detach_link(&link);
+            }
+            Self::Pinned(path) => {
+                let _ = pins::remove_link(&path);
+            }
+            Self::Filter => {
+                let attached = SchedClassifierLink::attached(
+                    &link.name,
+                    direction,
+                    CLSACT_PRIORITY,
+                    CLSACT_HANDLE,
+                    None,
+                );
+                // Dropping it detaches it.
+                drop(attached);
+            }
+        }
+    }
+}
+
+impl Pinned {
+    /// Takes over a link that is pinned, here or in another instance, if it is attached to what it is to be attached to:
+    /// it gets the program in place. Others are left where they are, to be removed when there is another in their stead.
+    fn take_over(
+        &self,
+        pin: impl Fn(&super::pins::Instance) -> PathBuf,
+        target: LinkTarget,
+        program: &Program,
+    ) -> Option<Hold> {
+        let here = pin(&self.instance);
+        for instance in std::iter::once(&self.instance).chain(&self.others) {
+            let path = pin(instance);
+            let Ok(link) = calls::open_pin(&path) else {
+                continue;
+            };
+            let is_it = calls::target_of(&link).is_ok_and(|found| found == target);
+            let program = program.fd().ok()?;
+            if !is_it || calls::update_link(&link, program).is_err() {
+                continue;
+            }
+            if path != here {
+                let directory = here.parent()?;
+                pins::make_directory(directory).ok()?;
+                // A link may have several pins. One that can not get another stays with the one that it has.
+                if calls::pin(&link, &here).is_err() {
+                    return Some(Hold::Pinned(path));
+                }
+                let _ = std::fs::remove_file(&path);
+                pins::remove_directory_of(&path);
+            }
+            return Some(Hold::Pinned(here));
+        }
+        None
     }
 }
 
@@ -66,10 +176,12 @@ impl Kernel {
         if missing.is_empty() {
             return Ok(());
         }
-        let directory = File::open(root).map_err(|source| KernelError::CgroupRoot {
+        let unreadable = |source| KernelError::CgroupRoot {
             path: root.to_owned(),
             source,
-        })?;
+        };
+        let directory = File::open(root).map_err(unreadable)?;
+        let id = directory.metadata().map_err(unreadable)?.ino();
         let place = root.display().to_string();
         let mut result = Ok(());
         for name in missing {
@@ -77,11 +189,12 @@ impl Kernel {
                 .bpf
                 .program_mut(name)
                 .ok_or(KernelError::Missing(name))?;
-            match attach_to_cgroup(name, program, &directory) {
-                Ok(link) => self.attached.cgroups.push(CgroupHook {
+            let pinned = self.pinned.as_ref();
+            match attach_to_cgroup(name, program, (&directory, id), pinned) {
+                Ok(hold) => self.attached.cgroups.push(CgroupHook {
                     name,
                     place: place.clone(),
-                    link,
+                    hold,
                 }),
                 Err(source) => result = result.and(Err(failed(name, &place, source))),
             }
@@ -101,20 +214,79 @@ impl Kernel {
 
     /// Detaches the programs for processes from the cgroup that they are attached to, which may be gone.
     pub fn detach_cgroup(&mut self) {
-        for CgroupHook { name, link, .. } in self.attached.cgroups.drain(..) {
-            // A link whose cgroup is gone has nothing left to detach; it is closed all the same.
-            let _ = match (self.bpf.program_mut(name), link) {
-                (Some(Program::CgroupSkb(program)), CgroupLink::Skb(id)) => program.detach(id),
-                (Some(Program::CgroupSock(program)), CgroupLink::Sock(id)) => program.detach(id),
-                (Some(Program::CgroupSockAddr(program)), CgroupLink::SockAddr(id)) => {
-                    program.detach(id)
-                }
-                (Some(Program::CgroupSockopt(program)), CgroupLink::Sockopt(id)) => {
-                    program.detach(id)
-                }
-                _ => Ok(()),
-            };
+        for CgroupHook { hold, .. } in self.attached.cgroups.drain(..) {
+            match hold {
+                Hold::Open(link) => drop(calls::detach_link(&link)),
+                Hold::Pinned(path) => drop(pins::remove_link(&path)),
+                Hold::Filter => {}
+            }
         }
+    }
+
+    /// Detaches everything, and removes what is pinned.
+    ///
+    /// # Errors
+    ///
+    /// The first pin that could not be removed. Everything else is gone all the same.
+    pub fn detach(&mut self) -> Result<(), KernelError> {
+        self.detach_cgroup();
+        self.attached.lsm = None;
+        for (_, interface) in std::mem::take(&mut self.attached.interfaces) {
+            detach_classifiers(&interface.link, interface.links);
+        }
+        let Some(Pinned {
+            instance, others, ..
+        }) = self.pinned.take()
+        else {
+            return Ok(());
+        };
+        let mut result = instance.remove();
+        for other in others {
+            result = result.and(other.remove());
+        }
+        if let Some(root) = instance.path().parent() {
+            let _ = std::fs::remove_dir(root);
+        }
+        result
+    }
+
+    /// Removes what agents before this one left, when all that is to be attached is: links that nothing took over, and
+    /// the maps of other layouts.
+    ///
+    /// # Errors
+    ///
+    /// The first pin that could not be removed.
+    pub fn retire_others(&mut self) -> Result<(), KernelError> {
+        let Some(Pinned {
+            instance, others, ..
+        }) = &mut self.pinned
+        else {
+            return Ok(());
+        };
+        let mut result = Ok(());
+        for other in std::mem::take(others) {
+            result = result.and(other.remove());
+        }
+        for index in instance.interfaces() {
+            if self.attached.interfaces.contains_key(&index) {
+                continue;
+            }
+            for direction in [TcAttachType::Ingress, TcAttachType::Egress] {
+                result = result.and(pins::remove_link(&instance.interface(index, direction)));
+            }
+        }
+        for name in CGROUP {
+            if !self.attached.cgroups.iter().any(|hook| hook.name == name) {
+                result = result.and(pins::remove_link(&instance.cgroup(name)));
+            }
+        }
+        result
+    }
+
+    /// Filters at the clsact qdisc that are ours: they are replaced in place.
+    pub fn know_filters(&mut self, filters: &[Leftover]) {
+        let of = |filter: &Leftover| (filter.index, filter.hook == Hook::TcIngress);
+        self.attached.filters = filters.iter().map(of).collect();
     }
 
     /// Makes the roles and attachments of interfaces what they are to be, given all interfaces that
@@ -131,10 +303,13 @@ impl Kernel {
         let mut said = self.forget_interfaces(links);
         let mut result = Ok(());
         for (link, role) in links {
-            let done = match self.attached.interfaces.get(&link.index) {
-                // Attached a second time, the programs would be refused or, with clsact, be taken away.
-                Some(known) if known.link == *link => continue,
-                Some(_) => self.know_anew(link, *role),
+            let known = self.attached.interfaces.get(&link.index);
+            let known = known.map(|known| (known.role, known.is_as_wanted(link, *role)));
+            let done = match known {
+                Some((_, true)) => self.know_anew(link, *role),
+                Some((before, false)) => self
+                    .change_interface(link, *role, mode)
+                    .map(|()| said.extend(change(link, before, *role))),
                 None => self
                     .attach_interface(link, *role, mode)
                     .map(|()| said.push(format!("{} is {}", link.name, role.word()))),
@@ -144,37 +319,41 @@ impl Kernel {
         result.map(|()| said)
     }
 
+    /// Whether an interface has lost its programs, see [`Interface::is_alive`].
+    pub fn has_lost_links(&self) -> bool {
+        let mut interfaces = self.attached.interfaces.values();
+        interfaces.any(|interface| !interface.is_alive())
+    }
+
+    /// Those that are no more, or are others with the same name and number.
     fn forget_interfaces(&mut self, links: &[(Link, Role)]) -> Vec<String> {
         let wanted: BTreeMap<u32, &(Link, Role)> = links
             .iter()
             .map(|wanted| (wanted.0.index, wanted))
             .collect();
-        let gone = |i: &Interface| {
-            wanted
-                .get(&i.link.index)
-                .is_none_or(|(link, role)| !i.is_as_wanted(link, *role))
+        let gone = |interface: &&Interface| {
+            !wanted.contains_key(&interface.link.index) || !interface.is_alive()
         };
-        let gone: Vec<u32> = self
-            .attached
-            .interfaces
-            .values()
-            .filter(|i| gone(i))
-            .map(|i| i.link.index)
-            .collect();
+        let interfaces = self.attached.interfaces.values();
+        let gone: Vec<u32> = interfaces.filter(gone).map(|i| i.link.index).collect();
         let mut said = Vec::new();
         for index in gone {
             let Some(interface) = self.attached.interfaces.remove(&index) else {
                 continue;
             };
-            if let Some(roles) = &mut self.attached.roles {
-                let _ = roles.remove(index);
-            }
-            self.detach_classifiers(&interface.link, interface.links);
+            let _ = self.attached.roles.remove(index);
+            detach_classifiers(&interface.link, interface.links);
             said.push(format!(
                 "{} is no longer {}",
                 interface.link.name,
                 interface.role.word()
             ));
+        }
+        // Of those that went while no agent was there, the role is all that is left.
+        for index in self.attached.roles.interfaces() {
+            if !wanted.contains_key(&index) {
+                let _ = self.attached.roles.remove(index);
+            }
         }
         said
     }
@@ -185,23 +364,51 @@ impl Kernel {
         if !link.has_ethernet_header() {
             word |= Role::NO_LINK_HEADER;
         }
-        if self.attached.roles.is_none() {
-            self.attached.roles = Some(Roles::take(&mut self.bpf)?);
-        }
-        match &mut self.attached.roles {
-            Some(roles) => roles.set(link.index, word),
-            None => Ok(()),
-        }
+        self.attached.roles.set(link.index, word)
     }
 
     /// Something about an interface has changed that its programs need not be attached anew for, such as the bridge that
-    /// it is a port of.
+    /// it is a port of, or its name.
     fn know_anew(&mut self, link: &Link, role: Role) -> Result<(), KernelError> {
-        self.set_role(link, role)?;
-        if let Some(known) = self.attached.interfaces.get_mut(&link.index) {
-            known.link = link.clone();
+        match self.attached.interfaces.get_mut(&link.index) {
+            Some(known) if known.link == *link => return Ok(()),
+            Some(known) => known.link = link.clone(),
+            None => {}
         }
-        Ok(())
+        self.set_role(link, role)
+    }
+
+    /// An interface is for something else from now on. What is attached stays where it is, without a gap.
+    fn change_interface(
+        &mut self,
+        link: &Link,
+        role: Role,
+        mode: TcMode,
+    ) -> Result<(), KernelError> {
+        self.set_role(link, role)?;
+        let wanted = directions(link, role);
+        let Some(mut interface) = self.attached.interfaces.remove(&link.index) else {
+            return Ok(());
+        };
+        let mut result = Ok(());
+        for direction in wanted {
+            if interface.links.iter().any(|(there, _)| there == direction) {
+                continue;
+            }
+            match self.attach_classifier(link, *direction, mode) {
+                Ok(hold) => interface.links.push((*direction, hold)),
+                Err(error) => result = result.and(Err(error)),
+            }
+        }
+        if result.is_ok() {
+            (interface.link, interface.role) = (link.clone(), role);
+            let links = std::mem::take(&mut interface.links).into_iter();
+            let (keep, too_many) = links.partition(|(direction, _)| wanted.contains(direction));
+            interface.links = keep;
+            detach_classifiers(link, too_many);
+        }
+        self.attached.interfaces.insert(link.index, interface);
+        result
     }
 
     fn attach_interface(
@@ -212,16 +419,19 @@ impl Kernel {
     ) -> Result<(), KernelError> {
         // The role must be there when the first packet comes.
         self.set_role(link, role)?;
-        let links = match self.attach_classifiers(link, role, mode) {
-            Ok(links) => links,
-            Err(error) => {
-                // It may have gone meanwhile, and nothing would take its role away later.
-                if let Some(roles) = &mut self.attached.roles {
-                    let _ = roles.remove(link.index);
+        let mut links = Vec::new();
+        for direction in directions(link, role) {
+            match self.attach_classifier(link, *direction, mode) {
+                Ok(hold) => links.push((*direction, hold)),
+                Err(error) => {
+                    // It may have gone meanwhile, and nothing would take its role away later.
+                    let _ = self.attached.roles.remove(link.index);
+                    detach_classifiers(link, links);
+                    return Err(error);
                 }
-                return Err(error);
             }
-        };
+        }
+        self.drop_directions(link, directions(link, role));
         let interface = Interface {
             link: link.clone(),
             role,
@@ -231,38 +441,63 @@ impl Kernel {
         Ok(())
     }
 
-    /// Attaches the programs for traffic to an interface, or none of them.
-    fn attach_classifiers(
+    /// What an agent before this one attached to an interface, and nobody wants any more.
+    fn drop_directions(&mut self, link: &Link, wanted: &[TcAttachType]) {
+        for direction in [TcAttachType::Ingress, TcAttachType::Egress] {
+            if wanted.contains(&direction) {
+                continue;
+            }
+            if let Some(pinned) = &self.pinned {
+                let _ = pins::remove_link(&pinned.instance.interface(link.index, direction));
+            }
+            if self.attached.filters.remove(&key(link, direction)) {
+                let _ = remove_leftover(&link.name, direction, program_name(link, direction));
+            }
+        }
+    }
+
+    /// Attaches the program for a direction, in place of one that is there.
+    fn attach_classifier(
         &mut self,
         link: &Link,
-        role: Role,
+        direction: TcAttachType,
         mode: TcMode,
-    ) -> Result<Vec<Classifier>, KernelError> {
-        let mut links = Vec::new();
-        for direction in directions(link, role) {
-            let attached =
-                classifier(&mut self.bpf, link, *direction).and_then(|(name, program)| {
-                    let _ = remove_leftover(&link.name, *direction, name);
-                    attach(program, &link.name, *direction, mode)
-                        .map_err(|source| failed(name, &link.name, source))
-                });
-            match attached {
-                Ok((how, id)) => links.push((*direction, how, id)),
-                Err(error) => {
-                    self.detach_classifiers(link, links);
-                    return Err(error);
+    ) -> Result<Hold, KernelError> {
+        let name = program_name(link, direction);
+        let program = self
+            .bpf
+            .program_mut(name)
+            .ok_or(KernelError::Missing(name))?;
+        let pin = |instance: &super::pins::Instance| instance.interface(link.index, direction);
+        let has_filter = self.attached.filters.contains(&key(link, direction));
+        if mode != TcMode::Clsact {
+            if let Some(pinned) = &self.pinned
+                && let target = LinkTarget::Interface(link.index)
+                && let Some(hold) = pinned.take_over(pin, target, program)
+            {
+                return Ok(hold);
+            }
+            let pin = self.pinned.as_ref().map(|pinned| pin(&pinned.instance));
+            match attach_tcx(program, link, direction, pin) {
+                Err(error) if mode == TcMode::Auto && lacks_tcx(&error) => {}
+                Err(error) => return Err(failed(name, &link.name, error)),
+                Ok(hold) => {
+                    if has_filter {
+                        let _ = remove_leftover(&link.name, direction, name);
+                        self.attached.filters.remove(&key(link, direction));
+                    }
+                    return Ok(hold);
                 }
             }
         }
-        Ok(links)
-    }
-
-    /// Those of an interface that is gone went with it.
-    fn detach_classifiers(&mut self, link: &Link, links: Vec<Classifier>) {
-        for (direction, _, id) in links.into_iter().rev() {
-            let _ =
-                classifier(&mut self.bpf, link, direction).map(|(_, program)| program.detach(id));
+        attach_filter(classifier(program, name)?, link, direction, has_filter)
+            .map_err(|error| failed(name, &link.name, error))?;
+        if let Some(pinned) = &self.pinned {
+            // An agent before this one may have attached it by a link.
+            let _ = pins::remove_link(&pin(&pinned.instance));
         }
+        self.attached.filters.insert(key(link, direction));
+        Ok(Hold::Filter)
     }
 
     /// All attachments.
@@ -285,11 +520,11 @@ impl Kernel {
             role: None,
         }));
         for Interface { link, role, links } in self.attached.interfaces.values() {
-            for (direction, how, _) in links {
+            for (direction, hold) in links {
                 let program = program_name(link, *direction);
-                let how = match how {
-                    How::Tcx => AttachMethod::Tcx,
-                    How::Clsact => AttachMethod::Clsact,
+                let how = match hold {
+                    Hold::Open(_) | Hold::Pinned(_) => AttachMethod::Tcx,
+                    Hold::Filter => AttachMethod::Clsact,
                 };
                 all.push(Attachment {
                     hook: programs::hook(program).into(),
@@ -302,7 +537,6 @@ impl Kernel {
         }
         all
     }
-
     /// The role of an interface that has one.
     pub fn role(&self, index: u32) -> Role {
         self.attached
@@ -320,29 +554,39 @@ impl Kernel {
     }
 }
 
+/// Those of an interface that is gone went with it.
+fn detach_classifiers(link: &Link, links: Vec<Classifier>) {
+    for (direction, hold) in links.into_iter().rev() {
+        hold.detach(link, direction);
+    }
+}
+
+/// What is to be told of an interface that is for something else from now on.
+fn change(link: &Link, before: Role, now: Role) -> Option<String> {
+    let (before, now) = (before.word(), now.word());
+    (before != now).then(|| format!("{} is {now}, no longer {before}", link.name))
+}
+
+fn key(link: &Link, direction: TcAttachType) -> (u32, bool) {
+    (link.index, direction == TcAttachType::Ingress)
+}
+
 fn attach_to_cgroup(
     name: &'static str,
-    program: &mut Program,
-    directory: &File,
-) -> Result<CgroupLink, ProgramError> {
-    // With a link, `Single` sends no flags at all, and the kernel lets others attach, too.
-    let mode = CgroupAttachMode::Single;
-    match program {
-        Program::CgroupSkb(program) => {
-            let direction = match name {
-                "enforcer_skb_in" => CgroupSkbAttachType::Ingress,
-                _ => CgroupSkbAttachType::Egress,
-            };
-            let link = program.attach(directory, direction, mode);
-            link.map(CgroupLink::Skb)
-        }
-        Program::CgroupSock(program) => program.attach(directory, mode).map(CgroupLink::Sock),
-        Program::CgroupSockAddr(program) => {
-            program.attach(directory, mode).map(CgroupLink::SockAddr)
-        }
-        Program::CgroupSockopt(program) => program.attach(directory, mode).map(CgroupLink::Sockopt),
-        _ => Err(ProgramError::UnexpectedProgramType),
+    program: &Program,
+    (directory, id): (&File, u64),
+    pinned: Option<&Pinned>,
+) -> Result<Hold, ProgramError> {
+    let pin = |instance: &super::pins::Instance| instance.cgroup(name);
+    if let Some(pinned) = pinned
+        && let Some(hold) = pinned.take_over(pin, LinkTarget::Cgroup(id), program)
+    {
+        return Ok(hold);
     }
+    let program = program.fd()?;
+    let attach_type = attach_type(name).ok_or(ProgramError::UnexpectedProgramType)?;
+    let link = calls::attach_to_cgroup(program, directory, attach_type).map_err(link_refused)?;
+    Ok(Hold::of(link, pinned.map(|pinned| pin(&pinned.instance)))?)
 }
 
 /// Removes the filters that an agent left which did not end by itself. Unlike links, filters stay
@@ -390,42 +634,73 @@ fn program_name(link: &Link, direction: TcAttachType) -> &'static str {
 }
 
 fn classifier<'a>(
-    bpf: &'a mut Ebpf,
-    link: &Link,
-    direction: TcAttachType,
-) -> Result<(&'static str, &'a mut SchedClassifier), KernelError> {
-    let name = program_name(link, direction);
-    match bpf.program_mut(name) {
-        Some(Program::SchedClassifier(program)) => Ok((name, program)),
+    program: &'a mut Program,
+    name: &'static str,
+) -> Result<&'a mut SchedClassifier, KernelError> {
+    match program {
+        Program::SchedClassifier(program) => Ok(program),
         _ => Err(KernelError::Missing(name)),
     }
 }
 
-fn attach(
-    program: &mut SchedClassifier,
-    interface: &str,
+fn attach_tcx(
+    program: &Program,
+    link: &Link,
     direction: TcAttachType,
-    mode: TcMode,
-) -> Result<(How, SchedClassifierLinkId), ProgramError> {
-    if mode != TcMode::Clsact {
-        // Before all others, as one that says "accept" would end the chain.
-        let options = TcAttachOptions::TcxOrder(LinkOrder::first());
-        match program.attach_with_options(interface, direction, options) {
-            Err(error) if mode == TcMode::Auto && lacks_tcx(&error) => {}
-            result => return result.map(|id| (How::Tcx, id)),
+    pin: Option<PathBuf>,
+) -> Result<Hold, ProgramError> {
+    let attach_type = match direction {
+        TcAttachType::Ingress => TCX_INGRESS,
+        _ => TCX_EGRESS,
+    };
+    let link = calls::attach_to_interface(program.fd()?, link.index, attach_type);
+    let link = link.map_err(link_refused)?;
+    Ok(Hold::of(link, pin)?)
+}
+
+fn link_refused(io_error: io::Error) -> ProgramError {
+    SyscallError {
+        call: "bpf_link_create",
+        io_error,
+    }
+    .into()
+}
+
+/// Adds our filter at the clsact qdisc, or gives it another program in place.
+fn attach_filter(
+    program: &mut SchedClassifier,
+    link: &Link,
+    direction: TcAttachType,
+    is_there: bool,
+) -> Result<(), ProgramError> {
+    let (priority, handle) = (CLSACT_PRIORITY, CLSACT_HANDLE);
+    if is_there {
+        let there = SchedClassifierLink::attached(&link.name, direction, priority, handle, None)?;
+        if let Ok(replaced) = program.attach_to_link(there) {
+            return keep_filter(program, replaced);
         }
+        // It has gone, or is one of another kind.
+        let _ = remove_leftover(&link.name, direction, program_name(link, direction));
     }
     // It may be there already, for others' filters; what matters is whether ours can be added.
-    let _ = qdisc_add_clsact(interface);
+    let _ = qdisc_add_clsact(&link.name);
     let options = NlOptions {
-        priority: CLSACT_PRIORITY,
-        handle: CLSACT_HANDLE,
+        priority,
+        handle,
         classid: None,
     };
     let options = TcAttachOptions::Netlink(options);
-    program
-        .attach_with_options(interface, direction, options)
-        .map(|id| (How::Clsact, id))
+    let added = program.attach_with_options(&link.name, direction, options)?;
+    keep_filter(program, added)
+}
+
+/// Takes a filter out of aya's keeping, which would remove it with this process.
+fn keep_filter(
+    program: &mut SchedClassifier,
+    link: SchedClassifierLinkId,
+) -> Result<(), ProgramError> {
+    std::mem::forget(program.take_link(link)?);
+    Ok(())
 }
 
 /// A kernel without TCX does not know the attach type.

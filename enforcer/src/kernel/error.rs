@@ -8,6 +8,8 @@ use aya::{
     programs::{ProgramError, links::LinkError},
 };
 
+use crate::api::ErrorCode;
+
 /// Why something with the kernel failed. None says its cause itself: [`enforcer_policy::text::chain`] does.
 #[derive(Debug, thiserror::Error)]
 pub enum KernelError {
@@ -85,6 +87,52 @@ pub enum KernelError {
         /// Why it failed.
         source: io::Error,
     },
+    /// The directory of pins is elsewhere.
+    #[error(
+        "{} is not on a BPF file system, where enforcement could outlive the agent: mount one (mount -t bpf bpf /sys/fs/bpf), name a directory on one (--pin-dir), or let enforcement end with the agent (--no-pin)",
+        enforcer_policy::text::path(path)
+    )]
+    NoBpfFs {
+        /// The directory.
+        path: PathBuf,
+    },
+    /// Somebody else could exchange what is pinned.
+    #[error(
+        "{} is not a directory that only root can write: whoever can could take enforcement off; remove it, or name another one (--pin-dir)",
+        enforcer_policy::text::path(path)
+    )]
+    PinsOfOthers {
+        /// The directory.
+        path: PathBuf,
+    },
+    /// What is pinned is enforced in another network namespace.
+    #[error(
+        "what is pinned in {} is enforced in another network namespace than this one: name another directory (--pin-dir)",
+        enforcer_policy::text::path(path)
+    )]
+    PinsElsewhere {
+        /// The directory.
+        path: PathBuf,
+    },
+    /// Enforcement was to end with the agent, and there is some that does not.
+    #[error(
+        "an agent before this one left enforcement in {}, which would go on beside: remove it first (`enforcer detach`), or take it over (without --no-pin)",
+        enforcer_policy::text::path(path)
+    )]
+    PinsLeft {
+        /// The directory.
+        path: PathBuf,
+    },
+    /// Something could not be done with a pin.
+    #[error("failed to {action} {}", enforcer_policy::text::path(path))]
+    Pins {
+        /// What was tried.
+        action: &'static str,
+        /// The pin or a directory of them.
+        path: PathBuf,
+        /// Why it failed.
+        source: io::Error,
+    },
     /// A system call failed.
     #[error("failed to {action}")]
     System {
@@ -113,6 +161,18 @@ pub enum KernelError {
 }
 
 impl KernelError {
+    /// What it is, for programs.
+    pub fn code(&self) -> ErrorCode {
+        match self {
+            Self::NoBpfFs { .. } => ErrorCode::NoBpfFs,
+            Self::PinsOfOthers { .. } => ErrorCode::PinsOfOthers,
+            Self::PinsElsewhere { .. } => ErrorCode::PinsElsewhere,
+            Self::PinsLeft { .. } => ErrorCode::PinsLeft,
+            Self::Pins { .. } => ErrorCode::Pins,
+            _ => ErrorCode::Kernel,
+        }
+    }
+
     /// For a map operation.
     pub(super) fn map(action: &'static str) -> impl Fn(MapError) -> Self {
         move |source| Self::Map {

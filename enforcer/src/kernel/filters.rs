@@ -48,6 +48,7 @@ pub async fn leftovers() -> Result<Vec<Leftover>, KernelError> {
             if has_ours(request).await {
                 found.push(Leftover {
                     interface: link.name.clone(),
+                    index: link.index,
                     hook: hook.into(),
                 });
             }

@@ -60,7 +60,7 @@ fn filled_into(kind: Kind, hosts: &[&PrefixEntry], first_buckets: u32) -> Option
         let within = &mut buckets[begin..begin + REACH as usize];
         let at = within
             .iter_mut()
-            .position(|bucket| bucket.put(kind, &words, entry.place).is_some())?;
+            .position(|bucket| bucket.put(kind, &words, entry.info).is_some())?;
         for bucket in &mut within[..at] {
             bucket.more = 1;
         }
@@ -73,12 +73,12 @@ mod tests {
     use enforcer_common::{
         addr::Ip,
         limits::MAX_PARTIES,
-        tables::{Party, Place},
+        tables::{AddressInfo, Party},
     };
 
     use super::*;
 
-    fn find(table: &Table, addr: &Ip) -> Option<Place> {
+    fn find(table: &Table, addr: &Ip) -> Option<AddressInfo> {
         let words = addr.words();
         let kind = Kind::of(addr);
         let (behind, first) = match kind {
@@ -111,9 +111,9 @@ mod tests {
             let entry = |number: u32| PrefixEntry {
                 network: at(number),
                 length: WHOLE,
-                place: Place {
+                info: AddressInfo {
                     party: party(number),
-                    flags: Place::NAMED | Place::POD,
+                    flags: AddressInfo::NAMED | AddressInfo::POD,
                 },
             };
             let mut prefixes: Vec<PrefixEntry> = (0..count).map(entry).collect();
@@ -126,7 +126,7 @@ mod tests {
             assert_eq!(networks, [&wide]);
             for number in 0..count {
                 let found = find(&table, &at(number));
-                assert_eq!(found, Some(entry(number).place), "{number} of {count}");
+                assert_eq!(found, Some(entry(number).info), "{number} of {count}");
             }
             for number in count..count + 1000 {
                 assert_eq!(find(&table, &at(number)), None, "{number} of {count}");
@@ -143,7 +143,7 @@ mod tests {
             let nowhere = PrefixEntry {
                 network,
                 length: WHOLE,
-                place: Place::UNKNOWN,
+                info: AddressInfo::UNKNOWN,
             };
             let (_, networks) = split(std::slice::from_ref(&nowhere));
             assert_eq!(networks, [&nowhere]);

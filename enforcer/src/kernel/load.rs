@@ -1,6 +1,11 @@
 //! The object into the kernel.
 
-use std::{io, os::fd::AsRawFd as _, path::Path};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    io,
+    os::fd::AsRawFd as _,
+    path::Path,
+};
 
 use aya::{
     Btf, Ebpf, EbpfLoader, VerifierLogLevel,
@@ -11,43 +16,93 @@ use aya::{
 };
 
 use super::{
-    KernelError,
+    Found, Kept, KernelError,
     btf::{SkbFields, SocketFields, TypeInfo},
-    lsm,
+    kept::Store,
+    layout, lsm,
+    pins::Instance,
     programs::{CGROUP, OBJECT, TC},
-    state::{Attached, Kernel, Readers, Slots},
+    roles::Roles,
+    state::{Attached, Kernel, Pinned, Readers, Slots},
 };
 
 impl Kernel {
-    /// Loads all programs. Nothing is attached yet, and no policy is in the maps. `log` lets the
-    /// programs log what they return, see [`Self::log`].
+    /// Loads all programs. Nothing is attached yet, and no policy is in the maps: unless an agent before this one left
+    /// maps that this one goes on with. Without `found`, nothing is pinned, and all ends with this process. `log` lets
+    /// the programs log what they return, see [`Self::log`].
     ///
     /// # Errors
     ///
     /// Missing rights, a kernel without what is needed, or a verifier that refuses a program.
-    pub fn load(log: bool) -> Result<Self, KernelError> {
+    pub fn load(found: Option<Found>, log: bool) -> Result<Self, KernelError> {
+        let Some(found) = found else {
+            let kept = Kept {
+                netns: netns_cookie()?,
+                ..Kept::default()
+            };
+            return Self::load_into(None, kept, log);
+        };
+        let (instance, store, others, kept) = found.instance()?;
+        let is_new = store.is_none();
+        let made = instance.clone();
+        let loaded = Self::load_into(Some((instance, store, others)), kept, log);
+        if loaded.is_err() && is_new {
+            // Nothing is attached to it.
+            let _ = made.remove();
+        }
+        loaded
+    }
+
+    fn load_into(
+        pins: Option<(Instance, Option<Store>, Vec<Instance>)>,
+        kept: Kept,
+        log: bool,
+    ) -> Result<Self, KernelError> {
         if !Path::new("/sys/kernel/btf/vmlinux").exists() && Btf::from_sys_fs().is_err() {
             return Err(KernelError::NoBtf);
         }
         let fields = Fields::of_kernel().ok_or(KernelError::UnknownLayout)?;
-        let cookie = netns_cookie()?;
+        let load = |skb_netns| {
+            let instance = pins.as_ref().map(|(instance, ..)| instance);
+            load_object(&fields, kept.netns, skb_netns, instance, log)
+        };
         // The verifier refuses the whole program where the helper may not be called, so the newer
         // kernels' way is tried, once, before the older ones'.
-        let (mut bpf, netns_of_packets) = match load_object(&fields, cookie, 1, log) {
+        let (mut bpf, netns_of_packets) = match load(1) {
             Err(KernelError::Refused { program, .. }) if is_refused_for_netns(program) => {
-                (load_object(&fields, cookie, 0, log)?, false)
+                (load(0)?, false)
             }
             loaded => (loaded?, true),
         };
         // While all maps are there: what is taken out may be closed, and a program is loaded with their descriptors.
         let lsm_loaded = lsm::load(&mut bpf);
-        let slots = Slots::take(&mut bpf)?;
+        let mut slots = Slots::take(&mut bpf)?;
         let readers = Readers::take(&mut bpf)?;
+        let pinned = match pins {
+            Some((instance, store, others)) => Some(Pinned::new(instance, store, others)?),
+            None => None,
+        };
+        let adopted = pinned.as_ref().is_some_and(|pinned| pinned.adopted);
+        if adopted {
+            slots.read_back()?;
+        } else {
+            // Generations go on, so that records and events of different ones can be told apart.
+            slots.generation = kept.generation;
+        }
+        let attached = Attached {
+            roles: Roles::take(&mut bpf, adopted)?,
+            interfaces: BTreeMap::new(),
+            cgroups: Vec::new(),
+            filters: BTreeSet::new(),
+            lsm: None,
+        };
         Ok(Self {
             bpf,
+            pinned,
+            kept,
             slots,
             readers,
-            attached: Attached::default(),
+            attached,
             netns_of_packets,
             lsm: Err("nothing is attached yet".to_owned()),
             lsm_loaded,
@@ -123,6 +178,15 @@ impl Kernel {
     }
 }
 
+impl Drop for Kernel {
+    /// What is not pinned ends with this process: filters, too, which would stay.
+    fn drop(&mut self) {
+        if self.pinned.is_none() {
+            let _ = self.detach();
+        }
+    }
+}
+
 /// The programs' own log, for debugging.
 pub struct KernelLog(aya_log::EbpfLogger<&'static dyn log::Log>);
 
@@ -158,6 +222,7 @@ fn load_object(
     fields: &Fields,
     cookie: u64,
     skb_netns: u32,
+    instance: Option<&Instance>,
     log: bool,
 ) -> Result<Ebpf, KernelError> {
     let SkbFields {
@@ -171,7 +236,13 @@ fn load_object(
         net,
         cookie: at,
     } = &fields.socket;
-    let mut bpf = EbpfLoader::new()
+    let mut loader = EbpfLoader::new();
+    if let Some(instance) = instance {
+        for map in layout::maps() {
+            loader.map_pin_path(map.name, instance.map(map.name));
+        }
+    }
+    let mut bpf = loader
         .verifier_log_level(VerifierLogLevel::DEBUG | VerifierLogLevel::STATS)
         .override_global("HOST_NETNS", &cookie, true)
         .override_global("SKB_NETNS", &skb_netns, true)
@@ -204,7 +275,7 @@ fn load_program(program: &mut Program) -> Result<(), ProgramError> {
 }
 
 /// Unchanging name of the network namespace that this process is in.
-fn netns_cookie() -> Result<u64, KernelError> {
+pub(super) fn netns_cookie() -> Result<u64, KernelError> {
     let system = |source| KernelError::System {
         action: "ask for the cookie of the network namespace (Linux 5.14)",
         source,

@@ -4,11 +4,15 @@ use std::{io, os::fd::AsRawFd as _};
 
 use aya::{
     Btf, Ebpf,
-    programs::{Lsm, Program},
+    programs::{Lsm, Program, links::FdLink},
 };
 use enforcer_policy::text;
 
-use super::{KernelError, programs::LSM, state::Kernel};
+use super::{
+    KernelError,
+    programs::LSM,
+    state::{Hold, Kernel},
+};
 
 impl Kernel {
     /// Attaches the program for `setsockopt` to the kernel's security modules, where BPF is one of them. It sees calls that
@@ -24,11 +28,14 @@ impl Kernel {
         let link = program
             .attach()
             .map_err(|error| gist(&text::chain(&error)))?;
-        // It may be attached, and never asked.
+        let link = FdLink::from(program.take_link(link).map_err(|e| text::chain(&e))?);
+        // It may be attached, and never asked. Otherwise it goes with its handle.
         if is_asked() {
+            let pin = self.pinned.as_ref().map(|pinned| pinned.instance.lsm());
+            let hold = Hold::of_aya(&link, pin).map_err(|error| text::chain(&error))?;
+            self.attached.lsm = Some(hold);
             return Ok(());
         }
-        let _ = program.detach(link);
         Err("`bpf` is not in the kernel's list of security modules (lsm=)".to_owned())
     }
 

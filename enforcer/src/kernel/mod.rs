@@ -1,14 +1,18 @@
 //! The kernel's side: loads the programs, fills their maps, attaches them and reads what they say.
 //! The only module that knows the loader.
 
+mod adopt;
 pub mod apply;
 pub mod attach;
 mod batch;
 mod btf;
+mod calls;
 pub mod cgroups;
 mod error;
 pub mod filters;
 mod hosts;
+mod kept;
+mod layout;
 pub mod links;
 pub mod load;
 mod lsm;
@@ -16,6 +20,7 @@ mod mapped;
 mod maps;
 #[cfg(test)]
 mod oldest;
+pub mod pins;
 mod programs;
 pub mod read;
 mod roles;
@@ -23,9 +28,12 @@ pub mod sockets;
 mod state;
 pub mod trial;
 
+pub use adopt::Found;
 pub use attach::TcMode;
 pub use cgroups::{CgroupPaths, KnownCgroup};
 pub use error::KernelError;
+pub use kept::Kept;
 pub use links::{Link, LinkEvents};
+pub use pins::Pins;
 pub use read::{Counters, Wakes};
 pub use state::Kernel;

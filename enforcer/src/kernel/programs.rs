@@ -23,6 +23,29 @@ pub(super) const CGROUP: [&str; 12] = [
     "enforcer_skb_in",
 ];
 
+/// What programs are attached to an interface as, by TCX: numbers of `enum bpf_attach_type`.
+pub(super) const TCX_INGRESS: u32 = 46;
+pub(super) const TCX_EGRESS: u32 = 47;
+
+/// What a program is attached to a cgroup as: its number of `enum bpf_attach_type` in include/uapi/linux/bpf.h.
+pub(super) fn attach_type(name: &str) -> Option<u32> {
+    Some(match name {
+        "enforcer_skb_in" => 0,
+        "enforcer_skb_out" => 1,
+        "enforcer_sock" => 2,
+        "enforcer_bind4" => 8,
+        "enforcer_bind6" => 9,
+        "enforcer_conn4" => 10,
+        "enforcer_conn6" => 11,
+        "enforcer_bound4" => 12,
+        "enforcer_bound6" => 13,
+        "enforcer_send4" => 14,
+        "enforcer_send6" => 15,
+        SETSOCKOPT => 22,
+        _ => return None,
+    })
+}
+
 /// The program for security modules, which not every kernel loads.
 pub(super) const LSM: &str = "enforcer_lsm_opt";
 

@@ -9,7 +9,7 @@ use std::{
 use aya::{Ebpf, maps::RingBuf};
 use enforcer_common::{
     cache::{self, CacheEntry},
-    record::{RecordKey, RecordPlace, RecordValue},
+    record::{RecordCounter, RecordKey, RecordValue},
     verdict::{Direction, Reason, counter},
 };
 use tokio::io::{Interest, unix::AsyncFd};
@@ -25,7 +25,7 @@ impl Readers {
         Ok(Self {
             counters: take(bpf, "COUNTERS")?,
             records: take(bpf, "RECORDS")?,
-            record_places: mapped(bpf, "RECORD_PLACES")?,
+            record_counts: mapped(bpf, "RECORD_COUNTS")?,
             verdicts: take(bpf, "VERDICTS")?,
             wakes: Some(take(bpf, "WAKES")?),
         })
@@ -178,11 +178,11 @@ impl Kernel {
             .remove(&bytes)
             .map_err(KernelError::map("delete a record"))?;
         // After it, so that there are never fewer than there are records.
-        let place = key.place();
-        if let Some(counts) = self.readers.record_places.u64(place.word()) {
-            counts.fetch_sub(place.one(), Ordering::Relaxed);
+        let counter = key.counter();
+        if let Some(counts) = self.readers.record_counts.u64(counter.word()) {
+            counts.fetch_sub(counter.one(), Ordering::Relaxed);
         }
-        if let Some(all) = self.readers.record_places.u64(RecordPlace::ALL) {
+        if let Some(all) = self.readers.record_counts.u64(RecordCounter::ALL) {
             all.fetch_sub(1, Ordering::Relaxed);
         }
         Ok(())

@@ -17,39 +17,55 @@ pub(super) struct Roles {
 }
 
 impl Roles {
-    pub(super) fn take(bpf: &mut Ebpf) -> Result<Self, KernelError> {
-        Ok(Self {
-            map: take(bpf, "INTERFACES")?,
-            elements: HashMap::new(),
-        })
+    /// The table of the programs, with what an agent before this one wrote there.
+    pub(super) fn take(bpf: &mut Ebpf, adopted: bool) -> Result<Self, KernelError> {
+        let map: Array<Owned, u64> = take(bpf, "INTERFACES")?;
+        let mut elements = HashMap::new();
+        if adopted {
+            for place in 0..interfaces::SLOTS {
+                let element = map.get(&place, 0);
+                let element = element.map_err(KernelError::map("read the roles of interfaces"))?;
+                if element != 0 {
+                    elements.insert(place, element);
+                }
+            }
+        }
+        Ok(Self { map, elements })
+    }
+
+    /// The interfaces that have one.
+    pub(super) fn interfaces(&self) -> Vec<u32> {
+        let there = self.elements.values();
+        let there = there.filter(|element| !matches!(**element, 0 | interfaces::GONE));
+        there.map(|element| *element as u32).collect()
     }
 
     /// Gives an interface a role, by its word.
     pub(super) fn set(&mut self, interface: u32, role: u32) -> Result<(), KernelError> {
-        let Some(place) = interfaces::place(interface, |place| self.element(place)) else {
+        let Some(slot) = interfaces::slot(interface, |slot| self.element(slot)) else {
             return Err(KernelError::NoRoomForInterface { index: interface });
         };
-        self.write(place, interfaces::element(interface, role))
+        self.write(slot, interfaces::element(interface, role))
     }
 
     /// Takes it away.
     pub(super) fn remove(&mut self, interface: u32) -> Result<(), KernelError> {
-        let mut places = interfaces::places(interface);
-        match places.find(|place| self.element(*place) as u32 == interface) {
-            Some(place) => self.write(place, interfaces::GONE),
+        let mut slots = interfaces::slots(interface);
+        match slots.find(|slot| self.element(*slot) as u32 == interface) {
+            Some(slot) => self.write(slot, interfaces::GONE),
             None => Ok(()),
         }
     }
 
-    fn element(&self, place: u32) -> u64 {
-        self.elements.get(&place).copied().unwrap_or(0)
+    fn element(&self, slot: u32) -> u64 {
+        self.elements.get(&slot).copied().unwrap_or(0)
     }
 
-    fn write(&mut self, place: u32, element: u64) -> Result<(), KernelError> {
+    fn write(&mut self, slot: u32, element: u64) -> Result<(), KernelError> {
         self.map
-            .set(place, element, 0)
+            .set(slot, element, 0)
             .map_err(KernelError::map("write an interface's role"))?;
-        self.elements.insert(place, element);
+        self.elements.insert(slot, element);
         Ok(())
     }
 }

@@ -25,7 +25,7 @@ use super::KernelError;
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Bound {
     /// TCP or UDP.
-    pub space: PortKind,
+    pub port_kind: PortKind,
     /// Where; unspecified for every address.
     pub address: IpAddr,
     /// Its port.
@@ -64,7 +64,7 @@ pub fn bound() -> Result<Vec<Bound>, KernelError> {
     socket.bind_auto().map_err(system)?;
     socket.connect(&SocketAddr::new(0, 0)).map_err(system)?;
     let mut found = Vec::new();
-    for (protocol, space, states) in [
+    for (protocol, port_kind, states) in [
         (IPPROTO_TCP, PortKind::Tcp, StateFlags::LISTEN),
         // Of a UDP socket that is not connected; one that is has a peer, and takes no port from others.
         (IPPROTO_UDP, PortKind::Udp, StateFlags::CLOSE),
@@ -81,7 +81,11 @@ pub fn bound() -> Result<Vec<Bound>, KernelError> {
                 socket_id,
             };
             let answers = dump(&socket, request).map_err(system)?;
-            found.extend(answers.into_iter().map(|answer| bound_of(space, answer)));
+            found.extend(
+                answers
+                    .into_iter()
+                    .map(|answer| bound_of(port_kind, answer)),
+            );
         }
     }
     // A UDP socket that nobody bound has no port.
@@ -89,7 +93,7 @@ pub fn bound() -> Result<Vec<Bound>, KernelError> {
     Ok(found)
 }
 
-fn bound_of(space: PortKind, answer: InetResponse) -> Bound {
+fn bound_of(port_kind: PortKind, answer: InetResponse) -> Bound {
     let cgroup = answer.nlas.iter().find_map(|attribute| match attribute {
         Nla::Other(other) if netlink_packet_core::Nla::kind(other) == CGROUP_ID => {
             let mut value = [0; 8];
@@ -102,7 +106,7 @@ fn bound_of(space: PortKind, answer: InetResponse) -> Bound {
         _ => None,
     });
     Bound {
-        space,
+        port_kind,
         address: answer.header.socket_id.source_address,
         port: answer.header.socket_id.source_port,
         inode: answer.header.inode,
@@ -210,9 +214,9 @@ mod tests {
             .unwrap_err();
         connected.connect(("127.0.0.1", 9)).unwrap();
         let all = bound().unwrap();
-        let find = |space, at: std::net::SocketAddr| {
+        let find = |port_kind, at: std::net::SocketAddr| {
             all.iter()
-                .find(|s| (s.space, s.address, s.port) == (space, at.ip(), at.port()))
+                .find(|s| (s.port_kind, s.address, s.port) == (port_kind, at.ip(), at.port()))
         };
         let listening = find(PortKind::Tcp, tcp.local_addr().unwrap()).unwrap();
         assert!(find(PortKind::Udp, udp.local_addr().unwrap()).is_some());

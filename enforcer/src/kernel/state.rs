@@ -1,31 +1,47 @@
-//! What this process holds in the kernel: programs, maps, attachments. The modules above this one load
-//! them, apply policies, attach and read.
+//! What is in the kernel: programs, maps, attachments. The modules above this one load them, apply policies, attach and
+//! read.
+//!
+//! What must survive a restart of the agent is here and nowhere else, and each part has one place that it is read back
+//! from: slot and epoch from `ACTIVE`, the generation from the slot's settings, cgroups from the slot's map of them, roles
+//! from `INTERFACES`, attachments from the pins, and all else ([`Kept`]) from a map of its own.
 
-use std::{collections::BTreeMap, sync::Arc};
+use std::{
+    collections::{BTreeMap, BTreeSet, HashMap as StdHashMap},
+    os::fd::OwnedFd,
+    path::PathBuf,
+    sync::Arc,
+};
 
 use aya::{
     Ebpf,
     maps::{Array, ArrayOfMaps, HashMap, LpmTrie, PerCpuArray, RingBuf},
-    programs::{
-        TcAttachType, cgroup_skb::CgroupSkbLinkId, cgroup_sock::CgroupSockLinkId,
-        cgroup_sock_addr::CgroupSockAddrLinkId, cgroup_sockopt::CgroupSockoptLinkId,
-        tc::SchedClassifierLinkId,
-    },
+    programs::TcAttachType,
 };
 use enforcer_common::{
     cache::CacheEntry,
     hosts::Bucket,
     record::{RecordKey, RecordValue},
-    tables::{self, CLASSES_PER_BLOCK, Role},
+    tables::{self, CLASSES_PER_BLOCK, Party, Role},
     verdict::counter,
 };
 use enforcer_policy::compile::PrefixEntry;
 
-use super::{Link, mapped::Mapped, maps::Owned, roles::Roles};
+use super::{
+    Link,
+    kept::{Kept, Store},
+    mapped::Mapped,
+    maps::Owned,
+    pins::Instance,
+    roles::Roles,
+};
 
-/// The programs and maps in the kernel. Dropping it detaches everything.
+/// The programs and maps in the kernel. Dropping it detaches everything, unless that is pinned.
 pub struct Kernel {
     pub(super) bpf: Ebpf,
+    /// Where it is pinned; nothing where it ends with this process.
+    pub(super) pinned: Option<Pinned>,
+    /// What is kept beside the maps.
+    pub(super) kept: Kept,
     pub(super) slots: Slots,
     pub(super) readers: Readers,
     pub(super) attached: Attached,
@@ -37,6 +53,16 @@ pub struct Kernel {
     pub(super) lsm_loaded: Result<(), String>,
 }
 
+/// The pins of this agent, and those that it takes over.
+pub(super) struct Pinned {
+    pub(super) instance: Instance,
+    pub(super) store: Store,
+    /// Instances whose links come over to this one.
+    pub(super) others: Vec<Instance>,
+    /// Whether the instance was there before.
+    pub(super) adopted: bool,
+}
+
 pub(super) type Settings = [u8; size_of::<tables::Settings>()];
 pub(super) type Word = [u8; 4];
 pub(super) type Block = [u8; 2 * CLASSES_PER_BLOCK];
@@ -44,7 +70,7 @@ pub(super) type Cell = [u8; 8];
 pub(super) type Words = Array<Owned, Word>;
 pub(super) type Cgroups = HashMap<Owned, u64, u32>;
 pub(super) type Hosts = Array<Owned, [u8; size_of::<Bucket>()]>;
-pub(super) type Places = LpmTrie<Owned, [u8; 16], [u8; 4]>;
+pub(super) type Networks = LpmTrie<Owned, [u8; 16], [u8; 4]>;
 
 /// The slots, the word that says which is in force, and the live map of cgroups.
 pub(super) struct Slots {
@@ -53,15 +79,19 @@ pub(super) struct Slots {
     pub(super) slot: u32,
     /// See [`tables::active::next`].
     pub(super) epoch: u32,
+    /// The generation in force; 0 for none.
+    pub(super) generation: u32,
     pub(super) settings: ArrayOfMaps<Owned, Array<Owned, Settings>>,
     pub(super) hosts: ArrayOfMaps<Owned, Hosts>,
-    pub(super) places: ArrayOfMaps<Owned, Places>,
+    pub(super) networks: ArrayOfMaps<Owned, Networks>,
     pub(super) classes: ArrayOfMaps<Owned, Array<Owned, Block>>,
     pub(super) targets: ArrayOfMaps<Owned, Words>,
     pub(super) entries: ArrayOfMaps<Owned, Array<Owned, Cell>>,
     pub(super) related: ArrayOfMaps<Owned, Words>,
     pub(super) cgroups: ArrayOfMaps<Owned, Cgroups>,
     pub(super) live: Option<Cgroups>,
+    /// What is in that.
+    pub(super) parties: StdHashMap<u64, Party>,
     /// The addresses in force: most policies that follow have the same.
     pub(super) addresses: Option<Arc<Addresses>>,
 }
@@ -74,8 +104,8 @@ pub(super) struct Addresses {
     pub(super) first_v4: u32,
     /// Likewise for IPv6.
     pub(super) first_v6: u32,
-    pub(super) places: Places,
-    pub(super) networks: bool,
+    pub(super) networks: Networks,
+    pub(super) has_networks: bool,
 }
 
 pub(super) type KeyBytes = [u8; size_of::<RecordKey>()];
@@ -86,33 +116,38 @@ pub(super) type ValueBytes = [u8; size_of::<RecordValue>()];
 pub(super) struct Readers {
     pub(super) counters: PerCpuArray<Owned, counter::Words>,
     pub(super) records: HashMap<Owned, KeyBytes, ValueBytes>,
-    pub(super) record_places: Mapped,
+    pub(super) record_counts: Mapped,
     pub(super) verdicts: PerCpuArray<Owned, EntryBytes>,
     pub(super) wakes: Option<RingBuf<Owned>>,
 }
 
 /// What is attached, and what interfaces are for.
-#[derive(Default)]
 pub(super) struct Attached {
-    pub(super) roles: Option<Roles>,
+    pub(super) roles: Roles,
     pub(super) interfaces: BTreeMap<u32, Interface>,
     /// In the order of [`CGROUP`](super::programs::CGROUP).
     pub(super) cgroups: Vec<CgroupHook>,
+    /// Filters at the clsact qdisc that an agent left, by interface: whether on ingress.
+    pub(super) filters: BTreeSet<(u32, bool)>,
+    /// The link of the program for security modules.
+    pub(super) lsm: Option<Hold>,
 }
 
 /// One program that is attached to the cgroup root.
 pub(super) struct CgroupHook {
     pub(super) name: &'static str,
     pub(super) place: String,
-    pub(super) link: CgroupLink,
+    pub(super) hold: Hold,
 }
 
-/// What to detach it by.
-pub(super) enum CgroupLink {
-    Skb(CgroupSkbLinkId),
-    Sock(CgroupSockLinkId),
-    SockAddr(CgroupSockAddrLinkId),
-    Sockopt(CgroupSockoptLinkId),
+/// What keeps a program attached.
+pub(super) enum Hold {
+    /// The link, as long as this process has it open.
+    Open(OwnedFd),
+    /// The link, by its pin.
+    Pinned(PathBuf),
+    /// The qdisc.
+    Filter,
 }
 
 pub(super) struct Interface {
@@ -122,10 +157,4 @@ pub(super) struct Interface {
 }
 
 /// One program that is attached to an interface.
-pub(super) type Classifier = (TcAttachType, How, SchedClassifierLinkId);
-
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum How {
-    Tcx,
-    Clsact,
-}
+pub(super) type Classifier = (TcAttachType, Hold);

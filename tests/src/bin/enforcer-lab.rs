@@ -1,4 +1,4 @@
-//! The lab for a person: builds it, says how to get in, and removes it at the end.
+//! The lab for interactive use: builds it, prints how to get in, and removes it at the end.
 
 use std::fs;
 use std::process::ExitCode;

@@ -1,11 +1,11 @@
-//! The lab's hand in a namespace: does one thing from where it stands and tells the outcome as JSON.
+//! The lab's helper in a namespace: performs one action there and prints the outcome as JSON.
 
 use std::process::ExitCode;
 
 use clap::Parser;
 use enforcer_tests::probe::Probe;
 
-/// Does one thing on the network and tells the outcome as a line of JSON
+/// Performs one action on the network and prints the outcome as a line of JSON
 #[derive(Debug, Parser)]
 #[command(version)]
 struct Arguments {

@@ -78,15 +78,14 @@ pub(super) fn transfer(what: &Transfer) -> Report {
     };
     let local = stream.local_addr().ok();
     let report = thread::scope(|scope| {
-        // At the same time: an echo server that nobody reads from takes no more.
-        // The way may ask for TLS.
+        // Both at the same time: an echo server whose answers are not read stops reading. The path may require TLS.
         let mut bytes = vec![b'x'; what.bytes];
         let hello = CLIENT_HELLO.len().min(bytes.len());
         bytes[..hello].copy_from_slice(&CLIENT_HELLO[..hello]);
         let stream = &stream;
         scope.spawn(move || { stream }.write_all(&bytes));
         let report = take_back(stream, what.bytes);
-        // A sender that is stuck has nobody to send to any more.
+        // A sender that is stuck has no receiver any more.
         let _ = stream.shutdown(Shutdown::Both);
         report
     });

@@ -20,7 +20,7 @@ use nix::sys::socket::{AddressFamily, MsgFlags, SockType, bind, send};
 use nix::unistd::{ftruncate, pipe};
 
 use super::ring::TxRing;
-use super::{Call, Failure, FlipFrame, FlipPage, Outcome, Report, TIMEOUT_MS, Unread, socket};
+use super::{Call, Failure, FlipFrame, FlipPage, Outcome, Report, TIMEOUT_MS, ZeroCopy, socket};
 use crate::packet::from_hex;
 
 const PAGE: usize = 4096;
@@ -91,7 +91,7 @@ fn send_frames(what: &FlipFrame) -> Result<(), Failure> {
     ring.fill(&frame).map_err(at("ring"))?;
     let byte = ring.byte(what.at).map_err(at("ring"))?;
     while_it_flips(byte, what.to, what.count, || match ring.send() {
-        // What is dropped on its way out is told to the sender as one of these.
+        // The sender gets one of these for what is dropped at egress.
         Ok(()) | Err(Errno::ENOBUFS | Errno::EPERM | Errno::ENOMEM) => Ok(()),
         Err(errno) => Err((errno, "send")),
     })
@@ -139,13 +139,13 @@ impl Page {
         unsafe { std::slice::from_raw_parts(self.memory.cast().as_ptr(), self.length) }
     }
 
-    fn go(&self, stream: &TcpStream, way: Unread) -> Result<(), Errno> {
-        match way {
-            Unread::File => {
+    fn go(&self, stream: &TcpStream, method: ZeroCopy) -> Result<(), Errno> {
+        match method {
+            ZeroCopy::File => {
                 let mut offset = 0;
                 sendfile(stream, &self.file, Some(&mut offset), self.length).map(drop)
             }
-            Unread::Pipe => {
+            ZeroCopy::Pipe => {
                 let (reader, writer) = pipe()?;
                 vmsplice(
                     &writer,
@@ -155,7 +155,7 @@ impl Page {
                 let flags = SpliceFFlags::SPLICE_F_MOVE;
                 splice(&reader, None, stream, None, self.length, flags).map(drop)
             }
-            Unread::Memory => {
+            ZeroCopy::Memory => {
                 let flags = MsgFlags::from_bits_retain(MSG_ZEROCOPY);
                 send(stream.as_raw_fd(), self.bytes(), flags).map(drop)
             }
@@ -170,7 +170,7 @@ fn send_pages(what: &FlipPage) -> Result<(), Failure> {
     while_it_flips(page.first(), what.to, what.count, || {
         let stream = TcpStream::connect_timeout(&what.connect, super::milliseconds(TIMEOUT_MS))
             .map_err(|error| (raw(&error), "connect"))?;
-        if what.way == Unread::Memory {
+        if what.method == ZeroCopy::Memory {
             let option = (libc::SOL_SOCKET, SO_ZEROCOPY);
             let on = 1i32.to_ne_bytes();
             let socket: OwnedFd = stream
@@ -179,7 +179,7 @@ fn send_pages(what: &FlipPage) -> Result<(), Failure> {
                 .map_err(|error| (raw(&error), "dup"))?;
             socket::set_option(&socket, option, &on, Call::Native).map_err(at("zerocopy"))?;
         }
-        page.go(&stream, what.way).map_err(at("send"))?;
+        page.go(&stream, what.method).map_err(at("send"))?;
         stream
             .shutdown(Shutdown::Write)
             .map_err(|error| (raw(&error), "shutdown"))

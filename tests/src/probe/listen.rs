@@ -11,7 +11,7 @@ use serde::{Deserialize, Serialize};
 use super::{Bind, Outcome, READY, Report, Serve, Take, compat, socket, tell};
 use crate::Lab;
 
-/// What a server tells when somebody came.
+/// What a server reports about a client.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Heard {
     /// From where.

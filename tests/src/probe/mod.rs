@@ -1,5 +1,5 @@
-//! What `lab-probe` can do, and how it tells the outcome: one definition for the program, which parses
-//! its command line into these types, and for the lab, which makes command lines of them.
+//! The actions of `lab-probe` and their outcomes: one definition for the program, which parses its command line into
+//! these types, and for the lab, which makes command lines from them.
 
 use std::fmt;
 use std::io;
@@ -15,6 +15,7 @@ mod compat;
 mod dns;
 mod express;
 mod flip;
+mod knock;
 mod listen;
 mod options;
 mod raw;
@@ -28,13 +29,13 @@ mod uring;
 
 pub use listen::Heard;
 pub use options::{
-    Bind, Call, Connect, Dns, FlipFrame, FlipPage, Hold, Inject, Ping, Raw, Ring, Serve, Sniff,
-    Take, Talk, Tap, Transfer, TunnelAgent, TunnelServer, Udp, Unread,
+    Bind, Call, Connect, Dns, FlipFrame, FlipPage, Hold, Inject, Knock, Ping, Raw, Ring, Serve,
+    Sniff, Take, Talk, Tap, Transfer, TunnelAgent, TunnelServer, Udp, ZeroCopy,
 };
 pub use sniff::Frame;
 
-/// What `lab-probe` waits at most, in milliseconds, unless told otherwise: on one machine everything
-/// that works takes less than one.
+/// How long `lab-probe` waits at most by default, in milliseconds: on one machine everything that works takes less than
+/// one.
 pub const TIMEOUT_MS: u64 = 700;
 
 /// The line that a server prints once it can be reached.
@@ -50,6 +51,8 @@ pub enum Probe {
     Transfer(Transfer),
     /// Keeps a TCP connection open and sends something over it again and again
     Hold(Hold),
+    /// Connects over and over, and tells when a connection stands
+    Knock(Knock),
     /// Sends UDP datagrams and waits for the answer to the last
     Udp(Udp),
     /// Binds an address, and listens on it
@@ -60,7 +63,7 @@ pub enum Probe {
     Inject(Inject),
     /// Sends IP packets made elsewhere through a raw socket
     Raw(Raw),
-    /// Answers on TCP and UDP addresses and tells who came
+    /// Answers on TCP and UDP addresses and reports its clients
     Serve(Serve),
     /// Tells which frames pass an interface
     Sniff(Sniff),
@@ -68,7 +71,7 @@ pub enum Probe {
     Dns(Dns),
     /// Waits for konnectivity agents, and leads clients through their connections
     TunnelServer(TunnelServer),
-    /// Dials out to a tunnel server, and goes on to a target when it is told to
+    /// Connects to a tunnel server, and on request to a target
     TunnelAgent(TunnelAgent),
     /// Asks for a ring to send by an AF_XDP socket
     Ring(Ring),
@@ -80,7 +83,7 @@ pub enum Probe {
     FlipPage(FlipPage),
     /// Speaks TCP segment by segment, by a packet socket
     Talk(Talk),
-    /// Builds a lab without servers, tells its id and keeps it until killed
+    /// Builds a lab without servers, prints its id and keeps it until killed
     KeepLab,
 }
 
@@ -88,17 +91,17 @@ pub enum Probe {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Outcome {
-    /// The connection stands.
+    /// The connection is established.
     Connected,
     /// The other side answered.
     Answered,
-    /// The answer was too long for the way it was asked for.
+    /// The answer was longer than the client's buffer.
     Truncated,
-    /// It was sent; nobody was asked for an answer.
+    /// It was sent, and no answer was expected.
     Sent,
     /// The address is bound.
     Bound,
-    /// Nobody listens there (`ECONNREFUSED`).
+    /// No listener (`ECONNREFUSED`).
     Refused,
     /// The kernel, or a program in it, forbids it (`EPERM`).
     Eperm,
@@ -106,13 +109,13 @@ pub enum Outcome {
     Eacces,
     /// Nothing came back.
     Timeout,
-    /// There is no way there (`EHOSTUNREACH`, `ENETUNREACH`).
+    /// No route (`EHOSTUNREACH`, `ENETUNREACH`).
     Unreachable,
     /// The other side broke it off (`ECONNRESET`, `EPIPE`).
     Reset,
     /// The other side closed it.
     Closed,
-    /// Somebody has this address already (`EADDRINUSE`).
+    /// The address is in use (`EADDRINUSE`).
     AddrInUse,
     /// This host has no such address (`EADDRNOTAVAIL`).
     AddrNotAvailable,
@@ -140,7 +143,7 @@ impl Outcome {
             Errno::ECONNREFUSED => Self::Refused,
             Errno::EPERM => Self::Eperm,
             Errno::EACCES => Self::Eacces,
-            // A blocking call that ran into its socket's time limit says one of the first three.
+            // A blocking call that reached its socket's time limit fails with one of the first three.
             Errno::EINPROGRESS | Errno::EAGAIN | Errno::EALREADY | Errno::ETIMEDOUT => {
                 Self::Timeout
             }
@@ -175,7 +178,7 @@ pub struct Report {
     pub took_ms: u64,
 }
 
-/// The kernel's error, and the step that met it.
+/// The kernel's error, and the step that failed.
 type Failure = (Errno, &'static str);
 
 impl Report {
@@ -215,12 +218,13 @@ impl Report {
 }
 
 impl Probe {
-    /// Does it. Servers print what they have to tell and come back when they are done.
+    /// Performs it. Servers print their reports and return when they are done.
     pub fn perform(&self) -> Report {
         match self {
             Self::Connect(what) => client::connect(what),
             Self::Transfer(what) => client::transfer(what),
             Self::Hold(what) => client::hold(what),
+            Self::Knock(what) => knock::knock(what),
             Self::Udp(what) => client::udp(what),
             Self::Bind(what) => listen::bind(what),
             Self::Ping(what) => raw::ping(what),
@@ -269,7 +273,7 @@ fn argument(name: &str, value: &serde_json::Value) -> Vec<String> {
     }
 }
 
-/// Tells something to whoever started this program, as one line.
+/// Prints one line for the process that started this program.
 fn tell(line: &str) {
     use std::io::Write;
     let mut out = io::stdout().lock();
@@ -402,7 +406,7 @@ mod tests {
                 page: "16".into(),
                 to: 0x47,
                 count: 5,
-                way: Unread::Pipe,
+                method: ZeroCopy::Pipe,
             }),
             Probe::Talk(Talk::to(to, to, "lo", [[0; 6]; 2]).segment(0x18, 1, 0, b"x")),
             Probe::KeepLab,

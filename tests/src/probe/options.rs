@@ -51,10 +51,10 @@ pub struct Connect {
     /// Connect to this address first, and then with the same socket to the other
     #[arg(long)]
     pub first: Option<SocketAddr>,
-    /// What to say there, in hexadecimal, as often as --first-count tells, taking each answer
+    /// What to send there, in hexadecimal, --first-count times, reading each answer
     #[arg(long, requires = "first")]
     pub first_piece: Option<String>,
-    /// How often to say it
+    /// How often to send it
     #[arg(long, default_value_t = 1)]
     pub first_count: u32,
     /// How long each step may take
@@ -96,7 +96,7 @@ pub struct Transfer {
     /// How many bytes to send, and to wait for
     #[arg(long)]
     pub bytes: usize,
-    /// How long it may stand still
+    /// How long it may make no progress
     #[arg(long, default_value_t = TIMEOUT_MS)]
     pub timeout_ms: u64,
 }
@@ -116,6 +116,14 @@ pub struct Hold {
     /// How long to wait for the connection and for an answer
     #[arg(long, default_value_t = TIMEOUT_MS)]
     pub timeout_ms: u64,
+}
+
+/// Options of [`Probe::Knock`](super::Probe::Knock).
+#[derive(Debug, Clone, Args, Serialize)]
+pub struct Knock {
+    /// Where to
+    #[arg(long)]
+    pub to: SocketAddr,
 }
 
 impl Hold {
@@ -286,7 +294,7 @@ pub struct Inject {
     pub express: Option<Call>,
 }
 
-/// How a process asks its kernel for a socket option.
+/// How a process sets a socket option.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, ValueEnum, Serialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Call {
@@ -364,7 +372,7 @@ pub struct FlipFrame {
 /// How bytes get into a TCP connection without being copied.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum, Serialize)]
 #[serde(rename_all = "kebab-case")]
-pub enum Unread {
+pub enum ZeroCopy {
     /// From a file (`sendfile`).
     File,
     /// From memory, through a pipe (`vmsplice`).
@@ -391,7 +399,7 @@ pub struct FlipPage {
     pub count: u32,
     /// How the page is sent
     #[arg(long, value_enum)]
-    pub way: Unread,
+    pub method: ZeroCopy,
 }
 
 /// `lab-probe talk`: a TCP client of its own on a packet socket.
@@ -426,7 +434,7 @@ pub struct Talk {
 }
 
 impl Talk {
-    /// A connection that says nothing yet.
+    /// A connection without data yet.
     pub fn to(to: SocketAddr, from: SocketAddr, interface: &str, macs: [[u8; 6]; 2]) -> Self {
         Self {
             interface: interface.to_owned(),
@@ -480,7 +488,7 @@ pub struct Serve {
     /// Answer with this instead of what came
     #[arg(long)]
     pub say: Option<String>,
-    /// Say this first to whoever opens a connection
+    /// Send this first to every client
     #[arg(long)]
     pub greet: Option<String>,
     /// Answer only when so many bytes have come over a connection

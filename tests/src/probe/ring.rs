@@ -1,5 +1,5 @@
-//! A packet socket that sends from memory shared with the kernel (`PACKET_TX_RING`): frames are not
-//! copied, and so they can change until somebody reads them for the last time.
+//! A packet socket that sends from memory shared with the kernel (`PACKET_TX_RING`): frames are not copied, so they can
+//! change until they are read for the last time.
 
 use std::num::NonZeroUsize;
 use std::os::fd::{AsRawFd, OwnedFd};
@@ -75,7 +75,7 @@ impl TxRing {
         Ok(unsafe { self.frame.byte_add(DATA + at).cast::<AtomicU8>().as_ref() })
     }
 
-    /// Sends it, and waits until the kernel says that it needs it no more.
+    /// Sends it, and waits until the kernel has released it.
     pub(super) fn send(&self) -> Result<(), Errno> {
         let status = self.word(0);
         status.store(SEND_REQUEST, Ordering::Release);

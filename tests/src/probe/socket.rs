@@ -89,7 +89,7 @@ pub(super) fn towards(to: SocketAddr, kind: SockType, timeout_ms: u64) -> Result
     open(family, kind, None, timeout_ms)
 }
 
-/// A socket that waits no longer than told, in any call.
+/// A socket whose calls wait no longer than the given time.
 pub(super) fn open(
     family: AddressFamily,
     kind: SockType,
@@ -174,7 +174,7 @@ pub(super) fn bound(
     if take != Take::Unbound {
         bind(socket.as_raw_fd(), &SockaddrStorage::from(at))?;
     } else if kind == SockType::Datagram {
-        // The first datagram gets it its port; nobody needs to hear it.
+        // The first datagram gets it a port; it need not arrive.
         let nobody = SocketAddr::new(loopback(at), 9);
         sendto(
             socket.as_raw_fd(),
@@ -193,7 +193,7 @@ fn loopback(like: SocketAddr) -> IpAddr {
     }
 }
 
-/// The IPv4-mapped IPv6 form of an address, if it is to be used.
+/// The IPv4-mapped IPv6 form of an address, if requested.
 pub(super) fn mapped(address: SocketAddr, mapped: bool) -> SocketAddr {
     match address.ip() {
         IpAddr::V4(ip) if mapped => {

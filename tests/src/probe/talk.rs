@@ -65,7 +65,7 @@ fn converse(what: &Talk) -> Result<Vec<u8>, Failure> {
         thread::sleep(milliseconds(what.pause_ms));
     }
     let answer = line.wait(|tcp| !tcp.payload().is_empty() || tcp.rst(), "receive");
-    // Nobody is to keep the connection for ever.
+    // The peer must not keep the connection for ever.
     line.send(Segment::flags(RST | ACK), end, line.acknowledged)?;
     let (data, _) = answer?;
     if data.is_empty() {
@@ -98,8 +98,7 @@ fn read(text: &str) -> Option<(u8, u16, i32, Vec<u8>, Odd)> {
     Some((flags, urgent, at, data, odd))
 }
 
-/// The own kernel would reset a connection that it knows nothing of, were there not somebody who hears
-/// nothing.
+/// The kernel would reset a connection that it does not know. A raw socket that receives nothing prevents that.
 fn silence(at: SocketAddr) -> Result<OwnedFd, Errno> {
     let socket = socket::towards(at, SockType::Stream, 0)?;
     setsockopt(&socket, ReuseAddr, &true)?;
@@ -201,7 +200,7 @@ impl<'a> Wire<'a> {
             spend_hops(&mut frame);
         }
         match sendto(self.socket.as_raw_fd(), &frame, &address, MsgFlags::empty()) {
-            // What is dropped on its way out is told to the sender; the next may pass.
+            // The sender gets an error for what is dropped at egress; the next segment may pass.
             Ok(_) | Err(Errno::ENOBUFS | Errno::EPERM) => Ok(()),
             Err(errno) => Err((errno, "send")),
         }

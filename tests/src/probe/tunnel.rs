@@ -81,7 +81,7 @@ fn pair(client: TcpStream, waiting: &Mutex<mpsc::Receiver<TcpStream>>) {
     }
 }
 
-/// An agent that has gone has closed its connection; one that waits says nothing.
+/// An agent that has gone has closed its connection; one that waits sends nothing.
 fn is_there(agent: &TcpStream) -> bool {
     let mut word = [0];
     let peeked = agent
@@ -117,7 +117,7 @@ fn wait_once(what: &TunnelAgent) -> io::Result<()> {
     Ok(())
 }
 
-/// Copies both ways until both sides have said all.
+/// Copies in both directions until both sides have finished.
 fn join(one: TcpStream, other: TcpStream) {
     thread::scope(|scope| {
         scope.spawn(|| copy(&one, &other));

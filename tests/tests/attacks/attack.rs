@@ -1,4 +1,4 @@
-//! What an attack is, and what stands against it.
+//! An attack, and what defends against it.
 
 use std::fmt;
 use std::net::SocketAddr;
@@ -7,7 +7,7 @@ use anyhow::Result;
 
 use crate::stage::Stage;
 
-/// Who attacks.
+/// The attacker.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Attacker {
     /// A pod that may forge packets, which is what container runtimes give by default.
@@ -18,9 +18,9 @@ pub enum Attacker {
     User,
     /// A machine on the segment that is no node.
     Neighbour,
-    /// A node that runs no `enforcer`, or that somebody else owns by now.
+    /// A node that does not run `enforcer`, or that an attacker has taken over.
     OtherNode,
-    /// Anybody, from anywhere.
+    /// Any host, from anywhere.
     World,
 }
 
@@ -62,8 +62,8 @@ pub enum Others {
     Drop,
 }
 
-/// One row: tried without a policy, where it must reach its aim, and with one, where it must not, and
-/// must be told for the reason that is expected.
+/// One row: tried without a policy, where it must reach its target, and with one, where it must not, and must be
+/// reported with the expected reason.
 pub struct Attack {
     /// Its name.
     pub id: &'static str,
@@ -71,7 +71,7 @@ pub struct Attack {
     /// What he does, for the documentation.
     pub what: &'static str,
     pub others: Others,
-    /// The node whose agent tells.
+    /// The node whose agent reports it.
     pub judge: &'static str,
     /// The hook that stops it.
     pub hook: &'static str,
@@ -80,7 +80,7 @@ pub struct Attack {
 }
 
 impl Attack {
-    /// The same, told by w1's agent.
+    /// The same, reported by w1's agent.
     pub const fn judged_on_w1(self) -> Self {
         Self {
             judge: "w1",
@@ -95,8 +95,7 @@ pub struct Attempt<'a> {
     pub aimed: u64,
     /// How much is denied, at least, if something does.
     pub denials: u64,
-    /// What is told to have been its destination; a port of 0 is any, no address at all is one that
-    /// could not be read.
+    /// The destination that must be reported; a port of 0 is any, and no address is one that could not be parsed.
     pub told: Option<SocketAddr>,
     /// How much has reached its aim so far.
     pub arrived: Box<dyn Fn() -> Result<u64> + 'a>,
@@ -128,7 +127,7 @@ impl<'a> Attempt<'a> {
         }
     }
 
-    /// More is denied than would arrive: parts of a packet, say.
+    /// There are more denials than arrivals without a policy: parts of a packet, for example.
     pub fn denied(self, denials: u64) -> Self {
         Self { denials, ..self }
     }

@@ -1,5 +1,5 @@
-//! Attacks by frames that no queueing discipline sees, and no TC egress with it: asked for in ways that the
-//! kernel's hook on `setsockopt` does not see either. On lo they still have to come in.
+//! Attacks by frames that bypass the queueing discipline, and TC egress with it, requested in ways that the kernel's
+//! hook on `setsockopt` does not see either. On lo they still have to come in.
 
 use anyhow::Result;
 use enforcer_tests::craft::Crafted;
@@ -71,10 +71,10 @@ fn on_lo<'a>(stage: &'a Stage, how: impl Fn(Inject) -> Inject) -> Result<Attempt
 #[rustfmt::skip]
 pub fn rows() -> Vec<Attack> {
     vec![
-        row("compat-bypass", "asks by a 32-bit system call (`int 0x80`) that its packet socket's frames bypass the queueing discipline (`PACKET_QDISC_BYPASS`), which no hook sees", ARRIVED, |stage| {
+        row("compat-bypass", "requests by a 32-bit system call (`int 0x80`) that its packet socket's frames bypass the queueing discipline (`PACKET_QDISC_BYPASS`), which no hook sees", ARRIVED, |stage| {
             on_lo(stage, |inject| Inject { bypass: Some(Call::Compat), ..inject })
         }),
-        row("compat-bypass-talk", "opens a whole connection to the insecure port that way, with a TCP of its own", ARRIVED, |stage| {
+        row("compat-bypass-talk", "opens a whole connection to the insecure port that way, with its own TCP implementation", ARRIVED, |stage| {
             if !is_possible(stage, Call::Compat)? {
                 return Ok(Attempt::skipped(NO_COMPAT));
             }
@@ -83,7 +83,7 @@ pub fn rows() -> Vec<Attack> {
             let how = Talk { bypass: Some(Call::Compat), ..Talk::to(to, from, "lo", [[0; 6]; 2]) };
             stage.talk(&stage.lab.hostnet("cp1"), &stage.insecure, how)
         }),
-        row("compat-express", "sends by an `AF_XDP` socket whose ring it asked for by a 32-bit system call", ARRIVED, |stage| {
+        row("compat-express", "sends by an `AF_XDP` socket whose ring it requested by a 32-bit system call", ARRIVED, |stage| {
             on_lo(stage, |inject| Inject { express: Some(Call::Compat), ..inject })
         }),
         row("compat-ring-bypass", "sends from memory shared with the kernel (`PACKET_TX_RING`), past the queueing discipline", ARRIVED, |stage| {
@@ -92,13 +92,13 @@ pub fn rows() -> Vec<Attack> {
         row("compat-cooked-bypass", "the same with a socket for which the kernel writes the link header", ARRIVED, |stage| {
             on_lo(stage, |inject| Inject { bypass: Some(Call::Compat), cooked: true, ..inject })
         }),
-        row("uring-bypass", "asks for `PACKET_QDISC_BYPASS` by io_uring", ASKED, |stage| {
+        row("uring-bypass", "requests `PACKET_QDISC_BYPASS` by io_uring", ASKED, |stage| {
             on_lo(stage, |inject| Inject { bypass: Some(Call::Uring), ..inject })
         }),
-        row("uring-compat-bypass", "asks by an io_uring that it made by a 32-bit system call, and whose requests the kernel takes for such calls", ARRIVED, |stage| {
+        row("uring-compat-bypass", "requests it by an io_uring that was created by a 32-bit system call, so that the kernel treats its requests as such calls", ARRIVED, |stage| {
             on_lo(stage, |inject| Inject { bypass: Some(Call::UringCompat), ..inject })
         }),
-        row("uring-compat-express", "asks that way for the ring of an `AF_XDP` socket", ARRIVED, |stage| {
+        row("uring-compat-express", "requests the ring of an `AF_XDP` socket that way", ARRIVED, |stage| {
             on_lo(stage, |inject| Inject { express: Some(Call::UringCompat), ..inject })
         }),
     ]

@@ -89,13 +89,13 @@ pub fn rows() -> Vec<Attack> {
             })?;
             Ok(attempt.aimed(1).denied(2))
         }),
-        row("packet-bypass", "asks that its packet socket's frames go around the queueing discipline (`PACKET_QDISC_BYPASS`), and with it around TC", "cp1", ASKED, |stage| {
+        row("packet-bypass", "requests that its packet socket's frames bypass the queueing discipline (`PACKET_QDISC_BYPASS`), and TC with it", "cp1", ASKED, |stage| {
             stage.inject_with(&stage.lab.hostnet("cp1"), INPUT, |mark| {
                 let frames = loopback(mark).map(|packet| packet.frame([0; 6], [0; 6]));
                 Inject { bypass: Some(Call::Native), ..Inject::frames("lo", &frames) }
             })
         }),
-        row("express-ring", "asks for a ring to send by an `AF_XDP` socket, which goes around TC", "cp1", ASKED, |stage| {
+        row("express-ring", "requests a ring to send by an `AF_XDP` socket, which bypasses TC", "cp1", ASKED, |stage| {
             let outcome = stage.lab.hostnet("cp1").probe(&Probe::Ring(Ring::default()))?.outcome;
             Ok(Attempt::new(1, None, move || Ok(u64::from(outcome == Outcome::Bound))))
         }),

@@ -1,6 +1,6 @@
-//! Every attack that a careful attacker tries, each twice: without a policy, where it reaches its aim,
-//! and with one, where it does not and is told for the reason that is expected. `docs/threat-model.md`
-//! has its table and its marks from this run.
+//! Every attack that a careful attacker tries, each twice: without a policy, where it reaches its target, and with one,
+//! where it does not and is reported with the expected reason. The tables and marks of `docs/threat-model.md` come from
+//! this run.
 
 mod attack;
 mod bypass;
@@ -30,7 +30,7 @@ use enforcer_tests::{Lab, Outcome, Place};
 use attack::{Attack, Attempt, Others};
 use stage::Stage;
 
-/// How long what arrives may take, and what is told.
+/// How long an arrival or a report may take.
 const SOON: Duration = Duration::from_secs(2);
 
 fn rows() -> Vec<Attack> {
@@ -50,7 +50,7 @@ fn rows() -> Vec<Attack> {
 }
 
 #[test]
-fn every_attack_is_stopped_and_told() -> Result<()> {
+fn every_attack_is_stopped_and_reported() -> Result<()> {
     let stage = Stage::build()?;
     let (mut rows, mut limits) = (rows(), limits::rows());
     // To look at some of them.
@@ -183,7 +183,7 @@ fn same(a: &Event, b: &Event) -> bool {
 fn is_about(row: &Attack, told: Option<SocketAddr>, event: &Event) -> bool {
     let right = event.verdict == "denied" && event.reason == row.reason && event.hook == row.hook;
     let Some(told) = told else { return right };
-    // An unspecified address stands for several.
+    // An unspecified address matches several.
     let ip = told.ip().is_unspecified() || event.destination == Some(told.ip().to_string());
     let port = told.port() == 0 || event.port == Some(told.port());
     right && ip && port
@@ -212,8 +212,8 @@ fn offloads_that_are_what_they_say_go_on() -> Result<()> {
     stage.lab.close()
 }
 
-/// In dry-run a way around the hooks is granted and told; to a pod, which is judged where its packets
-/// come out of its own network, it is granted always.
+/// In dry-run a bypass of the hooks is granted and reported; a pod, which is judged where its packets leave its own
+/// network, is always granted it.
 #[test]
 fn ways_around_the_hooks_are_granted_where_they_lead_to_no_harm() -> Result<()> {
     let lab = Lab::builder().build()?;

@@ -1,5 +1,5 @@
-//! Attacks by interfaces: of a pod that has a part of its node's uplink, and of a node that has more of them
-//! than anybody declared.
+//! Attacks by interfaces: of a pod that has a link on top of its node's uplink, and of a node with undeclared
+//! interfaces.
 
 use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
 
@@ -51,7 +51,7 @@ const fn row(
     }
 }
 
-/// A kind of link that is made of another one.
+/// A kind of link on top of another one.
 #[derive(Debug, Clone, Copy)]
 enum Child {
     Macvlan,
@@ -232,7 +232,7 @@ pub fn rows() -> Vec<Attack> {
             });
             Ok(attempt.told(CP1.v4.into(), TUNNEL))
         }),
-        row("macvlan-packet-tunnel", Pod, "sends so into another node's tunnel, from a cgroup that nobody declared", "w1", (EGRESS, "ForgedSource"), |stage| {
+        row("macvlan-packet-tunnel", Pod, "sends that way into another node's tunnel, from an undeclared cgroup", "w1", (EGRESS, "ForgedSource"), |stage| {
             let Some(annex) = annexed(stage, Child::Macvlan, &SIDE)? else {
                 return Ok(Attempt::skipped(Child::Macvlan.missing()));
             };
@@ -242,7 +242,7 @@ pub fn rows() -> Vec<Attack> {
             })?;
             Ok(holding(annex, attempt).told(CP1.v4.into(), TUNNEL))
         }),
-        row("macvlan-tunnel-undeclared", Pod, "sends so by a UDP socket, from an address of its own", "w1", (EGRESS, "NoPath"), |stage| {
+        row("macvlan-tunnel-undeclared", Pod, "sends that way by a UDP socket, from an address of its own", "w1", (EGRESS, "NoPath"), |stage| {
             let Some(annex) = annexed(stage, Child::Macvlan, &SIDE)? else {
                 return Ok(Attempt::skipped(Child::Macvlan.missing()));
             };
@@ -256,7 +256,7 @@ pub fn rows() -> Vec<Attack> {
             });
             Ok(attempt.told(CP1.v4.into(), TUNNEL))
         }),
-        row("vxlan-undeclared", Neighbour, "puts a pod's packet to etcd into VXLAN, and sends it from a node's address by an interface that nobody declared", "cp1", ("tc/ingress", "NoPath"), |stage| {
+        row("vxlan-undeclared", Neighbour, "puts a pod's packet to etcd into VXLAN, and sends it from a node's address by an undeclared interface", "cp1", ("tc/ingress", "NoPath"), |stage| {
             let attempt = by_undeclared(stage, |mark| in_vxlan(W1.at(43_200), &syn_of_pod_b(mark)))?;
             Ok(attempt.told(CP1.v4.into(), TUNNEL))
         }),
@@ -268,7 +268,7 @@ pub fn rows() -> Vec<Attack> {
             let attempt = by_undeclared(stage, |mark| in_ipip(W1.v4.into(), mark))?;
             Ok(attempt.told(CP1.v4.into(), enforcer_tests::craft::protocol::IPIP.into()))
         }),
-        row("node-address-undeclared", Neighbour, "connects to etcd from a node's address by an interface that nobody declared", "cp1", ("tc/ingress", "NoPath"), |stage| {
+        row("node-address-undeclared", Neighbour, "connects to etcd from a node's address by an undeclared interface", "cp1", ("tc/ingress", "NoPath"), |stage| {
             let attempt = by_undeclared(stage, |mark| Crafted::tcp(W1.at(43_201), CP1.at(ETCD), mark, SYN, b""))?;
             Ok(attempt.told(CP1.v4.into(), ETCD))
         }),

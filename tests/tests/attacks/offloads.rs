@@ -18,7 +18,7 @@ use Attacker::{HostPod, Neighbour, Pod};
 
 const SYN: u8 = 0x02;
 const ETCD: u16 = port::ETCD_CLIENT;
-/// A port that nobody guards.
+/// An unguarded port.
 const SHOWN: u16 = 9_999;
 /// Where the words are in a frame: the lower half of IPv4's destination, and the ports and flags behind
 /// it.
@@ -86,7 +86,7 @@ fn by_uplink<'a>(
 fn syn(from: IpAddr, to: SocketAddr, mark: u16, field: usize) -> (Vec<u8>, usize, usize) {
     let from = SocketAddr::new(from, source_port_for(from, to.ip(), 20, SHOWN));
     let frame = Crafted::tcp(from, to, mark, SYN, b"").frame(W1_MAC, CP1_MAC);
-    // Nothing has to be steered: the source port does it.
+    // No tuning is needed: the source port does it.
     let mut shown = frame.clone();
     shown[field..field + 2].copy_from_slice(&SHOWN.to_be_bytes());
     (shown, field, field)
@@ -188,13 +188,13 @@ pub fn rows() -> Vec<Attack> {
                 Ok(Inject { offload, ring: true, ..Inject::frames("eth0", &[frame]) })
             })
         }),
-        row("checksum-through-uplink", Neighbour, "has a node write a checksum over the port of what that forwards for it to another node", "w1", SENT, |stage| {
+        row("checksum-through-uplink", Neighbour, "has a node write a checksum over the port of what the node forwards for it to another node", "w1", SENT, |stage| {
             stage.inject_one(&stage.lab.neighbour(), (At::Input("cp1"), "tcp dport 2379"), |mark| {
                 let (frame, start, field) = syn(OUT.v4.into(), CP1.at(ETCD), mark, PORT);
                 Ok(Inject { offload: Some(completed(start, field)), ..Inject::frames("eth0", &[by_neighbour(frame, W1_MAC)]) })
             })
         }),
-        row("checksum-through-undeclared", Neighbour, "the same, where the node forwards it by an interface that nobody declared", "cp1", SENT, |stage| {
+        row("checksum-through-undeclared", Neighbour, "the same, where the node forwards it by an undeclared interface", "cp1", SENT, |stage| {
             stage.inject_one(&stage.lab.neighbour(), (At::Device("out", UNDECLARED), "tcp dport 2379"), |mark| {
                 let (frame, start, field) = syn(OUT.v4.into(), SocketAddr::new(BEHIND_UNDECLARED.into(), ETCD), mark, PORT);
                 Ok(Inject { offload: Some(completed(start, field)), ..Inject::frames("eth0", &[by_neighbour(frame, CP1_MAC)]) })

@@ -175,7 +175,7 @@ fn headers() -> Vec<Attack> {
             ])?;
             Ok(attempt.told(CP1.v6.into(), ETCD))
         }),
-        row("too-many-headers", Pod, "hides them behind more extension headers than are read, or puts one where it may not stand", (TC, "TooManyHeaders"), |stage| {
+        row("too-many-headers", Pod, "hides them behind more extension headers than are read, or puts one where it is not allowed", (TC, "TooManyHeaders"), |stage| {
             from_pod(stage, INPUT, |mark| vec![
                 with_extensions(mark, vec![(protocol::DESTINATION_OPTIONS, padding()); 9]),
                 with_extensions(mark, vec![(protocol::DESTINATION_OPTIONS, padding()), (protocol::HOP_BY_HOP, padding())]),
@@ -378,7 +378,7 @@ fn addresses() -> Vec<Attack> {
             pod.inject("eth0", &[announcement(pod)])?;
             Ok(Attempt::new(1, None, move || arrivals.so_far()).told(CP1.v4.into(), 0))
         }),
-        row("broadcast", Neighbour, "sends a datagram to all on the segment, to be heard at a guarded port", ("cgroup/ingress", "NoPath"), |stage| {
+        row("broadcast", Neighbour, "broadcasts a datagram on the segment, to a guarded port", ("cgroup/ingress", "NoPath"), |stage| {
             let attempt = stage.whisper(&stage.lab.neighbour(), &stage.tunnel, |word| {
                 ["255.255.255.255:4789", "10.77.0.255:4789", "[ff02::1]:4789"].into_iter()
                     .flat_map(|text| text.parse::<SocketAddr>())
@@ -453,7 +453,7 @@ fn links() -> Vec<Attack> {
         row("vxlan-node", Attacker::OtherNode, "sends by the tunnel, which it may, a pod's packet to etcd", (TC, "NoPath"), |stage| {
             let node = stage.lab.login("w1");
             let attempt = stage.whisper(&node, &stage.etcd, |word| {
-                // Nobody has this address, and so nobody breaks off what he did not open.
+                // No host has this address, so none resets a connection that it did not open.
                 let from = SocketAddr::new([10, 78, 2, 77].into(), FROM + stage.fresh() % 1000);
                 let segment = tcp(from, CP1.at(ETCD), SYN, &[34, 2, 1, 1], word);
                 let inner = Crafted::carrying(from.ip(), CP1.v4.into(), 1, protocol::TCP, segment);
@@ -506,7 +506,7 @@ fn errors() -> Vec<Attack> {
         row("icmp-quotes-denied", Neighbour, "reports an error about a connection that was never allowed: etcd's, with the neighbour", (TC, "IcmpQuotesDenied"), |stage| {
             from_wire(stage, INPUT, |mark| both(&CP1, ETCD, FROM).map(|about| too_narrow(mark, &about, 100)).to_vec())
         }),
-        row("icmp-quotes-nothing", Neighbour, "reports an error about so little of a packet that nobody can tell", quotes, |stage| {
+        row("icmp-quotes-nothing", Neighbour, "reports an error that quotes too little of a packet", quotes, |stage| {
             from_wire(stage, INPUT, |mark| both(&CP1, ETCD, FROM).map(|about| too_narrow(mark, &about, 18)).to_vec())
         }),
     ]
@@ -523,17 +523,17 @@ fn dropped() -> Vec<Attack> {
             })?;
             Ok(attempt.told(CP1.v4.into(), 5))
         }),
-        row("unasked-answer", Neighbour, "answers over UDP where nobody asked", other, |stage| {
+        row("unasked-answer", Neighbour, "sends a UDP reply without a request", other, |stage| {
             let attempt = from_wire(stage, INPUT, |mark| {
                 [(OUT.at(53), CP1.at(FROM)), (OUT.at6(53), CP1.at6(FROM))].map(|(from, to)| Crafted::udp(from, to, mark, b"answer")).to_vec()
             })?;
             Ok(attempt.told(Ipv6Addr::UNSPECIFIED.into(), FROM))
         }),
-        row("other-protocol", Neighbour, "speaks another protocol (SCTP)", other, |stage| {
+        row("other-protocol", Neighbour, "uses another protocol (SCTP)", other, |stage| {
             let attempt = from_wire(stage, INPUT, |mark| vec![Crafted::carrying(OUT.v4.into(), CP1.v4.into(), mark, 132, vec![0; 24])])?;
             Ok(attempt.told(CP1.v4.into(), 132))
         }),
-        row("no-ip", Neighbour, "speaks neither IP nor ARP (MPLS)", unknown, |stage| {
+        row("no-ip", Neighbour, "uses neither IP nor ARP (MPLS)", unknown, |stage| {
             let arrivals = stage.counted(WIRE, "meta protocol 0x8847")?;
             let before = arrivals.so_far()?;
             stage.lab.neighbour().inject("eth0", &[ethernet(OUT.mac, CP1_MAC, 0x8847, &[0; 46])])?;

@@ -1,5 +1,4 @@
-//! Attacks on ports that are a component's: taken without being asked for, or at addresses that nobody
-//! declared.
+//! Attacks on a component's ports: taken without `bind` to the number, or at undeclared addresses.
 
 use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr, SocketAddrV6};
 
@@ -43,13 +42,13 @@ fn takes(stage: &Stage, bind: Bind) -> Result<Attempt<'_>> {
 #[rustfmt::skip]
 pub fn rows() -> Vec<Attack> {
     vec![
-        row("bind-undeclared", "binds a component's port at an address of its node that nobody declared", FOREIGN, |stage| {
+        row("bind-undeclared", "binds a component's port at an undeclared address of its node", FOREIGN, |stage| {
             takes(stage, Bind::at(VIP.at(port::ETCD_PEER)))
         }),
         row("bind-undeclared-v6", "the same over IPv6", FOREIGN, |stage| {
             takes(stage, Bind::at(VIP.at6(port::ETCD_PEER)))
         }),
-        row("bind-undeclared-loopback", "binds a port that is for loopback alone at such an address", EXPOSED, |stage| {
+        row("bind-undeclared-loopback", "binds a loopback-only port at such an address", EXPOSED, |stage| {
             takes(stage, Bind::at(VIP.at(port::SCHEDULER)))
         }),
         row("bind-link-local", "binds a component's port at the link-local address of an interface", FOREIGN, |stage| {
@@ -59,7 +58,7 @@ pub fn rows() -> Vec<Attack> {
             let attempt = takes(stage, Bind::at(at))?;
             Ok(attempt.told(at.ip(), at.port()))
         }),
-        row("bind-free", "binds it at an address that its node has not got yet (`IP_FREEBIND`)", FOREIGN, |stage| {
+        row("bind-free", "binds it at an address that its node does not have yet (`IP_FREEBIND`)", FOREIGN, |stage| {
             let at = SocketAddr::new(Ipv4Addr::new(10, 99, 9, 9).into(), port::ETCD_PEER);
             takes(stage, Bind { take: Take::Free, ..Bind::at(at) })
         }),

@@ -26,7 +26,7 @@ const INJECTED: (&str, &str) = ("tc/egress", "NoPath");
 const ON_LO: (&str, &str) = ("tc/egress", "WrongProcess");
 const FROM_POD: (&str, &str) = ("tc/ingress", "NoPath");
 const CHECKSUM: (&str, &str) = ("tc/egress", "ChecksumElsewhere");
-/// LLDP, which is nobody's secret.
+/// LLDP, which is not guarded.
 const HARMLESS: u16 = 0x88cc;
 
 const fn row(
@@ -130,7 +130,7 @@ fn deep(stage: &Stage, host: &str, levels: usize) -> Result<Place> {
     stage.lab.place_in(host, &format!("kubepods.slice/{below}"))
 }
 
-/// A datagram into cp1's tunnel by a macvtap device of w1's uplink, opened by somebody who was given it.
+/// A datagram into cp1's tunnel by a macvtap device of w1's uplink, opened by a process that was given access to it.
 fn by_macvtap<'a>(stage: &'a Stage, from: &Place) -> Result<Attempt<'a>> {
     let host = stage.lab.login("w1");
     let namespace = host.namespace().name();
@@ -161,16 +161,16 @@ fn by_macvtap<'a>(stage: &'a Stage, from: &Place) -> Result<Attempt<'a>> {
 #[rustfmt::skip]
 pub fn rows() -> Vec<Attack> {
     vec![
-        row("old-packet", HostPod, "injects on lo by the kind of socket that came before packet sockets (`SOCK_PACKET`)", "cp1", ON_LO, |stage| {
+        row("old-packet", HostPod, "injects on lo by the predecessor of packet sockets (`SOCK_PACKET`)", "cp1", ON_LO, |stage| {
             on_lo(stage, |inject| Inject { old: true, ..inject })
         }),
         row("old-packet-uplink", HostPod, "the same on the uplink", "w1", INJECTED, |stage| {
             by_uplink(stage, |inject| Inject { old: true, ..inject })
         }),
-        row("protocol-lie", HostPod, "says that its frames are of another protocol than is written in them", "w1", INJECTED, |stage| {
+        row("protocol-lie", HostPod, "declares another protocol for its frames than they contain", "w1", INJECTED, |stage| {
             by_uplink(stage, |inject| Inject { protocol: Some(HARMLESS), ..inject })
         }),
-        row("protocol-lie-v6", HostPod, "says that they are IPv6, all of them", "w1", INJECTED, |stage| {
+        row("protocol-lie-v6", HostPod, "declares all of them as IPv6", "w1", INJECTED, |stage| {
             by_uplink(stage, |inject| Inject { protocol: Some(0x86dd), ..inject })
         }),
         row("protocol-lie-lo", HostPod, "the same on lo", "cp1", ON_LO, |stage| {
@@ -192,7 +192,7 @@ pub fn rows() -> Vec<Attack> {
         row("bypass-pod", Pod, "bypasses the queueing discipline in its own namespace", "cp1", FROM_POD, |stage| {
             by_pod(stage, |inject| Inject { bypass: Some(Call::Native), ..inject })
         }),
-        row("offload-nothing", HostPod, "says that nothing is left to do (`PACKET_VNET_HDR` with zeroes)", "w1", INJECTED, |stage| {
+        row("offload-nothing", HostPod, "declares that no offload is needed (`PACKET_VNET_HDR` with zeroes)", "w1", INJECTED, |stage| {
             offloaded(stage, "tcp dport 2379", |mark| {
                 (Crafted::tcp(W1.at(FROM), CP1.at(ETCD), mark, SYN, b"").frame(W1_MAC, CP1_MAC), Offload::default())
             })
@@ -211,7 +211,7 @@ pub fn rows() -> Vec<Attack> {
                 (frame, Offload { checksum: Some((34, 6)), segments: Some((GSO_UDP, 42, 1_000)) })
             })
         }),
-        row("segments-of-long-headers", HostPod, "says that its headers are longer than they are", "w1", INJECTED, |stage| {
+        row("segments-of-long-headers", HostPod, "declares longer headers than there are", "w1", INJECTED, |stage| {
             offloaded(stage, "udp dport 4789", |mark| {
                 let frame = Crafted::udp(W1.at(FROM), CP1.at(TUNNEL), mark, &[b'x'; 900]).frame(W1_MAC, CP1_MAC);
                 (frame, Offload { checksum: Some((34, 6)), segments: Some((GSO_UDP, 900, 1_000)) })
@@ -240,13 +240,13 @@ pub fn rows() -> Vec<Attack> {
                 (disguised(&frame, 20, 20, 0x0100, STEER), completed(20, 20))
             })
         }),
-        row("checksum-over-data", HostPod, "the same over the data of TCP, where a lock would look", "w1", INJECTED, |stage| {
+        row("checksum-over-data", HostPod, "the same over the data of TCP, where the TLS check reads", "w1", INJECTED, |stage| {
             offloaded(stage, "tcp dport 2379", |mark| {
                 let frame = Crafted::tcp(W1.at(FROM), CP1.at(ETCD), mark, 0x18, b"0123456789ab").frame(W1_MAC, CP1_MAC);
                 (frame, completed(54, 54))
             })
         }),
-        row("checksum-with-segments", HostPod, "the same over a port, of a frame that is to be cut into segments as well", "w1", CHECKSUM, |stage| {
+        row("checksum-with-segments", HostPod, "the same over a port, of a frame that the kernel also cuts into segments", "w1", CHECKSUM, |stage| {
             offloaded(stage, "udp dport 4789", |mark| {
                 let frame = disguised(&datagram(W1.at(FROM), mark), 36, 36, 9_999, STEER);
                 (frame, completed(36, 36))

@@ -14,7 +14,7 @@ use crate::stage::{At, DETOUR, Stage, TRANSLATED, TRANSLATED_LOOPBACK, TUNNEL};
 
 use Attacker::{HostPod, Neighbour, Pod, User, World};
 
-/// An unprivileged process of cp1, in a cgroup that nobody declared.
+/// An unprivileged process of cp1, in an undeclared cgroup.
 fn user(lab: &Lab) -> Place {
     lab.daemon("cp1", "somebody").as_user(65534)
 }
@@ -159,7 +159,7 @@ fn tcp() -> Vec<Attack> {
                 },
             )
         }),
-        row("multipath", User, "speaks multipath TCP", WRONG, |stage| {
+        row("multipath", User, "uses multipath TCP", WRONG, |stage| {
             let to = LOOPBACK.at(port::INSECURE);
             to_insecure(
                 stage,
@@ -415,7 +415,7 @@ fn around() -> Vec<Attack> {
         row(
             "undeclared-address-host",
             HostPod,
-            "connects over lo to an address of its own node that nobody declared",
+            "connects over lo to an undeclared address of its own node",
             ("cgroup/egress", "WrongProcess"),
             |stage| {
                 let to = VIP.at(port::ETCD_CLIENT);
@@ -512,7 +512,7 @@ fn around() -> Vec<Attack> {
     ]
 }
 
-/// The kubelet at a node's link-local address of an interface, as somebody at its other end calls it.
+/// The address of the kubelet at a node's link-local address of an interface, as seen from the other end.
 pub fn on_link(lab: &Lab, from: &Place, on: (&str, &str)) -> Result<SocketAddr> {
     let address = link_local(lab, on)?;
     let index = || nix::net::if_::if_nametoindex("eth0");

@@ -1,5 +1,5 @@
-//! The lab that is attacked: victims that tell what they heard, everything open that an operator might
-//! leave open, and ways of counting what arrives.
+//! The lab that is attacked: victims that report what they received, everything open that an operator might leave open,
+//! and methods to count what arrives.
 
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::sync::atomic::{AtomicU16, Ordering};
@@ -34,8 +34,8 @@ pub const UNDECLARED_MAC: [u8; 6] = [2, 0x98, 0, 0, 0, 1];
 /// An address that cp1 forwards to by that interface.
 pub const BEHIND_UNDECLARED: Ipv4Addr = Ipv4Addr::new(10, 79, 0, 9);
 
-/// Everything that somebody might leave open: packets to 127.0.0.1 and source routes are taken from
-/// the wire, data is taken with a SYN from whomever.
+/// Everything that an operator might leave open: packets to 127.0.0.1 and source routes are accepted from the wire, and
+/// data with a SYN from any host.
 const OPEN: [(&str, &str); 7] = [
     ("ipv4/conf/all/route_localnet", "1"),
     ("ipv4/conf/eth0/route_localnet", "1"),
@@ -122,8 +122,8 @@ impl Stage {
         let frames = make(mark);
         let count = frames.len() as u64;
         let arrivals = self.marked(at, mark)?;
-        // Each alone, and whether the socket was told of it or not: what is dropped on the way out is
-        // an error there, and must not keep the next from being tried.
+        // Each is sent separately, and errors of the socket are ignored: what is dropped at egress is an error there,
+        // and must not keep the next from being tried.
         for frame in frames {
             from.inject(interface, &[frame])?;
         }
@@ -223,7 +223,7 @@ impl Stage {
         ])
     }
 
-    /// A connection that says a word of its own, in a special way; arrived is what the victim heard.
+    /// A connection with its own payload, opened in a special way; the victim counts what arrived.
     pub fn say<'a>(
         &'a self,
         from: &Place,
@@ -269,7 +269,7 @@ impl Stage {
 }
 
 impl Attempt<'_> {
-    /// With what is told to have been the destination.
+    /// With the destination that must be reported.
     pub fn told(self, ip: IpAddr, port: u16) -> Self {
         Self {
             told: Some(SocketAddr::new(ip, port)),
@@ -277,7 +277,7 @@ impl Attempt<'_> {
         }
     }
 
-    /// Fewer arrive than are sent: parts of a packet, say.
+    /// Fewer arrive than are sent: parts of a packet, for example.
     pub fn aimed(self, aimed: u64) -> Self {
         Self { aimed, ..self }
     }
@@ -307,7 +307,7 @@ fn listen(place: &Place, port: u16) -> Result<Server> {
     })
 }
 
-/// Ways through address translation to what nobody should reach.
+/// Address translations that lead to guarded endpoints.
 fn translate(lab: &Lab) -> Result<()> {
     let (etcd, insecure) = (port::ETCD_CLIENT, port::INSECURE);
     net::nft(
@@ -343,7 +343,7 @@ fn dig_tunnel(lab: &Lab) -> Result<()> {
     host.set_sysctls(&[("ipv4/conf/overlay/rp_filter", "0")])
 }
 
-/// A second link between the neighbour and cp1, which nobody declared.
+/// A second link between the neighbour and cp1, which is not declared.
 fn connect_again(lab: &Lab) -> Result<()> {
     let [out, host] = ["out", "cp1"].map(|name| lab.host(name).namespace().name());
     net::ip(

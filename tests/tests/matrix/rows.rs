@@ -12,7 +12,7 @@ use enforcer_tests::plan::{
 use enforcer_tests::probe::{Dns, Outcome};
 use enforcer_tests::{Lab, Place};
 
-/// Who sends.
+/// The sender.
 #[derive(Debug, Clone, Copy)]
 pub enum Who {
     /// A static pod on a node, by its cgroup.
@@ -21,7 +21,7 @@ pub enum Who {
     Daemon(&'static str, &'static str),
     /// A pod with hostNetwork on a node.
     Hostnet(&'static str),
-    /// Somebody who is logged in on a node.
+    /// A user who is logged in on a node.
     Session(&'static str),
     /// A pod behind its interface.
     Pod(PodPlan),
@@ -38,13 +38,13 @@ pub enum What {
     Tcp(SocketAddr),
     /// A datagram, which is answered.
     Udp(SocketAddr),
-    /// A question to a DNS server over UDP, which asks others for it.
+    /// A query to a DNS server over UDP, which asks its upstream.
     Name(SocketAddr),
     /// An echo request.
     Ping(Ipv4Addr),
-    /// A packet of another protocol, which nobody answers.
+    /// A packet of another protocol, which is not answered.
     Protocol(Ipv4Addr, u8),
-    /// An ICMPv6 message, which nobody answers.
+    /// An ICMPv6 message, which is not answered.
     Message(Ipv6Addr, u8),
 }
 
@@ -150,7 +150,7 @@ pub fn rows(etcd: Party, member: Party) -> Vec<Row> {
     ]
 }
 
-/// With option `konnectivity`: the direct ways are closed.
+/// With option `konnectivity`: the direct paths are closed.
 #[rustfmt::skip]
 pub fn konnectivity() -> Vec<Row> {
     let api = Static("cp1", "apiserver");
@@ -320,7 +320,7 @@ impl What {
         }
     }
 
-    /// Tries it. Nothing for what nobody answers.
+    /// Attempts it. `None` for what is not answered.
     pub fn attempt(self, from: &Place) -> anyhow::Result<Option<Outcome>> {
         let own = |ip: IpAddr| SocketAddr::new(from.party().like(ip), 0);
         let outcome = match self {

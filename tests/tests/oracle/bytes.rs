@@ -1,5 +1,5 @@
-//! Bytes, valid, odd and broken, and what they mean, said once more: from the standards and from what the project
-//! says of fragments and broken packets, without a look at the product's reader.
+//! Bytes, valid, odd and broken, and their meaning, implemented again: from the standards and from the project's rules
+//! about fragments and broken packets, without a look at the product's parser.
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 
@@ -69,7 +69,7 @@ fn arp(bytes: &[u8]) -> Read<Meaning> {
     ))
 }
 
-/// The network header and what it says of the rest.
+/// The network header, and what it says about the rest.
 struct Head<'a> {
     src: IpAddr,
     dst: IpAddr,
@@ -150,10 +150,10 @@ fn ip(bytes: &[u8]) -> Read<Meaning> {
     Ok(Meaning::Packet(head.src, head.dst, kind))
 }
 
-fn message(space: PortKind, number: u8) -> Kind {
-    match (space, number) {
-        (PortKind::Icmp, 0) | (PortKind::Icmp6, 129) => Kind::EchoReply(space),
-        _ => Kind::Message(space, number),
+fn message(port_kind: PortKind, number: u8) -> Kind {
+    match (port_kind, number) {
+        (PortKind::Icmp, 0) | (PortKind::Icmp6, 129) => Kind::EchoReply(port_kind),
+        _ => Kind::Message(port_kind, number),
     }
 }
 
@@ -226,7 +226,7 @@ fn head_v4(bytes: &[u8], is_whole: bool) -> Read<Head<'_>> {
 fn head_v6(bytes: &[u8], is_whole: bool) -> Read<Head<'_>> {
     let fixed = bytes.get(..40).ok_or("TruncatedHeader")?;
     let (src, dst) = (v6(&fixed[8..]), v6(&fixed[24..]));
-    // Nobody writes a mapped address into a header.
+    // A mapped address is not valid in a header.
     if [src, dst]
         .iter()
         .any(|at| matches!(at, IpAddr::V6(v6) if v6.to_ipv4_mapped().is_some()))

@@ -5,13 +5,13 @@ use std::fs::{self, File};
 use std::process::Command;
 
 use anyhow::{Context, Result, ensure};
-use enforcer::kernel::{Kernel, Link, TcMode, cgroups, trial::Trial};
+use enforcer::kernel::{Kernel, Link, TcMode, apply::NewPolicy, cgroups, trial::Trial};
 use enforcer_common::packet::{Packet, Phase, Shape};
 use enforcer_common::parse::{Start, parse};
 use enforcer_common::tables::{FlowKey, Role};
 use enforcer_common::verdict::{Direction, Reason, Verdict, counter};
 use enforcer_common::{decide, tls};
-use enforcer_policy::compile::Compiled;
+use enforcer_policy::compile::{Compiled, PathNumbers};
 use enforcer_tests::cgroup::OwnTree;
 use nix::net::if_::if_nametoindex;
 use nix::sched::{CloneFlags, setns, unshare};
@@ -23,14 +23,13 @@ use crate::random::CGROUPS;
 pub struct Judge {
     kernel: Kernel,
     root: OwnTree,
-    generation: u32,
     uplink: u32,
     /// By this interface pods are reached.
     home: u32,
-    /// By this one nobody is.
+    /// An interface that is behind no pod's route.
     other: u32,
     lo: u32,
-    /// This one nobody declared.
+    /// An undeclared interface.
     undeclared: u32,
     here: File,
     /// Another network namespace, where an interface has the uplink's number.
@@ -39,7 +38,7 @@ pub struct Judge {
     asked: HashSet<FlowKey>,
 }
 
-/// What the programs are to do with a frame.
+/// What the programs must do with a frame.
 #[derive(Debug, Clone, Copy)]
 pub struct Expected {
     pub verdict: Verdict,
@@ -71,7 +70,7 @@ impl Judge {
         ] {
             ip(line)?;
         }
-        // Or it tells its multicast groups to `cali0`, where that is counted beside what is tried.
+        // Otherwise it reports its multicast groups to `cali0`, where that is counted beside the trials.
         fs::write("/proc/sys/net/ipv6/conf/peer1/disable_ipv6", "1")
             .context("failed to silence")?;
         for line in [
@@ -89,7 +88,7 @@ impl Judge {
         for cgroup in CGROUPS.iter().chain(&crate::MORE_CGROUPS) {
             root.make(cgroup)?;
         }
-        let mut kernel = Kernel::load(false)?;
+        let mut kernel = Kernel::load(None, false)?;
         let link = |name: &str, layer| -> Result<Link> {
             Ok(Link {
                 index: if_nametoindex(name)?,
@@ -119,7 +118,6 @@ impl Judge {
         Ok(Self {
             kernel,
             root,
-            generation: 0,
             asked: HashSet::new(),
             uplink,
             home,
@@ -135,8 +133,12 @@ impl Judge {
     pub fn apply(&mut self, compiled: &Compiled, cgroup: &str) -> Result<()> {
         let known = cgroups::resolve(self.root.directory(), &compiled.cgroups);
         let ids: Vec<_> = known.iter().map(|known| (known.id, known.party)).collect();
-        self.generation += 1;
-        self.kernel.apply(compiled, self.generation, &ids)?;
+        let new = NewPolicy {
+            compiled,
+            numbers: &PathNumbers::default(),
+            name: "oracle",
+        };
+        self.kernel.apply(new, &ids)?;
         self.root.enter(cgroup)
     }
 
@@ -162,7 +164,7 @@ impl Judge {
         let index = counter::of(verdict);
         for time in ["", " the second time"] {
             let before = self.kernel.counter(index)?;
-            // The socket of a trial belongs to the network namespace of whoever asks for it.
+            // The socket of a trial belongs to the network namespace of the thread that runs it.
             if at == At::Elsewhere {
                 setns(&self.elsewhere, CloneFlags::CLONE_NEWNET)?;
             }
@@ -204,8 +206,8 @@ impl Judge {
     }
 }
 
-/// What is left of a verdict where the path asks for TLS. Nothing is under way in a trial: what comes in
-/// is looked at where it comes with a SYN, and the socket that sends in a trial speaks no TCP.
+/// The verdict in the kernel if the path requires TLS. A trial has no open connection: what comes in is checked only if
+/// it has data with a SYN, and the socket that sends in a trial is not TCP.
 pub fn with_lock<T: enforcer_common::tables::Tables>(
     tables: &T,
     at: At,
@@ -214,7 +216,7 @@ pub fn with_lock<T: enforcer_common::tables::Tables>(
     allowed: Verdict,
 ) -> Verdict {
     let segment = &packet.segment;
-    if !allowed.is_tls_path() || packet.ports.space as u8 != 0 {
+    if !allowed.is_tls_path() || packet.ports.kind as u8 != 0 {
         return allowed;
     }
     let forward = allowed.direction() == Direction::Forward;

@@ -30,9 +30,9 @@ use kernel::{At, Expected, Judge};
 use plainly::{Came, Entry, Kind, Oracle, Said, Through};
 use random::{CGROUPS, Random};
 
-/// Packets in all, unless more are asked for.
+/// Packets in total, by default.
 const PACKETS: usize = 100_000;
-/// Packets for each policy, unless more are asked for.
+/// Packets for each policy, by default.
 const EACH: usize = 500;
 
 /// One question.
@@ -170,11 +170,11 @@ fn ask(random: &mut Random, here: &'static str) -> Question {
                 1 => IpAddr::from([0; 16]),
                 _ => dst,
             };
-            let space = *random.pick(&[PortKind::Tcp, PortKind::Tcp, PortKind::Udp]);
+            let port_kind = *random.pick(&[PortKind::Tcp, PortKind::Tcp, PortKind::Udp]);
             let (cgroup, number) = (cgroup(random), random::port(random));
             match random.chance(2) {
-                true => Question::Connects(cgroup, at, space, number),
-                false => Question::Binds(cgroup, at, space, number),
+                true => Question::Connects(cgroup, at, port_kind, number),
+                false => Question::Binds(cgroup, at, port_kind, number),
             }
         }
         0 => Question::Arrives(Entry::Uplink, src, dst, kind),
@@ -194,7 +194,7 @@ fn ask(random: &mut Random, here: &'static str) -> Question {
 /// cgroups that no policy declares.
 const MORE_CGROUPS: [&str; 3] = ["/kubepods.slice/x/y", "/c", "/"];
 
-/// What the kernel programs are to be tried on, and what is expected of them.
+/// A trial of the kernel programs, and the expected result.
 struct Tried {
     at: At,
     frame: Vec<u8>,
@@ -223,12 +223,16 @@ fn answer(oracle: &Oracle<'_>, question: &Question) -> Said {
             oracle.is_received(cgroup, came, src, dst, kind)
         }
         Question::Leaves(through, src, dst, kind) => oracle.leaves(through, src, dst, kind),
-        Question::Connects(cgroup, at, space, number) => oracle.connects(cgroup, at, space, number),
-        Question::Binds(cgroup, at, space, number) => oracle.binds(cgroup, at, space, number),
+        Question::Connects(cgroup, at, port_kind, number) => {
+            oracle.connects(cgroup, at, port_kind, number)
+        }
+        Question::Binds(cgroup, at, port_kind, number) => {
+            oracle.binds(cgroup, at, port_kind, number)
+        }
     }
 }
 
-/// What the tables say, and what is to be tried in the kernel, where that can be.
+/// The verdict of the tables, and a trial in the kernel if there can be one.
 fn judge(compiled: &Compiled, question: &Question, here: &str) -> Result<(Said, Option<Tried>)> {
     let tables = Simulator::new(compiled);
     let expected = |vantage, verdict| Expected {
@@ -363,14 +367,14 @@ fn judge(compiled: &Compiled, question: &Question, here: &str) -> Result<(Said, 
             let vantage = Vantage::new(View::Left { entered, to_pod });
             (judge_from(&tables, vantage, &packet, false), None)
         }
-        Question::Connects(cgroup, at, space, number) => {
+        Question::Connects(cgroup, at, port_kind, number) => {
             let party = tables.party_of_cgroup(cgroup);
-            let verdict = decide::connecting(&tables, party, &at.into(), space, number);
+            let verdict = decide::connecting(&tables, party, &at.into(), port_kind, number);
             (verdict, None)
         }
-        Question::Binds(cgroup, at, space, number) => {
+        Question::Binds(cgroup, at, port_kind, number) => {
             let party = tables.party_of_cgroup(cgroup);
-            let verdict = decide::binding(&tables, party, &at.into(), space, number);
+            let verdict = decide::binding(&tables, party, &at.into(), port_kind, number);
             (verdict, None)
         }
     };
@@ -434,7 +438,7 @@ fn said(compiled: &Compiled, verdict: Verdict) -> Result<Said> {
     })
 }
 
-/// The packet as bytes, and those read again, wherever bytes can be made of it.
+/// The packet as bytes and parsed again, if it can be written as bytes.
 fn packet(src: IpAddr, dst: IpAddr, kind: Kind) -> Result<(Packet, Option<Vec<u8>>)> {
     let (content, from, to) = match kind {
         Kind::Syn(from, to) => (Content::SYN, from, to),
@@ -450,7 +454,7 @@ fn packet(src: IpAddr, dst: IpAddr, kind: Kind) -> Result<(Packet, Option<Vec<u8
         Kind::Arp => {
             let ports = Ports {
                 phase: Phase::Following,
-                space: PortKind::Arp,
+                kind: PortKind::Arp,
                 source: 0,
                 destination: 0,
             };

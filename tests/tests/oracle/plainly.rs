@@ -1,5 +1,5 @@
-//! What a policy means, said as plainly as possible: from the documents of the project, over the policy as
-//! it was read. No tables, no classes, no numbers. Slow, and meant to be obviously right.
+//! The meaning of a policy, implemented as naively as possible: from the project's documents, over the policy as it was
+//! read. No tables, no classes, no numbers. Slow, and meant to be obviously right.
 
 use std::collections::BTreeSet;
 use std::net::{IpAddr, Ipv6Addr};
@@ -11,11 +11,11 @@ use enforcer_policy::model::{
 
 use crate::bytes::Meaning;
 
-/// What becomes of a packet or a call.
+/// The verdict on a packet or a call.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Said {
     Path(String),
-    /// A path that asks for TLS.
+    /// A path that requires TLS.
     TlsPath(String),
     Other,
     Denied(&'static str),
@@ -73,10 +73,10 @@ impl Kind {
         match self {
             Kind::Syn(own, other) | Kind::Segment(own, other) => Some((PortKind::Tcp, own, other)),
             Kind::Udp(own, other) => Some((PortKind::Udp, own, other)),
-            Kind::Message(space, number) => Some((space, 0, number.into())),
-            Kind::EchoReply(space) => {
-                let reply = if space == PortKind::Icmp { 0 } else { 129 };
-                Some((space, request_of(space), reply))
+            Kind::Message(port_kind, number) => Some((port_kind, 0, number.into())),
+            Kind::EchoReply(port_kind) => {
+                let reply = if port_kind == PortKind::Icmp { 0 } else { 129 };
+                Some((port_kind, request_of(port_kind), reply))
             }
             Kind::Protocol(number) => Some((PortKind::Protocol, number.into(), number.into())),
             Kind::Arp => Some((PortKind::Arp, 0, 0)),
@@ -99,7 +99,7 @@ pub enum Came {
     Lo,
     Uplink,
     Pod,
-    /// By an interface that nobody declared, so that nobody has judged it.
+    /// By an undeclared interface, where nothing has judged it yet.
     Undeclared,
 }
 
@@ -110,7 +110,7 @@ pub enum Through {
     Pod,
 }
 
-/// Who somebody is, when he sends.
+/// What a sender counts as.
 #[derive(Debug, Clone)]
 struct Sender<'a> {
     is: BTreeSet<&'a str>,
@@ -128,12 +128,12 @@ struct Spot<'a> {
     services: Vec<&'a Service>,
     loopback: bool,
     node: Option<&'a str>,
-    /// A service's: nobody knows on which node it ends.
+    /// A service's address: the node behind it is unknown.
     is_virtual: bool,
     own: bool,
     other_node: bool,
     pod: bool,
-    /// Somebody among the pods is declared by this address.
+    /// A component among the pods is declared by this address.
     named: bool,
 }
 
@@ -187,7 +187,7 @@ impl<'a> Oracle<'a> {
             return Said::Denied("IcmpBadQuote");
         }
         let (from, to) = (self.spot(src), self.spot(dst));
-        let Some((space, back, there)) = kind.numbers() else {
+        let Some((port_kind, back, there)) = kind.numbers() else {
             let known = self.knows(&from.sender, &to) || self.knows(&to.sender, &from);
             return if self.policy.other_traffic == OtherTraffic::Allow || known {
                 Said::Other
@@ -196,8 +196,8 @@ impl<'a> Oracle<'a> {
             };
         };
         let opinion = weightier(
-            self.toward(&from.sender, &to, space, there),
-            self.toward(&to.sender, &from, space, back),
+            self.toward(&from.sender, &to, port_kind, there),
+            self.toward(&to.sender, &from, port_kind, back),
         );
         match opinion.said {
             Said::Denied(_) if opinion.guarded => Said::Denied("IcmpQuotesDenied"),
@@ -248,9 +248,9 @@ impl<'a> Oracle<'a> {
         if from.other_node {
             return Said::Denied("ForgedSource");
         }
-        if let (true, Some((space, own, other))) = (on_lo, kind.numbers()) {
-            from = self.spot_on_lo(from, space, own);
-            to = self.spot_on_lo(to, space, other);
+        if let (true, Some((port_kind, own, other))) = (on_lo, kind.numbers()) {
+            from = self.spot_on_lo(from, port_kind, own);
+            to = self.spot_on_lo(to, port_kind, other);
         }
         let receiver = if on_lo {
             self.anybody_here()
@@ -271,7 +271,7 @@ impl<'a> Oracle<'a> {
             return Said::Denied("ForgedSource");
         }
         let mut sender = self.process(cgroup);
-        // Whoever is nobody in particular is a pod there.
+        // A sender that counts as nothing in particular is a pod there.
         if sender.is == self.with_wholes(self.undeclared()) {
             sender = self.pods();
         }
@@ -305,16 +305,16 @@ impl<'a> Oracle<'a> {
                 Came::Lo | Came::Uplink | Came::Undeclared => from.sender.clone(),
             };
         }
-        if let Some((space, _, number)) = kind.numbers() {
-            to = self.spot_on_lo(to, space, number);
+        if let Some((port_kind, _, number)) = kind.numbers() {
+            to = self.spot_on_lo(to, port_kind, number);
         }
         let opinion = self.decide(&sender, &self.process(cgroup), &from, &to, kind);
-        // A component's port may be in somebody else's hands.
-        if let (Said::Path(_) | Said::TlsPath(_), Some((space, _, number))) =
+        // A component's port may be held by another process.
+        if let (Said::Path(_) | Said::TlsPath(_), Some((port_kind, _, number))) =
             (&opinion.said, kind.numbers())
             && opinion.guarded
             && !opinion.back
-            && self.holds(cgroup, &to, space, number) == Said::Denied("BindForeignPort")
+            && self.holds(cgroup, &to, port_kind, number) == Said::Denied("BindForeignPort")
         {
             return Said::Denied("ForeignListener");
         }
@@ -335,7 +335,7 @@ impl<'a> Oracle<'a> {
                 }
                 self.pods()
             }
-            // Likewise, and nobody of this node has sent it: those have sockets.
+            // The same, and it is not a process of this node: those have sockets.
             Through::Uplink if from.own => Sender {
                 is: self.with_wholes(BTreeSet::new()),
                 node: None,
@@ -364,17 +364,19 @@ impl<'a> Oracle<'a> {
         }
     }
 
-    /// What goes by lo goes from this node to itself, so both addresses are its own, though nobody may have
-    /// said so, or though they are said to be something else's. But who has declared this very port there
-    /// has it; of a service's address that is the service alone, and not the pods behind it.
-    fn spot_on_lo(&self, spot: Spot<'a>, space: PortKind, number: u16) -> Spot<'a> {
+    /// A packet on lo goes from this node to itself, so both addresses are its own, even if they are not declared or
+    /// are declared as something else. But a component that declares this very port there has it; of a service's
+    /// address that is the service alone, and not the pods behind it.
+    fn spot_on_lo(&self, spot: Spot<'a>, port_kind: PortKind, number: u16) -> Spot<'a> {
         let has_port = |(component, port): &(&Component, &Port)| {
             !component.is_elsewhere() && !port.matches.contains(&PortMatch::Any)
         };
         let is_declared = if spot.is_virtual {
-            spot.services.iter().any(|s| covers(s.at, space, number))
+            spot.services
+                .iter()
+                .any(|s| covers(s.at, port_kind, number))
         } else {
-            self.ends(&spot, space, number).iter().any(has_port)
+            self.ends(&spot, port_kind, number).iter().any(has_port)
         };
         let is_declared = !spot.pod && is_declared;
         if spot.own || spot.loopback || is_declared {
@@ -384,34 +386,34 @@ impl<'a> Oracle<'a> {
         own.map_or(spot, |own| self.spot(*own))
     }
 
-    /// A process asks to connect, or to send a datagram. The unspecified address is this host.
-    pub fn connects(&self, cgroup: &str, to: IpAddr, space: PortKind, number: u16) -> Said {
+    /// A process connects, or sends a datagram. The unspecified address is this host.
+    pub fn connects(&self, cgroup: &str, to: IpAddr, port_kind: PortKind, number: u16) -> Said {
         let to = match to {
             IpAddr::V4(v4) if v4.is_unspecified() => IpAddr::from([127, 0, 0, 1]),
             IpAddr::V6(v6) if v6.is_unspecified() => IpAddr::V6(Ipv6Addr::LOCALHOST),
             to => to,
         };
-        self.toward(&self.process(cgroup), &self.spot(to), space, number)
+        self.toward(&self.process(cgroup), &self.spot(to), port_kind, number)
             .said
     }
 
     /// A process asks to bind. A wildcard is every address of this node, so also those that are no
     /// loopback address; and so is any other, whatever it is declared as, but for its own ports.
-    pub fn binds(&self, cgroup: &str, at: IpAddr, space: PortKind, number: u16) -> Said {
+    pub fn binds(&self, cgroup: &str, at: IpAddr, port_kind: PortKind, number: u16) -> Said {
         let own = self.node.addresses.iter().min();
         let at = match own {
             Some(own) if at.is_unspecified() => *own,
             _ => at,
         };
-        let spot = self.spot_on_lo(self.spot(at), space, number);
-        self.holds(cgroup, &spot, space, number)
+        let spot = self.spot_on_lo(self.spot(at), port_kind, number);
+        self.holds(cgroup, &spot, port_kind, number)
     }
 
     /// Whether a process may hold a port at an address.
-    fn holds(&self, cgroup: &str, spot: &Spot<'a>, space: PortKind, number: u16) -> Said {
+    fn holds(&self, cgroup: &str, spot: &Spot<'a>, port_kind: PortKind, number: u16) -> Said {
         let by = self.process(cgroup);
         let mut refused = None;
-        for (component, port) in self.ends(spot, space, number) {
+        for (component, port) in self.ends(spot, port_kind, number) {
             if !component.guard || port.matches.contains(&PortMatch::Any) {
                 continue;
             }
@@ -436,10 +438,10 @@ impl<'a> Oracle<'a> {
         to: &Spot<'a>,
         kind: Kind,
     ) -> Opinion {
-        let forward = |space, number| self.toward(sender, to, space, number);
-        let back = |space, number| Opinion {
+        let forward = |port_kind, number| self.toward(sender, to, port_kind, number);
+        let back = |port_kind, number| Opinion {
             back: true,
-            ..self.toward(receiver, from, space, number)
+            ..self.toward(receiver, from, port_kind, number)
         };
         match kind {
             Kind::Syn(_, port) => forward(PortKind::Tcp, port),
@@ -448,15 +450,15 @@ impl<'a> Oracle<'a> {
             }
             // Nothing was sent before that this could answer.
             Kind::Udp(_, port) => forward(PortKind::Udp, port),
-            Kind::Message(space, number) => forward(space, number.into()),
-            Kind::EchoReply(space) => back(space, request_of(space)),
+            Kind::Message(port_kind, number) => forward(port_kind, number.into()),
+            Kind::EchoReply(port_kind) => back(port_kind, request_of(port_kind)),
             Kind::Protocol(number) => weightier(
                 forward(PortKind::Protocol, number.into()),
                 back(PortKind::Protocol, number.into()),
             ),
             Kind::Arp => weightier(forward(PortKind::Arp, 0), back(PortKind::Arp, 0)),
             Kind::LaterFragment => {
-                // Who is known by a cgroup or an interface has no ports by that.
+                // What is known by a cgroup or an interface has no ports by that.
                 let there = receiver.by_address && self.knows(sender, to);
                 let here = sender.by_address && self.knows(receiver, from);
                 if self.policy.other_traffic == OtherTraffic::Allow || there || here {
@@ -484,16 +486,21 @@ impl<'a> Oracle<'a> {
     }
 
     /// The ports that are meant by a number at an address.
-    fn ends(&self, to: &Spot<'a>, space: PortKind, number: u16) -> Vec<(&'a Component, &'a Port)> {
+    fn ends(
+        &self,
+        to: &Spot<'a>,
+        port_kind: PortKind,
+        number: u16,
+    ) -> Vec<(&'a Component, &'a Port)> {
         let mut ends = Vec::new();
         for component in &self.policy.components {
             for port in &component.ports {
                 let here = to.residents.contains(component.name.as_str())
-                    && port.matches.iter().any(|m| covers(*m, space, number));
+                    && port.matches.iter().any(|m| covers(*m, port_kind, number));
                 let behind = to.services.iter().any(|s| {
                     s.component == component.name
                         && s.port == port.name
-                        && covers(s.at, space, number)
+                        && covers(s.at, port_kind, number)
                 });
                 if here || behind {
                     ends.push((component, port));
@@ -503,9 +510,15 @@ impl<'a> Oracle<'a> {
         ends
     }
 
-    /// What is said of somebody who wants to reach a port at an address.
-    fn toward(&self, sender: &Sender<'a>, to: &Spot<'a>, space: PortKind, number: u16) -> Opinion {
-        let mut ends = self.ends(to, space, number);
+    /// The verdict for a sender that addresses a port at an address.
+    fn toward(
+        &self,
+        sender: &Sender<'a>,
+        to: &Spot<'a>,
+        port_kind: PortKind,
+        number: u16,
+    ) -> Opinion {
+        let mut ends = self.ends(to, port_kind, number);
         let guarded = ends.iter().any(|(component, _)| component.guard);
         let opinion = |said| Opinion {
             said,
@@ -540,7 +553,7 @@ impl<'a> Oracle<'a> {
             .collect();
         let narrowest = allows.first().map(|(_, port)| port.width());
         allows.retain(|(_, port)| Some(port.width()) == narrowest);
-        // A path is a permission: where one asks for no TLS, none is asked for.
+        // A path grants a permission: if one path requires no TLS, none is required.
         if let Some((path, _)) = allows.iter().find(|(path, _)| !path.tls) {
             let said = Said::Path(path.name.clone());
             return opinion(said);
@@ -741,7 +754,7 @@ fn is_from(path: &Path, sender: &Sender<'_>) -> bool {
         .any(|from| sender.is.contains(from.as_str()))
 }
 
-/// What may belong to either direction: what is said of a guarded port counts first.
+/// For a packet that may go in either direction: verdicts about a guarded port take precedence.
 fn weightier(forward: Opinion, back: Opinion) -> Opinion {
     let is_path = |opinion: &Opinion| matches!(opinion.said, Said::Path(_) | Said::TlsPath(_));
     let is_denied = |opinion: &Opinion| matches!(opinion.said, Said::Denied(_));
@@ -757,12 +770,12 @@ fn weightier(forward: Opinion, back: Opinion) -> Opinion {
     forward
 }
 
-fn request_of(space: PortKind) -> u16 {
-    if space == PortKind::Icmp { 8 } else { 128 }
+fn request_of(port_kind: PortKind) -> u16 {
+    if port_kind == PortKind::Icmp { 8 } else { 128 }
 }
 
-fn covers(found: PortMatch, space: PortKind, number: u16) -> bool {
-    match (found, space) {
+fn covers(found: PortMatch, port_kind: PortKind, number: u16) -> bool {
+    match (found, port_kind) {
         (PortMatch::Any, _) | (PortMatch::Arp, PortKind::Arp) => true,
         (PortMatch::Tcp(first, last), PortKind::Tcp)
         | (PortMatch::Udp(first, last), PortKind::Udp) => (first..=last).contains(&number),

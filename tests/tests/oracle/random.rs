@@ -83,7 +83,7 @@ const PORTS: [u16; 22] = [
     10_248, 10_250, 10_255, 10_257, 30_080,
 ];
 
-/// A policy in YAML. Many are invalid; those say nothing.
+/// A policy in YAML. Many are invalid; those are skipped.
 pub fn policy(random: &mut Random) -> String {
     let mut text = String::from(
         "apiVersion: enforcer.dev/v1alpha1\nkind: Inventory\nmetadata: { name: r }\nspec:\n  nodes:\n",

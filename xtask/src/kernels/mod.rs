@@ -72,7 +72,7 @@ pub fn run(args: &Args) -> Result<ExitCode> {
     })
 }
 
-/// For `cargo xtask test`: what each kernel said, or what was wrong with one.
+/// For `cargo xtask test`: the result of each kernel, or what failed.
 pub fn check() -> Result<()> {
     let outcomes = try_all(&SERIES, &Extent::Some)?;
     let said: String = outcomes.iter().map(Outcome::to_string).collect();
@@ -205,7 +205,7 @@ impl Machine {
             .is_none()
         {
             if self.began.elapsed() > self.limit {
-                // What is missing in its log tells how far it came.
+                // The end of its log shows how far it came.
                 self.child.kill().context("failed to end a machine")?;
             }
             thread::sleep(Duration::from_millis(100));

@@ -1,4 +1,4 @@
-//! What a machine's console said.
+//! Parses the output of a machine's console.
 
 use std::{fmt, path::PathBuf, time::Duration};
 

@@ -12,7 +12,7 @@ use crate::{bpf_toolchain::tools_path, setup::apt, shell};
 
 /// A kernel that has been unpacked.
 pub struct Kernel {
-    /// As `uname -r` says it.
+    /// The release as `uname -r` prints it.
     pub release: String,
     /// What is booted.
     pub image: PathBuf,

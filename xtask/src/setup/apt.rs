@@ -79,7 +79,7 @@ pub fn run(arguments: &[&str]) -> Result<()> {
 
 fn apt(program: &str) -> Command {
     let mut command = Command::new(program);
-    // Its words are read above, and nobody is there to answer questions.
+    // Its output is parsed above, and it must not ask questions.
     command
         .env("LC_ALL", "C")
         .env("DEBIAN_FRONTEND", "noninteractive");

@@ -114,7 +114,7 @@ fn has_prebuilt_core(rustlib: &Path) -> bool {
     })
 }
 
-/// Whether a version is at least what this workspace asks for.
+/// Whether a version is at least the one that this workspace requires.
 fn is_new_enough(version: &str) -> bool {
     minor_of(version) >= minor_of(env!("CARGO_PKG_RUST_VERSION"))
 }

@@ -181,7 +181,7 @@ fn link(found: &Path, at: &PathBuf) -> Result<()> {
     if at.exists() {
         return Ok(());
     }
-    // Of a link that leads nowhere, `exists` says no.
+    // `exists` is false for a dangling link.
     let _ = fs::remove_file(at);
     at.parent()
         .map_or(Ok(()), fs::create_dir_all)

@@ -34,8 +34,8 @@ impl Part {
     pub const FOR_LAB: [Self; 2] = [Self::Toolchain, Self::Lab];
 }
 
-/// Installs what is missing of the parts. Goes on after a failure where it can, so that one run
-/// names everything that has to be done by hand.
+/// Installs what is missing of the parts. Continues after a failure where possible, so that one run names everything
+/// that must be done by hand.
 pub fn ensure(parts: &[Part]) -> Result<()> {
     let mut failures = Vec::new();
     let compiler = part_toolchain(parts).unwrap_or_else(|error| {
@@ -46,7 +46,7 @@ pub fn ensure(parts: &[Part]) -> Result<()> {
         && parts.contains(&Part::Clippy)
         && let Err(error) = part_clippy(&compiler)
     {
-        // A missing linter stops nobody from building; the test says that it was left out.
+        // A missing linter does not prevent building; the test reports that it was left out.
         println!("       {error:#}");
     }
     if parts.contains(&Part::Lab) {
@@ -70,7 +70,7 @@ pub fn lab_tools() -> PathBuf {
     bpf_toolchain::tools_path(shell::workspace()).join("lab")
 }
 
-/// Compiler and linker, and the file that tells the build script.
+/// Compiler and linker, and the file by which the build script finds them.
 fn part_toolchain(parts: &[Part]) -> Result<Option<Compiler>> {
     if !parts.contains(&Part::Toolchain) {
         return Ok(None);
@@ -140,7 +140,7 @@ fn part_daemons() -> Result<()> {
         .context("servers are missing (`cargo xtask lab`, `demo` and `test` need them)")
 }
 
-/// Check, act, verify, and a line that says so.
+/// Check, act, verify, and print a line about it.
 fn step<T>(
     name: &str,
     check: impl Fn() -> Option<T>,

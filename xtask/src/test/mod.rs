@@ -71,7 +71,7 @@ pub fn run(args: &Args) -> Result<ExitCode> {
     Ok(report.finish())
 }
 
-/// Random policies and packets by the million, in sight: it tells its seed and its figures.
+/// Random policies and packets by the million, with visible output: it prints its seed and its figures.
 fn long_run() -> Result<ExitCode> {
     setup::ensure(&[setup::Part::Toolchain, setup::Part::Lab])?;
     shell::run_in_sight(&mut build::release())?;
@@ -151,7 +151,7 @@ fn unit_tests(filter: Option<&str>) -> Command {
     command
 }
 
-/// The shared crate's tests once more, where Miri is installed.
+/// The shared crate's tests again, where Miri is installed.
 fn under_miri(report: &mut Report) {
     const NAME: &str = "shared crate under Miri";
     match miri::obstacle() {

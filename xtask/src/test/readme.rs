@@ -1,5 +1,5 @@
-//! Are the commands in the documents right? Each subcommand and flag must be in the help text of
-//! its command, and `enforcer check` on shipped files is run as it stands.
+//! Are the commands in the documents right? Each subcommand and flag must be in the help text of its command, and
+//! `enforcer check` on shipped files is run as written.
 
 use std::{
     env, fs,

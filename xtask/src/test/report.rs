@@ -27,7 +27,7 @@ struct Counts {
 }
 
 impl Report {
-    /// Runs a command as a check; says whether it passed.
+    /// Runs a command as a check; returns whether it passed.
     pub fn command(&mut self, name: &str, command: &mut Command) -> bool {
         let by_hand = shell::display(command);
         self.run(name, Some(&by_hand), || {

@@ -42,6 +42,7 @@ pub fn all() -> Vec<(&'static str, String)> {
     ]
 }
 
+/// The denial of a process.
 pub fn event() -> Event {
     Event {
         verdict: Decision::Denied.into(),
@@ -189,6 +190,7 @@ pub fn status() -> Status {
         generation: 2,
         since: "2026-01-01T00:00:00.000Z".to_owned(),
         pid: 815,
+        pinned_at: Some("/sys/fs/bpf/enforcer/5f3a90c1d2e4b607-1".to_owned()),
         attachments: vec![
             attachment(
                 Hook::Connect,

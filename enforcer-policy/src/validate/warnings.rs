@@ -1,4 +1,4 @@
-//! What is no error and should be known all the same: a policy that is valid and inert is the worst kind.
+//! Warnings: what is not an error but should be known. The worst policy is one that is valid and has no effect.
 
 use std::collections::{HashMap, HashSet};
 
@@ -6,31 +6,31 @@ use crate::catalogue::Catalogue;
 use crate::error::{list, nearest};
 use crate::model::{Component, Locality, Node, OtherTraffic, Path, Policy, PortMatch, Roles};
 
-/// The notes to a policy. `declared`: the components that its inventory mentions.
+/// The warnings about a policy. `declared`: the components that its inventory mentions.
 pub(crate) fn of(policy: &Policy, declared: &[String], catalogue: &Catalogue) -> Vec<String> {
-    let places = Places::of(policy);
+    let located = Located::of(policy);
     let ends = Ends::of(policy);
     let roles = Roles::of(&policy.nodes);
-    let mut notes = Vec::new();
-    without_roles(policy, &mut notes);
-    inert_components(policy, &places, &ends, &mut notes);
-    declared_components(policy, declared, catalogue, &mut notes);
-    processes_without_cgroup(policy, &roles, &mut notes);
-    off_without_cgroup(policy, &roles, &ends, &mut notes);
-    only_receivers(policy, &ends, &mut notes);
-    unused_services(policy, &mut notes);
-    unknown_places_of_pods(policy, &mut notes);
+    let mut warnings = Vec::new();
+    without_roles(policy, &mut warnings);
+    inert_components(policy, &located, &ends, &mut warnings);
+    declared_components(policy, declared, catalogue, &mut warnings);
+    processes_without_cgroup(policy, &roles, &mut warnings);
+    off_without_cgroup(policy, &roles, &ends, &mut warnings);
+    only_receivers(policy, &ends, &mut warnings);
+    unused_services(policy, &mut warnings);
+    unknown_nodes_of_pods(policy, &mut warnings);
     if policy.other_traffic == OtherTraffic::Drop {
-        way_back_in(policy, &roles, &places, &mut notes);
-        anywhere_outside(policy, &mut notes);
+        no_way_in(policy, &roles, &located, &mut warnings);
+        anywhere_outside(policy, &mut warnings);
         if !policy.pod_networks.is_empty() && policy.service_networks.is_empty() {
-            notes.push(
+            warnings.push(
                 "otherTraffic: Drop, and no `serviceNetworks`: pods reach no service but those under `services`"
                     .to_owned(),
             );
         }
     }
-    notes
+    warnings
 }
 
 /// Paths by the names of their ends.
@@ -69,12 +69,12 @@ fn names<'a>(paths: impl IntoIterator<Item = &'a &'a Path>) -> Vec<&'a str> {
     paths.map(|path| path.name.as_str()).collect()
 }
 
-/// Names of the paths that can not be used on one node: both ends, or what has to be here of them, are elsewhere.
+/// Names of the paths that can not be used on one node, because none of the required ends can be on it.
 pub fn elsewhere<'a>(policy: &'a Policy, node: &str) -> Vec<&'a str> {
     let Some(node) = policy.node(node) else {
         return Vec::new();
     };
-    // Each is looked for once, however many paths have it: it may have a hundred thousand addresses.
+    // Each component is checked once, however many paths have it: it may have a hundred thousand addresses.
     let here: HashSet<&str> = policy
         .components
         .iter()
@@ -98,34 +98,34 @@ pub fn elsewhere<'a>(policy: &'a Policy, node: &str) -> Vec<&'a str> {
         .collect()
 }
 
-/// What has no meaning on one node: a policy is for all of them, and nobody should wait for a path
-/// that can not be used here.
+/// What has no effect on one node: a policy is for all nodes, and operators should not wait for paths that can not be
+/// used here.
 pub fn for_node(policy: &Policy, node: &str) -> Vec<String> {
     let elsewhere = elsewhere(policy, node);
-    let mut notes = Vec::new();
+    let mut warnings = Vec::new();
     if !elsewhere.is_empty() {
-        notes.push(format!(
+        warnings.push(format!(
             "{} of {} paths do not concern this node: {}",
             elsewhere.len(),
             policy.paths.len(),
             elsewhere.join(", ")
         ));
     }
-    notes
+    warnings
 }
 
-fn without_roles(policy: &Policy, notes: &mut Vec<String>) {
+fn without_roles(policy: &Policy, warnings: &mut Vec<String>) {
     let nodes = policy.nodes.iter().filter(|node| node.roles.is_empty());
     let names: Vec<&str> = nodes.map(|node| node.name.as_str()).collect();
     if !names.is_empty() {
-        notes.push(format!(
+        warnings.push(format!(
             "without roles, nodes run what every node runs and nothing else: {}",
             list(&names)
         ));
     }
 }
 
-/// On this node, by its roles, as a process, as a pod, or in the way of its packets.
+/// Whether a component may be on this node: by its roles, as a process, as a pod, or by an address.
 fn may_be_here(component: &Component, node: &Node) -> bool {
     component.runs_on(node)
         || component.in_pod_networks
@@ -141,8 +141,8 @@ fn may_be_here(component: &Component, node: &Node) -> bool {
             .any(|pods| component.addresses.iter().any(|net| pods.contains(net)))
 }
 
-/// A virtual address that leads to a port which no path leads to.
-fn unused_services(policy: &Policy, notes: &mut Vec<String>) {
+/// Warns of a virtual address that leads to a port to which no path leads.
+fn unused_services(policy: &Policy, warnings: &mut Vec<String>) {
     let paths = policy.paths.iter();
     let mut seen: HashSet<(&str, &str)> = paths
         .map(|path| (path.to_component.as_str(), path.to_port.as_str()))
@@ -150,15 +150,15 @@ fn unused_services(policy: &Policy, notes: &mut Vec<String>) {
     for service in &policy.services {
         let (component, port) = (service.component.as_str(), service.port.as_str());
         if seen.insert((component, port)) {
-            notes.push(format!(
+            warnings.push(format!(
                 "service `{component}:{port}` has a virtual address, and no path leads to that port"
             ));
         }
     }
 }
 
-/// "The same node's pods" needs to know which pods those are.
-fn unknown_places_of_pods(policy: &Policy, notes: &mut Vec<String>) {
+/// Paths to "the same node's pods" need to know which pods those are.
+fn unknown_nodes_of_pods(policy: &Policy, warnings: &mut Vec<String>) {
     let pods: HashSet<&str> = policy
         .components
         .iter()
@@ -175,7 +175,7 @@ fn unknown_places_of_pods(policy: &Policy, notes: &mut Vec<String>) {
         .collect();
     let unknown = policy.nodes.iter().all(|node| node.pod_networks.is_empty());
     if unknown && !local.is_empty() && !policy.pod_networks.is_empty() {
-        notes.push(format!(
+        warnings.push(format!(
             "no node has `podNetworks` of its own: {} {} to pods of other nodes, too",
             list(&local),
             if local.len() == 1 { "leads" } else { "lead" }
@@ -183,8 +183,8 @@ fn unknown_places_of_pods(policy: &Policy, notes: &mut Vec<String>) {
     }
 }
 
-/// Everything that could be narrowed, in one sentence.
-fn anywhere_outside(policy: &Policy, notes: &mut Vec<String>) {
+/// Everything outside that could be narrowed, in one sentence.
+fn anywhere_outside(policy: &Policy, warnings: &mut Vec<String>) {
     let paths = policy.paths.iter();
     let reached: HashSet<&str> = paths.map(|path| path.to_component.as_str()).collect();
     let wide: Vec<&str> = policy
@@ -195,7 +195,7 @@ fn anywhere_outside(policy: &Policy, notes: &mut Vec<String>) {
         .map(|component| component.name.as_str())
         .collect();
     if !wide.is_empty() {
-        notes.push(format!(
+        warnings.push(format!(
             "{} {} anywhere outside of the cluster: `addresses` in the Inventory would narrow the paths there",
             list(&wide),
             if wide.len() == 1 { "is" } else { "are" }
@@ -204,13 +204,13 @@ fn anywhere_outside(policy: &Policy, notes: &mut Vec<String>) {
 }
 
 /// Which components can be recognised as senders, and which can be found as receivers.
-pub(crate) struct Places<'a> {
+pub(crate) struct Located<'a> {
     senders: HashSet<&'a str>,
     receivers: HashSet<&'a str>,
 }
 
-impl<'a> Places<'a> {
-    /// Looks at every component once.
+impl<'a> Located<'a> {
+    /// Goes through all components once.
     pub fn of(policy: &'a Policy) -> Self {
         let by_name: HashMap<&str, &Component> = policy
             .components
@@ -229,7 +229,7 @@ impl<'a> Places<'a> {
             if located || served.contains(component.name.as_str()) {
                 receivers.insert(component.name.as_str());
             }
-            // Who sends counts as everything that it is part of.
+            // A sender counts as everything that it is part of.
             let nowhere_else = component.only_receives_outside
                 && !roles.run(component)
                 && component.addresses.is_empty();
@@ -246,7 +246,7 @@ impl<'a> Places<'a> {
         Self { senders, receivers }
     }
 
-    /// Nothing of it can be recognised, neither as a sender nor as a receiver.
+    /// Whether nothing is recognised as it, neither as a sender nor as a receiver.
     pub fn is_inert(&self, component: &Component) -> bool {
         let name = component.name.as_str();
         !self.senders.contains(name) && !self.receivers.contains(name)
@@ -262,12 +262,12 @@ fn has_address(policy: &Policy, roles: &Roles<'_>, component: &Component) -> boo
 
 fn inert_components(
     policy: &Policy,
-    places: &Places<'_>,
+    located: &Located<'_>,
     ends: &Ends<'_>,
-    notes: &mut Vec<String>,
+    warnings: &mut Vec<String>,
 ) {
-    // Where others may use a path, too, it is no news that one of them is not there.
-    let there = |from: &String| places.senders.contains(from.as_str());
+    // If other components can use a path, too, there is no warning that one of them is missing.
+    let there = |from: &String| located.senders.contains(from.as_str());
     let paths = policy.paths.iter();
     let unused: HashSet<&str> = paths
         .filter(|path| !path.from.iter().any(there))
@@ -278,17 +278,17 @@ fn inert_components(
         let alone = |path: &&&Path| unused.contains(path.name.as_str());
         let sends = names(ends.from(name).iter().filter(alone));
         let receives = names(ends.to(name));
-        let is_sender = places.senders.contains(name) || component.only_receives_outside;
+        let is_sender = located.senders.contains(name) || component.only_receives_outside;
         if !is_sender && !sends.is_empty() {
-            notes.push(format!(
+            warnings.push(format!(
                 "component `{name}` {}: it can not use {} {}",
                 without_place(policy, component),
                 path_or_paths(&sends),
                 list(&sends)
             ));
         }
-        if !places.receivers.contains(name) && !receives.is_empty() {
-            notes.push(format!(
+        if !located.receivers.contains(name) && !receives.is_empty() {
+            warnings.push(format!(
                 "component `{name}` {}: nothing is found there, {} {} can not be used",
                 without_address(policy, component),
                 path_or_paths(&receives),
@@ -324,12 +324,12 @@ fn path_or_paths(names: &[&str]) -> &'static str {
     if names.len() == 1 { "path" } else { "paths" }
 }
 
-/// A name one letter off the catalogue's declares a new component, silently.
+/// A name that differs from one of the catalogue's by a letter silently declares a new component.
 fn declared_components(
     policy: &Policy,
     declared: &[String],
     catalogue: &Catalogue,
-    notes: &mut Vec<String>,
+    warnings: &mut Vec<String>,
 ) {
     let known: Vec<&str> = catalogue
         .components()
@@ -357,7 +357,7 @@ fn declared_components(
         .filter(|name| !known.contains(&name.as_str()))
     {
         if let Some(near) = nearest(name, &known) {
-            notes.push(format!(
+            warnings.push(format!(
                 "component `{name}` is a new one of this inventory; the catalogue has `{near}`"
             ));
         }
@@ -367,7 +367,7 @@ fn declared_components(
         let guards = component.guard && !component.ports.is_empty();
         let counts = !component.part_of.is_empty() || wholes.contains(name);
         if !on_paths.contains(name.as_str()) && !guards && !counts {
-            notes.push(format!(
+            warnings.push(format!(
                 "component `{name}` is on no path and guards no port: it changes nothing but whom \
                  its addresses and cgroups belong to"
             ));
@@ -375,9 +375,9 @@ fn declared_components(
     }
 }
 
-/// A process outside of all declared cgroups counts as every component of its node that declares none;
-/// that is too much where pods use the host's network.
-fn processes_without_cgroup(policy: &Policy, roles: &Roles<'_>, notes: &mut Vec<String>) {
+/// A process outside of all declared cgroups counts as every component of its node that declares none; that is too
+/// broad if pods use the host's network.
+fn processes_without_cgroup(policy: &Policy, roles: &Roles<'_>, warnings: &mut Vec<String>) {
     let on_nodes: Vec<&str> = policy
         .components
         .iter()
@@ -390,7 +390,7 @@ fn processes_without_cgroup(policy: &Policy, roles: &Roles<'_>, notes: &mut Vec<
         .filter(|component| component.in_pod_networks);
     for pod in pods.filter(|component| component.cgroups.is_empty()) {
         if !on_nodes.is_empty() {
-            notes.push(format!(
+            warnings.push(format!(
                 "component `{}` declares no cgroups: a pod with hostNetwork counts as every component of its \
                  node that declares none, of {}; write `{}: {{ cgroups: [/kubepods.slice] }}`, or the \
                  cgroup that holds the pods of your nodes",
@@ -402,12 +402,12 @@ fn processes_without_cgroup(policy: &Policy, roles: &Roles<'_>, notes: &mut Vec<
     }
 }
 
-/// What has no rights before somebody says which processes it is.
+/// Components that have no rights until their cgroups are declared.
 fn off_without_cgroup(
     policy: &Policy,
     roles: &Roles<'_>,
     ends: &Ends<'_>,
-    notes: &mut Vec<String>,
+    warnings: &mut Vec<String>,
 ) {
     let off: Vec<String> = policy
         .components
@@ -420,19 +420,19 @@ fn off_without_cgroup(
         })
         .collect();
     if !off.is_empty() {
-        notes.push(format!(
+        warnings.push(format!(
             "inactive until the Inventory declares their `cgroups`: {}",
             off.join("; ")
         ));
     }
 }
 
-/// Anywhere outside, and not taken for itself as a sender.
-fn only_receivers(policy: &Policy, ends: &Ends<'_>, notes: &mut Vec<String>) {
+/// Components that are anywhere outside, and that no sender counts as.
+fn only_receivers(policy: &Policy, ends: &Ends<'_>, warnings: &mut Vec<String>) {
     for component in &policy.components {
         let sends = names(ends.from(&component.name));
         if component.is_elsewhere() && component.only_receives_outside && !sends.is_empty() {
-            notes.push(format!(
+            warnings.push(format!(
                 "component `{}` is anywhere outside: it can be reached there, but no sender outside is recognised as it, so \
                  {} {} can not be used from there; declare its networks as `addresses`",
                 component.name,
@@ -443,8 +443,13 @@ fn only_receivers(policy: &Policy, ends: &Ends<'_>, notes: &mut Vec<String>) {
     }
 }
 
-/// `Drop` without a path to port 22 is how people lock themselves out.
-fn way_back_in(policy: &Policy, roles: &Roles<'_>, places: &Places<'_>, notes: &mut Vec<String>) {
+/// Operators lock themselves out with `Drop` and no path to port 22.
+fn no_way_in(
+    policy: &Policy,
+    roles: &Roles<'_>,
+    located: &Located<'_>,
+    warnings: &mut Vec<String>,
+) {
     let by_name: HashMap<&str, &Component> = policy
         .components
         .iter()
@@ -456,7 +461,7 @@ fn way_back_in(policy: &Policy, roles: &Roles<'_>, places: &Places<'_>, notes: &
     };
     let leads_in = policy.paths.iter().any(|path| {
         let target = by_name.get(path.to_component.as_str());
-        // Pods' shells and probes on the same node are no way in.
+        // A path from pods' shells or probes on the same node is not a way in.
         target.is_some_and(|to| roles.run(to))
             && target
                 .and_then(|to| to.port(&path.to_port))
@@ -464,11 +469,11 @@ fn way_back_in(policy: &Policy, roles: &Roles<'_>, places: &Places<'_>, notes: &
             && path
                 .from
                 .iter()
-                .any(|from| places.senders.contains(from.as_str()))
+                .any(|from| located.senders.contains(from.as_str()))
             && path.locality == Locality::Any
     });
     if !leads_in {
-        notes.push(format!(
+        warnings.push(format!(
             "otherTraffic: Drop, and no path leads from a known sender to {SSH}/tcp of the nodes: there is no way \
              back in over the network; give component `admin` addresses"
         ));

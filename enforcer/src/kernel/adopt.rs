@@ -1,0 +1,176 @@
+//! What an agent before this one left pinned, and what this one goes on with.
+
+use enforcer_common::tables::{self, active};
+
+use super::{
+    Kept, KernelError, Pins,
+    kept::{self, Store},
+    layout,
+    maps::Owned,
+    pins::Instance,
+    state::{Pinned, Slots},
+};
+
+/// What is pinned, before anything is loaded.
+pub struct Found {
+    pins: Pins,
+    adopted: Option<(Instance, Store)>,
+    others: Vec<Instance>,
+    kept: Kept,
+}
+
+impl Found {
+    /// Looks, and makes the directory unless it is there. `netns` is the cookie of this network namespace.
+    ///
+    /// # Errors
+    ///
+    /// Nothing can be pinned there, or what is there is enforced in another network namespace.
+    pub fn look(pins: &Pins) -> Result<Self, KernelError> {
+        pins.prepare()?;
+        let netns = super::load::netns_cookie()?;
+        let (mut adopted, mut others, mut newest) = (None, Vec::new(), None);
+        for instance in pins.instances() {
+            let store = Store::open(&instance.map(kept::NAME)).ok();
+            let found = store.and_then(|store| Some((store.read()?, store)));
+            let Some((kept, store)) = found else {
+                // An agent died as it began, or somebody removed a pin.
+                others.push(instance);
+                continue;
+            };
+            if kept.netns != netns {
+                return Err(KernelError::PinsElsewhere {
+                    path: pins.root().to_owned(),
+                });
+            }
+            newest.get_or_insert(kept);
+            if adopted.is_none() && instance.layout() == layout::DIGEST && is_whole(&instance) {
+                adopted = Some((instance, store));
+            } else {
+                others.push(instance);
+            }
+        }
+        let kept = Kept {
+            netns,
+            ..newest.unwrap_or_default()
+        };
+        Ok(Self {
+            pins: pins.clone(),
+            adopted,
+            others,
+            kept,
+        })
+    }
+
+    /// What is kept of it: by that, paths have their numbers.
+    pub fn kept(&self) -> &Kept {
+        &self.kept
+    }
+
+    /// What there was, for the log; nothing if there was nothing.
+    pub fn describe(&self) -> Option<String> {
+        let Kept {
+            version,
+            generation,
+            ..
+        } = &self.kept;
+        let version = enforcer_policy::text::shown(version);
+        if self.adopted.is_some() {
+            Some(format!(
+                "takes over from enforcer {version}: generation {generation} was enforced meanwhile"
+            ))
+        } else if !self.others.is_empty() {
+            Some(format!(
+                "takes over from enforcer {version}, whose maps have another layout or are not whole: its programs are \
+                 replaced one by one, and counters and records begin anew"
+            ))
+        } else {
+            None
+        }
+    }
+
+    /// The instance to work on: that one, or a new one.
+    pub(super) fn instance(
+        self,
+    ) -> Result<(Instance, Option<Store>, Vec<Instance>, Kept), KernelError> {
+        let Self {
+            pins,
+            adopted,
+            others,
+            kept,
+        } = self;
+        match adopted {
+            Some((instance, store)) => Ok((instance, Some(store), others, kept)),
+            None => Ok((pins.add(layout::DIGEST)?, None, others, kept)),
+        }
+    }
+}
+
+impl Pins {
+    /// What the agent kept whose pins these are; nothing if there is none, or it can not be read.
+    pub fn kept(&self) -> Option<Kept> {
+        let mut instances = self.instances().into_iter();
+        instances.find_map(|instance| Store::open(&instance.map(kept::NAME)).ok()?.read())
+    }
+}
+
+/// Whether all maps are there, as this version makes them. Their names could be another's.
+fn is_whole(instance: &Instance) -> bool {
+    layout::maps().all(|expected| {
+        let Ok(map) = Owned::from_pin(instance.map(expected.name)) else {
+            return false;
+        };
+        map.info().is_ok_and(|info| {
+            info.map_type()
+                .is_ok_and(|kind| kind as u32 == expected.kind)
+                && info.key_size() == expected.key
+                && info.value_size() == expected.value
+                && info.max_entries() == expected.entries
+        })
+    })
+}
+
+impl Pinned {
+    /// With the map of the agent's state, made if this is a new instance: without it, an instance is not whole.
+    pub(super) fn new(
+        instance: Instance,
+        store: Option<Store>,
+        others: Vec<Instance>,
+    ) -> Result<Self, KernelError> {
+        let adopted = store.is_some();
+        let store = match store {
+            Some(store) => store,
+            None => Store::create(&instance.map(kept::NAME))?,
+        };
+        Ok(Self {
+            instance,
+            store,
+            others,
+            adopted,
+        })
+    }
+}
+
+impl Slots {
+    /// Reads back what is in force.
+    pub(super) fn read_back(&mut self) -> Result<(), KernelError> {
+        let failed = || KernelError::map("read what is in force");
+        let word = self.active.u32(0).ok_or(KernelError::Missing("ACTIVE"))?;
+        let (slot, epoch) = active::parts(word.load(std::sync::atomic::Ordering::Acquire));
+        (self.slot, self.epoch) = (slot, epoch);
+        if epoch == 0 {
+            // An agent died before it had put anything in force.
+            return Ok(());
+        }
+        let settings = self.settings.get(&slot, 0).map_err(failed())?;
+        let settings: tables::Settings =
+            zerocopy::transmute!(settings.get(&0, 0).map_err(failed())?);
+        self.generation = settings.generation;
+        let live = self.cgroups.get(&slot, 0).map_err(failed())?;
+        for entry in live.iter() {
+            let (id, party) = entry.map_err(failed())?;
+            self.parties.insert(id, party as u16);
+        }
+        self.live = Some(live);
+        Ok(())
+    }
+}

@@ -1,0 +1,265 @@
+//! Where maps and links are pinned, so that enforcement outlives the agent.
+//!
+//! ```text
+//! /sys/fs/bpf/enforcer/                 --pin-dir; 0700
+//!   5f3a90c1d2e4b607-1/                 an instance: the layout of its maps, and a number
+//!     maps/ACTIVE, maps/COUNTERS, …     by the map's name
+//!     maps/STATE                        what a restart needs beside them, see `kept`
+//!     cgroup/enforcer_conn4, …          by the program's name
+//!     interfaces/7/ingress, …           by the interface's index
+//!     lsm
+//! ```
+//!
+//! An agent goes on with the instance whose maps have its own layout. Where there is none, it makes another beside those
+//! there are, and moves their links over, one by one, each in place. Filters at the clsact qdisc are not pinned: they
+//! stay without that.
+
+use std::{
+    fs, io,
+    os::unix::fs::{DirBuilderExt as _, MetadataExt as _},
+    path::{Path, PathBuf},
+};
+
+use aya::programs::TcAttachType;
+use nix::sys::statfs::{BPF_FS_MAGIC, statfs};
+
+use super::{KernelError, calls};
+
+/// Where pins are, unless said otherwise.
+pub const PIN_DIR: &str = "/sys/fs/bpf/enforcer";
+
+/// The directory of all pins.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Pins {
+    root: PathBuf,
+}
+
+/// One set of maps, and the links of the programs that work on them.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct Instance {
+    path: PathBuf,
+    layout: u64,
+    number: u32,
+}
+
+impl Pins {
+    /// Those in a directory, which need not be there.
+    pub fn new(root: &Path) -> Self {
+        Self {
+            root: root.to_owned(),
+        }
+    }
+
+    /// The directory.
+    pub fn root(&self) -> &Path {
+        &self.root
+    }
+
+    /// Makes the directory, unless it is there.
+    ///
+    /// # Errors
+    ///
+    /// It is not on a BPF file system, can not be made, or can be written by others than root.
+    pub fn prepare(&self) -> Result<(), KernelError> {
+        let failed = |source| KernelError::Pins {
+            action: "create",
+            path: self.root.clone(),
+            source,
+        };
+        let there = self.root.ancestors().find(|path| path.exists());
+        let of = statfs(there.unwrap_or(&self.root)).map_err(|errno| failed(errno.into()))?;
+        if of.filesystem_type() != BPF_FS_MAGIC {
+            return Err(KernelError::NoBpfFs {
+                path: self.root.clone(),
+            });
+        }
+        make_directory(&self.root).map_err(failed)?;
+        let metadata = fs::symlink_metadata(&self.root).map_err(failed)?;
+        if !metadata.is_dir() || metadata.uid() != 0 || metadata.mode() & 0o022 != 0 {
+            return Err(KernelError::PinsOfOthers {
+                path: self.root.clone(),
+            });
+        }
+        Ok(())
+    }
+
+    /// Whether anything of an agent's is pinned there.
+    pub fn is_empty(&self) -> bool {
+        self.instances().is_empty()
+    }
+
+    /// Detaches everything that is pinned here, and removes the directory. Says how many links there were.
+    ///
+    /// # Errors
+    ///
+    /// The first pin that could not be removed. The others are gone all the same.
+    pub fn remove(&self) -> Result<usize, KernelError> {
+        let (mut links, mut result) = (0, Ok(()));
+        for instance in self.instances() {
+            links += instance.links().len();
+            result = result.and(instance.remove());
+        }
+        // Something else may be in it.
+        let _ = fs::remove_dir(&self.root);
+        result.map(|()| links)
+    }
+
+    /// All instances, the newest first.
+    pub(super) fn instances(&self) -> Vec<Instance> {
+        let mut found: Vec<Instance> = entries(&self.root)
+            .filter_map(|path| {
+                let (layout, number) = path.file_name()?.to_str()?.split_once('-')?;
+                Some(Instance {
+                    layout: (layout.len() == 16)
+                        .then(|| u64::from_str_radix(layout, 16).ok())
+                        .flatten()?,
+                    number: number.parse().ok()?,
+                    path,
+                })
+            })
+            .collect();
+        found.sort_by_key(|instance| std::cmp::Reverse(instance.number));
+        found
+    }
+
+    /// A new instance, with its directories.
+    pub(super) fn add(&self, layout: u64) -> Result<Instance, KernelError> {
+        let last = self.instances().first().map_or(0, |newest| newest.number);
+        let number = last.saturating_add(1);
+        let instance = Instance {
+            path: self.root.join(format!("{layout:016x}-{number}")),
+            layout,
+            number,
+        };
+        for directory in ["maps", "cgroup", "interfaces"] {
+            let path = instance.path.join(directory);
+            make_directory(&path).map_err(|source| KernelError::Pins {
+                action: "create",
+                path,
+                source,
+            })?;
+        }
+        Ok(instance)
+    }
+}
+
+impl Instance {
+    /// The layout of its maps, see [`layout`](super::layout).
+    pub(super) const fn layout(&self) -> u64 {
+        self.layout
+    }
+
+    /// Its directory.
+    pub(super) fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// Where a map is pinned.
+    pub(super) fn map(&self, name: &str) -> PathBuf {
+        self.path.join("maps").join(name)
+    }
+
+    /// Where the link of a program is pinned that is attached to the cgroup root.
+    pub(super) fn cgroup(&self, program: &str) -> PathBuf {
+        self.path.join("cgroup").join(program)
+    }
+
+    /// Where the link of a program is pinned that is attached to an interface.
+    pub(super) fn interface(&self, index: u32, direction: TcAttachType) -> PathBuf {
+        let name = match direction {
+            TcAttachType::Ingress => "ingress",
+            _ => "egress",
+        };
+        self.path
+            .join("interfaces")
+            .join(index.to_string())
+            .join(name)
+    }
+
+    /// Where the link of the program for security modules is pinned.
+    pub(super) fn lsm(&self) -> PathBuf {
+        self.path.join("lsm")
+    }
+
+    /// The indices of interfaces that have links here.
+    pub(super) fn interfaces(&self) -> impl Iterator<Item = u32> + use<> {
+        let entries = entries(&self.path.join("interfaces"));
+        entries.filter_map(|path| path.file_name()?.to_str()?.parse().ok())
+    }
+
+    /// Where links are pinned.
+    pub(super) fn links(&self) -> Vec<PathBuf> {
+        let of_interfaces = entries(&self.path.join("interfaces")).flat_map(|path| entries(&path));
+        let of_cgroup = entries(&self.path.join("cgroup"));
+        let of_lsm = Some(self.lsm()).filter(|path| path.exists());
+        of_interfaces.chain(of_cgroup).chain(of_lsm).collect()
+    }
+
+    /// Detaches all of it, and removes its directory.
+    pub(super) fn remove(&self) -> Result<(), KernelError> {
+        let mut result = Ok(());
+        for path in self.links() {
+            result = result.and(remove_link(&path));
+        }
+        for path in entries(&self.path.join("maps")) {
+            result = result.and(unpin(&path));
+        }
+        for path in entries(&self.path.join("interfaces")) {
+            let _ = fs::remove_dir(path);
+        }
+        for directory in ["maps", "cgroup", "interfaces", ""] {
+            result = result.and(removed(&self.path.join(directory), |path| {
+                fs::remove_dir(path)
+            }));
+        }
+        result
+    }
+}
+
+/// Detaches the program of a pinned link, and removes the pin. One that is gone is no error.
+pub(super) fn remove_link(path: &Path) -> Result<(), KernelError> {
+    if let Ok(link) = calls::open_pin(path) {
+        // Not every kind of link can be detached, and one whose target is gone is; without its pin it goes all the same.
+        let _ = calls::detach_link(&link);
+    }
+    unpin(path)?;
+    remove_directory_of(path);
+    Ok(())
+}
+
+/// Removes the directory of an interface, with its last link.
+pub(super) fn remove_directory_of(path: &Path) {
+    if let Some(directory) = path.parent() {
+        let _ = fs::remove_dir(directory);
+    }
+}
+
+fn unpin(path: &Path) -> Result<(), KernelError> {
+    removed(path, |path| fs::remove_file(path))
+}
+
+/// What is gone already is removed.
+fn removed(path: &Path, remove: impl Fn(&Path) -> io::Result<()>) -> Result<(), KernelError> {
+    match remove(path) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => Err(KernelError::Pins {
+            action: "remove",
+            path: path.to_owned(),
+            source: error,
+        }),
+        _ => Ok(()),
+    }
+}
+
+/// Makes a directory that is only for root, and those above it.
+pub(super) fn make_directory(path: &Path) -> io::Result<()> {
+    fs::DirBuilder::new()
+        .recursive(true)
+        .mode(0o700)
+        .create(path)
+}
+
+/// What is in a directory; nothing if it is not there.
+fn entries(directory: &Path) -> impl Iterator<Item = PathBuf> + use<> {
+    let entries = fs::read_dir(directory).into_iter().flatten().flatten();
+    entries.map(|entry| entry.path())
+}

@@ -1,0 +1,83 @@
+//! Connects to one address over and over, without waiting: whether there is a moment at which it can be reached.
+
+use std::collections::VecDeque;
+use std::io::Write as _;
+use std::net::SocketAddr;
+use std::os::fd::{AsRawFd as _, OwnedFd};
+use std::thread;
+use std::time::Duration;
+
+use nix::errno::Errno;
+use nix::fcntl::{FcntlArg, OFlag, fcntl};
+use nix::sys::socket::{SockType, SockaddrStorage, connect, getpeername, getsockname, sockopt};
+
+use super::{Knock, Report, socket};
+
+/// So many in a row, and a pause, so that others get to do something, too.
+const IN_A_ROW: u32 = 16;
+const PAUSE: Duration = Duration::from_millis(1);
+/// So many are waited for at a time.
+const WAITING: usize = 512;
+
+/// Ends when it is killed. Prints a line for each connection that stands, and one for each thousand that do not.
+pub(super) fn knock(what: &Knock) -> Report {
+    let mut waiting = VecDeque::new();
+    let mut tried = 0_u64;
+    tell("ready");
+    loop {
+        for _ in 0..IN_A_ROW {
+            match begin(what.to) {
+                Ok(socket) => waiting.push_back(socket),
+                Err(Errno::EPERM | Errno::ECONNREFUSED) => {}
+                // Out of ports or descriptors: some end soon.
+                Err(Errno::EADDRNOTAVAIL | Errno::EMFILE | Errno::EAGAIN) => {
+                    waiting.pop_front();
+                }
+                Err(errno) => return Report::of_errno(errno, "connect"),
+            }
+            if waiting.len() > WAITING
+                && let Some(first) = waiting.pop_front()
+            {
+                look(&first);
+            }
+            tried += 1;
+            if tried.is_multiple_of(1000) {
+                tell(&format!("tried {tried}"));
+            }
+        }
+        // Those of a while ago would have answered.
+        if let Some(first) = waiting.pop_front() {
+            look(&first);
+        }
+        thread::sleep(PAUSE);
+    }
+}
+
+fn begin(to: SocketAddr) -> Result<OwnedFd, Errno> {
+    let socket = socket::towards(to, SockType::Stream, 0)?;
+    let flags = OFlag::from_bits_retain(fcntl(&socket, FcntlArg::F_GETFL)?);
+    fcntl(&socket, FcntlArg::F_SETFL(flags | OFlag::O_NONBLOCK))?;
+    // It ends without a trace: nobody's port is taken for a minute.
+    let linger = nix::libc::linger {
+        l_onoff: 1,
+        l_linger: 0,
+    };
+    nix::sys::socket::setsockopt(&socket, sockopt::Linger, &linger)?;
+    match connect(socket.as_raw_fd(), &SockaddrStorage::from(to)) {
+        Ok(()) | Err(Errno::EINPROGRESS) => Ok(socket),
+        Err(errno) => Err(errno),
+    }
+}
+
+fn look(socket: &OwnedFd) {
+    if getpeername::<SockaddrStorage>(socket.as_raw_fd()).is_ok() {
+        let from = getsockname::<SockaddrStorage>(socket.as_raw_fd());
+        let from = from.map(|from| from.to_string()).unwrap_or_default();
+        tell(&format!("open from {from}"));
+    }
+}
+
+fn tell(line: &str) {
+    let mut out = std::io::stdout();
+    let _ = writeln!(out, "{line}").and_then(|()| out.flush());
+}

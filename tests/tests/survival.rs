@@ -1,0 +1,414 @@
+//! Enforcement outlives the agent: it is killed, replaced by another, and finds what the last one left, whatever became
+//! of that meanwhile.
+
+use std::time::{Duration, Instant};
+use std::{env, thread};
+
+use anyhow::{Context, Result, ensure};
+use enforcer_tests::patience::patient;
+use enforcer_tests::plan::{CP1, LOOPBACK, POD_A, port};
+use enforcer_tests::probe::Hold;
+use enforcer_tests::process::Ran;
+use enforcer_tests::product::{Agent, PolicyText};
+use enforcer_tests::{Lab, Outcome, net, tools};
+use serde_json::Value;
+
+const SOON: Duration = Duration::from_secs(3);
+const PINS: &str = "/sys/fs/bpf/enforcer";
+
+/// Runs the product's command line where an agent would run.
+fn enforcer(lab: &Lab, args: &[&str]) -> Result<Ran> {
+    let place = lab.daemon("cp1", "enforcer");
+    place.command_of(&tools::enforcer()?)?.args(args).run()
+}
+
+/// Runs a tool among the pins of that host.
+fn shell(lab: &Lab, line: &str) -> Result<String> {
+    let place = lab.daemon("cp1", "enforcer");
+    let ran = place.run("/bin/sh", ["-euc", line])?.checked()?;
+    Ok(ran.stdout)
+}
+
+/// The directories of instances.
+fn instances(lab: &Lab) -> Result<Vec<String>> {
+    let listed = shell(lab, &format!("ls {PINS} 2>/dev/null || true"))?;
+    Ok(listed.split_whitespace().map(str::to_owned).collect())
+}
+
+/// Nobody who may not reaches etcd, whoever may does.
+fn is_enforced(lab: &Lab, when: &str) -> Result<()> {
+    let at = CP1.at(port::ETCD_CLIENT);
+    let outcome = lab.hostnet("cp1").connect(at)?;
+    ensure!(outcome == Outcome::Eperm, "{when}, a process: {outcome}");
+    let outcome = lab.pod("pod-a").connect(at)?;
+    ensure!(outcome == Outcome::Timeout, "{when}, a pod: {outcome}");
+    let outcome = lab.apiserver().connect(at)?;
+    ensure!(
+        outcome == Outcome::Connected,
+        "{when}, the apiserver: {outcome}"
+    );
+    Ok(())
+}
+
+fn is_not_enforced(lab: &Lab, when: &str) -> Result<()> {
+    let at = CP1.at(port::ETCD_CLIENT);
+    for place in [lab.hostnet("cp1"), lab.pod("pod-a").clone()] {
+        let outcome = place.connect(at)?;
+        ensure!(outcome == Outcome::Connected, "{when}: {outcome}");
+    }
+    Ok(())
+}
+
+/// How many packets and calls were denied, for whatever reason.
+fn denials(status: &Value) -> u64 {
+    let reasons = status["reasons"].as_array().into_iter().flatten();
+    reasons.filter_map(|reason| reason["denied"].as_u64()).sum()
+}
+
+#[test]
+fn enforcement_outlives_the_agent_and_the_next_one_goes_on() -> Result<()> {
+    let lab = Lab::builder().etcd().apiserver().build()?;
+    is_not_enforced(&lab, "twin")?;
+    let policy = PolicyText::default();
+    for mode in ["auto", "clsact"] {
+        let agent = Agent::start_with(&lab, "cp1", &policy, &["--tc", mode])?;
+        is_enforced(&lab, "with an agent")?;
+        let before = agent.status()?;
+        let event = agent.event(|event| event.endpoint.as_deref() == Some("etcd:client"))?;
+        agent.kill()?;
+        is_enforced(&lab, "after its death")?;
+        let said = enforcer(&lab, &["status"])?;
+        ensure!(
+            said.code() == Some(2) && said.stderr.contains("is in force without one"),
+            "{said}"
+        );
+
+        let agent = Agent::start_with(&lab, "cp1", &policy, &["--tc", mode])?;
+        is_enforced(&lab, "with the next one")?;
+        let status = agent.status()?;
+        for same in ["generation", "since", "digest"] {
+            ensure!(status[same] == before[same], "{mode}, {same}: {status:#}");
+        }
+        ensure!(
+            status["attachments"] == before["attachments"],
+            "{mode}: {status:#}"
+        );
+        ensure!(denials(&status) > denials(&before), "counters began anew");
+        let again = agent.event(|again| again.subject.name == event.subject.name)?;
+        ensure!(again.count >= event.count, "records began anew: {again:?}");
+        ensure!(again.endpoint == event.endpoint, "{again:?}");
+        ensure!(instances(&lab)?.len() == 1, "{:?}", instances(&lab)?);
+
+        // What it ends with by itself stays in force, too.
+        let generation = agent.generation()?;
+        let left = agent.leave()?.checked()?;
+        ensure!(left.stderr.contains("stays in force without it"), "{left}");
+        is_enforced(&lab, "after its end")?;
+        let other = PolicyText {
+            disable: vec!["insecure-port"],
+            ..policy.clone()
+        };
+        let agent = Agent::start_with(&lab, "cp1", &other, &["--tc", mode])?;
+        ensure!(agent.generation()? == generation + 1, "of another policy");
+        is_enforced(&lab, "with another policy")?;
+        agent.kill()?;
+
+        enforcer(&lab, &["detach"])?.checked()?;
+        is_not_enforced(&lab, "after detach without an agent")?;
+        ensure!(instances(&lab)?.is_empty(), "{:?}", instances(&lab)?);
+        let said = enforcer(&lab, &["detach"])?;
+        ensure!(
+            said.code() == Some(2) && said.stderr.contains("no agent runs here"),
+            "{said}"
+        );
+    }
+    lab.close()
+}
+
+/// A verdict that was kept on a socket under the policy before the last one is not taken for one of the next agent's.
+#[test]
+fn a_kept_verdict_does_not_become_true_again() -> Result<()> {
+    let lab = Lab::builder().apiserver().build()?;
+    let insecure = LOOPBACK.at(port::INSECURE);
+    let policy = PolicyText::default();
+    let without = PolicyText {
+        disable: vec!["insecure-port"],
+        ..PolicyText::default()
+    };
+    let agent = Agent::start(&lab, "cp1", &policy)?;
+    let hold = || Hold {
+        every_ms: 1,
+        ..Hold::http(insecure)
+    };
+    let held = lab.controller_manager().hold(hold())?;
+    let deadline = Instant::now() + patient(SOON);
+    while agent.status()?["keptVerdicts"].as_u64() == Some(0) {
+        ensure!(Instant::now() < deadline, "no verdict is kept");
+    }
+    agent.kill()?;
+    ensure!(held.is_alive(), "without an agent");
+    let agent = Agent::start(&lab, "cp1", &policy)?;
+    ensure!(held.is_alive(), "twin: the same policy");
+    agent.kill()?;
+    let agent = Agent::start(&lab, "cp1", &without)?;
+    held.wait_for_end(SOON)?;
+    agent.stop()?.checked()?;
+    lab.close()
+}
+
+/// What an agent of another version left is replaced in place: its programs, link by link, while others work on maps of
+/// their own.
+#[test]
+fn maps_of_another_layout_are_followed_by_new_ones() -> Result<()> {
+    let lab = Lab::builder().etcd().apiserver().build()?;
+    let at = CP1.at(port::ETCD_CLIENT);
+    let policy = PolicyText::default();
+    let agent = Agent::start(&lab, "cp1", &policy)?;
+    let generation = agent.generation()?;
+    let attached = agent.status()?["attachments"].clone();
+    agent.kill()?;
+    let process = lab.hostnet("cp1").knock(at)?;
+    let pod = lab.pod("pod-a").knock(at)?;
+    let before = instances(&lab)?;
+    let [instance] = before.as_slice() else {
+        anyhow::bail!("{before:?}")
+    };
+    for (what, line) in [
+        (
+            "another layout",
+            format!("mv {PINS}/{instance} {PINS}/00000000deadbeef-7"),
+        ),
+        (
+            "a map is gone",
+            format!("rm $(ls -d {PINS}/*/maps/ENTRIES)"),
+        ),
+        (
+            "the state is gone",
+            format!("rm $(ls -d {PINS}/*/maps/STATE)"),
+        ),
+        (
+            "a map is another's",
+            format!("cd {PINS}/*/maps; rm COUNTERS; ln -s RECORDS COUNTERS"),
+        ),
+    ] {
+        shell(&lab, &line)?;
+        let agent = Agent::start(&lab, "cp1", &policy).context(what)?;
+        is_enforced(&lab, what)?;
+        let status = agent.status()?;
+        ensure!(status["attachments"] == attached, "{what}: {status:#}");
+        if what == "another layout" {
+            ensure!(
+                status["generation"].as_u64() > Some(generation),
+                "{status:#}"
+            );
+        }
+        let log = agent.running().stderr();
+        ensure!(
+            what == "the state is gone" || log.contains("takes over from enforcer"),
+            "{what}: {log}"
+        );
+        let left = instances(&lab)?;
+        ensure!(left.len() == 1 && left != before, "{what}: {left:?}");
+        process.tries_more(patient(SOON))?;
+        pod.tries_more(patient(SOON))?;
+        agent.kill()?;
+        is_enforced(&lab, what)?;
+    }
+    for (who, knocker) in [("a process", &process), ("a pod", &pod)] {
+        let opened = knocker.opened();
+        ensure!(opened.is_empty(), "{who} was let in: {opened:?}");
+        ensure!(knocker.tried() > 4000, "{who}: {} tries", knocker.tried());
+    }
+    enforcer(&lab, &["detach"])?.checked()?;
+    is_not_enforced(&lab, "after all")?;
+    lab.close()
+}
+
+/// Interfaces that came and went while no agent was there, with the names and numbers of others.
+#[test]
+fn interfaces_that_changed_meanwhile_are_taken_up() -> Result<()> {
+    let lab = Lab::builder().etcd().build()?;
+    let at = CP1.at(port::ETCD_CLIENT);
+    let node = lab.host("cp1").namespace().name();
+    let policy = PolicyText::default();
+    for mode in ["auto", "clsact"] {
+        let agent = Agent::start_with(&lab, "cp1", &policy, &["--tc", mode])?;
+        let add = |name: &str, index: u32| {
+            net::ip(
+                Some(node),
+                &format!(
+                    "link add {name} index {index} type veth peer name {name}-p\nlink set {name} up\n"
+                ),
+            )
+        };
+        add("cali-a", 901)?;
+        add("cali-b", 902)?;
+        let has = |agent: &Agent, name: &str| -> Result<()> {
+            let deadline = Instant::now() + patient(Duration::from_secs(8));
+            loop {
+                let status = agent.status()?;
+                let there = status["attachments"].as_array().into_iter().flatten();
+                let count = there.filter(|found| found["where"] == name).count();
+                if count == 2 {
+                    return Ok(());
+                }
+                ensure!(Instant::now() < deadline, "{name}: {status:#}");
+                thread::sleep(Duration::from_millis(20));
+            }
+        };
+        has(&agent, "cali-a")?;
+        has(&agent, "cali-b")?;
+        agent.kill()?;
+        // One goes, one is another with the same name and number, one has another name, one is new.
+        let interface = POD_A.host_interface();
+        net::ip(Some(node), "link del cali-a\nlink del cali-b\n")?;
+        add("cali-b", 902)?;
+        add("cali-c", 903)?;
+        let agent = Agent::start_with(&lab, "cp1", &policy, &["--tc", mode])?;
+        has(&agent, "cali-b")?;
+        has(&agent, "cali-c")?;
+        has(&agent, &interface)?;
+        let status = agent.status()?;
+        ensure!(!status.to_string().contains("cali-a"), "{status:#}");
+        ensure!(status["notAttached"].is_null(), "{status:#}");
+        if mode == "auto" {
+            let pinned = shell(&lab, &format!("ls {PINS}/*/interfaces"))?;
+            ensure!(
+                !pinned.contains("901") && pinned.contains("902"),
+                "{pinned}"
+            );
+        }
+        // And under an agent: it has the name and the number that another had a moment ago.
+        net::ip(Some(node), "link del cali-b\n")?;
+        add("cali-b", 902)?;
+        has(&agent, "cali-b")?;
+        let outcome = lab.pod("pod-a").connect(at)?;
+        ensure!(outcome == Outcome::Timeout, "{outcome}");
+        net::ip(Some(node), "link del cali-b\nlink del cali-c\n")?;
+        agent.stop()?.checked()?;
+    }
+    lab.close()
+}
+
+#[test]
+fn pins_that_can_not_be_trusted_or_made_are_told() -> Result<()> {
+    let lab = Lab::builder().etcd().build()?;
+    let policy = PolicyText::default();
+    let file = lab.directory().join("policy.yaml");
+    std::fs::write(&file, policy.yaml(&lab))?;
+    let file = file.to_string_lossy().into_owned();
+    let start = |more: &[&str]| -> Result<Ran> {
+        let args = [&["run", "--node", "cp1", "-p", &file], more].concat();
+        enforcer(&lab, &args)
+    };
+    // Elsewhere than on a BPF file system.
+    let said = start(&["--pin-dir", "/run/pins"])?;
+    ensure!(
+        said.code() == Some(2) && said.stderr.contains("mount -t bpf bpf /sys/fs/bpf"),
+        "{said}"
+    );
+    // Where others could exchange them.
+    shell(&lab, &format!("mkdir {PINS}; chmod 0777 {PINS}"))?;
+    let said = start(&[])?;
+    ensure!(
+        said.code() == Some(2) && said.stderr.contains("only root can write"),
+        "{said}"
+    );
+    shell(&lab, &format!("rmdir {PINS}; mkdir {PINS}"))?;
+    is_not_enforced(&lab, "refused")?;
+    // What is not ours is left alone.
+    shell(&lab, &format!("mkdir {PINS}/other"))?;
+    let agent = Agent::start(&lab, "cp1", &policy)?;
+    let agent_pins = instances(&lab)?;
+    ensure!(agent_pins.len() == 2, "{agent_pins:?}");
+    agent.leave()?.checked()?;
+    // Enforcement that would end with the agent, beside some that would not.
+    let said = start(&["--no-pin"])?;
+    ensure!(
+        said.code() == Some(2) && said.stderr.contains("`enforcer detach`"),
+        "{said}"
+    );
+    enforcer(&lab, &["detach"])?.checked()?;
+    ensure!(instances(&lab)? == ["other"], "{:?}", instances(&lab)?);
+    is_not_enforced(&lab, "after detach")?;
+    for mode in ["auto", "clsact"] {
+        let agent = Agent::start_with(&lab, "cp1", &policy, &["--no-pin", "--tc", mode])?;
+        let at = CP1.at(port::ETCD_CLIENT);
+        let outcome = lab.pod("pod-a").connect(at)?;
+        ensure!(outcome == Outcome::Timeout, "{outcome}");
+        agent.leave()?.checked()?;
+        is_not_enforced(&lab, "after its end, without pins")?;
+    }
+    lab.close()
+}
+
+/// How often the agent is killed: a few times, or as often as a person wants it.
+fn kills() -> usize {
+    let wanted = env::var("ENFORCER_KILLS").ok();
+    wanted.and_then(|text| text.parse().ok()).unwrap_or(8)
+}
+
+/// Killed again and again under traffic, and policies come and go: nobody gets in who may not, and no connection that is
+/// allowed under all of them breaks.
+#[test]
+fn no_kill_and_no_swap_lets_anybody_in_or_breaks_a_connection() -> Result<()> {
+    let lab = Lab::builder().etcd().apiserver().bystanders().build()?;
+    let at = CP1.at(port::ETCD_CLIENT);
+    let policies = [
+        PolicyText::default(),
+        PolicyText {
+            disable: vec!["dns"],
+            ..PolicyText::default()
+        },
+    ];
+    let agent = Agent::start(&lab, "cp1", &policies[0])?;
+    let _other = Agent::start(&lab, "w1", &policies[0])?;
+    let held = [
+        lab.controller_manager()
+            .hold(Hold::http(LOOPBACK.at(port::INSECURE)))?,
+        lab.pod("pod-b").hold(Hold::to(CP1.at(port::ECHO)))?,
+    ];
+    let knockers = [
+        ("a process", lab.hostnet("cp1").knock(at)?),
+        ("a pod", lab.pod("pod-a").knock(at)?),
+        ("a pod of another node", lab.pod("pod-b").knock(at)?),
+    ];
+    let mut running = agent;
+    for kill in 0..kills() {
+        running.kill()?;
+        let policy = &policies[kill % 2];
+        running = Agent::start(&lab, "cp1", policy)?;
+        if kill % 3 == 0 {
+            running.replace_policy(&lab, &policies[(kill + 1) % 2])?;
+        }
+        for (who, knocker) in &knockers {
+            let opened = knocker.opened();
+            ensure!(
+                opened.is_empty(),
+                "kill {kill}: {who} was let in: {opened:?}"
+            );
+        }
+    }
+    for (who, knocker) in &knockers {
+        knocker.tries_more(patient(SOON))?;
+        let opened = knocker.opened();
+        ensure!(opened.is_empty(), "{who} was let in: {opened:?}");
+        println!("{who}: {} tries, 0 got in", knocker.tried());
+    }
+    for held in &held {
+        ensure!(held.is_alive(), "a connection that is allowed broke");
+    }
+    let instances = instances(&lab)?;
+    ensure!(instances.len() == 1, "{instances:?}");
+    // The twin: without enforcement, those who knock get in.
+    running.stop()?.checked()?;
+    let deadline = Instant::now() + patient(SOON);
+    while knockers[..2]
+        .iter()
+        .any(|(_, knocker)| knocker.opened().is_empty())
+    {
+        ensure!(Instant::now() < deadline, "twin: they do not get in either");
+        thread::sleep(Duration::from_millis(20));
+    }
+    lab.close()
+}
