@@ -30,11 +30,13 @@ pub enum Hook {
     Bind = 7,
     /// `cgroup/setsockopt`.
     Setsockopt = 8,
+    /// `cgroup/sock_create`: stamps new sockets, and denies nothing.
+    SockCreate = 9,
 }
 
 impl Hook {
     /// All of them, in the order of their numbers.
-    pub const ALL: [Self; 8] = [
+    pub const ALL: [Self; 9] = [
         Self::TcIngress,
         Self::TcEgress,
         Self::CgroupEgress,
@@ -43,6 +45,7 @@ impl Hook {
         Self::Sendmsg,
         Self::Bind,
         Self::Setsockopt,
+        Self::SockCreate,
     ];
 
     /// The hook with that number.
@@ -58,7 +61,12 @@ impl Hook {
     pub const fn counter_lane(self) -> usize {
         match self {
             Self::TcIngress | Self::TcEgress | Self::CgroupIngress => 0,
-            Self::CgroupEgress | Self::Connect | Self::Sendmsg | Self::Bind | Self::Setsockopt => 1,
+            Self::CgroupEgress
+            | Self::Connect
+            | Self::Sendmsg
+            | Self::Bind
+            | Self::Setsockopt
+            | Self::SockCreate => 1,
         }
     }
 
@@ -73,6 +81,7 @@ impl Hook {
             Self::Sendmsg => "cgroup/sendmsg",
             Self::Bind => "cgroup/bind",
             Self::Setsockopt => "cgroup/setsockopt",
+            Self::SockCreate => "cgroup/sock_create",
         }
     }
 }

@@ -410,9 +410,9 @@ pub mod counter {
 
     /// `0..64`: denied and dropped, by reason: its code minus one. So the denial of an unset table entry counts as
     /// [`Reason::NoPolicy`].
-    pub const DROPPED: u32 = 0;
+    pub const DENIED: u32 = 0;
     /// `64..128`: denied in dry-run, by reason.
-    pub const WOULD_DROP: u32 = 64;
+    pub const WOULD_DENY: u32 = 64;
     /// Allowed by `otherTraffic: Allow`.
     pub const OTHER: u32 = 128;
     /// Later fragments that passed.
@@ -439,7 +439,7 @@ pub mod counter {
 
     /// The counter of a denial by its reason, dropped or in dry-run.
     pub const fn of_reason(reason: Reason, dry_run: bool) -> u32 {
-        let base = if dry_run { WOULD_DROP } else { DROPPED };
+        let base = if dry_run { WOULD_DENY } else { DENIED };
         base + reason.code() as u32 - 1
     }
 
@@ -448,7 +448,7 @@ pub mod counter {
         if index >= OTHER {
             return None;
         }
-        Reason::from_code((index % WOULD_DROP) as u8 + 1)
+        Reason::from_code((index % WOULD_DENY) as u8 + 1)
     }
 
     /// The counter of a path in one direction.
@@ -468,7 +468,7 @@ mod tests {
         for (index, reason) in Reason::ALL.into_iter().enumerate() {
             assert_eq!(usize::from(reason.code()), index + 1, "{}", reason.name());
             assert_eq!(Reason::from_code(reason.code()), Some(reason));
-            assert!(u32::from(reason.code()) < counter::WOULD_DROP);
+            assert!(u32::from(reason.code()) < counter::WOULD_DENY);
         }
         assert_eq!(Reason::from_code(0), None);
         assert_eq!(Reason::from_code(26), None);
@@ -534,8 +534,8 @@ mod tests {
     #[test]
     fn counters_do_not_overlap() {
         let denied = |dry_run| Verdict::denied(Reason::OtherNode, dry_run, true);
-        assert_eq!(counter::of(denied(true)), counter::WOULD_DROP + 17);
-        assert_eq!(counter::of(denied(false)), counter::DROPPED + 17);
+        assert_eq!(counter::of(denied(true)), counter::WOULD_DENY + 17);
+        assert_eq!(counter::of(denied(false)), counter::DENIED + 17);
         assert_eq!(counter::of(Verdict::OTHER.back()), counter::OTHER);
         assert_eq!(counter::of(Verdict::path(4095).back()), counter::COUNT - 1);
     }

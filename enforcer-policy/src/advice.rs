@@ -4,6 +4,7 @@
 use std::{collections::HashSet, net::IpAddr};
 
 use enforcer_common::packet::PortKind;
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use crate::{
@@ -13,7 +14,7 @@ use crate::{
 };
 
 /// A documented path that would allow the connection, or something else that is probably missing.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct Advice {
     /// Its name. Empty if it is not a path that is missing.

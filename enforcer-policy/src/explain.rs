@@ -14,6 +14,7 @@ use enforcer_common::{
     verdict::{Denial, Outcome, Reason, Verdict},
 };
 use ipnet::IpNet;
+use schemars::JsonSchema;
 use serde::Serialize;
 
 use crate::{
@@ -23,40 +24,29 @@ use crate::{
     compile::{CgroupRule, Compiled, Simulator, cgroups},
     model::{Component, Node, Path, Policy},
     nets::Nets,
+    vocabulary::{Decision, Lock, Word},
 };
 
-/// The verdict on an attempt, in the words of events and of `explain`.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
-#[serde(rename_all = "camelCase")]
-pub enum Decision {
-    /// It passes.
-    Allowed,
-    /// It is dropped, or the call refused.
-    Denied,
-    /// It would be denied, but dry-run lets it pass.
-    WouldDeny,
-}
-
 /// The verdict on an attempt, and the reasons for it.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct Explanation {
     /// The verdict.
-    pub verdict: Decision,
+    pub verdict: Word<Decision>,
     /// The path that allows it.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub path: Option<String>,
     /// The reason that denies it.
     #[serde(skip_serializing_if = "Option::is_none")]
-    pub reason: Option<&'static str>,
+    pub reason: Option<Word<Reason>>,
     /// The same in words: why the path exists, or what the reason means.
     pub because: String,
     /// The document that names the path.
     #[serde(skip_serializing_if = "String::is_empty")]
     pub document: String,
-    /// What the connection must do besides: the locks of the path.
+    /// What the path requires of the connection.
     #[serde(skip_serializing_if = "Vec::is_empty")]
-    pub locks: Vec<String>,
+    pub locks: Vec<Word<Lock>>,
     /// What users observe if that path is missing.
     #[serde(skip_serializing_if = "String::is_empty")]
     pub symptom: String,
@@ -65,11 +55,11 @@ pub struct Explanation {
     /// The node whose tables were used.
     pub node: String,
     /// The hook that judges it first.
-    pub hook: &'static str,
+    pub hook: Word<Hook>,
     /// The components that the sender counts as.
-    pub sender: Vec<String>,
-    /// Paths that lead to the same endpoints, as `NAME from COMPONENTS`.
-    pub paths_there: Vec<String>,
+    pub source_components: Vec<String>,
+    /// Paths that lead to the same endpoints.
+    pub paths_there: Vec<PathThere>,
     /// What operators should know about a denial there.
     #[serde(skip_serializing_if = "String::is_empty")]
     pub denial: String,
@@ -79,6 +69,16 @@ pub struct Explanation {
     /// Caveats, if the attempt is not what it seems.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub note: Option<String>,
+}
+
+/// A path that leads to an endpoint.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct PathThere {
+    /// Its name.
+    pub name: String,
+    /// The components that may use it.
+    pub from: Vec<String>,
 }
 
 impl Explanation {
@@ -144,7 +144,7 @@ fn explain_by(
         // No path would let a process bind another component's port.
         if hook != Hook::Bind {
             let denied = Denied {
-                senders: &explanation.sender,
+                senders: &explanation.source_components,
                 endpoints: &name(&compiled.target_endpoints),
                 number,
                 destination: (!target_address.is_unspecified()).then_some(target_address),
@@ -158,17 +158,26 @@ fn explain_by(
 }
 
 /// The result of a case.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct CaseResult {
     /// Its name.
     pub name: String,
     /// Whether the policy gives the expected verdict.
     pub passed: bool,
-    /// The expected verdict.
+    /// The expected verdict, in words.
     pub expected: String,
-    /// The policy's verdict.
+    /// The policy's verdict, in words.
     pub found: String,
+    /// The policy's verdict; missing where the case makes no sense on its node.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub verdict: Option<Word<Decision>>,
+    /// The path that allows it.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub path: Option<String>,
+    /// The reason that denies it.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub reason: Option<Word<Reason>>,
 }
 
 /// Runs a file's cases through the decision. `compiled` is for the file's node.
@@ -196,10 +205,10 @@ fn case_result(explained: Result<Explanation, String>, case: &Case) -> CaseResul
                 let (component, port) = &endpoint.value;
                 found.endpoints.contains(&format!("{component}:{port}"))
             });
-            found.reason == Some(reason.value.as_str()) && named
+            found.reason.as_ref().map(Word::as_str) == Some(reason.value.as_str()) && named
         }
     });
-    let found = match explained {
+    let found = match &explained {
         Ok(Explanation {
             path: Some(path), ..
         }) => format!("allowed by {path}"),
@@ -211,13 +220,25 @@ fn case_result(explained: Result<Explanation, String>, case: &Case) -> CaseResul
             format!("denied: {reason} ({})", endpoints.join(", "))
         }
         Ok(_) => "allowed as other traffic".to_owned(),
-        Err(error) => error,
+        Err(error) => error.clone(),
+    };
+    let (verdict, path, reason) = match explained {
+        Ok(Explanation {
+            verdict,
+            path,
+            reason,
+            ..
+        }) => (Some(verdict), path, reason),
+        Err(_) => (None, None, None),
     };
     CaseResult {
         name: case.name.value.clone(),
         passed,
         expected: case.expect.to_string(),
         found,
+        verdict,
+        path,
+        reason,
     }
 }
 
@@ -642,7 +663,7 @@ fn describe(
     };
     let paths_there = policy.paths.iter().filter(leads_there);
     let mut explanation = Explanation {
-        verdict: Decision::Allowed,
+        verdict: Decision::Allowed.into(),
         path: None,
         reason: None,
         because: String::new(),
@@ -653,14 +674,17 @@ fn describe(
         advice: Vec::new(),
         note: None,
         node: compiled.node.clone(),
-        hook: hook.name(),
-        sender: compiled
+        hook: hook.into(),
+        source_components: compiled
             .party_names
             .get(usize::from(sender))
             .cloned()
             .unwrap_or_default(),
         paths_there: paths_there
-            .map(|path| format!("{} from {}", path.name, path.from.join(", ")))
+            .map(|path| PathThere {
+                name: path.name.clone(),
+                from: path.from.clone(),
+            })
             .collect(),
         endpoints,
     };
@@ -674,8 +698,7 @@ fn describe(
             explanation.because = path.map(|path| path.because.clone()).unwrap_or_default();
             explanation.document = path.map(|path| path.document.clone()).unwrap_or_default();
             if verdict.is_tls_path() {
-                let lock = "TLS: it must begin with a ClientHello, or it is cut off (NotTls)";
-                explanation.locks.push(lock.to_owned());
+                explanation.locks.push(Lock::Tls.into());
             }
             explanation.symptom = path.map(|path| path.symptom.clone()).unwrap_or_default();
         }
@@ -689,12 +712,8 @@ fn describe(
         Outcome::Denied(Denial {
             reason, dry_run, ..
         }) => {
-            explanation.verdict = if dry_run {
-                Decision::WouldDeny
-            } else {
-                Decision::Denied
-            };
-            explanation.reason = Some(reason.name());
+            explanation.verdict = Decision::of_denial(dry_run).into();
+            explanation.reason = Some(reason.into());
             explanation.because = reason.sentence().to_owned();
         }
     }

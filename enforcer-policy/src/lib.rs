@@ -5,8 +5,8 @@
 //! errors with file, line, column and remedy → [`mod@compile`] (the tables of one node).
 //!
 //! [`mod@explain`] and [`advice`] explain what a policy does and why, [`cases`] reads a policy's own tests, [`render`]
-//! prints a policy as it was understood, [`written`] writes documents, [`schema`] is for editors, and [`text`] escapes
-//! text of others before it is shown.
+//! prints a policy as it was understood, [`written`] writes documents, [`schema`] is for editors, [`vocabulary`] has the
+//! words that stay, and [`text`] escapes text of others before it is shown.
 
 #![forbid(unsafe_code)]
 
@@ -21,6 +21,7 @@ pub mod model;
 pub mod render;
 pub mod schema;
 pub mod text;
+pub mod vocabulary;
 pub mod written;
 
 mod nets;

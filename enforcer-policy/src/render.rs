@@ -4,27 +4,29 @@ use std::collections::HashMap;
 use std::fmt::Write;
 
 use comfy_table::{ColumnConstraint, ContentArrangement, LineStyle, Table, TableStyle};
+use schemars::JsonSchema;
 use serde::Serialize;
 
 use crate::model::{
     Component, Locality, Mode, Node, OtherTraffic, Path, Policy, Port, Service, WideSender,
 };
 use crate::validate::warnings::Located;
+use crate::vocabulary::{Lock, Vocabulary as _, Word};
 
 /// A policy as `enforcer check -o json` prints it. Field names are stable; new ones may be added.
-#[derive(Debug, Serialize)]
+#[derive(Debug, Serialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct Summary {
     /// `metadata.name` of the `PathPolicy`.
     pub name: String,
     /// SHA-256 over the sources and the catalogue.
     pub digest: String,
-    /// `DryRun` or `Enforce`.
-    pub mode: String,
-    /// `Allow` or `Drop`.
-    pub other_traffic: String,
-    /// What happens to plaintext on a path that requires TLS: `DryRun` or `Enforce`.
-    pub tls_lock: String,
+    /// What happens to what is denied.
+    pub mode: Word<Mode>,
+    /// What happens to traffic that leads to no guarded endpoint.
+    pub other_traffic: Word<OtherTraffic>,
+    /// What happens to plaintext on a path that requires TLS.
+    pub tls_lock: Word<Mode>,
     /// The nodes.
     pub nodes: Vec<NodeSummary>,
     /// Networks of pods, CIDR.
@@ -42,7 +44,7 @@ pub struct Summary {
 }
 
 /// A component that many senders may count as, with the guarded endpoints that it reaches.
-#[derive(Debug, Serialize)]
+#[derive(Debug, Serialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct WideSenderSummary {
     /// Its name.
@@ -56,7 +58,7 @@ pub struct WideSenderSummary {
 }
 
 /// A node.
-#[derive(Debug, Serialize)]
+#[derive(Debug, Serialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct NodeSummary {
     /// Its name.
@@ -80,7 +82,7 @@ pub struct NodeSummary {
 }
 
 /// A component.
-#[derive(Debug, Serialize)]
+#[derive(Debug, Serialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct ComponentSummary {
     /// Its name.
@@ -108,7 +110,7 @@ pub struct ComponentSummary {
 }
 
 /// A component's named port.
-#[derive(Debug, Serialize)]
+#[derive(Debug, Serialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct PortSummary {
     /// Its name.
@@ -125,7 +127,7 @@ pub struct PortSummary {
 }
 
 /// A path.
-#[derive(Debug, Serialize)]
+#[derive(Debug, Serialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct PathSummary {
     /// Its name.
@@ -138,13 +140,13 @@ pub struct PathSummary {
     pub ports: Vec<String>,
     /// Over loopback only.
     pub loopback: bool,
-    /// `Any` or `SameNode`.
-    pub locality: String,
+    /// Where its two ends may be.
+    pub locality: Word<Locality>,
     /// Its clients must begin with a TLS ClientHello.
     pub tls: bool,
     /// The path's own mode.
     #[serde(skip_serializing_if = "Option::is_none")]
-    pub mode: Option<String>,
+    pub mode: Option<Word<Mode>>,
     /// Why it exists.
     pub because: String,
     /// The document that names it; empty for a user's own path.
@@ -177,9 +179,9 @@ pub fn summary(policy: &Policy) -> Summary {
     Summary {
         name: policy.name.clone(),
         digest: policy.digest.clone(),
-        mode: policy.mode.to_string(),
-        other_traffic: policy.other_traffic.to_string(),
-        tls_lock: policy.tls_lock.to_string(),
+        mode: policy.mode.into(),
+        other_traffic: policy.other_traffic.into(),
+        tls_lock: policy.tls_lock.into(),
         nodes: policy
             .nodes
             .iter()
@@ -432,8 +434,8 @@ fn path_summary(to: Option<&Component>, path: &Path) -> PathSummary {
         ports: port.map(|port| texts(&port.matches)).unwrap_or_default(),
         loopback: path.loopback,
         tls: path.tls,
-        locality: path.locality.to_string(),
-        mode: path.mode.map(|mode| mode.to_string()),
+        locality: path.locality.into(),
+        mode: path.mode.map(Word::from),
         because: path.because.clone(),
         document: path.document.clone(),
         symptom: path.symptom.clone(),
@@ -560,12 +562,12 @@ fn paths_table(paths: &[PathSummary]) -> Table {
 fn locks(path: &PathSummary) -> String {
     let mut locks = Vec::new();
     if path.loopback {
-        locks.push("loopback".to_owned());
-    } else if path.locality == Locality::SameNode.to_string() {
-        locks.push("same node".to_owned());
+        locks.push(Lock::Loopback.spoken().to_owned());
+    } else if path.locality == Locality::SameNode {
+        locks.push(Lock::SameNode.spoken().to_owned());
     }
     if path.tls {
-        locks.push("TLS".to_owned());
+        locks.push(Lock::Tls.spoken().to_owned());
     }
     locks.extend(path.mode.as_ref().map(|mode| format!("mode {mode}")));
     locks.join(", ")

@@ -2,9 +2,11 @@
 //! what the kernel counts and denies.
 //!
 //! Data flows one way: [`files`] (texts) → [`enforcer_policy`] (a valid policy, and its tables) →
-//! [`kernel`] (programs and maps) → [`agent`] (the running whole) → [`cli`] (people).
+//! [`kernel`] (programs and maps) → [`agent`] (the running whole) → [`cli`] (people). What goes from the last two to programs
+//! is in [`api`].
 
 pub mod agent;
+pub mod api;
 pub mod cli;
 pub mod files;
 pub mod kernel;

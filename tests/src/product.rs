@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
 use nix::sys::signal::Signal;
-use serde::Deserialize;
+use serde::{Deserialize, Deserializer};
 use serde_json::Value;
 
 use crate::patience::patient;
@@ -96,7 +96,8 @@ pub struct Event {
     pub verdict: String,
     /// The reason's name.
     pub reason: String,
-    /// `component:port`, where one is meant.
+    /// `component:port`, where one is meant; several in one text.
+    #[serde(rename = "endpoints", deserialize_with = "joined")]
     pub endpoint: Option<String>,
     /// Where it was judged.
     pub hook: String,
@@ -116,6 +117,11 @@ pub struct Event {
     pub count: u64,
     /// Of the policy that denied the first.
     pub generation: u64,
+}
+
+fn joined<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<String>, D::Error> {
+    let endpoints = Vec::<String>::deserialize(deserializer)?;
+    Ok((!endpoints.is_empty()).then(|| endpoints.join(", ")))
 }
 
 /// Who is told to have sent it.

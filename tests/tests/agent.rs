@@ -417,8 +417,8 @@ fn a_cgroup_hook_that_another_holds_is_attached_later() -> Result<()> {
     let agent = Agent::start(&lab, "cp1", &PolicyText::default())?;
     let hooks = |status: &Value| -> Vec<String> {
         let all = status["attachments"].as_array().into_iter().flatten();
-        all.filter(|attachment| attachment["how"] == "cgroup link")
-            .map(|attachment| text(&attachment["hook"]).to_owned())
+        all.filter(|attachment| attachment["how"] == "cgroupLink")
+            .map(|attachment| text(&attachment["program"]).to_owned())
             .collect()
     };
     let held = agent.status()?;
@@ -430,9 +430,9 @@ fn a_cgroup_hook_that_another_holds_is_attached_later() -> Result<()> {
     );
     let early = hooks(&held);
     ensure!(
-        early.contains(&"conn6".to_owned())
-            && early.contains(&"skb_in".to_owned())
-            && !early.contains(&"conn4".to_owned()),
+        early.contains(&"enforcer_conn6".to_owned())
+            && early.contains(&"enforcer_skb_in".to_owned())
+            && !early.contains(&"enforcer_conn4".to_owned()),
         "{early:?}"
     );
     // What it sends is judged all the same, later.
@@ -448,7 +448,7 @@ fn a_cgroup_hook_that_another_holds_is_attached_later() -> Result<()> {
     })?;
     let mut late = hooks(&free);
     late.retain(|hook| !early.contains(hook));
-    ensure!(late == ["conn4"], "{free:#}");
+    ensure!(late == ["enforcer_conn4"], "{free:#}");
     ensure!(hooks(&free).len() == early.len() + 1, "{free:#}");
     ensure!(connect()? == Outcome::Eperm, "{}", connect()?);
     agent.event(|event| event.reason == "WrongProcess" && event.hook == "cgroup/connect")?;
@@ -613,7 +613,11 @@ fn who_has_a_port_already_is_reported() -> Result<()> {
             told["reason"] == "BindNotLoopback" && told["comm"] == "lab-probe",
             "{told:#}"
         );
-        ensure!(told["endpoint"] == "controller-manager:secure", "{told:#}");
+        let endpoints = &told["endpoints"];
+        ensure!(
+            *endpoints == serde_json::json!(["controller-manager:secure"]),
+            "{told:#}"
+        );
         ensure!(
             told["willBeRefused"] == (policy.mode == "Enforce"),
             "{told:#}"
@@ -671,9 +675,12 @@ fn filters_of_a_killed_agent_are_reported() -> Result<()> {
         ensure!(said.stderr.contains(part), "{said}");
     }
     let said = enforcer(&lab, &["status", "-o", "json"])?;
-    let json: Value = serde_json::from_str(&said.stdout)?;
+    let json: Value = serde_json::from_str(&said.stderr)?;
     ensure!(
-        said.code() == Some(2) && json["leftovers"].is_array(),
+        said.code() == Some(2)
+            && said.stdout.is_empty()
+            && json["code"] == "Leftovers"
+            && json["leftovers"][0]["hook"] == "tc/ingress",
         "{said}"
     );
     enforcer(&lab, &["detach"])?.checked()?;
@@ -720,7 +727,7 @@ fn the_command_line_ends_as_others_do() -> Result<()> {
     );
     let json = enforcer(&lab, &["check", "-p", "/missing.yaml", "-o", "json"])?;
     ensure!(json.code() == Some(2), "{json}");
-    serde_json::from_str::<Value>(&json.stdout)?;
+    serde_json::from_str::<Value>(&json.stderr)?;
     let policy = lab.directory().join("broken.yaml");
     fs::write(&policy, "kind: nonsense")?;
     let invalid = enforcer(&lab, &["check", "-p", &policy.to_string_lossy()])?;

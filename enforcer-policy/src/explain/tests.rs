@@ -150,7 +150,7 @@ fn an_address_that_the_node_may_have_is_answered_both_ways() {
         };
         let to = cases::target(to).unwrap();
         let found = explain(&policy, compiled, &from, Attempt::Send(to), at).unwrap();
-        let verdict = found.reason.map(str::to_owned).or(found.path);
+        let verdict = found.reason.map(|reason| reason.to_string()).or(found.path);
         let said = verdict.unwrap_or_else(|| "other".to_owned());
         (
             said,
@@ -303,7 +303,7 @@ fn what_needs_a_cgroup_is_nobody_before_it_has_one() {
         let found = explain(&policy, &compiled, &from, to, None).unwrap();
         found
             .reason
-            .map(str::to_owned)
+            .map(|reason| reason.to_string())
             .or(found.path)
             .unwrap_or_default()
     };

@@ -9,6 +9,7 @@ use ipnet::IpNet;
 use crate::error::{Problem, quote};
 use crate::glob::{BadGlob, Glob};
 use crate::model::{Locality, Mode, OtherTraffic, PortMatch};
+use crate::vocabulary::Vocabulary;
 
 /// A name of a component, port, path, role, profile or option: a DNS label, as Kubernetes has them.
 pub(crate) fn name(text: &str, what: &str) -> Result<(), Problem> {
@@ -474,28 +475,19 @@ impl fmt::Display for PortMatch {
 
 impl fmt::Display for Mode {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(match self {
-            Self::DryRun => "DryRun",
-            Self::Enforce => "Enforce",
-        })
+        f.write_str(self.word())
     }
 }
 
 impl fmt::Display for OtherTraffic {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(match self {
-            Self::Allow => "Allow",
-            Self::Drop => "Drop",
-        })
+        f.write_str(self.word())
     }
 }
 
 impl fmt::Display for Locality {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(match self {
-            Self::Any => "Any",
-            Self::SameNode => "SameNode",
-        })
+        f.write_str(self.word())
     }
 }
 

@@ -7,25 +7,30 @@ use std::{
     os::{fd::OwnedFd, unix::net::UnixStream},
     path::Path,
     thread,
-    time::{Duration, Instant},
+    time::{Duration, Instant, UNIX_EPOCH},
 };
 
-use enforcer_policy::text;
+use enforcer_policy::{model::Mode, text};
 use nix::{
     errno::Errno,
     sys::socket::{AddressFamily, SockFlag, SockType, UnixAddr, connect, socket},
 };
 use serde::de::DeserializeOwned;
-use serde_json::Value;
 
 use super::{
     AgentError, Event, Sources, Status,
-    control::{Request, SIGN_OF_LIFE, socket_path},
+    control::{SIGN_OF_LIFE, socket_path},
+    ledger::rfc3339,
 };
-use crate::kernel::{Pins, filters};
+use crate::{
+    api::{self, Applied, DetachResult, Document, Kind, ReadError, Request, Unattended},
+    kernel::{KeptPolicy, Pins, apply::now, filters},
+};
 
 /// How long an answer may take on a busy machine.
 const ANSWER: Duration = Duration::from_secs(15);
+/// How long it may take to read and compile a large policy.
+const APPLY: Duration = Duration::from_secs(60);
 /// How long it may take until thousands of interfaces are let go.
 const DETACH: Duration = Duration::from_secs(120);
 
@@ -35,7 +40,7 @@ const DETACH: Duration = Duration::from_secs(120);
 ///
 /// No agent runs there, it can not tell, or it does not answer. If none runs, and what one left is in force, that is
 /// named.
-pub fn status(run_dir: &Path, pin_dir: &Path) -> Result<Status, AgentError> {
+pub fn status(run_dir: &Path, pin_dir: &Path) -> Result<Document<Status>, AgentError> {
     match one(run_dir, &Request::Status {}, ANSWER) {
         Err(error @ AgentError::NoAgent { .. }) => {
             Err(unattended(pin_dir).or_else(leftovers).unwrap_or(error))
@@ -50,7 +55,7 @@ pub fn status(run_dir: &Path, pin_dir: &Path) -> Result<Status, AgentError> {
 ///
 /// No agent runs there, or it does not answer.
 pub fn sources(run_dir: &Path) -> Result<Sources, AgentError> {
-    one(run_dir, &Request::Sources {}, ANSWER)
+    one(run_dir, &Request::Sources {}, ANSWER).map(|document| document.body)
 }
 
 /// Ends the agent and enforcement. Returns when everything is detached. If none runs, what one left in force goes.
@@ -59,13 +64,49 @@ pub fn sources(run_dir: &Path) -> Result<Sources, AgentError> {
 ///
 /// No agent runs there, or it does not answer.
 pub fn detach(run_dir: &Path, pin_dir: &Path) -> Result<(), AgentError> {
-    match one::<Value>(run_dir, &Request::Detach {}, DETACH) {
+    match one::<DetachResult>(run_dir, &Request::Detach {}, DETACH) {
         Err(AgentError::NoAgent { socket }) => match super::remove_leftovers(run_dir, pin_dir)? {
             0 => Err(AgentError::NoAgent { socket }),
             _ => Ok(()),
         },
+        // It is gone, whatever else is different.
+        Err(AgentError::Answer(ReadError::Version(difference))) if difference.is_detached() => {
+            Ok(())
+        }
         result => result.map(drop),
     }
+}
+
+/// Puts in force what the policy's files hold now, for good or to be confirmed within a time.
+///
+/// # Errors
+///
+/// No agent runs there, it does not answer, or the policy can not be put in force.
+pub fn apply(run_dir: &Path, within: Option<Duration>) -> Result<Document<Applied>, AgentError> {
+    let within = within.map(|within| u64::try_from(within.as_millis()).unwrap_or(u64::MAX));
+    let request = Request::Apply {
+        confirm_within_ms: within,
+    };
+    // Thousands of nodes take a while to compile.
+    one(run_dir, &request, APPLY)
+}
+
+/// Keeps the policy that has to be confirmed.
+///
+/// # Errors
+///
+/// No agent runs there, it does not answer, there is nothing to confirm, or it is too late.
+pub fn confirm(run_dir: &Path) -> Result<Document<Applied>, AgentError> {
+    one(run_dir, &Request::Confirm {}, APPLY)
+}
+
+/// Goes back to the policy before.
+///
+/// # Errors
+///
+/// No agent runs there, it does not answer, or there is no policy before.
+pub fn roll_back(run_dir: &Path) -> Result<Document<Applied>, AgentError> {
+    one(run_dir, &Request::Rollback {}, APPLY)
 }
 
 /// Hands over all denials there are, and with `follow` new ones until the agent ends or `each` breaks
@@ -77,7 +118,7 @@ pub fn detach(run_dir: &Path, pin_dir: &Path) -> Result<(), AgentError> {
 pub fn events(
     run_dir: &Path,
     follow: bool,
-    mut each: impl FnMut(Event) -> ControlFlow<()>,
+    mut each: impl FnMut(Document<Event>) -> ControlFlow<()>,
 ) -> Result<(), AgentError> {
     let request = Request::Events {
         follow,
@@ -86,7 +127,7 @@ pub fn events(
     // Who follows hears something every few seconds.
     let mut answers = ask(run_dir, &request, ANSWER.max(3 * SIGN_OF_LIFE))?;
     while let Some(line) = answers.line()? {
-        if !line.trim().is_empty() && each(understood(&line)?).is_break() {
+        if !line.trim().is_empty() && each(api::read(&line)?).is_break() {
             break;
         }
     }
@@ -96,10 +137,32 @@ pub fn events(
 /// What is in force without an agent, if that can be seen.
 fn unattended(pin_dir: &Path) -> Option<AgentError> {
     let kept = Pins::new(pin_dir).kept()?;
-    Some(AgentError::Unattended {
-        kept: Box::new(kept),
-        path: pin_dir.to_owned(),
-    })
+    // Where nobody confirmed the last policy in time, the programs judge by the one before.
+    let KeptPolicy {
+        policy,
+        generation,
+        node,
+        dry_run,
+        since,
+        ..
+    } = match kept.before {
+        Some(before) if now() >= kept.deadline => before,
+        _ => kept.in_force,
+    };
+    let mode = match dry_run {
+        true => Mode::DryRun,
+        false => Mode::Enforce,
+    };
+    let since = rfc3339(UNIX_EPOCH + Duration::from_millis(since));
+    Some(AgentError::Unattended(Box::new(Unattended {
+        policy,
+        generation,
+        mode: mode.into(),
+        node,
+        since,
+        agent_version: kept.version,
+        pin_dir: pin_dir.display().to_string(),
+    })))
 }
 
 /// Filters that were left, if there are any and they can be seen.
@@ -108,24 +171,14 @@ fn leftovers() -> Option<AgentError> {
     (!found.is_empty()).then_some(AgentError::Leftovers { filters: found })
 }
 
-fn one<T: DeserializeOwned>(
+fn one<T: Kind + DeserializeOwned>(
     run_dir: &Path,
     request: &Request,
     limit: Duration,
-) -> Result<T, AgentError> {
+) -> Result<Document<T>, AgentError> {
     match ask(run_dir, request, limit)?.line()? {
-        Some(line) => understood(&line),
-        None => Err(AgentError::Refused(
-            "nothing: it ended before it answered".to_owned(),
-        )),
-    }
-}
-
-fn understood<T: DeserializeOwned>(line: &str) -> Result<T, AgentError> {
-    let answer: Value = serde_json::from_str(line)?;
-    match answer.get("error").and_then(Value::as_str) {
-        Some(error) => Err(AgentError::Refused(error.to_owned())),
-        None => Ok(serde_json::from_value(answer)?),
+        Some(line) => Ok(api::read(&line)?),
+        None => Err(AgentError::Ended),
     }
 }
 
@@ -157,9 +210,9 @@ fn ask<'a>(
     let asking = || AgentError::system("ask the agent");
     stream.set_read_timeout(Some(limit)).map_err(asking())?;
     stream.set_write_timeout(Some(limit)).map_err(asking())?;
-    let mut line = serde_json::to_vec(request)?;
-    line.push(b'\n');
-    match (&stream).write_all(&line) {
+    let line = serde_json::to_string(&Document::new(request));
+    let line = line.map_err(|error| asking()(error.into()))? + "\n";
+    match (&stream).write_all(line.as_bytes()) {
         Err(error) if is_timeout(&error) => return Err(silent(run_dir, limit)),
         result => result.map_err(asking())?,
     }
@@ -233,9 +286,14 @@ fn silent(run_dir: &Path, limit: Duration) -> AgentError {
 
 #[cfg(test)]
 mod tests {
+    use std::os::unix::net::UnixListener;
+
     use nix::sys::socket::{Backlog, bind, listen};
+    use serde::Serialize;
+    use serde_json::{Value, json};
 
     use super::*;
+    use crate::api::{Error, ErrorCode, tests};
 
     #[test]
     fn without_an_agent_it_says_how_to_start_one() {
@@ -245,6 +303,136 @@ mod tests {
             error.starts_with("no agent runs here") && error.contains("enforcer run"),
             "{error}"
         );
+    }
+
+    /// An agent that answers one connection with these lines, and what it was asked.
+    fn agent(run_dir: &Path, answers: &[String]) -> thread::JoinHandle<String> {
+        let listener = UnixListener::bind(socket_path(run_dir)).unwrap();
+        let answers = answers.join("\n") + "\n";
+        thread::spawn(move || {
+            let (mut stream, _) = listener.accept().unwrap();
+            let mut asked = String::new();
+            BufReader::new(&stream).read_line(&mut asked).unwrap();
+            stream.write_all(answers.as_bytes()).unwrap();
+            asked
+        })
+    }
+
+    /// A document as another release writes it.
+    fn document(version: &str, release: &str, body: impl Serialize) -> String {
+        let mut document = serde_json::to_value(body).unwrap();
+        document["apiVersion"] = version.into();
+        document["enforcerVersion"] = release.into();
+        document.to_string()
+    }
+
+    const OWN: &str = "api.enforcer.dev/v1";
+    const NEXT: &str = "api.enforcer.dev/v2";
+
+    #[test]
+    fn an_agent_of_another_release_is_understood() {
+        let dir = tempfile::tempdir().unwrap();
+        let mut newer = serde_json::to_value(Document::new(tests::status())).unwrap();
+        newer["uptime"] = 7.into();
+        newer["mode"] = "Shadow".into();
+        let agent = agent(dir.path(), &[document(OWN, "1.99.0", newer)]);
+        let status = status(dir.path(), dir.path()).unwrap();
+        assert_eq!(status.head.enforcer_version, "1.99.0");
+        assert_eq!(status.body.mode.as_str(), "Shadow");
+        let asked: Value = serde_json::from_str(&agent.join().unwrap()).unwrap();
+        let expected = json!({
+            "apiVersion": OWN,
+            "kind": "Request",
+            "enforcerVersion": env!("CARGO_PKG_VERSION"),
+            "request": "status",
+        });
+        assert_eq!(asked, expected);
+    }
+
+    #[test]
+    fn events_of_another_release_are_understood() {
+        let dir = tempfile::tempdir().unwrap();
+        let mut newer = serde_json::to_value(Document::new(tests::event())).unwrap();
+        newer["verdict"] = "delayed".into();
+        let lines = [
+            document(OWN, "1.99.0", newer),
+            String::new(),
+            document(OWN, "1.99.0", Document::new(tests::event())),
+        ];
+        let agent = agent(dir.path(), &lines);
+        let mut found = Vec::new();
+        events(dir.path(), true, |event| {
+            found.push(event.body.to_string());
+            ControlFlow::Continue(())
+        })
+        .unwrap();
+        assert_eq!(found.len(), 2);
+        assert!(
+            found[0].starts_with("delayed curl (in /kubepods"),
+            "{found:?}"
+        );
+        agent.join().unwrap();
+    }
+
+    #[test]
+    fn an_agent_that_is_not_understood_is_named_with_its_release() {
+        let refusal = |version, code, message: &str| {
+            let error = Error::new(code, message);
+            document(version, "0.9.0", Document::new(error))
+        };
+        let next = refusal(NEXT, ErrorCode::VersionMismatch, "no");
+        let lacking = "this agent (enforcer 0.9.0) does not know the request `sources`";
+        let lacking = refusal(OWN, ErrorCode::UnknownRequest, lacking);
+        // As agents answered before there were versions.
+        let first = json!({ "error": "not a request: unknown field `apiVersion`" }).to_string();
+        let other = document(OWN, "0.9.0", Document::new(tests::status()));
+        for (answer, code, parts) in [
+            (
+                next,
+                ErrorCode::VersionMismatch,
+                [
+                    "the agent is enforcer 0.9.0 (api.enforcer.dev/v2)",
+                    "this one is older",
+                ],
+            ),
+            (
+                lacking,
+                ErrorCode::UnknownRequest,
+                ["the agent says: this agent (enforcer 0.9.0)", "`sources`"],
+            ),
+            (
+                first,
+                ErrorCode::VersionMismatch,
+                ["an enforcer that names no version", "the agent is older"],
+            ),
+            (
+                other,
+                ErrorCode::VersionMismatch,
+                ["of kind `Status`, and not `Sources`", "enforcer 0.9.0"],
+            ),
+            (
+                "HTTP/1.1 400".to_owned(),
+                ErrorCode::VersionMismatch,
+                ["is no JSON object", "does something else listen there?"],
+            ),
+        ] {
+            let dir = tempfile::tempdir().unwrap();
+            let agent = agent(dir.path(), &[answer]);
+            let error = sources(dir.path()).unwrap_err();
+            assert_eq!(error.code(), code);
+            let said = text::chain(&error);
+            assert!(parts.iter().all(|part| said.contains(part)), "{said}");
+            agent.join().unwrap();
+        }
+    }
+
+    #[test]
+    fn an_agent_of_any_version_can_be_ended() {
+        let dir = tempfile::tempdir().unwrap();
+        let gone = json!({ "kind": "Farewell", "detached": true });
+        let agent = agent(dir.path(), &[document(NEXT, "2.0.0", gone)]);
+        detach(dir.path(), dir.path()).unwrap();
+        agent.join().unwrap();
     }
 
     #[test]
@@ -262,7 +450,7 @@ mod tests {
         listen(&listener, Backlog::new(2).unwrap()).unwrap();
         fs::write(dir.path().join("lock"), format!("{}\n", std::process::id())).unwrap();
         let limit = Duration::from_millis(200);
-        let ask = || one::<Value>(dir.path(), &Request::Status {}, limit);
+        let ask = || one::<Status>(dir.path(), &Request::Status {}, limit);
         let error = ask().unwrap_err().to_string();
         let expected = format!(
             "the agent here (pid {}) does not answer",

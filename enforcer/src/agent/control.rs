@@ -13,7 +13,7 @@ use std::{
 };
 
 use enforcer_policy::text;
-use serde::{Deserialize, Serialize};
+use serde::Serialize;
 use tokio::{
     io::{AsyncBufReadExt as _, AsyncReadExt as _, AsyncWriteExt as _, BufReader, unix::AsyncFd},
     net::{UnixStream, unix::OwnedWriteHalf},
@@ -25,27 +25,7 @@ use super::{
     AgentError, Event, Sources, Status,
     room::{CONNECTIONS, Room},
 };
-
-/// What can be asked for.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(tag = "request", rename_all = "camelCase", deny_unknown_fields)]
-pub enum Request {
-    /// [`Status`].
-    Status {},
-    /// [`Event`]s, one in a line.
-    Events {
-        /// Not only those there are: new ones, too.
-        #[serde(default)]
-        follow: bool,
-        /// Only what was denied, and nothing that dry-run let pass.
-        #[serde(default)]
-        denied: bool,
-    },
-    /// [`Sources`].
-    Sources {},
-    /// An end of it all.
-    Detach {},
-}
+use crate::api::{Applied, DetachResult, Document, Error, ErrorCode, Kind, Request, read_request};
 
 /// A request on its way to the agent, with the way back.
 pub enum Command {
@@ -55,9 +35,18 @@ pub enum Command {
     Events(oneshot::Sender<Result<EventFeed, String>>),
     /// See [`Request::Sources`].
     Sources(oneshot::Sender<Sources>),
+    /// See [`Request::Apply`].
+    Apply(Option<Duration>, Answer<Applied>),
+    /// See [`Request::Confirm`].
+    Confirm(Answer<Applied>),
+    /// See [`Request::Rollback`].
+    Rollback(Answer<Applied>),
     /// See [`Request::Detach`].
     Detach(ShutdownAck),
 }
+
+/// The way back for an answer, or for why there is none.
+pub type Answer<T> = oneshot::Sender<Result<T, Box<Error>>>;
 
 /// The denials there are, and the source of new ones.
 pub type EventFeed = (Vec<Event>, broadcast::Receiver<Event>);
@@ -156,10 +145,10 @@ async fn accept(listener: AsyncFd<UnixListener>, room: Room, commands: mpsc::Sen
 }
 
 async fn answer(stream: UnixStream, commands: &mpsc::Sender<Command>, followers: &Semaphore) {
-    let (read, write) = stream.into_split();
-    let mut read = BufReader::new(read);
+    let (from, to) = stream.into_split();
+    let mut read = BufReader::new(from);
     let mut to = Client {
-        write,
+        write: to,
         reads_within: READS_WITHIN,
     };
     loop {
@@ -170,9 +159,9 @@ async fn answer(stream: UnixStream, commands: &mpsc::Sender<Command>, followers:
             // It has hung up, does not speak text, or does not speak.
             Ok(Ok(0) | Err(_)) | Err(_) => return,
         }
-        let result = match serde_json::from_str(&line) {
+        let result = match read_request(&line) {
             Ok(request) => serve(request, commands, followers, &mut to).await,
-            Err(error) => refuse(&mut to, &format!("not a request: {error}")).await,
+            Err(error) => write(&mut to, *error).await,
         };
         if result.is_none() {
             return;
@@ -198,15 +187,21 @@ async fn serve(
             let (reply, answer) = oneshot::channel();
             commands.send(Command::Status(reply)).await.ok()?;
             match answer.await.ok()? {
-                Ok(status) => write(to, &status).await,
-                Err(error) => refuse(to, &error).await,
+                Ok(status) => write(to, status).await,
+                Err(error) => write(to, Error::new(ErrorCode::Failed, error)).await,
             }
         }
         Request::Sources {} => {
             let (reply, answer) = oneshot::channel();
             commands.send(Command::Sources(reply)).await.ok()?;
-            write(to, &answer.await.ok()?).await
+            write(to, answer.await.ok()?).await
         }
+        Request::Apply { confirm_within_ms } => {
+            let within = confirm_within_ms.map(Duration::from_millis);
+            answered(commands, to, |reply| Command::Apply(within, reply)).await
+        }
+        Request::Confirm {} => answered(commands, to, Command::Confirm).await,
+        Request::Rollback {} => answered(commands, to, Command::Rollback).await,
         Request::Events { follow, denied } => {
             let _permit = match (follow, followers.try_acquire()) {
                 (false, _) => None,
@@ -216,7 +211,7 @@ async fn serve(
                 }
                 (true, Err(_)) => {
                     let full = format!("{FOLLOWERS} follow its events already, and no more may");
-                    return refuse(to, &full).await;
+                    return write(to, Error::new(ErrorCode::TooManyFollowers, full)).await;
                 }
             };
             events(commands, to, follow, denied).await?;
@@ -234,8 +229,22 @@ async fn serve(
                 .await
                 .ok()?;
             answer.await.ok()?;
-            write(to, &serde_json::json!({ "detached": true })).await
+            write(to, DetachResult { detached: true }).await
         }
+    }
+}
+
+/// Hands a command to the agent, and its answer back.
+async fn answered(
+    commands: &mpsc::Sender<Command>,
+    to: &mut Client,
+    command: impl FnOnce(Answer<Applied>) -> Command,
+) -> Option<()> {
+    let (reply, answer) = oneshot::channel();
+    commands.send(command(reply)).await.ok()?;
+    match answer.await.ok()? {
+        Ok(applied) => write(to, applied).await,
+        Err(error) => write(to, *error).await,
     }
 }
 
@@ -250,7 +259,7 @@ async fn events(
         commands.send(Command::Events(reply)).await.ok()?;
         let (known, mut new) = match answer.await.ok()? {
             Ok(events) => events,
-            Err(error) => return refuse(to, &error).await,
+            Err(error) => return write(to, Error::new(ErrorCode::Failed, error)).await,
         };
         for event in known.iter().filter(|event| !denied || event.is_denied()) {
             write(to, event).await?;
@@ -260,7 +269,7 @@ async fn events(
         }
         loop {
             match timeout(SIGN_OF_LIFE, new.recv()).await {
-                Ok(Ok(event)) if !denied || event.is_denied() => write(to, &event).await?,
+                Ok(Ok(event)) if !denied || event.is_denied() => write(to, event).await?,
                 Ok(Ok(_)) => {}
                 // The reader is slow. Everything is in the records still: tell it anew.
                 Ok(Err(broadcast::error::RecvError::Lagged(_))) => break,
@@ -271,12 +280,8 @@ async fn events(
     }
 }
 
-async fn refuse(to: &mut Client, error: &str) -> Option<()> {
-    write(to, &serde_json::json!({ "error": error })).await
-}
-
-async fn write(to: &mut Client, answer: &impl Serialize) -> Option<()> {
-    let mut line = serde_json::to_vec(answer).ok()?;
+async fn write(to: &mut Client, answer: impl Kind + Serialize) -> Option<()> {
+    let mut line = serde_json::to_vec(&Document::new(answer)).ok()?;
     line.push(b'\n');
     send(to, &line).await
 }
@@ -290,21 +295,77 @@ async fn send(to: &mut Client, bytes: &[u8]) -> Option<()> {
 
 #[cfg(test)]
 mod tests {
+    use serde_json::Value;
+
     use super::*;
+    use crate::api::tests::{event, status};
+
+    /// What an agent answers to lines of a client, one after the other on one connection.
+    fn answers(lines: &[&str]) -> Vec<Value> {
+        let runtime = super::super::runtime().unwrap();
+        runtime.block_on(async {
+            let (client, agent) = UnixStream::pair().unwrap();
+            let (commands, mut asked) = mpsc::channel(1);
+            let followers = Semaphore::new(1);
+            tokio::spawn(async move { answer(agent, &commands, &followers).await });
+            tokio::spawn(async move {
+                let (news, _) = broadcast::channel(1);
+                while let Some(command) = asked.recv().await {
+                    match command {
+                        Command::Status(reply) => drop(reply.send(Ok(status()))),
+                        Command::Events(reply) => {
+                            drop(reply.send(Ok((vec![event()], news.subscribe()))));
+                        }
+                        Command::Apply(_, reply)
+                        | Command::Confirm(reply)
+                        | Command::Rollback(reply) => drop(reply),
+                        Command::Sources(reply) => drop(reply),
+                        Command::Detach(ack) => drop(ack.done.send(())),
+                    }
+                }
+            });
+            let (from, mut to) = client.into_split();
+            let mut from = BufReader::new(from).lines();
+            let mut answers = Vec::new();
+            for line in lines {
+                to.write_all(format!("{line}\n").as_bytes()).await.unwrap();
+                let answer = from.next_line().await.unwrap().unwrap_or_default();
+                answers.push(serde_json::from_str(&answer).unwrap());
+            }
+            answers
+        })
+    }
 
     #[test]
-    fn requests_are_read_strictly() {
-        let read = |text| serde_json::from_str::<Request>(text);
-        assert_eq!(read(r#"{"request":"status"}"#).unwrap(), Request::Status {});
-        let events = Request::Events {
-            follow: true,
-            denied: false,
-        };
+    fn clients_of_other_releases_are_answered() {
+        let answers = answers(&[
+            r#"{"request":"status"}"#,
+            r#"{"apiVersion":"api.enforcer.dev/v1","enforcerVersion":"1.99.0","request":"status","verbose":true}"#,
+            r#"{"apiVersion":"api.enforcer.dev/v1","request":"snapshot"}"#,
+            r#"{"apiVersion":"api.enforcer.dev/v2","enforcerVersion":"2.0.0","request":"status"}"#,
+            "status",
+            r#"{"request":"events","denied":true,"severity":"high"}"#,
+        ]);
+        let kinds: Vec<_> = answers.iter().map(|answer| &answer["kind"]).collect();
         assert_eq!(
-            read(r#"{"request":"events","follow":true}"#).unwrap(),
-            events
+            kinds,
+            ["Status", "Status", "Error", "Error", "Error", "Event"]
         );
-        assert!(read(r#"{"request":"reboot"}"#).is_err());
-        assert!(read(r#"{"request":"detach","now":true}"#).is_err());
+        let codes: Vec<_> = answers.iter().filter_map(|a| a["code"].as_str()).collect();
+        assert_eq!(codes, ["UnknownRequest", "VersionMismatch", "BadRequest"]);
+        for answer in &answers {
+            assert_eq!(answer["apiVersion"], "api.enforcer.dev/v1");
+            assert_eq!(answer["enforcerVersion"], env!("CARGO_PKG_VERSION"));
+        }
+    }
+
+    #[test]
+    fn a_client_of_any_version_ends_the_agent() {
+        let detach = r#"{"apiVersion":"api.enforcer.dev/v2","request":"detach","within":"5s"}"#;
+        let [answer] = &answers(&[detach])[..] else {
+            panic!("more than one answer");
+        };
+        assert_eq!(answer["kind"], "DetachResult");
+        assert_eq!(answer["detached"], true);
     }
 }

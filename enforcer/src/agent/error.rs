@@ -2,9 +2,12 @@
 
 use std::{io, path::PathBuf, time::Duration};
 
-use enforcer_policy::{PolicyErrors, compile::CompileError, error::some};
+use enforcer_policy::{PolicyErrors, compile::CompileError, error::some, vocabulary::Word};
 
-use crate::kernel::{Kept, KernelError, filters::Leftover};
+use crate::{
+    api::{self, ErrorCode, Leftover, ReadError, Unattended},
+    kernel::KernelError,
+};
 
 /// Why an agent does not run, or does not answer. None says its cause itself:
 /// [`enforcer_policy::text::chain`] does.
@@ -42,17 +45,12 @@ pub enum AgentError {
     /// Nobody runs, and what one left is in force.
     #[error(
         "no agent runs here, and policy `{}` ({}), generation {}, is in force without one (pinned in {}). Cgroups and interfaces that come now are not known to it, and denials are recorded but not reported. `enforcer run -p …` takes over, `enforcer detach` ends it",
-        enforcer_policy::text::shown(&kept.in_force.policy),
-        if kept.in_force.dry_run { "DryRun" } else { "Enforce" },
-        kept.in_force.generation,
-        enforcer_policy::text::path(path)
+        enforcer_policy::text::shown(&_0.policy),
+        _0.mode,
+        _0.generation,
+        enforcer_policy::text::shown(&_0.pin_dir)
     )]
-    Unattended {
-        /// What it kept of that.
-        kept: Box<Kept>,
-        /// Where it is pinned.
-        path: PathBuf,
-    },
+    Unattended(Box<Unattended>),
     /// There is no policy to go back to.
     #[error("no policy was confirmed before the one in force")]
     NothingBefore,
@@ -110,15 +108,50 @@ pub enum AgentError {
         /// Why it failed.
         source: io::Error,
     },
-    /// The agent could not do what it was asked for.
-    #[error("the agent says: {0}")]
-    Refused(String),
-    /// The agent answered something that this version does not understand.
-    #[error("the agent's answer can not be read (is it of another version?)")]
-    Answer(#[from] serde_json::Error),
+    /// The agent ended before it answered.
+    #[error("the agent says: nothing: it ended before it answered")]
+    Ended,
+    /// The agent says no, or something that this version does not understand.
+    #[error(transparent)]
+    Answer(#[from] ReadError),
 }
 
 impl AgentError {
+    /// What it is, for programs.
+    pub fn code(&self) -> Word<ErrorCode> {
+        let code = match self {
+            Self::NotRoot => ErrorCode::NotRoot,
+            Self::Running { .. } => ErrorCode::AgentRunning,
+            Self::NoAgent { .. } => ErrorCode::NoAgent,
+            Self::Leftovers { .. } => ErrorCode::Leftovers,
+            Self::Unattended(_) => ErrorCode::Unattended,
+            Self::NothingBefore => ErrorCode::NothingBefore,
+            Self::Silent { .. } => ErrorCode::AgentSilent,
+            Self::Policy(errors) if errors.is_unreadable() => ErrorCode::UnreadableFile,
+            Self::Policy(_) => ErrorCode::InvalidPolicy,
+            Self::Compile(error) => error.into(),
+            Self::Kernel(error) => error.code(),
+            Self::Node { .. } => ErrorCode::UnknownNode,
+            Self::NoInterface { .. } | Self::Pattern { .. } => ErrorCode::UnknownInterface,
+            Self::System { .. } => ErrorCode::System,
+            Self::Answer(ReadError::Refused(error)) => return error.code.clone(),
+            Self::Answer(_) => ErrorCode::VersionMismatch,
+            Self::Ended => ErrorCode::Failed,
+        };
+        code.into()
+    }
+
+    /// As it goes over the control socket.
+    pub fn document(&self) -> api::Error {
+        match self {
+            Self::Policy(errors) => errors.into(),
+            error => api::Error {
+                code: error.code(),
+                ..api::Error::new(ErrorCode::Failed, enforcer_policy::text::chain(error))
+            },
+        }
+    }
+
     /// For a system call.
     pub(super) fn system(action: impl Into<String>) -> impl FnOnce(io::Error) -> Self {
         move |source| Self::System {

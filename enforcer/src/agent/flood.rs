@@ -5,7 +5,7 @@ use std::{cmp::Reverse, collections::HashMap};
 
 use enforcer_common::record::{RecordKey, RecordValue};
 
-use super::{Event, SubjectKind, names, names::Who};
+use super::{Event, Subject, names, names::Who};
 
 /// What repeats, with other addresses: sender, kind of port, port and reason.
 type Kind = (Who, u8, u16, u8);
@@ -47,18 +47,13 @@ pub(super) fn order_to_list(events: Vec<Event>) -> Vec<Event> {
     if events.len() <= FEW {
         return events;
     }
-    let mut newest: HashMap<(SubjectKind, u64, String, String), usize> = HashMap::new();
+    let mut newest: HashMap<_, usize> = HashMap::new();
     for (at, event) in events.iter().enumerate() {
-        let endpoint = match event.endpoint.as_str() {
-            // Which address it was does not matter where none of them is anybody's.
-            "" => format!("{:?}/{}", event.port, event.protocol),
-            endpoint => endpoint.to_owned(),
-        };
-        let subject = &event.subject;
-        newest.insert(
-            (subject.kind, subject.id, endpoint, event.reason.clone()),
-            at,
-        );
+        // Which address it was does not matter where none of them is anybody's.
+        let port = event.endpoints.is_empty();
+        let port = port.then_some((event.port, &event.protocol));
+        let Subject { kind, id, .. } = &event.subject;
+        newest.insert((kind, *id, &event.endpoints, port, &event.reason), at);
     }
     let mut is_first = vec![false; events.len()];
     newest.into_values().for_each(|at| is_first[at] = true);
@@ -117,7 +112,7 @@ mod tests {
     use zerocopy::FromZeros as _;
 
     use super::*;
-    use crate::agent::{Subject, report::tests::event};
+    use crate::api::tests::event;
 
     fn record(sender: u64, source: u32, port: u16, last_ns: u64) -> (RecordKey, RecordValue) {
         let mut key = RecordKey::new_zeroed();
@@ -156,7 +151,7 @@ mod tests {
     fn of_many_events_each_pair_comes_first() {
         let of = |id, endpoint: &str, source: u64| Event {
             source: Some(source.to_string()),
-            endpoint: endpoint.to_owned(),
+            endpoints: vec![endpoint.to_owned()],
             subject: Subject {
                 id,
                 ..event().subject

@@ -18,12 +18,13 @@ use enforcer_policy::{
     advice::{Advice, Denied, Process, advise, unrecognised},
     catalogue::Catalogue,
     text,
+    vocabulary::{Decision, Word},
 };
 use nix::time::{ClockId, clock_gettime};
 
 use super::{
+    Event, Subject, SubjectKind,
     names::{self, Names},
-    report::{Event, EventVerdict, Subject, SubjectKind},
     start::Ready,
 };
 use crate::kernel::CgroupPaths;
@@ -48,7 +49,7 @@ type SidesKey = (u32, u16, u16);
 #[derive(Debug, Default)]
 struct Sides {
     senders: Vec<String>,
-    endpoint: String,
+    endpoints: Vec<String>,
     denial: String,
 }
 
@@ -100,21 +101,15 @@ impl Ledger {
         let comm = value.comm.split(|byte| *byte == 0).next();
         let comm = text::of_bytes(comm.unwrap_or_default());
         let time = |boot_ns| rfc3339(boot + Duration::from_nanos(boot_ns));
-        let verdict = if key.dry_run == 0 {
-            EventVerdict::Denied
-        } else {
-            EventVerdict::WouldDeny
-        };
         Event {
-            verdict,
-            reason: reason.name().to_owned(),
+            verdict: Decision::of_denial(key.dry_run != 0).into(),
+            reason: reason.into(),
             sentence: reason.sentence().to_owned(),
-            endpoint: sides.endpoint.clone(),
+            endpoints: sides.endpoints.clone(),
             denial: sides.denial.clone(),
             advice: advice.clone(),
             hook: Hook::from_code(key.hook)
-                .map_or("unknown", Hook::name)
-                .to_owned(),
+                .map_or_else(|| Word::Other("unknown".to_owned()), Word::from),
             source: known(key.src),
             source_port: (value.source_port != 0).then_some(value.source_port),
             source_components: sides.senders.clone(),
@@ -123,10 +118,10 @@ impl Ledger {
                 .map(|_| IpAddr::from(key.dst).to_string())
                 .or(known(key.dst)),
             port: port_kind.map(|_| key.port),
-            protocol: port_kind.map_or("", PortKind::name).to_owned(),
+            protocol: port_kind.map(Word::from),
             reply: key.reply != 0,
             subject: Subject {
-                kind,
+                kind: kind.into(),
                 id: key.subject,
                 name: subject.clone(),
             },
@@ -265,7 +260,7 @@ impl Sides {
         let senders = compiled.party_names.get(usize::from(value.sender));
         Self {
             senders: senders.cloned().unwrap_or_default(),
-            endpoint: names.map(|names| names.join(", ")).unwrap_or_default(),
+            endpoints: names.cloned().unwrap_or_default(),
             denial: denial.cloned().unwrap_or_default(),
         }
     }
@@ -398,7 +393,7 @@ mod tests {
             let sender = event.source_components.last().cloned();
             (
                 sender.unwrap_or_default(),
-                event.endpoint,
+                event.endpoints.join(", "),
                 event.subject.name,
             )
         };

@@ -9,8 +9,9 @@ use std::{
 use enforcer_policy::text;
 
 use super::{
-    AgentError, Applied,
+    AgentError,
     cgroups::pairs,
+    control::Answer,
     ledger::rfc3339,
     memory,
     print::print,
@@ -18,7 +19,10 @@ use super::{
     serve::Agent,
     start::{self, Ready},
 };
-use crate::kernel::{LinkEvents, Side, apply::now, cgroups};
+use crate::{
+    api::Applied,
+    kernel::{LinkEvents, Side, apply::now, cgroups},
+};
 
 impl Agent {
     /// Puts a policy in force, for good or until a deadline by which it has to be confirmed.
@@ -191,10 +195,17 @@ impl Agent {
             }
             Ok(self.applied())
         });
-        let answer = answer.map_err(|error| text::chain(&error));
+        let answer = answer.map_err(|error| Box::new(error.document()));
         for waiting in self.applying.drain(..) {
             drop(waiting.send(answer.clone()));
         }
+    }
+
+    /// Answers who asked for something to be confirmed or taken back.
+    pub(super) fn reply_applied(&self, reply: Answer<Applied>, done: Result<(), AgentError>) {
+        let answer = done.map(|()| self.applied());
+        // Whoever asked may have gone.
+        drop(reply.send(answer.map_err(|error| Box::new(error.document()))));
     }
 
     /// What is in force, and until when.

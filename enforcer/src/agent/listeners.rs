@@ -98,21 +98,21 @@ fn listener(
     };
     let reason = denial.reason;
     Some(Listener {
-        protocol: socket.port_kind.name().to_owned(),
+        protocol: socket.port_kind.into(),
         address: SocketAddr::new(socket.address, socket.port).to_string(),
         port: socket.port,
-        endpoint: endpoint(tables, socket),
+        endpoints: endpoints(tables, socket),
         pid: holder.map(|holder| holder.pid),
         comm: holder.map(|holder| holder.comm.clone()),
         cgroup,
-        reason: reason.name().to_owned(),
+        reason: reason.into(),
         sentence: reason.sentence().to_owned(),
         will_be_refused: !verdict.passes(),
     })
 }
 
-/// The declared endpoint that this port is.
-fn endpoint(tables: &Simulator<'_>, socket: &Bound) -> String {
+/// The declared endpoints that this port is.
+fn endpoints(tables: &Simulator<'_>, socket: &Bound) -> Vec<String> {
     let compiled = tables.compiled();
     let settings = &compiled.settings;
     let (address, port_kind) = (Ip::from(socket.address), socket.port_kind);
@@ -127,7 +127,7 @@ fn endpoint(tables: &Simulator<'_>, socket: &Bound) -> String {
         .and_then(|class| tables.target(settings, at, class));
     target
         .and_then(|target| compiled.target_names.get(usize::from(target)))
-        .map(|names| names.join(", "))
+        .cloned()
         .unwrap_or_default()
 }
 

@@ -20,7 +20,6 @@ mod node;
 mod print;
 mod printing;
 mod reader;
-mod report;
 mod room;
 mod serve;
 mod start;
@@ -35,14 +34,14 @@ use std::{
 
 use crate::kernel::{LinkEvents, Pins, attach};
 
+pub use crate::kernel::{TcMode, pins::PIN_DIR};
 pub use error::AgentError;
 pub use node::own_addresses;
-pub use report::{
-    Applied, Event, EventVerdict, Listener, PathCount, Problem, ReasonCount, Repaired, Source,
-    Sources, Status, Subject, SubjectKind,
-};
 
-pub use crate::kernel::{Attachment, TcMode, pins::PIN_DIR};
+use crate::api::{
+    Event, Listener, PathCount, Problem, ReasonCount, Repaired, Source, Sources, Status, Subject,
+    SubjectKind,
+};
 
 /// Where the lock and the control socket are, unless said otherwise.
 pub const RUN_DIR: &str = "/run/enforcer";

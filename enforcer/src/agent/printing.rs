@@ -14,6 +14,7 @@ use super::{
     print::print,
     serve::Agent,
 };
+use crate::api::Document;
 
 /// As many rows as somebody may read at the end.
 const ROWS: usize = 200;
@@ -83,16 +84,12 @@ impl Agent {
         table.set_header(["COUNT", "VERDICT", "FROM", "TO", "REASON"]);
         let mut rows: BTreeMap<[String; 4], u64> = BTreeMap::new();
         for event in events {
-            let verdict = if event.is_denied() {
-                "denied"
-            } else {
-                "would deny"
-            };
-            let to = match event.endpoint.as_str() {
-                "" => event.target(),
-                endpoint => format!("{} ({endpoint})", event.target()),
-            };
-            let row = [verdict.to_owned(), event.sender(), to, event.reason];
+            let mut to = event.target();
+            if !event.endpoints.is_empty() {
+                to = format!("{to} ({})", event.endpoints.join(", "));
+            }
+            let (verdict, reason) = (event.verdict.to_string(), event.reason.to_string());
+            let row = [verdict, event.sender(), to, reason];
             *rows.entry(row).or_default() += event.count;
         }
         let mut rows: Vec<_> = rows.into_iter().collect();
@@ -114,7 +111,7 @@ fn print_event(output: Output, event: &Event) {
     let line = match output {
         Output::Text => event.to_string(),
         Output::Json => {
-            json = serde_json::to_string(event).unwrap_or_default();
+            json = serde_json::to_string(&Document::new(event)).unwrap_or_default();
             text::json(&json).into_owned()
         }
     };

@@ -6,14 +6,14 @@ use enforcer_common::{limits, record::RecordKey};
 use enforcer_policy::{text, text_digest};
 use tokio::{
     signal::unix::{Signal, SignalKind, signal},
-    sync::{broadcast, mpsc, oneshot},
+    sync::{broadcast, mpsc},
     time::{Interval, MissedTickBehavior, interval, timeout},
 };
 
 use super::{
-    AgentError, AgentOptions, Applied, Event, Listener, SubjectKind,
+    AgentError, AgentOptions, Event, Listener, SubjectKind,
     cgroups::pairs,
-    control::{Command, Control, ShutdownAck},
+    control::{Answer, Command, Control, ShutdownAck},
     faults::{Faults, Kind, PolicyFault},
     flood,
     history::History,
@@ -26,6 +26,7 @@ use super::{
     start::{self, CHANGED, First, Lock, Ready, UNCONFIRMED},
     watch::{self, Directories},
 };
+use crate::api::Applied;
 use crate::kernel::{
     CgroupPaths, Found, Kernel, KernelError, Link, LinkEvents, Pins, Wakes, cgroups, filters,
     load::KernelLog,
@@ -44,7 +45,7 @@ pub struct Agent {
     /// Digest of what the files hold, where it is put in force on request only.
     pub(super) waiting: Option<String>,
     /// Who waits for what becomes of the files that are being read.
-    pub(super) applying: Vec<oneshot::Sender<Result<Applied, String>>>,
+    pub(super) applying: Vec<Answer<Applied>>,
     /// What does not work at present.
     pub(super) faults: Faults,
     /// What became of the newest policy.
@@ -311,7 +312,7 @@ impl Agent {
                 AgentEvent::Reload => sources.reader.look(Asked::ByPerson, self.seen(), None),
                 AgentEvent::Stop => return None,
                 AgentEvent::Command(Command::Detach(shutdown)) => return Some(shutdown),
-                AgentEvent::Command(ask) => self.answer(ask),
+                AgentEvent::Command(ask) => self.obey(ask, sources).await,
             }
         }
     }
@@ -358,6 +359,27 @@ impl Agent {
         }
     }
 
+    async fn obey(&mut self, command: Command, sources: &mut EventSources) {
+        match command {
+            Command::Apply(within, reply) => {
+                self.settle(&sources.links).await;
+                self.applying.push(reply);
+                sources
+                    .reader
+                    .look(Asked::ToApply(within), self.seen(), None);
+            }
+            Command::Confirm(reply) => {
+                let confirmed = self.confirm(&sources.links).await;
+                self.reply_applied(reply, confirmed);
+            }
+            Command::Rollback(reply) => {
+                let rolled_back = self.roll_back(&sources.links).await;
+                self.reply_applied(reply, rolled_back);
+            }
+            question => self.answer(question),
+        }
+    }
+
     fn answer(&mut self, ask: Command) {
         // Whoever asked may have gone.
         match ask {
@@ -369,7 +391,10 @@ impl Agent {
                 let events = self.events().map(|events| (events, new));
                 drop(reply.send(events.map_err(|e| text::chain(&e))));
             }
-            Command::Detach(_) => {}
+            Command::Apply(..)
+            | Command::Confirm(_)
+            | Command::Rollback(_)
+            | Command::Detach(_) => {}
         }
     }
 

@@ -211,14 +211,6 @@ pub fn prepare(
     })
 }
 
-/// The mode in force, as the policy language writes it.
-pub const fn mode_name(mode: Mode) -> &'static str {
-    match mode {
-        Mode::DryRun => "DryRun",
-        Mode::Enforce => "Enforce",
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;

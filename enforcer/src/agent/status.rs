@@ -1,11 +1,11 @@
 //! The agent's state as a [`Status`].
 
 use enforcer_common::verdict::{Reason, counter};
-use enforcer_policy::model::{Mode, OtherTraffic};
+use enforcer_policy::model::Mode;
 
 use super::{
     PathCount, ReasonCount, Source, Sources, Status, faults::Kind, ledger::rfc3339, serve::Agent,
-    start::mode_name, warnings,
+    warnings,
 };
 use crate::kernel::KernelError;
 
@@ -26,9 +26,8 @@ impl Agent {
         });
         let reasons = Reason::ALL.into_iter().filter_map(|reason| {
             let (denied, would_deny) = counters.reason(reason);
-            let name = reason.name().to_owned();
             (denied + would_deny > 0).then_some(ReasonCount {
-                reason: name,
+                reason: reason.into(),
                 denied,
                 would_deny,
             })
@@ -36,16 +35,19 @@ impl Agent {
         let dry_run = self.ready.compiled.settings.dry_run != 0;
         Ok(Status {
             node: self.ready.compiled.node.clone(),
-            mode: mode_name(if dry_run { Mode::DryRun } else { Mode::Enforce }).to_owned(),
-            other_traffic: match self.ready.policy.other_traffic {
-                OtherTraffic::Allow => "Allow".to_owned(),
-                OtherTraffic::Drop => "Drop".to_owned(),
-            },
+            mode: if dry_run { Mode::DryRun } else { Mode::Enforce }.into(),
+            other_traffic: self.ready.policy.other_traffic.into(),
             policy: self.ready.policy.name.clone(),
             digest: self.ready.policy.digest.clone(),
             generation: self.kernel.generation(),
             since: rfc3339(self.kernel.kept().in_force.since()),
             pid: std::process::id(),
+            confirm_by: self.confirm_by(),
+            rolled_back: self.rolled_back.clone(),
+            pinned_at: self
+                .kernel
+                .pinned_at()
+                .map(|path| path.display().to_string()),
             attachments: self.kernel.attachments(),
             cgroups: self.known_cgroups(),
             notes: self.notes(),
@@ -82,10 +84,7 @@ impl Agent {
         };
         Sources {
             node: self.ready.compiled.node.clone(),
-            mode_override: self
-                .options
-                .dry_run
-                .then(|| mode_name(Mode::DryRun).to_owned()),
+            mode_override: self.options.dry_run.then_some(Mode::DryRun.into()),
             sources: texts.map(source).collect(),
         }
     }

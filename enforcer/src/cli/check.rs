@@ -2,7 +2,6 @@
 
 use std::{io, path::PathBuf};
 
-use anyhow::Context as _;
 use clap::Args;
 use enforcer_policy::{
     compile::{CompileError, Compiled, Compiler, PathNumbers},
@@ -10,10 +9,12 @@ use enforcer_policy::{
     model::Policy,
     render,
 };
-use serde::Serialize;
 
 use super::{Failure, Format, Outcome, PolicyArguments, say, say_json};
-use crate::files;
+use crate::{
+    api::{CheckResult, Document, ErrorCode, NodeReport, PolicyProblem},
+    files,
+};
 
 /// Read a policy, say what was understood, and run its cases
 ///
@@ -41,42 +42,21 @@ pub struct Arguments {
     verbose: bool,
 }
 
-#[derive(Serialize)]
-#[serde(rename_all = "camelCase")]
-struct Report {
-    valid: bool,
-    policy: render::Summary,
-    nodes: Vec<NodeReport>,
-    cases: Vec<CaseResult>,
-}
-
 /// What a policy comes to on a node.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
-#[serde(rename_all = "camelCase")]
-struct NodeReport {
-    node: String,
-    prefixes: usize,
-    /// Distinct sets of components.
-    parties: u32,
-    port_classes: u32,
-    /// Distinct sets of endpoints.
-    targets: u32,
-    /// What has no meaning there.
-    notes: Vec<String>,
-}
-
-impl NodeReport {
-    fn of(policy: &Policy, compiler: &Compiler<'_>, node: &str) -> Result<Self, CompileError> {
-        let compiled = compiler.compile(node, None, &mut PathNumbers::default())?;
-        Ok(Self {
-            prefixes: compiled.prefixes.len(),
-            parties: compiled.settings.parties,
-            port_classes: compiled.settings.classes,
-            targets: compiled.settings.targets,
-            notes: enforcer_policy::warnings_for_node(policy, &compiled.node),
-            node: compiled.node,
-        })
-    }
+fn on_node(
+    policy: &Policy,
+    compiler: &Compiler<'_>,
+    node: &str,
+) -> Result<NodeReport, CompileError> {
+    let compiled = compiler.compile(node, None, &mut PathNumbers::default())?;
+    Ok(NodeReport {
+        prefixes: compiled.prefixes.len(),
+        parties: compiled.settings.parties,
+        port_classes: compiled.settings.classes,
+        targets: compiled.settings.targets,
+        notes: enforcer_policy::warnings_for_node(policy, &compiled.node),
+        node: compiled.node,
+    })
 }
 
 /// What it comes to on each node. Nodes for which it comes to the same are compiled once, as there may be thousands.
@@ -88,28 +68,45 @@ fn all_nodes(policy: &Policy, compiler: &Compiler<'_>) -> Result<Vec<NodeReport>
                 node: node.name.clone(),
                 ..known.clone()
             },
-            None => NodeReport::of(policy, compiler, &node.name)?,
+            None => on_node(policy, compiler, &node.name)?,
         });
     }
     Ok(reports)
 }
 
 pub fn run(arguments: &Arguments, format: Format) -> Outcome {
+    match check(arguments, format) {
+        // That it is invalid is a result like any other.
+        Err(Failure::Policy(errors)) if format == Format::Json && !errors.is_unreadable() => {
+            say_json(&Document::new(CheckResult {
+                valid: false,
+                errors: PolicyProblem::all(&errors),
+                policy: None,
+                nodes: Vec::new(),
+                cases: Vec::new(),
+            }))?;
+            Err(Failure::No)
+        }
+        outcome => outcome,
+    }
+}
+
+fn check(arguments: &Arguments, format: Format) -> Outcome {
     let policy = files::load(&arguments.policy.policy)?;
-    let compiler = Compiler::new(&policy).context(TOO_LARGE)?;
+    let compiler = Compiler::new(&policy).map_err(too_large)?;
     let nodes = match &arguments.node {
-        Some(node) => vec![NodeReport::of(&policy, &compiler, node).context(TOO_LARGE)?],
-        None => all_nodes(&policy, &compiler).context(TOO_LARGE)?,
+        Some(node) => vec![on_node(&policy, &compiler, node).map_err(too_large)?],
+        None => all_nodes(&policy, &compiler).map_err(too_large)?,
     };
     let results = run_all_cases(&policy, &compiler, &arguments.cases)?;
     if format == Format::Json {
-        let policy = render::summary(&policy);
-        say_json(&Report {
+        say_json(&Document::new(CheckResult {
             valid: true,
-            policy,
+            errors: Vec::new(),
+            policy: Some(render::summary(&policy)),
             nodes,
             cases: results.clone(),
-        })?;
+        }))?;
     } else {
         if arguments.verbose {
             tell_all(&policy, &nodes)?;
@@ -139,7 +136,7 @@ fn run_all_cases(
             Some(known) => known,
             None => compiler
                 .compile(node, None, &mut PathNumbers::default())
-                .context(TOO_LARGE)?,
+                .map_err(too_large)?,
         };
         results.extend(run_cases(policy, &compiled, &cases));
         last = Some(compiled);
@@ -180,6 +177,7 @@ fn tell_cases(results: &[CaseResult], all: bool) -> Outcome {
             passed,
             expected,
             found,
+            ..
         } = result;
         if *passed && !all {
             continue;
@@ -198,4 +196,7 @@ fn tell_cases(results: &[CaseResult], all: bool) -> Outcome {
     Ok(())
 }
 
-const TOO_LARGE: &str = "the policy is valid but can not be compiled";
+fn too_large(error: CompileError) -> Failure {
+    let message = format!("the policy is valid but can not be compiled: {error}");
+    Failure::cannot(ErrorCode::from(&error), message)
+}

@@ -3,7 +3,10 @@
 use clap::Args;
 
 use super::{AgentArguments, Format, Outcome, say, say_json};
-use crate::agent::client;
+use crate::{
+    agent::client,
+    api::{DetachResult, Document},
+};
 
 /// End the agent and take everything off the node that it attached
 ///
@@ -22,6 +25,6 @@ pub fn run(arguments: &Arguments, format: Format) -> Outcome {
     client::detach(run_dir, pin_dir)?;
     match format {
         Format::Text => say("detached: nothing is enforced on this node"),
-        Format::Json => say_json(&serde_json::json!({ "detached": true })),
+        Format::Json => say_json(&Document::new(DetachResult { detached: true })),
     }
 }

@@ -5,7 +5,7 @@ use std::ops::ControlFlow;
 use clap::Args;
 
 use super::{AgentArguments, Format, Outcome, say, say_json_line};
-use crate::agent::{EventVerdict, client};
+use crate::agent::client;
 
 /// List what was denied, and why
 ///
@@ -28,12 +28,12 @@ pub struct Arguments {
 pub fn run(arguments: &Arguments, format: Format) -> Outcome {
     let mut result = Ok(());
     client::events(&arguments.agent.run_dir, arguments.follow, |event| {
-        if arguments.denied && event.verdict != EventVerdict::Denied {
+        if arguments.denied && !event.body.is_denied() {
             return ControlFlow::Continue(());
         }
         let said = match format {
             Format::Json => say_json_line(&event),
-            Format::Text => say(&event.to_string()),
+            Format::Text => say(&event.body.to_string()),
         };
         // Who stopped reading waits for no more.
         match said {

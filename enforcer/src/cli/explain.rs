@@ -9,14 +9,19 @@ use anyhow::{Context as _, anyhow, bail};
 use clap::Args;
 use enforcer_policy::{
     cases::{At, Attempt, Sender, Target, What, target},
-    compile::{PathNumbers, compile},
+    compile::{Compiled, PathNumbers, compile},
     error::some,
-    explain::{Decision, Explanation, explain},
+    explain::{Explanation, explain},
     model::{Component, Node, Policy, Port, PortMatch},
+    text,
+    vocabulary::Decision,
 };
 
 use super::{AgentArguments, Failure, Format, Outcome, policy_of, say, say_json};
-use crate::agent::own_addresses;
+use crate::{
+    agent::own_addresses,
+    api::{Document, ErrorCode},
+};
 
 /// Say what would happen to a connection, and why
 ///
@@ -89,29 +94,23 @@ pub fn run(arguments: &Arguments, format: Format) -> Outcome {
         (None, [only]) => only.name.clone(),
         (None, nodes) => {
             let names: Vec<&str> = nodes.iter().map(|node| node.name.as_str()).collect();
-            let names = some(&names);
-            return Err(anyhow!("say which node judges: --node NAME, one of {names}").into());
+            let message = format!(
+                "say which node judges: --node NAME, one of {}",
+                some(&names)
+            );
+            return Err(Failure::cannot(ErrorCode::UnknownNode, message));
         }
     };
-    let compiled = compile(&policy, &node, mode, &mut PathNumbers::default())
-        .context("the policy can not be compiled")?;
-    let here = policy.node(&node).context("the policy has no such node")?;
-    let to = attempted(
-        &policy,
-        here,
-        &arguments.to,
-        written_address(&arguments.from),
-    )?;
-    let from = sender(&policy, here, &arguments.from, to.address)?;
-    let attempt = if arguments.bind {
-        Attempt::Bind(to)
-    } else {
-        Attempt::Send(to)
-    };
-    let explanation = explain(&policy, &compiled, &from, attempt, place(arguments, to))
-        .map_err(|error| anyhow!(error))?;
+    let compiled = compile(&policy, &node, mode, &mut PathNumbers::default()).map_err(|error| {
+        let message = format!("the policy can not be compiled: {error}");
+        Failure::cannot(ErrorCode::from(&error), message)
+    })?;
+    let (explanation, from, to) = asked(&policy, &compiled, arguments).map_err(|error| {
+        let message = text::chain(error.as_ref());
+        Failure::cannot(ErrorCode::BadQuestion, message)
+    })?;
     match format {
-        Format::Json => say_json(&explanation)?,
+        Format::Json => say_json(&Document::new(&explanation))?,
         Format::Text => tell(&explanation, &from.to_string(), &to.to_string())?,
     }
     if explanation.is_allowed() {
@@ -121,19 +120,45 @@ pub fn run(arguments: &Arguments, format: Format) -> Outcome {
     }
 }
 
+/// What was asked, and the answer.
+fn asked(
+    policy: &Policy,
+    compiled: &Compiled,
+    arguments: &Arguments,
+) -> anyhow::Result<(Explanation, Sender, Target)> {
+    let here = policy.node(&compiled.node);
+    let here = here.context("the policy has no such node")?;
+    let to = attempted(
+        policy,
+        here,
+        &arguments.to,
+        written_address(&arguments.from),
+    )?;
+    let from = sender(policy, here, &arguments.from, to.address)?;
+    let attempt = if arguments.bind {
+        Attempt::Bind(to)
+    } else {
+        Attempt::Send(to)
+    };
+    let explanation = explain(policy, compiled, &from, attempt, place(arguments, to))
+        .map_err(|error| anyhow!(error))?;
+    Ok((explanation, from, to))
+}
+
 fn tell(explanation: &Explanation, from: &str, to: &str) -> Outcome {
-    let what = match (&explanation.path, explanation.reason) {
-        (Some(path), _) => format!("allowed by path {path}"),
-        (None, Some(reason)) if explanation.verdict == Decision::WouldDeny => {
-            format!("would deny (dry-run): {reason}")
+    let verdict = &explanation.verdict;
+    let what = match (&explanation.path, &explanation.reason) {
+        (Some(path), _) => format!("{verdict} by path {path}"),
+        (None, Some(reason)) if *verdict == Decision::WouldDeny => {
+            format!("{verdict} (dry-run): {reason}")
         }
-        (None, Some(reason)) => format!("denied: {reason}"),
-        (None, None) => "allowed".to_owned(),
+        (None, Some(reason)) => format!("{verdict}: {reason}"),
+        (None, None) => verdict.to_string(),
     };
     say(&format!("{from} to {to}: {what}"))?;
     say(&format!("  because   {}", explanation.because))?;
     for lock in &explanation.locks {
-        say(&format!("  lock      {lock}"))?;
+        say(&format!("  lock      {lock}: {}", lock.meaning()))?;
     }
     if !explanation.document.is_empty() {
         say(&format!("  document  {}", explanation.document))?;
@@ -149,16 +174,19 @@ fn tell(explanation: &Explanation, from: &str, to: &str) -> Outcome {
         }
     };
     say(&format!("  endpoint  {}", list(&explanation.endpoints)))?;
-    say(&format!("  sender    {}", list(&explanation.sender)))?;
+    say(&format!(
+        "  sender    {}",
+        list(&explanation.source_components)
+    ))?;
     say(&format!(
         "  judged    on {} at {}",
         explanation.node, explanation.hook
     ))?;
     if !explanation.is_allowed() && !explanation.paths_there.is_empty() {
-        say(&format!(
-            "  paths     {}",
-            explanation.paths_there.join("; ")
-        ))?;
+        let paths = explanation.paths_there.iter();
+        let paths = paths.map(|path| format!("{} from {}", path.name, path.from.join(", ")));
+        let paths: Vec<String> = paths.collect();
+        say(&format!("  paths     {}", paths.join("; ")))?;
     }
     if !explanation.denial.is_empty() {
         say(&format!("  there     {}", explanation.denial))?;

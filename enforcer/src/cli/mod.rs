@@ -2,9 +2,13 @@
 //! 0 fine, 1 the answer is no (an invalid policy, a denied connection, a failed case), 2 wrong usage
 //! or it could not be done. Who reads the results may stop: then this ends as other tools do.
 //!
+//! Under `-o json` standard output has one document (`events` and `run`: one in a line for each event), or nothing. Whatever
+//! kept it from being there is a document of kind `Error`, the last line of standard error.
+//!
 //! Everything that is printed goes through `say`, `say_json` or `complain`, which let no text of others do
 //! anything to a terminal; a name within a line is [`text::shown`] besides.
 
+mod apply;
 mod catalog;
 mod check;
 mod detach;
@@ -12,8 +16,11 @@ mod events;
 mod explain;
 mod run;
 mod status;
+mod usage;
 
 use std::{
+    env,
+    ffi::OsString,
     io::{self, IsTerminal as _, Write as _},
     path::PathBuf,
     process::ExitCode,
@@ -32,8 +39,8 @@ use serde::Serialize;
 
 use crate::{
     agent::{AgentError, PIN_DIR, RUN_DIR},
+    api::{self, Document, Error, ErrorCode},
     files,
-    kernel::filters::Leftover,
 };
 
 /// Drops connections to the guarded ports of a Kubernetes node that no documented component path allows.
@@ -78,9 +85,34 @@ enum Command {
     Events(events::Arguments),
     Explain(explain::Arguments),
     Catalog(catalog::Arguments),
+    Apply(apply::Arguments),
+    Confirm(apply::Answered),
+    Rollback(apply::RolledBack),
     Detach(detach::Arguments),
-    /// Print the JSON Schema of policies, for editors
-    Schema,
+    /// Print the JSON Schema of policies, for editors, or of what -o json prints
+    Schema {
+        /// Which one
+        #[arg(value_enum, default_value_t = Schema::Policy)]
+        of: Schema,
+    },
+}
+
+/// What there is a schema of.
+#[derive(Debug, Clone, Copy, ValueEnum)]
+enum Schema {
+    /// Inventory, PathPolicy and PathCases
+    Policy,
+    /// What every command prints under -o json, and the agent's control socket
+    Api,
+}
+
+impl Schema {
+    fn text(self) -> String {
+        match self {
+            Self::Policy => schema::json(),
+            Self::Api => api::schema(),
+        }
+    }
 }
 
 /// Where the policy is.
@@ -110,11 +142,15 @@ enum Failure {
     /// The policy is invalid.
     Policy(PolicyErrors),
     /// It could not be done.
-    Cannot(anyhow::Error),
-    /// Nobody can be asked, but filters are there.
-    Leftovers(Vec<Leftover>),
+    Cannot(Box<Error>),
     /// Nobody reads any more.
     Closed,
+}
+
+impl Failure {
+    fn cannot(code: ErrorCode, message: impl Into<String>) -> Self {
+        Self::Cannot(Box::new(Error::new(code, message)))
+    }
 }
 
 type Outcome = Result<(), Failure>;
@@ -127,17 +163,24 @@ impl From<PolicyErrors> for Failure {
 
 impl From<AgentError> for Failure {
     fn from(error: AgentError) -> Self {
+        let (code, message) = (error.code(), text::chain(&error));
+        let mut document = Error {
+            code,
+            ..Error::new(ErrorCode::Failed, message)
+        };
         match error {
-            AgentError::Policy(errors) => Self::Policy(errors),
-            AgentError::Leftovers { filters } => Self::Leftovers(filters),
-            error => Self::Cannot(error.into()),
+            AgentError::Policy(errors) => return Self::Policy(errors),
+            AgentError::Leftovers { filters } => document.leftovers = filters,
+            AgentError::Unattended(unattended) => document.unattended = Some(*unattended),
+            _ => {}
         }
+        Self::Cannot(Box::new(document))
     }
 }
 
 impl From<anyhow::Error> for Failure {
     fn from(error: anyhow::Error) -> Self {
-        Self::Cannot(error)
+        Self::cannot(ErrorCode::Failed, text::chain(error.as_ref()))
     }
 }
 
@@ -146,27 +189,34 @@ impl From<io::Error> for Failure {
         if error.kind() == io::ErrorKind::BrokenPipe {
             Self::Closed
         } else {
-            Self::Cannot(anyhow::Error::from(error).context("failed to write the result"))
+            let message = format!("failed to write the result: {}", text::chain(&error));
+            Self::cannot(ErrorCode::Output, message)
         }
     }
 }
 
 /// Runs the command line of this process.
 pub fn main() -> ExitCode {
-    let cli = match Cli::try_parse() {
+    let arguments: Vec<OsString> = env::args_os().collect();
+    let cli = match Cli::try_parse_from(&arguments) {
         Ok(cli) => cli,
-        Err(said) => return ExitCode::from(tell_usage(&said)),
+        Err(said) => {
+            let arguments = arguments.iter().skip(1);
+            let format = usage::format_of(arguments.map(|argument| argument.to_string_lossy()));
+            return ExitCode::from(usage::report(&said, format));
+        }
     };
     let format = match (cli.output, &cli.command) {
         (Style::Text, _) => Format::Text,
         // Whoever writes YAML has it from the style itself.
         (Style::Json, _) | (Style::Yaml, Command::Catalog(_)) => Format::Json,
-        (Style::Yaml, _) => Cli::command()
-            .error(
+        (Style::Yaml, _) => {
+            let said = Cli::command().error(
                 ErrorKind::InvalidValue,
                 "`-o yaml` is for `enforcer catalog`; here it is text or json",
-            )
-            .exit(),
+            );
+            return ExitCode::from(usage::report(&said, Format::Text));
+        }
     };
     let result = match cli.command {
         Command::Check(arguments) => check::run(&arguments, format),
@@ -175,12 +225,15 @@ pub fn main() -> ExitCode {
         Command::Events(arguments) => events::run(&arguments, format),
         Command::Explain(arguments) => explain::run(&arguments, format),
         Command::Catalog(arguments) => catalog::run(&arguments, cli.output),
+        Command::Apply(arguments) => apply::apply(&arguments, format),
+        Command::Confirm(arguments) => apply::confirm(&arguments, format),
+        Command::Rollback(arguments) => apply::roll_back(&arguments, format),
         Command::Detach(arguments) => detach::run(&arguments, format),
-        Command::Schema => say(schema::json().trim_end()),
+        Command::Schema { of } => say(of.text().trim_end()),
     };
     ExitCode::from(match result {
         Ok(()) => FINE,
-        Err(failure) => failure.tell(format),
+        Err(failure) => failure.report(format),
     })
 }
 
@@ -189,45 +242,26 @@ const NO: u8 = 1;
 const CANNOT: u8 = 2;
 
 impl Failure {
-    /// Tells it, and says with which status to exit.
-    fn tell(self, format: Format) -> u8 {
+    /// Reports it, and says with which status to exit.
+    fn report(self, format: Format) -> u8 {
         match self {
             Self::Closed => die_of_a_closed_pipe(),
             Self::No => NO,
             Self::Policy(errors) => {
-                let status = if errors.is_unreadable() { CANNOT } else { NO };
-                match tell_policy_errors(&errors, format) {
-                    Ok(()) => status,
-                    Err(failure) => failure.tell(Format::Text),
-                }
-            }
-            Self::Leftovers(filters) => {
-                let error = AgentError::Leftovers {
-                    filters: filters.clone(),
-                };
-                complain(&format!("error: {error}"));
-                let value = serde_json::json!({ "error": error.to_string(), "leftovers": filters });
                 match format {
-                    Format::Json => {
-                        say_json(&value).map_or_else(|f| f.tell(Format::Text), |()| CANNOT)
-                    }
-                    Format::Text => CANNOT,
+                    Format::Text => print_policy_errors(&errors),
+                    Format::Json => print_error(Error::from(&errors)),
                 }
+                if errors.is_unreadable() { CANNOT } else { NO }
             }
             Self::Cannot(error) => {
-                complain(&format!("error: {}", text::chain(error.as_ref())));
+                match format {
+                    Format::Text => complain(&format!("error: {}", error.message)),
+                    Format::Json => print_error(*error),
+                }
                 CANNOT
             }
         }
-    }
-}
-
-/// What clap has to say: help, the version, or what is wrong with the arguments.
-fn tell_usage(said: &clap::Error) -> u8 {
-    let printed = said.print().and_then(|()| io::stdout().flush());
-    match printed {
-        Ok(()) => u8::try_from(said.exit_code()).unwrap_or(CANNOT),
-        Err(error) => Failure::from(error).tell(Format::Text),
     }
 }
 
@@ -241,18 +275,19 @@ fn die_of_a_closed_pipe() -> u8 {
     CANNOT
 }
 
-fn tell_policy_errors(errors: &PolicyErrors, format: Format) -> Outcome {
-    if format == Format::Json {
-        // Whoever asked for JSON reads it from standard output.
-        return say_json(&serde_json::json!({ "valid": false, "errors": errors }));
-    }
+fn print_policy_errors(errors: &PolicyErrors) {
     if io::stderr().is_terminal() {
         // In colours, which are control sequences: what is in the errors was made harmless when they were made.
         let _ = writeln!(io::stderr(), "{}", errors.render(Paint::Coloured));
     } else {
         complain(&errors.render(Paint::Plain));
     }
-    Ok(())
+}
+
+/// An error as a JSON document in one line to standard error: standard output has results alone.
+fn print_error(error: Error) {
+    let document = serde_json::to_string(&Document::new(error)).unwrap_or_default();
+    complain(&text::json(&document));
 }
 
 /// A line, or several, to standard error. If nobody reads that, either, only the exit status tells.

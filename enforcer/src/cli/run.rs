@@ -2,12 +2,12 @@
 
 use std::path::{Path, PathBuf};
 
-use anyhow::anyhow;
 use clap::{Args, ValueEnum};
 
 use super::{AgentArguments, Failure, Format, Outcome, PolicyArguments};
 use crate::{
     agent::{self, AgentOptions, Output, STATE_DIR, TcMode},
+    api::ErrorCode,
     files::STANDARD_INPUT,
 };
 
@@ -57,7 +57,7 @@ pub struct Arguments {
     #[arg(long)]
     manual: bool,
     /// Whenever the policy's files change: go back to the policy before unless `enforcer confirm` comes within this time
-    #[arg(long, value_name = "DURATION")]
+    #[arg(long, value_name = "DURATION", value_parser = super::apply::limited)]
     confirm_within: Option<humantime::Duration>,
     /// Print what each kernel program returns, for debugging
     #[arg(long)]
@@ -100,9 +100,10 @@ pub fn run(arguments: Arguments, format: Format) -> Outcome {
         .iter()
         .any(|file| file == Path::new(STANDARD_INPUT))
     {
-        return Err(Failure::Cannot(anyhow!(
-            "a policy in force is read again when it changes, and standard input can not be: give a file"
-        )));
+        return Err(Failure::cannot(
+            ErrorCode::Usage,
+            "a policy in force is read again when it changes, and standard input can not be: give a file",
+        ));
     }
     let given = |patterns: Vec<String>| (!patterns.is_empty()).then_some(patterns);
     agent::run(AgentOptions {

@@ -1,12 +1,12 @@
 //! `enforcer status`.
 
 use clap::Args;
-use enforcer_policy::text::shown;
+use enforcer_policy::{model::Mode, text::shown};
 
 use super::{AgentArguments, Format, Outcome, say, say_json};
 use crate::{
-    agent::{PathCount, Status, client},
-    kernel::Attachment,
+    agent::client,
+    api::{Attachment, PathCount, Status, Word},
 };
 
 /// Say what is in force here, and what came of it
@@ -36,12 +36,21 @@ pub fn run(arguments: &Arguments, format: Format) -> Outcome {
     if format == Format::Json {
         say_json(&status)
     } else {
-        tell(&status, arguments.verbose)
+        tell(&status.body, arguments.verbose)
     }
 }
 
 /// What a person should look at.
 fn tell_troubles(status: &Status) -> Outcome {
+    if let Some(time) = &status.confirm_by {
+        say(&format!(
+            "CONFIRM   generation {} waits for `enforcer confirm`: the policy before is in force again from {time} on",
+            status.generation
+        ))?;
+    }
+    if let Some(what) = &status.rolled_back {
+        say(&format!("ROLLBACK  {what}"))?;
+    }
     if let Some(error) = &status.last_error {
         let since = status.last_error_since.as_deref().unwrap_or_default();
         say(&format!(
@@ -74,9 +83,11 @@ fn tell_troubles(status: &Status) -> Outcome {
 }
 
 fn tell(status: &Status, all: bool) -> Outcome {
-    let mode = match status.mode.as_str() {
-        "DryRun" => "dry-run: nothing is dropped",
-        _ => "enforced: denied connections are dropped",
+    let mode = match &status.mode {
+        Word::Known(Mode::DryRun) => "dry-run: nothing is dropped".to_owned(),
+        Word::Known(Mode::Enforce) => "enforced: denied connections are dropped".to_owned(),
+        // Of a newer agent.
+        other => other.to_string(),
     };
     say(&format!("node      {} (agent {})", status.node, status.pid))?;
     say(&format!("mode      {mode}"))?;
@@ -88,6 +99,13 @@ fn tell(status: &Status, all: bool) -> Outcome {
         status.since,
         status.digest.get(..12).unwrap_or(&status.digest)
     ))?;
+    match &status.pinned_at {
+        Some(path) => say(&format!(
+            "pinned    at {}: enforcement outlives the agent",
+            shown(path)
+        ))?,
+        None => say("pinned    no: enforcement ends with the agent")?,
+    }
     tell_troubles(status)?;
     tell_attachments(&status.attachments, all)?;
     for feature in &status.kernel {
@@ -127,19 +145,26 @@ fn tell(status: &Status, all: bool) -> Outcome {
 /// One line for all programs at a cgroup, and for all interfaces that have the same ones.
 fn tell_attachments(attachments: &[Attachment], all: bool) -> Outcome {
     // What is at a place, and in which way.
-    let mut places: Vec<(&Attachment, Vec<&str>)> = Vec::new();
+    let mut places: Vec<(&Attachment, Vec<String>)> = Vec::new();
     for attachment in attachments {
         let same = |a: &Attachment| a.place == attachment.place && a.how == attachment.how;
+        let mut hook = attachment.hook.to_string();
+        if all {
+            hook = format!("{hook} {}", shown(&attachment.program));
+        }
         match places.last_mut() {
-            Some((first, hooks)) if same(first) => hooks.push(&attachment.hook),
-            _ => places.push((attachment, vec![&attachment.hook])),
+            // Programs for IPv4 and for IPv6 are at one hook.
+            Some((first, hooks)) if same(first) && hooks.last() == Some(&hook) => {}
+            Some((first, hooks)) if same(first) => hooks.push(hook),
+            _ => places.push((attachment, vec![hook])),
         }
     }
     // The same programs in the same role, and where.
-    let mut lines: Vec<(String, &str, Vec<String>)> = Vec::new();
+    let mut lines: Vec<(String, String, Vec<String>)> = Vec::new();
     for (first, hooks) in places {
         let what = format!("{} by {}", hooks.join(", "), first.how);
-        let role = first.role.as_str();
+        let role = first.role.as_ref();
+        let role = role.map_or_else(String::new, |role| format!(" ({role})"));
         let place = shown(&first.place).into_owned();
         let same = lines
             .iter_mut()
@@ -150,10 +175,6 @@ fn tell_attachments(attachments: &[Attachment], all: bool) -> Outcome {
         }
     }
     for (what, role, places) in lines {
-        let role = match role {
-            "" => String::new(),
-            role => format!(" ({role})"),
-        };
         say(&format!("attached  {what} at {}{role}", listed(&places)))?;
     }
     Ok(())

@@ -20,16 +20,17 @@ use aya::{
     },
     sys::SyscallError,
 };
-use enforcer_common::tables::Role;
+use enforcer_common::{record::Hook, tables::Role};
+use enforcer_policy::vocabulary::Vocabulary as _;
 
 use super::{
     KernelError, Link,
     calls::{self, LinkTarget},
-    filters::Leftover,
     pins,
-    programs::{CGROUP, SETSOCKOPT, TC, TCX_EGRESS, TCX_INGRESS, attach_type},
+    programs::{self, CGROUP, LSM, SETSOCKOPT, TC, TCX_EGRESS, TCX_INGRESS, attach_type},
     state::{CgroupHook, Classifier, Hold, Interface, Kernel, Pinned},
 };
+use crate::api::{AttachMethod, Attachment, Leftover};
 
 /// How programs are attached to interfaces.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
@@ -41,21 +42,6 @@ pub enum TcMode {
     Tcx,
     /// Filters at the clsact qdisc.
     Clsact,
-}
-
-/// One program at one place.
-#[derive(Debug, Clone, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
-#[serde(rename_all = "camelCase")]
-pub struct Attachment {
-    /// `tc/ingress`, `tc/egress` or the program's name at a cgroup.
-    pub hook: String,
-    /// The interface or the cgroup's directory.
-    #[serde(rename = "where")]
-    pub place: String,
-    /// `tcx`, `clsact` or `cgroup link`.
-    pub how: String,
-    /// What the interface is for; empty for a cgroup.
-    pub role: String,
 }
 
 impl Interface {
@@ -302,7 +288,7 @@ impl Kernel {
 
     /// Filters at the clsact qdisc that are ours: they are replaced in place.
     pub fn know_filters(&mut self, filters: &[Leftover]) {
-        let of = |filter: &Leftover| (filter.index, filter.hook == "tc/ingress");
+        let of = |filter: &Leftover| (filter.index, filter.hook == Hook::TcIngress);
         self.attached.filters = filters.iter().map(of).collect();
     }
 
@@ -330,7 +316,7 @@ impl Kernel {
                     .map(|()| said.extend(change(link, before, *role))),
                 None => self
                     .attach_interface(link, *role, mode)
-                    .map(|()| said.push(format!("{} is {}", link.name, role_name(*role)))),
+                    .map(|()| said.push(format!("{} is {}", link.name, role.word()))),
             };
             result = result.and(done);
         }
@@ -364,7 +350,7 @@ impl Kernel {
             said.push(format!(
                 "{} is no longer {}",
                 interface.link.name,
-                role_name(interface.role)
+                interface.role.word()
             ));
         }
         // Of those that went while no agent was there, the role is all that is left.
@@ -543,33 +529,33 @@ impl Kernel {
         let mut all = Vec::new();
         if self.sees_all_options() {
             all.push(Attachment {
-                hook: "setsockopt".to_owned(),
+                hook: programs::hook(LSM).into(),
+                program: LSM.to_owned(),
                 place: "security modules".to_owned(),
-                how: "lsm".to_owned(),
-                role: String::new(),
+                how: AttachMethod::Lsm.into(),
+                role: None,
             });
         }
         all.extend(self.attached.cgroups.iter().map(|hook| Attachment {
-            hook: hook.name.trim_start_matches("enforcer_").to_owned(),
+            hook: programs::hook(hook.name).into(),
+            program: hook.name.to_owned(),
             place: hook.place.clone(),
-            how: "cgroup link".to_owned(),
-            role: String::new(),
+            how: AttachMethod::CgroupLink.into(),
+            role: None,
         }));
         for Interface { link, role, links } in self.attached.interfaces.values() {
             for (direction, hold) in links {
-                let hook = match direction {
-                    TcAttachType::Ingress => "tc/ingress",
-                    _ => "tc/egress",
-                };
+                let program = program_name(link, *direction);
                 let how = match hold {
-                    Hold::Open(_) | Hold::Pinned(_) => "tcx",
-                    Hold::Filter => "clsact",
+                    Hold::Open(_) | Hold::Pinned(_) => AttachMethod::Tcx,
+                    Hold::Filter => AttachMethod::Clsact,
                 };
                 all.push(Attachment {
-                    hook: hook.to_owned(),
+                    hook: programs::hook(program).into(),
+                    program: program.to_owned(),
                     place: link.name.clone(),
-                    how: how.to_owned(),
-                    role: role_name(*role).to_owned(),
+                    how: how.into(),
+                    role: Some((*role).into()),
                 });
             }
         }
@@ -601,7 +587,7 @@ fn detach_classifiers(link: &Link, links: Vec<Classifier>) {
 
 /// What is to be told of an interface that is for something else from now on.
 fn change(link: &Link, before: Role, now: Role) -> Option<String> {
-    let (before, now) = (role_name(before), role_name(now));
+    let (before, now) = (before.word(), now.word());
     (before != now).then(|| format!("{} is {now}, no longer {before}", link.name))
 }
 
@@ -757,15 +743,5 @@ fn failed(program: &'static str, place: &str, source: ProgramError) -> KernelErr
         program,
         place: place.to_owned(),
         source: Box::new(source),
-    }
-}
-
-/// A role for people.
-pub fn role_name(role: Role) -> &'static str {
-    match role {
-        Role::Undeclared => "undeclared",
-        Role::Loopback => "loopback",
-        Role::Uplink => "uplink",
-        Role::Pod => "pod",
     }
 }

@@ -8,6 +8,8 @@ use aya::{
     programs::{ProgramError, links::LinkError},
 };
 
+use crate::api::ErrorCode;
+
 /// Why something with the kernel failed. None says its cause itself: [`enforcer_policy::text::chain`] does.
 #[derive(Debug, thiserror::Error)]
 pub enum KernelError {
@@ -178,6 +180,21 @@ pub enum KernelError {
 }
 
 impl KernelError {
+    /// What it is, for programs.
+    pub fn code(&self) -> ErrorCode {
+        match self {
+            Self::NoBpfFs { .. } => ErrorCode::NoBpfFs,
+            Self::PinsOfOthers { .. } => ErrorCode::PinsOfOthers,
+            Self::PinsElsewhere { .. } => ErrorCode::PinsElsewhere,
+            Self::PinsLeft { .. } => ErrorCode::PinsLeft,
+            Self::Pins { .. } => ErrorCode::Pins,
+            Self::Unconfirmed { .. } => ErrorCode::Unconfirmed,
+            Self::NothingToConfirm => ErrorCode::NothingToConfirm,
+            Self::TooLate { .. } => ErrorCode::TooLate,
+            _ => ErrorCode::Kernel,
+        }
+    }
+
     /// For a map operation.
     pub(super) fn map(action: &'static str) -> impl Fn(MapError) -> Self {
         move |source| Self::Map {

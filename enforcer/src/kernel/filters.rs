@@ -1,36 +1,15 @@
 //! Filters that an agent left which was killed. Unlike links, filters at the clsact qdisc stay when their
 //! process goes, and they go on judging packets by the policy that was in force.
 
-use std::fmt;
-
-use enforcer_policy::text;
+use enforcer_common::record::Hook;
 use futures_util::TryStreamExt as _;
 use rtnetlink::{
     TrafficFilterGetRequest,
     packet_route::tc::{TcAttribute, TcFilterBpfOption, TcMessage, TcOption},
 };
-use serde::Serialize;
 
 use super::{KernelError, LinkEvents, programs::TC};
-
-/// A filter of ours at an interface.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
-#[serde(rename_all = "camelCase")]
-pub struct Leftover {
-    /// The interface.
-    pub interface: String,
-    /// Its index.
-    #[serde(skip)]
-    pub index: u32,
-    /// `tc/ingress` or `tc/egress`.
-    pub hook: &'static str,
-}
-
-impl fmt::Display for Leftover {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{} ({})", text::shown(&self.interface), self.hook)
-    }
-}
+use crate::api::Leftover;
 
 /// Filters for a sentence.
 pub fn list(filters: &[Leftover]) -> String {
@@ -63,14 +42,14 @@ pub async fn leftovers() -> Result<Vec<Leftover>, KernelError> {
         };
         let ask = || handle.traffic_filter(index).get();
         for (request, hook) in [
-            (ask().ingress(), "tc/ingress"),
-            (ask().egress(), "tc/egress"),
+            (ask().ingress(), Hook::TcIngress),
+            (ask().egress(), Hook::TcEgress),
         ] {
             if has_ours(request).await {
                 found.push(Leftover {
                     interface: link.name.clone(),
                     index: link.index,
-                    hook,
+                    hook: hook.into(),
                 });
             }
         }

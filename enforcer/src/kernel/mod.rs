@@ -30,7 +30,7 @@ pub mod trial;
 
 pub use adopt::Found;
 pub use apply::Side;
-pub use attach::{Attachment, TcMode};
+pub use attach::TcMode;
 pub use cgroups::{CgroupPaths, KnownCgroup};
 pub use error::KernelError;
 pub use kept::{Kept, KeptPolicy};

@@ -1,5 +1,7 @@
 //! The object with the kernel programs, and the programs' names.
 
+use enforcer_common::record::Hook;
+
 /// The programs that are attached to interfaces: for what comes in, for what goes out, and for what comes in by lo.
 pub(super) const TC: [&str; 3] = ["enforcer_tc_in", "enforcer_tc_out", "enforcer_lo_in"];
 /// The one of them below for `setsockopt`.
@@ -47,5 +49,34 @@ pub(super) fn attach_type(name: &str) -> Option<u32> {
 /// The program for security modules, which not every kernel loads.
 pub(super) const LSM: &str = "enforcer_lsm_opt";
 
+/// Where a program is attached. Those for IPv4 and IPv6 are at one hook, and so is what takes another's place.
+pub(super) fn hook(program: &str) -> Hook {
+    match program {
+        "enforcer_tc_in" | "enforcer_lo_in" => Hook::TcIngress,
+        "enforcer_tc_out" => Hook::TcEgress,
+        "enforcer_conn4" | "enforcer_conn6" => Hook::Connect,
+        "enforcer_send4" | "enforcer_send6" => Hook::Sendmsg,
+        "enforcer_bind4" | "enforcer_bind6" | "enforcer_bound4" | "enforcer_bound6" => Hook::Bind,
+        "enforcer_skb_out" => Hook::CgroupEgress,
+        "enforcer_skb_in" => Hook::CgroupIngress,
+        SETSOCKOPT | LSM => Hook::Setsockopt,
+        _ => Hook::SockCreate,
+    }
+}
+
 pub(super) static OBJECT: &[u8] =
     aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/enforcer"));
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_program_has_its_hook() {
+        let names = TC.into_iter().chain(CGROUP).chain([LSM]);
+        let stamps: Vec<_> = names
+            .filter(|name| hook(name) == Hook::SockCreate)
+            .collect();
+        assert_eq!(stamps, ["enforcer_sock"]);
+    }
+}

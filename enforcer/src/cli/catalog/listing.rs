@@ -4,179 +4,88 @@ use enforcer_policy::{
     catalogue::{Catalogue, Profile, ProfileOption},
     model::{Component, Locality, Path},
 };
-use serde::Serialize;
 
 use super::{Item, has, is_about};
+use crate::api::{
+    Catalog, ComponentListing, GroupListing, Lock, OptionListing, PathListing, PortListing,
+    ProfileListing, RoleListing,
+};
 
-/// What the catalogue says of a path beyond the path itself.
-#[derive(Serialize)]
-#[serde(rename_all = "camelCase")]
-pub(super) struct PathListing<'a> {
-    pub(super) name: &'a str,
-    pub(super) from: &'a [String],
-    pub(super) to: String,
-    pub(super) ports: Vec<String>,
-    pub(super) locks: Vec<&'static str>,
-    /// Profiles that have it from the start.
-    pub(super) profiles: Vec<&'a str>,
-    /// Options that turn it on.
-    pub(super) enabled_by: Vec<&'a str>,
-    /// Options that turn it off.
-    pub(super) disabled_by: Vec<&'a str>,
-    pub(super) because: &'a str,
-    pub(super) document: &'a str,
-    pub(super) symptom: &'a str,
-    #[serde(skip_serializing_if = "str::is_empty")]
-    pub(super) since: &'a str,
-    #[serde(skip_serializing_if = "str::is_empty")]
-    pub(super) until: &'a str,
-}
-
-impl<'a> PathListing<'a> {
-    pub(super) fn of(catalogue: &'a Catalogue, path: &'a Path) -> Self {
-        let port = catalogue
-            .components()
-            .iter()
-            .find(|component| component.name == path.to_component)
-            .and_then(|component| component.port(&path.to_port));
-        let mut locks = Vec::new();
-        if path.loopback || port.is_some_and(|port| port.loopback_only) {
-            locks.push("loopback");
-        } else if path.locality == Locality::SameNode {
-            locks.push("same node");
-        }
-        if path.tls {
-            locks.push("TLS");
-        }
-        let with = |names: fn(&ProfileOption) -> &Vec<String>| {
-            let options = catalogue.options().iter();
-            options
-                .filter(|option| names(option).contains(&path.name))
-                .map(|option| option.name.as_str())
-                .collect()
-        };
-        let profiles = catalogue.profiles().iter();
-        Self {
-            name: &path.name,
-            from: &path.from,
-            to: format!("{}:{}", path.to_component, path.to_port),
-            ports: port
-                .map(|port| port.matches.iter().map(ToString::to_string).collect())
-                .unwrap_or_default(),
-            locks,
-            profiles: profiles
-                .filter(|profile| profile.paths.contains(&path.name))
-                .map(|profile| profile.name.as_str())
-                .collect(),
-            enabled_by: with(|option| &option.enable),
-            disabled_by: with(|option| &option.disable),
-            because: &path.because,
-            document: &path.document,
-            symptom: &path.symptom,
-            since: &path.since,
-            until: &path.until,
-        }
+/// What the catalogue says of a path.
+pub(super) fn path_listing<'a>(catalogue: &'a Catalogue, path: &'a Path) -> PathListing<'a> {
+    let port = catalogue
+        .components()
+        .iter()
+        .find(|component| component.name == path.to_component)
+        .and_then(|component| component.port(&path.to_port));
+    let mut locks = Vec::new();
+    if path.loopback || port.is_some_and(|port| port.loopback_only) {
+        locks.push(Lock::Loopback.into());
+    } else if path.locality == Locality::SameNode {
+        locks.push(Lock::SameNode.into());
     }
-
-    /// When it is on, in a few words.
-    pub(super) fn default(&self, catalogue: &Catalogue) -> String {
-        let mut parts = Vec::new();
-        if self.profiles.len() == catalogue.profiles().len() {
-            parts.push("on".to_owned());
-        } else if !self.profiles.is_empty() {
-            parts.push(format!("on in {}", self.profiles.join(", ")));
-        }
-        if !self.enabled_by.is_empty() {
-            parts.push(format!("option {}", self.enabled_by.join(", ")));
-        }
-        if parts.is_empty() {
-            parts.push("off".to_owned());
-        }
-        if !self.disabled_by.is_empty() {
-            parts.push(format!("not with {}", self.disabled_by.join(", ")));
-        }
-        parts.join("; ")
+    if path.tls {
+        locks.push(Lock::Tls.into());
+    }
+    let with = |names: fn(&ProfileOption) -> &Vec<String>| {
+        let options = catalogue.options().iter();
+        options
+            .filter(|option| names(option).contains(&path.name))
+            .map(|option| option.name.as_str())
+            .collect()
+    };
+    let profiles = catalogue.profiles().iter();
+    PathListing {
+        name: &path.name,
+        from: &path.from,
+        to: format!("{}:{}", path.to_component, path.to_port),
+        ports: port
+            .map(|port| port.matches.iter().map(ToString::to_string).collect())
+            .unwrap_or_default(),
+        locks,
+        profiles: profiles
+            .filter(|profile| profile.paths.contains(&path.name))
+            .map(|profile| profile.name.as_str())
+            .collect(),
+        enabled_by: with(|option| &option.enable),
+        disabled_by: with(|option| &option.disable),
+        because: &path.because,
+        document: &path.document,
+        symptom: &path.symptom,
+        since: &path.since,
+        until: &path.until,
     }
 }
 
-#[derive(Serialize)]
-#[serde(rename_all = "camelCase")]
-struct Named<'a> {
-    name: &'a str,
-    description: &'a str,
-    #[serde(skip_serializing_if = "<[_]>::is_empty")]
-    paths: &'a [String],
+/// When a path is on, in a few words.
+pub(super) fn default(path: &PathListing<'_>, catalogue: &Catalogue) -> String {
+    let mut parts = Vec::new();
+    if path.profiles.len() == catalogue.profiles().len() {
+        parts.push("on".to_owned());
+    } else if !path.profiles.is_empty() {
+        parts.push(format!("on in {}", path.profiles.join(", ")));
+    }
+    if !path.enabled_by.is_empty() {
+        parts.push(format!("option {}", path.enabled_by.join(", ")));
+    }
+    if parts.is_empty() {
+        parts.push("off".to_owned());
+    }
+    if !path.disabled_by.is_empty() {
+        parts.push(format!("not with {}", path.disabled_by.join(", ")));
+    }
+    parts.join("; ")
 }
 
-#[derive(Serialize)]
-#[serde(rename_all = "camelCase")]
-struct OptionListing<'a> {
-    name: &'a str,
-    description: &'a str,
-    profiles: Vec<&'a str>,
-    enable: &'a [String],
-    disable: &'a [String],
-    guard: &'a [String],
-    /// Components that are anywhere outside with it, until the Inventory says where.
-    outside: &'a [String],
-    requires: &'a [String],
-}
-
-#[derive(Serialize)]
-#[serde(rename_all = "camelCase")]
-struct ProfileListing<'a> {
-    name: &'a str,
-    description: &'a str,
-    groups: &'a [String],
-    paths: &'a [String],
-    options: Vec<&'a str>,
-    requires: &'a [String],
-}
-
-#[derive(Serialize)]
-#[serde(rename_all = "camelCase")]
-struct PortListing<'a> {
-    name: &'a str,
-    matches: Vec<String>,
-    loopback_only: bool,
-    #[serde(skip_serializing_if = "str::is_empty")]
-    denial: &'a str,
-}
-
-#[derive(Serialize)]
-#[serde(rename_all = "camelCase")]
-struct ComponentListing<'a> {
-    name: &'a str,
-    description: &'a str,
-    r#where: String,
-    guard: bool,
-    /// No process counts as it before its cgroup is declared.
-    needs_cgroup: bool,
-    programs: &'a [String],
-    ports: Vec<PortListing<'a>>,
-}
-
-/// The catalogue, or what of it a name means, for programs.
-#[derive(Serialize)]
-#[serde(rename_all = "camelCase")]
-pub(super) struct Listing<'a> {
-    paths: Vec<PathListing<'a>>,
-    profiles: Vec<ProfileListing<'a>>,
-    options: Vec<OptionListing<'a>>,
-    groups: Vec<Named<'a>>,
-    components: Vec<ComponentListing<'a>>,
-    roles: Vec<Named<'a>>,
-}
-
-pub(super) fn listing<'a>(catalogue: &'a Catalogue, items: &[Item<'a>]) -> Listing<'a> {
+pub(super) fn listing<'a>(catalogue: &'a Catalogue, items: &[Item<'a>]) -> Catalog<'a> {
     let all = items.is_empty();
     let wanted = |is: &dyn Fn(&Item<'a>) -> bool| all || items.iter().any(is);
-    Listing {
+    Catalog {
         paths: catalogue
             .paths()
             .iter()
             .filter(|p| wanted(&|i| has(catalogue, *i, p)))
-            .map(|path| PathListing::of(catalogue, path))
+            .map(|path| path_listing(catalogue, path))
             .collect(),
         profiles: catalogue
             .profiles()
@@ -210,7 +119,7 @@ pub(super) fn listing<'a>(catalogue: &'a Catalogue, items: &[Item<'a>]) -> Listi
             .groups()
             .iter()
             .filter(|g| wanted(&|i| matches!(i, Item::Group(own) if own.name == g.name)))
-            .map(|group| Named {
+            .map(|group| GroupListing {
                 name: &group.name,
                 description: &group.description,
                 paths: &group.paths,
@@ -226,10 +135,9 @@ pub(super) fn listing<'a>(catalogue: &'a Catalogue, items: &[Item<'a>]) -> Listi
             .roles()
             .iter()
             .filter(|r| wanted(&|i| matches!(i, Item::Role(own) if own.name == r.name)))
-            .map(|role| Named {
+            .map(|role| RoleListing {
                 name: &role.name,
                 description: &role.description,
-                paths: &[],
             })
             .collect(),
     }

@@ -3,7 +3,6 @@
 mod listing;
 mod text;
 
-use anyhow::anyhow;
 use clap::Args;
 use enforcer_policy::{
     catalogue::{Catalogue, Group, Profile, ProfileOption, Role},
@@ -13,6 +12,7 @@ use enforcer_policy::{
 };
 
 use super::{Failure, Outcome, Style, say, say_json};
+use crate::api::{Document, ErrorCode};
 use listing::listing;
 use text::{describe, overview};
 
@@ -54,7 +54,7 @@ pub fn run(arguments: &Arguments, format: Style) -> Outcome {
             let text = yaml(catalogue, arguments.name.as_deref(), &items)?;
             say(text.trim_end())
         }
-        Style::Json => say_json(&listing(catalogue, &items)),
+        Style::Json => say_json(&Document::new(listing(catalogue, &items))),
         Style::Text if items.is_empty() => say(overview(catalogue).trim_end()),
         Style::Text => {
             let texts: Vec<String> = items.iter().map(|i| describe(catalogue, *i)).collect();
@@ -91,7 +91,8 @@ fn find<'a>(catalogue: &'a Catalogue, name: &str) -> Result<Vec<Item<'a>>, Failu
         Some(near) => format!("did you mean `{near}`?"),
         None => "`enforcer catalog` lists all there is".to_owned(),
     };
-    Err(anyhow!("the catalogue has nothing called `{name}`; {help}").into())
+    let message = format!("the catalogue has nothing called `{name}`; {help}");
+    Err(Failure::cannot(ErrorCode::UnknownName, message))
 }
 
 /// Every name that the catalogue knows.
@@ -123,7 +124,7 @@ fn yaml(catalogue: &Catalogue, name: Option<&str>, items: &[Item<'_>]) -> Result
         (components.collect(), paths.collect())
     };
     written::policy_yaml(name.unwrap_or("catalogue"), components, paths)
-        .map_err(|error| Failure::Cannot(error.into()))
+        .map_err(|error| anyhow::Error::from(error).into())
 }
 
 /// Whether a component is what an item is about.

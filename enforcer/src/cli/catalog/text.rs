@@ -10,18 +10,19 @@ use enforcer_policy::{
 
 use super::{
     Item, has,
-    listing::{PathListing, option_names, profiles_with, whereabouts},
+    listing::{default, option_names, path_listing, profiles_with, whereabouts},
 };
+use crate::api::PathListing;
 
 pub(super) fn overview(catalogue: &Catalogue) -> String {
     let mut paths = table(&["PATH", "FROM", "TO", "LOCKS", "DEFAULT"]);
     for path in catalogue.paths() {
-        let listing = PathListing::of(catalogue, path);
+        let listing = path_listing(catalogue, path);
         paths.add_row([
             path.name.clone(),
             path.from.join(", "),
             format!("{} {}", listing.to, listing.ports.join(", ")),
-            listing.locks.join(", "),
+            locks(&listing),
             short_default(catalogue, &listing),
         ]);
     }
@@ -82,6 +83,11 @@ pub(super) fn overview(catalogue: &Catalogue) -> String {
             .collect(),
     );
     text
+}
+
+fn locks(listing: &PathListing<'_>) -> String {
+    let locks: Vec<String> = listing.locks.iter().map(ToString::to_string).collect();
+    locks.join(", ")
 }
 
 /// The default in a table's cell: profiles are counted where they are many.
@@ -244,7 +250,7 @@ fn describe_port(port: &Port, text: &mut String) {
 }
 
 fn describe_path(catalogue: &Catalogue, path: &Path, text: &mut String) {
-    let listing = PathListing::of(catalogue, path);
+    let listing = path_listing(catalogue, path);
     let versions = match (listing.since, listing.until) {
         ("", "") => String::new(),
         (since, "") => format!("since Kubernetes {since}"),
@@ -264,8 +270,8 @@ fn describe_path(catalogue: &Catalogue, path: &Path, text: &mut String) {
             "to",
             format!("{} ({})", listing.to, listing.ports.join(", ")),
         ),
-        ("locks", listing.locks.join(", ")),
-        ("default", listing.default(catalogue)),
+        ("locks", locks(&listing)),
+        ("default", default(&listing, catalogue)),
         ("switch", switch),
         ("versions", versions),
         ("document", listing.document.to_owned()),

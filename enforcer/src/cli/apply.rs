@@ -1,0 +1,99 @@
+//! `enforcer apply`, `enforcer confirm` and `enforcer rollback`.
+
+use std::time::Duration;
+
+use clap::Args;
+
+use super::{AgentArguments, Format, Outcome, say, say_json};
+use crate::{
+    agent::client,
+    api::{Applied, Document},
+};
+
+/// How long a policy may wait to be confirmed, unless said otherwise.
+const CONFIRM_WITHIN: &str = "60s";
+/// Longer than anybody watches a terminal, and shorter than the kernel's clock can count.
+const LONGEST: Duration = Duration::from_secs(24 * 60 * 60);
+
+/// Put in force what the policy's files hold now
+///
+/// Has the agent read its files and put them in force. With --confirm-within, the kernel programs go back to the policy
+/// before by themselves unless `enforcer confirm` comes in time: that works without the agent and without this terminal.
+/// A policy that was not confirmed is not put in force again by itself, also after a restart of the machine. Applying the
+/// same policy again while it waits gives it as much time again.
+///
+/// Example: enforcer apply --confirm-within 60s
+#[derive(Debug, Args)]
+pub struct Arguments {
+    #[command(flatten)]
+    agent: AgentArguments,
+    /// Go back unless `enforcer confirm` comes within this time; 60 s if it is not given a time
+    #[arg(long, value_name = "DURATION", num_args = 0..=1, default_missing_value = CONFIRM_WITHIN, value_parser = limited)]
+    confirm_within: Option<humantime::Duration>,
+}
+
+/// Keep the policy that has to be confirmed
+///
+/// Ends the wait of `enforcer apply --confirm-within`. It is an error if the time is over, as the policy before is in force
+/// again then.
+///
+/// Example: enforcer confirm
+#[derive(Debug, Args)]
+pub struct Answered {
+    #[command(flatten)]
+    agent: AgentArguments,
+}
+
+/// Go back to the policy before
+///
+/// Takes back a policy that has to be confirmed, at once. If there is none, puts the policy in force that was confirmed
+/// before the last one. What the files hold is not put in force again until `enforcer apply`, or until they change.
+///
+/// Example: enforcer rollback
+#[derive(Debug, Args)]
+pub struct RolledBack {
+    #[command(flatten)]
+    agent: AgentArguments,
+}
+
+/// A time from a second to a day.
+pub fn limited(text: &str) -> Result<humantime::Duration, String> {
+    let duration: humantime::Duration = text.parse().map_err(|error| format!("{error}"))?;
+    if (Duration::from_secs(1)..=LONGEST).contains(&duration) {
+        Ok(duration)
+    } else {
+        Err("it is to be from a second to a day (90s, 5m)".to_owned())
+    }
+}
+
+pub fn apply(arguments: &Arguments, format: Format) -> Outcome {
+    let within = arguments.confirm_within.map(Into::into);
+    print(&client::apply(&arguments.agent.run_dir, within)?, format)
+}
+
+pub fn confirm(arguments: &Answered, format: Format) -> Outcome {
+    print(&client::confirm(&arguments.agent.run_dir)?, format)
+}
+
+pub fn roll_back(arguments: &RolledBack, format: Format) -> Outcome {
+    print(&client::roll_back(&arguments.agent.run_dir)?, format)
+}
+
+fn print(applied: &Document<Applied>, format: Format) -> Outcome {
+    if format == Format::Json {
+        return say_json(applied);
+    }
+    let Applied {
+        policy,
+        generation,
+        confirm_by,
+    } = &applied.body;
+    let name = enforcer_policy::text::shown(policy);
+    say(&match confirm_by {
+        Some(time) => format!(
+            "policy `{name}` is in force, generation {generation}; the one before is in force again from {time} on unless \
+             `enforcer confirm` comes"
+        ),
+        None => format!("policy `{name}` is in force, generation {generation}"),
+    })
+}

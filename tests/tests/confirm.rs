@@ -1,0 +1,316 @@
+//! Policies with a deadline: the kernel programs go back to the one before by themselves, whatever became of the agent.
+
+use std::fs;
+use std::thread;
+use std::time::{Duration, Instant};
+
+use anyhow::{Result, ensure};
+use enforcer_tests::patience::patient;
+use enforcer_tests::plan::{CP1, LOOPBACK, port};
+use enforcer_tests::probe::Hold;
+use enforcer_tests::process::Ran;
+use enforcer_tests::product::{Agent, PolicyText};
+use enforcer_tests::{Lab, Outcome, Place, tools};
+use serde_json::Value;
+
+const SOON: Duration = Duration::from_secs(3);
+/// Long enough for what a test does before it is over.
+const DEADLINE: Duration = Duration::from_secs(6);
+/// Longer than any test.
+const LONG: &str = "10m";
+
+fn deadline() -> String {
+    format!("{}s", patient(DEADLINE).as_secs())
+}
+
+fn enforcer(lab: &Lab, args: &[&str]) -> Result<Ran> {
+    let place = lab.daemon("cp1", "enforcer");
+    place.command_of(&tools::enforcer()?)?.args(args).run()
+}
+
+/// A policy that takes the insecure port from those who may use it.
+fn without() -> PolicyText {
+    PolicyText {
+        disable: vec!["insecure-port"],
+        ..PolicyText::default()
+    }
+}
+
+fn use_insecure_port(lab: &Lab) -> Result<Outcome> {
+    lab.controller_manager()
+        .connect(LOOPBACK.at(port::INSECURE))
+}
+
+/// Waits until somebody reaches something again, or no longer.
+fn comes_to(
+    place: &Place,
+    to: std::net::SocketAddr,
+    wanted: Outcome,
+    at_most: Duration,
+) -> Result<()> {
+    let end = Instant::now() + at_most;
+    loop {
+        let outcome = place.connect(to)?;
+        if outcome == wanted {
+            return Ok(());
+        }
+        ensure!(Instant::now() < end, "it stays {outcome}");
+        thread::sleep(Duration::from_millis(50));
+    }
+}
+
+fn json(ran: &Ran) -> Result<Value> {
+    Ok(serde_json::from_str(&ran.stdout)?)
+}
+
+/// As on a node that a person works on: changes wait to be applied.
+fn manual(lab: &Lab, policy: &PolicyText) -> Result<Agent> {
+    Agent::start_with(lab, "cp1", policy, &["--manual"])
+}
+
+#[test]
+fn the_programs_go_back_by_themselves() -> Result<()> {
+    let lab = Lab::builder().apiserver().build()?;
+    let policy = PolicyText::default();
+    for mode in ["auto", "clsact"] {
+        let agent = Agent::start_with(&lab, "cp1", &policy, &["--manual", "--tc", mode])?;
+        let generation = agent.generation()?;
+        ensure!(use_insecure_port(&lab)? == Outcome::Connected, "before");
+        fs::write(agent.policy(), without().yaml(&lab))?;
+        let said = enforcer(&lab, &["apply", "--confirm-within", &deadline()])?.checked()?;
+        let began = Instant::now();
+        ensure!(
+            said.stdout.contains("unless `enforcer confirm` comes"),
+            "{said}"
+        );
+        let outcome = use_insecure_port(&lab)?;
+        // A machine that is slow beyond measure may have passed the deadline already.
+        let in_time = began.elapsed() < patient(DEADLINE);
+        ensure!(outcome == Outcome::Eperm || !in_time, "applied: {outcome}");
+        // Nobody is there any more, and nothing that could do anything.
+        agent.kill()?;
+        comes_to(
+            &lab.controller_manager(),
+            LOOPBACK.at(port::INSECURE),
+            Outcome::Connected,
+            patient(DEADLINE + SOON),
+        )?;
+        let intruder = lab.hostnet("cp1").connect(LOOPBACK.at(port::INSECURE))?;
+        ensure!(intruder == Outcome::Eperm, "the policy before: {intruder}");
+        let said = enforcer(&lab, &["status"])?;
+        ensure!(
+            said.stderr
+                .contains(&format!("generation {generation}, is in force")),
+            "{said}"
+        );
+        // The next agent says so, and leaves it at that: its files hold what nobody confirmed.
+        let file = lab.directory().join("cp1.yaml");
+        let agent = Agent::start_with(&lab, "cp1", &without(), &["--manual", "--tc", mode])?;
+        ensure!(
+            fs::read_to_string(&file)? == without().yaml(&lab),
+            "its files"
+        );
+        ensure!(
+            use_insecure_port(&lab)? == Outcome::Connected,
+            "the next agent"
+        );
+        let status = agent.status()?;
+        ensure!(
+            status["lastError"]
+                .as_str()
+                .is_some_and(|error| error.contains("was not confirmed")),
+            "{status:#}"
+        );
+        // Also with nothing pinned any more, as after a restart of the machine.
+        agent.stop()?.checked()?;
+        let agent = Agent::start_with(&lab, "cp1", &without(), &["--tc", mode])?;
+        ensure!(
+            use_insecure_port(&lab)? == Outcome::Connected,
+            "after a restart"
+        );
+        // A person may want it all the same.
+        enforcer(&lab, &["apply"])?.checked()?;
+        ensure!(use_insecure_port(&lab)? == Outcome::Eperm, "applied again");
+        let status = agent.status()?;
+        ensure!(
+            status["lastError"].is_null() && status["confirmBy"].is_null(),
+            "{status:#}"
+        );
+        agent.stop()?.checked()?;
+    }
+    lab.close()
+}
+
+#[test]
+fn what_is_confirmed_stays_and_what_is_taken_back_goes() -> Result<()> {
+    let lab = Lab::builder().apiserver().build()?;
+    let agent = manual(&lab, &PolicyText::default())?;
+    let said = enforcer(&lab, &["confirm"])?;
+    ensure!(
+        said.code() == Some(2) && said.stderr.contains("nothing waits to be confirmed"),
+        "{said}"
+    );
+    let said = enforcer(&lab, &["rollback"])?;
+    ensure!(
+        said.code() == Some(2) && said.stderr.contains("no policy was confirmed"),
+        "{said}"
+    );
+    // A change alone does nothing.
+    fs::write(agent.policy(), without().yaml(&lab))?;
+    let end = Instant::now() + patient(Duration::from_secs(8));
+    while agent.status()?["lastError"].is_null() {
+        ensure!(Instant::now() < end, "the change is not told");
+        thread::sleep(Duration::from_millis(50));
+    }
+    ensure!(use_insecure_port(&lab)? == Outcome::Connected, "by itself");
+
+    // Taken back by request.
+    let generation = agent.generation()?;
+    enforcer(&lab, &["apply", "--confirm-within", LONG])?.checked()?;
+    ensure!(agent.generation()? == generation + 1, "applied");
+    ensure!(use_insecure_port(&lab)? == Outcome::Eperm, "applied");
+    ensure!(
+        agent.status()?["confirmBy"].is_string(),
+        "{:#}",
+        agent.status()?
+    );
+    enforcer(&lab, &["rollback"])?.checked()?;
+    ensure!(agent.generation()? == generation, "taken back");
+    ensure!(use_insecure_port(&lab)? == Outcome::Connected, "taken back");
+    let status = agent.status()?;
+    ensure!(
+        status["rolledBack"]
+            .as_str()
+            .is_some_and(|what| what.contains("by request")),
+        "{status:#}"
+    );
+
+    // Once more, and another one meanwhile is refused; the same one has more time.
+    let applied = enforcer(&lab, &["apply", "--confirm-within", LONG, "-o", "json"])?.checked()?;
+    let first = json(&applied)?["confirmBy"].clone();
+    ensure!(
+        agent.generation()? == generation + 2,
+        "a number is used once"
+    );
+    fs::write(agent.policy(), PolicyText::dry_run().yaml(&lab))?;
+    let refused = enforcer(&lab, &["apply", "-o", "json"])?;
+    ensure!(
+        refused.code() == Some(2) && refused.stderr.contains("\"Unconfirmed\""),
+        "{refused}"
+    );
+    fs::write(agent.policy(), without().yaml(&lab))?;
+    let again = enforcer(&lab, &["apply", "--confirm-within", "20m", "-o", "json"])?.checked()?;
+    let second = json(&again)?["confirmBy"].clone();
+    ensure!(first.as_str() < second.as_str(), "{first} {second}");
+    enforcer(&lab, &["confirm"])?.checked()?;
+    ensure!(use_insecure_port(&lab)? == Outcome::Eperm, "confirmed");
+    ensure!(
+        agent.status()?["confirmBy"].is_null(),
+        "{:#}",
+        agent.status()?
+    );
+    agent.kill()?;
+    let agent = manual(&lab, &without())?;
+    ensure!(
+        use_insecure_port(&lab)? == Outcome::Eperm,
+        "confirmed, the next agent"
+    );
+
+    // Back to what was confirmed before, which the files do not hold, and which stays all the same.
+    enforcer(&lab, &["rollback"])?.checked()?;
+    ensure!(
+        use_insecure_port(&lab)? == Outcome::Connected,
+        "rolled back"
+    );
+    agent.kill()?;
+    let agent = manual(&lab, &without())?;
+    ensure!(
+        use_insecure_port(&lab)? == Outcome::Connected,
+        "rolled back, the next agent"
+    );
+    agent.stop()?.checked()?;
+    lab.close()
+}
+
+/// The next agent goes on waiting, and what comes meanwhile is known to both policies.
+#[test]
+fn who_waits_outlives_the_agent_too() -> Result<()> {
+    let lab = Lab::builder().apiserver().build()?;
+    let agent = manual(&lab, &PolicyText::default())?;
+    let held = lab
+        .controller_manager()
+        .hold(Hold::http(LOOPBACK.at(port::INSECURE)))?;
+    fs::write(agent.policy(), without().yaml(&lab))?;
+    enforcer(&lab, &["apply", "--confirm-within", LONG])?.checked()?;
+    held.wait_for_end(SOON)?;
+    let generation = agent.generation()?;
+    agent.kill()?;
+    let agent = manual(&lab, &without())?;
+    let status = agent.status()?;
+    ensure!(
+        status["generation"].as_u64() == Some(generation) && status["confirmBy"].is_string(),
+        "{status:#}"
+    );
+    // A static pod that is made anew has another cgroup.
+    let pod = lab.static_pod("cp1", "scheduler");
+    let (directory, before) = (pod.cgroup().directory(), pod.cgroup().id()?);
+    fs::remove_dir(directory)?;
+    fs::create_dir(directory)?;
+    ensure!(pod.cgroup().id()? != before, "the same cgroup");
+    let end = Instant::now() + patient(SOON);
+    while agent.status()?["problems"]
+        .as_array()
+        .is_some_and(|p| !p.is_empty())
+    {
+        ensure!(Instant::now() < end, "{:#}", agent.status()?);
+    }
+    thread::sleep(Duration::from_millis(300));
+    enforcer(&lab, &["rollback"])?.checked()?;
+    ensure!(
+        use_insecure_port(&lab)? == Outcome::Connected,
+        "rolled back"
+    );
+    let outcome = pod.connect(LOOPBACK.at(port::INSECURE))?;
+    ensure!(
+        outcome == Outcome::Connected,
+        "a cgroup of meanwhile: {outcome}"
+    );
+    agent.stop()?.checked()?;
+    lab.close()
+}
+
+/// A policy that takes interfaces for what they are not is taken back with all that it said of them.
+#[test]
+fn roles_of_interfaces_go_back_too() -> Result<()> {
+    let lab = Lab::builder().bystanders().build()?;
+    let echo = CP1.at(port::ECHO);
+    let (neighbour, pod) = (lab.login("w1"), lab.pod("pod-a"));
+    let policy = PolicyText::default();
+    let text = policy.yaml(&lab);
+    let hostile = text.replace("uplinks: [eth0]", "uplinks: []").replace(
+        "podInterfaces: [\"cali*\"]",
+        "podInterfaces: [\"cali*\", eth0]",
+    );
+    ensure!(text != hostile, "{text}");
+    let agent = manual(&lab, &policy)?;
+    ensure!(neighbour.connect(echo)? == Outcome::Connected, "before");
+    ensure!(pod.connect(echo)? == Outcome::Connected, "before");
+    fs::write(agent.policy(), &hostile)?;
+    enforcer(&lab, &["apply", "--confirm-within", &deadline()])?.checked()?;
+    comes_to(&neighbour, echo, Outcome::Timeout, patient(SOON))?;
+    agent.kill()?;
+    comes_to(
+        &neighbour,
+        echo,
+        Outcome::Connected,
+        patient(DEADLINE + SOON),
+    )?;
+    ensure!(pod.connect(echo)? == Outcome::Connected, "after");
+    let agent = Agent::start_with(&lab, "cp1", &policy, &["--manual"])?;
+    ensure!(
+        neighbour.connect(echo)? == Outcome::Connected,
+        "with the next agent"
+    );
+    agent.stop()?.checked()?;
+    lab.close()
+}
