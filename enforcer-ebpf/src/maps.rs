@@ -11,7 +11,7 @@ use aya_ebpf::{
     btf_maps::{
         Array, ArrayOfMaps, HashMap, LpmTrie, LruHashMap, PerCpuArray, RingBuf, lpm_trie::Key,
     },
-    helpers::generated::bpf_ktime_get_coarse_ns,
+    helpers::generated::{bpf_ktime_get_coarse_ns, bpf_ktime_get_ns},
     macros::btf_map,
 };
 use enforcer_common::{
@@ -241,8 +241,8 @@ impl Active {
 #[inline(never)]
 fn unconfirmed(word: u32) -> u32 {
     let deadline = PENDING.get(active::DEADLINE).copied().unwrap_or(0);
-    // SAFETY: the helper takes nothing and reads a clock (Linux 5.11).
-    let now = unsafe { bpf_ktime_get_coarse_ns() };
+    // SAFETY: the helper takes nothing and reads a clock. The coarse one is cheaper, but not for programs of every type.
+    let now = unsafe { bpf_ktime_get_ns() };
     if now < deadline {
         return word & !active::PENDING;
     }

@@ -12,7 +12,6 @@ use tokio::{
 
 use super::{
     AgentError, AgentOptions, Event, Listener, SubjectKind,
-    cgroups::pairs,
     control::{Answer, Command, Control, ShutdownAck},
     faults::{Faults, Kind, PolicyFault},
     flood,
@@ -197,7 +196,7 @@ async fn begin(
     }
     if !resumed {
         let known = cgroups::resolve(&cgroup_root, &ready.compiled.cgroups);
-        kernel.apply(ready.as_new(), &pairs(&known), None)?;
+        kernel.apply(ready.as_new(), &cgroups::pairs(&known), None)?;
     }
     let mut sources = EventSources {
         wakes: Some(kernel.wakes()?),

@@ -165,7 +165,7 @@ pub enum Side {
 /// The clock that programs compare a deadline with, in nanoseconds.
 pub fn now() -> u64 {
     // It can not fail for a clock that the kernel has.
-    let now = clock_gettime(ClockId::CLOCK_MONOTONIC_COARSE);
+    let now = clock_gettime(ClockId::CLOCK_MONOTONIC);
     now.map_or(0, |now| Duration::from(now).as_nanos() as u64)
 }
 
