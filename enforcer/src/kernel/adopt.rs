@@ -7,6 +7,7 @@ use super::{
     kept::{self, Store},
     layout,
     maps::Owned,
+    netns,
     pins::Instance,
     state::{Pinned, Slots},
 };
@@ -27,7 +28,7 @@ impl Found {
     /// Nothing can be pinned there, or what is there is enforced in another network namespace.
     pub fn look(pins: &Pins) -> Result<Self, KernelError> {
         pins.prepare()?;
-        let netns = super::load::netns_cookie()?;
+        let netns = netns::cookie()?;
         let (mut adopted, mut others, mut newest) = (None, Vec::new(), None);
         for instance in pins.instances() {
             let store = Store::open(&instance.map(kept::NAME)).ok();
