@@ -117,6 +117,12 @@ fn enforcement_outlives_the_agent_and_the_next_one_goes_on() -> Result<()> {
             status["pinnedAt"] == format!("{PINS}/{}", at.join(" ")),
             "{mode}: {status:#}"
         );
+        let said = enforcer(&lab, &["status"])?.checked()?;
+        ensure!(
+            said.stdout.contains(&format!("pinned    at {PINS}/"))
+                && said.stdout.contains(": enforcement outlives the agent\n"),
+            "{said}"
+        );
 
         // What it ends with by itself stays in force, too.
         let generation = agent.generation()?;
@@ -368,6 +374,12 @@ fn pins_that_can_not_be_trusted_or_made_are_told() -> Result<()> {
         ensure!(outcome == Outcome::Timeout, "{outcome}");
         let status = agent.status()?;
         ensure!(status["pinnedAt"].is_null(), "{status:#}");
+        let said = enforcer(&lab, &["status"])?.checked()?;
+        ensure!(
+            said.stdout
+                .contains("pinned    no: enforcement ends with the agent\n"),
+            "{said}"
+        );
         agent.leave()?.checked()?;
         is_not_enforced(&lab, "after its end, without pins")?;
     }
