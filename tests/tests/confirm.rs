@@ -73,6 +73,10 @@ fn the_programs_go_back_by_themselves() -> Result<()> {
     let lab = Lab::builder().apiserver().build()?;
     let policy = PolicyText::default();
     for mode in ["auto", "clsact"] {
+        // Nothing was ever confirmed here.
+        let host = lab.daemon("cp1", "enforcer");
+        host.run("/bin/rm", ["-rf", "/run/enforcer-state"])?
+            .checked()?;
         let agent = Agent::start_with(&lab, "cp1", &policy, &["--manual", "--tc", mode])?;
         let generation = agent.generation()?;
         ensure!(use_insecure_port(&lab)? == Outcome::Connected, "before");
