@@ -129,11 +129,7 @@ pub fn role(interface: u32, active: Active) -> u32 {
     } else {
         role_searched(interface)
     };
-    if active.fell_back() {
-        word >> Role::BITS
-    } else {
-        word & ((1 << Role::BITS) - 1)
-    }
+    Role::half(word, active.0 & active::UPPER_ROLES != 0)
 }
 
 #[inline(never)]
@@ -163,12 +159,6 @@ impl Active {
         } else {
             Self(unconfirmed(word))
         }
-    }
-
-    /// Whether the policy before is in force again, as nobody confirmed the last one in time.
-    #[inline(always)]
-    pub const fn fell_back(self) -> bool {
-        self.0 & active::FELL_BACK != 0
     }
 
     /// From its word.
@@ -247,7 +237,7 @@ fn unconfirmed(word: u32) -> u32 {
         return word & !active::PENDING;
     }
     let fallback = PENDING.get(active::FALLBACK).copied().unwrap_or(0);
-    fallback as u32 | active::FELL_BACK
+    fallback as u32
 }
 
 /// One generation of the policy.

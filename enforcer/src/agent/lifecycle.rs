@@ -40,8 +40,9 @@ impl Agent {
             self.history.begin(&ready.texts)?;
         }
         let generation = self.kernel.generation();
+        let roles = ready.selectors.roles(&self.links);
         self.kernel
-            .apply(ready.as_new(), &cgroups::pairs(&known), within)?;
+            .apply(ready.as_new(&roles), &cgroups::pairs(&known), within)?;
         let before = mem::replace(&mut self.ready, Arc::new(ready));
         if within.is_some() {
             self.unconfirmed = Some(Arc::clone(&before));

@@ -187,6 +187,7 @@ impl Slots {
         Ok(Generation {
             slot,
             epoch,
+            upper_roles: word & active::UPPER_ROLES != 0,
             number: settings.generation,
             live: Some(live),
             parties,
