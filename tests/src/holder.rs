@@ -83,6 +83,66 @@ impl Holder {
     }
 }
 
+/// Another program at an interface that accepts everything it sees, and so ends the chain. It goes with this.
+#[derive(Debug)]
+pub struct Accepter {
+    _program: OwnedFd,
+    _link: OwnedFd,
+}
+
+/// The beginning of `union bpf_attr` for `BPF_LINK_CREATE` with TCX.
+#[repr(C)]
+#[derive(Default)]
+struct CreateLink {
+    prog_fd: u32,
+    target_ifindex: u32,
+    attach_type: u32,
+    flags: u32,
+    relative: [u64; 2],
+}
+
+impl Accepter {
+    /// Attaches one before all others, where packets come in by an interface of the calling thread's network namespace (TCX,
+    /// Linux 6.6).
+    pub fn first_at_ingress(index: u32) -> Result<Self> {
+        const BPF_LINK_CREATE: libc::c_int = 28;
+        const BPF_PROG_TYPE_SCHED_CLS: u32 = 3;
+        const BPF_TCX_INGRESS: u32 = 46;
+        const BPF_F_BEFORE: u32 = 1 << 3;
+        // r0 = TC_ACT_OK; exit
+        let program: [u64; 2] = [0xb7, 0x95];
+        let license = c"GPL";
+        let mut prog_name = [0; 16];
+        prog_name[..8].copy_from_slice(b"accepter");
+        let load = Load {
+            prog_type: BPF_PROG_TYPE_SCHED_CLS,
+            insn_cnt: 2,
+            insns: program.as_ptr() as u64,
+            license: license.as_ptr() as u64,
+            prog_name,
+            ..Load::default()
+        };
+        let descriptor = bpf(BPF_PROG_LOAD, load).context("failed to load the program")?;
+        // SAFETY: the kernel has just made it for us, and nobody else knows of it.
+        let program = unsafe { OwnedFd::from_raw_fd(descriptor) };
+        let create = CreateLink {
+            // Descriptors are not negative.
+            prog_fd: program.as_raw_fd() as u32,
+            target_ifindex: index,
+            attach_type: BPF_TCX_INGRESS,
+            flags: BPF_F_BEFORE,
+            ..CreateLink::default()
+        };
+        let descriptor = bpf(BPF_LINK_CREATE, create).context("failed to attach the program")?;
+        // SAFETY: as above.
+        let link = unsafe { OwnedFd::from_raw_fd(descriptor) };
+        Ok(Self {
+            _program: program,
+            _link: link,
+        })
+    }
+}
+
 impl Drop for Holder {
     fn drop(&mut self) {
         let _ = bpf(BPF_PROG_DETACH, self.attach());

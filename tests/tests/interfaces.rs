@@ -5,6 +5,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Result, ensure};
 use enforcer_tests::arrivals::Arrivals;
+use enforcer_tests::holder::Accepter;
 use enforcer_tests::packet::{Content, Forged};
 use enforcer_tests::patience::patient;
 use enforcer_tests::plan::{CP1, POD_A, W1, port};
@@ -162,4 +163,53 @@ fn a_pod_that_comes_while_the_agent_is_stopped_is_a_pod() -> Result<()> {
         event.hook == "tc/egress" && event.reason == "NoPath" && event.port == Some(port::KUBELET)
     })?;
     Ok(())
+}
+
+/// Somebody else's program that accepts everything is attached before ours: ours comes first again, and both run.
+#[test]
+fn another_program_does_not_stay_before_ours() -> Result<()> {
+    let lab = Lab::builder().build()?;
+    let pod = lab.pod("pod-a");
+    let packet = Forged {
+        source: W1.at(40_000),
+        destination: CP1.at(9999),
+        content: Content::SYN,
+    };
+    let at = lab.login("cp1");
+    let arrivals = Arrivals::count(&at, packet.source.ip(), packet.destination)?;
+    let namespace = lab.host("cp1").namespace();
+    let take = || -> Result<Accepter> {
+        namespace.within(|| {
+            let index = nix::net::if_::if_nametoindex(POD_A.host_interface().as_str())?;
+            Accepter::first_at_ingress(index)
+        })?
+    };
+    let arrives = || -> Result<bool> {
+        let before = arrivals.so_far()?;
+        pod.forge(&packet)?;
+        Ok(arrivals.so_far()? > before)
+    };
+    for pin in [&["--tc", "tcx"][..], &["--tc", "tcx", "--no-pin"]] {
+        let agent = Agent::start_with(&lab, "cp1", &PolicyText::default(), pin)?;
+        let told = || agent.running().stderr().matches("`accepter`").count();
+        ensure!(!arrives()?, "before");
+        for time in 1..3 {
+            let accepter = take()?;
+            // The twin, unless the agent has seen it already.
+            ensure!(
+                arrives()? || told() >= time,
+                "another program does not matter"
+            );
+            let deadline = Instant::now() + patient(Duration::from_secs(10));
+            while arrives()? || told() < time {
+                let log = agent.running().stderr();
+                ensure!(Instant::now() < deadline, "it stays first: {log}");
+                thread::sleep(Duration::from_millis(50));
+            }
+            drop(accepter);
+        }
+        agent.stop()?.checked()?;
+        ensure!(arrives()?, "after");
+    }
+    lab.close()
 }

@@ -75,6 +75,14 @@ impl Agent {
         Err(format!("{error}; without their programs: {named}{more}"))
     }
 
+    /// Others attach programs to the same interfaces, and may come before ours.
+    pub(super) fn come_first(&mut self) {
+        match self.kernel.come_first() {
+            Ok(changes) => changes.iter().for_each(|change| print(change)),
+            Err(error) => print(&text::chain(&error)),
+        }
+    }
+
     /// Removes what agents before this one left, as soon as all that is to be attached is.
     pub(super) fn retire_others(&mut self) {
         let is_whole = [Kind::Interfaces, Kind::CgroupRoot]

@@ -251,6 +251,7 @@ async fn begin(
     }
     agent.attach_interfaces(&sources.links).await;
     agent.attach_root();
+    agent.come_first();
     agent.retire_others();
     agent.watch(&mut sources);
     agent.learn_cgroups();
@@ -351,6 +352,7 @@ impl Agent {
                 self.attach_interfaces(&sources.links).await;
             }
             self.attach_root();
+            self.come_first();
             self.retire_others();
             sources.reader.look(Asked::ByAgent, self.seen(), None);
         }

@@ -83,6 +83,32 @@ impl Hold {
         Self::of(calls::open_link(info.id())?, pin)
     }
 
+    /// Puts a new link in the place of one of the same program, without a moment that has none.
+    fn replace(&mut self, new: Self) -> io::Result<()> {
+        match (&*self, new) {
+            (Self::Pinned(path), Self::Open(link)) => {
+                // Should this process die between, both are there, and the next one removes this.
+                let beside = pins::beside(path);
+                let _ = pins::remove_link(&beside);
+                calls::pin(&link, &beside)?;
+                std::fs::rename(&beside, path)
+            }
+            (_, new) => {
+                *self = new;
+                Ok(())
+            }
+        }
+    }
+
+    /// The id of the program that its link runs.
+    fn program(&self) -> Option<u32> {
+        match self {
+            Self::Open(link) => calls::program_of(link).ok(),
+            Self::Pinned(path) => calls::program_of(&calls::open_pin(path).ok()?).ok(),
+            Self::Filter => None,
+        }
+    }
+
     /// Whether a link is attached to an interface still.
     fn is_alive(&self, index: u32) -> bool {
         let target = match self {
@@ -138,6 +164,8 @@ impl Pinned {
             let Ok(link) = calls::open_pin(&path) else {
                 continue;
             };
+            // Of an agent that died as it put one in the place of another.
+            let _ = pins::remove_link(&pins::beside(&path));
             let is_it = calls::target_of(&link).is_ok_and(|found| found == target);
             let program = program.fd().ok()?;
             if !is_it || calls::update_link(&link, program).is_err() {
@@ -321,6 +349,67 @@ impl Kernel {
             result = result.and(done);
         }
         result.map(|()| said)
+    }
+
+    /// Makes our programs the first ones again where others were attached before them: what those accept, ours would never
+    /// see. (Of the cgroup hooks all programs run, whatever one of them says, and the filters of clsact have a priority.)
+    /// Says what was found.
+    ///
+    /// # Errors
+    ///
+    /// The first that could not be attached anew. It is where it was.
+    pub fn come_first(&mut self) -> Result<Vec<String>, KernelError> {
+        let mut late = Vec::new();
+        for interface in self.attached.interfaces.values() {
+            let link = &interface.link;
+            for (direction, hold) in &interface.links {
+                if let Some(own) = hold.program()
+                    && let Some(other) = runs_before(own, link, *direction)
+                {
+                    late.push((link.clone(), *direction, other));
+                }
+            }
+        }
+        if late.is_empty() {
+            return Ok(Vec::new());
+        }
+        // The kernel attaches a program to a place once only, but one with the same code beside it.
+        if self.pinned.is_some() {
+            self.load_again()?;
+        }
+        let mut said = Vec::new();
+        let mut result = Ok(());
+        for (link, direction, other) in late {
+            match self.attach_first(&link, direction) {
+                Ok(()) => said.push(format!(
+                    "{other} was attached before ours at {} ({}), which would not have seen what that accepts; ours is \
+                     first again",
+                    link.name,
+                    programs::hook(program_name(&link, direction)).name()
+                )),
+                Err(error) => result = result.and(Err(error)),
+            }
+        }
+        result.map(|()| said)
+    }
+
+    /// Attaches a program once more, before all others, and removes the link that it has there.
+    fn attach_first(&mut self, link: &Link, direction: TcAttachType) -> Result<(), KernelError> {
+        let name = program_name(link, direction);
+        let program = self.bpf.program(name).ok_or(KernelError::Missing(name))?;
+        let interface = self.attached.interfaces.get_mut(&link.index);
+        let links = interface.into_iter().flat_map(|known| &mut known.links);
+        for (_, hold) in links.filter(|(there, _)| *there == direction) {
+            // What is pinned stays until the other one is there, and both judge for a moment. Without pins there are no
+            // maps to load the programs on once more: for a moment none is there, where another had its way already.
+            if let Hold::Open(link) = hold {
+                let _ = calls::detach_link(link);
+            }
+            attach_tcx(program, link, direction, None)
+                .and_then(|new| Ok(hold.replace(new)?))
+                .map_err(|source| failed(name, &link.name, source))?;
+        }
+        Ok(())
     }
 
     /// Whether an interface has lost its programs, see [`Interface::is_alive`].
@@ -724,6 +813,22 @@ fn keep_filter(
 ) -> Result<(), ProgramError> {
     std::mem::forget(program.take_link(link)?);
     Ok(())
+}
+
+/// The name of a program that runs before ours, if there is one.
+fn runs_before(own: u32, link: &Link, direction: TcAttachType) -> Option<String> {
+    let (_, programs) = SchedClassifier::query_tcx(&link.name, direction).ok()?;
+    let first = programs.first()?;
+    // Where ours is not among them, it is lost and not late.
+    let has_ours = programs.iter().any(|program| program.id() == own);
+    (first.id() != own && has_ours).then(|| {
+        let name = first.name_as_str().unwrap_or_default();
+        format!(
+            "program `{}` (id {})",
+            enforcer_policy::text::shown(name),
+            first.id()
+        )
+    })
 }
 
 /// A kernel without TCX does not know the attach type.

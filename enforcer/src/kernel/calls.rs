@@ -19,9 +19,9 @@ const LINK_CREATE: libc::c_long = 28;
 const LINK_UPDATE: libc::c_long = 29;
 const LINK_GET_FD_BY_ID: libc::c_long = 30;
 const LINK_DETACH: libc::c_long = 34;
-// `enum bpf_link_type` there.
 /// `BPF_F_BEFORE` there.
 const BEFORE: u32 = 1 << 3;
+// `enum bpf_link_type` there.
 const TYPE_CGROUP: u32 = 3;
 const TYPE_TCX: u32 = 11;
 
@@ -175,17 +175,14 @@ pub(super) fn detach_link(link: &impl AsFd) -> io::Result<()> {
     unsafe { call(LINK_DETACH, &mut request) }.map(drop)
 }
 
+/// The id of the program that a link runs.
+pub(super) fn program_of(link: &impl AsFd) -> io::Result<u32> {
+    info_of(link).map(|info| info.program)
+}
+
 /// What a link is attached to (`BPF_OBJ_GET_INFO_BY_FD` for links, Linux 5.8). An error for what is no link.
 pub(super) fn target_of(link: &impl AsFd) -> io::Result<LinkTarget> {
-    let mut info = LinkInfo::default();
-    let mut request = Info {
-        fd: link.as_fd().as_raw_fd() as u32,
-        length: size_of::<LinkInfo>() as u32,
-        at: (&raw mut info) as u64,
-    };
-    // SAFETY: the request is as long as it says; the kernel writes at most `length` bytes to `info`, which is as long and
-    // outlives the call.
-    unsafe { call(OBJ_GET_INFO_BY_FD, &mut request) }?;
+    let info = info_of(link)?;
     let [first, ..] = info.union;
     Ok(match info.kind {
         TYPE_CGROUP => LinkTarget::Cgroup(first),
@@ -196,6 +193,19 @@ pub(super) fn target_of(link: &impl AsFd) -> io::Result<LinkTarget> {
         }
         _ => LinkTarget::Other,
     })
+}
+
+fn info_of(link: &impl AsFd) -> io::Result<LinkInfo> {
+    let mut info = LinkInfo::default();
+    let mut request = Info {
+        fd: link.as_fd().as_raw_fd() as u32,
+        length: size_of::<LinkInfo>() as u32,
+        at: (&raw mut info) as u64,
+    };
+    // SAFETY: the request is as long as it says; the kernel writes at most `length` bytes to `info`, which is as long and
+    // outlives the call.
+    unsafe { call(OBJ_GET_INFO_BY_FD, &mut request) }?;
+    Ok(info)
 }
 
 /// # Safety

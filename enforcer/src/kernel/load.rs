@@ -109,6 +109,22 @@ impl Kernel {
         })
     }
 
+    /// Loads all programs once more, on the maps that there are: as other programs, which can be attached beside those
+    /// there are.
+    ///
+    /// # Errors
+    ///
+    /// As [`Self::load`].
+    pub(super) fn load_again(&mut self) -> Result<(), KernelError> {
+        let fields = Fields::of_kernel().ok_or(KernelError::UnknownLayout)?;
+        let instance = self.pinned.as_ref().map(|pinned| &pinned.instance);
+        let skb_netns = u32::from(self.netns_of_packets);
+        let mut bpf = load_object(&fields, self.kept.netns, skb_netns, instance, false)?;
+        self.lsm_loaded = lsm::load(&mut bpf);
+        self.bpf = bpf;
+        Ok(())
+    }
+
     /// What this kernel offers and is made use of.
     pub fn features(&self) -> Vec<String> {
         let mut features = Vec::new();

@@ -227,6 +227,13 @@ pub(super) fn remove_link(path: &Path) -> Result<(), KernelError> {
     Ok(())
 }
 
+/// Where a link is pinned for a moment that takes the place of another.
+pub(super) fn beside(path: &Path) -> PathBuf {
+    let mut name = path.file_name().unwrap_or_default().to_owned();
+    name.push("-new");
+    path.with_file_name(name)
+}
+
 /// Removes the directory of an interface, with its last link.
 pub(super) fn remove_directory_of(path: &Path) {
     if let Some(directory) = path.parent() {
