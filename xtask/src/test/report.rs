@@ -16,6 +16,8 @@ pub struct Report {
     total: Counts,
     failures: Vec<String>,
     missed: Vec<String>,
+    /// How many seconds each step took.
+    times: Vec<(String, u64)>,
 }
 
 /// How many tests did what. A check that is no test runner counts as one test.
@@ -70,7 +72,14 @@ impl Report {
             total,
             failures,
             missed,
+            times,
         } = self;
+        println!("\ntime of each step:");
+        let all: u64 = times.iter().map(|(_, seconds)| seconds).sum();
+        let sum = ("all".to_owned(), all);
+        for (name, seconds) in times.iter().chain([&sum]) {
+            println!("{seconds:>6} s  {name}");
+        }
         println!();
         for line in failures.iter().chain(&missed) {
             println!("{line}");
@@ -105,6 +114,7 @@ impl Report {
         let outcome =
             check().unwrap_or_else(|error| Err((Counts::default(), format!("{error:#}"))));
         let seconds = start.elapsed().as_secs();
+        self.times.push((name.to_owned(), seconds));
         let (counts, shown) = match outcome {
             Ok(counts) => {
                 println!("ok{} ({seconds} s)", counts.in_words());
