@@ -21,7 +21,10 @@ use std::{
 };
 
 use aya::programs::TcAttachType;
-use nix::sys::statfs::{BPF_FS_MAGIC, statfs};
+use nix::{
+    sys::statfs::{BPF_FS_MAGIC, statfs},
+    unistd::geteuid,
+};
 
 use super::{KernelError, calls};
 
@@ -59,7 +62,7 @@ impl Pins {
     ///
     /// # Errors
     ///
-    /// It is not on a BPF file system, can not be made, or can be written by others than root.
+    /// It is not on a BPF file system, can not be made, or can be written by others than root and the user of this process.
     pub fn prepare(&self) -> Result<(), KernelError> {
         let failed = |source| KernelError::Pins {
             action: "create",
@@ -75,7 +78,10 @@ impl Pins {
         }
         make_directory(&self.root).map_err(failed)?;
         let metadata = fs::symlink_metadata(&self.root).map_err(failed)?;
-        if !metadata.is_dir() || metadata.uid() != 0 || metadata.mode() & 0o022 != 0 {
+        // Whoever owns it decides what is in force: root may, and so may the user that this agent runs as. A root's agent
+        // trusts no other user.
+        let is_ours = [0, geteuid().as_raw()].contains(&metadata.uid());
+        if !metadata.is_dir() || !is_ours || metadata.mode() & 0o022 != 0 {
             return Err(KernelError::PinsOfOthers {
                 path: self.root.clone(),
             });
