@@ -57,15 +57,6 @@ pub fn package() -> Result<PathBuf> {
         .arg(&directory);
     shell::run_in_sight(&mut pack)?;
     let package = directory.join(format!("enforcer_{}_amd64.deb", env!("CARGO_PKG_VERSION")));
-    // cargo-deb adds a revision.
-    let packed = directory.join(format!(
-        "enforcer_{}-1_amd64.deb",
-        env!("CARGO_PKG_VERSION")
-    ));
-    if packed.is_file() {
-        fs::rename(&packed, &package)
-            .with_context(|| format!("failed to rename {}", packed.display()))?;
-    }
     check(&package)?;
     Ok(package)
 }
@@ -125,8 +116,8 @@ fn lint(package: &Path) -> Result<()> {
     Ok(())
 }
 
-/// What is asked of packages in Debian's archive, and of no other.
-const NOT_FOR_US: [&str; 1] = ["bad-distribution-in-changes-file"];
+/// A restart only where the agent runs is none of debhelper's snippets.
+const NOT_FOR_US: [&str; 1] = ["maintainer-script-calls-systemctl"];
 
 /// Files of the package, each with its mode.
 const CONTENTS: [(&str, &str); 16] = [
@@ -206,8 +197,8 @@ fn changelog() -> String {
         .args(["log", "-1", "--format=%aD"]);
     let date = shell::output_of(&mut date).unwrap_or("Thu, 01 Jan 1970 00:00:00 +0000".to_owned());
     format!(
-        "enforcer ({}) unstable; urgency=medium\n\n  * What changed is in CHANGELOG.md beside this file.\n\n \
-         -- The enforcer developers <maintainers@enforcer.dev>  {date}\n",
+        "enforcer ({}) unstable; urgency=medium\n\n  * What changed is in changes.md beside this file.\n\n \
+         -- The enforcer authors <maintainers@enforcer.dev>  {date}\n",
         env!("CARGO_PKG_VERSION")
     )
 }
@@ -218,7 +209,7 @@ Upstream-Name: enforcer
 Source: https://github.com/enforcer-dev/enforcer
 
 Files: *
-Copyright: The enforcer developers
+Copyright: 2026 The enforcer authors
 License: Apache-2.0 or MIT
 
 License: Apache-2.0

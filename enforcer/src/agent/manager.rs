@@ -73,7 +73,7 @@ fn send(states: &[NotifyState<'_>]) {
 }
 
 impl Agent {
-    /// One line: `generation 3, enforce, 42 attachments`.
+    /// One line: `generation 3, Enforce, 42 attachments`.
     pub(super) fn status_line(&self) -> String {
         let is_dry_run = self.ready.compiled.settings.dry_run != 0;
         let mode: Word<Mode> = if is_dry_run {

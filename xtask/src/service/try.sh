@@ -86,6 +86,14 @@ systemctl start enforcer || fail "does not start again"
 until_is ActiveState active
 is denied "with the next agent"
 
+step "detach without an agent, and start again"
+systemctl stop enforcer || fail "does not stop"
+enforcer detach || fail "does not detach"
+is refused "after detach without an agent"
+systemctl start enforcer || fail "does not start after detach"
+until_is ActiveState active
+is denied "after another start"
+
 step "a process that hangs is ended by the watchdog, and another takes over"
 mkdir -p /run/systemd/system/enforcer.service.d
 printf '[Service]\nWatchdogSec=4\n' >/run/systemd/system/enforcer.service.d/try.conf
