@@ -241,7 +241,7 @@ fn an_uplink_may_come_after_the_agent() -> Result<()> {
     loop {
         let status = agent.status()?;
         let attachments = status["attachments"].as_array().into_iter().flatten();
-        let mut here = attachments.filter(|one| one["place"] == "later0");
+        let mut here = attachments.filter(|one| one["where"] == "later0");
         if here.any(|one| one["role"] == "uplink") {
             break;
         }

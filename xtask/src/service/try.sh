@@ -58,10 +58,10 @@ journalctl -u enforcer -o cat --no-pager | grep -q "^enforcer: \|^<[0-9]>" && fa
 journalctl -u enforcer -p notice --no-pager -o cat | grep -q 2379 || fail "the denial has no priority"
 
 step "an uplink that comes later is judged"
-before=$(enforcer status -o json | grep -c '"place"')
+before=$(enforcer status -o json | grep -c '"where"')
 ip link add eth0 type veth peer name far && ip link set eth0 up || fail "no interface"
 for _ in $(seq 50); do
-    after=$(enforcer status -o json | grep -c '"place"')
+    after=$(enforcer status -o json | grep -c '"where"')
     [ "$after" -gt "$before" ] && break
     sleep 0.2
 done
