@@ -5,6 +5,7 @@ mod bench;
 mod bpf_toolchain;
 mod build;
 mod demo;
+mod dist;
 mod fuzz;
 mod kernels;
 mod lab;
@@ -12,6 +13,7 @@ mod lab;
 mod layers;
 mod miri;
 mod mutants;
+mod service;
 mod setup;
 mod shell;
 mod test;
@@ -28,6 +30,8 @@ enum Cli {
     Setup,
     /// Builds the release binary, kernel programs included.
     Build,
+    /// Packs the release binary as a Debian package, with its service, man pages, completions and policies.
+    Dist(dist::Args),
     /// Opens the lab: hosts, pods and real servers in network namespaces (as root).
     Lab(lab::Args),
     /// Shows denials in the lab without policy, in dry-run and enforced (as root).
@@ -50,6 +54,7 @@ fn main() -> ExitCode {
     let outcome = match Cli::parse() {
         Cli::Setup => setup::ensure(&setup::Part::ALL).map(|()| ExitCode::SUCCESS),
         Cli::Build => build::run(),
+        Cli::Dist(args) => dist::run(&args),
         Cli::Lab(args) => lab::run(&args),
         Cli::Demo(args) => demo::run(&args),
         Cli::Test(args) => test::run(&args),

@@ -5,7 +5,13 @@ use std::{fs, fs::File, mem, os::unix::fs::MetadataExt as _};
 
 use enforcer_policy::text;
 
-use super::{SubjectKind, faults::Kind, interfaces::list, print::print, serve::Agent};
+use super::{
+    SubjectKind,
+    faults::Kind,
+    interfaces::list,
+    print::{Priority, print, print_as},
+    serve::Agent,
+};
 use crate::kernel::{KernelError, LinkEvents};
 
 /// So many names are enough for a person to see what it is about.
@@ -92,7 +98,7 @@ impl Agent {
             return;
         }
         if let Err(error) = self.kernel.retire_others() {
-            print(&text::chain(&error));
+            print_as(Priority::Error, &text::chain(&error));
         }
     }
 

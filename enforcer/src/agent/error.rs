@@ -13,9 +13,15 @@ use crate::{
 /// [`enforcer_policy::text::chain`] does.
 #[derive(Debug, thiserror::Error)]
 pub enum AgentError {
-    /// Not root.
-    #[error("the agent must run as root: loading and attaching kernel programs needs it")]
-    NotRoot,
+    /// Neither root nor a user with what root has of it.
+    #[error(
+        "this process lacks {}: run it as root, or as a service with these capabilities",
+        missing.join(", ")
+    )]
+    MissingCapabilities {
+        /// The capabilities, each with what it is for.
+        missing: Vec<String>,
+    },
     /// Another one runs.
     #[error(
         "an agent runs here already (pid {pid}): end it first with `enforcer detach`, or give this one another --run-dir and node"
@@ -120,7 +126,7 @@ impl AgentError {
     /// What it is, for programs.
     pub fn code(&self) -> Word<ErrorCode> {
         let code = match self {
-            Self::NotRoot => ErrorCode::NotRoot,
+            Self::MissingCapabilities { .. } => ErrorCode::MissingCapabilities,
             Self::Running { .. } => ErrorCode::AgentRunning,
             Self::NoAgent { .. } => ErrorCode::NoAgent,
             Self::Leftovers { .. } => ErrorCode::Leftovers,

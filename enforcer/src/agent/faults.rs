@@ -3,7 +3,11 @@
 
 use std::{collections::BTreeMap, time::SystemTime};
 
-use super::{Problem, Repaired, ledger::rfc3339, print::print};
+use super::{
+    Problem, Repaired,
+    ledger::rfc3339,
+    print::{Priority, print, print_as},
+};
 
 /// What it is about. One problem of each kind is known at a time.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
@@ -37,7 +41,10 @@ impl Faults {
         if known.is_some_and(|(_, known)| *known == what) {
             return;
         }
-        print(&format!("{what}\ntried again until it works"));
+        print_as(
+            Priority::Error,
+            &format!("{what}\ntried again until it works"),
+        );
         let since = known.map_or_else(SystemTime::now, |(since, _)| *since);
         self.0.insert(kind, (since, what));
     }
@@ -51,6 +58,11 @@ impl Faults {
                 rfc3339(since)
             ));
         }
+    }
+
+    /// How many things do not work.
+    pub fn count(&self) -> usize {
+        self.0.len()
     }
 
     /// What does not work of one kind.
@@ -86,7 +98,10 @@ impl PolicyFault {
         if known.is_some_and(|(_, known)| *known == error) {
             return;
         }
-        print(&format!("{error}\nwhat was in force stays in force"));
+        print_as(
+            Priority::Error,
+            &format!("{error}\nwhat was in force stays in force"),
+        );
         let since = known.map_or_else(SystemTime::now, |(since, _)| *since);
         self.broken = Some((since, error));
     }

@@ -13,7 +13,7 @@ use super::{
     control::Answer,
     ledger::rfc3339,
     memory,
-    print::print,
+    print::{Priority, print, print_as},
     reader::{Asked, Seen},
     serve::Agent,
     start::{self, Ready},
@@ -31,7 +31,9 @@ impl Agent {
         within: Option<Duration>,
         links: &LinkEvents,
     ) -> Result<(), AgentError> {
-        ready.selectors.check(&self.links)?;
+        if !self.options.allows_missing_uplinks {
+            ready.selectors.check(&self.links)?;
+        }
         // The programs stay attached where they are: the root itself can not change.
         let resolve = || cgroups::resolve(&self.cgroup_root, &ready.compiled.cgroups);
         let known = self.room.within(resolve);
@@ -61,9 +63,12 @@ impl Agent {
     pub(super) fn remember(&mut self) {
         if let Err(error) = self.history.confirm(&self.ready.texts) {
             let error = text::chain(&error);
-            print(&format!(
-                "{error}\nthe policy is in force, but after a restart of this machine it may be another"
-            ));
+            print_as(
+                Priority::Error,
+                &format!(
+                    "{error}\nthe policy is in force, but after a restart of this machine it may be another"
+                ),
+            );
         }
     }
 
@@ -114,7 +119,7 @@ impl Agent {
     async fn fall_back(&mut self, why: &str, links: &LinkEvents) {
         let generation = self.kernel.generation();
         if let Err(error) = self.kernel.fall_back() {
-            print(&text::chain(&error));
+            print_as(Priority::Error, &text::chain(&error));
         }
         let Some(before) = self.unconfirmed.take() else {
             return;

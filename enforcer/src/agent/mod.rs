@@ -14,11 +14,13 @@ mod interfaces;
 mod ledger;
 mod lifecycle;
 mod listeners;
+mod manager;
 mod memory;
 mod names;
 mod node;
 mod print;
 mod printing;
+mod privileges;
 mod reader;
 mod room;
 mod serve;
@@ -90,6 +92,8 @@ pub struct AgentOptions {
     pub cgroup_root: Option<PathBuf>,
     /// How to tell new denials.
     pub output: Output,
+    /// Whether uplinks may be missing that are declared by name: they are judged from when they come.
+    pub allows_missing_uplinks: bool,
     /// Print the kernel programs' own log.
     pub kernel_log: bool,
 }
@@ -112,6 +116,7 @@ impl AgentOptions {
             pod_interfaces: None,
             cgroup_root: None,
             output: Output::Text,
+            allows_missing_uplinks: false,
             kernel_log: false,
         }
     }
@@ -131,11 +136,9 @@ pub fn run(options: AgentOptions) -> Result<(), AgentError> {
 ///
 /// # Errors
 ///
-/// An agent runs there, this process is not root, or something could not be removed.
+/// An agent runs there, this process lacks capabilities, or something could not be removed.
 pub fn remove_leftovers(run_dir: &Path, pin_dir: &Path) -> Result<usize, AgentError> {
-    if !nix::unistd::geteuid().is_root() {
-        return Err(AgentError::NotRoot);
-    }
+    privileges::of_agent()?;
     let _lock = start::lock(run_dir)?;
     let pinned = Pins::new(pin_dir).remove();
     let filters = runtime()?.block_on(async {

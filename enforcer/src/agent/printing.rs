@@ -11,7 +11,7 @@ use enforcer_policy::text;
 use super::{
     Event, Output,
     ledger::{InForce, boot_time},
-    print::print,
+    print::{Priority, print, print_as, print_result, stdout_is_journal},
     serve::Agent,
 };
 use crate::api::Document;
@@ -59,24 +59,25 @@ impl Agent {
         status
             .notes
             .iter()
-            .for_each(|note| print(&format!("note: {note}")));
+            .for_each(|note| print_as(Priority::Notice, &format!("note: {note}")));
         self.print_warnings();
     }
 
     /// What about the node does not fit the policy.
     pub(super) fn print_warnings(&mut self) {
         for warning in self.warnings() {
-            print(&format!("warning: {warning}"));
+            print_as(Priority::Warning, &format!("warning: {warning}"));
         }
         for listener in self.refused_listeners() {
-            print(&format!("warning: {listener}"));
+            print_as(Priority::Warning, &format!("warning: {listener}"));
         }
     }
 
     /// A table of all denials, the most frequent first.
     pub(super) fn print_summary(&mut self) {
         let Ok(events) = self.events() else { return };
-        if events.is_empty() || self.options.output == Output::Json {
+        // The journal has the denials, each in an entry.
+        if events.is_empty() || self.options.output == Output::Json || stdout_is_journal() {
             return;
         }
         let mut table = comfy_table::Table::new();
@@ -115,6 +116,10 @@ fn print_event(output: Output, event: &Event) {
             text::json(&json).into_owned()
         }
     };
+    let priority = match event.is_denied() {
+        true => Priority::Warning,
+        false => Priority::Notice,
+    };
     // Enforcement goes on, whether somebody reads or not.
-    let _ = writeln!(io::stdout(), "{}", text::lines(&line));
+    print_result(priority, &line);
 }

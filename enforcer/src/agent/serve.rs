@@ -18,8 +18,11 @@ use super::{
     history::History,
     interfaces::list_at_start,
     ledger::{InForce, Ledger, boot_time},
-    listeners, memory,
-    print::print,
+    listeners,
+    manager::Manager,
+    memory,
+    print::{Priority, print, print_as},
+    privileges,
     reader::{Asked, Change, Outcome, Reader},
     room::Room,
     start::{self, CHANGED, First, Lock, Ready, UNCONFIRMED},
@@ -59,6 +62,7 @@ pub struct Agent {
     pub(super) links: Vec<Link>,
     pub(super) news: broadcast::Sender<Event>,
     pub(super) budget: flood::Budget,
+    pub(super) manager: Manager,
     ticks: u32,
     /// Whether nothing is left of agents before this one.
     pub(super) has_retired_others: bool,
@@ -105,9 +109,7 @@ const RECORDS_KEPT: usize = limits::MAX_RECORDS as usize / 2;
 
 /// Runs an agent to its end.
 pub async fn run(options: AgentOptions) -> Result<(), AgentError> {
-    if !nix::unistd::geteuid().is_root() {
-        return Err(AgentError::NotRoot);
-    }
+    privileges::of_agent()?;
     let state_dir = options.pin.then_some(options.state_dir.as_path());
     let history = History::open(state_dir, &options.inputs);
     // A policy that is not valid, where there is no other, is told before anything is touched.
@@ -119,7 +121,13 @@ pub async fn run(options: AgentOptions) -> Result<(), AgentError> {
     let (control, commands) = Control::open(&options.run_dir, room)?;
     let (mut agent, mut sources) = begin(options, history, first, found, commands, room).await?;
     agent.print_start();
+    let status = agent.status_line();
+    agent.room.within(|| agent.manager.ready(status));
     let shutdown = agent.live(&mut sources).await;
+    agent.manager.stopping(match shutdown {
+        None if agent.kernel.pinned_at().is_some() => "ends, and what is in force stays in force",
+        _ => "ends, and detaches everything",
+    });
     // From here on nothing may fail, and all of it goes, in this order.
     agent.print_summary();
     match (&shutdown, agent.kernel.pinned_at()) {
@@ -129,7 +137,7 @@ pub async fn run(options: AgentOptions) -> Result<(), AgentError> {
         ),
         _ => {
             if let Err(error) = agent.kernel.detach() {
-                print(&text::chain(&error));
+                print_as(Priority::Error, &text::chain(&error));
             }
         }
     }
@@ -177,7 +185,9 @@ async fn begin(
         mut unconfirmed,
         why,
     } = first;
-    ready.selectors.check(&there)?;
+    if !options.allows_missing_uplinks {
+        ready.selectors.check(&there)?;
+    }
     let cgroup_root = cgroups::root(&ready.cgroup_root)?;
     if let Some(what) = found.as_ref().and_then(Found::describe) {
         print(&what);
@@ -218,7 +228,10 @@ async fn begin(
     if options.kernel_log {
         match kernel.log() {
             Ok(log) => sources.log = Some(log),
-            Err(error) => print(&format!("no log of the kernel programs: {error}")),
+            Err(error) => print_as(
+                Priority::Warning,
+                &format!("no log of the kernel programs: {error}"),
+            ),
         }
     }
     let mut agent = Agent {
@@ -240,6 +253,7 @@ async fn begin(
         links: there,
         news: broadcast::channel(1024).0,
         budget: flood::Budget::default(),
+        manager: Manager::new(),
         ticks: 0,
         has_retired_others: false,
         has_new_records: true,
@@ -310,7 +324,10 @@ impl Agent {
                 AgentEvent::Files => sources.reader.look(Asked::ByAgent, self.seen(), None),
                 AgentEvent::Read(outcome) => self.read(outcome, sources).await,
                 AgentEvent::Tick => self.tick(sources).await,
-                AgentEvent::Reload => sources.reader.look(Asked::ByPerson, self.seen(), None),
+                AgentEvent::Reload => {
+                    self.room.within(|| self.manager.reloading());
+                    sources.reader.look(Asked::ByPerson, self.seen(), None);
+                }
                 AgentEvent::Stop => return None,
                 AgentEvent::Command(Command::Detach(shutdown)) => return Some(shutdown),
                 AgentEvent::Command(ask) => self.obey(ask, sources).await,
@@ -325,9 +342,12 @@ impl Agent {
         self.ticks = self.ticks.wrapping_add(1);
         match self.budget.next() {
             0 => {}
-            left => print(&format!(
-                "{left} new denials of this second are left out here: see `enforcer events`"
-            )),
+            left => print_as(
+                Priority::Warning,
+                &format!(
+                    "{left} new denials of this second are left out here: see `enforcer events`"
+                ),
+            ),
         }
         self.settle(&sources.links).await;
         if self.ledger.is_unsettled() {
@@ -359,6 +379,7 @@ impl Agent {
         if self.ticks.is_multiple_of(LOOK) || self.directories.is_none() {
             self.learn_cgroups();
         }
+        self.report_alive();
     }
 
     async fn obey(&mut self, command: Command, sources: &mut EventSources) {
@@ -366,6 +387,7 @@ impl Agent {
             Command::Apply(within, reply) => {
                 self.settle(&sources.links).await;
                 self.applying.push(reply);
+                self.room.within(|| self.manager.reloading());
                 sources
                     .reader
                     .look(Asked::ToApply(within), self.seen(), None);
@@ -521,6 +543,9 @@ impl Agent {
                 self.policy_fault.set(text::chain(&error));
                 self.answer_applied(asked, Err(error));
             }
+        }
+        if asked != Asked::ByAgent {
+            self.report_reloaded();
         }
         if sources.files.is_some() {
             match has_no_room {

@@ -1,7 +1,7 @@
 //! The agent's state as a [`Status`].
 
 use enforcer_common::verdict::{Reason, counter};
-use enforcer_policy::model::Mode;
+use enforcer_policy::{model::Mode, vocabulary::Word};
 
 use super::{
     PathCount, ReasonCount, Source, Sources, Status, faults::Kind, ledger::rfc3339, serve::Agent,
@@ -87,5 +87,41 @@ impl Agent {
             mode_override: self.options.dry_run.then_some(Mode::DryRun.into()),
             sources: texts.map(source).collect(),
         }
+    }
+
+    /// One line: `generation 3, Enforce, 42 attachments`.
+    pub(super) fn status_line(&self) -> String {
+        let is_dry_run = self.ready.compiled.settings.dry_run != 0;
+        let mode: Word<Mode> = if is_dry_run {
+            Mode::DryRun
+        } else {
+            Mode::Enforce
+        }
+        .into();
+        let generation = self.kernel.generation();
+        let attachments = self.kernel.count_attachments();
+        let mut line = format!("generation {generation}, {mode}, {attachments} attachments");
+        if self.is_unconfirmed() {
+            line.push_str(", waits for `enforcer confirm`");
+        }
+        let problems = self.faults.count() + usize::from(self.policy_fault.error().is_some());
+        match problems {
+            0 => {}
+            1 => line.push_str(", 1 problem: see `enforcer status`"),
+            many => line.push_str(&format!(", {many} problems: see `enforcer status`")),
+        }
+        line
+    }
+
+    /// Tells the manager what has become of the agent.
+    pub(super) fn report_alive(&mut self) {
+        let status = self.status_line();
+        self.room.within(|| self.manager.alive(status));
+    }
+
+    /// Tells the manager that what it waits for is done.
+    pub(super) fn report_reloaded(&mut self) {
+        let status = self.status_line();
+        self.room.within(|| self.manager.reloaded(status));
     }
 }

@@ -200,8 +200,8 @@ pub enum ErrorCode {
     BadRequest,
     /// Too many followers.
     TooManyFollowers,
-    /// No root.
-    NotRoot,
+    /// Neither root nor its capabilities.
+    MissingCapabilities,
     /// Which node.
     UnknownNode,
     /// An interface.
@@ -210,7 +210,7 @@ pub enum ErrorCode {
     Kernel,
     /// Nothing can be pinned in the directory of pins.
     NoBpfFs,
-    /// Others than root can write there.
+    /// Others can write there.
     PinsOfOthers,
     /// What is pinned is of another network namespace.
     PinsElsewhere,
@@ -262,7 +262,7 @@ impl Vocabulary for ErrorCode {
         Self::UnknownRequest,
         Self::BadRequest,
         Self::TooManyFollowers,
-        Self::NotRoot,
+        Self::MissingCapabilities,
         Self::UnknownNode,
         Self::UnknownInterface,
         Self::Kernel,
@@ -297,7 +297,7 @@ impl Vocabulary for ErrorCode {
             Self::UnknownRequest => "UnknownRequest",
             Self::BadRequest => "BadRequest",
             Self::TooManyFollowers => "TooManyFollowers",
-            Self::NotRoot => "NotRoot",
+            Self::MissingCapabilities => "MissingCapabilities",
             Self::UnknownNode => "UnknownNode",
             Self::UnknownInterface => "UnknownInterface",
             Self::Kernel => "Kernel",
@@ -343,14 +343,18 @@ impl Vocabulary for ErrorCode {
             }
             Self::BadRequest => "the agent cannot read the request",
             Self::TooManyFollowers => "no more may follow the agent's events",
-            Self::NotRoot => "the command needs root",
+            Self::MissingCapabilities => {
+                "the process lacks capabilities that the command needs; the message names them"
+            }
             Self::UnknownNode => "which node of the inventory this is cannot be determined",
             Self::UnknownInterface => "an interface is missing, or its pattern is wrong",
             Self::Kernel => "the kernel refuses a program, a map or an attachment",
             Self::NoBpfFs => {
                 "the directory of pins is not on a BPF file system, so enforcement could not outlive the agent"
             }
-            Self::PinsOfOthers => "others than root can write the directory of pins",
+            Self::PinsOfOthers => {
+                "others than root and the agent's user can write the directory of pins"
+            }
             Self::PinsElsewhere => {
                 "what is pinned in the directory of pins is enforced in another network namespace"
             }

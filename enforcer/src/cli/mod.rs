@@ -14,6 +14,7 @@ mod check;
 mod detach;
 mod events;
 mod explain;
+mod generate;
 mod run;
 mod status;
 mod usage;
@@ -89,6 +90,7 @@ enum Command {
     Confirm(apply::Answered),
     Rollback(apply::RolledBack),
     Detach(detach::Arguments),
+    Generate(generate::Arguments),
     /// Print the JSON Schema of policies, for editors, or of what -o json prints
     Schema {
         /// Which one
@@ -229,6 +231,7 @@ pub fn main() -> ExitCode {
         Command::Confirm(arguments) => apply::confirm(&arguments, format),
         Command::Rollback(arguments) => apply::roll_back(&arguments, format),
         Command::Detach(arguments) => detach::run(&arguments, format),
+        Command::Generate(arguments) => generate::run(&arguments),
         Command::Schema { of } => say(of.text().trim_end()),
     };
     ExitCode::from(match result {

@@ -59,6 +59,10 @@ pub struct Arguments {
     /// Whenever the policy's files change: go back to the policy before unless `enforcer confirm` comes within this time
     #[arg(long, value_name = "DURATION", value_parser = super::apply::limited)]
     confirm_within: Option<humantime::Duration>,
+    /// Start although an uplink that is declared by name does not exist yet, as when the machine boots; it is judged
+    /// from the moment it comes
+    #[arg(long)]
+    allow_missing_uplinks: bool,
     /// Print what each kernel program returns, for debugging
     #[arg(long)]
     kernel_log: bool,
@@ -88,6 +92,7 @@ pub fn run(arguments: Arguments, format: Format) -> Outcome {
         state_dir,
         manual,
         confirm_within,
+        allow_missing_uplinks,
         kernel_log,
     } = arguments;
     if kernel_log {
@@ -116,6 +121,7 @@ pub fn run(arguments: Arguments, format: Format) -> Outcome {
         state_dir,
         manual,
         confirm_within: confirm_within.map(Into::into),
+        allows_missing_uplinks: allow_missing_uplinks,
         tc_mode: match tc {
             Tc::Auto => TcMode::Auto,
             Tc::Tcx => TcMode::Tcx,

@@ -1,7 +1,6 @@
 //! What an agent before this one left pinned, and what this one goes on with.
 
-use std::collections::HashMap;
-
+use aya::maps::{Array, HashMap, Map};
 use enforcer_common::tables::{self, active};
 
 use super::{
@@ -150,21 +149,21 @@ impl Pinned {
 
 impl Slots {
     /// Reads back what is in force, and what would be without an agent.
-    pub(super) fn read_back(&mut self) -> Result<(), KernelError> {
+    pub(super) fn read_back(&mut self, instance: &Instance) -> Result<(), KernelError> {
         let word = self.active.u32(0).ok_or(KernelError::Missing("ACTIVE"))?;
         let word = word.load(std::sync::atomic::Ordering::Acquire);
         if active::parts(word).1 == 0 {
             // An agent died before it had put anything in force.
             return Ok(());
         }
-        self.current = self.generation(word)?;
+        self.current = self.generation(word, instance)?;
         self.epoch = self.current.epoch;
         self.slot_before = (self.current.slot + 1) % active::SLOTS;
         if word & active::PENDING != 0 {
             let fallback = self.pending.u64(active::FALLBACK);
             let fallback = fallback.ok_or(KernelError::Missing("PENDING"))?;
             let word = fallback.load(std::sync::atomic::Ordering::Acquire) as u32;
-            let fallback = self.generation(word)?;
+            let fallback = self.generation(word, instance)?;
             (self.epoch, self.slot_before) = (fallback.epoch, fallback.slot);
             self.fallback = Some(fallback);
         }
@@ -172,14 +171,24 @@ impl Slots {
     }
 
     /// The generation that a word means.
-    fn generation(&self, word: u32) -> Result<Generation, KernelError> {
+    fn generation(&self, word: u32, instance: &Instance) -> Result<Generation, KernelError> {
         let failed = || KernelError::map("read what is in force");
         let (slot, epoch) = active::parts(word);
-        let settings = self.settings.get(&slot, 0).map_err(failed())?;
+        let pinned = |name| Owned::from_pin(instance.inner_map(name, slot));
+        let settings = match pinned("SETTINGS") {
+            Ok(map) => Array::try_from(Map::Array(map)),
+            // Its pin was removed. That takes more than an agent needs otherwise.
+            Err(_) => self.settings.get(&slot, 0),
+        };
+        let settings = settings.map_err(failed())?;
         let settings: tables::Settings =
             zerocopy::transmute!(settings.get(&0, 0).map_err(failed())?);
-        let live = self.cgroups.get(&slot, 0).map_err(failed())?;
-        let mut parties = HashMap::new();
+        let live = match pinned("CGROUPS") {
+            Ok(map) => HashMap::try_from(Map::HashMap(map)),
+            Err(_) => self.cgroups.get(&slot, 0),
+        };
+        let live = live.map_err(failed())?;
+        let mut parties = std::collections::HashMap::new();
         for entry in live.iter() {
             let (id, party) = entry.map_err(failed())?;
             parties.insert(id, party as u16);

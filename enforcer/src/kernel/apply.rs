@@ -224,6 +224,12 @@ impl Kernel {
         let filled = Filled::of(compiled, number, cgroups, addresses)?;
         let slot = active::free_slot(slots.current.slot, slots.slot_before);
         slots.fill(slot, &filled)?;
+        // Before the switch: nobody reads them of a slot that is not in force.
+        if let Some(pinned) = &self.pinned {
+            let instance = &pinned.instance;
+            instance.pin_inner_map("SETTINGS", slot, filled.settings.map().fd())?;
+            instance.pin_inner_map("CGROUPS", slot, filled.cgroups.map().fd())?;
+        }
         let within = within.filter(|_| slots.current.number != 0);
         let deadline = within.map(|within| now() + within.as_nanos() as u64);
         // Before the switch: should the agent die between, what is kept is of a generation that is not in force, and

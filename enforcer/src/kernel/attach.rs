@@ -12,7 +12,6 @@ use std::{
 use aya::{
     programs::{
         Program, ProgramError, SchedClassifier, TcAttachType,
-        links::FdLink,
         tc::{
             NlOptions, SchedClassifierLink, SchedClassifierLinkId, TcAttachOptions, TcHandle,
             qdisc_add_clsact, qdisc_detach_program,
@@ -64,7 +63,7 @@ impl Interface {
 
 impl Hold {
     /// A new link: pinned, or open as long as this process wants.
-    fn of(link: OwnedFd, pin: Option<PathBuf>) -> io::Result<Self> {
+    pub(super) fn of(link: OwnedFd, pin: Option<PathBuf>) -> io::Result<Self> {
         let Some(path) = pin else {
             return Ok(Self::Open(link));
         };
@@ -75,12 +74,6 @@ impl Hold {
         }
         calls::pin(&link, &path)?;
         Ok(Self::Pinned(path))
-    }
-
-    /// The same, of a link in aya's keeping.
-    pub(super) fn of_aya(link: &FdLink, pin: Option<PathBuf>) -> io::Result<Self> {
-        let info = link.info().map_err(io::Error::other)?;
-        Self::of(calls::open_link(info.id())?, pin)
     }
 
     /// Puts a new link in the place of one of the same program, without a moment that has none.
@@ -610,6 +603,13 @@ impl Kernel {
         }
         self.attached.filters.insert(key(link, direction));
         Ok(Hold::Filter)
+    }
+
+    /// At how many places a program is attached.
+    pub fn count_attachments(&self) -> usize {
+        let of_interfaces = self.attached.interfaces.values();
+        let of_interfaces: usize = of_interfaces.map(|interface| interface.links.len()).sum();
+        usize::from(self.sees_all_options()) + self.attached.cgroups.len() + of_interfaces
     }
 
     /// All attachments.

@@ -17,10 +17,11 @@ const OBJ_GET: libc::c_long = 7;
 const OBJ_GET_INFO_BY_FD: libc::c_long = 15;
 const LINK_CREATE: libc::c_long = 28;
 const LINK_UPDATE: libc::c_long = 29;
-const LINK_GET_FD_BY_ID: libc::c_long = 30;
 const LINK_DETACH: libc::c_long = 34;
 /// `BPF_F_BEFORE` there.
 const BEFORE: u32 = 1 << 3;
+/// `BPF_LSM_MAC` of `enum bpf_attach_type` there.
+const LSM_MAC: u32 = 27;
 // `enum bpf_link_type` there.
 const TYPE_CGROUP: u32 = 3;
 const TYPE_TCX: u32 = 11;
@@ -145,14 +146,10 @@ fn create_link(
     Ok(unsafe { OwnedFd::from_raw_fd(fd) })
 }
 
-/// Opens a link by its id (`BPF_LINK_GET_FD_BY_ID`, Linux 5.8).
-pub(super) fn open_link(id: u32) -> io::Result<OwnedFd> {
-    // The id, and two words of other commands.
-    let mut request = [id, 0, 0];
-    // SAFETY: the request is as long as it says, and holds no pointers.
-    let fd = unsafe { call(LINK_GET_FD_BY_ID, &mut request) }?;
-    // SAFETY: the kernel made this descriptor for this call, with close-on-exec, and nobody else knows it.
-    Ok(unsafe { OwnedFd::from_raw_fd(fd) })
+/// Attaches a program to the hook of the kernel's security modules that it was loaded for. The descriptor of a link that a
+/// library holds takes CAP_SYS_ADMIN to come by, and a link of our own does not.
+pub(super) fn attach_to_lsm(program: &impl AsFd) -> io::Result<OwnedFd> {
+    create_link(program, 0, LSM_MAC, 0)
 }
 
 /// Gives a link another program, in place (`BPF_LINK_UPDATE`, Linux 5.7). `ENOLINK` if what it was attached to has

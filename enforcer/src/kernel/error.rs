@@ -15,7 +15,7 @@ use crate::api::ErrorCode;
 pub enum KernelError {
     /// Loading needs more rights.
     #[error(
-        "the kernel refused to {action} (run as root, with CAP_BPF, CAP_NET_ADMIN and CAP_PERFMON)"
+        "the kernel refused to {action} (it takes root, or CAP_BPF, CAP_NET_ADMIN and CAP_PERFMON)"
     )]
     NotAllowed {
         /// What was tried.
@@ -98,7 +98,7 @@ pub enum KernelError {
     },
     /// Somebody else could exchange what is pinned.
     #[error(
-        "{} is not a directory that only root can write: whoever can could take enforcement off; remove it, or name another one (--pin-dir)",
+        "{} is not a directory that only root, or the user of this agent, can write: whoever can could take enforcement off. If the service's agent left it, start the service or `enforcer detach`; else remove it, or name another one (--pin-dir)",
         enforcer_policy::text::path(path)
     )]
     PinsOfOthers {

@@ -81,9 +81,10 @@ impl Kernel {
             Some((instance, store, others)) => Some(Pinned::new(instance, store, others)?),
             None => None,
         };
-        let adopted = pinned.as_ref().is_some_and(|pinned| pinned.adopted);
-        if adopted {
-            slots.read_back()?;
+        let before = pinned.as_ref().filter(|pinned| pinned.adopted);
+        let adopted = before.is_some();
+        if let Some(pinned) = before {
+            slots.read_back(&pinned.instance)?;
         } else {
             // Generations go on, so that records and events of different ones can be told apart.
             slots.current.number = kept.in_force.generation;

@@ -4,12 +4,12 @@ use std::{io, os::fd::AsRawFd as _};
 
 use aya::{
     Btf, Ebpf,
-    programs::{Lsm, Program, links::FdLink},
+    programs::{Lsm, Program},
 };
 use enforcer_policy::text;
 
 use super::{
-    KernelError,
+    KernelError, calls,
     programs::LSM,
     state::{Hold, Kernel},
 };
@@ -25,14 +25,13 @@ impl Kernel {
     fn try_lsm(&mut self) -> Result<(), String> {
         self.lsm_loaded.clone()?;
         let program = program(&mut self.bpf)?;
-        let link = program
-            .attach()
-            .map_err(|error| gist(&text::chain(&error)))?;
-        let link = FdLink::from(program.take_link(link).map_err(|e| text::chain(&e))?);
+        let program = program.fd().map_err(|error| text::chain(&error))?;
+        let link = calls::attach_to_lsm(program)
+            .map_err(|error| format!("failed to attach `{LSM}`: {}", text::chain(&error)))?;
         // It may be attached, and never asked. Otherwise it goes with its handle.
         if is_asked() {
             let pin = self.pinned.as_ref().map(|pinned| pinned.instance.lsm());
-            let hold = Hold::of_aya(&link, pin).map_err(|error| text::chain(&error))?;
+            let hold = Hold::of(link, pin).map_err(|error| text::chain(&error))?;
             self.attached.lsm = Some(hold);
             return Ok(());
         }

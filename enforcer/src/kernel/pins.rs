@@ -4,6 +4,7 @@
 //! /sys/fs/bpf/enforcer/                 --pin-dir; 0700
 //!   5f3a90c1d2e4b607-1/                 an instance: the layout of its maps, and a number
 //!     maps/ACTIVE, maps/COUNTERS, …     by the map's name
+//!     maps/SETTINGS-1, maps/CGROUPS-1   what a restart reads of each slot
 //!     maps/STATE                        what a restart needs beside them, see `kept`
 //!     cgroup/enforcer_conn4, …          by the program's name
 //!     interfaces/7/ingress, …           by the interface's index
@@ -16,12 +17,18 @@
 
 use std::{
     fs, io,
-    os::unix::fs::{DirBuilderExt as _, MetadataExt as _},
+    os::{
+        fd::AsFd,
+        unix::fs::{DirBuilderExt as _, MetadataExt as _},
+    },
     path::{Path, PathBuf},
 };
 
 use aya::programs::TcAttachType;
-use nix::sys::statfs::{BPF_FS_MAGIC, statfs};
+use nix::{
+    sys::statfs::{BPF_FS_MAGIC, statfs},
+    unistd::geteuid,
+};
 
 use super::{KernelError, calls};
 
@@ -59,7 +66,7 @@ impl Pins {
     ///
     /// # Errors
     ///
-    /// It is not on a BPF file system, can not be made, or can be written by others than root.
+    /// It is not on a BPF file system, can not be made, or can be written by others than root and the user of this process.
     pub fn prepare(&self) -> Result<(), KernelError> {
         let failed = |source| KernelError::Pins {
             action: "create",
@@ -75,7 +82,10 @@ impl Pins {
         }
         make_directory(&self.root).map_err(failed)?;
         let metadata = fs::symlink_metadata(&self.root).map_err(failed)?;
-        if !metadata.is_dir() || metadata.uid() != 0 || metadata.mode() & 0o022 != 0 {
+        // Whoever owns it decides what is in force: root may, and so may the user that this agent runs as. A root's agent
+        // trusts no other user.
+        let is_ours = [0, geteuid().as_raw()].contains(&metadata.uid());
+        if !metadata.is_dir() || !is_ours || metadata.mode() & 0o022 != 0 {
             return Err(KernelError::PinsOfOthers {
                 path: self.root.clone(),
             });
@@ -157,6 +167,27 @@ impl Instance {
     /// Where a map is pinned.
     pub(super) fn map(&self, name: &str) -> PathBuf {
         self.path.join("maps").join(name)
+    }
+
+    /// Where a map within a map is pinned, by its slot. To open it by its id would take CAP_SYS_ADMIN.
+    pub(super) fn inner_map(&self, name: &str, slot: u32) -> PathBuf {
+        self.map(&format!("{name}-{slot}"))
+    }
+
+    /// Pins a map within a map, in the stead of the one that was in this slot.
+    pub(super) fn pin_inner_map(
+        &self,
+        name: &str,
+        slot: u32,
+        map: &impl AsFd,
+    ) -> Result<(), KernelError> {
+        let path = self.inner_map(name, slot);
+        unpin(&path)?;
+        calls::pin(map, &path).map_err(|source| KernelError::Pins {
+            action: "create",
+            path,
+            source,
+        })
     }
 
     /// Where the link of a program is pinned that is attached to the cgroup root.

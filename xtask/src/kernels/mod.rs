@@ -6,7 +6,7 @@
 mod emulator;
 mod image;
 mod outcome;
-mod packages;
+pub mod packages;
 
 use std::{
     fs::{self, File},
@@ -19,7 +19,7 @@ use std::{
 use anyhow::{Context as _, Result, bail};
 
 use crate::{lab, setup, shell};
-use emulator::Emulator;
+pub use emulator::Emulator;
 use image::Extent;
 use outcome::Outcome;
 

@@ -1,0 +1,80 @@
+//! What the kernel must allow this process, whoever runs it: root has it, and so has the service's own user.
+
+use caps::{CapSet, Capability};
+
+use super::AgentError;
+
+/// A capability, and why it is needed.
+type Needed = (Capability, &'static str);
+
+/// What an agent needs.
+const AGENT: [Needed; 3] = [
+    (Capability::CAP_BPF, "to load programs and create maps"),
+    (
+        Capability::CAP_PERFMON,
+        "to load programs that do arithmetic with pointers",
+    ),
+    (
+        Capability::CAP_NET_ADMIN,
+        "to load and attach programs of the network",
+    ),
+];
+
+/// Checks that this process can run an agent.
+///
+/// # Errors
+///
+/// Names the capabilities that it lacks.
+pub(super) fn of_agent() -> Result<(), AgentError> {
+    match lacking(effective) {
+        missing if missing.is_empty() => Ok(()),
+        missing => Err(AgentError::MissingCapabilities { missing }),
+    }
+}
+
+/// The needed capabilities that a process lacks, each with the reason.
+fn lacking(has: impl Fn(Capability) -> bool) -> Vec<String> {
+    let is_missing = |(capability, _): &&Needed| match capability {
+        // The kernel takes the older capability for these two, too.
+        Capability::CAP_BPF | Capability::CAP_PERFMON => {
+            !has(*capability) && !has(Capability::CAP_SYS_ADMIN)
+        }
+        capability => !has(*capability),
+    };
+    let missing = AGENT.iter().filter(is_missing);
+    missing
+        .map(|(capability, why)| format!("{capability} ({why})"))
+        .collect()
+}
+
+/// Where the kernel does not tell, it is asked when it comes to that.
+fn effective(capability: Capability) -> bool {
+    caps::has_cap(None, CapSet::Effective, capability).unwrap_or(true)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_missing_is_named() {
+        assert_eq!(lacking(|_| true), Vec::<String>::new());
+        let old = [Capability::CAP_SYS_ADMIN, Capability::CAP_NET_ADMIN];
+        assert_eq!(lacking(|one| old.contains(&one)), Vec::<String>::new());
+        assert_eq!(
+            lacking(|one| one == Capability::CAP_NET_ADMIN),
+            [
+                "CAP_BPF (to load programs and create maps)",
+                "CAP_PERFMON (to load programs that do arithmetic with pointers)",
+            ]
+        );
+        let error = AgentError::MissingCapabilities {
+            missing: lacking(|one| one == Capability::CAP_SYS_ADMIN),
+        };
+        let said = error.to_string();
+        assert!(
+            said.contains("lacks CAP_NET_ADMIN (to load and attach"),
+            "{said}"
+        );
+    }
+}
