@@ -1,12 +1,15 @@
 //! `enforcer run`.
 
-use std::path::{Path, PathBuf};
+use std::{
+    net::SocketAddr,
+    path::{Path, PathBuf},
+};
 
 use clap::{Args, ValueEnum};
 
 use super::{AgentArguments, Failure, Format, Outcome, PolicyArguments};
 use crate::{
-    agent::{self, AgentOptions, Output, STATE_DIR, TcMode},
+    agent::{self, AgentOptions, METRICS, Output, STATE_DIR, TcMode},
     api::ErrorCode,
     files::STANDARD_INPUT,
 };
@@ -59,6 +62,10 @@ pub struct Arguments {
     /// Whenever the policy's files change: go back to the policy before unless `enforcer confirm` comes within this time
     #[arg(long, value_name = "DURATION", value_parser = super::apply::limited)]
     confirm_within: Option<humantime::Duration>,
+    /// Serve metrics for Prometheus over HTTP, at 127.0.0.1:11910 unless an address is given; anyone who reaches the
+    /// address can read them
+    #[arg(long, value_name = "ADDRESS:PORT", num_args = 0..=1)]
+    metrics: Option<Option<SocketAddr>>,
     /// Print what each kernel program returns, for debugging
     #[arg(long)]
     kernel_log: bool,
@@ -88,6 +95,7 @@ pub fn run(arguments: Arguments, format: Format) -> Outcome {
         state_dir,
         manual,
         confirm_within,
+        metrics,
         kernel_log,
     } = arguments;
     if kernel_log {
@@ -116,6 +124,7 @@ pub fn run(arguments: Arguments, format: Format) -> Outcome {
         state_dir,
         manual,
         confirm_within: confirm_within.map(Into::into),
+        metrics: metrics.map(|at| at.unwrap_or(METRICS)),
         tc_mode: match tc {
             Tc::Auto => TcMode::Auto,
             Tc::Tcx => TcMode::Tcx,

@@ -27,6 +27,7 @@ mod roles;
 pub mod sockets;
 mod state;
 pub mod trial;
+mod usage;
 
 pub use adopt::Found;
 pub use apply::Side;
@@ -38,3 +39,4 @@ pub use links::{Link, LinkEvents};
 pub use pins::Pins;
 pub use read::{Counters, Wakes};
 pub use state::Kernel;
+pub use usage::layout_digest;
