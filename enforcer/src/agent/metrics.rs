@@ -399,8 +399,7 @@ static FAMILIES: [Family; 30] = [
         "enforcer_path_packets",
         Kind::Counter,
         &["path", "direction"],
-        "Packets that a path allowed, in either direction of the connection. A verdict that is kept on a socket covers the \
-         packets after it, which are not counted",
+        "Packets that a path allowed, by their direction along the path",
         |s| {
             let both = |(path, forward, reply): &(String, u64, u64)| {
                 [
