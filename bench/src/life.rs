@@ -62,6 +62,7 @@ fn new<'a>(compiled: &'a Compiled, numbers: &'a PathNumbers) -> NewPolicy<'a> {
         compiled,
         numbers,
         name: "bench",
+        roles: &[],
     }
 }
 

@@ -118,8 +118,9 @@ pub mod active {
     /// instead: the word of the generation before, in [`FALLBACK`] of the map `PENDING`. The programs compare the clock
     /// with the deadline themselves, so this works without an agent.
     pub const PENDING: u32 = 1 << 2;
-    /// In the word that programs work with, the same bit: the deadline has passed.
-    pub const FELL_BACK: u32 = 1 << 2;
+    /// In any word: which half of an interface's roles ([`super::Role::half`]) is of its generation. Two generations that
+    /// follow one another use different halves, so that policy and roles change with one store.
+    pub const UPPER_ROLES: u32 = 1 << 3;
     /// Element of the map `PENDING`: the deadline, in nanoseconds of the kernel's monotonic clock.
     pub const DEADLINE: u32 = 0;
     /// Element of the map `PENDING`: the word that is in force from the deadline on.
@@ -134,19 +135,20 @@ pub mod active {
         slot
     }
 
-    /// The word. An epoch has 29 bits.
-    pub const fn word(slot: u32, epoch: u32) -> u32 {
-        epoch << 3 | slot & 3
+    /// The word. An epoch has 28 bits.
+    pub const fn word(slot: u32, upper_roles: bool, epoch: u32) -> u32 {
+        let roles = if upper_roles { UPPER_ROLES } else { 0 };
+        epoch << 4 | roles | slot & 3
     }
 
     /// The slot and the epoch.
     pub const fn parts(word: u32) -> (u32, u32) {
-        (word & 3, word >> 3)
+        (word & 3, word >> 4)
     }
 
     /// The next epoch; never 0, which stands for no policy.
     pub const fn next(epoch: u32) -> u32 {
-        let next = (epoch + 1) & (u32::MAX >> 3);
+        let next = (epoch + 1) & (u32::MAX >> 4);
         if next == 0 { 1 } else { next }
     }
 }
@@ -187,9 +189,29 @@ pub enum Role {
 }
 
 impl Role {
-    /// A role's word has so many bits. Above them is the role that the interface has under the fallback
-    /// ([`active::FELL_BACK`]).
+    /// A role's word has so many bits. An interface has two of them, for two generations of the policy
+    /// ([`active::UPPER_ROLES`]).
     pub const BITS: u32 = 16;
+
+    /// The word of one of the two roles.
+    #[inline(always)]
+    pub const fn half(roles: u32, upper: bool) -> u32 {
+        if upper {
+            roles >> Self::BITS
+        } else {
+            roles & ((1 << Self::BITS) - 1)
+        }
+    }
+
+    /// Both roles, with the word of one of them exchanged.
+    pub const fn with_half(roles: u32, upper: bool, word: u32) -> u32 {
+        if upper {
+            Self::half(roles, false) | word << Self::BITS
+        } else {
+            roles & !((1 << Self::BITS) - 1) | word
+        }
+    }
+
     /// Set beside the role where packets have no link header.
     pub const NO_LINK_HEADER: u32 = 1 << 8;
 
@@ -321,5 +343,53 @@ impl Translated {
             return None;
         }
         Some(self.path as u16)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_word_says_slot_roles_and_epoch() {
+        for slot in 0..active::SLOTS {
+            for upper in [false, true] {
+                for epoch in [1, 2, u32::MAX >> 4] {
+                    let word = active::word(slot, upper, epoch);
+                    assert_eq!(active::parts(word), (slot, epoch));
+                    assert_eq!(active::parts(word | active::PENDING), (slot, epoch));
+                    assert_eq!(word & active::UPPER_ROLES != 0, upper);
+                    assert_eq!(word & active::PENDING, 0);
+                }
+            }
+        }
+        assert_eq!(active::next(u32::MAX >> 4), 1, "never that of no policy");
+        for in_force in 0..active::SLOTS {
+            for before in 0..active::SLOTS {
+                let free = active::free_slot(in_force, before);
+                assert!(free < active::SLOTS && free != in_force && free != before);
+            }
+        }
+    }
+
+    #[test]
+    fn an_interface_has_two_roles() {
+        let pod = Role::Pod as u32;
+        let uplink = Role::Uplink as u32 | Role::NO_LINK_HEADER;
+        let both = Role::with_half(Role::with_half(0, false, pod), true, uplink);
+        assert_eq!(
+            (Role::half(both, false), Role::half(both, true)),
+            (pod, uplink)
+        );
+        let other = Role::with_half(both, true, pod);
+        assert_eq!(
+            (Role::half(other, false), Role::half(other, true)),
+            (pod, pod)
+        );
+        let other = Role::with_half(both, false, uplink);
+        assert_eq!(
+            (Role::half(other, false), Role::half(other, true)),
+            (uplink, uplink)
+        );
     }
 }

@@ -11,7 +11,7 @@ use aya_ebpf::{
     btf_maps::{
         Array, ArrayOfMaps, HashMap, LpmTrie, LruHashMap, PerCpuArray, RingBuf, lpm_trie::Key,
     },
-    helpers::generated::bpf_ktime_get_coarse_ns,
+    helpers::generated::{bpf_ktime_get_coarse_ns, bpf_ktime_get_ns},
     macros::btf_map,
 };
 use enforcer_common::{
@@ -129,11 +129,7 @@ pub fn role(interface: u32, active: Active) -> u32 {
     } else {
         role_searched(interface)
     };
-    if active.fell_back() {
-        word >> Role::BITS
-    } else {
-        word & ((1 << Role::BITS) - 1)
-    }
+    Role::half(word, active.0 & active::UPPER_ROLES != 0)
 }
 
 #[inline(never)]
@@ -163,12 +159,6 @@ impl Active {
         } else {
             Self(unconfirmed(word))
         }
-    }
-
-    /// Whether the policy before is in force again, as nobody confirmed the last one in time.
-    #[inline(always)]
-    pub const fn fell_back(self) -> bool {
-        self.0 & active::FELL_BACK != 0
     }
 
     /// From its word.
@@ -241,13 +231,13 @@ impl Active {
 #[inline(never)]
 fn unconfirmed(word: u32) -> u32 {
     let deadline = PENDING.get(active::DEADLINE).copied().unwrap_or(0);
-    // SAFETY: the helper takes nothing and reads a clock (Linux 5.11).
-    let now = unsafe { bpf_ktime_get_coarse_ns() };
+    // SAFETY: the helper takes nothing and reads a clock. The coarse one is cheaper, but not for programs of every type.
+    let now = unsafe { bpf_ktime_get_ns() };
     if now < deadline {
         return word & !active::PENDING;
     }
     let fallback = PENDING.get(active::FALLBACK).copied().unwrap_or(0);
-    fallback as u32 | active::FELL_BACK
+    fallback as u32
 }
 
 /// One generation of the policy.

@@ -372,6 +372,7 @@ impl Bench {
             compiled: &compiled,
             numbers: &PathNumbers::default(),
             name: "cases",
+            roles: &[],
         };
         kernel.apply(new, &ids, None)?;
         kernel.attach_cgroup(root.directory())?;

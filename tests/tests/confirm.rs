@@ -2,7 +2,7 @@
 
 use std::fs;
 use std::thread;
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use anyhow::{Result, ensure};
 use enforcer_tests::patience::patient;
@@ -73,6 +73,10 @@ fn the_programs_go_back_by_themselves() -> Result<()> {
     let lab = Lab::builder().apiserver().build()?;
     let policy = PolicyText::default();
     for mode in ["auto", "clsact"] {
+        // Nothing was ever confirmed here.
+        let host = lab.daemon("cp1", "enforcer");
+        host.run("/bin/rm", ["-rf", "/run/enforcer-state"])?
+            .checked()?;
         let agent = Agent::start_with(&lab, "cp1", &policy, &["--manual", "--tc", mode])?;
         let generation = agent.generation()?;
         ensure!(use_insecure_port(&lab)? == Outcome::Connected, "before");
@@ -312,5 +316,113 @@ fn roles_of_interfaces_go_back_too() -> Result<()> {
         "with the next agent"
     );
     agent.stop()?.checked()?;
+    lab.close()
+}
+
+/// A policy that is not valid is told with its place, and changes nothing.
+#[test]
+fn a_broken_policy_is_told_to_who_applies_it() -> Result<()> {
+    let lab = Lab::builder().build()?;
+    let agent = manual(&lab, &PolicyText::default())?;
+    let generation = agent.generation()?;
+    let broken = PolicyText::default().yaml(&lab);
+    fs::write(
+        agent.policy(),
+        broken.replace("otherTraffic:", "otherTrafic:"),
+    )?;
+    let said = enforcer(&lab, &["apply", "--confirm-within", LONG])?;
+    ensure!(
+        said.code() == Some(2)
+            && said.stderr.contains("cp1.yaml:")
+            && said.stderr.contains("otherTrafic"),
+        "{said}"
+    );
+    ensure!(agent.generation()? == generation, "applied");
+    agent.stop()?.checked()?;
+    lab.close()
+}
+
+/// How many policies are tried: a few, or as many as a person wants.
+fn hostile() -> u64 {
+    let wanted = std::env::var("ENFORCER_HOSTILE").ok();
+    wanted.and_then(|text| text.parse().ok()).unwrap_or(3)
+}
+
+fn seed() -> Result<u64> {
+    match std::env::var("ENFORCER_TEST_SEED") {
+        Ok(seed) => Ok(seed.parse()?),
+        Err(_) => Ok(SystemTime::now().duration_since(UNIX_EPOCH)?.as_nanos() as u64),
+    }
+}
+
+/// Whatever a policy says, and whoever is killed meanwhile: what could be reached before can be reached again when the
+/// deadline is over.
+#[test]
+fn no_policy_locks_out_for_longer_than_its_deadline() -> Result<()> {
+    const CHANGES: [(&str, &str); 7] = [
+        ("uplinks: [eth0]", "uplinks: []"),
+        (
+            "podInterfaces: [\"cali*\"]",
+            "podInterfaces: [\"cali*\", eth0]",
+        ),
+        ("otherTraffic: Allow", "otherTraffic: Drop"),
+        ("roles: [control-plane, etcd]", "roles: [worker]"),
+        ("roles: [worker]", "roles: [control-plane, etcd]"),
+        ("options: [insecure-port]", "options: []"),
+        ("podInterfaces: [\"cali*\"]", "podInterfaces: []"),
+    ];
+    let seed = seed()?;
+    println!("ENFORCER_TEST_SEED={seed}");
+    let mut random = seed | 1;
+    let mut next = |below: u64| {
+        // xorshift64
+        random ^= random << 13;
+        random ^= random >> 7;
+        random ^= random << 17;
+        random % below
+    };
+    let lab = Lab::builder().apiserver().bystanders().build()?;
+    let policy = PolicyText::default();
+    let good = policy.yaml(&lab);
+    let (neighbour, echo) = (lab.login("w1"), CP1.at(port::ECHO));
+    let (mut applied, mut locked_out) = (0, 0);
+    for number in 0..hostile() {
+        let agent = manual(&lab, &policy)?;
+        ensure!(
+            neighbour.connect(echo)? == Outcome::Connected,
+            "{number}: before"
+        );
+        let mut text = good.clone();
+        for (from, to) in CHANGES {
+            if next(2) == 0 {
+                text = text.replace(from, to);
+            }
+        }
+        fs::write(agent.policy(), &text)?;
+        let said = enforcer(&lab, &["apply", "--confirm-within", "1s"])?;
+        let at = Instant::now();
+        applied += u64::from(said.code() == Some(0));
+        let kills = next(2) == 0;
+        if kills {
+            agent.kill()?;
+        }
+        locked_out += u64::from(neighbour.connect(echo)? != Outcome::Connected);
+        comes_to(&neighbour, echo, Outcome::Connected, patient(SOON))?;
+        comes_to(
+            &lab.controller_manager(),
+            LOOPBACK.at(port::INSECURE),
+            Outcome::Connected,
+            patient(SOON),
+        )?;
+        println!(
+            "policy {number}: {said}, reachable after {:?}",
+            at.elapsed()
+        );
+    }
+    println!(
+        "{applied} policies applied, {locked_out} of them locked a neighbour out, 0 for longer than their deadline"
+    );
+    ensure!(applied > 0, "none was applied");
+    enforcer(&lab, &["detach"])?.checked()?;
     lab.close()
 }

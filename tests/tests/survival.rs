@@ -82,11 +82,25 @@ fn enforcement_outlives_the_agent_and_the_next_one_goes_on() -> Result<()> {
             said.code() == Some(2) && said.stderr.contains("is in force without one"),
             "{said}"
         );
+        let said = enforcer(&lab, &["status", "-o", "json"])?;
+        let error: Value = serde_json::from_str(&said.stderr)?;
+        let left = &error["unattended"];
+        ensure!(
+            said.code() == Some(2)
+                && said.stdout.is_empty()
+                && error["code"] == "Unattended"
+                && left["mode"] == "Enforce"
+                && left["pinDir"] == PINS,
+            "{said}"
+        );
+        for same in ["policy", "generation", "since", "node"] {
+            ensure!(left[same] == before[same], "{mode}, {same}: {said}");
+        }
 
         let agent = Agent::start_with(&lab, "cp1", &policy, &["--tc", mode])?;
         is_enforced(&lab, "with the next one")?;
         let status = agent.status()?;
-        for same in ["generation", "since", "digest"] {
+        for same in ["generation", "since", "digest", "pinnedAt"] {
             ensure!(status[same] == before[same], "{mode}, {same}: {status:#}");
         }
         ensure!(
@@ -97,7 +111,18 @@ fn enforcement_outlives_the_agent_and_the_next_one_goes_on() -> Result<()> {
         let again = agent.event(|again| again.subject.name == event.subject.name)?;
         ensure!(again.count >= event.count, "records began anew: {again:?}");
         ensure!(again.endpoint == event.endpoint, "{again:?}");
-        ensure!(instances(&lab)?.len() == 1, "{:?}", instances(&lab)?);
+        let at = instances(&lab)?;
+        ensure!(at.len() == 1, "{at:?}");
+        ensure!(
+            status["pinnedAt"] == format!("{PINS}/{}", at.join(" ")),
+            "{mode}: {status:#}"
+        );
+        let said = enforcer(&lab, &["status"])?.checked()?;
+        ensure!(
+            said.stdout.contains(&format!("pinned    at {PINS}/"))
+                && said.stdout.contains(": enforcement outlives the agent\n"),
+            "{said}"
+        );
 
         // What it ends with by itself stays in force, too.
         let generation = agent.generation()?;
@@ -301,14 +326,24 @@ fn pins_that_can_not_be_trusted_or_made_are_told() -> Result<()> {
         let args = [&["run", "--node", "cp1", "-p", &file], more].concat();
         enforcer(&lab, &args)
     };
+    // What a program reads of it, in the last line.
+    let code = |more: &[&str]| -> Result<Value> {
+        let said = start(&[more, &["-o", "json"]].concat())?;
+        let error = said.stderr.lines().last().unwrap_or_default();
+        let error: Value = serde_json::from_str(error).with_context(|| said.to_string())?;
+        Ok(error["code"].clone())
+    };
     // Elsewhere than on a BPF file system.
-    let said = start(&["--pin-dir", "/run/pins"])?;
+    let elsewhere = ["--pin-dir", "/run/pins"];
+    ensure!(code(&elsewhere)? == "NoBpfFs");
+    let said = start(&elsewhere)?;
     ensure!(
         said.code() == Some(2) && said.stderr.contains("mount -t bpf bpf /sys/fs/bpf"),
         "{said}"
     );
     // Where others could exchange them.
     shell(&lab, &format!("mkdir {PINS}; chmod 0777 {PINS}"))?;
+    ensure!(code(&[])? == "PinsOfOthers");
     let said = start(&[])?;
     ensure!(
         said.code() == Some(2) && said.stderr.contains("only root can write"),
@@ -323,6 +358,7 @@ fn pins_that_can_not_be_trusted_or_made_are_told() -> Result<()> {
     ensure!(agent_pins.len() == 2, "{agent_pins:?}");
     agent.leave()?.checked()?;
     // Enforcement that would end with the agent, beside some that would not.
+    ensure!(code(&["--no-pin"])? == "PinsLeft");
     let said = start(&["--no-pin"])?;
     ensure!(
         said.code() == Some(2) && said.stderr.contains("`enforcer detach`"),
@@ -336,6 +372,14 @@ fn pins_that_can_not_be_trusted_or_made_are_told() -> Result<()> {
         let at = CP1.at(port::ETCD_CLIENT);
         let outcome = lab.pod("pod-a").connect(at)?;
         ensure!(outcome == Outcome::Timeout, "{outcome}");
+        let status = agent.status()?;
+        ensure!(status["pinnedAt"].is_null(), "{status:#}");
+        let said = enforcer(&lab, &["status"])?.checked()?;
+        ensure!(
+            said.stdout
+                .contains("pinned    no: enforcement ends with the agent\n"),
+            "{said}"
+        );
         agent.leave()?.checked()?;
         is_not_enforced(&lab, "after its end, without pins")?;
     }

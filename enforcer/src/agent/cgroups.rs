@@ -67,7 +67,7 @@ impl Agent {
             return Ok(());
         };
         let is_new = |cgroup: &&KnownCgroup| known.get(&cgroup.id) != Some(&cgroup.party);
-        let new: Vec<(u64, Party)> = pairs(there.iter().filter(is_new));
+        let new: Vec<(u64, Party)> = cgroups::pairs(there.iter().filter(is_new));
         let is_gone = |id: &&u64| !there.iter().any(|cgroup| cgroup.id == **id);
         let gone: Vec<u64> = known.keys().filter(is_gone).copied().collect();
         let mut result = Ok(());
@@ -102,10 +102,4 @@ fn look(
         while directories.only(watched()) {}
     }
     policies.map(|rules| cgroups::resolve(root, rules))
-}
-
-/// Cgroups as the kernel takes them.
-pub(super) fn pairs<'a>(known: impl IntoIterator<Item = &'a KnownCgroup>) -> Vec<(u64, Party)> {
-    let known = known.into_iter();
-    known.map(|cgroup| (cgroup.id, cgroup.party)).collect()
 }

@@ -10,7 +10,6 @@ use enforcer_policy::text;
 
 use super::{
     AgentError,
-    cgroups::pairs,
     control::Answer,
     ledger::rfc3339,
     memory,
@@ -41,7 +40,9 @@ impl Agent {
             self.history.begin(&ready.texts)?;
         }
         let generation = self.kernel.generation();
-        self.kernel.apply(ready.as_new(), &pairs(&known), within)?;
+        let roles = ready.selectors.roles(&self.links);
+        self.kernel
+            .apply(ready.as_new(&roles), &cgroups::pairs(&known), within)?;
         self.totals.applied += 1;
         let before = mem::replace(&mut self.ready, Arc::new(ready));
         if within.is_some() {

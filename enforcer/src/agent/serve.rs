@@ -12,7 +12,6 @@ use tokio::{
 
 use super::{
     AgentError, AgentOptions, Event, Listener, SubjectKind,
-    cgroups::pairs,
     control::{Answer, Command, Control, ShutdownAck},
     faults::{Faults, Kind, PolicyFault},
     flood,
@@ -194,7 +193,7 @@ async fn begin(
     kernel.know_filters(&filters::leftovers().await?);
     // The policy must be there before the first packet is judged.
     let mut totals = Totals::new();
-    let mut resumed = kernel.resume(ready.as_new())?;
+    let mut resumed = kernel.resume(ready.as_new(&[]))?;
     if kernel.deadline().is_some() && !(resumed && unconfirmed.is_some()) {
         // What waits to be confirmed is not what this agent would confirm, or it is too late.
         kernel.fall_back()?;
@@ -202,11 +201,12 @@ async fn begin(
         if let Some(before) = unconfirmed.take() {
             ready = before;
         }
-        resumed = kernel.resume(ready.as_new())?;
+        resumed = kernel.resume(ready.as_new(&[]))?;
     }
     if !resumed {
         let known = cgroups::resolve(&cgroup_root, &ready.compiled.cgroups);
-        kernel.apply(ready.as_new(), &pairs(&known), None)?;
+        let roles = ready.selectors.roles(&there);
+        kernel.apply(ready.as_new(&roles), &cgroups::pairs(&known), None)?;
         totals.applied += 1;
     }
     let mut sources = EventSources {

@@ -8,6 +8,7 @@ use std::{
     sync::Arc,
 };
 
+use enforcer_common::tables::Role;
 use enforcer_policy::{
     Policy, SourceText,
     compile::{Compiled, PathNumbers, compile},
@@ -27,7 +28,7 @@ use super::{
 use crate::{
     files,
     kernel::{
-        Kept,
+        Kept, Link,
         apply::{NewPolicy, now},
     },
 };
@@ -93,11 +94,12 @@ pub struct Ready {
 
 impl Ready {
     /// As the kernel side takes it.
-    pub fn as_new(&self) -> NewPolicy<'_> {
+    pub fn as_new<'a>(&'a self, roles: &'a [(Link, Role)]) -> NewPolicy<'a> {
         NewPolicy {
             compiled: &self.compiled,
             numbers: &self.numbers,
             name: &self.policy.name,
+            roles,
         }
     }
 }

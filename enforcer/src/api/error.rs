@@ -55,6 +55,24 @@ impl Error {
     }
 }
 
+/// The message, and where each error of a policy is.
+impl fmt::Display for Error {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.message)?;
+        for problem in &self.errors {
+            write!(f, "\n  {}", text::shown(&problem.file))?;
+            if let Some(line) = problem.line {
+                write!(f, ":{line}:{}", problem.column.unwrap_or(1))?;
+            }
+            write!(f, ": {}", problem.message)?;
+            if let Some(help) = &problem.help {
+                write!(f, " ({help})")?;
+            }
+        }
+        Ok(())
+    }
+}
+
 impl From<&PolicyErrors> for Error {
     fn from(errors: &PolicyErrors) -> Self {
         let code = if errors.is_unreadable() {

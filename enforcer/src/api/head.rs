@@ -107,7 +107,7 @@ pub enum ReadError {
     #[error("{0}")]
     Version(Box<Difference>),
     /// It is an error.
-    #[error("the agent says: {}", .0.message)]
+    #[error("the agent says: {}", .0)]
     Refused(Box<Error>),
     /// It is something else than what was asked for.
     #[error(

@@ -29,7 +29,7 @@ impl Found {
     /// Nothing can be pinned there, or what is there is enforced in another network namespace.
     pub fn look(pins: &Pins) -> Result<Self, KernelError> {
         pins.prepare()?;
-        let netns = super::load::netns_cookie()?;
+        let netns = super::netns::netns_cookie()?;
         let (mut adopted, mut others, mut newest) = (None, Vec::new(), None);
         for instance in pins.instances() {
             let store = Store::open(&instance.map(kept::NAME)).ok();
@@ -187,6 +187,7 @@ impl Slots {
         Ok(Generation {
             slot,
             epoch,
+            upper_roles: word & active::UPPER_ROLES != 0,
             number: settings.generation,
             live: Some(live),
             parties,

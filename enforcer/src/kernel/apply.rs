@@ -19,14 +19,14 @@ use aya::{
 };
 use enforcer_common::{
     limits,
-    tables::{self, Party, active},
+    tables::{self, Party, Role, active},
 };
 use enforcer_policy::compile::{Compiled, PathNumbers, PrefixEntry};
 use nix::time::{ClockId, clock_gettime};
 use zerocopy::IntoBytes as _;
 
 use super::{
-    Kept, KernelError, batch, hosts,
+    Kept, KernelError, Link, batch, hosts,
     kept::KeptPolicy,
     maps::{Owned, mapped, take},
     state::{
@@ -121,7 +121,7 @@ impl Slots {
         if let Some(fallback) = &mut self.fallback {
             fallback.epoch = active::next(self.epoch);
             self.epoch = fallback.epoch;
-            let word = active::word(fallback.slot, fallback.epoch);
+            let word = active::word(fallback.slot, fallback.upper_roles, fallback.epoch);
             self.pending_word(active::FALLBACK)?
                 .store(word.into(), Ordering::Release);
         }
@@ -131,12 +131,20 @@ impl Slots {
     /// Writes the word of what is in force.
     fn store(&self) -> Result<(), KernelError> {
         let word = self.active.u32(0).ok_or(KernelError::Missing("ACTIVE"))?;
-        let Generation { slot, epoch, .. } = self.current;
+        let Generation {
+            slot,
+            upper_roles,
+            epoch,
+            ..
+        } = self.current;
         let pending = match self.fallback {
             Some(_) => active::PENDING,
             None => 0,
         };
-        word.store(active::word(slot, epoch) | pending, Ordering::Release);
+        word.store(
+            active::word(slot, upper_roles, epoch) | pending,
+            Ordering::Release,
+        );
         Ok(())
     }
 
@@ -165,7 +173,7 @@ pub enum Side {
 /// The clock that programs compare a deadline with, in nanoseconds.
 pub fn now() -> u64 {
     // It can not fail for a clock that the kernel has.
-    let now = clock_gettime(ClockId::CLOCK_MONOTONIC_COARSE);
+    let now = clock_gettime(ClockId::CLOCK_MONOTONIC);
     now.map_or(0, |now| Duration::from(now).as_nanos() as u64)
 }
 
@@ -178,6 +186,8 @@ pub struct NewPolicy<'a> {
     pub numbers: &'a PathNumbers,
     /// Its name.
     pub name: &'a str,
+    /// What interfaces are for under it.
+    pub roles: &'a [(Link, Role)],
 }
 
 impl Kernel {
@@ -219,9 +229,18 @@ impl Kernel {
         // Before the switch: should the agent die between, what is kept is of a generation that is not in force, and
         // says so. The numbers of paths only ever grow, so they are right in any case.
         self.keep(policy, number, deadline)?;
+        // In the half that nobody reads yet: they change with the policy.
+        let upper_roles = !self.slots.current.upper_roles;
+        for (link, role) in policy.roles {
+            let word = link.role_word(*role);
+            self.attached
+                .roles
+                .set_half(link.index, upper_roles, word)?;
+        }
         let slots = &mut self.slots;
         let new = Generation {
             slot,
+            upper_roles,
             epoch: 0,
             number,
             live: Some(filled.cgroups),
@@ -290,6 +309,12 @@ impl Kernel {
     /// What is to be kept can not be written. The policy before is in force all the same.
     pub fn fall_back(&mut self) -> Result<bool, KernelError> {
         let slots = &mut self.slots;
+        if slots.fallback.is_some() {
+            // The programs do it, in one store, if they have not done so already.
+            slots
+                .pending_word(active::DEADLINE)?
+                .store(0, Ordering::Release);
+        }
         let Some(fallback) = slots.fallback.take() else {
             return Ok(false);
         };
@@ -336,6 +361,7 @@ impl Kernel {
             compiled,
             numbers,
             name,
+            roles: _,
         } = policy;
         let mut new = KeptPolicy {
             generation,

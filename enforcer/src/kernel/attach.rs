@@ -365,12 +365,11 @@ impl Kernel {
     /// Writes the role of an interface, as programs look it up.
     fn set_role(&mut self, link: &Link, role: Role) -> Result<(), KernelError> {
         let fallback = self.attached.fallback_roles.get(&link.index);
-        let word = |role: Role| match link.has_ethernet_header() {
-            true => role as u32,
-            false => role as u32 | Role::NO_LINK_HEADER,
-        };
-        let word = word(role) | word(*fallback.unwrap_or(&role)) << Role::BITS;
-        self.attached.roles.set(link.index, word)
+        let other = link.role_word(*fallback.unwrap_or(&role));
+        let upper = self.slots.current.upper_roles;
+        let both = Role::with_half(0, !upper, other);
+        let both = Role::with_half(both, upper, link.role_word(role));
+        self.attached.roles.set(link.index, both)
     }
 
     /// Sets the roles that interfaces have under the policy that the programs fall back to. To be called before

@@ -145,6 +145,12 @@ fn children(directory: &Path) -> impl Iterator<Item = PathBuf> {
         .map(|entry| entry.path())
 }
 
+/// Cgroups as the kernel takes them.
+pub fn pairs<'a>(known: impl IntoIterator<Item = &'a KnownCgroup>) -> Vec<(u64, Party)> {
+    let known = known.into_iter();
+    known.map(|cgroup| (cgroup.id, cgroup.party)).collect()
+}
+
 /// Paths of cgroups by their id, for people. Kept, and read anew when an id is not known.
 #[derive(Debug)]
 pub struct CgroupPaths {

@@ -1,6 +1,7 @@
 //! Network interfaces, as the kernel tells them for this network namespace. (`/sys/class/net` tells
 //! those of the namespace that mounted it, which may be another.)
 
+use enforcer_common::tables::Role;
 use futures_util::{StreamExt as _, TryStreamExt as _};
 use rtnetlink::{
     Handle, MulticastGroup,
@@ -36,6 +37,14 @@ impl Link {
     /// The loopback interface.
     pub fn is_loopback(&self) -> bool {
         self.layer == libc::ARPHRD_LOOPBACK
+    }
+
+    /// A role of it, as programs look it up.
+    pub(super) fn role_word(&self, role: Role) -> u32 {
+        match self.has_ethernet_header() {
+            true => role as u32,
+            false => role as u32 | Role::NO_LINK_HEADER,
+        }
     }
 
     /// Whether its packets begin with an Ethernet header; on lo it is one of zeros.

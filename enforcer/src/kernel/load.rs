@@ -2,8 +2,6 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet},
-    io,
-    os::fd::AsRawFd as _,
     path::Path,
 };
 
@@ -20,6 +18,7 @@ use super::{
     btf::{SkbFields, SocketFields, TypeInfo},
     kept::Store,
     layout, lsm,
+    netns::netns_cookie,
     pins::Instance,
     programs::{CGROUP, OBJECT, TC},
     roles::Roles,
@@ -272,33 +271,5 @@ fn load_program(program: &mut Program) -> Result<(), ProgramError> {
         Program::CgroupSockAddr(program) => CgroupSockAddr::load(program),
         Program::CgroupSockopt(program) => CgroupSockopt::load(program),
         _ => Err(ProgramError::UnexpectedProgramType),
-    }
-}
-
-/// Unchanging name of the network namespace that this process is in.
-pub(super) fn netns_cookie() -> Result<u64, KernelError> {
-    let system = |source| KernelError::System {
-        action: "ask for the cookie of the network namespace (Linux 5.14)",
-        source,
-    };
-    let socket = std::net::UdpSocket::bind("[::]:0")
-        .or_else(|_| std::net::UdpSocket::bind("0.0.0.0:0"))
-        .map_err(system)?;
-    let mut cookie = 0u64;
-    let mut length = size_of::<u64>() as libc::socklen_t;
-    // SAFETY: the pointers are to a value of `length` bytes and to that length, and outlive the call.
-    let result = unsafe {
-        libc::getsockopt(
-            socket.as_raw_fd(),
-            libc::SOL_SOCKET,
-            libc::SO_NETNS_COOKIE,
-            (&raw mut cookie).cast(),
-            &raw mut length,
-        )
-    };
-    if result == 0 {
-        Ok(cookie)
-    } else {
-        Err(system(io::Error::last_os_error()))
     }
 }

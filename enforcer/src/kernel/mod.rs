@@ -18,6 +18,7 @@ pub mod load;
 mod lsm;
 mod mapped;
 mod maps;
+mod netns;
 #[cfg(test)]
 mod oldest;
 pub mod pins;

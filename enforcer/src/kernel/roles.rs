@@ -3,7 +3,7 @@
 use std::collections::HashMap;
 
 use aya::{Ebpf, maps::Array};
-use enforcer_common::interfaces;
+use enforcer_common::{interfaces, tables::Role};
 
 use super::{
     KernelError,
@@ -40,7 +40,18 @@ impl Roles {
         there.map(|element| *element as u32).collect()
     }
 
-    /// Gives an interface a role, by its word.
+    /// Gives an interface a role under one generation, by its word. The other stays as it is.
+    pub(super) fn set_half(
+        &mut self,
+        interface: u32,
+        upper: bool,
+        word: u32,
+    ) -> Result<(), KernelError> {
+        let roles = interfaces::role(interface, |slot| self.element(slot));
+        self.set(interface, Role::with_half(roles, upper, word))
+    }
+
+    /// Gives an interface both its roles.
     pub(super) fn set(&mut self, interface: u32, role: u32) -> Result<(), KernelError> {
         let Some(slot) = interfaces::slot(interface, |slot| self.element(slot)) else {
             return Err(KernelError::NoRoomForInterface { index: interface });

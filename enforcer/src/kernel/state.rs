@@ -98,6 +98,8 @@ pub(super) struct Slots {
 #[derive(Default)]
 pub(super) struct Generation {
     pub(super) slot: u32,
+    /// Which half of the roles of interfaces is its own.
+    pub(super) upper_roles: bool,
     /// The epoch that it was put in force with, or will be.
     pub(super) epoch: u32,
     /// 0 for none.

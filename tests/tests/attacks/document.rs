@@ -125,8 +125,10 @@ And these, which no test can show or which need none:
   holds for `CAP_BPF` with `CAP_NET_ADMIN`, and for a container that can leave its cgroup.
 - **`CAP_NET_ADMIN` in the node's network namespace**: it can create interfaces, change routes and translate addresses. What
   comes in by an undeclared interface is known by its source address alone, and never as a node.
-- **The end of the agent.** Nothing is pinned yet: when the agent stops, for whatever reason, the programs are removed. If it is
-  killed, filters at clsact stay and keep enforcing without the other hooks; `enforcer detach` removes them.
+- **The time without an agent.** Programs, maps and links are pinned: enforcement goes on by the last policy. A declared
+  component whose cgroup is new then counts as a process in no declared cgroup, and what comes in by a new interface is
+  judged only at the sockets and where it leaves by another interface. After a reboot nothing is enforced before the agent
+  has started.
 - **Sockets older than the attachment.** They are judged from the next packet on. On kernels where a program can not get the
   network namespace of a socket (before 6.18), their namespace is unknown, and they count as the node's own. For what the
   node itself sends and receives that is the strictest case. It is not for a pod with a macvlan, an ipvlan or a VLAN of an

@@ -137,6 +137,7 @@ impl Judge {
             compiled,
             numbers: &PathNumbers::default(),
             name: "oracle",
+            roles: &[],
         };
         self.kernel.apply(new, &ids, None)?;
         self.root.enter(cgroup)

@@ -35,7 +35,9 @@ const MODULES: [&str; 16] = [
     "udp_diag",
 ];
 /// Programs of this machine that the tests run.
-const TOOLS: [&str; 6] = ["ip", "tc", "nft", "sh", "openssl", "curl"];
+const TOOLS: [&str; 13] = [
+    "ip", "tc", "nft", "sh", "openssl", "curl", "ls", "mv", "rm", "ln", "mkdir", "rmdir", "chmod",
+];
 
 /// What has been built to be run in machines.
 pub struct Programs {
@@ -171,7 +173,7 @@ struct Step {
 }
 
 /// What fits into minutes; `--all` runs these binaries without filters.
-const STEPS: [Step; 4] = [
+const STEPS: [Step; 6] = [
     Step {
         test: "options",
         filters: &["--nocapture"],
@@ -185,6 +187,20 @@ const STEPS: [Step; 4] = [
     Step {
         test: "tls",
         filters: &["dry_run", "not_looked_at_again", "speaks_first"],
+        seconds: 1200,
+    },
+    Step {
+        test: "survival",
+        filters: &[
+            "enforcement_outlives_the_agent",
+            "a_kept_verdict_does_not",
+            "maps_of_another_layout",
+        ],
+        seconds: 1200,
+    },
+    Step {
+        test: "confirm",
+        filters: &["the_programs_go_back", "roles_of_interfaces"],
         seconds: 1200,
     },
     Step {
