@@ -162,7 +162,9 @@ fn what_happens_is_counted() -> Result<()> {
     let status = agent.status()?;
     let scrape = Scrape::from(&node)?;
     let count = |value: &Value| value.as_u64().unwrap_or(0) as f64;
-    for path in status["paths"].as_array().context("paths")? {
+    let paths = status["paths"].as_array().context("paths")?;
+    // A scrape's own packets go along that one.
+    for path in paths.iter().filter(|path| path["name"] != "node-loopback") {
         for (direction, key) in [("forward", "forward"), ("reply", "reply")] {
             let name = path["name"].as_str().context("name")?;
             let name =
@@ -601,6 +603,7 @@ fn prometheus_scrapes_and_its_alerts_fire() -> Result<()> {
     enforcer(&lab, &["rollback"])?.checked()?;
     prometheus.fires(&["EnforcerPolicyNotFromFiles", "EnforcerPolicyRolledBack"])?;
     agent.stop()?.checked()?;
-    prometheus.fires(&["EnforcerNoAgent"])?;
+    // That one was in the last hour, whatever became of the agent.
+    prometheus.fires(&["EnforcerNoAgent", "EnforcerPolicyRolledBack"])?;
     lab.close()
 }
