@@ -320,7 +320,7 @@ fn the_page_and_promtool_know_all_of_it() -> Result<()> {
 fn nobody_but_loopback_reaches_it() -> Result<()> {
     let lab = Lab::builder().build()?;
     let (node, neighbour, pod) = (lab.login("cp1"), lab.neighbour(), lab.pod("pod-a"));
-    let outside = [&neighbour, &pod, &lab.login("w1")];
+    let outside = [&neighbour, pod, &lab.login("w1")];
     let (loopback, own) = (url(LOOPBACK.at(METRICS)), url(CP1.at(METRICS)));
     let policy = PolicyText::default();
     let agent = Agent::start(&lab, "cp1", &policy)?;
@@ -362,7 +362,7 @@ fn nobody_but_loopback_reaches_it() -> Result<()> {
     let scrape = curl(&neighbour, &[&own])?.checked()?;
     let name = r#"enforcer_path_packets_total{path="prometheus-to-enforcer",direction="forward"}"#;
     ensure!(Scrape::of(&scrape.stdout)?.get(name)? > 0.0, "its own path");
-    for place in [&pod, &lab.login("w1")] {
+    for place in [pod, &lab.login("w1")] {
         let denied = curl(place, &[&own])?;
         ensure!(matches!(denied.code(), Some(7 | 28)), "guarded: {denied}");
     }
