@@ -36,6 +36,9 @@ use super::{
 const ASKS_WITHIN: Duration = Duration::from_secs(3);
 /// How long it may take as a whole: as long as Prometheus waits, unless that is told otherwise.
 const LASTS: Duration = Duration::from_secs(10);
+/// Connections that the kernel may hold until they are accepted, without a descriptor: one that finds no place tries
+/// again after a second.
+const BACKLOG: u32 = 128;
 /// Bytes of a request's head, the least that the library takes.
 const MAX_HEAD: usize = 8192;
 const MAX_HEADERS: usize = 64;
@@ -66,7 +69,7 @@ impl Endpoint {
             // Connections of an agent before this one may still be in their last minute.
             socket.set_reuseaddr(true)?;
             socket.bind(at)?;
-            socket.listen(SCRAPES as u32)
+            socket.listen(BACKLOG)
         })?;
         let scrapers = Arc::new(Scrapers {
             commands,
