@@ -23,6 +23,7 @@ use tokio::{
 
 use super::{
     AgentError, Event, Sources, Status,
+    metrics::Snapshot,
     room::{CONNECTIONS, Room},
 };
 use crate::api::{Applied, DetachResult, Document, Error, ErrorCode, Kind, Request, read_request};
@@ -35,6 +36,8 @@ pub enum Command {
     Events(oneshot::Sender<Result<EventFeed, String>>),
     /// See [`Request::Sources`].
     Sources(oneshot::Sender<Sources>),
+    /// For [`super::scrape`], and no request of the socket.
+    Metrics(oneshot::Sender<Result<Snapshot, String>>),
     /// See [`Request::Apply`].
     Apply(Option<Duration>, Answer<Applied>),
     /// See [`Request::Confirm`].
@@ -62,6 +65,7 @@ pub struct ShutdownAck {
 /// The socket, as long as the agent runs.
 pub struct Control {
     path: PathBuf,
+    commands: mpsc::Sender<Command>,
 }
 
 /// Where the socket of a run directory is.
@@ -85,8 +89,17 @@ impl Control {
         let listener = unsafe { AsyncFd::register(listener) };
         let listener = listener.map_err(io::Error::from).map_err(system())?;
         let (sender, receiver) = mpsc::channel(16);
-        tokio::spawn(accept(listener, room, sender));
-        Ok((Self { path }, receiver))
+        tokio::spawn(accept(listener, room, sender.clone()));
+        let control = Self {
+            path,
+            commands: sender,
+        };
+        Ok((control, receiver))
+    }
+
+    /// Another way to the receiver.
+    pub fn commands(&self) -> mpsc::Sender<Command> {
+        self.commands.clone()
     }
 }
 
@@ -320,6 +333,7 @@ mod tests {
                         | Command::Confirm(reply)
                         | Command::Rollback(reply) => drop(reply),
                         Command::Sources(reply) => drop(reply),
+                        Command::Metrics(reply) => drop(reply),
                         Command::Detach(ack) => drop(ack.done.send(())),
                     }
                 }

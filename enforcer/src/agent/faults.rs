@@ -28,6 +28,38 @@ pub(super) enum Kind {
     Records,
     /// Sockets that have a port already can not be listed.
     Sockets,
+    /// Nobody can ask for metrics.
+    Metrics,
+}
+
+impl Kind {
+    /// All of them.
+    pub const ALL: [Self; 9] = [
+        Self::Interfaces,
+        Self::Links,
+        Self::CgroupRoot,
+        Self::Cgroups,
+        Self::CgroupWatch,
+        Self::FileWatch,
+        Self::Records,
+        Self::Sockets,
+        Self::Metrics,
+    ];
+
+    /// Its name among the metrics.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Interfaces => "interfaces",
+            Self::Links => "interface_list",
+            Self::CgroupRoot => "cgroup_root",
+            Self::Cgroups => "cgroups",
+            Self::CgroupWatch => "cgroup_watch",
+            Self::FileWatch => "file_watch",
+            Self::Records => "records",
+            Self::Sockets => "sockets",
+            Self::Metrics => "metrics",
+        }
+    }
 }
 
 /// All that does not work.
@@ -92,11 +124,11 @@ pub(super) struct PolicyFault {
 }
 
 impl PolicyFault {
-    /// It can not be put in force.
-    pub fn set(&mut self, error: String) {
+    /// It can not be put in force. Whether that is news.
+    pub fn set(&mut self, error: String) -> bool {
         let known = self.broken.as_ref();
         if known.is_some_and(|(_, known)| *known == error) {
-            return;
+            return false;
         }
         print_as(
             Priority::Error,
@@ -104,6 +136,7 @@ impl PolicyFault {
         );
         let since = known.map_or_else(SystemTime::now, |(since, _)| *since);
         self.broken = Some((since, error));
+        true
     }
 
     /// What the files say is in force.

@@ -78,6 +78,8 @@ pub(super) struct Budget {
     of_sender: HashMap<Who, u32>,
     of_kind: HashMap<Kind, u32>,
     left_out: u64,
+    /// In all seconds.
+    left_out_in_all: u64,
 }
 
 impl Budget {
@@ -89,12 +91,18 @@ impl Budget {
         let of_kind = self.of_kind.get(&kind(key)).copied().unwrap_or(0);
         if is_over || sender >= LINES[1] || of_kind >= LINES[2] {
             self.left_out += 1;
+            self.left_out_in_all += 1;
             return false;
         }
         self.all += 1;
         self.of_sender.insert(names::who(key), sender + 1);
         self.of_kind.insert(kind(key), of_kind + 1);
         true
+    }
+
+    /// How many were left out since the agent started.
+    pub fn left_out_in_all(&self) -> u64 {
+        self.left_out_in_all
     }
 
     /// A second is over. Says how many were left out.
@@ -182,6 +190,7 @@ mod tests {
         assert_eq!(written((3..100).map(|n| record(n, 0, 1, 0)).collect()), 14);
         assert_eq!(budget.next(), 297 - 30 + 1);
         assert_eq!(budget.next(), 0);
+        assert_eq!(budget.left_out_in_all(), 297 - 30 + 1);
         assert!(budget.allows(&record(1, 0, 1, 0).0));
     }
 }

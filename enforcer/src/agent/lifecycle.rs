@@ -45,6 +45,7 @@ impl Agent {
         let roles = ready.selectors.roles(&self.links);
         self.kernel
             .apply(ready.as_new(&roles), &cgroups::pairs(&known), within)?;
+        self.totals.applied += 1;
         let before = mem::replace(&mut self.ready, Arc::new(ready));
         if within.is_some() {
             self.unconfirmed = Some(Arc::clone(&before));
@@ -81,6 +82,7 @@ impl Agent {
     pub(super) async fn confirm(&mut self, links: &LinkEvents) -> Result<(), AgentError> {
         self.settle(links).await;
         self.kernel.confirm()?;
+        self.totals.confirmed += 1;
         self.unconfirmed = None;
         self.remember();
         let generation = self.kernel.generation();
@@ -95,12 +97,14 @@ impl Agent {
     pub(super) async fn roll_back(&mut self, links: &LinkEvents) -> Result<(), AgentError> {
         if self.is_unconfirmed() {
             self.fall_back("by request", links).await;
+            self.totals.rolled_back_by_request += 1;
             return Ok(());
         }
         let texts = self.history.previous().ok_or(AgentError::NothingBefore)?;
         let given_up = Arc::clone(&self.ready);
         let ready = start::prepare(&self.options, texts, &given_up.numbers)?;
         self.put_in_force(ready, None, links).await?;
+        self.totals.rolled_back_by_request += 1;
         // What the files hold stays as it is, and is not put in force by itself.
         self.history.begin(&given_up.texts)?;
         self.learn_cgroups();
@@ -113,6 +117,7 @@ impl Agent {
         if deadline.is_some_and(|deadline| now() >= deadline) {
             self.fall_back("as nobody confirmed it in time", links)
                 .await;
+            self.totals.rolled_back_unconfirmed += 1;
         }
     }
 

@@ -15,7 +15,9 @@ mod ledger;
 mod lifecycle;
 mod listeners;
 mod manager;
+mod measure;
 mod memory;
+mod metrics;
 mod names;
 mod node;
 mod print;
@@ -23,6 +25,7 @@ mod printing;
 mod privileges;
 mod reader;
 mod room;
+mod scrape;
 mod serve;
 mod start;
 mod status;
@@ -30,6 +33,7 @@ mod warnings;
 mod watch;
 
 use std::{
+    net::{IpAddr, Ipv4Addr, SocketAddr},
     path::{Path, PathBuf},
     time::Duration,
 };
@@ -50,6 +54,10 @@ pub const RUN_DIR: &str = "/run/enforcer";
 
 /// Where the policies that were confirmed are kept, unless said otherwise.
 pub const STATE_DIR: &str = "/var/lib/enforcer";
+
+/// Where metrics are, unless said otherwise. The port is below those that the kernel and NodePorts hand out, and neither
+/// Kubernetes, nor a usual network plug-in, nor Prometheus' list of exporters has it.
+pub const METRICS: SocketAddr = SocketAddr::new(IpAddr::V4(Ipv4Addr::LOCALHOST), 11_910);
 
 /// How to tell new denials.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
@@ -82,6 +90,8 @@ pub struct AgentOptions {
     pub manual: bool,
     /// How long a policy that its files come to hold may wait to be confirmed; nothing if it need not be.
     pub confirm_within: Option<Duration>,
+    /// Where Prometheus may ask for metrics; nowhere if not given.
+    pub metrics: Option<SocketAddr>,
     /// How programs are attached to interfaces.
     pub tc_mode: TcMode,
     /// Names or globs instead of the inventory's.
@@ -111,6 +121,7 @@ impl AgentOptions {
             state_dir: PathBuf::from(STATE_DIR),
             manual: false,
             confirm_within: None,
+            metrics: None,
             tc_mode: TcMode::Auto,
             uplinks: None,
             pod_interfaces: None,

@@ -25,6 +25,7 @@ impl Agent {
         let is_followed = self.news.receiver_count() > 0;
         let boot = boot_time();
         for key in keys {
+            self.totals.count_new_denial(key);
             let is_written = self.budget.allows(key);
             if !is_written && !is_followed {
                 self.ledger.learn(key);

@@ -2,10 +2,12 @@
 
 use nix::sys::resource::{Resource, getrlimit, rlim_t, setrlimit};
 
-/// Descriptors that are kept for the control socket and for looking at cgroups.
-const RESERVED: rlim_t = 24;
+/// Descriptors that are kept for the control socket, for looking at cgroups and for who reads metrics.
+const RESERVED: rlim_t = 24 + SCRAPES as rlim_t;
 /// How many connections to the control socket there may be at a time.
 pub(super) const CONNECTIONS: usize = 16;
+/// How many connections there may be for metrics.
+pub(super) const SCRAPES: usize = 8;
 
 /// The limits: one for everything, and a higher one for what must always work.
 #[derive(Debug, Clone, Copy)]

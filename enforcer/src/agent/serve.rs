@@ -21,10 +21,12 @@ use super::{
     listeners,
     manager::Manager,
     memory,
+    metrics::Totals,
     print::{Priority, print, print_as},
     privileges,
     reader::{Asked, Change, Outcome, Reader},
     room::Room,
+    scrape::Endpoint,
     start::{self, CHANGED, First, Lock, Ready, UNCONFIRMED},
     watch::{self, Directories},
 };
@@ -63,6 +65,10 @@ pub struct Agent {
     pub(super) news: broadcast::Sender<Event>,
     pub(super) budget: flood::Budget,
     pub(super) manager: Manager,
+    pub(super) totals: Totals,
+    /// Where Prometheus asks; nothing where it may not, or can not at present.
+    metrics: Option<Endpoint>,
+    commands: mpsc::Sender<Command>,
     ticks: u32,
     /// Whether nothing is left of agents before this one.
     pub(super) has_retired_others: bool,
@@ -119,6 +125,7 @@ pub async fn run(options: AgentOptions) -> Result<(), AgentError> {
     let first = start::first(&options, &history, found.as_ref().map(Found::kept))?;
     let room = Room::reserve();
     let (control, commands) = Control::open(&options.run_dir, room)?;
+    let commands = (control.commands(), commands);
     let (mut agent, mut sources) = begin(options, history, first, found, commands, room).await?;
     agent.print_start();
     let status = agent.status_line();
@@ -171,7 +178,7 @@ async fn begin(
     history: History,
     first: First,
     found: Option<Found>,
-    commands: mpsc::Receiver<Command>,
+    (to_agent, commands): (mpsc::Sender<Command>, mpsc::Receiver<Command>),
     room: Room,
 ) -> Result<(Agent, EventSources), AgentError> {
     // From now on a signal is a wish to end, not a sudden death half-way.
@@ -195,10 +202,12 @@ async fn begin(
     let mut kernel = Kernel::load(found, options.kernel_log)?;
     kernel.know_filters(&filters::leftovers().await?);
     // The policy must be there before the first packet is judged.
+    let mut totals = Totals::new();
     let mut resumed = kernel.resume(ready.as_new(&[]))?;
     if kernel.deadline().is_some() && !(resumed && unconfirmed.is_some()) {
         // What waits to be confirmed is not what this agent would confirm, or it is too late.
         kernel.fall_back()?;
+        totals.rolled_back_unconfirmed += 1;
         if let Some(before) = unconfirmed.take() {
             ready = before;
         }
@@ -208,6 +217,7 @@ async fn begin(
         let known = cgroups::resolve(&cgroup_root, &ready.compiled.cgroups);
         let roles = ready.selectors.roles(&there);
         kernel.apply(ready.as_new(&roles), &cgroups::pairs(&known), None)?;
+        totals.applied += 1;
     }
     let mut sources = EventSources {
         wakes: Some(kernel.wakes()?),
@@ -254,12 +264,15 @@ async fn begin(
         news: broadcast::channel(1024).0,
         budget: flood::Budget::default(),
         manager: Manager::new(),
+        totals,
+        metrics: None,
+        commands: to_agent,
         ticks: 0,
         has_retired_others: false,
         has_new_records: true,
     };
     match why {
-        Some(why) => agent.policy_fault.set(why),
+        Some(why) => _ = agent.policy_fault.set(why),
         None if agent.unconfirmed.is_none() => agent.remember(),
         None => {}
     }
@@ -268,6 +281,7 @@ async fn begin(
     agent.come_first();
     agent.retire_others();
     agent.watch(&mut sources);
+    agent.serve_metrics();
     agent.learn_cgroups();
     // Once more, now that it is watched.
     sources.reader.look(Asked::ByAgent, agent.seen(), None);
@@ -367,6 +381,7 @@ impl Agent {
         }
         if self.ticks.is_multiple_of(LOOK) {
             self.watch(sources);
+            self.serve_metrics();
             self.look_at_links(&sources.links).await;
             if self.faults.get(Kind::Interfaces).is_some() {
                 self.attach_interfaces(&sources.links).await;
@@ -409,6 +424,9 @@ impl Agent {
         match ask {
             Command::Status(reply) => drop(reply.send(self.status().map_err(|e| text::chain(&e)))),
             Command::Sources(reply) => drop(reply.send(self.sources())),
+            Command::Metrics(reply) => {
+                drop(reply.send(self.metrics().map_err(|e| text::chain(&e))));
+            }
             Command::Events(reply) => {
                 // Subscribed first, so that none is missed between.
                 let new = self.news.subscribe();
@@ -535,12 +553,12 @@ impl Agent {
             Ok(Change::New(ready)) => {
                 let applied = self.follow(*ready, asked, &sources.links).await;
                 if let Err(error) = &applied {
-                    self.policy_fault.set(text::chain(error));
+                    self.not_put_in_force(text::chain(error), asked);
                 }
                 self.answer_applied(asked, applied);
             }
             Err(error) => {
-                self.policy_fault.set(text::chain(&error));
+                self.not_put_in_force(text::chain(&error), asked);
                 self.answer_applied(asked, Err(error));
             }
         }
@@ -560,6 +578,34 @@ impl Agent {
         }
         if let Some(asked) = sources.reader.again() {
             sources.reader.look(asked, self.seen(), None);
+        }
+    }
+
+    /// A policy is not put in force. One that is read again and again is told and counted once.
+    fn not_put_in_force(&mut self, error: String, asked: Asked) {
+        if self.policy_fault.set(error) || asked != Asked::ByAgent {
+            self.totals.failed += 1;
+        }
+    }
+
+    /// Listens for Prometheus, where that is wanted and not done: an address may come later than the agent.
+    fn serve_metrics(&mut self) {
+        let Some(at) = self.options.metrics else {
+            return;
+        };
+        if self.metrics.is_some() {
+            return;
+        }
+        match Endpoint::open(at, self.room, self.commands.clone()) {
+            Ok(endpoint) => {
+                self.metrics = Some(endpoint);
+                self.faults.clear(Kind::Metrics);
+            }
+            Err(error) => {
+                let error = text::chain(&error);
+                let error = format!("nobody can ask for metrics at {at}: {error}");
+                self.faults.set(Kind::Metrics, error);
+            }
         }
     }
 

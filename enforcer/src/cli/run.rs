@@ -1,12 +1,15 @@
 //! `enforcer run`.
 
-use std::path::{Path, PathBuf};
+use std::{
+    net::SocketAddr,
+    path::{Path, PathBuf},
+};
 
 use clap::{Args, ValueEnum};
 
 use super::{AgentArguments, Failure, Format, Outcome, PolicyArguments};
 use crate::{
-    agent::{self, AgentOptions, Output, STATE_DIR, TcMode},
+    agent::{self, AgentOptions, METRICS, Output, STATE_DIR, TcMode},
     api::ErrorCode,
     files::STANDARD_INPUT,
 };
@@ -63,6 +66,10 @@ pub struct Arguments {
     /// from the moment it comes
     #[arg(long)]
     allow_missing_uplinks: bool,
+    /// Serve metrics for Prometheus over HTTP, at 127.0.0.1:11910 unless an address is given; anyone who reaches the
+    /// address can read them
+    #[arg(long, value_name = "ADDRESS:PORT", num_args = 0..=1)]
+    metrics: Option<Option<SocketAddr>>,
     /// Print what each kernel program returns, for debugging
     #[arg(long)]
     kernel_log: bool,
@@ -93,6 +100,7 @@ pub fn run(arguments: Arguments, format: Format) -> Outcome {
         manual,
         confirm_within,
         allow_missing_uplinks,
+        metrics,
         kernel_log,
     } = arguments;
     if kernel_log {
@@ -122,6 +130,7 @@ pub fn run(arguments: Arguments, format: Format) -> Outcome {
         manual,
         confirm_within: confirm_within.map(Into::into),
         allows_missing_uplinks: allow_missing_uplinks,
+        metrics: metrics.map(|at| at.unwrap_or(METRICS)),
         tc_mode: match tc {
             Tc::Auto => TcMode::Auto,
             Tc::Tcx => TcMode::Tcx,

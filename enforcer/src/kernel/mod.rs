@@ -28,6 +28,7 @@ mod roles;
 pub mod sockets;
 mod state;
 pub mod trial;
+mod usage;
 
 pub use adopt::Found;
 pub use apply::Side;
@@ -39,3 +40,4 @@ pub use links::{Link, LinkEvents};
 pub use pins::Pins;
 pub use read::{Counters, Wakes};
 pub use state::Kernel;
+pub use usage::layout_digest;

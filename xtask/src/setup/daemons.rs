@@ -13,7 +13,7 @@ use super::{apt, lab_tools};
 use crate::{bpf_toolchain::tools_path, shell};
 
 /// Where each program is in the tree, as in Debian.
-const PROGRAMS: [&str; 7] = [
+const PROGRAMS: [&str; 9] = [
     "usr/bin/etcd",
     "usr/bin/etcdctl",
     "usr/sbin/nginx",
@@ -21,16 +21,19 @@ const PROGRAMS: [&str; 7] = [
     "usr/sbin/dropbear",
     "usr/bin/dropbearkey",
     "usr/bin/dbclient",
+    "usr/bin/prometheus",
+    "usr/bin/promtool",
 ];
 /// nginx's load balancer at layer 4, which nginx looks for where it was built to.
 const MODULE: &str = "usr/lib/nginx/modules/ngx_stream_module.so";
-const PACKAGES: [&str; 6] = [
+const PACKAGES: [&str; 7] = [
     "etcd-server",
     "etcd-client",
     "nginx",
     "libnginx-mod-stream",
     "dnsmasq-base",
     "dropbear-bin",
+    "prometheus",
 ];
 
 /// Whether the tree is complete, and every program in it has its libraries.
@@ -143,7 +146,8 @@ fn library_packages() -> Result<Vec<String>> {
         let libraries = depends
             .lines()
             .filter_map(|line| line.trim().strip_prefix("Depends: "))
-            .filter(|name| name.starts_with("lib"));
+            // Those of a web page are no libraries of a program.
+            .filter(|name| name.starts_with("lib") && !name.starts_with("libjs-"));
         packages.extend(libraries.map(str::to_owned));
     }
     packages.sort();
