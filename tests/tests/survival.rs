@@ -346,7 +346,7 @@ fn pins_that_can_not_be_trusted_or_made_are_told() -> Result<()> {
     ensure!(code(&[])? == "PinsOfOthers");
     let said = start(&[])?;
     ensure!(
-        said.code() == Some(2) && said.stderr.contains("only root can write"),
+        said.code() == Some(2) && said.stderr.contains("that only root, or the user"),
         "{said}"
     );
     shell(&lab, &format!("rmdir {PINS}; mkdir {PINS}"))?;

@@ -109,8 +109,10 @@ impl Pins {
             links += instance.links().len();
             result = result.and(instance.remove());
         }
-        // Something else may be in it.
-        let _ = fs::remove_dir(&self.root);
+        // Something else may be in it. That of a service's user is there before its agent, and stays.
+        if fs::symlink_metadata(&self.root).is_ok_and(|root| root.uid() == geteuid().as_raw()) {
+            let _ = fs::remove_dir(&self.root);
+        }
         result.map(|()| links)
     }
 
