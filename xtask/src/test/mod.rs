@@ -26,6 +26,10 @@ pub struct Args {
     /// Runs the evaluator over ten million packets (a release build, then five minutes), and no other check.
     #[arg(long, conflicts_with_all = ["no_lab", "no_kernels", "filter"])]
     long: bool,
+    /// Kills the agent a thousand times under traffic and applies a hundred hostile policies with a deadline (forty
+    /// minutes), and no other check.
+    #[arg(long, conflicts_with_all = ["no_lab", "no_kernels", "filter", "long"])]
+    survival: bool,
     /// Runs the tests whose name contains this, and no other check.
     #[arg(long, value_name = "TEXT")]
     filter: Option<String>,
@@ -37,10 +41,14 @@ pub fn run(args: &Args) -> Result<ExitCode> {
         no_lab,
         no_kernels,
         long,
+        survival,
         filter,
     } = args;
     if *long {
-        return long_run();
+        return long_run(&ORACLE);
+    }
+    if *survival {
+        return long_run(&SURVIVAL);
     }
     let mut parts = vec![setup::Part::Toolchain, setup::Part::Clippy];
     if !no_lab {
@@ -71,16 +79,46 @@ pub fn run(args: &Args) -> Result<ExitCode> {
     Ok(report.finish())
 }
 
-/// Random policies and packets by the million, with visible output: it prints its seed and its figures.
-fn long_run() -> Result<ExitCode> {
+/// Tests that can run for as long as somebody wants.
+struct Long {
+    /// Arguments of `cargo test`.
+    arguments: &'static [&'static str],
+    environment: &'static [(&'static str, &'static str)],
+}
+
+/// Random policies and packets by the million.
+const ORACLE: Long = Long {
+    arguments: &["--release", "--test", "oracle", "--", "--nocapture"],
+    environment: &[
+        ("ENFORCER_ORACLE_PACKETS", "10000000"),
+        ("ENFORCER_ORACLE_EACH", "5000"),
+    ],
+};
+
+/// Kills and deadlines.
+const SURVIVAL: Long = Long {
+    arguments: &[
+        "--test",
+        "survival",
+        "--test",
+        "confirm",
+        "--",
+        "--nocapture",
+        "no_kill_and_no_swap",
+        "no_policy_locks_out",
+    ],
+    environment: &[("ENFORCER_KILLS", "1000"), ("ENFORCER_HOSTILE", "100")],
+};
+
+/// Runs them with visible output: they print their seeds and their figures.
+fn long_run(long: &Long) -> Result<ExitCode> {
     setup::ensure(&[setup::Part::Toolchain, setup::Part::Lab])?;
     shell::run_in_sight(&mut build::release())?;
     let mut command = shell::cargo();
     command
-        .args(["test", "--release", "--package", "enforcer-tests"])
-        .args(["--test", "oracle", "--", "--nocapture"])
-        .env("ENFORCER_ORACLE_PACKETS", "10000000")
-        .env("ENFORCER_ORACLE_EACH", "5000");
+        .args(["test", "--package", "enforcer-tests"])
+        .args(long.arguments)
+        .envs(long.environment.iter().copied());
     lab::environment(&mut command);
     if !shell::is_root() {
         anyhow::bail!(
