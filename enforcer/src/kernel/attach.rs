@@ -405,7 +405,8 @@ impl Kernel {
         Ok(())
     }
 
-    /// Whether an interface has lost its programs, see [`Interface::is_alive`].
+    /// Whether an interface has lost its programs, as far as links tell: it may have been made anew with the same name and
+    /// index.
     pub fn has_lost_links(&self) -> bool {
         let mut interfaces = self.attached.interfaces.values();
         interfaces.any(|interface| !interface.is_alive())
