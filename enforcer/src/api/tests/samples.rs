@@ -48,6 +48,7 @@ pub fn all() -> Vec<(&'static str, String)> {
 }
 
 /// The denial of a process.
+/// One that says most of what an event can say.
 pub fn event() -> Event {
     Event {
         verdict: Decision::Denied.into(),
