@@ -28,6 +28,13 @@ fn enforcer(lab: &Lab, args: &[&str]) -> Result<Ran> {
     place.command_of(&tools::enforcer()?)?.args(args).run()
 }
 
+/// What a tool prints on that host.
+fn fs_of(lab: &Lab, line: &str) -> Result<String> {
+    let place = lab.daemon("cp1", "enforcer");
+    let ran = place.run("/bin/sh", ["-euc", line])?.checked()?;
+    Ok(ran.stdout)
+}
+
 /// A policy that takes the insecure port from those who may use it.
 fn without() -> PolicyText {
     PolicyText {
@@ -192,6 +199,10 @@ fn what_is_confirmed_stays_and_what_is_taken_back_goes() -> Result<()> {
     // Once more, and another one meanwhile is refused; the same one has more time.
     let applied = enforcer(&lab, &["apply", "--confirm-within", LONG, "-o", "json"])?.checked()?;
     let first = json(&applied)?["confirmBy"].clone();
+    let state = fs_of(&lab, "cat /run/enforcer-state/policies.json")?;
+    let state: Value = serde_json::from_str(&state)?;
+    let unconfirmed = state["unconfirmed"].clone();
+    ensure!(unconfirmed.is_string(), "{state:#}");
     ensure!(
         agent.generation()? == generation + 2,
         "a number is used once"
@@ -202,6 +213,13 @@ fn what_is_confirmed_stays_and_what_is_taken_back_goes() -> Result<()> {
         refused.code() == Some(2) && refused.stderr.contains("\"Unconfirmed\""),
         "{refused}"
     );
+    // Nor is it forgotten that the first one waits, should everything end now.
+    let refused = enforcer(&lab, &["apply", "--confirm-within", LONG])?;
+    ensure!(refused.code() == Some(2), "{refused}");
+    let state = fs_of(&lab, "cat /run/enforcer-state/policies.json")?;
+    let state: Value = serde_json::from_str(&state)?;
+    let waiting = state["unconfirmed"].clone();
+    ensure!(waiting == unconfirmed, "{waiting} {unconfirmed}");
     fs::write(agent.policy(), without().yaml(&lab))?;
     let again = enforcer(&lab, &["apply", "--confirm-within", "20m", "-o", "json"])?.checked()?;
     let second = json(&again)?["confirmBy"].clone();
@@ -278,6 +296,33 @@ fn who_waits_outlives_the_agent_too() -> Result<()> {
     ensure!(
         outcome == Outcome::Connected,
         "a cgroup of meanwhile: {outcome}"
+    );
+    agent.stop()?.checked()?;
+    lab.close()
+}
+
+/// An agent whose maps have another layout does not go on with a policy that waits: nobody has confirmed it.
+#[test]
+fn what_waits_is_not_confirmed_by_an_upgrade() -> Result<()> {
+    let lab = Lab::builder().apiserver().build()?;
+    let agent = manual(&lab, &PolicyText::default())?;
+    fs::write(agent.policy(), without().yaml(&lab))?;
+    enforcer(&lab, &["apply", "--confirm-within", LONG])?.checked()?;
+    ensure!(use_insecure_port(&lab)? == Outcome::Eperm, "applied");
+    agent.kill()?;
+    fs_of(&lab, "cd /sys/fs/bpf/enforcer; mv * 00000000deadbeef-7")?;
+    let agent = manual(&lab, &without())?;
+    ensure!(
+        use_insecure_port(&lab)? == Outcome::Connected,
+        "confirmed by nobody"
+    );
+    let status = agent.status()?;
+    ensure!(
+        status["confirmBy"].is_null()
+            && status["lastError"]
+                .as_str()
+                .is_some_and(|error| error.contains("was not confirmed")),
+        "{status:#}"
     );
     agent.stop()?.checked()?;
     lab.close()

@@ -303,9 +303,22 @@ fn interfaces_that_changed_meanwhile_are_taken_up() -> Result<()> {
                 "{pinned}"
             );
         }
-        // And under an agent: it has the name and the number that another had a moment ago.
-        net::ip(Some(node), "link del cali-b\n")?;
-        add("cali-b", 902)?;
+        // And under an agent: it has the name and the number that another had a moment ago, and the status is the same.
+        let attached = || agent.running().stderr().matches("cali-b is pod").count();
+        let before = attached();
+        net::ip(
+            Some(node),
+            "link del cali-b\nlink add cali-b index 902 type veth peer name cali-b-p\nlink set cali-b up\n",
+        )?;
+        let deadline = Instant::now() + patient(Duration::from_secs(8));
+        while attached() == before {
+            ensure!(
+                Instant::now() < deadline,
+                "{mode}: it is taken for the one before: {}",
+                agent.running().stderr()
+            );
+            thread::sleep(Duration::from_millis(20));
+        }
         has(&agent, "cali-b")?;
         let outcome = lab.pod("pod-a").connect(at)?;
         ensure!(outcome == Outcome::Timeout, "{outcome}");
@@ -383,6 +396,37 @@ fn pins_that_can_not_be_trusted_or_made_are_told() -> Result<()> {
         agent.leave()?.checked()?;
         is_not_enforced(&lab, "after its end, without pins")?;
     }
+    lab.close()
+}
+
+/// Two agents, of two run directories, on the same pins would undo each other's work.
+#[test]
+fn pins_are_one_agents() -> Result<()> {
+    let lab = Lab::builder().etcd().apiserver().build()?;
+    let policy = PolicyText::default();
+    let agent = Agent::start(&lab, "cp1", &policy)?;
+    let file = agent.policy().to_string_lossy().into_owned();
+    for args in [
+        &[
+            "run",
+            "--node",
+            "cp1",
+            "-p",
+            &file,
+            "--run-dir",
+            "/run/other",
+        ][..],
+        &["detach", "--run-dir", "/run/other"],
+    ] {
+        let said = enforcer(&lab, args)?;
+        ensure!(
+            said.code() == Some(2) && said.stderr.contains("another agent works with"),
+            "{said}"
+        );
+        is_enforced(&lab, "beside another agent")?;
+    }
+    agent.stop()?.checked()?;
+    is_not_enforced(&lab, "twin: after the one whose they are")?;
     lab.close()
 }
 

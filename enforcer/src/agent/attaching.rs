@@ -12,7 +12,7 @@ use super::{
     print::{Priority, print, print_as},
     serve::Agent,
 };
-use crate::kernel::{KernelError, LinkEvents};
+use crate::kernel::{KernelError, LinkEvents, filters};
 
 /// So many names are enough for a person to see what it is about.
 const NAMED: usize = 8;
@@ -22,6 +22,11 @@ impl Agent {
         match list(events).await {
             Ok(links) => {
                 self.faults.clear(Kind::Links);
+                if self.kernel.has_filters()
+                    && let Ok(found) = filters::leftovers().await
+                {
+                    self.kernel.know_filters(&found);
+                }
                 if links != self.links || self.kernel.has_lost_links() {
                     self.links = links;
                     self.attach_interfaces(events).await;

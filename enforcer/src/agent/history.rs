@@ -81,14 +81,32 @@ impl History {
         self.known.unconfirmed.as_deref()
     }
 
-    /// A policy is about to be put in force with a deadline.
+    /// A policy is about to be put in force with a deadline, or was taken back: it is not put in force by itself, and the one
+    /// in force is what there is instead.
     ///
     /// # Errors
     ///
     /// It can not be written: after a restart of the machine it would count as any other.
-    pub fn begin(&mut self, texts: &[SourceText]) -> Result<(), AgentError> {
+    pub fn begin(
+        &mut self,
+        in_force: &[SourceText],
+        texts: &[SourceText],
+    ) -> Result<(), AgentError> {
         let known = Known {
             unconfirmed: Some(text_digest(texts)),
+            ..self.with_confirmed(in_force)
+        };
+        self.write(known)
+    }
+
+    /// It was not put in force after all.
+    ///
+    /// # Errors
+    ///
+    /// It can not be written.
+    pub fn give_up(&mut self) -> Result<(), AgentError> {
+        let known = Known {
+            unconfirmed: None,
             ..self.known.clone()
         };
         self.write(known)
@@ -100,17 +118,25 @@ impl History {
     ///
     /// It can not be written.
     pub fn confirm(&mut self, texts: &[SourceText]) -> Result<(), AgentError> {
-        let confirmed = files(texts);
-        let previous = match self.known.confirmed == confirmed {
-            true => self.known.previous.clone(),
-            false => self.known.confirmed.clone(),
-        };
-        self.write(Known {
-            inputs: self.known.inputs.clone(),
-            confirmed,
-            previous,
+        let known = Known {
             unconfirmed: None,
-        })
+            ..self.with_confirmed(texts)
+        };
+        self.write(known)
+    }
+
+    /// With another policy as the one that was confirmed last.
+    fn with_confirmed(&self, texts: &[SourceText]) -> Known {
+        let confirmed = files(texts);
+        if self.known.confirmed == confirmed {
+            return self.known.clone();
+        }
+        Known {
+            inputs: self.known.inputs.clone(),
+            previous: self.known.confirmed.clone(),
+            confirmed,
+            unconfirmed: self.known.unconfirmed.clone(),
+        }
     }
 
     /// What is known now, in a file that is whole at any time.
@@ -176,7 +202,7 @@ mod tests {
         let mut history = open();
         assert_eq!(history.confirmed(), None);
         history.confirm(&text("first")).unwrap();
-        history.begin(&text("second")).unwrap();
+        history.begin(&text("first"), &text("second")).unwrap();
         assert_eq!(open().confirmed(), Some(text("first")));
         assert!(open().is_unconfirmed(&text("second")));
         assert!(!open().is_unconfirmed(&text("first")));
@@ -185,6 +211,12 @@ mod tests {
         assert_eq!(open().confirmed(), Some(text("second")));
         assert_eq!(open().previous(), Some(text("first")));
         assert!(!open().is_unconfirmed(&text("second")));
+        // What is in force counts as confirmed, whatever could be written before.
+        history.begin(&text("third"), &text("fourth")).unwrap();
+        assert_eq!(open().confirmed(), Some(text("third")));
+        assert!(open().is_unconfirmed(&text("fourth")));
+        history.give_up().unwrap();
+        assert!(!open().is_unconfirmed(&text("fourth")));
         let elsewhere = History::open(Some(&state), &[PathBuf::from("/etc/b.yaml")]);
         assert_eq!(elsewhere.confirmed(), None, "of another agent");
         for broken in ["", "{", "[]", r#"{"confirmed":[{"name":1}]}"#] {
@@ -197,7 +229,7 @@ mod tests {
         let file = dir.path().join("file");
         fs::write(&file, "").unwrap();
         let mut unwritable = History::open(Some(&file), &inputs);
-        assert!(unwritable.begin(&text("first")).is_err());
+        assert!(unwritable.begin(&text("first"), &text("second")).is_err());
         assert_eq!(unwritable.unconfirmed(), None, "it did not begin");
     }
 }

@@ -20,7 +20,7 @@ use super::{
 };
 use crate::{
     api::Applied,
-    kernel::{LinkEvents, Side, apply::now, cgroups},
+    kernel::{KernelError, LinkEvents, Side, apply::now, cgroups},
 };
 
 impl Agent {
@@ -34,17 +34,27 @@ impl Agent {
         if !self.options.allows_missing_uplinks {
             ready.selectors.check(&self.links)?;
         }
+        if self.is_unconfirmed() {
+            // Before anything is written about the new one: the old one is still the one that nobody has confirmed.
+            let generation = self.kernel.generation();
+            return Err(KernelError::Unconfirmed { generation }.into());
+        }
         // The programs stay attached where they are: the root itself can not change.
         let resolve = || cgroups::resolve(&self.cgroup_root, &ready.compiled.cgroups);
         let known = self.room.within(resolve);
         if within.is_some() {
             // Should the machine start anew, it is not what is put in force.
-            self.history.begin(&ready.texts)?;
+            self.history.begin(&self.ready.texts, &ready.texts)?;
         }
         let generation = self.kernel.generation();
         let roles = ready.selectors.roles(&self.links);
-        self.kernel
-            .apply(ready.as_new(&roles), &cgroups::pairs(&known), within)?;
+        let new = ready.as_new(&roles);
+        if let Err(error) = self.kernel.apply(new, &cgroups::pairs(&known), within) {
+            if within.is_some() {
+                self.history.give_up()?;
+            }
+            return Err(error.into());
+        }
         self.totals.applied += 1;
         let before = mem::replace(&mut self.ready, Arc::new(ready));
         if within.is_some() {
@@ -106,7 +116,7 @@ impl Agent {
         self.put_in_force(ready, None, links).await?;
         self.totals.rolled_back_by_request += 1;
         // What the files hold stays as it is, and is not put in force by itself.
-        self.history.begin(&given_up.texts)?;
+        self.history.begin(&self.ready.texts, &given_up.texts)?;
         self.learn_cgroups();
         Ok(())
     }

@@ -119,10 +119,13 @@ pub async fn run(options: AgentOptions) -> Result<(), AgentError> {
     let state_dir = options.pin.then_some(options.state_dir.as_path());
     let history = History::open(state_dir, &options.inputs);
     // A policy that is not valid, where there is no other, is told before anything is touched.
-    start::first(&options, &history, None)?;
+    let mut first = start::first(&options, &history, None)?;
     let lock = start::lock(&options.run_dir)?;
     let found = look_for_pins(&options)?;
-    let first = start::first(&options, &history, found.as_ref().map(Found::kept))?;
+    let kept = found.as_ref().map(Found::kept);
+    if let Some(kept) = kept.filter(|kept| kept.last != 0) {
+        first = start::first(&options, &history, Some(kept))?;
+    }
     let room = Room::reserve();
     let (control, commands) = Control::open(&options.run_dir, room)?;
     let commands = (control.commands(), commands);
@@ -190,7 +193,7 @@ async fn begin(
     let First {
         mut ready,
         mut unconfirmed,
-        why,
+        mut why,
     } = first;
     if !options.allows_missing_uplinks {
         ready.selectors.check(&there)?;
@@ -204,12 +207,14 @@ async fn begin(
     // The policy must be there before the first packet is judged.
     let mut totals = Totals::new();
     let mut resumed = kernel.resume(ready.as_new(&[]))?;
-    if kernel.deadline().is_some() && !(resumed && unconfirmed.is_some()) {
-        // What waits to be confirmed is not what this agent would confirm, or it is too late.
-        kernel.fall_back()?;
-        totals.rolled_back_unconfirmed += 1;
+    if !(resumed && unconfirmed.is_some() && kernel.deadline().is_some()) {
+        // Nothing waits to be confirmed, it is too late, or what waits is not what this agent would confirm: of another
+        // version, say, whose maps it does not go on with.
+        if kernel.fall_back()? || unconfirmed.is_some() {
+            totals.rolled_back_unconfirmed += 1;
+        }
         if let Some(before) = unconfirmed.take() {
-            ready = before;
+            (ready, why) = (before, Some(UNCONFIRMED.to_owned()));
         }
         resumed = kernel.resume(ready.as_new(&[]))?;
     }

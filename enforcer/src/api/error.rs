@@ -216,6 +216,8 @@ pub enum ErrorCode {
     PinsElsewhere,
     /// What is pinned would go on beside.
     PinsLeft,
+    /// Another agent works with what is pinned.
+    PinsInUse,
     /// A pin.
     Pins,
     /// The policy in force has to be confirmed first.
@@ -270,6 +272,7 @@ impl Vocabulary for ErrorCode {
         Self::PinsOfOthers,
         Self::PinsElsewhere,
         Self::PinsLeft,
+        Self::PinsInUse,
         Self::Pins,
         Self::Unconfirmed,
         Self::NothingToConfirm,
@@ -305,6 +308,7 @@ impl Vocabulary for ErrorCode {
             Self::PinsOfOthers => "PinsOfOthers",
             Self::PinsElsewhere => "PinsElsewhere",
             Self::PinsLeft => "PinsLeft",
+            Self::PinsInUse => "PinsInUse",
             Self::Pins => "Pins",
             Self::Unconfirmed => "Unconfirmed",
             Self::NothingToConfirm => "NothingToConfirm",
@@ -361,6 +365,7 @@ impl Vocabulary for ErrorCode {
             Self::PinsLeft => {
                 "enforcement that an agent left pinned would go on beside what is to end with the agent (`--no-pin`)"
             }
+            Self::PinsInUse => "another agent works with what is pinned in the directory of pins",
             Self::Pins => "a pin, or the directory of pins, cannot be made or removed",
             Self::Unconfirmed => "the policy in force has to be confirmed or taken back first",
             Self::NothingToConfirm => "no policy has to be confirmed",

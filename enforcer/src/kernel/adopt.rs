@@ -8,16 +8,26 @@ use super::{
     kept::{self, Store},
     layout,
     maps::Owned,
-    pins::Instance,
+    pins::{Instance, PinsLock},
     state::{Generation, Pinned, Slots},
 };
 
-/// What is pinned, before anything is loaded.
+/// What is pinned, for this process alone, before anything is loaded.
 pub struct Found {
     pins: Pins,
+    lock: PinsLock,
     adopted: Option<(Instance, Store)>,
     others: Vec<Instance>,
     kept: Kept,
+}
+
+/// What is loaded into, and what goes on from there.
+pub(super) struct Target {
+    pub(super) lock: PinsLock,
+    pub(super) instance: Instance,
+    /// Nothing for a new instance.
+    pub(super) store: Option<Store>,
+    pub(super) others: Vec<Instance>,
 }
 
 impl Found {
@@ -28,6 +38,7 @@ impl Found {
     /// Nothing can be pinned there, or what is there is enforced in another network namespace.
     pub fn look(pins: &Pins) -> Result<Self, KernelError> {
         pins.prepare()?;
+        let lock = pins.lock()?;
         let netns = super::netns::netns_cookie()?;
         let (mut adopted, mut others, mut newest) = (None, Vec::new(), None);
         for instance in pins.instances() {
@@ -56,6 +67,7 @@ impl Found {
         };
         Ok(Self {
             pins: pins.clone(),
+            lock,
             adopted,
             others,
             kept,
@@ -86,19 +98,25 @@ impl Found {
     }
 
     /// The instance to work on: that one, or a new one.
-    pub(super) fn instance(
-        self,
-    ) -> Result<(Instance, Option<Store>, Vec<Instance>, Kept), KernelError> {
+    pub(super) fn target(self) -> Result<(Target, Kept), KernelError> {
         let Self {
             pins,
+            lock,
             adopted,
             others,
             kept,
         } = self;
-        match adopted {
-            Some((instance, store)) => Ok((instance, Some(store), others, kept)),
-            None => Ok((pins.add(layout::DIGEST)?, None, others, kept)),
-        }
+        let (instance, store) = match adopted {
+            Some((instance, store)) => (instance, Some(store)),
+            None => (pins.add(layout::DIGEST)?, None),
+        };
+        let target = Target {
+            lock,
+            instance,
+            store,
+            others,
+        };
+        Ok((target, kept))
     }
 }
 
@@ -128,11 +146,13 @@ fn is_whole(instance: &Instance) -> bool {
 
 impl Pinned {
     /// With the map of the agent's state, made if this is a new instance: without it, an instance is not whole.
-    pub(super) fn new(
-        instance: Instance,
-        store: Option<Store>,
-        others: Vec<Instance>,
-    ) -> Result<Self, KernelError> {
+    pub(super) fn new(target: Target) -> Result<Self, KernelError> {
+        let Target {
+            lock,
+            instance,
+            store,
+            others,
+        } = target;
         let adopted = store.is_some();
         let store = match store {
             Some(store) => store,
@@ -143,6 +163,7 @@ impl Pinned {
             store,
             others,
             adopted,
+            _lock: lock,
         })
     }
 }

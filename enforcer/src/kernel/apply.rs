@@ -232,17 +232,19 @@ impl Kernel {
         }
         let within = within.filter(|_| slots.current.number != 0);
         let deadline = within.map(|within| now() + within.as_nanos() as u64);
-        // Before the switch: should the agent die between, what is kept is of a generation that is not in force, and
-        // says so. The numbers of paths only ever grow, so they are right in any case.
-        self.keep(policy, number, deadline)?;
         // In the half that nobody reads yet: they change with the policy.
         let upper_roles = !self.slots.current.upper_roles;
         for (link, role) in policy.roles {
             let word = link.role_word(*role);
-            self.attached
-                .roles
-                .set_half(link.index, upper_roles, word)?;
+            match self.attached.roles.set_half(link.index, upper_roles, word) {
+                // A fault of that interface, which is reported when it is attached, and not of the policy.
+                Ok(()) | Err(KernelError::NoRoomForInterface { .. }) => {}
+                Err(error) => return Err(error),
+            }
         }
+        // Before the switch: should the agent die between, what is kept is of a generation that is not in force, and
+        // says so. The numbers of paths only ever grow, so they are right in any case.
+        self.keep(policy, number, deadline)?;
         let slots = &mut self.slots;
         let new = Generation {
             slot,
@@ -378,14 +380,21 @@ impl Kernel {
             since: 0,
         };
         new.set_since(SystemTime::now());
-        let kept = &mut self.kept;
-        let before = mem::replace(&mut kept.in_force, new);
-        kept.before = deadline.map(|_| before);
-        kept.deadline = deadline.unwrap_or(0);
-        kept.last = generation;
-        kept.version = env!("CARGO_PKG_VERSION").to_owned();
-        kept.names = numbers.names().to_vec();
-        self.write_kept()
+        let kept = Kept {
+            version: env!("CARGO_PKG_VERSION").to_owned(),
+            netns: self.kept.netns,
+            names: numbers.names().to_vec(),
+            before: deadline.map(|_| self.kept.in_force.clone()),
+            in_force: new,
+            deadline: deadline.unwrap_or(0),
+            last: generation,
+            evicted: self.kept.evicted,
+        };
+        if let Some(pinned) = &self.pinned {
+            pinned.store.write(&kept)?;
+        }
+        self.kept = kept;
+        Ok(())
     }
 
     fn write_kept(&self) -> Result<(), KernelError> {

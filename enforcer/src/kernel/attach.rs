@@ -2,21 +2,14 @@
 //! no moment without one.
 
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, BTreeSet},
     fs::File,
-    io,
-    os::{fd::OwnedFd, unix::fs::MetadataExt as _},
-    path::{Path, PathBuf},
+    os::unix::fs::MetadataExt as _,
+    path::Path,
 };
 
 use aya::{
-    programs::{
-        Program, ProgramError, SchedClassifier, TcAttachType,
-        tc::{
-            NlOptions, SchedClassifierLink, SchedClassifierLinkId, TcAttachOptions, TcHandle,
-            qdisc_add_clsact, qdisc_detach_program,
-        },
-    },
+    programs::{Program, ProgramError, SchedClassifier, TcAttachType},
     sys::SyscallError,
 };
 use enforcer_common::{record::Hook, tables::Role};
@@ -25,8 +18,9 @@ use enforcer_policy::vocabulary::Vocabulary as _;
 use super::{
     KernelError, Link,
     calls::{self, LinkTarget},
+    hold::{attach_filter, attach_tcx, link_refused, remove_leftover, runs_before},
     pins,
-    programs::{self, CGROUP, LSM, SETSOCKOPT, TC, TCX_EGRESS, TCX_INGRESS, attach_type},
+    programs::{self, CGROUP, LSM, SETSOCKOPT, TC, attach_type},
     state::{CgroupHook, Classifier, Hold, Interface, Kernel, Pinned},
 };
 use crate::api::{AttachMethod, Attachment, Leftover};
@@ -52,137 +46,15 @@ impl Interface {
             && wanted.iter().all(|direction| has(*direction))
     }
 
-    /// Whether all that was attached is attached still, as far as links tell: an interface may have been made anew with
-    /// the name and the index of the one that it was attached to.
-    fn is_alive(&self) -> bool {
-        self.links
-            .iter()
-            .all(|(_, hold)| hold.is_alive(self.link.index))
+    /// Whether all that was attached is attached still: an interface may have been made anew with the name and the index
+    /// of the one that it was attached to. `filters` are those there are.
+    fn is_alive(&self, filters: &BTreeSet<(u32, bool)>) -> bool {
+        self.links.iter().all(|(direction, hold)| match hold {
+            Hold::Filter => filters.contains(&key(&self.link, *direction)),
+            hold => hold.is_alive(self.link.index),
+        })
     }
 }
-
-impl Hold {
-    /// A new link: pinned, or open as long as this process wants.
-    pub(super) fn of(link: OwnedFd, pin: Option<PathBuf>) -> io::Result<Self> {
-        let Some(path) = pin else {
-            return Ok(Self::Open(link));
-        };
-        // Whatever was there is of no use, or it would have been taken over.
-        pins::remove_link(&path).map_err(io::Error::other)?;
-        if let Some(directory) = path.parent() {
-            pins::make_directory(directory)?;
-        }
-        calls::pin(&link, &path)?;
-        Ok(Self::Pinned(path))
-    }
-
-    /// Puts a new link in the place of one of the same program, without a moment that has none.
-    fn replace(&mut self, new: Self) -> io::Result<()> {
-        match (&*self, new) {
-            (Self::Pinned(path), Self::Open(link)) => {
-                // Should this process die between, both are there, and the next one removes this.
-                let beside = pins::beside(path);
-                let _ = pins::remove_link(&beside);
-                calls::pin(&link, &beside)?;
-                std::fs::rename(&beside, path)
-            }
-            (_, new) => {
-                *self = new;
-                Ok(())
-            }
-        }
-    }
-
-    /// The id of the program that its link runs.
-    fn program(&self) -> Option<u32> {
-        match self {
-            Self::Open(link) => calls::program_of(link).ok(),
-            Self::Pinned(path) => calls::program_of(&calls::open_pin(path).ok()?).ok(),
-            Self::Filter => None,
-        }
-    }
-
-    /// Whether a link is attached to an interface still.
-    fn is_alive(&self, index: u32) -> bool {
-        let target = match self {
-            Self::Open(link) => calls::target_of(link),
-            Self::Pinned(path) => {
-                calls::open_pin(path).and_then(|link: OwnedFd| calls::target_of(&link))
-            }
-            Self::Filter => return true,
-        };
-        // Without a file descriptor to spare, nothing is known, and nothing is done.
-        target.map_or_else(
-            |error| error.kind() != io::ErrorKind::NotFound,
-            |target| target == LinkTarget::Interface(index),
-        )
-    }
-
-    /// Detaches it, unless it is gone.
-    fn detach(self, link: &Link, direction: TcAttachType) {
-        match self {
-            Self::Open(link) => {
-                let _ = calls::detach_link(&link);
-            }
-            Self::Pinned(path) => {
-                let _ = pins::remove_link(&path);
-            }
-            Self::Filter => {
-                let attached = SchedClassifierLink::attached(
-                    &link.name,
-                    direction,
-                    CLSACT_PRIORITY,
-                    CLSACT_HANDLE,
-                    None,
-                );
-                // Dropping it detaches it.
-                drop(attached);
-            }
-        }
-    }
-}
-
-impl Pinned {
-    /// Takes over a link that is pinned, here or in another instance, if it is attached to what it is to be attached to:
-    /// it gets the program in place. Others are left where they are, to be removed when there is another in their stead.
-    fn take_over(
-        &self,
-        pin: impl Fn(&super::pins::Instance) -> PathBuf,
-        target: LinkTarget,
-        program: &Program,
-    ) -> Option<Hold> {
-        let here = pin(&self.instance);
-        for instance in std::iter::once(&self.instance).chain(&self.others) {
-            let path = pin(instance);
-            let Ok(link) = calls::open_pin(&path) else {
-                continue;
-            };
-            // Of an agent that died as it put one in the place of another.
-            let _ = pins::remove_link(&pins::beside(&path));
-            let is_it = calls::target_of(&link).is_ok_and(|found| found == target);
-            let program = program.fd().ok()?;
-            if !is_it || calls::update_link(&link, program).is_err() {
-                continue;
-            }
-            if path != here {
-                let directory = here.parent()?;
-                pins::make_directory(directory).ok()?;
-                // A link may have several pins. One that can not get another stays with the one that it has.
-                if calls::pin(&link, &here).is_err() {
-                    return Some(Hold::Pinned(path));
-                }
-                let _ = std::fs::remove_file(&path);
-                pins::remove_directory_of(&path);
-            }
-            return Some(Hold::Pinned(here));
-        }
-        None
-    }
-}
-
-/// Ours among the filters of an interface. One priority and handle, so that no two are ever there.
-const CLSACT_PRIORITY: u16 = 1;
-const CLSACT_HANDLE: TcHandle = TcHandle::new(0, 0x0e_f0);
 
 impl Kernel {
     /// Attaches the programs for processes to a cgroup directory, all but those that are attached to it
@@ -307,7 +179,13 @@ impl Kernel {
         result
     }
 
-    /// Filters at the clsact qdisc that are ours: they are replaced in place.
+    /// Whether anything is attached by a filter at the clsact qdisc, which no link tells of.
+    pub fn has_filters(&self) -> bool {
+        let mut links = self.attached.interfaces.values().flat_map(|i| &i.links);
+        links.any(|(_, hold)| matches!(hold, Hold::Filter))
+    }
+
+    /// Filters at the clsact qdisc that are ours, all there are: they are replaced in place.
     pub fn know_filters(&mut self, filters: &[Leftover]) {
         let of = |filter: &Leftover| (filter.index, filter.hook == Hook::TcIngress);
         self.attached.filters = filters.iter().map(of).collect();
@@ -409,7 +287,7 @@ impl Kernel {
     /// index.
     pub fn has_lost_links(&self) -> bool {
         let mut interfaces = self.attached.interfaces.values();
-        interfaces.any(|interface| !interface.is_alive())
+        interfaces.any(|interface| !interface.is_alive(&self.attached.filters))
     }
 
     /// Those that are no more, or are others with the same name and number.
@@ -419,7 +297,8 @@ impl Kernel {
             .map(|wanted| (wanted.0.index, wanted))
             .collect();
         let gone = |interface: &&Interface| {
-            !wanted.contains_key(&interface.link.index) || !interface.is_alive()
+            !wanted.contains_key(&interface.link.index)
+                || !interface.is_alive(&self.attached.filters)
         };
         let interfaces = self.attached.interfaces.values();
         let gone: Vec<u32> = interfaces.filter(gone).map(|i| i.link.index).collect();
@@ -596,8 +475,14 @@ impl Kernel {
                 }
             }
         }
-        attach_filter(classifier(program, name)?, link, direction, has_filter)
-            .map_err(|error| failed(name, &link.name, error))?;
+        attach_filter(
+            classifier(program, name)?,
+            name,
+            link,
+            direction,
+            has_filter,
+        )
+        .map_err(|error| failed(name, &link.name, error))?;
         if let Some(pinned) = &self.pinned {
             // An agent before this one may have attached it by a link.
             let _ = pins::remove_link(&pin(&pinned.instance));
@@ -650,6 +535,7 @@ impl Kernel {
         }
         all
     }
+
     /// The role of an interface that has one.
     pub fn role(&self, index: u32) -> Role {
         self.attached
@@ -715,12 +601,6 @@ pub fn remove_leftovers(links: &[Link]) -> usize {
     removed
 }
 
-/// Whether there was one and it is gone.
-fn remove_leftover(interface: &str, direction: TcAttachType, name: &str) -> bool {
-    // Most often there is none, and that is an error, too.
-    qdisc_detach_program(interface, direction, name).is_ok()
-}
-
 /// Where a packet enters or leaves this host: at every interface, as whoever may send by a packet socket may choose one.
 fn directions(link: &Link, role: Role) -> &'static [TcAttachType] {
     match role {
@@ -754,82 +634,6 @@ fn classifier<'a>(
         Program::SchedClassifier(program) => Ok(program),
         _ => Err(KernelError::Missing(name)),
     }
-}
-
-fn attach_tcx(
-    program: &Program,
-    link: &Link,
-    direction: TcAttachType,
-    pin: Option<PathBuf>,
-) -> Result<Hold, ProgramError> {
-    let attach_type = match direction {
-        TcAttachType::Ingress => TCX_INGRESS,
-        _ => TCX_EGRESS,
-    };
-    let link = calls::attach_to_interface(program.fd()?, link.index, attach_type);
-    let link = link.map_err(link_refused)?;
-    Ok(Hold::of(link, pin)?)
-}
-
-fn link_refused(io_error: io::Error) -> ProgramError {
-    SyscallError {
-        call: "bpf_link_create",
-        io_error,
-    }
-    .into()
-}
-
-/// Adds our filter at the clsact qdisc, or gives it another program in place.
-fn attach_filter(
-    program: &mut SchedClassifier,
-    link: &Link,
-    direction: TcAttachType,
-    is_there: bool,
-) -> Result<(), ProgramError> {
-    let (priority, handle) = (CLSACT_PRIORITY, CLSACT_HANDLE);
-    if is_there {
-        let there = SchedClassifierLink::attached(&link.name, direction, priority, handle, None)?;
-        if let Ok(replaced) = program.attach_to_link(there) {
-            return keep_filter(program, replaced);
-        }
-        // It has gone, or is one of another kind.
-        let _ = remove_leftover(&link.name, direction, program_name(link, direction));
-    }
-    // It may be there already, for others' filters; what matters is whether ours can be added.
-    let _ = qdisc_add_clsact(&link.name);
-    let options = NlOptions {
-        priority,
-        handle,
-        classid: None,
-    };
-    let options = TcAttachOptions::Netlink(options);
-    let added = program.attach_with_options(&link.name, direction, options)?;
-    keep_filter(program, added)
-}
-
-/// Takes a filter out of aya's keeping, which would remove it with this process.
-fn keep_filter(
-    program: &mut SchedClassifier,
-    link: SchedClassifierLinkId,
-) -> Result<(), ProgramError> {
-    std::mem::forget(program.take_link(link)?);
-    Ok(())
-}
-
-/// The name of a program that runs before ours, if there is one.
-fn runs_before(own: u32, link: &Link, direction: TcAttachType) -> Option<String> {
-    let (_, programs) = SchedClassifier::query_tcx(&link.name, direction).ok()?;
-    let first = programs.first()?;
-    // Where ours is not among them, it is lost and not late.
-    let has_ours = programs.iter().any(|program| program.id() == own);
-    (first.id() != own && has_ours).then(|| {
-        let name = first.name_as_str().unwrap_or_default();
-        format!(
-            "program `{}` (id {})",
-            enforcer_policy::text::shown(name),
-            first.id()
-        )
-    })
 }
 
 /// A kernel without TCX does not know the attach type.

@@ -114,6 +114,15 @@ pub enum KernelError {
         /// The directory.
         path: PathBuf,
     },
+    /// Another agent works with what is pinned.
+    #[error(
+        "another agent works with what is pinned in {}: end it first, or name another directory (--pin-dir)",
+        enforcer_policy::text::path(path)
+    )]
+    PinsInUse {
+        /// The directory.
+        path: PathBuf,
+    },
     /// Enforcement was to end with the agent, and there is some that does not.
     #[error(
         "an agent before this one left enforcement in {}, which would go on beside: remove it first (`enforcer detach`), or take it over (without --no-pin)",
@@ -187,6 +196,7 @@ impl KernelError {
             Self::PinsOfOthers { .. } => ErrorCode::PinsOfOthers,
             Self::PinsElsewhere { .. } => ErrorCode::PinsElsewhere,
             Self::PinsLeft { .. } => ErrorCode::PinsLeft,
+            Self::PinsInUse { .. } => ErrorCode::PinsInUse,
             Self::Pins { .. } => ErrorCode::Pins,
             Self::Unconfirmed { .. } => ErrorCode::Unconfirmed,
             Self::NothingToConfirm => ErrorCode::NothingToConfirm,

@@ -15,8 +15,8 @@ use aya::{
 
 use super::{
     Found, Kept, KernelError,
+    adopt::Target,
     btf::{SkbFields, SocketFields, TypeInfo},
-    kept::Store,
     layout, lsm,
     netns::netns_cookie,
     pins::Instance,
@@ -41,28 +41,25 @@ impl Kernel {
             };
             return Self::load_into(None, kept, log);
         };
-        let (instance, store, others, kept) = found.instance()?;
-        let is_new = store.is_none();
-        let made = instance.clone();
-        let loaded = Self::load_into(Some((instance, store, others)), kept, log);
-        if loaded.is_err() && is_new {
+        let (target, kept) = found.target()?;
+        let new = target.store.is_none().then(|| target.instance.clone());
+        let loaded = Self::load_into(Some(target), kept, log);
+        if loaded.is_err()
+            && let Some(new) = new
+        {
             // Nothing is attached to it.
-            let _ = made.remove();
+            let _ = new.remove();
         }
         loaded
     }
 
-    fn load_into(
-        pins: Option<(Instance, Option<Store>, Vec<Instance>)>,
-        kept: Kept,
-        log: bool,
-    ) -> Result<Self, KernelError> {
+    fn load_into(target: Option<Target>, kept: Kept, log: bool) -> Result<Self, KernelError> {
         if !Path::new("/sys/kernel/btf/vmlinux").exists() && Btf::from_sys_fs().is_err() {
             return Err(KernelError::NoBtf);
         }
         let fields = Fields::of_kernel().ok_or(KernelError::UnknownLayout)?;
         let load = |skb_netns| {
-            let instance = pins.as_ref().map(|(instance, ..)| instance);
+            let instance = target.as_ref().map(|target| &target.instance);
             load_object(&fields, kept.netns, skb_netns, instance, log)
         };
         // The verifier refuses the whole program where the helper may not be called, so the newer
@@ -77,10 +74,7 @@ impl Kernel {
         let lsm_loaded = lsm::load(&mut bpf);
         let mut slots = Slots::take(&mut bpf)?;
         let readers = Readers::take(&mut bpf)?;
-        let pinned = match pins {
-            Some((instance, store, others)) => Some(Pinned::new(instance, store, others)?),
-            None => None,
-        };
+        let pinned = target.map(Pinned::new).transpose()?;
         let before = pinned.as_ref().filter(|pinned| pinned.adopted);
         let adopted = before.is_some();
         if let Some(pinned) = before {

@@ -10,6 +10,7 @@ mod calls;
 pub mod cgroups;
 mod error;
 pub mod filters;
+mod hold;
 mod hosts;
 mod kept;
 mod layout;

@@ -26,6 +26,8 @@ use std::{
 
 use aya::programs::TcAttachType;
 use nix::{
+    errno::Errno,
+    fcntl::{Flock, FlockArg},
     sys::statfs::{BPF_FS_MAGIC, statfs},
     unistd::geteuid,
 };
@@ -40,6 +42,9 @@ pub const PIN_DIR: &str = "/sys/fs/bpf/enforcer";
 pub struct Pins {
     root: PathBuf,
 }
+
+/// Held as long as an agent works with what is pinned.
+pub(super) struct PinsLock(#[expect(dead_code, reason = "held, never looked at")] Flock<fs::File>);
 
 /// One set of maps, and the links of the programs that work on them.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -93,6 +98,28 @@ impl Pins {
         Ok(())
     }
 
+    /// Takes the directory for this process alone: two agents on the same maps would undo each other's work. The kernel lets
+    /// go of it with the process.
+    ///
+    /// # Errors
+    ///
+    /// Another agent has it, or it can not be opened.
+    pub(super) fn lock(&self) -> Result<PinsLock, KernelError> {
+        let failed = |source| KernelError::Pins {
+            action: "lock",
+            path: self.root.clone(),
+            source,
+        };
+        let directory = fs::File::open(&self.root).map_err(failed)?;
+        match Flock::lock(directory, FlockArg::LockExclusiveNonblock) {
+            Ok(lock) => Ok(PinsLock(lock)),
+            Err((_, Errno::EWOULDBLOCK)) => Err(KernelError::PinsInUse {
+                path: self.root.clone(),
+            }),
+            Err((_, errno)) => Err(failed(errno.into())),
+        }
+    }
+
     /// Whether anything of an agent's is pinned there.
     pub fn is_empty(&self) -> bool {
         self.instances().is_empty()
@@ -102,8 +129,12 @@ impl Pins {
     ///
     /// # Errors
     ///
-    /// The first pin that could not be removed. The others are gone all the same.
+    /// An agent runs with it, or the first pin that could not be removed. The others are gone all the same.
     pub fn remove(&self) -> Result<usize, KernelError> {
+        if self.is_empty() {
+            return Ok(0);
+        }
+        let _lock = self.lock()?;
         let (mut links, mut result) = (0, Ok(()));
         for instance in self.instances() {
             links += instance.links().len();

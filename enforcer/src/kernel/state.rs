@@ -31,7 +31,7 @@ use super::{
     kept::{Kept, Store},
     mapped::Mapped,
     maps::Owned,
-    pins::Instance,
+    pins::{Instance, PinsLock},
     roles::Roles,
 };
 
@@ -61,6 +61,7 @@ pub(super) struct Pinned {
     pub(super) others: Vec<Instance>,
     /// Whether the instance was there before.
     pub(super) adopted: bool,
+    pub(super) _lock: PinsLock,
 }
 
 pub(super) type Settings = [u8; size_of::<tables::Settings>()];
