@@ -619,7 +619,7 @@ fn ports(what: What) -> Ports {
 }
 
 /// The number of the target that is addressed, and the port, type or protocol there.
-fn meant(
+pub(crate) fn meant(
     tables: &Simulator<'_>,
     to: Target,
     at_own_socket: bool,

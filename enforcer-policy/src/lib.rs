@@ -4,7 +4,8 @@
 //! Data flows one way: texts → values (`read`) → checks (`validate`, with the built-in [`catalogue`]) → [`model`], or
 //! errors with file, line, column and remedy → [`mod@compile`] (the tables of one node).
 //!
-//! [`mod@explain`] and [`advice`] explain what a policy does and why, [`cases`] reads a policy's own tests, [`render`]
+//! [`mod@explain`] and [`advice`] explain what a policy does and why, [`preflight`] what it does to connections that are open
+//! already, [`fallback`] how much of it nftables can hold, [`cases`] reads a policy's own tests, [`render`]
 //! prints a policy as it was understood, [`written`] writes documents, [`schema`] is for editors, [`vocabulary`] has the
 //! words that stay, and [`text`] escapes text of others before it is shown.
 
@@ -16,8 +17,10 @@ pub mod catalogue;
 pub mod compile;
 pub mod error;
 pub mod explain;
+pub mod fallback;
 pub mod glob;
 pub mod model;
+pub mod preflight;
 pub mod render;
 pub mod schema;
 pub mod text;

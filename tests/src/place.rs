@@ -302,8 +302,16 @@ impl Action {
 
     /// Has the kernel refuse it a system call, as if something it needs for it had run out.
     pub fn refused(mut self, call: libc::c_long, error: Errno) -> Self {
-        let refusal = Refusal::of(call, error);
+        let refusal = Refusal::of(call, None, error);
         // SAFETY: between fork and exec it makes one system call with what was made before the fork.
+        unsafe { self.command.pre_exec(move || refusal.install()) };
+        self
+    }
+
+    /// Has the kernel refuse it a system call whose first argument is this.
+    pub fn refused_with(mut self, call: libc::c_long, first: u32, error: Errno) -> Self {
+        let refusal = Refusal::of(call, Some(first), error);
+        // SAFETY: as above.
         unsafe { self.command.pre_exec(move || refusal.install()) };
         self
     }
@@ -341,27 +349,36 @@ impl Action {
 }
 
 /// A filter of system calls that refuses one of them.
-struct Refusal([libc::sock_filter; 4]);
+struct Refusal(Vec<libc::sock_filter>);
 
 impl Refusal {
-    fn of(call: libc::c_long, error: Errno) -> Self {
+    fn of(call: libc::c_long, first: Option<u32>, error: Errno) -> Self {
         let statement = |code: u32, k: u32| libc::sock_filter {
             code: code as u16,
             jt: 0,
             jf: 0,
             k,
         };
-        // The number of the call is what a filter sees first (`struct seccomp_data`).
-        let load = statement(libc::BPF_LD | libc::BPF_W | libc::BPF_ABS, 0);
-        let mut is_it = statement(libc::BPF_JMP | libc::BPF_JEQ | libc::BPF_K, call as u32);
-        is_it.jf = 1;
+        // In `struct seccomp_data` the number of the call comes first, and the first argument after 16 bytes.
+        let wanted = [(0, call as u32)]
+            .into_iter()
+            .chain(first.map(|first| (16, first)));
+        let wanted: Vec<(u32, u32)> = wanted.collect();
         let finish = |action| statement(libc::BPF_RET | libc::BPF_K, action);
-        Self([
-            load,
-            is_it,
-            finish(libc::SECCOMP_RET_ERRNO | error as u32),
-            finish(libc::SECCOMP_RET_ALLOW),
-        ])
+        let mut filter = Vec::new();
+        for (number, (offset, value)) in wanted.iter().enumerate() {
+            filter.push(statement(
+                libc::BPF_LD | libc::BPF_W | libc::BPF_ABS,
+                *offset,
+            ));
+            let mut is_it = statement(libc::BPF_JMP | libc::BPF_JEQ | libc::BPF_K, *value);
+            // Over what is still to be compared, and over the refusal.
+            is_it.jf = (2 * (wanted.len() - number - 1) + 1) as u8;
+            filter.push(is_it);
+        }
+        filter.push(finish(libc::SECCOMP_RET_ERRNO | error as u32));
+        filter.push(finish(libc::SECCOMP_RET_ALLOW));
+        Self(filter)
     }
 
     fn install(&self) -> io::Result<()> {

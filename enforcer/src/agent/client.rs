@@ -19,11 +19,12 @@ use serde::de::DeserializeOwned;
 
 use super::{
     AgentError, Event, Sources, Status,
-    control::{SIGN_OF_LIFE, socket_path},
+    control::{SIGN_OF_LIFE, ToApply, socket_path},
+    fallback,
     ledger::rfc3339,
 };
 use crate::{
-    api::{self, Applied, DetachResult, Document, Kind, ReadError, Request, Unattended},
+    api::{self, Applied, ConfirmBy, DetachResult, Document, Kind, ReadError, Request, Unattended},
     kernel::{KeptPolicy, Pins, apply::now, filters},
 };
 
@@ -43,7 +44,9 @@ const DETACH: Duration = Duration::from_secs(120);
 pub fn status(run_dir: &Path, pin_dir: &Path) -> Result<Document<Status>, AgentError> {
     match one(run_dir, &Request::Status {}, ANSWER) {
         Err(error @ AgentError::NoAgent { .. }) => {
-            Err(unattended(pin_dir).or_else(leftovers).unwrap_or(error))
+            let there = unattended(pin_dir).or_else(leftovers);
+            let there = there.or_else(|| fallback::is_there().then_some(AgentError::FallbackOnly));
+            Err(there.unwrap_or(error))
         }
         result => result,
     }
@@ -77,15 +80,30 @@ pub fn detach(run_dir: &Path, pin_dir: &Path) -> Result<(), AgentError> {
     }
 }
 
+/// More connections than that are hardly one person's.
+const MAX_SESSION: usize = 16;
+
 /// Puts in force what the policy's files hold now, for good or to be confirmed within a time.
 ///
 /// # Errors
 ///
 /// No agent runs there, it does not answer, or the policy can not be put in force.
-pub fn apply(run_dir: &Path, within: Option<Duration>) -> Result<Document<Applied>, AgentError> {
+pub fn apply(run_dir: &Path, to_apply: ToApply) -> Result<Document<Applied>, AgentError> {
+    let ToApply {
+        within,
+        by_probes,
+        conditions,
+    } = to_apply;
     let within = within.map(|within| u64::try_from(within.as_millis()).unwrap_or(u64::MAX));
+    let mut session = conditions.session;
+    // A request has a line of limited length.
+    session.truncate(MAX_SESSION);
     let request = Request::Apply {
         confirm_within_ms: within,
+        confirm_by: by_probes.then_some(ConfirmBy::Probes),
+        require_clean: conditions.requires_clean,
+        allow_session_cut: conditions.allows_session_cut,
+        session,
     };
     // Thousands of nodes take a while to compile.
     one(run_dir, &request, APPLY)

@@ -26,7 +26,9 @@ use super::{
     metrics::Snapshot,
     room::{CONNECTIONS, Room},
 };
-use crate::api::{Applied, DetachResult, Document, Error, ErrorCode, Kind, Request, read_request};
+use crate::api::{
+    Applied, DetachResult, Document, Ends, Error, ErrorCode, Kind, Request, read_request,
+};
 
 /// A request on its way to the agent, with the way back.
 pub enum Command {
@@ -39,13 +41,35 @@ pub enum Command {
     /// For [`super::scrape`], and no request of the socket.
     Metrics(oneshot::Sender<Result<Snapshot, String>>),
     /// See [`Request::Apply`].
-    Apply(Option<Duration>, Answer<Applied>),
+    Apply(ToApply, Answer<Applied>),
     /// See [`Request::Confirm`].
     Confirm(Answer<Applied>),
     /// See [`Request::Rollback`].
     Rollback(Answer<Applied>),
     /// See [`Request::Detach`].
     Detach(ShutdownAck),
+}
+
+/// How what the policy's files hold is to be put in force.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct ToApply {
+    /// How long it may wait to be confirmed; nothing if it need not be.
+    pub within: Option<Duration>,
+    /// Whether it is confirmed once what was alive before is alive again.
+    pub by_probes: bool,
+    /// What it must not cut.
+    pub conditions: Conditions,
+}
+
+/// Under which conditions a policy is put in force.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Conditions {
+    /// It may cut nothing that is open.
+    pub requires_clean: bool,
+    /// It may cut the session.
+    pub allows_session_cut: bool,
+    /// The connections of the person who wants it.
+    pub session: Vec<Ends>,
 }
 
 /// The way back for an answer, or for why there is none.
@@ -209,9 +233,23 @@ async fn serve(
             commands.send(Command::Sources(reply)).await.ok()?;
             write(to, answer.await.ok()?).await
         }
-        Request::Apply { confirm_within_ms } => {
-            let within = confirm_within_ms.map(Duration::from_millis);
-            answered(commands, to, |reply| Command::Apply(within, reply)).await
+        Request::Apply {
+            confirm_within_ms,
+            confirm_by,
+            require_clean,
+            allow_session_cut,
+            session,
+        } => {
+            let to_apply = ToApply {
+                within: confirm_within_ms.map(Duration::from_millis),
+                by_probes: confirm_by.is_some(),
+                conditions: Conditions {
+                    requires_clean: require_clean,
+                    allows_session_cut: allow_session_cut,
+                    session,
+                },
+            };
+            answered(commands, to, |reply| Command::Apply(to_apply, reply)).await
         }
         Request::Confirm {} => answered(commands, to, Command::Confirm).await,
         Request::Rollback {} => answered(commands, to, Command::Rollback).await,

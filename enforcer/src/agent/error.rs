@@ -5,7 +5,7 @@ use std::{io, path::PathBuf, time::Duration};
 use enforcer_policy::{PolicyErrors, compile::CompileError, error::some, vocabulary::Word};
 
 use crate::{
-    api::{self, ErrorCode, Leftover, ReadError, Unattended},
+    api::{self, ErrorCode, Leftover, Preflight, ReadError, Unattended},
     kernel::KernelError,
 };
 
@@ -57,6 +57,34 @@ pub enum AgentError {
         enforcer_policy::text::shown(&_0.pin_dir)
     )]
     Unattended(Box<Unattended>),
+    /// The kernel takes no programs, and nothing else is in force.
+    #[error("the kernel refuses the programs, and the policy is not enforced. {held}")]
+    ProgramsRefused {
+        /// What holds the guarded ports instead, or that nothing does.
+        held: String,
+        /// What the kernel refuses.
+        source: KernelError,
+    },
+    /// Nobody runs, and rules hold guarded ports in place of programs.
+    #[error(
+        "no agent runs here, and the policy is not enforced: the kernel refused the programs, and rules of nftables (table inet {}) hold the guarded ports by address. `enforcer run -p …` tries again and says why, `enforcer detach` removes the rules",
+        enforcer_policy::fallback::TABLE
+    )]
+    FallbackOnly,
+    /// The person who applies a policy would cut himself off.
+    #[error(
+        "the policy is not put in force: it would cut the connection over which it is applied\n  {}\nallow that connection by a path, or apply the policy all the same with --allow-session-cut, best together with --confirm-within",
+        .0.session().map(ToString::to_string).unwrap_or_default()
+    )]
+    WouldCutSession(Box<Preflight>),
+    /// Something that is open would be cut, and is not to be.
+    #[error("the policy is not put in force (--require-clean): {}\n  {}", .0.summary(), .0.lines(10).join("\n  "))]
+    NotClean(Box<Preflight>),
+    /// Probes would confirm anything.
+    #[error(
+        "no path and no connection of this node was alive in the last minute, so probes would confirm any policy: apply it with --confirm-within alone, and confirm it yourself"
+    )]
+    NothingAlive,
     /// There is no policy to go back to.
     #[error("no policy was confirmed before the one in force")]
     NothingBefore,
@@ -132,6 +160,10 @@ impl AgentError {
             Self::Leftovers { .. } => ErrorCode::Leftovers,
             Self::Unattended(_) => ErrorCode::Unattended,
             Self::NothingBefore => ErrorCode::NothingBefore,
+            Self::NothingAlive => ErrorCode::NothingAlive,
+            Self::ProgramsRefused { .. } => ErrorCode::ProgramsRefused,
+            Self::FallbackOnly => ErrorCode::FallbackOnly,
+            Self::WouldCutSession(_) | Self::NotClean(_) => ErrorCode::WouldCut,
             Self::Silent { .. } => ErrorCode::AgentSilent,
             Self::Policy(errors) if errors.is_unreadable() => ErrorCode::UnreadableFile,
             Self::Policy(_) => ErrorCode::InvalidPolicy,
@@ -147,11 +179,20 @@ impl AgentError {
         code.into()
     }
 
+    /// What would be cut, where that is why.
+    pub const fn preflight(&self) -> Option<&Box<Preflight>> {
+        match self {
+            Self::WouldCutSession(preflight) | Self::NotClean(preflight) => Some(preflight),
+            _ => None,
+        }
+    }
+
     /// As it goes over the control socket.
     pub fn document(&self) -> api::Error {
         match self {
             Self::Policy(errors) => errors.into(),
             error => api::Error {
+                preflight: error.preflight().cloned(),
                 code: error.code(),
                 ..api::Error::new(ErrorCode::Failed, enforcer_policy::text::chain(error))
             },

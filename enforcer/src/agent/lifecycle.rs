@@ -9,8 +9,8 @@ use std::{
 use enforcer_policy::text;
 
 use super::{
-    AgentError,
-    control::Answer,
+    AgentError, Preflight,
+    control::{Answer, ToApply},
     ledger::rfc3339,
     memory,
     print::{Priority, print, print_as},
@@ -93,6 +93,7 @@ impl Agent {
         self.settle(links).await;
         self.kernel.confirm()?;
         self.totals.confirmed += 1;
+        self.probes = None;
         self.unconfirmed = None;
         self.remember();
         let generation = self.kernel.generation();
@@ -125,13 +126,14 @@ impl Agent {
     pub(super) async fn settle(&mut self, links: &LinkEvents) {
         let deadline = self.kernel.deadline();
         if deadline.is_some_and(|deadline| now() >= deadline) {
-            self.fall_back("as nobody confirmed it in time", links)
-                .await;
+            let why = self.why_unconfirmed();
+            self.fall_back(&why, links).await;
             self.totals.rolled_back_unconfirmed += 1;
         }
     }
 
     async fn fall_back(&mut self, why: &str, links: &LinkEvents) {
+        self.probes = None;
         let generation = self.kernel.generation();
         if let Err(error) = self.kernel.fall_back() {
             print_as(Priority::Error, &text::chain(&error));
@@ -180,14 +182,20 @@ impl Agent {
     pub(super) async fn follow(
         &mut self,
         ready: Ready,
-        asked: Asked,
+        asked: &Asked,
         links: &LinkEvents,
     ) -> Result<(), AgentError> {
         let within = match asked {
-            Asked::ToApply(within) => within,
+            Asked::ToApply(to_apply) => to_apply.within,
             Asked::ByPerson | Asked::ByAgent => self.options.confirm_within,
         };
+        let by_probes = matches!(asked, Asked::ToApply(to_apply) if to_apply.by_probes);
+        let probes = match by_probes {
+            true => Some(self.alive_before()?),
+            false => None,
+        };
         self.put_in_force(ready, within, links).await?;
+        self.probes = probes;
         self.learn_cgroups();
         self.policy_fault.clear();
         let (name, generation) = (&self.ready.policy.name, self.kernel.generation());
@@ -205,16 +213,23 @@ impl Agent {
     }
 
     /// Answers those who wanted the files to be put in force.
-    pub(super) fn answer_applied(&mut self, asked: Asked, applied: Result<(), AgentError>) {
-        let Asked::ToApply(within) = asked else {
+    pub(super) fn answer_applied(
+        &mut self,
+        asked: &Asked,
+        applied: Result<Option<Preflight>, AgentError>,
+    ) {
+        let Asked::ToApply(ToApply { within, .. }) = asked else {
             return;
         };
-        let answer = applied.and_then(|()| {
+        let answer = applied.and_then(|preflight| {
             // Once more the same: it has as much time again.
-            if let (true, Some(within)) = (self.is_unconfirmed(), within) {
+            if let (true, Some(within)) = (self.is_unconfirmed(), *within) {
                 self.kernel.extend(within)?;
             }
-            Ok(self.applied())
+            Ok(Applied {
+                preflight,
+                ..self.applied()
+            })
         });
         let answer = answer.map_err(|error| Box::new(error.document()));
         for waiting in self.applying.drain(..) {
@@ -235,6 +250,7 @@ impl Agent {
             policy: self.ready.policy.name.clone(),
             generation: self.kernel.generation(),
             confirm_by: self.confirm_by(),
+            preflight: None,
         }
     }
 

@@ -76,7 +76,7 @@ fn is_refused(tables: &Simulator<'_>, by: Party, socket: &Bound) -> Option<Verdi
 
 /// The path below the cgroup root whose processes are held to the policy; nothing for one beside it, who may do
 /// what he likes.
-fn below<'a>(path: &'a str, root: &str) -> Option<&'a str> {
+pub(super) fn below<'a>(path: &'a str, root: &str) -> Option<&'a str> {
     if root == "/" {
         return Some(path);
     }

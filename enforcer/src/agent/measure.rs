@@ -6,19 +6,12 @@ use std::{
     time::{Duration, SystemTime},
 };
 
-use enforcer_common::{
-    interfaces,
-    limits::{
-        MAX_CELLS, MAX_CGROUPS, MAX_CLASSES, MAX_PAIRS, MAX_PARTIES, MAX_PATHS, MAX_PREFIXES,
-        MAX_RECORDS, MAX_TARGETS, MAX_TLS_ACCEPTED, MAX_TLS_STREAMS, MAX_TRANSLATED, MAX_UDP_FLOWS,
-    },
-    verdict::{Reason, counter},
-};
+use enforcer_common::verdict::{Reason, counter};
 use enforcer_policy::vocabulary::Vocabulary as _;
 
 use super::{
     faults::Kind,
-    metrics::{PolicyInForce, Snapshot, Table},
+    metrics::{PolicyInForce, Snapshot},
     serve::Agent,
 };
 use crate::kernel::{KernelError, apply::now, layout_digest};
@@ -89,45 +82,5 @@ impl Agent {
             confirm_by: deadline.map(|deadline| SystemTime::now() + left(deadline)),
             is_of_files: self.policy_fault.error().is_none(),
         }
-    }
-
-    /// How full what is.
-    fn tables(&self) -> Vec<Table> {
-        let compiled = &self.ready.compiled;
-        let counted = |name, entries: u64, capacity: u32| Table {
-            name,
-            entries: Some(entries),
-            capacity: capacity.into(),
-        };
-        let evicting = |name, capacity: u32| Table {
-            name,
-            entries: None,
-            capacity: capacity.into(),
-        };
-        let settings = &compiled.settings;
-        vec![
-            counted("cgroups", self.known_cgroups(), MAX_CGROUPS),
-            counted(
-                "interfaces",
-                self.kernel.interfaces_held(),
-                interfaces::SLOTS,
-            ),
-            counted(
-                "records",
-                self.kernel.records_held(),
-                MAX_RECORDS + MAX_PAIRS,
-            ),
-            counted("paths", self.ready.numbers.names().len() as u64, MAX_PATHS),
-            counted("prefixes", compiled.prefixes.len() as u64, MAX_PREFIXES),
-            counted("parties", settings.parties.into(), MAX_PARTIES),
-            counted("port_classes", settings.classes.into(), MAX_CLASSES),
-            counted("targets", settings.targets.into(), MAX_TARGETS),
-            counted("target_cells", compiled.targets.len() as u64, MAX_CELLS),
-            counted("verdict_cells", compiled.entries.len() as u64, MAX_CELLS),
-            evicting("udp_flows", MAX_UDP_FLOWS),
-            evicting("translated_flows", MAX_TRANSLATED),
-            evicting("tls_streams", MAX_TLS_STREAMS),
-            evicting("tls_accepted", MAX_TLS_ACCEPTED),
-        ]
     }
 }

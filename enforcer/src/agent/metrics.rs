@@ -22,6 +22,8 @@ use prometheus_client::{
     registry::{Registry, Unit},
 };
 
+use crate::api::Table;
+
 /// What the agent counts itself, since it started.
 #[derive(Debug, Clone)]
 pub(super) struct Totals {
@@ -136,17 +138,6 @@ pub(super) struct PolicyInForce {
     pub confirm_by: Option<SystemTime>,
     /// Whether it is what the files hold.
     pub is_of_files: bool,
-}
-
-/// A table of the kernel programs or of the policy.
-#[derive(Debug, Clone)]
-pub(super) struct Table {
-    /// Its name.
-    pub name: &'static str,
-    /// What is in it; nothing if only a walk through it could tell.
-    pub entries: Option<u64>,
-    /// What there is room for.
-    pub capacity: u64,
 }
 
 /// A format of the text.
@@ -534,7 +525,7 @@ static FAMILIES: [Family; 30] = [
         "Entries of a table. Tables that evict their oldest entry when they are full are left out: to count them takes a \
          walk through all of them, and they fill up as a matter of course",
         |s| {
-            let known = |table: &Table| Some(sample([table.name], table.entries?));
+            let known = |table: &Table| Some(sample([table.name.as_str()], table.entries?));
             s.tables.iter().filter_map(known).collect()
         },
     ),
@@ -545,7 +536,7 @@ static FAMILIES: [Family; 30] = [
         "How many entries a table has room for",
         |s| {
             let all = s.tables.iter();
-            all.map(|table| sample([table.name], table.capacity))
+            all.map(|table| sample([table.name.as_str()], table.capacity))
                 .collect()
         },
     ),

@@ -7,6 +7,7 @@ mod cgroups;
 pub mod client;
 mod control;
 mod error;
+mod fallback;
 mod faults;
 mod flood;
 mod history;
@@ -20,15 +21,18 @@ mod memory;
 mod metrics;
 mod names;
 mod node;
+mod preflight;
 mod print;
 mod printing;
 mod privileges;
+mod probes;
 mod reader;
 mod room;
 mod scrape;
 mod serve;
 mod start;
 mod status;
+mod tables;
 mod warnings;
 mod watch;
 
@@ -38,15 +42,20 @@ use std::{
     time::Duration,
 };
 
+use enforcer_policy::{SourceText, compile::PathNumbers, model::Mode};
+
 use crate::kernel::{LinkEvents, Pins, attach};
 
 pub use crate::kernel::{TcMode, pins::PIN_DIR};
+pub use control::{Conditions, ToApply};
 pub use error::AgentError;
+pub use fallback::IfRefused;
 pub use node::own_addresses;
+pub use preflight::session;
 
 use crate::api::{
-    Event, Listener, PathCount, Problem, ReasonCount, Repaired, Source, Sources, Status, Subject,
-    SubjectKind,
+    Ends, Event, Listener, PathCount, Preflight, Problem, ReasonCount, Repaired, Source, Sources,
+    Status, Subject, SubjectKind,
 };
 
 /// Where the lock and the control socket are, unless said otherwise.
@@ -90,6 +99,12 @@ pub struct AgentOptions {
     pub manual: bool,
     /// How long a policy that its files come to hold may wait to be confirmed; nothing if it need not be.
     pub confirm_within: Option<Duration>,
+    /// What to do where the kernel refuses the programs.
+    pub if_refused: IfRefused,
+    /// Whether a policy that would cut an open connection, or refuse a port that is taken, is not put in force.
+    pub requires_clean: bool,
+    /// Whether the agent may start with a policy that would cut the connection over which it is started.
+    pub allows_session_cut: bool,
     /// Where Prometheus may ask for metrics; nowhere if not given.
     pub metrics: Option<SocketAddr>,
     /// How programs are attached to interfaces.
@@ -121,6 +136,9 @@ impl AgentOptions {
             state_dir: PathBuf::from(STATE_DIR),
             manual: false,
             confirm_within: None,
+            if_refused: IfRefused::Guard,
+            requires_clean: false,
+            allows_session_cut: false,
             metrics: None,
             tc_mode: TcMode::Auto,
             uplinks: None,
@@ -142,6 +160,33 @@ pub fn run(options: AgentOptions) -> Result<(), AgentError> {
     runtime()?.block_on(serve::run(options))
 }
 
+/// Holds what is open on this node against a policy, as if that were enforced: the one in the options' files, or, if there are
+/// none, the one that the agent has in force. `session` are the connections over which it is to be put in force.
+///
+/// # Errors
+///
+/// The policy is not valid, or the kernel does not list sockets or interfaces.
+pub fn preflight(options: &AgentOptions, session: &[Ends]) -> Result<Preflight, AgentError> {
+    let (texts, node) = if options.inputs.is_empty() {
+        let Sources { node, sources, .. } = client::sources(&options.run_dir)?;
+        let texts = sources.into_iter().map(|source| SourceText {
+            name: source.name,
+            text: source.text,
+        });
+        (texts.collect(), options.node.clone().or(Some(node)))
+    } else {
+        let texts = crate::files::read_again_and_again(&options.inputs)?;
+        (texts, options.node.clone())
+    };
+    let options = AgentOptions {
+        node,
+        ..options.clone()
+    };
+    let numbers = PathNumbers::default();
+    let ready = start::prepare_for(&options, texts, &numbers, Some(Mode::Enforce))?;
+    preflight::look(&ready, session)
+}
+
 /// Ends the enforcement that an agent left behind: detaches what is pinned, by whatever version, and removes filters. Says
 /// at how many places programs were attached.
 ///
@@ -156,7 +201,10 @@ pub fn remove_leftovers(run_dir: &Path, pin_dir: &Path) -> Result<usize, AgentEr
         let links = LinkEvents::open()?.list().await?;
         Ok::<_, AgentError>(attach::remove_leftovers(&links))
     })?;
-    Ok(pinned? + filters)
+    let fallback = fallback::remove().map_err(AgentError::system(
+        "remove the rules of nftables that hold guarded ports",
+    ))?;
+    Ok(pinned? + filters + usize::from(fallback))
 }
 
 fn runtime() -> Result<tokio::runtime::Runtime, AgentError> {

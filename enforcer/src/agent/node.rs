@@ -191,6 +191,7 @@ mod tests {
             controller,
             is_port: controller.is_some(),
             controls_pods: false,
+            peer_namespace: None,
         }
     }
 

@@ -11,7 +11,9 @@ use enforcer_policy::{SourceText, compile::PathNumbers, text_digest};
 use tokio::sync::mpsc as news;
 
 use super::{
-    AgentError, AgentOptions,
+    AgentError, AgentOptions, Preflight,
+    control::{Conditions, ToApply},
+    preflight,
     start::{self, Ready},
     watch::{self, Directories},
 };
@@ -30,14 +32,14 @@ pub(super) struct Reader {
 }
 
 /// Who wants to know.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) enum Asked {
     /// A person, by a signal.
     ByPerson,
     /// Something may have changed, or some time is over.
     ByAgent,
     /// A person, to have what they hold put in force, whatever was said of it before.
-    ToApply(Option<Duration>),
+    ToApply(ToApply),
 }
 
 /// What the files hold.
@@ -46,8 +48,8 @@ pub(super) enum Change {
     Same,
     /// What is put in force on request only.
     Waiting,
-    /// Something else.
-    New(Box<Ready>),
+    /// Something else, and what was open held against it.
+    New(Box<Ready>, Option<Preflight>),
 }
 
 /// What is known of the files.
@@ -168,8 +170,8 @@ fn look(options: &AgentOptions, job: Job, watched: &mut Option<Directories>) -> 
         has_no_room = watched.has_no_room();
     }
     Outcome {
+        changed: changed(options, &texts, &waiting, &numbers, &asked),
         asked,
-        changed: changed(options, &texts, &waiting, &numbers),
         has_no_room,
     }
 }
@@ -179,6 +181,7 @@ fn changed(
     in_force: &[SourceText],
     waiting: &[String],
     numbers: &PathNumbers,
+    asked: &Asked,
 ) -> Result<Change, AgentError> {
     if files::is_unchanged(&options.inputs, in_force) {
         return Ok(Change::Same);
@@ -191,5 +194,16 @@ fn changed(
     if !waiting.is_empty() && waiting.contains(&text_digest(&texts)) {
         return Ok(Change::Waiting);
     }
-    start::prepare(options, texts, numbers).map(|ready| Change::New(Box::new(ready)))
+    let ready = start::prepare(options, texts, numbers)?;
+    // What is put in force on request only is held against what is open when it is requested.
+    if options.manual && *asked == Asked::ByAgent {
+        return Ok(Change::New(Box::new(ready), None));
+    }
+    let mut conditions = match asked {
+        Asked::ToApply(ToApply { conditions, .. }) => conditions.clone(),
+        Asked::ByPerson | Asked::ByAgent => Conditions::default(),
+    };
+    conditions.requires_clean |= options.requires_clean;
+    let preflight = preflight::before(&ready, &conditions)?;
+    Ok(Change::New(Box::new(ready), preflight))
 }

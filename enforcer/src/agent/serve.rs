@@ -12,7 +12,8 @@ use tokio::{
 
 use super::{
     AgentError, AgentOptions, Event, Listener, SubjectKind,
-    control::{Answer, Command, Control, ShutdownAck},
+    control::{Answer, Command, Conditions, Control, ShutdownAck},
+    fallback,
     faults::{Faults, Kind, PolicyFault},
     flood,
     history::History,
@@ -22,8 +23,10 @@ use super::{
     manager::Manager,
     memory,
     metrics::Totals,
+    preflight,
     print::{Priority, print, print_as},
     privileges,
+    probes::{Activity, Probes},
     reader::{Asked, Change, Outcome, Reader},
     room::Room,
     scrape::Endpoint,
@@ -43,6 +46,10 @@ pub struct Agent {
     pub(super) ready: Arc<Ready>,
     /// The policy before, as long as that one has to be confirmed.
     pub(super) unconfirmed: Option<Arc<Ready>>,
+    /// What has to be alive again, where that confirms the policy.
+    pub(super) probes: Option<Probes>,
+    /// Which paths were used in the last minute.
+    pub(super) activity: Activity,
     /// What was taken back last, in a sentence.
     pub(super) rolled_back: Option<String>,
     pub(super) history: History,
@@ -202,7 +209,15 @@ async fn begin(
     if let Some(what) = found.as_ref().and_then(Found::describe) {
         print(&what);
     }
-    let mut kernel = Kernel::load(found, options.kernel_log)?;
+    let is_held = found.as_ref().is_some_and(|found| found.kept().last != 0);
+    let mut kernel = match Kernel::load(found, options.kernel_log) {
+        Ok(kernel) => kernel,
+        // What is pinned is in force still, and better.
+        Err(error) if fallback::is_for(&error) && !is_held => {
+            return Err(fallback::instead(&ready, &there, options.if_refused, error));
+        }
+        Err(error) => return Err(error.into()),
+    };
     kernel.know_filters(&filters::leftovers().await?);
     // The policy must be there before the first packet is judged.
     let mut totals = Totals::new();
@@ -219,6 +234,12 @@ async fn begin(
         resumed = kernel.resume(ready.as_new(&[]))?;
     }
     if !resumed {
+        let conditions = Conditions {
+            requires_clean: options.requires_clean,
+            allows_session_cut: options.allows_session_cut,
+            session: preflight::session(),
+        };
+        preflight::before(&ready, &conditions)?;
         let known = cgroups::resolve(&cgroup_root, &ready.compiled.cgroups);
         let roles = ready.selectors.roles(&there);
         kernel.apply(ready.as_new(&roles), &cgroups::pairs(&known), None)?;
@@ -256,6 +277,8 @@ async fn begin(
         kernel,
         ready: Arc::new(ready),
         unconfirmed: unconfirmed.map(Arc::new),
+        probes: None,
+        activity: Activity::default(),
         rolled_back: None,
         history,
         waiting: None,
@@ -285,6 +308,7 @@ async fn begin(
     agent.attach_root();
     agent.come_first();
     agent.retire_others();
+    agent.remove_fallback();
     agent.watch(&mut sources);
     agent.serve_metrics();
     agent.learn_cgroups();
@@ -369,6 +393,7 @@ impl Agent {
             ),
         }
         self.settle(&sources.links).await;
+        self.probe(&sources.links).await;
         if self.ledger.is_unsettled() {
             let records = self.kernel.records().unwrap_or_default();
             self.ledger.settle(&records);
@@ -394,6 +419,7 @@ impl Agent {
             self.attach_root();
             self.come_first();
             self.retire_others();
+            self.sample_activity();
             sources.reader.look(Asked::ByAgent, self.seen(), None);
         }
         if self.ticks.is_multiple_of(LOOK) || self.directories.is_none() {
@@ -404,13 +430,13 @@ impl Agent {
 
     async fn obey(&mut self, command: Command, sources: &mut EventSources) {
         match command {
-            Command::Apply(within, reply) => {
+            Command::Apply(to_apply, reply) => {
                 self.settle(&sources.links).await;
                 self.applying.push(reply);
                 self.room.within(|| self.manager.reloading());
                 sources
                     .reader
-                    .look(Asked::ToApply(within), self.seen(), None);
+                    .look(Asked::ToApply(to_apply), self.seen(), None);
             }
             Command::Confirm(reply) => {
                 let confirmed = self.confirm(&sources.links).await;
@@ -544,27 +570,27 @@ impl Agent {
                 if asked == Asked::ByPerson {
                     print("the policy is unchanged");
                 }
-                self.answer_applied(asked, Ok(()));
+                self.answer_applied(&asked, Ok(None));
             }
             Ok(Change::Waiting) => {
                 if self.policy_fault.error().is_none() {
                     self.policy_fault.set(UNCONFIRMED.to_owned());
                 }
             }
-            Ok(Change::New(ready)) if self.options.manual && asked == Asked::ByAgent => {
+            Ok(Change::New(ready, _)) if self.options.manual && asked == Asked::ByAgent => {
                 self.waiting = Some(text_digest(&ready.texts));
                 self.policy_fault.set(CHANGED.to_owned());
             }
-            Ok(Change::New(ready)) => {
-                let applied = self.follow(*ready, asked, &sources.links).await;
+            Ok(Change::New(ready, preflight)) => {
+                let applied = self.follow(*ready, &asked, &sources.links).await;
                 if let Err(error) = &applied {
-                    self.not_put_in_force(text::chain(error), asked);
+                    self.not_put_in_force(text::chain(error), &asked);
                 }
-                self.answer_applied(asked, applied);
+                self.answer_applied(&asked, applied.map(|()| preflight));
             }
             Err(error) => {
-                self.not_put_in_force(text::chain(&error), asked);
-                self.answer_applied(asked, Err(error));
+                self.not_put_in_force(text::chain(&error), &asked);
+                self.answer_applied(&asked, Err(error));
             }
         }
         if asked != Asked::ByAgent {
@@ -587,8 +613,8 @@ impl Agent {
     }
 
     /// A policy is not put in force. One that is read again and again is told and counted once.
-    fn not_put_in_force(&mut self, error: String, asked: Asked) {
-        if self.policy_fault.set(error) || asked != Asked::ByAgent {
+    fn not_put_in_force(&mut self, error: String, asked: &Asked) {
+        if self.policy_fault.set(error) || *asked != Asked::ByAgent {
             self.totals.failed += 1;
         }
     }
@@ -611,6 +637,23 @@ impl Agent {
                 let error = format!("nobody can ask for metrics at {at}: {error}");
                 self.faults.set(Kind::Metrics, error);
             }
+        }
+    }
+
+    /// Removes the rules that held guarded ports while the kernel refused the programs: the programs do now.
+    fn remove_fallback(&mut self) {
+        match self.room.within(fallback::remove) {
+            Ok(false) => {}
+            Ok(true) => print(
+                "the kernel takes the programs again: the rules of nftables that held the guarded ports are removed",
+            ),
+            Err(error) => print_as(
+                Priority::Warning,
+                &format!(
+                    "the rules of nftables that held the guarded ports are still there: {}",
+                    text::chain(&error)
+                ),
+            ),
         }
     }
 

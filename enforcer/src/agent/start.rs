@@ -186,10 +186,20 @@ pub fn prepare(
     texts: Vec<SourceText>,
     numbers: &PathNumbers,
 ) -> Result<Ready, AgentError> {
+    let mode = options.dry_run.then_some(Mode::DryRun);
+    prepare_for(options, texts, numbers, mode)
+}
+
+/// The same, for a mode that may be another than the policy's own.
+pub fn prepare_for(
+    options: &AgentOptions,
+    texts: Vec<SourceText>,
+    numbers: &PathNumbers,
+    mode: Option<Mode>,
+) -> Result<Ready, AgentError> {
     let policy = enforcer_policy::from_texts(&texts)?;
     let name = node::choose(&policy, options.node.as_deref())?;
     let mut numbers = numbers.clone();
-    let mode = options.dry_run.then_some(Mode::DryRun);
     let compiled = compile(&policy, &name, mode, &mut numbers)?;
     let (mut uplinks, mut pods, mut cgroup_root) = (Vec::new(), Vec::new(), "/".to_owned());
     if let Some(node) = policy.node(&name) {

@@ -43,6 +43,7 @@ impl Agent {
             since: rfc3339(self.kernel.kept().in_force.since()),
             pid: std::process::id(),
             confirm_by: self.confirm_by(),
+            probing: self.silent_probes(),
             rolled_back: self.rolled_back.clone(),
             pinned_at: self
                 .kernel
@@ -63,6 +64,7 @@ impl Agent {
             records_lost: counters.get(counter::RECORDS_LOST)
                 + self.kernel.pending_without_record()?,
             records_evicted: self.kernel.kept().evicted,
+            tables: self.tables(),
             last_error: self.policy_fault.error().map(str::to_owned),
             last_error_since: self.policy_fault.since().map(rfc3339),
             repaired: self.policy_fault.repaired().cloned(),

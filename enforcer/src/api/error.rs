@@ -13,7 +13,7 @@ use enforcer_policy::{
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use super::Kind;
+use super::{Kind, preflight::Preflight};
 
 /// Why there is no result.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
@@ -35,6 +35,9 @@ pub struct Error {
     /// What is in force without an agent (`Unattended`).
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub unattended: Option<Unattended>,
+    /// What the policy would cut or refuse (`WouldCut`).
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub preflight: Option<Box<Preflight>>,
 }
 
 impl Kind for Error {
@@ -51,6 +54,7 @@ impl Error {
             errors: Vec::new(),
             leftovers: Vec::new(),
             unattended: None,
+            preflight: None,
         }
     }
 }
@@ -228,6 +232,14 @@ pub enum ErrorCode {
     TooLate,
     /// No policy before.
     NothingBefore,
+    /// Nothing to probe.
+    NothingAlive,
+    /// Something that is open now.
+    WouldCut,
+    /// The kernel takes no programs.
+    ProgramsRefused,
+    /// No agent, and no programs.
+    FallbackOnly,
     /// A system call.
     System,
     /// The result cannot be written.
@@ -278,6 +290,10 @@ impl Vocabulary for ErrorCode {
         Self::NothingToConfirm,
         Self::TooLate,
         Self::NothingBefore,
+        Self::NothingAlive,
+        Self::WouldCut,
+        Self::ProgramsRefused,
+        Self::FallbackOnly,
         Self::System,
         Self::Output,
         Self::Failed,
@@ -314,6 +330,10 @@ impl Vocabulary for ErrorCode {
             Self::NothingToConfirm => "NothingToConfirm",
             Self::TooLate => "TooLate",
             Self::NothingBefore => "NothingBefore",
+            Self::NothingAlive => "NothingAlive",
+            Self::WouldCut => "WouldCut",
+            Self::ProgramsRefused => "ProgramsRefused",
+            Self::FallbackOnly => "FallbackOnly",
             Self::System => "System",
             Self::Output => "Output",
             Self::Failed => "Failed",
@@ -373,6 +393,18 @@ impl Vocabulary for ErrorCode {
                 "the policy was not confirmed in time, and the one before is in force again"
             }
             Self::NothingBefore => "no policy was confirmed before the one in force",
+            Self::NothingAlive => {
+                "no path and no connection was alive in the last minute, so probes could not confirm a policy"
+            }
+            Self::WouldCut => {
+                "the policy is not put in force, as it would cut what is open now; `preflight` lists it"
+            }
+            Self::ProgramsRefused => {
+                "the kernel refuses the programs, and the policy is not enforced; the message says what holds the guarded ports instead"
+            }
+            Self::FallbackOnly => {
+                "no agent runs here, and rules of nftables hold the guarded ports in place of programs that the kernel refused"
+            }
             Self::System => "a system call failed",
             Self::Output => "the result cannot be written",
             Self::Failed => "anything else; the message says what",

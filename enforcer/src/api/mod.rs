@@ -13,6 +13,7 @@ mod check;
 mod error;
 mod event;
 mod head;
+mod preflight;
 mod request;
 mod schema;
 mod status;
@@ -27,15 +28,20 @@ pub use check::{CheckResult, NodeReport};
 pub use enforcer_policy::{
     advice::Advice,
     explain::Explanation,
+    preflight::Effect,
     vocabulary::{Decision, Lock, Vocabulary, Word},
 };
 pub use error::{Error, ErrorCode, Leftover, PolicyProblem, Unattended};
 pub use event::{Event, Subject, SubjectKind};
 pub use head::{Difference, Document, Head, ReadError, Version, read};
-pub use request::{Applied, DetachResult, Request, Source, Sources, UNDERSTOOD, read_request};
+pub use preflight::{Ends, OpenConnection, Preflight};
+pub use request::{
+    Applied, ConfirmBy, DetachResult, Request, Source, Sources, UNDERSTOOD, read_request,
+};
 pub use schema::json as schema;
 pub use status::{
-    AttachMethod, Attachment, Listener, PathCount, Problem, ReasonCount, Repaired, Status,
+    AttachMethod, Attachment, Listener, PathCount, Probing, Problem, ReasonCount, Repaired, Status,
+    Table,
 };
 
 /// What can be a document.

@@ -8,6 +8,7 @@ use super::{
     Kind,
     error::{Error, ErrorCode},
     head::{OWN, Version, object},
+    preflight::{Ends, Preflight},
 };
 
 /// What can be asked for: one object in a line. The answer is a document in a line, or one for each event.
@@ -39,6 +40,26 @@ pub enum Request {
             rename = "confirmWithinMs"
         )]
         confirm_within_ms: Option<u64>,
+        /// Have it confirmed by something else than `confirm`. Missing: by `confirm` alone.
+        #[serde(default, skip_serializing_if = "Option::is_none", rename = "confirmBy")]
+        confirm_by: Option<ConfirmBy>,
+        /// Put it in force only if it cuts nothing that is open.
+        #[serde(
+            default,
+            skip_serializing_if = "std::ops::Not::not",
+            rename = "requireClean"
+        )]
+        require_clean: bool,
+        /// Put it in force although it cuts one of the connections in `session`.
+        #[serde(
+            default,
+            skip_serializing_if = "std::ops::Not::not",
+            rename = "allowSessionCut"
+        )]
+        allow_session_cut: bool,
+        /// The connections over which the person works who asks.
+        #[serde(default, skip_serializing_if = "Vec::is_empty")]
+        session: Vec<Ends>,
     },
     /// Keeps the policy that has to be confirmed. The answer is an `Applied`.
     Confirm {},
@@ -46,6 +67,14 @@ pub enum Request {
     Rollback {},
     /// Ends the agent. The answer is a `DetachResult`. Understood whatever the version.
     Detach {},
+}
+
+/// What confirms a policy by itself.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub enum ConfirmBy {
+    /// What was alive before the switch is alive after it.
+    Probes,
 }
 
 impl Kind for Request {
@@ -147,6 +176,9 @@ pub struct Applied {
     /// come.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub confirm_by: Option<String>,
+    /// What was open when it was applied, held against it; missing in dry-run, and where nothing was applied.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub preflight: Option<Preflight>,
 }
 
 impl Kind for Applied {

@@ -10,6 +10,7 @@ use super::{
     error::Error,
     event::Event,
     head::Head,
+    preflight::Preflight,
     request::{Applied, DetachResult, Request, Sources},
     status::Status,
 };
@@ -31,6 +32,7 @@ pub(super) fn schema() -> Schema {
         document::<Explanation>(&mut generator),
         document::<CheckResult>(&mut generator),
         document::<Catalog<'_>>(&mut generator),
+        document::<Preflight>(&mut generator),
         document::<Applied>(&mut generator),
         document::<DetachResult>(&mut generator),
         document::<Error>(&mut generator),

@@ -37,6 +37,9 @@ pub struct Status {
     /// come.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub confirm_by: Option<String>,
+    /// What is waited for, where the policy is confirmed by what was alive before it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub probing: Option<Probing>,
     /// What was taken back last, since the agent started: by request, or as nobody confirmed it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub rolled_back: Option<String>,
@@ -77,6 +80,9 @@ pub struct Status {
     pub records_lost: u64,
     /// Denials in records that were removed to make room.
     pub records_evicted: u64,
+    /// The tables of limited size.
+    #[serde(default)]
+    pub tables: Vec<Table>,
     /// Why a newer policy is not in force.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub last_error: Option<String>,
@@ -237,6 +243,41 @@ impl fmt::Display for Listener {
             shown(&self.sentence),
             self.reason
         )
+    }
+}
+
+/// What confirms a policy: that what was alive before it is alive again.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct Probing {
+    /// How many paths and kinds of connections were alive before.
+    pub expected: u64,
+    /// Those of them that have been silent since.
+    pub silent: Vec<String>,
+}
+
+/// A table of limited size.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct Table {
+    /// Its name; `docs/limits.md` says what it holds.
+    pub name: String,
+    /// How many entries it has; missing for a table that forgets its oldest entry when it is full.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub entries: Option<u64>,
+    /// How many it has room for.
+    pub capacity: u64,
+    /// What happens to one more.
+    pub when_full: String,
+}
+
+impl Table {
+    /// Whether nine tenths of it are in use.
+    pub const fn is_nearly_full(&self) -> bool {
+        match self.entries {
+            Some(entries) => entries.saturating_mul(10) >= self.capacity.saturating_mul(9),
+            None => false,
+        }
     }
 }
 

@@ -1,17 +1,21 @@
 //! `enforcer apply`, `enforcer confirm` and `enforcer rollback`.
 
-use std::time::Duration;
+use std::{thread, time::Duration};
 
-use clap::Args;
+use clap::{Args, ValueEnum};
 
-use super::{AgentArguments, Format, Outcome, say, say_json};
+use super::{AgentArguments, Failure, Format, Outcome, say, say_json};
 use crate::{
-    agent::client,
-    api::{Applied, Document},
+    agent::{Conditions, ToApply, client, session},
+    api::{Applied, Document, ErrorCode},
 };
 
 /// How long a policy may wait to be confirmed, unless said otherwise.
 const CONFIRM_WITHIN: &str = "60s";
+/// The same for one that probes confirm.
+const PROBED_WITHIN: Duration = Duration::from_secs(60);
+/// How many findings fit on a screen.
+const SHOWN: usize = 20;
 /// Longer than anybody watches a terminal, and shorter than the kernel's clock can count.
 const LONGEST: Duration = Duration::from_secs(24 * 60 * 60);
 
@@ -22,6 +26,10 @@ const LONGEST: Duration = Duration::from_secs(24 * 60 * 60);
 /// A policy that was not confirmed is not put in force again by itself, also after a restart of the machine. Applying the
 /// same policy again while it waits gives it as much time again.
 ///
+/// First the connections that are open are held against the policy, as `enforcer preflight` does, and those are listed that
+/// are cut. A policy that would cut the connection over which this is called is not put in force without
+/// --allow-session-cut.
+///
 /// Example: enforcer apply --confirm-within 60s
 #[derive(Debug, Args)]
 pub struct Arguments {
@@ -30,6 +38,23 @@ pub struct Arguments {
     /// Go back unless `enforcer confirm` comes within this time; 60 s if it is not given a time
     #[arg(long, value_name = "DURATION", num_args = 0..=1, default_missing_value = CONFIRM_WITHIN, value_parser = limited)]
     confirm_within: Option<humantime::Duration>,
+    /// Wait, and confirm it once every path and every connection of this node that was alive in the last minute is alive
+    /// again; with --confirm-within, which is 60 s if it is not given
+    #[arg(long, value_name = "WHAT", value_enum)]
+    confirm_by: Option<By>,
+    /// Put it in force only if it would cut no open connection, and refuse no port that is taken
+    #[arg(long)]
+    require_clean: bool,
+    /// Put it in force although it would cut the connection over which this is called
+    #[arg(long)]
+    allow_session_cut: bool,
+}
+
+/// What confirms a policy by itself.
+#[derive(Debug, Clone, Copy, ValueEnum)]
+enum By {
+    /// What was alive before it
+    Probes,
 }
 
 /// Keep the policy that has to be confirmed
@@ -67,8 +92,23 @@ pub fn limited(text: &str) -> Result<humantime::Duration, String> {
 }
 
 pub fn apply(arguments: &Arguments, format: Format) -> Outcome {
+    let by_probes = arguments.confirm_by.is_some();
     let within = arguments.confirm_within.map(Into::into);
-    print(&client::apply(&arguments.agent.run_dir, within)?, format)
+    let to_apply = ToApply {
+        within: within.or(by_probes.then_some(PROBED_WITHIN)),
+        by_probes,
+        conditions: Conditions {
+            requires_clean: arguments.require_clean,
+            allows_session_cut: arguments.allow_session_cut,
+            session: session(),
+        },
+    };
+    let applied = client::apply(&arguments.agent.run_dir, to_apply)?;
+    print(&applied, format)?;
+    match applied.body.confirm_by.is_some() && by_probes {
+        true => await_probes(&arguments.agent, applied.body.generation, format),
+        false => Ok(()),
+    }
 }
 
 pub fn confirm(arguments: &Answered, format: Format) -> Outcome {
@@ -79,6 +119,30 @@ pub fn roll_back(arguments: &RolledBack, format: Format) -> Outcome {
     print(&client::roll_back(&arguments.agent.run_dir)?, format)
 }
 
+/// Waits until probes have confirmed a policy, or it is taken back.
+fn await_probes(agent: &AgentArguments, generation: u32, format: Format) -> Outcome {
+    let status = loop {
+        thread::sleep(Duration::from_millis(500));
+        let status = client::status(&agent.run_dir, &agent.pin_dir)?.body;
+        if status.confirm_by.is_none() {
+            break status;
+        }
+    };
+    if status.generation == generation {
+        return match format {
+            Format::Text => say(&format!("generation {generation} is confirmed by probes")),
+            Format::Json => Ok(()),
+        };
+    }
+    let what = status.rolled_back.unwrap_or_else(|| {
+        format!(
+            "generation {generation} is not in force any more; generation {} is",
+            status.generation
+        )
+    });
+    Err(Failure::cannot(ErrorCode::TooLate, what))
+}
+
 fn print(applied: &Document<Applied>, format: Format) -> Outcome {
     if format == Format::Json {
         return say_json(applied);
@@ -87,8 +151,16 @@ fn print(applied: &Document<Applied>, format: Format) -> Outcome {
         policy,
         generation,
         confirm_by,
+        preflight,
     } = &applied.body;
     let name = enforcer_policy::text::shown(policy);
+    if let Some(preflight) = preflight.as_ref().filter(|found| !found.is_clean()) {
+        say(&format!(
+            "{}:\n  {}",
+            preflight.summary(),
+            preflight.lines(SHOWN).join("\n  ")
+        ))?;
+    }
     say(&match confirm_by {
         Some(time) => format!(
             "policy `{name}` is in force, generation {generation}; the one before is in force again from {time} on unless \

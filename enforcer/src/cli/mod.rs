@@ -15,6 +15,7 @@ mod detach;
 mod events;
 mod explain;
 mod generate;
+mod preflight;
 mod run;
 mod status;
 mod usage;
@@ -86,6 +87,7 @@ enum Command {
     Events(events::Arguments),
     Explain(explain::Arguments),
     Catalog(catalog::Arguments),
+    Preflight(preflight::Arguments),
     Apply(apply::Arguments),
     Confirm(apply::Answered),
     Rollback(apply::RolledBack),
@@ -174,6 +176,9 @@ impl From<AgentError> for Failure {
             AgentError::Policy(errors) => return Self::Policy(errors),
             AgentError::Leftovers { filters } => document.leftovers = filters,
             AgentError::Unattended(unattended) => document.unattended = Some(*unattended),
+            AgentError::WouldCutSession(preflight) | AgentError::NotClean(preflight) => {
+                document.preflight = Some(preflight);
+            }
             _ => {}
         }
         Self::Cannot(Box::new(document))
@@ -227,6 +232,7 @@ pub fn main() -> ExitCode {
         Command::Events(arguments) => events::run(&arguments, format),
         Command::Explain(arguments) => explain::run(&arguments, format),
         Command::Catalog(arguments) => catalog::run(&arguments, cli.output),
+        Command::Preflight(arguments) => preflight::run(arguments, format),
         Command::Apply(arguments) => apply::apply(&arguments, format),
         Command::Confirm(arguments) => apply::confirm(&arguments, format),
         Command::Rollback(arguments) => apply::roll_back(&arguments, format),

@@ -9,7 +9,7 @@ use clap::{Args, ValueEnum};
 
 use super::{AgentArguments, Failure, Format, Outcome, PolicyArguments};
 use crate::{
-    agent::{self, AgentOptions, METRICS, Output, STATE_DIR, TcMode},
+    agent::{self, AgentOptions, IfRefused, METRICS, Output, STATE_DIR, TcMode},
     api::ErrorCode,
     files::STANDARD_INPUT,
 };
@@ -66,6 +66,15 @@ pub struct Arguments {
     /// from the moment it comes
     #[arg(long)]
     allow_missing_uplinks: bool,
+    /// What holds the guarded ports if the kernel refuses the programs and nothing is in force from an agent before
+    #[arg(long, value_enum, value_name = "WHAT", default_value_t = Refused::Guard)]
+    if_refused: Refused,
+    /// Put a policy in force only if it would cut no open connection, and refuse no port that is taken (see `enforcer preflight`)
+    #[arg(long)]
+    require_clean: bool,
+    /// Start although the policy would cut the connection over which this is started
+    #[arg(long)]
+    allow_session_cut: bool,
     /// Serve metrics for Prometheus over HTTP, at 127.0.0.1:11910 unless an address is given; anyone who reaches the
     /// address can read them
     #[arg(long, value_name = "ADDRESS:PORT", num_args = 0..=1)]
@@ -73,6 +82,16 @@ pub struct Arguments {
     /// Print what each kernel program returns, for debugging
     #[arg(long)]
     kernel_log: bool,
+}
+
+#[derive(Debug, Clone, Copy, ValueEnum)]
+enum Refused {
+    /// nftables, which lets in what the policy allows by address
+    Guard,
+    /// nftables, which closes them to everything but lo
+    Close,
+    /// Nothing: they are open
+    Leave,
 }
 
 #[derive(Debug, Clone, Copy, ValueEnum)]
@@ -100,6 +119,9 @@ pub fn run(arguments: Arguments, format: Format) -> Outcome {
         manual,
         confirm_within,
         allow_missing_uplinks,
+        if_refused,
+        require_clean,
+        allow_session_cut,
         metrics,
         kernel_log,
     } = arguments;
@@ -130,6 +152,13 @@ pub fn run(arguments: Arguments, format: Format) -> Outcome {
         manual,
         confirm_within: confirm_within.map(Into::into),
         allows_missing_uplinks: allow_missing_uplinks,
+        if_refused: match if_refused {
+            Refused::Guard => IfRefused::Guard,
+            Refused::Close => IfRefused::Close,
+            Refused::Leave => IfRefused::Leave,
+        },
+        requires_clean: require_clean,
+        allows_session_cut: allow_session_cut,
         metrics: metrics.map(|at| at.unwrap_or(METRICS)),
         tc_mode: match tc {
             Tc::Auto => TcMode::Auto,

@@ -48,6 +48,16 @@ fn tell_troubles(status: &Status) -> Outcome {
             status.generation
         ))?;
     }
+    if let Some(probing) = &status.probing {
+        let (expected, silent) = (probing.expected, probing.silent.len() as u64);
+        say(&format!(
+            "          by probes: {} of {expected} that were alive before are alive",
+            expected.saturating_sub(silent)
+        ))?;
+        for what in &probing.silent {
+            say(&format!("          silent: {}", shown(what)))?;
+        }
+    }
     if let Some(what) = &status.rolled_back {
         say(&format!("ROLLBACK  {what}"))?;
     }
@@ -75,6 +85,15 @@ fn tell_troubles(status: &Status) -> Outcome {
     }
     for warning in &status.warnings {
         say(&format!("WARNING   {}", shown(warning)))?;
+    }
+    for table in status.tables.iter().filter(|table| table.is_nearly_full()) {
+        say(&format!(
+            "WARNING   table {} has {} of {} entries. When it is full: {}",
+            shown(&table.name),
+            table.entries.unwrap_or_default(),
+            table.capacity,
+            shown(&table.when_full)
+        ))?;
     }
     for listener in &status.listeners {
         say(&format!("WARNING   {listener}"))?;
@@ -137,6 +156,16 @@ fn tell(status: &Status, all: bool) -> Outcome {
         say(&format!(
             "records   {} denials had no room, {} were removed for others; the counters hold all",
             status.records_lost, status.records_evicted
+        ))?;
+    }
+    for table in status.tables.iter().filter(|_| all) {
+        let entries = table
+            .entries
+            .map_or_else(|| "?".to_owned(), |entries| entries.to_string());
+        say(&format!(
+            "table     {entries:>10} {:10}  {} (entries, room for)",
+            table.capacity,
+            shown(&table.name)
         ))?;
     }
     Ok(())

@@ -31,6 +31,8 @@ pub struct Link {
     pub is_port: bool,
     /// It has its role only as the bridge of pods' interfaces.
     pub controls_pods: bool,
+    /// This namespace's number for the network namespace of its other end, if it has one elsewhere (a veth pair).
+    pub peer_namespace: Option<i32>,
 }
 
 impl Link {
@@ -106,10 +108,12 @@ fn link(message: LinkMessage) -> Option<Link> {
     let mut name = None;
     let mut controller = None;
     let mut is_port = false;
+    let mut peer_namespace = None;
     for attribute in message.attributes {
         match attribute {
             LinkAttribute::IfName(value) => name = Some(value),
             LinkAttribute::Controller(index) if index != 0 => controller = Some(index),
+            LinkAttribute::LinkNetNsId(number) => peer_namespace = Some(number),
             LinkAttribute::LinkInfo(infos) => {
                 is_port = infos.iter().any(|info| {
                     matches!(
@@ -131,5 +135,6 @@ fn link(message: LinkMessage) -> Option<Link> {
         controller,
         is_port,
         controls_pods: false,
+        peer_namespace,
     })
 }

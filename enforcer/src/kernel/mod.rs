@@ -19,13 +19,14 @@ pub mod load;
 mod lsm;
 mod mapped;
 mod maps;
-mod netns;
+pub mod netns;
 #[cfg(test)]
 mod oldest;
 pub mod pins;
 mod programs;
 pub mod read;
 mod roles;
+pub mod routes;
 pub mod sockets;
 mod state;
 pub mod trial;

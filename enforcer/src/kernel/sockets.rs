@@ -1,10 +1,11 @@
-//! Sockets of this network namespace that have a port already, and whose they are.
+//! The sockets of a network namespace that have a port or are connected, and whose they are.
 
 use std::{
-    collections::HashMap,
+    collections::{HashMap, HashSet},
     fs, io,
-    net::IpAddr,
+    net::{IpAddr, SocketAddr},
     path::{Path, PathBuf},
+    time::Duration,
 };
 
 use enforcer_common::packet::PortKind;
@@ -17,7 +18,7 @@ use netlink_packet_sock_diag::{
     constants::{AF_INET, AF_INET6, IPPROTO_TCP, IPPROTO_UDP},
     inet::{ExtensionFlags, InetRequest, InetResponse, SocketId, StateFlags, nlas::Nla},
 };
-use netlink_sys::{Socket, SocketAddr, protocols::NETLINK_SOCK_DIAG};
+use netlink_sys::{Socket, SocketAddr as NetlinkAddr, protocols::NETLINK_SOCK_DIAG};
 
 use super::KernelError;
 
@@ -50,50 +51,104 @@ pub struct Holder {
 /// Of an answer's attributes (`INET_DIAG_CGROUP_ID`, include/uapi/linux/inet_diag.h).
 const CGROUP_ID: u16 = 21;
 
-/// All sockets that have a port already.
+/// A TCP connection that is open, or a UDP socket that is connected.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Connected {
+    /// TCP or UDP.
+    pub port_kind: PortKind,
+    /// This end.
+    pub local: SocketAddr,
+    /// The other end.
+    pub remote: SocketAddr,
+    /// Its inode: how processes name it.
+    pub inode: u32,
+    /// The cgroup of the process that made it, where the kernel tells (Linux 5.9).
+    pub cgroup: Option<u64>,
+    /// How long ago data came over it; TCP only.
+    pub received_ago: Option<Duration>,
+}
+
+/// The sockets of the calling thread's network namespace that have a port: TCP sockets that listen, UDP sockets that are not
+/// connected.
 ///
 /// # Errors
 ///
 /// The kernel gives no socket for the question, or does not answer it.
 pub fn bound() -> Result<Vec<Bound>, KernelError> {
-    let system = |source| KernelError::System {
-        action: "list the sockets of this network namespace",
-        source,
-    };
-    let mut socket = Socket::new(NETLINK_SOCK_DIAG).map_err(system)?;
-    socket.bind_auto().map_err(system)?;
-    socket.connect(&SocketAddr::new(0, 0)).map_err(system)?;
     let mut found = Vec::new();
     for (protocol, port_kind, states) in [
         (IPPROTO_TCP, PortKind::Tcp, StateFlags::LISTEN),
         // Of a UDP socket that is not connected; one that is has a peer, and takes no port from others.
         (IPPROTO_UDP, PortKind::Udp, StateFlags::CLOSE),
     ] {
-        for (family, socket_id) in [
-            (AF_INET, SocketId::new_v4()),
-            (AF_INET6, SocketId::new_v6()),
-        ] {
-            let request = InetRequest {
-                family,
-                protocol,
-                extensions: ExtensionFlags::empty(),
-                states: states.clone(),
-                socket_id,
-            };
-            let answers = dump(&socket, request).map_err(system)?;
-            found.extend(
-                answers
-                    .into_iter()
-                    .map(|answer| bound_of(port_kind, answer)),
-            );
-        }
+        let answers = dump(protocol, &states)?;
+        found.extend(
+            answers
+                .into_iter()
+                .map(|answer| bound_of(port_kind, answer)),
+        );
     }
     // A UDP socket that nobody bound has no port.
     found.retain(|socket| socket.port != 0);
     Ok(found)
 }
 
+/// The connections of the calling thread's network namespace over which either end can still send. Those that a closed socket
+/// leaves behind (`TIME_WAIT`, `LAST_ACK`) belong to no process.
+///
+/// # Errors
+///
+/// As for [`bound`].
+pub fn connected() -> Result<Vec<Connected>, KernelError> {
+    let open = StateFlags::ESTABLISHED
+        | StateFlags::CLOSE_WAIT
+        | StateFlags::FIN_WAIT1
+        | StateFlags::FIN_WAIT2;
+    let mut found = Vec::new();
+    for (protocol, port_kind, states) in [
+        (IPPROTO_TCP, PortKind::Tcp, open),
+        (IPPROTO_UDP, PortKind::Udp, StateFlags::ESTABLISHED),
+    ] {
+        let answers = dump(protocol, &states)?;
+        found.extend(
+            answers
+                .into_iter()
+                // Closed by its process: the kernel answers for it.
+                .filter(|answer| answer.header.inode != 0)
+                .map(|answer| connected_of(port_kind, &answer)),
+        );
+    }
+    Ok(found)
+}
+
+fn connected_of(port_kind: PortKind, answer: &InetResponse) -> Connected {
+    let id = &answer.header.socket_id;
+    // A socket of both families has IPv4 addresses in their mapped form.
+    let end = |address: IpAddr, port| SocketAddr::new(address.to_canonical(), port);
+    Connected {
+        port_kind,
+        local: end(id.source_address, id.source_port),
+        remote: end(id.destination_address, id.destination_port),
+        inode: answer.header.inode,
+        cgroup: cgroup_of(answer),
+        received_ago: answer.nlas.iter().find_map(|attribute| match attribute {
+            Nla::TcpInfo(info) => Some(Duration::from_millis(info.last_data_recv.into())),
+            _ => None,
+        }),
+    }
+}
+
 fn bound_of(port_kind: PortKind, answer: InetResponse) -> Bound {
+    Bound {
+        port_kind,
+        cgroup: cgroup_of(&answer),
+        address: answer.header.socket_id.source_address,
+        port: answer.header.socket_id.source_port,
+        inode: answer.header.inode,
+    }
+}
+
+fn cgroup_of(answer: &InetResponse) -> Option<u64> {
     let cgroup = answer.nlas.iter().find_map(|attribute| match attribute {
         Nla::Other(other) if netlink_packet_core::Nla::kind(other) == CGROUP_ID => {
             let mut value = [0; 8];
@@ -105,17 +160,37 @@ fn bound_of(port_kind: PortKind, answer: InetResponse) -> Bound {
         }
         _ => None,
     });
-    Bound {
-        port_kind,
-        address: answer.header.socket_id.source_address,
-        port: answer.header.socket_id.source_port,
-        inode: answer.header.inode,
-        // 0 where the kernel has no cgroups for sockets.
-        cgroup: cgroup.filter(|id| *id != 0),
-    }
+    // 0 where the kernel has no cgroups for sockets.
+    cgroup.filter(|id| *id != 0)
 }
 
-fn dump(socket: &Socket, request: InetRequest) -> io::Result<Vec<InetResponse>> {
+/// All sockets of a protocol that are in one of these states, of both families.
+fn dump(protocol: u8, states: &StateFlags) -> Result<Vec<InetResponse>, KernelError> {
+    let system = |source| KernelError::System {
+        action: "list the sockets of a network namespace",
+        source,
+    };
+    let mut socket = Socket::new(NETLINK_SOCK_DIAG).map_err(system)?;
+    socket.bind_auto().map_err(system)?;
+    socket.connect(&NetlinkAddr::new(0, 0)).map_err(system)?;
+    let mut answers = Vec::new();
+    for (family, socket_id) in [
+        (AF_INET, SocketId::new_v4()),
+        (AF_INET6, SocketId::new_v6()),
+    ] {
+        let request = InetRequest {
+            family,
+            protocol,
+            extensions: ExtensionFlags::INFO,
+            states: states.clone(),
+            socket_id,
+        };
+        ask(&socket, request, &mut answers).map_err(system)?;
+    }
+    Ok(answers)
+}
+
+fn ask(socket: &Socket, request: InetRequest, answers: &mut Vec<InetResponse>) -> io::Result<()> {
     let mut header = NetlinkHeader::default();
     header.flags = NLM_F_REQUEST | NLM_F_DUMP;
     let mut message = NetlinkMessage::new(header, SockDiagMessage::InetRequest(request).into());
@@ -123,7 +198,6 @@ fn dump(socket: &Socket, request: InetRequest) -> io::Result<Vec<InetResponse>> 
     let mut bytes = vec![0; message.buffer_len()];
     message.serialize(&mut bytes);
     socket.send(&bytes, 0)?;
-    let mut answers = Vec::new();
     loop {
         let (packet, _) = socket.recv_from_full()?;
         let mut rest = packet.as_slice();
@@ -135,7 +209,7 @@ fn dump(socket: &Socket, request: InetRequest) -> io::Result<Vec<InetResponse>> 
                 NetlinkPayload::InnerMessage(SockDiagMessage::InetResponse(answer)) => {
                     answers.push(*answer);
                 }
-                NetlinkPayload::Done(_) => return Ok(answers),
+                NetlinkPayload::Done(_) => return Ok(()),
                 NetlinkPayload::Error(error) => return Err(error.to_io()),
                 _ => {}
             }
@@ -148,6 +222,7 @@ fn dump(socket: &Socket, request: InetRequest) -> io::Result<Vec<InetResponse>> 
 /// The processes that hold sockets, by the sockets' inodes; of several that share one, the first. Who has
 /// ended, or may not be looked at, is left out.
 pub fn holders(inodes: &[u32]) -> HashMap<u32, Holder> {
+    let inodes: HashSet<u32> = inodes.iter().copied().collect();
     let mut found = HashMap::new();
     for process in directories(Path::new("/proc")) {
         if found.len() == inodes.len() {
@@ -167,6 +242,16 @@ pub fn holders(inodes: &[u32]) -> HashMap<u32, Holder> {
         }
     }
     found
+}
+
+/// The inodes of a process's sockets; none where it has ended or may not be looked at.
+pub fn of_process(pid: u32) -> Vec<u32> {
+    let open = fs::read_dir(format!("/proc/{pid}/fd"))
+        .into_iter()
+        .flatten();
+    open.flatten()
+        .filter_map(|file| inode(&file.path()))
+        .collect()
 }
 
 fn directories(path: &Path) -> impl Iterator<Item = PathBuf> {
@@ -221,6 +306,13 @@ mod tests {
         let listening = find(PortKind::Tcp, tcp.local_addr().unwrap()).unwrap();
         assert!(find(PortKind::Udp, udp.local_addr().unwrap()).is_some());
         assert!(find(PortKind::Udp, connected.local_addr().unwrap()).is_none());
+        let connections = super::connected().unwrap();
+        let own = connections
+            .iter()
+            .find(|c| c.local == connected.local_addr().unwrap())
+            .unwrap();
+        assert_eq!(own.remote, "127.0.0.1:9".parse().unwrap());
+        assert!(of_process(std::process::id()).contains(&own.inode));
         let holder = &holders(&[listening.inode])[&listening.inode];
         assert_eq!(holder.pid, std::process::id());
         if let Some(id) = listening.cgroup {

@@ -42,14 +42,16 @@ fn snapshot() -> Snapshot {
         problems: vec![("interfaces", false)],
         tables: vec![
             Table {
-                name: "cgroups",
+                name: "cgroups".to_owned(),
                 entries: Some(1),
                 capacity: 10,
+                when_full: String::new(),
             },
             Table {
-                name: "udp_flows",
+                name: "udp_flows".to_owned(),
                 entries: None,
                 capacity: 20,
+                when_full: String::new(),
             },
         ],
     }

@@ -261,6 +261,9 @@ fn printed_by(kind: &str) -> &'static str {
             "Printed by `enforcer check -o json`, also where the policy is invalid or a case fails (exit status 1)."
         }
         "Catalog" => "Printed by `enforcer catalog -o json`.",
+        "Preflight" => {
+            "Printed by `enforcer preflight -o json`, and part of what `apply` answers or why it refuses."
+        }
         "Applied" => {
             "Printed by `enforcer apply`, `confirm` and `rollback` with `-o json`, and answered to these requests."
         }

@@ -13,10 +13,10 @@ use serde::Serialize;
 
 use crate::api::{
     Advice, Applied, AttachMethod, Attachment, Catalog, CheckResult, ComponentListing, Decision,
-    DetachResult, Document, Error, ErrorCode, Event, Explanation, GroupListing, Kind, Listener,
-    Lock, NodeReport, OptionListing, PathCount, PathListing, PolicyProblem, PortListing, Problem,
-    ProfileListing, ReasonCount, Repaired, Request, RoleListing, Source, Sources, Status, Subject,
-    SubjectKind,
+    DetachResult, Document, Effect, Error, ErrorCode, Event, Explanation, GroupListing, Kind,
+    Listener, Lock, NodeReport, OpenConnection, OptionListing, PathCount, PathListing,
+    PolicyProblem, PortListing, Preflight, Probing, Problem, ProfileListing, ReasonCount, Repaired,
+    Request, RoleListing, Source, Sources, Status, Subject, SubjectKind, Table,
 };
 
 /// All documents in the order of the page, each as it is written.
@@ -32,10 +32,12 @@ pub fn all() -> Vec<(&'static str, String)> {
         written(explanation()),
         written(check_result()),
         written(catalog(&names)),
+        written(preflight()),
         written(Applied {
             policy: "control-plane".to_owned(),
             generation: 4,
             confirm_by: Some("2026-01-01T00:01:00.000Z".to_owned()),
+            preflight: None,
         }),
         written(DetachResult { detached: true }),
         written(error()),
@@ -45,6 +47,38 @@ pub fn all() -> Vec<(&'static str, String)> {
         }),
         written(sources()),
     ]
+}
+
+fn preflight() -> Preflight {
+    Preflight {
+        policy: "control-plane".to_owned(),
+        node: "cp1".to_owned(),
+        connections: 41,
+        namespaces: 3,
+        unseen: Vec::new(),
+        findings: vec![OpenConnection {
+            effect: Effect::Cut.into(),
+            protocol: PortKind::Tcp.into(),
+            source: "10.0.0.11".to_owned(),
+            source_port: 41000,
+            destination: "10.0.0.11".to_owned(),
+            port: 2379,
+            opened_by_process: true,
+            pid: Some(42),
+            comm: Some("etcdctl".to_owned()),
+            cgroup: Some("/system.slice/backup.service".to_owned()),
+            network_namespace: None,
+            count: 1,
+            source_components: vec!["node".to_owned()],
+            endpoints: vec!["etcd:client".to_owned()],
+            reason: Reason::WrongProcess.into(),
+            sentence: Reason::WrongProcess.sentence().to_owned(),
+            hook: Hook::CgroupEgress.into(),
+            advice: Vec::new(),
+            session: false,
+        }],
+        listeners: Vec::new(),
+    }
 }
 
 /// The denial of a process.
@@ -189,6 +223,10 @@ pub fn status() -> Status {
     };
     Status {
         confirm_by: Some("2026-01-01T00:01:00.000Z".to_owned()),
+        probing: Some(Probing {
+            expected: 5,
+            silent: vec!["replies on path kubelet-to-apiserver".to_owned()],
+        }),
         rolled_back: Some(
             "generation 2 was taken back by request; generation 1 is in force again".to_owned(),
         ),
@@ -252,6 +290,12 @@ pub fn status() -> Status {
         kept_verdicts: 12,
         cut_packets: 0,
         records_lost: 0,
+        tables: vec![Table {
+            name: "cgroups".to_owned(),
+            entries: Some(7),
+            capacity: 16_384,
+            when_full: "a policy with more is refused".to_owned(),
+        }],
         records_evicted: 0,
         last_error: None,
         last_error_since: None,

@@ -1,0 +1,107 @@
+//! `enforcer preflight`.
+
+use std::path::PathBuf;
+
+use clap::Args;
+use enforcer_policy::text;
+
+use super::{AgentArguments, Failure, Format, Outcome, say, say_json};
+use crate::{
+    agent::{self, AgentOptions},
+    api::{Document, Preflight},
+};
+
+/// Say which open connections a policy would cut
+///
+/// Holds the connections that are open on this node, and the sockets that have a port, against a policy, as if it were
+/// enforced. Changes nothing. Lists what would be cut, what could not be opened again, and which sockets would not get their
+/// port again; the connection over which this is called comes first.
+///
+/// Looks into the node's own network namespace and into those behind its interfaces, as root. A connection says nothing about
+/// what is not open at the moment: dry-run does. Where address translation stands between two ends, it is judged at the
+/// addresses that its own socket has, and a path that requires TLS is not tried on a stream that has begun.
+///
+/// Example: enforcer preflight -p policies/control-plane-stacked-etcd.yaml --require-clean
+#[derive(Debug, Args)]
+pub struct Arguments {
+    /// A file or directory of the policy; the agent's policy if not given
+    #[arg(short, long = "policy", value_name = "FILE|DIR")]
+    policy: Vec<PathBuf>,
+    #[command(flatten)]
+    agent: AgentArguments,
+    /// Which node of the inventory this is; found by its addresses or host name if not given
+    #[arg(long, value_name = "NAME")]
+    node: Option<String>,
+    /// An interface towards other hosts, instead of the inventory's; name or glob, may be repeated
+    #[arg(long = "uplink", value_name = "INTERFACE")]
+    uplinks: Vec<String>,
+    /// Host ends of pods' interfaces, instead of the inventory's; name or glob, may be repeated
+    #[arg(long = "pod-interface", value_name = "INTERFACE")]
+    pod_interfaces: Vec<String>,
+    /// The cgroup whose processes are held to the policy, instead of the inventory's
+    #[arg(long, value_name = "PATH")]
+    cgroup_root: Option<PathBuf>,
+    /// Exit with status 1 if anything would be cut or refused
+    #[arg(long)]
+    require_clean: bool,
+}
+
+pub fn run(arguments: Arguments, format: Format) -> Outcome {
+    let Arguments {
+        policy,
+        agent: AgentArguments { run_dir, pin_dir },
+        node,
+        uplinks,
+        pod_interfaces,
+        cgroup_root,
+        require_clean,
+    } = arguments;
+    let given = |patterns: Vec<String>| (!patterns.is_empty()).then_some(patterns);
+    let options = AgentOptions {
+        node,
+        run_dir,
+        pin_dir,
+        uplinks: given(uplinks),
+        pod_interfaces: given(pod_interfaces),
+        cgroup_root,
+        ..AgentOptions::new(policy)
+    };
+    let found = agent::preflight(&options, &agent::session())?;
+    match format {
+        Format::Json => say_json(&Document::new(&found))?,
+        Format::Text => tell(&found)?,
+    }
+    if require_clean && !found.is_clean() {
+        return Err(Failure::No);
+    }
+    Ok(())
+}
+
+fn tell(found: &Preflight) -> Outcome {
+    let Preflight {
+        policy,
+        node,
+        connections,
+        namespaces,
+        unseen,
+        ..
+    } = found;
+    say(&format!(
+        "policy `{}` on {}: {connections} connections looked at, in this network namespace and {namespaces} behind it: {}",
+        text::shown(policy),
+        text::shown(node),
+        found.summary()
+    ))?;
+    for line in found.lines(usize::MAX) {
+        say(&format!("  {line}"))?;
+    }
+    for what in unseen {
+        say(&format!("not looked at: {}", text::shown(what)))?;
+    }
+    if found.session().is_some() {
+        say(
+            "the connection over which this is called would be cut: allow it by a path before you enforce this policy",
+        )?;
+    }
+    Ok(())
+}
