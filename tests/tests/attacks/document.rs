@@ -184,4 +184,10 @@ And these, which no test can show or which need none:
   as the same policy is in force; after a change of policy, from the client's next packet on.
 - **A denial of service** against the node itself: packets that are dropped cost time; counters stay exact, and the records
   of distinct denials are bounded.
+- **Metrics, where they are on** (`--metrics`): whoever reaches the address reads the names of the policy and of its paths,
+  denials by reason, and how full tables are, but no address, cgroup or process. On loopback, the default, that is every
+  process of the node's network namespace, hostNetwork pods included. Connections and their time are limited, so that
+  nobody can keep the agent from its work.
+- **A kernel that refuses the programs** after a reboot: until they can be loaded, rules of nftables hold the guarded ports by
+  address alone, and processes of the node are not judged at all (`--if-refused`).
 ";
