@@ -11,6 +11,7 @@ use serde::{Deserialize, Deserializer};
 use serde_json::Value;
 
 use crate::patience::patient;
+use crate::tools::Tool;
 use crate::{Lab, Place, Ran, Running, tools};
 
 /// How long an agent may take from its start until it answers, on a busy machine.
@@ -177,15 +178,22 @@ impl Agent {
     pub fn start_with(lab: &Lab, node: &str, policy: &PolicyText, more: &[&str]) -> Result<Self> {
         let file = lab.directory().join(format!("{node}.yaml"));
         fs::write(&file, policy.yaml(lab)).context("failed to write the policy")?;
-        Self::launch(lab, node, file, more)
+        Self::launch(lab, node, file, more, &tools::enforcer()?)
+    }
+
+    /// The same with another build of the product.
+    pub fn start_of(lab: &Lab, node: &str, policy: &PolicyText, build: &Tool) -> Result<Self> {
+        let file = lab.directory().join(format!("{node}.yaml"));
+        fs::write(&file, policy.yaml(lab)).context("failed to write the policy")?;
+        Self::launch(lab, node, file, &[], build)
     }
 
     /// The same with a policy that is there.
     pub fn start_on_file(lab: &Lab, node: &str, file: &Path) -> Result<Self> {
-        Self::launch(lab, node, file.to_owned(), &[])
+        Self::launch(lab, node, file.to_owned(), &[], &tools::enforcer()?)
     }
 
-    fn launch(lab: &Lab, node: &str, file: PathBuf, more: &[&str]) -> Result<Self> {
+    fn launch(lab: &Lab, node: &str, file: PathBuf, more: &[&str], build: &Tool) -> Result<Self> {
         let place = lab.daemon(node, "enforcer");
         // On a node these are there before the agent is; in the lab they come with their first use,
         // and what the agent learns late it denies meanwhile.
@@ -205,7 +213,7 @@ impl Agent {
         }
         lab.session(node).cgroup().id()?;
         let running = place
-            .command_of(&tools::enforcer()?)?
+            .command_of(build)?
             .args(["run", "--node", node, "-p"])
             .arg(&file)
             .args(more)

@@ -105,7 +105,10 @@ fn guarded_ports_are_held_by_address() -> Result<()> {
     all(&lab, false)?;
     for (mode, held) in [("--dry-run", false), ("--if-refused=leave", false)] {
         let ran = refused_agent(&lab, &policy, &[mode])?;
-        ensure!(ran.stderr.contains("refused the program"), "{ran}");
+        ensure!(
+            ran.stderr.contains("failed to load the kernel programs"),
+            "{ran}"
+        );
         all(&lab, held)?;
     }
     let ran = refused_agent(&lab, &policy, &[])?;
@@ -115,7 +118,7 @@ fn guarded_ports_are_held_by_address() -> Result<()> {
         "2379/tcp",
         "6443/tcp",
         "neither what processes of this node send",
-        "refused the program",
+        "failed to load the kernel programs",
     ] {
         ensure!(ran.stderr.contains(part), "{part} is not in {ran}");
     }

@@ -5,11 +5,13 @@ use std::time::{Duration, Instant};
 use std::{env, thread};
 
 use anyhow::{Context, Result, ensure};
+use enforcer_tests::attempt::{Held, Knocker};
 use enforcer_tests::patience::patient;
 use enforcer_tests::plan::{CP1, LOOPBACK, POD_A, port};
 use enforcer_tests::probe::Hold;
 use enforcer_tests::process::Ran;
 use enforcer_tests::product::{Agent, PolicyText};
+use enforcer_tests::tools::Tool;
 use enforcer_tests::{Lab, Outcome, net, tools};
 use serde_json::Value;
 
@@ -430,10 +432,79 @@ fn pins_are_one_agents() -> Result<()> {
     lab.close()
 }
 
-/// How often the agent is killed: a few times, or as often as a person wants it.
-fn kills() -> usize {
-    let wanted = env::var("ENFORCER_KILLS").ok();
-    wanted.and_then(|text| text.parse().ok()).unwrap_or(8)
+/// How often: a few times, or as often as a person wants it.
+fn times(variable: &str, default: usize) -> usize {
+    let wanted = env::var(variable).ok();
+    wanted.and_then(|text| text.parse().ok()).unwrap_or(default)
+}
+
+/// Who tries to get in all the time, and who uses connections that are allowed.
+struct Traffic {
+    knockers: Vec<(&'static str, Knocker)>,
+    held: Vec<Held>,
+}
+
+impl Traffic {
+    fn start(lab: &Lab) -> Result<Self> {
+        let at = CP1.at(port::ETCD_CLIENT);
+        Ok(Self {
+            held: vec![
+                lab.controller_manager()
+                    .hold(Hold::http(LOOPBACK.at(port::INSECURE)))?,
+                lab.pod("pod-b").hold(Hold::to(CP1.at(port::ECHO)))?,
+            ],
+            knockers: vec![
+                ("a process", lab.hostnet("cp1").knock(at)?),
+                ("a pod", lab.pod("pod-a").knock(at)?),
+                ("a pod of another node", lab.pod("pod-b").knock(at)?),
+            ],
+        })
+    }
+
+    fn nobody_got_in(&self, when: &str) -> Result<()> {
+        for (who, knocker) in &self.knockers {
+            let opened = knocker.opened();
+            ensure!(opened.is_empty(), "{when}: {who} was let in: {opened:?}");
+        }
+        Ok(())
+    }
+
+    /// After all: they have tried, nobody got in, and nothing that is allowed broke.
+    fn ends_well(&self) -> Result<()> {
+        for (who, knocker) in &self.knockers {
+            knocker.tries_more(patient(SOON))?;
+            println!("{who}: {} tries, 0 got in", knocker.tried());
+        }
+        self.nobody_got_in("after all")?;
+        for held in &self.held {
+            ensure!(held.is_alive(), "a connection that is allowed broke");
+        }
+        Ok(())
+    }
+
+    /// The twin: without enforcement, those who knock on this node get in.
+    fn get_in(&self) -> Result<()> {
+        let deadline = Instant::now() + patient(SOON);
+        while self.knockers[..2]
+            .iter()
+            .any(|(_, knocker)| knocker.opened().is_empty())
+        {
+            ensure!(Instant::now() < deadline, "twin: they do not get in either");
+            thread::sleep(Duration::from_millis(20));
+        }
+        Ok(())
+    }
+}
+
+/// Two policies that allow both connections of [`Traffic`].
+fn two_policies() -> [PolicyText; 2] {
+    [
+        PolicyText::default(),
+        PolicyText {
+            disable: vec!["dns"],
+            ..PolicyText::default()
+        },
+    ]
 }
 
 /// Killed again and again under traffic, and policies come and go: nobody gets in who may not, and no connection that is
@@ -441,62 +512,74 @@ fn kills() -> usize {
 #[test]
 fn no_kill_and_no_swap_lets_anybody_in_or_breaks_a_connection() -> Result<()> {
     let lab = Lab::builder().etcd().apiserver().bystanders().build()?;
-    let at = CP1.at(port::ETCD_CLIENT);
-    let policies = [
-        PolicyText::default(),
-        PolicyText {
-            disable: vec!["dns"],
-            ..PolicyText::default()
-        },
-    ];
-    let agent = Agent::start(&lab, "cp1", &policies[0])?;
+    let policies = two_policies();
+    let mut running = Agent::start(&lab, "cp1", &policies[0])?;
     let _other = Agent::start(&lab, "w1", &policies[0])?;
-    let held = [
-        lab.controller_manager()
-            .hold(Hold::http(LOOPBACK.at(port::INSECURE)))?,
-        lab.pod("pod-b").hold(Hold::to(CP1.at(port::ECHO)))?,
-    ];
-    let knockers = [
-        ("a process", lab.hostnet("cp1").knock(at)?),
-        ("a pod", lab.pod("pod-a").knock(at)?),
-        ("a pod of another node", lab.pod("pod-b").knock(at)?),
-    ];
-    let mut running = agent;
-    for kill in 0..kills() {
+    let traffic = Traffic::start(&lab)?;
+    for kill in 0..times("ENFORCER_KILLS", 8) {
         running.kill()?;
-        let policy = &policies[kill % 2];
-        running = Agent::start(&lab, "cp1", policy)?;
+        running = Agent::start(&lab, "cp1", &policies[kill % 2])?;
         if kill % 3 == 0 {
             running.replace_policy(&lab, &policies[(kill + 1) % 2])?;
         }
-        for (who, knocker) in &knockers {
-            let opened = knocker.opened();
-            ensure!(
-                opened.is_empty(),
-                "kill {kill}: {who} was let in: {opened:?}"
-            );
+        traffic.nobody_got_in(&format!("kill {kill}"))?;
+    }
+    // Many swaps of one agent.
+    let swaps = times("ENFORCER_SWAPS", 20);
+    let began = running.generation()?;
+    for swap in 0..swaps {
+        running.replace_policy(&lab, &policies[swap % 2])?;
+        if swap % 100 == 0 {
+            traffic.nobody_got_in(&format!("swap {swap}"))?;
         }
     }
-    for (who, knocker) in &knockers {
-        knocker.tries_more(patient(SOON))?;
-        let opened = knocker.opened();
-        ensure!(opened.is_empty(), "{who} was let in: {opened:?}");
-        println!("{who}: {} tries, 0 got in", knocker.tried());
-    }
-    for held in &held {
-        ensure!(held.is_alive(), "a connection that is allowed broke");
-    }
+    println!("{} generations", running.generation()? - began);
+    traffic.ends_well()?;
     let instances = instances(&lab)?;
     ensure!(instances.len() == 1, "{instances:?}");
-    // The twin: without enforcement, those who knock get in.
     running.stop()?.checked()?;
-    let deadline = Instant::now() + patient(SOON);
-    while knockers[..2]
-        .iter()
-        .any(|(_, knocker)| knocker.opened().is_empty())
-    {
-        ensure!(Instant::now() < deadline, "twin: they do not get in either");
-        thread::sleep(Duration::from_millis(20));
+    traffic.get_in()?;
+    lab.close()
+}
+
+/// One build after the other, whose maps have other layouts: the same.
+#[test]
+#[ignore = "needs a second build of the product: cargo xtask upgrades"]
+fn no_upgrade_lets_anybody_in_or_breaks_a_connection() -> Result<()> {
+    let other = env::var_os("ENFORCER_OTHER_BIN").context("ENFORCER_OTHER_BIN is not set")?;
+    let builds = [
+        tools::enforcer()?,
+        Tool {
+            path: other.into(),
+            libraries: Vec::new(),
+        },
+    ];
+    let lab = Lab::builder().etcd().apiserver().bystanders().build()?;
+    let policies = two_policies();
+    let mut running = Agent::start_of(&lab, "cp1", &policies[0], &builds[0])?;
+    let _other = Agent::start(&lab, "w1", &policies[0])?;
+    let traffic = Traffic::start(&lab)?;
+    let mut layouts = instances(&lab)?;
+    for upgrade in 1..=times("ENFORCER_UPGRADES", 6) {
+        match upgrade % 4 {
+            0 => running.kill()?,
+            _ => drop(running.leave()?.checked()?),
+        }
+        let policy = &policies[upgrade / 3 % 2];
+        running = Agent::start_of(&lab, "cp1", policy, &builds[upgrade % 2])?;
+        traffic.nobody_got_in(&format!("upgrade {upgrade}"))?;
+        is_enforced(&lab, &format!("upgrade {upgrade}"))?;
+        let now = instances(&lab)?;
+        ensure!(now.len() == 1, "upgrade {upgrade}: {now:?}");
+        let digest = |names: &[String]| names[0].split('-').next().map(str::to_owned);
+        ensure!(
+            digest(&now) != digest(&layouts),
+            "both builds have one layout: {now:?}"
+        );
+        layouts = now;
     }
+    traffic.ends_well()?;
+    running.stop()?.checked()?;
+    traffic.get_in()?;
     lab.close()
 }

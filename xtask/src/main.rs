@@ -4,6 +4,7 @@
 mod bench;
 mod bpf_toolchain;
 mod build;
+mod copy;
 mod demo;
 mod dist;
 mod fuzz;
@@ -17,6 +18,7 @@ mod service;
 mod setup;
 mod shell;
 mod test;
+mod upgrades;
 
 use std::process::ExitCode;
 
@@ -42,6 +44,8 @@ enum Cli {
     Kernels(kernels::Args),
     /// Breaks the product's behaviour in small ways, and checks that the tests notice (minutes).
     Mutants(mutants::Args),
+    /// Upgrades the agent under traffic, back and forth between two builds with other map layouts (as root, minutes).
+    Upgrades(upgrades::Args),
     /// Measures the product beside nftables, iptables and nothing (as root, minutes; `--quick` for two).
     Bench(bench::Args),
     /// Fuzzes what reads other people's bytes, with libFuzzer (a minute for each target).
@@ -60,6 +64,7 @@ fn main() -> ExitCode {
         Cli::Test(args) => test::run(&args),
         Cli::Kernels(args) => kernels::run(&args),
         Cli::Mutants(args) => mutants::run(&args),
+        Cli::Upgrades(args) => upgrades::run(&args),
         Cli::Bench(args) => bench::run(&args),
         Cli::Fuzz(args) => fuzz::run(&args),
         Cli::Miri => miri::run(),

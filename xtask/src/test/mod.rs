@@ -26,7 +26,7 @@ pub struct Args {
     /// Runs the evaluator over ten million packets (a release build, then five minutes), and no other check.
     #[arg(long, conflicts_with_all = ["no_lab", "no_kernels", "filter"])]
     long: bool,
-    /// Kills the agent a thousand times under traffic and applies a hundred hostile policies with a deadline (forty
+    /// Kills the agent a thousand times and swaps policies ten thousand times under traffic, and applies a hundred hostile policies with a deadline (forty
     /// minutes), and no other check.
     #[arg(long, conflicts_with_all = ["no_lab", "no_kernels", "filter", "long"])]
     survival: bool,
@@ -107,7 +107,11 @@ const SURVIVAL: Long = Long {
         "no_kill_and_no_swap",
         "no_policy_locks_out",
     ],
-    environment: &[("ENFORCER_KILLS", "1000"), ("ENFORCER_HOSTILE", "100")],
+    environment: &[
+        ("ENFORCER_KILLS", "1000"),
+        ("ENFORCER_SWAPS", "10000"),
+        ("ENFORCER_HOSTILE", "100"),
+    ],
 };
 
 /// Runs them with visible output: they print their seeds and their figures.
