@@ -385,6 +385,7 @@ impl Bench {
                 controller: None,
                 is_port: false,
                 controls_pods: false,
+                peer_namespace: None,
             })
         };
         let links = [

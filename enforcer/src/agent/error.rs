@@ -180,7 +180,7 @@ impl AgentError {
     }
 
     /// What would be cut, where that is why.
-    pub const fn preflight(&self) -> Option<&Box<Preflight>> {
+    pub const fn preflight(&self) -> Option<&Preflight> {
         match self {
             Self::WouldCutSession(preflight) | Self::NotClean(preflight) => Some(preflight),
             _ => None,
@@ -192,7 +192,7 @@ impl AgentError {
         match self {
             Self::Policy(errors) => errors.into(),
             error => api::Error {
-                preflight: error.preflight().cloned(),
+                preflight: error.preflight().cloned().map(Box::new),
                 code: error.code(),
                 ..api::Error::new(ErrorCode::Failed, enforcer_policy::text::chain(error))
             },

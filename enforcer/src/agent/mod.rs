@@ -26,6 +26,7 @@ mod print;
 mod printing;
 mod privileges;
 mod probes;
+mod probing;
 mod reader;
 mod room;
 mod scrape;

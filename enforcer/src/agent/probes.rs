@@ -1,4 +1,4 @@
-//! Confirms a policy by what it leaves alive: paths that packets used before the switch, and connections of this node that
+//! What has to be alive for a policy to be confirmed by itself: paths that packets used before the switch, and connections of this node that
 //! received data. Only what was alive before is asked for after; what failed before is not held against the new policy.
 //!
 //! Nothing is sent. A path is alive if its counters grow. A connection of this node's own network namespace is alive if it
@@ -15,34 +15,18 @@ use std::{
 use enforcer_common::packet::PortKind;
 use enforcer_policy::text;
 
-use super::{
-    AgentError,
-    preflight::Openers,
-    print::{Priority, print_as},
-    serve::Agent,
-};
-use crate::{
-    api::Probing,
-    kernel::{CgroupPaths, Counters, LinkEvents, apply::now, sockets},
-};
+use super::{AgentError, preflight::Openers};
+use crate::kernel::{CgroupPaths, sockets};
 
 /// How long before the switch something counts as alive.
 const RECENT: Duration = Duration::from_secs(60);
 /// How often path counters are looked at, at most; so often do they have to grow in [`RECENT`].
 const OFTEN: usize = 2;
-/// A policy is not confirmed before this, as what is cut shows by silence only.
-const AT_LEAST: Duration = Duration::from_secs(5);
-/// Connections that have ended, and were not denied, are no longer waited for after this.
-const ENDED: Duration = Duration::from_secs(10);
-/// Before the deadline, the last look.
-const LAST_LOOK: Duration = Duration::from_secs(2);
-/// What arrived before the switch may be told a little later.
+/// What arrived before the switch may be reported a little later.
 const MARGIN: Duration = Duration::from_secs(1);
-/// So many that stayed silent are named.
-const NAMED: usize = 8;
 
 /// Packets of a path, forward and back.
-type Packets = (u64, u64);
+pub(super) type Packets = (u64, u64);
 
 /// What path counters were in the last minute.
 #[derive(Debug, Default)]
@@ -153,165 +137,89 @@ pub(super) struct Probes {
 }
 
 impl Probes {
-    fn remaining(&self) -> usize {
-        self.paths.len() + self.connections.len()
-    }
-}
-
-impl Agent {
-    /// Remembers which paths are in use.
-    pub(super) fn sample_activity(&mut self) {
-        if let Ok(counters) = self.kernel.counters(self.ready.numbers.names().len()) {
-            self.activity
-                .sample(Instant::now(), self.path_packets(&counters));
-        }
-    }
-
-    fn path_packets(&self, counters: &Counters) -> BTreeMap<u16, Packets> {
-        // Numbers of paths are below MAX_PATHS.
-        let numbers = 0..self.ready.numbers.names().len() as u16;
-        let used = numbers.map(|number| (number, counters.path(number)));
-        used.filter(|(_, packets)| *packets != (0, 0)).collect()
-    }
-
-    /// What is alive before a switch.
+    /// From what is alive now; `None` if nothing is.
     ///
     /// # Errors
     ///
-    /// Nothing is, so nothing could confirm the policy; or the kernel does not list connections.
-    pub(super) fn alive_before(&mut self) -> Result<Probes, AgentError> {
-        self.sample_activity();
-        let paths = self.activity.alive();
-        let connections = connections(&mut self.ledger.paths)?
-            .into_iter()
-            .filter(|(_, ago)| *ago <= RECENT)
-            .map(|(group, _)| group);
-        let connections: BTreeSet<Group> = connections.collect();
+    /// The kernel does not list connections.
+    pub(super) fn before(
+        activity: &Activity,
+        paths: &mut CgroupPaths,
+    ) -> Result<Option<Self>, AgentError> {
+        let recent = connections(paths)?.into_iter();
+        let recent = recent.filter(|(_, ago)| *ago <= RECENT);
+        let connections: BTreeSet<Group> = recent.map(|(group, _)| group).collect();
+        let paths = activity.alive();
         let expected = paths.len() + connections.len();
-        if expected == 0 {
-            return Err(AgentError::NothingAlive);
-        }
-        Ok(Probes {
+        let probes = Self {
             begun: Instant::now(),
             paths_then: None,
             paths,
             connections,
             expected,
-        })
+        };
+        Ok((expected > 0).then_some(probes))
     }
 
-    /// Looks at what has come back since the switch; confirms the policy once all of it has.
-    pub(super) async fn probe(&mut self, links: &LinkEvents) {
-        let Some(mut probes) = self.probes.take() else {
+    /// How many were alive.
+    pub(super) const fn expected(&self) -> usize {
+        self.expected
+    }
+
+    /// Since the switch.
+    pub(super) fn elapsed(&self) -> Duration {
+        self.begun.elapsed()
+    }
+
+    /// Whether all that were alive are alive again.
+    pub(super) fn is_answered(&self) -> bool {
+        self.paths.is_empty() && self.connections.is_empty()
+    }
+
+    /// Looks at the counters of paths.
+    pub(super) fn see_paths(&mut self, packets: BTreeMap<u16, Packets>) {
+        let Some(then) = &self.paths_then else {
+            self.paths_then = Some(packets);
             return;
         };
-        if !self.is_unconfirmed() {
-            return;
-        }
-        if let Err(error) = self.look_for(&mut probes) {
-            print_as(Priority::Warning, &text::chain(&error));
-        }
-        let is_done = probes.remaining() == 0 && probes.begun.elapsed() >= AT_LEAST;
-        let expected = probes.expected;
-        // What is silent is named when the policy is taken back.
-        self.probes = Some(probes);
-        if !is_done {
-            return;
-        }
-        match self.confirm(links).await {
-            Ok(()) => super::print::print(&format!(
-                "confirmed by probes: all {expected} that were alive before are alive"
-            )),
-            Err(error) => print_as(Priority::Error, &text::chain(&error)),
-        }
-    }
-
-    fn look_for(&mut self, probes: &mut Probes) -> Result<(), AgentError> {
-        let counters = self.kernel.counters(self.ready.numbers.names().len())?;
-        let packets = self.path_packets(&counters);
-        match &probes.paths_then {
-            None => probes.paths_then = Some(packets),
-            Some(then) => probes.paths.retain(|number, (forward, reply)| {
-                let of = |packets: &BTreeMap<u16, Packets>| {
-                    packets.get(number).copied().unwrap_or_default()
-                };
-                let (then, now) = (of(then), of(&packets));
-                *forward &= now.0 <= then.0;
-                *reply &= now.1 <= then.1;
-                *forward || *reply
-            }),
-        }
-        let elapsed = probes.begun.elapsed();
-        let there = connections(&mut self.ledger.paths)?;
-        let left = self.kernel.deadline().map_or(Duration::ZERO, |deadline| {
-            Duration::from_nanos(deadline.saturating_sub(now()))
+        self.paths.retain(|number, (forward, reply)| {
+            let of =
+                |packets: &BTreeMap<u16, Packets>| packets.get(number).copied().unwrap_or_default();
+            let (then, now) = (of(then), of(&packets));
+            *forward &= now.0 <= then.0;
+            *reply &= now.1 <= then.1;
+            *forward || *reply
         });
-        let may_have_ended = elapsed >= ENDED || left <= LAST_LOOK;
-        let denied = match may_have_ended {
-            true => self.denied_since()?,
-            false => BTreeSet::new(),
-        };
-        probes.connections.retain(|group| match there.get(group) {
+    }
+
+    /// Looks at the connections. One that has ended is waited for no longer if `ended`, unless something was denied at its
+    /// endpoint.
+    ///
+    /// # Errors
+    ///
+    /// The kernel does not list them.
+    pub(super) fn see_connections(
+        &mut self,
+        paths: &mut CgroupPaths,
+        ended: Option<&BTreeSet<(IpAddr, u16)>>,
+    ) -> Result<(), AgentError> {
+        let elapsed = self.elapsed();
+        let there = connections(paths)?;
+        self.connections.retain(|group| match there.get(group) {
             Some(ago) => *ago + MARGIN > elapsed,
-            None => !may_have_ended || denied.contains(&group.endpoint()),
+            None => ended.is_none_or(|denied| denied.contains(&(group.remote, group.port))),
         });
         Ok(())
     }
 
-    /// Where something was denied under the policy in force, as remote address and port of the endpoint.
-    fn denied_since(&mut self) -> Result<BTreeSet<(IpAddr, u16)>, AgentError> {
-        let generation = self.kernel.generation();
-        let records = self.kernel.records()?;
-        let of_this = records
-            .into_iter()
-            .filter(|(_, value)| value.generation == generation);
-        let ends = of_this.flat_map(|(key, _)| {
-            [
-                (IpAddr::from(key.dst), key.port),
-                (IpAddr::from(key.src), key.port),
-            ]
-        });
-        Ok(ends.collect())
-    }
-
-    /// What is waited for, as far as it is silent.
-    pub(super) fn silent_probes(&self) -> Option<Probing> {
-        let probes = self.probes.as_ref()?;
-        let paths = probes.paths.iter().map(|(number, (_, reply))| {
-            let name = self.ready.numbers.name(*number).unwrap_or("(unknown)");
+    /// What is silent, in words. `name` returns the name of a path.
+    pub(super) fn silent<'a>(&self, name: impl Fn(u16) -> Option<&'a str>) -> Vec<String> {
+        let paths = self.paths.iter().map(|(number, (_, reply))| {
             let what = if *reply { "replies on" } else { "packets on" };
-            format!("{what} path {name}")
+            format!("{what} path {}", name(*number).unwrap_or("(unknown)"))
         });
-        let connections = probes.connections.iter().map(Group::describe);
-        Some(Probing {
-            expected: probes.expected as u64,
-            silent: paths.chain(connections).collect(),
-        })
-    }
-
-    /// Why a policy was taken back that nobody confirmed.
-    pub(super) fn why_unconfirmed(&self) -> String {
-        match self.silent_probes() {
-            Some(Probing { expected, silent }) if !silent.is_empty() => {
-                let mut named: Vec<String> = silent.iter().take(NAMED).cloned().collect();
-                if silent.len() > NAMED {
-                    named.push(format!("{} more", silent.len() - NAMED));
-                }
-                format!(
-                    "as {} of {expected} that were alive before were not after: {}",
-                    silent.len(),
-                    named.join("; ")
-                )
-            }
-            _ => "as nobody confirmed it in time".to_owned(),
-        }
-    }
-}
-
-impl Group {
-    /// The end by which a denial would be known.
-    const fn endpoint(&self) -> (IpAddr, u16) {
-        (self.remote, self.port)
+        let connections = self.connections.iter().map(Group::describe);
+        paths.chain(connections).collect()
     }
 }
 
