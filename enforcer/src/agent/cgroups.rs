@@ -1,4 +1,4 @@
-//! Declared cgroups come and go, and the policies that the kernel knows hear of it.
+//! Declared cgroups come and go; keeps the policies in the kernel up to date with them.
 
 use std::{fs::File, io, path::Path};
 
@@ -13,15 +13,16 @@ use super::{
 use crate::kernel::{KernelError, KnownCgroup, Side, cgroups};
 
 impl Agent {
-    /// A declared cgroup may come at any time, with a new id each time, and go. As long as the policy has to be confirmed,
-    /// the one before is kept up to date, too: it may be in force again at any moment.
+    /// A declared cgroup may appear and disappear at any time, each time with a new id. As long as
+    /// the policy is unconfirmed, the policy before it is kept up to date as well, because it may
+    /// come into force again at any moment.
     pub(super) fn learn_cgroups(&mut self) {
         self.ledger.paths.retry();
         let in_force: &[CgroupRule] = &self.ready.compiled.cgroups;
         let before = self.unconfirmed.as_ref();
         let before: &[CgroupRule] = before.map_or(&[], |before| &before.compiled.cgroups);
-        // What can not be looked at is not taken for gone.
-        let looked = self.room.within(|| {
+        // A cgroup that cannot be looked up does not count as gone.
+        let looked = self.reserve.within(|| {
             let root = File::open(&self.cgroup_root);
             if let Err(error) = root
                 && error.kind() != io::ErrorKind::NotFound
@@ -61,7 +62,7 @@ impl Agent {
         }
     }
 
-    /// Makes what the kernel knows of one policy's cgroups what is there.
+    /// Brings one policy's cgroups in the kernel in line with those that exist.
     fn update(&mut self, side: Side, there: &[KnownCgroup]) -> Result<(), KernelError> {
         let Some(known) = self.kernel.cgroups(side) else {
             return Ok(());
@@ -87,7 +88,8 @@ impl Agent {
     }
 }
 
-/// The declared cgroups that are there, by two policies, with all directories watched in which one may come.
+/// The declared cgroups that exist, under two policies. Watches every directory in which one may
+/// appear.
 fn look(
     root: &Path,
     policies: [&[CgroupRule]; 2],
@@ -98,7 +100,7 @@ fn look(
             let of = policies.map(|rules| watch::of_cgroups(root, rules));
             of.into_iter().flatten().collect()
         };
-        // What came before its parent was under watch is found by looking again.
+        // Looks again, to find what appeared before its parent was watched.
         while directories.only(watched()) {}
     }
     policies.map(|rules| cgroups::resolve(root, rules))

@@ -1,4 +1,4 @@
-//! Asks a running agent, and waits no longer than an answer can take.
+//! Talks to a running agent, and waits no longer than an answer can take.
 
 use std::{
     fs,
@@ -31,15 +31,15 @@ use crate::{
 const ANSWER: Duration = Duration::from_secs(15);
 /// How long it may take to read and compile a large policy.
 const APPLY: Duration = Duration::from_secs(60);
-/// How long it may take until thousands of interfaces are let go.
+/// How long it may take to detach from thousands of interfaces.
 const DETACH: Duration = Duration::from_secs(120);
 
-/// What is in force, and what came of it.
+/// What is in force, and its effect so far.
 ///
 /// # Errors
 ///
-/// No agent runs there, it can not tell, or it does not answer. If none runs, and what one left is in force, that is
-/// named.
+/// No agent runs there, it cannot tell, or it does not answer. If none runs but a previous agent's
+/// policy is still in force, the error names that policy.
 pub fn status(run_dir: &Path, pin_dir: &Path) -> Result<Document<Status>, AgentError> {
     match one(run_dir, &Request::Status {}, ANSWER) {
         Err(error @ AgentError::NoAgent { .. }) => {
@@ -58,7 +58,8 @@ pub fn sources(run_dir: &Path) -> Result<Sources, AgentError> {
     one(run_dir, &Request::Sources {}, ANSWER).map(|document| document.body)
 }
 
-/// Ends the agent and enforcement. Returns when everything is detached. If none runs, what one left in force goes.
+/// Stops the agent and enforcement. Returns once everything is detached. If no agent runs, detaches
+/// what a previous one left in force.
 ///
 /// # Errors
 ///
@@ -69,7 +70,7 @@ pub fn detach(run_dir: &Path, pin_dir: &Path) -> Result<(), AgentError> {
             0 => Err(AgentError::NoAgent { socket }),
             _ => Ok(()),
         },
-        // It is gone, whatever else is different.
+        // It has detached, whatever else differs.
         Err(AgentError::Answer(ReadError::Version(difference))) if difference.is_detached() => {
             Ok(())
         }
@@ -77,21 +78,22 @@ pub fn detach(run_dir: &Path, pin_dir: &Path) -> Result<(), AgentError> {
     }
 }
 
-/// Puts in force what the policy's files hold now, for good or to be confirmed within a time.
+/// Puts in force what the policy's files hold now, either for good or until it is confirmed within
+/// a time.
 ///
 /// # Errors
 ///
-/// No agent runs there, it does not answer, or the policy can not be put in force.
+/// No agent runs there, it does not answer, or the policy cannot be put in force.
 pub fn apply(run_dir: &Path, within: Option<Duration>) -> Result<Document<Applied>, AgentError> {
     let within = within.map(|within| u64::try_from(within.as_millis()).unwrap_or(u64::MAX));
     let request = Request::Apply {
         confirm_within_ms: within,
     };
-    // Thousands of nodes take a while to compile.
+    // Policies with thousands of nodes take a while to compile.
     one(run_dir, &request, APPLY)
 }
 
-/// Keeps the policy that has to be confirmed.
+/// Keeps the policy that is waiting to be confirmed.
 ///
 /// # Errors
 ///
@@ -100,21 +102,22 @@ pub fn confirm(run_dir: &Path) -> Result<Document<Applied>, AgentError> {
     one(run_dir, &Request::Confirm {}, APPLY)
 }
 
-/// Goes back to the policy before.
+/// Goes back to the previous policy.
 ///
 /// # Errors
 ///
-/// No agent runs there, it does not answer, or there is no policy before.
+/// No agent runs there, it does not answer, or there is no previous policy.
 pub fn roll_back(run_dir: &Path) -> Result<Document<Applied>, AgentError> {
     one(run_dir, &Request::Rollback {}, APPLY)
 }
 
-/// Hands over all denials there are, and with `follow` new ones until the agent ends or `each` breaks
-/// off. One that was handed over comes again, with its new count, if the agent had to start over.
+/// Passes every recorded denial to `each`, and with `follow` new ones as well, until the agent ends
+/// or `each` breaks. A denial may be passed again, with its new count, if the agent had to start
+/// over.
 ///
 /// # Errors
 ///
-/// No agent runs there, it can not tell, or it does not answer.
+/// No agent runs there, it cannot tell, or it does not answer.
 pub fn events(
     run_dir: &Path,
     follow: bool,
@@ -124,7 +127,7 @@ pub fn events(
         follow,
         denied: false,
     };
-    // Who follows hears something every few seconds.
+    // A follower hears something every few seconds.
     let mut answers = ask(run_dir, &request, ANSWER.max(3 * SIGN_OF_LIFE))?;
     while let Some(line) = answers.line()? {
         if !line.trim().is_empty() && each(api::read(&line)?).is_break() {
@@ -137,7 +140,7 @@ pub fn events(
 /// What is in force without an agent, if that can be seen.
 fn unattended(pin_dir: &Path) -> Option<AgentError> {
     let kept = Pins::new(pin_dir).kept()?;
-    // Where nobody confirmed the last policy in time, the programs judge by the one before.
+    // If nobody confirmed the last policy in time, the programs apply the one before.
     let KeptPolicy {
         policy,
         generation,
@@ -165,7 +168,7 @@ fn unattended(pin_dir: &Path) -> Option<AgentError> {
     })))
 }
 
-/// Filters that were left, if there are any and they can be seen.
+/// Leftover filters, if there are any and they can be seen.
 fn leftovers() -> Option<AgentError> {
     let found = super::runtime().ok()?.block_on(filters::leftovers()).ok()?;
     (!found.is_empty()).then_some(AgentError::Leftovers { filters: found })
@@ -182,7 +185,7 @@ fn one<T: Kind + DeserializeOwned>(
     }
 }
 
-/// What an agent answers, line by line, each within a time.
+/// An agent's answers, line by line, each within a time limit.
 struct Answers<'a> {
     run_dir: &'a Path,
     limit: Duration,
@@ -223,8 +226,8 @@ fn ask<'a>(
     })
 }
 
-/// Connects. While many others wait for an agent that accepts nobody, the kernel takes no more, and would have this
-/// one wait for ever.
+/// Connects. If the agent accepts no connections, the kernel's backlog fills up, and a blocking
+/// connect would then wait forever.
 fn connected(run_dir: &Path, limit: Duration) -> Result<UnixStream, AgentError> {
     let path = socket_path(run_dir);
     let failed = |errno: Errno| {
@@ -263,12 +266,12 @@ fn is_timeout(error: &io::Error) -> bool {
     )
 }
 
-/// The agent does not answer: what can be said of its process.
+/// The agent does not answer: reports what can be found out about its process.
 fn silent(run_dir: &Path, limit: Duration) -> AgentError {
     let pid = fs::read_to_string(run_dir.join("lock")).ok();
     let pid: Option<u32> = pid.and_then(|pid| pid.trim().parse().ok());
     let stat = pid.and_then(|pid| fs::read_to_string(format!("/proc/{pid}/stat")).ok());
-    // Behind the name, which is in parentheses and may hold anything.
+    // After the name, which is in parentheses and may contain anything.
     let state = stat
         .as_deref()
         .and_then(|stat| stat.rsplit_once(") "))
@@ -305,7 +308,8 @@ mod tests {
         );
     }
 
-    /// An agent that answers one connection with these lines, and what it was asked.
+    /// An agent that answers one connection with these lines. The thread returns the request that
+    /// it received.
     fn agent(run_dir: &Path, answers: &[String]) -> thread::JoinHandle<String> {
         let listener = UnixListener::bind(socket_path(run_dir)).unwrap();
         let answers = answers.join("\n") + "\n";
@@ -457,7 +461,7 @@ mod tests {
             std::process::id()
         );
         assert!(error.starts_with(&expected), "{error}");
-        // Nobody accepts, until the kernel takes no more of them.
+        // Nobody accepts; connect until the backlog is full.
         let waiting: Vec<_> = (0..)
             .map(|_| connected(dir.path(), Duration::ZERO))
             .take_while(Result::is_ok)

@@ -1,4 +1,4 @@
-//! One policy after another: put in force, confirmed, taken back.
+//! Policies in sequence: put in force, confirmed, rolled back.
 
 use std::{
     mem,
@@ -24,7 +24,7 @@ use crate::{
 };
 
 impl Agent {
-    /// Puts a policy in force, for good or until a deadline by which it has to be confirmed.
+    /// Puts a policy in force, either for good or until a deadline by which it must be confirmed.
     pub(super) async fn put_in_force(
         &mut self,
         ready: Ready,
@@ -35,15 +35,16 @@ impl Agent {
             ready.selectors.check(&self.links)?;
         }
         if self.is_unconfirmed() {
-            // Before anything is written about the new one: the old one is still the one that nobody has confirmed.
+            // Before anything is written about the new policy, while the old one is still the
+            // unconfirmed one.
             let generation = self.kernel.generation();
             return Err(KernelError::Unconfirmed { generation }.into());
         }
-        // The programs stay attached where they are: the root itself can not change.
+        // The programs stay attached where they are: the root itself cannot change.
         let resolve = || cgroups::resolve(&self.cgroup_root, &ready.compiled.cgroups);
-        let known = self.room.within(resolve);
+        let known = self.reserve.within(resolve);
         if within.is_some() {
-            // Should the machine start anew, it is not what is put in force.
+            // If the machine restarts, this policy is not put in force.
             self.history.begin(&self.ready.texts, &ready.texts)?;
         }
         let generation = self.kernel.generation();
@@ -62,7 +63,7 @@ impl Agent {
         } else {
             self.remember();
         }
-        // Without them, what nobody has named keeps its addresses alone.
+        // Without the records, denials that are not named yet keep only their addresses.
         let records = self.kernel.records().unwrap_or_default();
         self.ledger.succeed(generation, before, &records);
         self.attach_interfaces(links).await;
@@ -70,7 +71,7 @@ impl Agent {
         Ok(())
     }
 
-    /// The policy in force is what comes back after a restart of the machine.
+    /// Makes the policy in force the one that comes back after a reboot.
     pub(super) fn remember(&mut self) {
         if let Err(error) = self.history.confirm(&self.ready.texts) {
             let error = text::chain(&error);
@@ -83,7 +84,7 @@ impl Agent {
         }
     }
 
-    /// Whether a policy has to be confirmed.
+    /// Whether the policy in force must still be confirmed.
     pub(super) fn is_unconfirmed(&self) -> bool {
         self.unconfirmed.is_some()
     }
@@ -97,13 +98,14 @@ impl Agent {
         self.remember();
         let generation = self.kernel.generation();
         print(&format!("generation {generation} is confirmed"));
-        // Interfaces have one role from now on.
+        // From now on interfaces have a single role.
         self.attach_interfaces(links).await;
         self.learn_cgroups();
         Ok(())
     }
 
-    /// Goes back to the policy before: that of before the deadline, or else the one that was confirmed before the last.
+    /// Goes back to the previous policy: the one before the deadline was set, or else the one
+    /// confirmed before the last.
     pub(super) async fn roll_back(&mut self, links: &LinkEvents) -> Result<(), AgentError> {
         if self.is_unconfirmed() {
             self.fall_back("by request", links).await;
@@ -115,13 +117,14 @@ impl Agent {
         let ready = start::prepare(&self.options, texts, &given_up.numbers)?;
         self.put_in_force(ready, None, links).await?;
         self.totals.rolled_back_by_request += 1;
-        // What the files hold stays as it is, and is not put in force by itself.
+        // The files keep their contents, which are put in force only on request.
         self.history.begin(&self.ready.texts, &given_up.texts)?;
         self.learn_cgroups();
         Ok(())
     }
 
-    /// Whether nobody confirmed the policy in time: then the programs judge by the one before already.
+    /// Checks whether the deadline passed without confirmation. In that case the programs already
+    /// apply the previous policy.
     pub(super) async fn settle(&mut self, links: &LinkEvents) {
         let deadline = self.kernel.deadline();
         if deadline.is_some_and(|deadline| now() >= deadline) {
@@ -154,7 +157,7 @@ impl Agent {
         self.learn_cgroups();
     }
 
-    /// The roles of interfaces under the policy that the programs may fall back to.
+    /// Sets the roles of interfaces under the policy that the programs may fall back to.
     pub(super) fn know_fallback_roles(&mut self) {
         let roles = match (&self.unconfirmed, self.kernel.cgroups(Side::Fallback)) {
             (Some(before), Some(_)) => before.selectors.roles(&self.links),
@@ -204,13 +207,13 @@ impl Agent {
         Ok(())
     }
 
-    /// Answers those who wanted the files to be put in force.
+    /// Answers the clients that asked to have the files put in force.
     pub(super) fn answer_applied(&mut self, asked: Asked, applied: Result<(), AgentError>) {
         let Asked::ToApply(within) = asked else {
             return;
         };
         let answer = applied.and_then(|()| {
-            // Once more the same: it has as much time again.
+            // Applying the same policy again gives it the full time again.
             if let (true, Some(within)) = (self.is_unconfirmed(), within) {
                 self.kernel.extend(within)?;
             }
@@ -222,10 +225,10 @@ impl Agent {
         }
     }
 
-    /// Answers who asked for something to be confirmed or taken back.
+    /// Answers the client that asked to confirm or roll back.
     pub(super) fn reply_applied(&self, reply: Answer<Applied>, done: Result<(), AgentError>) {
         let answer = done.map(|()| self.applied());
-        // Whoever asked may have gone.
+        // The client may be gone.
         drop(reply.send(answer.map_err(|error| Box::new(error.document()))));
     }
 
@@ -238,7 +241,7 @@ impl Agent {
         }
     }
 
-    /// Until when the policy in force has to be confirmed.
+    /// When the policy in force must be confirmed.
     pub(super) fn confirm_by(&self) -> Option<String> {
         let left = self.kernel.deadline()?.saturating_sub(now());
         Some(rfc3339(SystemTime::now() + Duration::from_nanos(left)))

@@ -1,4 +1,5 @@
-//! Names of interfaces and cgroups for the records of denials, kept when what they name has gone.
+//! Names of interfaces and cgroups for the records of denials. They are kept after the interface or
+//! cgroup is gone.
 
 use std::collections::{HashMap, HashSet};
 
@@ -6,10 +7,10 @@ use enforcer_common::record::{RecordKey, subject};
 
 use super::SubjectKind;
 
-/// Who a record names.
+/// The subject that a record names.
 pub(super) type Who = (SubjectKind, u64);
 
-/// Who a record is about.
+/// The subject of a record.
 pub(super) fn who(key: &RecordKey) -> Who {
     let kind = match key.subject_kind {
         subject::INTERFACE => SubjectKind::Interface,
@@ -18,14 +19,14 @@ pub(super) fn who(key: &RecordKey) -> Who {
     (kind, key.subject)
 }
 
-/// More names than this are not kept without need.
+/// Above this number, only names that are needed are kept.
 const FULL: usize = 1 << 15;
 
 #[derive(Debug, Default)]
 pub(super) struct Names(HashMap<Who, String>);
 
 impl Names {
-    /// What is there has this name. A new interface with an old index takes its name.
+    /// Records the current name. A new interface that reuses an index takes over its entry.
     pub fn learn(&mut self, who: Who, name: &str) {
         match self.0.get(&who) {
             Some(known) if known == name => {}
@@ -33,17 +34,17 @@ impl Names {
         }
     }
 
-    /// The name that it has, or had.
+    /// The current or the last name.
     pub fn get(&self, who: Who) -> Option<&str> {
         self.0.get(&who).map(String::as_str)
     }
 
-    /// Whether it is time for [`Self::keep`].
+    /// Whether it is time to call [`Self::keep`].
     pub fn is_full(&self) -> bool {
         self.0.len() > FULL
     }
 
-    /// Keeps these alone.
+    /// Keeps only these.
     pub fn keep(&mut self, wanted: &HashSet<Who>) {
         self.0.retain(|who, _| wanted.contains(who));
         self.0.shrink_to_fit();

@@ -1,5 +1,5 @@
-//! Reads the policy's files on a thread of its own. A file system may take its time, or never answer, and a large
-//! policy takes seconds to compile: the agent is there for everything else meanwhile.
+//! Reads the policy's files on a separate thread. A file system may be slow or never answer, and a
+//! large policy takes seconds to compile. Meanwhile, the agent can do everything else.
 
 use std::{
     sync::{Arc, mpsc},
@@ -17,68 +17,69 @@ use super::{
 };
 use crate::files;
 
-/// A look that takes longer is told.
+/// A read that takes longer is reported.
 pub(super) const LIMIT: Duration = Duration::from_secs(10);
 
-/// The thread, as the agent sees it.
+/// The agent's handle to the thread.
 pub(super) struct Reader {
     jobs: mpsc::Sender<Job>,
     outcomes: news::UnboundedReceiver<Outcome>,
-    /// Since when it has been at it.
+    /// Since when the thread has been reading.
     busy: Option<Instant>,
     again: Option<Asked>,
 }
 
-/// Who wants to know.
+/// Who asked to have the files read.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Asked {
     /// A person, by a signal.
     ByPerson,
-    /// Something may have changed, or some time is over.
+    /// The agent, because something may have changed or a timer expired.
     ByAgent,
-    /// A person, to have what they hold put in force, whatever was said of it before.
+    /// A person, to have the files' contents put in force, even if they are otherwise put in force
+    /// only on request.
     ToApply(Option<Duration>),
 }
 
-/// What the files hold.
+/// What the files hold, compared with what is known.
 pub(super) enum Change {
-    /// What is in force.
+    /// The policy in force.
     Same,
-    /// What is put in force on request only.
+    /// A policy that is put in force only on request.
     Waiting,
-    /// Something else.
+    /// Another policy.
     New(Box<Ready>),
 }
 
-/// What is known of the files.
+/// What is already known about the files.
 pub(super) struct Seen<'a> {
-    /// What is in force.
+    /// The policy in force.
     pub ready: &'a Ready,
-    /// Digests of what is not put in force by itself.
+    /// Digests of what is put in force only on request.
     pub waiting: Vec<&'a str>,
 }
 
-/// What is in force, to be compared.
+/// What to compare the files with.
 struct Job {
     texts: Arc<[SourceText]>,
     numbers: PathNumbers,
     waiting: Vec<String>,
     asked: Asked,
-    /// Where the files are is watched from now on.
+    /// The watch, which is extended to where the files are.
     directories: Option<Directories>,
 }
 
-/// What came of a look.
+/// The result of a read.
 pub(super) struct Outcome {
     pub asked: Asked,
     /// What the files hold.
     pub changed: Result<Change, AgentError>,
-    /// Whether the kernel's limit of watches left some of them out.
+    /// Whether some files are not watched because of the kernel's limit on watches.
     pub has_no_room: bool,
 }
 
 impl Reader {
-    /// Starts the thread. It ends with this handle, or when it gets its answer after that.
+    /// Starts the thread. It ends when this handle is dropped, after a read that is in progress.
     pub fn start(options: AgentOptions) -> Result<Self, AgentError> {
         let (jobs, todo) = mpsc::channel::<Job>();
         let (done, outcomes) = news::unbounded_channel();
@@ -101,10 +102,10 @@ impl Reader {
         })
     }
 
-    /// Has the files looked at, or once more if that is being done.
+    /// Requests a read of the files, or another one if a read is in progress.
     pub fn look(&mut self, asked: Asked, seen: Seen<'_>, directories: Option<Directories>) {
         if self.busy.is_some() && directories.is_none() {
-            // Who waits for an answer comes first.
+            // A client that waits for an answer takes precedence.
             let is_less = matches!(self.again, None | Some(Asked::ByAgent));
             if is_less || matches!(asked, Asked::ToApply(_)) {
                 self.again = Some(asked);
@@ -129,7 +130,7 @@ impl Reader {
         }
     }
 
-    /// Waits for what came of it. Never ends if nothing was asked for.
+    /// Waits for the result. Never completes if no read was requested.
     pub async fn outcome(&mut self) -> Outcome {
         match self.outcomes.recv().await {
             Some(outcome) => {
@@ -140,12 +141,12 @@ impl Reader {
         }
     }
 
-    /// Who asked meanwhile.
+    /// The request that arrived during the last read.
     pub fn again(&mut self) -> Option<Asked> {
         self.again.take()
     }
 
-    /// Whether it takes longer than it should.
+    /// Whether the read takes longer than it should.
     pub fn is_late(&self) -> bool {
         self.busy.is_some_and(|since| since.elapsed() > LIMIT)
     }
@@ -185,7 +186,7 @@ fn changed(
     }
     let texts = files::read_settled(&options.inputs, || thread::sleep(files::QUIET))?;
     if texts == in_force {
-        // It was only half written before.
+        // The file was only partly written at the first read.
         return Ok(Change::Same);
     }
     if !waiting.is_empty() && waiting.contains(&text_digest(&texts)) {

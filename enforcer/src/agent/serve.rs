@@ -1,4 +1,4 @@
-//! The agent's life: begin, turn after turn, and an end that leaves nothing behind.
+//! The agent's life cycle: start, event loop, and an end that leaves nothing behind.
 
 use std::{io, mem, path::PathBuf, sync::Arc, time::Duration};
 
@@ -13,6 +13,7 @@ use tokio::{
 use super::{
     AgentError, AgentOptions, Event, Listener, SubjectKind,
     control::{Answer, Command, Control, ShutdownAck},
+    descriptors::DescriptorReserve,
     faults::{Faults, Kind, PolicyFault},
     flood,
     history::History,
@@ -25,7 +26,6 @@ use super::{
     print::{Priority, print, print_as},
     privileges,
     reader::{Asked, Change, Outcome, Reader},
-    room::Room,
     scrape::Endpoint,
     start::{self, CHANGED, First, Lock, Ready, UNCONFIRMED},
     watch::{self, Directories},
@@ -41,24 +41,24 @@ pub struct Agent {
     pub(super) options: AgentOptions,
     pub(super) kernel: Kernel,
     pub(super) ready: Arc<Ready>,
-    /// The policy before, as long as that one has to be confirmed.
+    /// The previous policy, while the one in force is unconfirmed.
     pub(super) unconfirmed: Option<Arc<Ready>>,
-    /// What was taken back last, in a sentence.
+    /// What was rolled back last, as a sentence.
     pub(super) rolled_back: Option<String>,
     pub(super) history: History,
-    /// Digest of what the files hold, where it is put in force on request only.
+    /// Digest of the files' contents, if they are put in force only on request.
     pub(super) waiting: Option<String>,
-    /// Who waits for what becomes of the files that are being read.
+    /// Clients that wait for the result of the read in progress.
     pub(super) applying: Vec<Answer<Applied>>,
     /// What does not work at present.
     pub(super) faults: Faults,
-    /// What became of the newest policy.
+    /// Whether the newest policy could be put in force.
     pub(super) policy_fault: PolicyFault,
-    pub(super) room: Room,
+    pub(super) reserve: DescriptorReserve,
     pub(super) cgroup_root: PathBuf,
-    /// The inode of the cgroup root that programs are attached to, or as many of them as can be.
+    /// The inode of the cgroup root, once all programs that the kernel accepts are attached to it.
     pub(super) attached_root: Option<u64>,
-    /// What tells where declared cgroups come and go; nothing where the kernel has no more of them.
+    /// Reports where declared cgroups come and go; `None` if the kernel has no more watches.
     pub(super) directories: Option<Directories>,
     pub(super) ledger: Ledger,
     pub(super) links: Vec<Link>,
@@ -66,11 +66,11 @@ pub struct Agent {
     pub(super) budget: flood::Budget,
     pub(super) manager: Manager,
     pub(super) totals: Totals,
-    /// Where Prometheus asks; nothing where it may not, or can not at present.
+    /// The listener for Prometheus; `None` if it is switched off or does not work at present.
     metrics: Option<Endpoint>,
     commands: mpsc::Sender<Command>,
     ticks: u32,
-    /// Whether nothing is left of agents before this one.
+    /// Whether nothing is left of previous agents.
     pub(super) has_retired_others: bool,
     /// Whether there may be more records than when they were last counted.
     has_new_records: bool,
@@ -91,7 +91,7 @@ struct EventSources {
     terminate: Signal,
 }
 
-/// One of the things that happen.
+/// One event.
 enum AgentEvent {
     Denied(Result<Vec<RecordKey>, KernelError>),
     Links,
@@ -104,12 +104,13 @@ enum AgentEvent {
     Stop,
 }
 
-/// How often what nobody announces is looked after: room for records, the kernel's log.
+/// How often to check what nothing announces: the number of records, the kernel programs' log.
 const TICK: Duration = Duration::from_secs(1);
-/// In how many ticks interfaces, cgroups and files are looked at, whose news may have been lost, or which could
-/// not be watched, and what did not work is tried again.
+/// Every how many ticks to check interfaces, cgroups and files, since their events may have been
+/// lost or could not be watched, and to retry what did not work.
 const LOOK: u32 = 5;
-/// Records are removed when there are more than this, until there are at most [`RECORDS_KEPT`].
+/// When there are more records than this, some are removed, until at most [`RECORDS_KEPT`] are
+/// left.
 const RECORDS_FULL: usize = limits::MAX_RECORDS as usize / 4 * 3;
 const RECORDS_KEPT: usize = limits::MAX_RECORDS as usize / 2;
 
@@ -118,7 +119,7 @@ pub async fn run(options: AgentOptions) -> Result<(), AgentError> {
     privileges::of_agent()?;
     let state_dir = options.pin.then_some(options.state_dir.as_path());
     let history = History::open(state_dir, &options.inputs);
-    // A policy that is not valid, where there is no other, is told before anything is touched.
+    // If the policy is not valid and there is no other, report that before touching anything.
     let mut first = start::first(&options, &history, None)?;
     let lock = start::lock(&options.run_dir)?;
     let found = look_for_pins(&options)?;
@@ -126,19 +127,19 @@ pub async fn run(options: AgentOptions) -> Result<(), AgentError> {
     if let Some(kept) = kept.filter(|kept| kept.last != 0) {
         first = start::first(&options, &history, Some(kept))?;
     }
-    let room = Room::reserve();
-    let (control, commands) = Control::open(&options.run_dir, room)?;
+    let reserve = DescriptorReserve::set_aside();
+    let (control, commands) = Control::open(&options.run_dir, reserve)?;
     let commands = (control.commands(), commands);
-    let (mut agent, mut sources) = begin(options, history, first, found, commands, room).await?;
+    let (mut agent, mut sources) = begin(options, history, first, found, commands, reserve).await?;
     agent.print_start();
     let status = agent.status_line();
-    agent.room.within(|| agent.manager.ready(status));
+    agent.reserve.within(|| agent.manager.ready(status));
     let shutdown = agent.live(&mut sources).await;
     agent.manager.stopping(match shutdown {
         None if agent.kernel.pinned_at().is_some() => "ends, and what is in force stays in force",
         _ => "ends, and detaches everything",
     });
-    // From here on nothing may fail, and all of it goes, in this order.
+    // From here on nothing may fail, and everything is removed, in this order.
     agent.print_summary();
     match (&shutdown, agent.kernel.pinned_at()) {
         (None, Some(_)) => print(
@@ -160,7 +161,7 @@ pub async fn run(options: AgentOptions) -> Result<(), AgentError> {
     Ok(())
 }
 
-/// What an agent before this one left pinned; nothing where enforcement is to end with this one.
+/// What a previous agent left pinned; `None` if enforcement should end with this agent.
 fn look_for_pins(options: &AgentOptions) -> Result<Option<Found>, AgentError> {
     let pins = Pins::new(&options.pin_dir);
     if options.pin {
@@ -174,17 +175,17 @@ fn look_for_pins(options: &AgentOptions) -> Result<Option<Found>, AgentError> {
     Err(KernelError::PinsLeft { path }.into())
 }
 
-/// Loads, applies and attaches. What can not be attached is tried again later; on failure, what was attached goes
-/// with the kernel handle.
+/// Loads, applies and attaches. What cannot be attached is retried later. On failure, dropping the
+/// kernel handle detaches what was attached.
 async fn begin(
     options: AgentOptions,
     history: History,
     first: First,
     found: Option<Found>,
     (to_agent, commands): (mpsc::Sender<Command>, mpsc::Receiver<Command>),
-    room: Room,
+    reserve: DescriptorReserve,
 ) -> Result<(Agent, EventSources), AgentError> {
-    // From now on a signal is a wish to end, not a sudden death half-way.
+    // From now on a signal is a request to stop, instead of killing the process halfway.
     let hangup = listen(SignalKind::hangup())?;
     let interrupt = listen(SignalKind::interrupt())?;
     let terminate = listen(SignalKind::terminate())?;
@@ -208,8 +209,8 @@ async fn begin(
     let mut totals = Totals::new();
     let mut resumed = kernel.resume(ready.as_new(&[]))?;
     if !(resumed && unconfirmed.is_some() && kernel.deadline().is_some()) {
-        // Nothing waits to be confirmed, it is too late, or what waits is not what this agent would confirm: of another
-        // version, say, whose maps it does not go on with.
+        // Nothing waits to be confirmed, or it is too late, or this agent cannot confirm what
+        // waits, for example because it is of another version whose maps this agent does not adopt.
         if kernel.fall_back()? || unconfirmed.is_some() {
             totals.rolled_back_unconfirmed += 1;
         }
@@ -262,7 +263,7 @@ async fn begin(
         applying: Vec::new(),
         faults: Faults::default(),
         policy_fault: PolicyFault::default(),
-        room,
+        reserve,
         cgroup_root,
         attached_root: None,
         links: there,
@@ -288,7 +289,7 @@ async fn begin(
     agent.watch(&mut sources);
     agent.serve_metrics();
     agent.learn_cgroups();
-    // Once more, now that it is watched.
+    // Once more, now that the files are watched.
     sources.reader.look(Asked::ByAgent, agent.seen(), None);
     memory::give_back();
     Ok((agent, sources))
@@ -326,7 +327,8 @@ async fn changed(events: &mut Option<watch::Events>) {
 }
 
 impl Agent {
-    /// Until somebody ends it; by request, with whom to tell.
+    /// Handles events until somebody stops the agent. Returns the acknowledgement to send if that
+    /// was a request.
     async fn live(&mut self, sources: &mut EventSources) -> Option<ShutdownAck> {
         loop {
             match sources.next().await {
@@ -344,7 +346,7 @@ impl Agent {
                 AgentEvent::Read(outcome) => self.read(outcome, sources).await,
                 AgentEvent::Tick => self.tick(sources).await,
                 AgentEvent::Reload => {
-                    self.room.within(|| self.manager.reloading());
+                    self.reserve.within(|| self.manager.reloading());
                     sources.reader.look(Asked::ByPerson, self.seen(), None);
                 }
                 AgentEvent::Stop => return None,
@@ -374,7 +376,7 @@ impl Agent {
             self.ledger.settle(&records);
             memory::give_back();
         }
-        // To count them takes a walk through all of their table.
+        // Counting them takes a walk through the whole table.
         if mem::take(&mut self.has_new_records) {
             self.make_room();
         }
@@ -407,7 +409,7 @@ impl Agent {
             Command::Apply(within, reply) => {
                 self.settle(&sources.links).await;
                 self.applying.push(reply);
-                self.room.within(|| self.manager.reloading());
+                self.reserve.within(|| self.manager.reloading());
                 sources
                     .reader
                     .look(Asked::ToApply(within), self.seen(), None);
@@ -425,7 +427,7 @@ impl Agent {
     }
 
     fn answer(&mut self, ask: Command) {
-        // Whoever asked may have gone.
+        // The client may be gone.
         match ask {
             Command::Status(reply) => drop(reply.send(self.status().map_err(|e| text::chain(&e)))),
             Command::Sources(reply) => drop(reply.send(self.sources())),
@@ -433,7 +435,7 @@ impl Agent {
                 drop(reply.send(self.metrics().map_err(|e| text::chain(&e))));
             }
             Command::Events(reply) => {
-                // Subscribed first, so that none is missed between.
+                // Subscribe first, so that no event is missed in between.
                 let new = self.news.subscribe();
                 let events = self.events().map(|events| (events, new));
                 drop(reply.send(events.map_err(|e| text::chain(&e))));
@@ -445,8 +447,8 @@ impl Agent {
         }
     }
 
-    /// All denials there are, in the order of their last time; if they are many, one of each sender and endpoint
-    /// comes first.
+    /// All recorded denials, ordered by when they last happened. If there are many, one of each
+    /// sender and endpoint comes first.
     pub(super) fn events(&mut self) -> Result<Vec<Event>, KernelError> {
         let mut records = self.kernel.records()?;
         records.sort_by_key(|(_, value)| value.last_ns);
@@ -461,7 +463,7 @@ impl Agent {
         Ok(flood::order_to_list(events.collect()))
     }
 
-    /// Has directories watched, unless that is done. Without that, they are looked at by the clock.
+    /// Sets up the watches that are missing. Without them, directories are checked periodically.
     fn watch(&mut self, sources: &mut EventSources) {
         let without = |what: &str, error: &io::Error| {
             let error = text::chain(error);
@@ -471,7 +473,7 @@ impl Agent {
             )
         };
         if self.directories.is_none() {
-            match self.room.within(watch::for_directories) {
+            match self.reserve.within(watch::for_directories) {
                 Ok((events, directories)) => {
                     (sources.cgroups, self.directories) = (Some(events), Some(directories));
                     self.faults.clear(Kind::CgroupWatch);
@@ -486,7 +488,7 @@ impl Agent {
             }
         }
         if sources.files.is_none() {
-            match self.room.within(watch::for_files) {
+            match self.reserve.within(watch::for_files) {
                 Ok((events, directories)) => {
                     sources.files = Some(events);
                     let look = Some(directories);
@@ -504,7 +506,8 @@ impl Agent {
         }
     }
 
-    /// Removes records when they are many; what they counted is added up. Of each sender something is kept.
+    /// Removes records when there are many, and adds up their counts. Something of each sender is
+    /// kept.
     fn make_room(&mut self) {
         let Ok(mut records) = self.kernel.records() else {
             return;
@@ -513,7 +516,7 @@ impl Agent {
             flood::order_to_keep(&mut records);
             let mut evicted = 0;
             for (key, value) in records.drain(RECORDS_KEPT..) {
-                // The count may have grown since it was read: what is removed is what counts.
+                // The count may have grown since it was read: what counts is the value at removal.
                 let count = self
                     .kernel
                     .record(&key)
@@ -531,7 +534,7 @@ impl Agent {
         self.ledger.keep_names(keys, of_links);
     }
 
-    /// Puts the policy in force if its files changed. One that is broken is told once.
+    /// Puts the policy in force if its files changed. A broken policy is reported once.
     async fn read(&mut self, outcome: Outcome, sources: &mut EventSources) {
         let Outcome {
             asked,
@@ -586,14 +589,16 @@ impl Agent {
         }
     }
 
-    /// A policy is not put in force. One that is read again and again is told and counted once.
+    /// Records that a policy was not put in force. One that is read repeatedly is reported and
+    /// counted once.
     fn not_put_in_force(&mut self, error: String, asked: Asked) {
         if self.policy_fault.set(error) || asked != Asked::ByAgent {
             self.totals.failed += 1;
         }
     }
 
-    /// Listens for Prometheus, where that is wanted and not done: an address may come later than the agent.
+    /// Listens for Prometheus, if that is wanted and not done yet: an address may be added after
+    /// the agent has started.
     fn serve_metrics(&mut self) {
         let Some(at) = self.options.metrics else {
             return;
@@ -601,7 +606,7 @@ impl Agent {
         if self.metrics.is_some() {
             return;
         }
-        match Endpoint::open(at, self.room, self.commands.clone()) {
+        match Endpoint::open(at, self.reserve, self.commands.clone()) {
             Ok(endpoint) => {
                 self.metrics = Some(endpoint);
                 self.faults.clear(Kind::Metrics);
@@ -614,12 +619,12 @@ impl Agent {
         }
     }
 
-    /// Sockets that have a port which the policy would not let them bind.
+    /// Sockets with a port that the policy would not let them bind.
     pub(super) fn refused_listeners(&mut self) -> Vec<Listener> {
         let root = cgroups::below_mount(&self.cgroup_root);
         let (compiled, paths) = (&self.ready.compiled, &mut self.ledger.paths);
         let found = self
-            .room
+            .reserve
             .within(|| listeners::refused(compiled, paths, &root));
         match found {
             Ok(found) => {
@@ -633,7 +638,7 @@ impl Agent {
         }
     }
 
-    /// Declared, and of no effect at present.
+    /// What is declared but has no effect at present.
     pub(super) fn notes(&self) -> Vec<String> {
         let mut notes = self.ready.policy.warnings.clone();
         notes.extend(enforcer_policy::warnings_for_node(
@@ -643,8 +648,8 @@ impl Agent {
         notes.extend(self.ready.selectors.notes(&self.links));
         for rule in &self.ready.compiled.cgroups {
             let expand = || cgroups::expand(&self.cgroup_root, &rule.pattern);
-            // That of the node's own init has no component, and need not be there.
-            if !rule.components.is_empty() && self.room.within(expand).is_empty() {
+            // The rule for the node's own init has no component, and its cgroup need not exist.
+            if !rule.components.is_empty() && self.reserve.within(expand).is_empty() {
                 let components = rule.components.join(", ");
                 notes.push(format!(
                     "cgroup `{}` of {components} does not exist yet",

@@ -202,7 +202,7 @@ fn read(path: &str) -> String {
 const BEGIN: &str = "<!-- metrics:begin -->\n";
 const END: &str = "<!-- metrics:end -->\n";
 
-/// The table in the page is this module's.
+/// The table on the page is the one in this module.
 #[test]
 fn the_page_lists_every_metric() {
     let mut table = "| metric | type | labels | meaning |\n|---|---|---|---|\n".to_owned();
@@ -230,7 +230,7 @@ fn the_page_lists_every_metric() {
     );
 }
 
-/// What rules and page name is there, and the page names every alert.
+/// Rules and the page name only metrics that exist, and the page names every alert.
 #[test]
 fn rules_name_what_is_exported() {
     let names: Vec<String> = FAMILIES.iter().map(full_name).collect();
@@ -243,7 +243,7 @@ fn rules_name_what_is_exported() {
         for word in
             words.filter(|word| word.starts_with("enforcer_") && word.len() > "enforcer_".len())
         {
-            // Names of chains, programs and labels are others'.
+            // These names of chains, programs and labels belong to others.
             assert!(
                 names.iter().any(|name| name == word),
                 "{word} is not exported"
@@ -263,12 +263,12 @@ fn rules_name_what_is_exported() {
     }
 }
 
-/// The port is nobody else's that a node may have.
+/// The port collides with nothing that a node usually runs.
 #[test]
 fn the_port_is_free() {
     let port = super::super::METRICS.port();
     assert!(!read("policies/catalogue.yaml").contains(&port.to_string()));
     assert!(super::super::METRICS.ip().is_loopback());
-    // Exporters, NodePorts and what the kernel hands out.
+    // The ports of exporters, NodePorts and ephemeral ports.
     assert!(!(9100..10_000).contains(&port) && port < 30_000);
 }

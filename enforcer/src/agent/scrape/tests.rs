@@ -9,17 +9,21 @@ use super::*;
 
 const ANY: SocketAddr = SocketAddr::new(std::net::IpAddr::V4(Ipv4Addr::LOCALHOST), 0);
 
-/// An endpoint whose agent says why it has no metrics, and how often it was asked.
+/// Runs `check` with an endpoint whose agent has no metrics and says why. The semaphore counts the
+/// queries.
 fn with_endpoint<F: Future<Output = ()>>(check: impl FnOnce(SocketAddr, Arc<Semaphore>) -> F) {
     let runtime = super::super::runtime().unwrap();
     runtime.block_on(async {
         let taken = TcpListener::bind(ANY).await.unwrap();
         let at = taken.local_addr().unwrap();
         let (commands, mut asked) = mpsc::channel(1);
-        let room = Room::reserve();
-        assert!(Endpoint::open(at, room, commands.clone()).is_err(), "taken");
+        let reserve = DescriptorReserve::set_aside();
+        assert!(
+            Endpoint::open(at, reserve, commands.clone()).is_err(),
+            "taken"
+        );
         drop(taken);
-        let endpoint = Endpoint::open(at, room, commands).unwrap();
+        let endpoint = Endpoint::open(at, reserve, commands).unwrap();
         let count = Arc::new(Semaphore::new(0));
         let counted = Arc::clone(&count);
         tokio::spawn(async move {
@@ -32,7 +36,7 @@ fn with_endpoint<F: Future<Output = ()>>(check: impl FnOnce(SocketAddr, Arc<Sema
         });
         check(at, count).await;
         drop(endpoint);
-        // The listener goes with it.
+        // The listener ends with it.
         for _ in 0..100 {
             if TcpStream::connect(at).await.is_err() {
                 return;
@@ -43,10 +47,10 @@ fn with_endpoint<F: Future<Output = ()>>(check: impl FnOnce(SocketAddr, Arc<Sema
     });
 }
 
-/// What comes back for bytes, until the end of the connection.
+/// Everything that comes back for these bytes until the connection ends.
 async fn answer_to(at: SocketAddr, request: &[u8]) -> String {
     let mut stream = TcpStream::connect(at).await.unwrap();
-    // It may have been refused before it was read.
+    // The connection may have been refused before the request was read.
     let _ = stream.write_all(request).await;
     let mut answer = Vec::new();
     let _ = stream.read_to_end(&mut answer).await;
@@ -98,7 +102,7 @@ fn requests_are_answered_and_others_refused() {
     });
 }
 
-/// One more displaces the oldest, and who only sits there is dropped.
+/// A new connection displaces the oldest, and an idle one is dropped.
 #[test]
 fn nobody_can_hold_it() {
     with_endpoint(|at, _| async move {
