@@ -1,10 +1,10 @@
-//! The network namespace that is enforced in.
+//! The network namespace in which the policy is enforced.
 
 use std::{io, os::fd::AsRawFd as _};
 
 use super::KernelError;
 
-/// Unchanging name of the network namespace that this process is in.
+/// A unique and unchanging number of this process's network namespace.
 pub(super) fn netns_cookie() -> Result<u64, KernelError> {
     let system = |source| KernelError::System {
         action: "ask for the cookie of the network namespace (Linux 5.14)",
