@@ -1,4 +1,4 @@
-//! Reads the files of policies and cases. Nothing else does.
+//! Reads the files of policies and cases. No other module does.
 
 use std::collections::HashSet;
 use std::fs::{self, File, FileType, OpenOptions};
@@ -14,14 +14,14 @@ use enforcer_policy::{
     from_texts, text,
 };
 
-/// What stands for standard input where a file is wanted.
+/// Stands for standard input in place of a file name.
 pub const STANDARD_INPUT: &str = "-";
 
-/// How the files with a policy's own tests end.
+/// The suffix of files with a policy's own tests.
 pub const CASES_SUFFIX: &str = ".cases.yaml";
 
-/// Reads and checks a policy from files and directories. Of a directory, every `*.yaml` and `*.yml` in the
-/// order of their names, but no `*.cases.yaml`, and no directory below it.
+/// Reads and checks a policy from files and directories. A directory stands for every `*.yaml` and
+/// `*.yml` directly in it, except `*.cases.yaml`, ordered by name.
 pub fn load(inputs: &[PathBuf]) -> Result<Policy, PolicyErrors> {
     from_texts(&read_sources(inputs)?)
 }
@@ -46,8 +46,9 @@ pub fn read_sources(inputs: &[PathBuf]) -> Result<Vec<SourceText>, PolicyErrors>
         .collect()
 }
 
-/// Reads the files that [`load`] would read, if each of them can be read as often as wanted: what is no
-/// regular file is refused, and never waited for. (A file system that does not answer is.)
+/// Reads the files that [`load`] would read, provided that each can be read any number of times:
+/// anything but a regular file is refused, without waiting for it. (A file system that does not
+/// answer is waited for.)
 pub fn read_again_and_again(inputs: &[PathBuf]) -> Result<Vec<SourceText>, PolicyErrors> {
     files(inputs)?
         .iter()
@@ -55,14 +56,14 @@ pub fn read_again_and_again(inputs: &[PathBuf]) -> Result<Vec<SourceText>, Polic
         .collect()
 }
 
-/// How long files must have stayed as they are before a change of them counts. Whoever writes a file in place empties it
-/// first, and the first half of a policy may be a policy, too.
+/// How long files must stay unchanged before a change counts. An editor that writes a file in place
+/// truncates it first, and the first half of a policy may be a valid policy, too.
 pub const QUIET: Duration = Duration::from_millis(100);
-/// Files that change for so many times that long are not read.
+/// After this many changes, one after another, the files are not read.
 const RESTLESS: u32 = 100;
 
-/// [`read_again_and_again`], as soon as nobody is writing: the files were the same before `pause` (of [`QUIET`]), after it,
-/// and when all of them had been read.
+/// [`read_again_and_again`] once nobody is writing: the files must be the same before `pause` (of
+/// [`QUIET`]), after it, and once all of them have been read.
 pub fn read_settled(
     inputs: &[PathBuf],
     mut pause: impl FnMut(),
@@ -87,7 +88,8 @@ pub fn read_settled(
     Err(PolicyError::unreadable(&name, message.to_owned(), None).into())
 }
 
-/// What changes when a file is written or exchanged: device, inode, size, and the times of the last change in nanoseconds.
+/// What changes when a file is written or replaced: device, inode, size, and the time of the last
+/// change in nanoseconds.
 type Stamp = (PathBuf, Option<[i128; 5]>);
 
 fn stamps(inputs: &[PathBuf]) -> Vec<Stamp> {
@@ -111,8 +113,8 @@ fn stamps(inputs: &[PathBuf]) -> Vec<Stamp> {
         .collect()
 }
 
-/// Whether [`read_again_and_again`] would read the same again. Nothing is kept in memory for it, so that
-/// it may be asked often; what can not be read is not the same.
+/// Whether [`read_again_and_again`] would read the same again. Uses no memory that grows with the
+/// files, so it may be called often. A file that cannot be read is not the same.
 pub fn is_unchanged(inputs: &[PathBuf], sources: &[SourceText]) -> bool {
     let Ok(files) = files(inputs) else {
         return false;
@@ -124,7 +126,7 @@ pub fn is_unchanged(inputs: &[PathBuf], sources: &[SourceText]) -> bool {
         })
 }
 
-/// Whether a file holds just that.
+/// Whether a file holds exactly this text.
 fn holds(path: &Path, text: &str) -> io::Result<bool> {
     let Ok(file) = open_regular(path)? else {
         return Ok(false);
@@ -153,13 +155,13 @@ struct Found {
 
 #[derive(Clone, Copy)]
 enum Origin {
-    /// It was named itself, and may be a pipe.
+    /// It was given by name, and may be a pipe.
     Named,
-    /// It is in a directory that was named.
+    /// It is in a directory that was given by name.
     InDirectory,
 }
 
-/// The files that inputs are, or that are in them.
+/// The files that the inputs are or contain.
 fn files(inputs: &[PathBuf]) -> Result<Vec<Found>, PolicyErrors> {
     let mut files = Vec::new();
     for input in inputs {
@@ -174,7 +176,7 @@ fn files(inputs: &[PathBuf]) -> Result<Vec<Found>, PolicyErrors> {
             });
         }
     }
-    // A file that is named twice, say by itself and by its directory, is one file.
+    // A file given twice, for example by its own name and by its directory, counts once.
     let mut seen = HashSet::new();
     files.retain(|Found { path, .. }| {
         seen.insert(fs::canonicalize(path).unwrap_or_else(|_| path.clone()))
@@ -182,10 +184,10 @@ fn files(inputs: &[PathBuf]) -> Result<Vec<Found>, PolicyErrors> {
     Ok(files)
 }
 
-/// Opens a regular file without ever waiting for somebody at its other end; else says what it is.
+/// Opens a regular file, without ever waiting for a peer; for anything else, returns its type.
 fn open_regular(path: &Path) -> io::Result<Result<File, FileType>> {
-    // To open a device may do something already, so it is looked at first; and once more when it is open,
-    // as it may have been replaced between.
+    // Opening a device may already have an effect, so the type is checked first, and again once the
+    // file is open, as it may have been replaced in between.
     let kind = fs::metadata(path)?.file_type();
     let open = || {
         OpenOptions::new()
@@ -194,7 +196,7 @@ fn open_regular(path: &Path) -> io::Result<Result<File, FileType>> {
             .open(path)
     };
     if kind.is_fifo() {
-        // Whoever waits for a reader is told that there is none, instead of waiting for ever.
+        // Lets a writer that waits for a reader get an error instead of waiting forever.
         drop(open());
     }
     if !kind.is_file() {
@@ -281,11 +283,12 @@ fn policy_files(directory: &Path) -> Result<Vec<PathBuf>, PolicyErrors> {
 
 fn is_policy_file(path: &Path) -> bool {
     let name = path.file_name().unwrap_or_default().to_string_lossy();
-    // Editors leave `.#policy.yaml` and the like behind.
+    // Editors leave files such as `.#policy.yaml` behind.
     (name.ends_with(".yaml") || name.ends_with(".yml"))
         && !name.ends_with(CASES_SUFFIX)
         && !name.starts_with('.')
-        // Whatever else is no file is refused when it is read: a policy without one of its parts is another.
+        // Anything else that is no regular file is refused when it is read: without one of its
+        // parts, a policy would be a different one.
         && !path.is_dir()
 }
 

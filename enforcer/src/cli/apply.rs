@@ -10,17 +10,18 @@ use crate::{
     api::{Applied, Document},
 };
 
-/// How long a policy may wait to be confirmed, unless said otherwise.
+/// How long a policy waits to be confirmed by default.
 const CONFIRM_WITHIN: &str = "60s";
-/// Longer than anybody watches a terminal, and shorter than the kernel's clock can count.
+/// Longer than anybody watches a terminal, and short enough for the kernel's clock.
 const LONGEST: Duration = Duration::from_secs(24 * 60 * 60);
 
 /// Put in force what the policy's files hold now
 ///
-/// Has the agent read its files and put them in force. With --confirm-within, the kernel programs go back to the policy
-/// before by themselves unless `enforcer confirm` comes in time: that works without the agent and without this terminal.
-/// A policy that was not confirmed is not put in force again by itself, also after a restart of the machine. Applying the
-/// same policy again while it waits gives it as much time again.
+/// Has the agent read its files and put them in force. With --confirm-within, the kernel programs
+/// go back to the previous policy by themselves unless `enforcer confirm` comes in time: that works
+/// without the agent and without this terminal. A policy that was not confirmed is put in force
+/// again only on request, even after a reboot. Applying the same policy again while it waits gives
+/// it the full time again.
 ///
 /// Example: enforcer apply --confirm-within 60s
 #[derive(Debug, Args)]
@@ -32,10 +33,10 @@ pub struct Arguments {
     confirm_within: Option<humantime::Duration>,
 }
 
-/// Keep the policy that has to be confirmed
+/// Keep the policy that is waiting to be confirmed
 ///
-/// Ends the wait of `enforcer apply --confirm-within`. It is an error if the time is over, as the policy before is in force
-/// again then.
+/// Ends the wait of `enforcer apply --confirm-within`. Fails if the time is over, because the
+/// previous policy is in force again then.
 ///
 /// Example: enforcer confirm
 #[derive(Debug, Args)]
@@ -44,10 +45,11 @@ pub struct Answered {
     agent: AgentArguments,
 }
 
-/// Go back to the policy before
+/// Go back to the previous policy
 ///
-/// Takes back a policy that has to be confirmed, at once. If there is none, puts the policy in force that was confirmed
-/// before the last one. What the files hold is not put in force again until `enforcer apply`, or until they change.
+/// Takes back a policy that is waiting to be confirmed, at once. If there is none, puts the policy
+/// in force that was confirmed before the last one. What the files hold is not put in force again
+/// until `enforcer apply`, or until they change.
 ///
 /// Example: enforcer rollback
 #[derive(Debug, Args)]
@@ -56,7 +58,7 @@ pub struct RolledBack {
     agent: AgentArguments,
 }
 
-/// A time from a second to a day.
+/// A time between a second and a day.
 pub fn limited(text: &str) -> Result<humantime::Duration, String> {
     let duration: humantime::Duration = text.parse().map_err(|error| format!("{error}"))?;
     if (Duration::from_secs(1)..=LONGEST).contains(&duration) {

@@ -20,13 +20,14 @@ use crate::{
 ///
 /// Reads a policy and says what was understood. Nothing is loaded, and no privilege is needed.
 ///
-/// What it says fits on a screen; --verbose shows every node, component, path and case. Senders that
-/// reach guarded endpoints and are more than one would think are listed in either.
+/// The output fits on a screen; --verbose shows every node, component, path and case. Senders that
+/// reach guarded endpoints and include more than one might expect are listed in either case.
 ///
 /// Every error names file, line and column and says what to write instead. With --cases, the
 /// policy's own tests run: connections, each with the verdict, path or reason that is expected.
 ///
-/// Example: enforcer check -p policies/control-plane-stacked-etcd.yaml --cases policies/control-plane-stacked-etcd.cases.yaml
+/// Example: enforcer check -p policies/control-plane-stacked-etcd.yaml --cases
+/// policies/control-plane-stacked-etcd.cases.yaml
 #[derive(Debug, Args)]
 pub struct Arguments {
     #[command(flatten)]
@@ -42,7 +43,7 @@ pub struct Arguments {
     verbose: bool,
 }
 
-/// What a policy comes to on a node.
+/// What a policy means on a node.
 fn on_node(
     policy: &Policy,
     compiler: &Compiler<'_>,
@@ -59,7 +60,8 @@ fn on_node(
     })
 }
 
-/// What it comes to on each node. Nodes for which it comes to the same are compiled once, as there may be thousands.
+/// What it means on each node. Nodes with the same result are compiled once, as there may be
+/// thousands.
 fn all_nodes(policy: &Policy, compiler: &Compiler<'_>) -> Result<Vec<NodeReport>, CompileError> {
     let mut reports: Vec<NodeReport> = Vec::with_capacity(policy.nodes.len());
     for (node, first) in policy.nodes.iter().zip(compiler.alike()) {
@@ -76,7 +78,7 @@ fn all_nodes(policy: &Policy, compiler: &Compiler<'_>) -> Result<Vec<NodeReport>
 
 pub fn run(arguments: &Arguments, format: Format) -> Outcome {
     match check(arguments, format) {
-        // That it is invalid is a result like any other.
+        // An invalid policy is a result like any other.
         Err(Failure::Policy(errors)) if format == Format::Json && !errors.is_unreadable() => {
             say_json(&Document::new(CheckResult {
                 valid: false,

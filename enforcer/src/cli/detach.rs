@@ -8,10 +8,10 @@ use crate::{
     api::{DetachResult, Document},
 };
 
-/// End the agent and take everything off the node that it attached
+/// Stop the agent and detach everything that it attached
 ///
-/// Ends the agent of this node and takes off all that it attached, and nothing else; where no agent runs, what one left
-/// in force, of whatever version. Comes back when that is done.
+/// Stops the agent of this node and detaches everything that it attached, and nothing else. If no
+/// agent runs, detaches what one left in force, whatever its version. Returns when that is done.
 ///
 /// Example: enforcer detach
 #[derive(Debug, Args)]

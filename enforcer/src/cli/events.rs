@@ -17,10 +17,10 @@ use crate::agent::client;
 pub struct Arguments {
     #[command(flatten)]
     agent: AgentArguments,
-    /// Stay, and tell new ones as they come
+    /// Keep running, and print new denials as they happen
     #[arg(short, long)]
     follow: bool,
-    /// Only what was denied, and nothing that dry-run let pass
+    /// Only what was denied, without what dry-run let pass
     #[arg(long)]
     denied: bool,
 }
@@ -35,7 +35,7 @@ pub fn run(arguments: &Arguments, format: Format) -> Outcome {
             Format::Json => say_json_line(&event),
             Format::Text => say(&event.body.to_string()),
         };
-        // Who stopped reading waits for no more.
+        // If the reader has stopped, do not wait for more events.
         match said {
             Ok(()) => ControlFlow::Continue(()),
             Err(failure) => {

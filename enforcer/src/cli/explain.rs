@@ -25,8 +25,8 @@ use crate::{
 
 /// Say what would happen to a connection, and why
 ///
-/// Says what would happen to a connection, by which path or for which reason, with the very function
-/// that the kernel programs run.
+/// Says what would happen to a connection, by which path or for which reason, using the same
+/// function that the kernel programs run.
 ///
 /// Without -p it asks about the policy that the agent has in force. Exit status 1 means denied.
 ///
@@ -55,13 +55,13 @@ pub struct Arguments {
     /// It binds that address and port instead of sending there
     #[arg(long)]
     bind: bool,
-    /// Whether this node has the destination itself, where the policy does not say it: a service address, or
-    /// one that nodes share. Not needed on the node itself, which is looked at
+    /// Whether this node has the destination itself, if the policy does not say: a service address,
+    /// or one that nodes share. Not needed on the node itself, whose addresses are looked up
     #[arg(long, value_name = "WHERE", value_enum)]
     at: Option<Where>,
 }
 
-/// Who has an address.
+/// Which machine has an address.
 #[derive(Debug, Clone, Copy, clap::ValueEnum)]
 enum Where {
     /// The node that judges
@@ -70,12 +70,12 @@ enum Where {
     Elsewhere,
 }
 
-/// What is known of who has the destination.
+/// What is known about the machine that has the destination.
 fn place(arguments: &Arguments, to: Target) -> Option<At> {
     match arguments.at {
         Some(Where::ThisNode) => Some(At::ThisNode),
         Some(Where::Elsewhere) => Some(At::Elsewhere),
-        // The agent's policy is asked about on the agent's node.
+        // A question about the agent's policy is about the agent's node.
         None if arguments.policy.is_empty() && arguments.node.is_none() => {
             let here = own_addresses().contains(&to.address);
             Some(if here { At::ThisNode } else { At::Elsewhere })
@@ -120,7 +120,7 @@ pub fn run(arguments: &Arguments, format: Format) -> Outcome {
     }
 }
 
-/// What was asked, and the answer.
+/// The question and its answer.
 fn asked(
     policy: &Policy,
     compiled: &Compiled,
@@ -200,7 +200,8 @@ fn tell(explanation: &Explanation, from: &str, to: &str) -> Outcome {
     Ok(())
 }
 
-/// The address in `--from`, if it names one: what is only named in `--to` must be of its family.
+/// The address in `--from`, if there is one. If `--to` is a name, its address must be of the same
+/// family.
 fn written_address(from: &str) -> Option<IpAddr> {
     let address = from
         .strip_prefix("pod:")
@@ -209,7 +210,7 @@ fn written_address(from: &str) -> Option<IpAddr> {
     address.parse().ok()
 }
 
-/// What `--to` means: an address with a port, or a declared endpoint by its name.
+/// What `--to` refers to: an address with a port, or a declared endpoint by its name.
 fn attempted(
     policy: &Policy,
     here: &Node,
@@ -248,7 +249,7 @@ fn attempted(
     })
 }
 
-/// Where an endpoint is: at an address of its component, or else at a service address.
+/// The address of an endpoint: one of its component, or else a service address.
 fn endpoint(
     policy: &Policy,
     here: &Node,
@@ -284,7 +285,7 @@ fn endpoint(
     })
 }
 
-/// Where a component is, nearest first.
+/// A component's addresses, nearest first.
 fn addresses_of<'a>(
     policy: &'a Policy,
     component: &'a Component,
@@ -308,7 +309,7 @@ fn addresses_of<'a>(
         .chain(pods)
 }
 
-/// What `--from` means.
+/// What `--from` refers to.
 fn sender(policy: &Policy, here: &Node, text: &str, to: IpAddr) -> anyhow::Result<Sender> {
     let address = |text: &str| {
         text.parse::<IpAddr>()
@@ -345,7 +346,7 @@ fn sender(policy: &Policy, here: &Node, text: &str, to: IpAddr) -> anyhow::Resul
     })?;
     let is_here = component.runs_on.is_empty() || component.runs_on(here);
     if is_here && let Some(cgroup) = component.cgroups.first() {
-        // A glob stands for some name; any that it matches will do.
+        // A glob stands for some name; any name that it matches will do.
         return Ok(process(&cgroup.replace(['*', '?'], "x")));
     }
     if component.runs_on(here) {
@@ -395,7 +396,7 @@ spec: { profile: control-plane-stacked-etcd, mode: Enforce, otherTraffic: Allow 
         from_texts(&[SourceText { name, text }]).unwrap_or_else(|errors| panic!("{errors}"))
     }
 
-    /// `--from` and `--to` on cp1, and what they mean, or what is said of them.
+    /// `--from` and `--to` on cp1, and what they refer to, or the error.
     #[test]
     fn who_and_what_are_understood() {
         let policy = policy();
@@ -431,7 +432,7 @@ spec: { profile: control-plane-stacked-etcd, mode: Enforce, otherTraffic: Allow 
                 "etcd:client",
                 "cgroup /a.slice -> 10.0.0.11:2379/tcp",
             ),
-            // A name means an address of the sender's family.
+            // A name refers to an address of the sender's family.
             (
                 "pod:fd01::5",
                 "etcd:client",
@@ -442,7 +443,7 @@ spec: { profile: control-plane-stacked-etcd, mode: Enforce, otherTraffic: Allow 
                 "etcd:client",
                 "address 10.0.0.21 -> 10.0.0.11:2379/tcp",
             ),
-            // Loopback only, and nowhere but at a service address.
+            // An endpoint on loopback only, and one at a service address only.
             (
                 "kubelet",
                 "scheduler:secure",
@@ -463,7 +464,7 @@ spec: { profile: control-plane-stacked-etcd, mode: Enforce, otherTraffic: Allow 
             ),
         ] {
             let found = read(from, to).unwrap_or_else(|error| panic!("{from} {to}: {error:#}"));
-            // `53/udp` comes first in the catalogue; either is the service's.
+            // `53/udp` comes first in the catalogue; either one belongs to the service.
             assert_eq!(
                 found.replace("[fd10::a]:53/udp", "[fd10::a]:53/tcp"),
                 expected

@@ -9,12 +9,13 @@ use crate::{
     api::{Attachment, PathCount, Status, Word},
 };
 
-/// Say what is in force here, and what came of it
+/// Say what is in force here, and its effect so far
 ///
 /// Says what is in force on this node: mode, policy, attachments, what has no effect, and how many
 /// packets each path and each reason saw.
 ///
-/// Interfaces, and paths that no packet used, are summed up; --verbose shows each, and the JSON has all.
+/// Interfaces, and paths that no packet used, are summed up; --verbose shows each, and the JSON has
+/// all.
 ///
 /// Example: enforcer status -o json
 #[derive(Debug, Args)]
@@ -26,9 +27,9 @@ pub struct Arguments {
     verbose: bool,
 }
 
-/// So many names are enough for a person to see what it is about.
+/// Enough names for a person to see what the line is about.
 const NAMED: usize = 8;
-/// Where a line of names ends.
+/// Where a line of names is cut.
 const COLUMNS: usize = 100;
 
 pub fn run(arguments: &Arguments, format: Format) -> Outcome {
@@ -86,7 +87,7 @@ fn tell(status: &Status, all: bool) -> Outcome {
     let mode = match &status.mode {
         Word::Known(Mode::DryRun) => "dry-run: nothing is dropped".to_owned(),
         Word::Known(Mode::Enforce) => "enforced: denied connections are dropped".to_owned(),
-        // Of a newer agent.
+        // From a newer agent.
         other => other.to_string(),
     };
     say(&format!("node      {} (agent {})", status.node, status.pid))?;
@@ -142,9 +143,9 @@ fn tell(status: &Status, all: bool) -> Outcome {
     Ok(())
 }
 
-/// One line for all programs at a cgroup, and for all interfaces that have the same ones.
+/// One line for all programs at a cgroup, and one for all interfaces with the same programs.
 fn tell_attachments(attachments: &[Attachment], all: bool) -> Outcome {
-    // What is at a place, and in which way.
+    // The hooks at each place, by method.
     let mut places: Vec<(&Attachment, Vec<String>)> = Vec::new();
     for attachment in attachments {
         let same = |a: &Attachment| a.place == attachment.place && a.how == attachment.how;
@@ -153,13 +154,13 @@ fn tell_attachments(attachments: &[Attachment], all: bool) -> Outcome {
             hook = format!("{hook} {}", shown(&attachment.program));
         }
         match places.last_mut() {
-            // Programs for IPv4 and for IPv6 are at one hook.
+            // IPv4 and IPv6 programs share a hook.
             Some((first, hooks)) if same(first) && hooks.last() == Some(&hook) => {}
             Some((first, hooks)) if same(first) => hooks.push(hook),
             _ => places.push((attachment, vec![hook])),
         }
     }
-    // The same programs in the same role, and where.
+    // The same programs in the same role, and the places.
     let mut lines: Vec<(String, String, Vec<String>)> = Vec::new();
     for (first, hooks) in places {
         let what = format!("{} by {}", hooks.join(", "), first.how);
@@ -223,7 +224,7 @@ fn tell_paths(paths: &[PathCount], all: bool) -> Outcome {
     Ok(())
 }
 
-/// Names in a line, the first of them if they are many.
+/// Names in a line; only the first ones if there are many.
 fn listed(names: &[String]) -> String {
     let named = names.iter().take(NAMED).cloned().collect::<Vec<_>>();
     match names.len() - named.len() {

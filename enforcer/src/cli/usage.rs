@@ -1,4 +1,4 @@
-//! What is wrong with the arguments, also for programs.
+//! Errors in the arguments, for people and for programs.
 
 use std::{
     borrow::Cow,
@@ -10,7 +10,7 @@ use clap::error::ErrorKind;
 use super::{CANNOT, Failure, Format, print_error};
 use crate::api::{Error, ErrorCode};
 
-/// Prints what clap has to say: help, the version, or what is wrong with the arguments. Says with which status to exit.
+/// Prints clap's message: help, the version, or an error in the arguments. Returns the exit status.
 pub(super) fn report(said: &clap::Error, format: Format) -> u8 {
     let status = u8::try_from(said.exit_code()).unwrap_or(CANNOT);
     if said.use_stderr() && format == Format::Json {
@@ -42,7 +42,7 @@ fn error_of(said: &clap::Error) -> Error {
     }
 }
 
-/// The format that arguments ask for, which may be wrong in everything else.
+/// The format that the arguments ask for, even if everything else in them is wrong.
 pub(super) fn format_of<'a>(arguments: impl IntoIterator<Item = Cow<'a, str>>) -> Format {
     let mut arguments = arguments.into_iter();
     while let Some(argument) = arguments.next() {
@@ -66,7 +66,7 @@ pub(super) fn format_of<'a>(arguments: impl IntoIterator<Item = Cow<'a, str>>) -
     Format::Text
 }
 
-/// What follows `-o`, which may be behind other flags.
+/// The value of `-o`, which may follow other flags in one argument.
 fn short_value(argument: &str) -> Option<&str> {
     const WITHOUT_VALUE: [char; 4] = ['f', 'h', 'v', 'V'];
     let flags = argument.strip_prefix('-')?;

@@ -162,7 +162,7 @@ fn what_is_no_file_is_refused_and_not_waited_for() {
         };
         assert!(!is_unchanged(&inputs, &[source]));
     }
-    // Nor is a pipe in a directory waited for by those who read once.
+    // Those who read once do not wait for a pipe in a directory either.
     fs::remove_file(&link).unwrap();
     let said = read_sources(&[directory.path().to_owned()])
         .unwrap_err()
@@ -176,7 +176,7 @@ fn what_is_unchanged_is_what_would_be_read_again() {
     let inputs = [directory.path().to_owned()];
     let write = |name: &str, text: &str| fs::write(directory.path().join(name), text).unwrap();
     assert!(!is_unchanged(&inputs, &[]), "nothing there is an error");
-    // Longer than what is read at a time.
+    // Longer than one read.
     let long = "# a policy\n".repeat(20_000);
     write("a.yaml", &long);
     write("b.yaml", "");
@@ -207,7 +207,7 @@ fn a_file_that_is_being_written_is_not_read_by_halves() {
     let whole = "first: half\nsecond: half\n";
     fs::write(&file, "first: half\n").unwrap();
     let inputs = [file.clone()];
-    // Whoever writes it has a pause after each line.
+    // The writer pauses after each line.
     let mut lines = whole.lines();
     let mut written = String::new();
     let texts = read_settled(&inputs, || {
@@ -220,7 +220,8 @@ fn a_file_that_is_being_written_is_not_read_by_halves() {
     .unwrap();
     assert_eq!(texts[0].text, whole);
 
-    // One that is exchanged for another is not mixed with it, and one that is gone is told at the end.
+    // If one file is exchanged for another, the two are not mixed; a file that disappears is
+    // reported at the end.
     let other = dir.path().join("other");
     let mut gone = false;
     let error = read_settled(&inputs, || {
@@ -234,7 +235,7 @@ fn a_file_that_is_being_written_is_not_read_by_halves() {
     .unwrap_err();
     assert!(error.to_string().contains("a.yaml"), "{error}");
 
-    // One that never stays as it is is not waited for without end.
+    // A file that never stops changing is not waited for indefinitely.
     let mut count = 0;
     let error = read_settled(&inputs, || {
         count += 1;

@@ -31,7 +31,7 @@ pub struct Arguments {
     name: Option<String>,
 }
 
-/// What a name may mean.
+/// What a name may refer to.
 #[derive(Clone, Copy)]
 enum Item<'a> {
     Path(&'a Path),
@@ -63,7 +63,7 @@ pub fn run(arguments: &Arguments, format: Style) -> Outcome {
     }
 }
 
-/// Everything of that name: `etcd` is a component, a role and a profile.
+/// Everything with that name: `etcd` is a component, a role and a profile.
 fn find<'a>(catalogue: &'a Catalogue, name: &str) -> Result<Vec<Item<'a>>, Failure> {
     let mut found = Vec::new();
     found.extend(catalogue.path(name).map(Item::Path));
@@ -127,7 +127,7 @@ fn yaml(catalogue: &Catalogue, name: Option<&str>, items: &[Item<'_>]) -> Result
         .map_err(|error| anyhow::Error::from(error).into())
 }
 
-/// Whether a component is what an item is about.
+/// Whether an item concerns a component.
 fn is_about(item: Item<'_>, component: &Component) -> bool {
     match item {
         Item::Component(own) | Item::Port(own, _) => own.name == component.name,
