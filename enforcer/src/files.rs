@@ -84,7 +84,7 @@ pub fn read_settled(
         .map(|input| text::path(input))
         .unwrap_or_default();
     let message =
-        "the policy's files change without a pause, and are not read before they stay as they are";
+        "the policy's files keep changing, and are not read until they stay unchanged";
     Err(PolicyError::unreadable(&name, message.to_owned(), None).into())
 }
 
@@ -212,7 +212,7 @@ fn read_regular(path: &Path) -> Result<SourceText, PolicyError> {
     match open_regular(path) {
         Ok(Ok(file)) => read(name, file),
         Ok(Err(kind)) => {
-            let message = format!("{} is no file to read again and again", kind_name(kind));
+            let message = format!("{} is not a file that can be read repeatedly", kind_name(kind));
             let help = "the agent reads its policy again when it changes: give a file, or a \
                         directory of files";
             Err(PolicyError::unreadable(

@@ -385,7 +385,7 @@ fn enforcement_does_not_wait_for_a_listener() -> Result<()> {
     ensure!(denied == Outcome::Eperm, "{denied}");
     let problems = agent.status()?["problems"].to_string();
     ensure!(
-        problems.contains("nobody can ask for metrics at 127.0.0.1:11910"),
+        problems.contains("metrics cannot be served at 127.0.0.1:11910"),
         "{problems}"
     );
     drop(squatter);

@@ -200,7 +200,7 @@ fn the_units_capabilities_are_enough_and_the_manager_is_told() -> Result<()> {
         .run()?;
     ensure!(refused.code() == Some(2), "{refused}");
     ensure!(
-        refused.stderr.contains("could take enforcement off"),
+        refused.stderr.contains("could remove enforcement"),
         "{refused}"
     );
     let agent = start(&lab, &manager, &all, &policy)?;

@@ -38,7 +38,7 @@ impl BpfToolchain {
         let file = record_path(workspace);
         let text = std::fs::read_to_string(&file).map_err(|_absent| NOT_SET_UP.to_owned())?;
         let toolchain = Self::parse(&text)
-            .ok_or_else(|| format!("{} can not be read, so {NOT_SET_UP}", file.display()))?;
+            .ok_or_else(|| format!("{} cannot be read, so {NOT_SET_UP}", file.display()))?;
         for tool in [
             toolchain.cargo_path(),
             toolchain.rustc_path(),

@@ -131,7 +131,7 @@ fn cargo_fuzz() -> Result<PathBuf> {
         ])
         .arg(&root);
     if !shell::run_logged(&mut install, &log)? {
-        bail!("cargo-fuzz can not be installed:\n{}", shell::failure(&log));
+        bail!("cargo-fuzz cannot be installed:\n{}", shell::failure(&log));
     }
     Ok(program)
 }

@@ -278,11 +278,11 @@ fn silent(run_dir: &Path, limit: Duration) -> AgentError {
         .and_then(|(_, rest)| rest.chars().next());
     let state = match state {
         Some('T' | 't') => {
-            "its process is stopped; let it go on (kill -CONT), or end it (kill -KILL) and run `enforcer detach`"
+            "its process is stopped; resume it (kill -CONT), or end it (kill -KILL) and run `enforcer detach`"
         }
         Some('D') => "its process waits for a device or a file system",
-        Some(_) => "it is busy, or its machine is; what is attached goes on meanwhile",
-        None => "its process can not be seen from here",
+        Some(_) => "it is busy, or its machine is; what is attached stays in force meanwhile",
+        None => "its process cannot be seen from here",
     };
     AgentError::Silent { pid, limit, state }
 }

@@ -115,7 +115,7 @@ pub enum AgentError {
         source: io::Error,
     },
     /// The agent ended before it answered.
-    #[error("the agent says: nothing: it ended before it answered")]
+    #[error("the agent ended before it answered")]
     Ended,
     /// The agent refuses, or answers with something that this version does not understand.
     #[error(transparent)]

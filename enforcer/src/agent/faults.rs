@@ -86,7 +86,7 @@ impl Faults {
         if let Some((since, what)) = self.0.remove(&kind) {
             let what = what.lines().next().unwrap_or_default();
             print(&format!(
-                "works again, since {} it did not: {what}",
+                "works again, after it had failed since {}: {what}",
                 rfc3339(since)
             ));
         }
@@ -151,7 +151,7 @@ impl PolicyFault {
         };
         let since = &repaired.broken_since;
         print(&format!(
-            "the policy is repaired, and what its files say is in force; it was broken since {since}"
+            "the policy is repaired, and what its files say is in force; it had been broken since {since}"
         ));
         self.repaired = Some(repaired);
     }

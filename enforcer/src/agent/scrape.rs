@@ -176,7 +176,7 @@ async fn respond<B: Body>(request: &Request<B>, scrapers: &Scrapers) -> Response
     };
     match format.encode(snapshot) {
         Ok(body) => with_type(StatusCode::OK, format.content_type(), body),
-        Err(_) => unavailable("the metrics can not be written"),
+        Err(_) => unavailable("the metrics cannot be written"),
     }
 }
 

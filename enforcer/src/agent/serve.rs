@@ -382,7 +382,7 @@ impl Agent {
         }
         if sources.reader.is_late() {
             self.policy_fault.set(
-                "the policy's files are being read for more than 10 s: does their file system answer?"
+                "reading the policy's files has taken more than 10 s: does their file system answer?"
                     .to_owned(),
             );
         }
@@ -613,7 +613,7 @@ impl Agent {
             }
             Err(error) => {
                 let error = text::chain(&error);
-                let error = format!("nobody can ask for metrics at {at}: {error}");
+                let error = format!("metrics cannot be served at {at}: {error}");
                 self.faults.set(Kind::Metrics, error);
             }
         }

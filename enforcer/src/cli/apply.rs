@@ -64,7 +64,7 @@ pub fn limited(text: &str) -> Result<humantime::Duration, String> {
     if (Duration::from_secs(1)..=LONGEST).contains(&duration) {
         Ok(duration)
     } else {
-        Err("it is to be from a second to a day (90s, 5m)".to_owned())
+        Err("it must be between a second and a day (90s, 5m)".to_owned())
     }
 }
 

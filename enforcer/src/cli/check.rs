@@ -199,6 +199,6 @@ fn tell_cases(results: &[CaseResult], all: bool) -> Outcome {
 }
 
 fn too_large(error: CompileError) -> Failure {
-    let message = format!("the policy is valid but can not be compiled: {error}");
+    let message = format!("the policy is valid but cannot be compiled: {error}");
     Failure::cannot(ErrorCode::from(&error), message)
 }

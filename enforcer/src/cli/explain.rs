@@ -102,7 +102,7 @@ pub fn run(arguments: &Arguments, format: Format) -> Outcome {
         }
     };
     let compiled = compile(&policy, &node, mode, &mut PathNumbers::default()).map_err(|error| {
-        let message = format!("the policy can not be compiled: {error}");
+        let message = format!("the policy cannot be compiled: {error}");
         Failure::cannot(ErrorCode::from(&error), message)
     })?;
     let (explanation, from, to) = asked(&policy, &compiled, arguments).map_err(|error| {

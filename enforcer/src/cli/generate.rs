@@ -87,7 +87,7 @@ const SERVICE: [&str; 5] = [
     "\"systemctl stop enforcer\" ends the agent, not enforcement: the policy stays in force, denials are counted and \
      recorded, and cgroups and interfaces that come later are not known to it. \"systemctl start enforcer\" takes over \
      without a gap.",
-    "\"enforcer detach\" ends the agent and takes everything off the node. The unit stays enabled: at the next boot it \
+    "\"enforcer detach\" ends the agent and detaches everything. The unit stays enabled: at the next boot it \
      enforces again. \"systemctl disable enforcer\" prevents that.",
     "\"systemctl reload enforcer\" is \"enforcer apply\": it reads the policy again, and fails if that is not valid.",
     "Removing the package detaches. Upgrading it starts the new agent in place of the old one; enforcement goes on meanwhile.",

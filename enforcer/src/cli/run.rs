@@ -118,7 +118,7 @@ pub fn run(arguments: Arguments, format: Format) -> Outcome {
     {
         return Err(Failure::cannot(
             ErrorCode::Usage,
-            "a policy in force is read again when it changes, and standard input can not be: give a file",
+            "a policy in force is read again when it changes, and standard input cannot be: give a file",
         ));
     }
     let given = |patterns: Vec<String>| (!patterns.is_empty()).then_some(patterns);

@@ -79,7 +79,7 @@ pub enum KernelError {
     NoCgroup2,
     /// The cgroup root does not exist.
     #[error(
-        "the cgroup root {} can not be opened (see cgroupRoot in the inventory, or --cgroup-root)",
+        "the cgroup root {} cannot be opened (see cgroupRoot in the inventory, or --cgroup-root)",
         enforcer_policy::text::path(path)
     )]
     CgroupRoot {
@@ -99,7 +99,7 @@ pub enum KernelError {
     },
     /// Somebody else could replace what is pinned.
     #[error(
-        "{} is not a directory that only root, or the user of this agent, can write: whoever can could take enforcement off. If the service's agent left it, start the service or `enforcer detach`; else remove it, or name another one (--pin-dir)",
+        "{} is not a directory that only root, or the user of this agent, can write: whoever can write it could remove enforcement. If the service's agent left it, start the service or `enforcer detach`; else remove it, or name another one (--pin-dir)",
         enforcer_policy::text::path(path)
     )]
     PinsOfOthers {
@@ -126,7 +126,7 @@ pub enum KernelError {
     },
     /// Enforcement should end with the agent, but a previous agent left some that does not.
     #[error(
-        "an agent before this one left enforcement in {}, which would go on beside: remove it first (`enforcer detach`), or take it over (without --no-pin)",
+        "a previous agent left enforcement in {}, which would stay in force: remove it first (`enforcer detach`), or take it over (without --no-pin)",
         enforcer_policy::text::path(path)
     )]
     PinsLeft {

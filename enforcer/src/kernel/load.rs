@@ -136,7 +136,7 @@ impl Kernel {
         features.push(match &self.lsm {
             Ok(()) => "every setsockopt call is seen (BPF LSM)".to_owned(),
             Err(why) => {
-                format!("setsockopt calls are seen by the cgroup hook, which 32-bit ones pass: no BPF LSM ({why})")
+                format!("setsockopt calls are seen by the cgroup hook, which 32-bit ones bypass: no BPF LSM ({why})")
             }
         });
         features

@@ -39,7 +39,7 @@ impl Emulator {
         match apt::install(&[PACKAGE]) {
             Ok(()) => Ok(Self { root: None }),
             Err(refused) => unpack(&root)
-                .with_context(|| format!("it can not be installed either: {refused:#}"))
+                .with_context(|| format!("it cannot be installed either: {refused:#}"))
                 .map(|()| Self { root: Some(root) }),
         }
     }

@@ -30,7 +30,7 @@ fn with_endpoint<F: Future<Output = ()>>(check: impl FnOnce(SocketAddr, Arc<Sema
             while let Some(command) = asked.recv().await {
                 counted.add_permits(1);
                 if let Command::Metrics(reply) = command {
-                    drop(reply.send(Err("a map\ncan not be read".to_owned())));
+                    drop(reply.send(Err("a map\ncannot be read".to_owned())));
                 }
             }
         });
@@ -67,7 +67,7 @@ fn requests_are_answered_and_others_refused() {
         let answer = answer_to(at, &get("/metrics")).await;
         assert!(answer.starts_with("HTTP/1.1 503"), "{answer}");
         assert!(
-            answer.ends_with("\r\n\r\na map\\ncan not be read\n"),
+            answer.ends_with("\r\n\r\na map\\ncannot be read\n"),
             "{answer}"
         );
         assert!(answer.contains("connection: close"), "{answer}");

@@ -210,7 +210,7 @@ fn guarded(catalogue: &Catalogue, component: &Component) -> String {
         .collect();
     match (component.guard, options.is_empty()) {
         (true, _) => {
-            "yes: who is on no path to it is denied, whatever `otherTraffic` says".to_owned()
+            "yes: a sender on no path to it is denied, whatever `otherTraffic` says".to_owned()
         }
         (false, false) => format!("with option {}", options.join(", ")),
         (false, true) => "no: `otherTraffic` decides where no path leads".to_owned(),
