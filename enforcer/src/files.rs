@@ -49,7 +49,7 @@ pub fn read_sources(inputs: &[PathBuf]) -> Result<Vec<SourceText>, PolicyErrors>
 /// Reads the files that [`load`] would read, provided that each can be read any number of times:
 /// anything but a regular file is refused, without waiting for it. (A file system that does not
 /// answer is waited for.)
-pub fn read_again_and_again(inputs: &[PathBuf]) -> Result<Vec<SourceText>, PolicyErrors> {
+pub fn read_repeatable(inputs: &[PathBuf]) -> Result<Vec<SourceText>, PolicyErrors> {
     files(inputs)?
         .iter()
         .map(|file| read_regular(&file.path).map_err(PolicyErrors::from))
@@ -60,21 +60,21 @@ pub fn read_again_and_again(inputs: &[PathBuf]) -> Result<Vec<SourceText>, Polic
 /// truncates it first, and the first half of a policy may be a valid policy, too.
 pub const QUIET: Duration = Duration::from_millis(100);
 /// After this many changes, one after another, the files are not read.
-const RESTLESS: u32 = 100;
+const MAX_CHANGES: u32 = 100;
 
-/// [`read_again_and_again`] once nobody is writing: the files must be the same before `pause` (of
+/// [`read_repeatable`] once nobody is writing: the files must be the same before `pause` (of
 /// [`QUIET`]), after it, and once all of them have been read.
 pub fn read_settled(
     inputs: &[PathBuf],
     mut pause: impl FnMut(),
 ) -> Result<Vec<SourceText>, PolicyErrors> {
-    for _ in 0..RESTLESS {
+    for _ in 0..MAX_CHANGES {
         let before = stamps(inputs);
         pause();
         if stamps(inputs) != before {
             continue;
         }
-        let texts = read_again_and_again(inputs);
+        let texts = read_repeatable(inputs);
         if stamps(inputs) == before {
             return texts;
         }
@@ -83,8 +83,7 @@ pub fn read_settled(
         .first()
         .map(|input| text::path(input))
         .unwrap_or_default();
-    let message =
-        "the policy's files keep changing, and are not read until they stay unchanged";
+    let message = "the policy's files keep changing, and are not read until they stay unchanged";
     Err(PolicyError::unreadable(&name, message.to_owned(), None).into())
 }
 
@@ -113,7 +112,7 @@ fn stamps(inputs: &[PathBuf]) -> Vec<Stamp> {
         .collect()
 }
 
-/// Whether [`read_again_and_again`] would read the same again. Uses no memory that grows with the
+/// Whether [`read_repeatable`] would read the same again. Uses no memory that grows with the
 /// files, so it may be called often. A file that cannot be read is not the same.
 pub fn is_unchanged(inputs: &[PathBuf], sources: &[SourceText]) -> bool {
     let Ok(files) = files(inputs) else {
@@ -122,12 +121,12 @@ pub fn is_unchanged(inputs: &[PathBuf], sources: &[SourceText]) -> bool {
     files.len() == sources.len()
         && files.iter().zip(sources).all(|(file, source)| {
             text::path(&file.path) == source.name
-                && holds(&file.path, &source.text).unwrap_or(false)
+                && has_text(&file.path, &source.text).unwrap_or(false)
         })
 }
 
 /// Whether a file holds exactly this text.
-fn holds(path: &Path, text: &str) -> io::Result<bool> {
+fn has_text(path: &Path, text: &str) -> io::Result<bool> {
     let Ok(file) = open_regular(path)? else {
         return Ok(false);
     };
@@ -148,7 +147,7 @@ fn holds(path: &Path, text: &str) -> io::Result<bool> {
 }
 
 /// A file of a policy.
-struct Found {
+struct PolicyFile {
     path: PathBuf,
     origin: Origin,
 }
@@ -162,15 +161,15 @@ enum Origin {
 }
 
 /// The files that the inputs are or contain.
-fn files(inputs: &[PathBuf]) -> Result<Vec<Found>, PolicyErrors> {
+fn files(inputs: &[PathBuf]) -> Result<Vec<PolicyFile>, PolicyErrors> {
     let mut files = Vec::new();
     for input in inputs {
         if input.is_dir() {
             let origin = Origin::InDirectory;
             let inside = policy_files(input)?.into_iter();
-            files.extend(inside.map(|path| Found { path, origin }));
+            files.extend(inside.map(|path| PolicyFile { path, origin }));
         } else {
-            files.push(Found {
+            files.push(PolicyFile {
                 path: input.clone(),
                 origin: Origin::Named,
             });
@@ -178,7 +177,7 @@ fn files(inputs: &[PathBuf]) -> Result<Vec<Found>, PolicyErrors> {
     }
     // A file given twice, for example by its own name and by its directory, counts once.
     let mut seen = HashSet::new();
-    files.retain(|Found { path, .. }| {
+    files.retain(|PolicyFile { path, .. }| {
         seen.insert(fs::canonicalize(path).unwrap_or_else(|_| path.clone()))
     });
     Ok(files)
@@ -212,7 +211,10 @@ fn read_regular(path: &Path) -> Result<SourceText, PolicyError> {
     match open_regular(path) {
         Ok(Ok(file)) => read(name, file),
         Ok(Err(kind)) => {
-            let message = format!("{} is not a file that can be read repeatedly", kind_name(kind));
+            let message = format!(
+                "{} is not a file that can be read repeatedly",
+                kind_name(kind)
+            );
             let help = "the agent reads its policy again when it changes: give a file, or a \
                         directory of files";
             Err(PolicyError::unreadable(

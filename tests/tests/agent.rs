@@ -400,7 +400,10 @@ fn a_cgroup_root_that_is_made_anew_is_enforced_anew() -> Result<()> {
     let status = status_with(&agent, |status| status["problems"] == serde_json::json!([]))?;
     ensure!(status["attachments"] == attached, "{status:#}");
     let log = agent.stop()?.checked()?.stderr;
-    ensure!(log.contains("works again, after it had failed since"), "{log}");
+    ensure!(
+        log.contains("works again, after it had failed since"),
+        "{log}"
+    );
     lab.close()
 }
 

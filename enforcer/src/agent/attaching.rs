@@ -18,14 +18,14 @@ use crate::kernel::{KernelError, LinkEvents, filters};
 const NAMED: usize = 8;
 
 impl Agent {
-    pub(super) async fn look_at_links(&mut self, events: &LinkEvents) {
+    pub(super) async fn refresh_links(&mut self, events: &LinkEvents) {
         match list(events).await {
             Ok(links) => {
                 self.faults.clear(Kind::Links);
                 if self.kernel.has_filters()
                     && let Ok(found) = filters::leftovers().await
                 {
-                    self.kernel.know_filters(&found);
+                    self.kernel.set_filters(&found);
                 }
                 if links != self.links || self.kernel.has_lost_links() {
                     self.links = links;
@@ -38,12 +38,12 @@ impl Agent {
 
     /// Attaches whatever is not attached yet. An interface that disappears meanwhile is no fault.
     pub(super) async fn attach_interfaces(&mut self, events: &LinkEvents) {
-        let mut result = self.try_to_attach();
+        let mut result = self.try_attach();
         if result.is_err()
             && let Ok(links) = list(events).await
         {
             self.links = links;
-            result = self.try_to_attach();
+            result = self.try_attach();
         }
         match result {
             Ok(()) => self.faults.clear(Kind::Interfaces),
@@ -51,9 +51,9 @@ impl Agent {
         }
     }
 
-    fn try_to_attach(&mut self) -> Result<(), String> {
+    fn try_attach(&mut self) -> Result<(), String> {
         let roles = self.ready.selectors.roles(&self.links);
-        self.know_fallback_roles();
+        self.set_fallback_roles();
         for link in &self.links {
             let who = (SubjectKind::Interface, link.index.into());
             self.ledger.names.learn(who, &link.name);
@@ -88,8 +88,8 @@ impl Agent {
 
     /// Makes our programs run first again: others attach programs to the same interfaces, possibly
     /// before ours.
-    pub(super) fn come_first(&mut self) {
-        match self.kernel.come_first() {
+    pub(super) fn move_to_front(&mut self) {
+        match self.kernel.move_to_front() {
             Ok(changes) => changes.iter().for_each(|change| print(change)),
             Err(error) => print(&text::chain(&error)),
         }

@@ -16,26 +16,26 @@ impl Agent {
     /// A declared cgroup may appear and disappear at any time, each time with a new id. As long as
     /// the policy is unconfirmed, the policy before it is kept up to date as well, because it may
     /// come into force again at any moment.
-    pub(super) fn learn_cgroups(&mut self) {
+    pub(super) fn refresh_cgroups(&mut self) {
         self.ledger.paths.retry();
         let in_force: &[CgroupRule] = &self.ready.compiled.cgroups;
         let before = self.unconfirmed.as_ref();
         let before: &[CgroupRule] = before.map_or(&[], |before| &before.compiled.cgroups);
         // A cgroup that cannot be looked up does not count as gone.
-        let looked = self.reserve.within(|| {
+        let found = self.reserve.within(|| {
             let root = File::open(&self.cgroup_root);
             if let Err(error) = root
                 && error.kind() != io::ErrorKind::NotFound
             {
                 return Err(error);
             }
-            Ok(look(
+            Ok(find(
                 &self.cgroup_root,
                 [in_force, before],
                 &mut self.directories,
             ))
         });
-        let [in_force, before] = match looked {
+        let [in_force, before] = match found {
             Ok(known) => known,
             Err(error) => {
                 let error = text::chain(&error);
@@ -45,13 +45,13 @@ impl Agent {
         };
         let result = self.update(Side::InForce, &in_force);
         let result = self.update(Side::Fallback, &before).and(result);
-        let has_no_room = self
+        let exceeds_limit = self
             .directories
             .as_ref()
-            .is_some_and(Directories::has_no_room);
+            .is_some_and(Directories::exceeds_limit);
         match result {
             Err(error) => self.faults.set(Kind::Cgroups, text::chain(&error)),
-            Ok(()) if has_no_room => self.faults.set(
+            Ok(()) if exceeds_limit => self.faults.set(
                 Kind::Cgroups,
                 "some directories of declared cgroups are looked at every five seconds instead of at once: \
                  the kernel's limit of inotify watches is reached; more: sysctl -w \
@@ -90,7 +90,7 @@ impl Agent {
 
 /// The declared cgroups that exist, under two policies. Watches every directory in which one may
 /// appear.
-fn look(
+fn find(
     root: &Path,
     policies: [&[CgroupRule]; 2],
     directories: &mut Option<Directories>,

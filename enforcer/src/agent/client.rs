@@ -19,7 +19,7 @@ use serde::de::DeserializeOwned;
 
 use super::{
     AgentError, Event, Sources, Status,
-    control::{SIGN_OF_LIFE, socket_path},
+    control::{KEEP_ALIVE, socket_path},
     ledger::rfc3339,
 };
 use crate::{
@@ -43,7 +43,7 @@ const DETACH: Duration = Duration::from_secs(120);
 pub fn status(run_dir: &Path, pin_dir: &Path) -> Result<Document<Status>, AgentError> {
     match one(run_dir, &Request::Status {}, ANSWER) {
         Err(error @ AgentError::NoAgent { .. }) => {
-            Err(unattended(pin_dir).or_else(leftovers).unwrap_or(error))
+            Err(left_in_force(pin_dir).or_else(leftovers).unwrap_or(error))
         }
         result => result,
     }
@@ -128,7 +128,7 @@ pub fn events(
         denied: false,
     };
     // A follower hears something every few seconds.
-    let mut answers = ask(run_dir, &request, ANSWER.max(3 * SIGN_OF_LIFE))?;
+    let mut answers = ask(run_dir, &request, ANSWER.max(3 * KEEP_ALIVE))?;
     while let Some(line) = answers.line()? {
         if !line.trim().is_empty() && each(api::read(&line)?).is_break() {
             break;
@@ -138,7 +138,7 @@ pub fn events(
 }
 
 /// What is in force without an agent, if that can be seen.
-fn unattended(pin_dir: &Path) -> Option<AgentError> {
+fn left_in_force(pin_dir: &Path) -> Option<AgentError> {
     let kept = Pins::new(pin_dir).kept()?;
     // If nobody confirmed the last policy in time, the programs apply the one before.
     let KeptPolicy {
@@ -440,7 +440,7 @@ mod tests {
     }
 
     #[test]
-    fn an_agent_that_does_not_answer_is_not_waited_for() {
+    fn an_unresponsive_agent_is_not_waited_for() {
         let dir = tempfile::tempdir().unwrap();
         let listener = socket(
             AddressFamily::Unix,

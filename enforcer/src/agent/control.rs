@@ -119,12 +119,12 @@ const MAX_REQUEST: u64 = 4096;
 /// How many of the connections may follow events, for as long as they like.
 const FOLLOWERS: usize = CONNECTIONS / 2;
 /// How long a client may take to send its request.
-const ASKS_WITHIN: Duration = Duration::from_secs(5);
+const REQUEST_TIMEOUT: Duration = Duration::from_secs(5);
 /// How long a client may take to read the answer. A follower of events may be at a pager's prompt.
-const READS_WITHIN: Duration = Duration::from_secs(30);
-const FOLLOWER_READS_WITHIN: Duration = Duration::from_secs(600);
+const ANSWER_TIMEOUT: Duration = Duration::from_secs(30);
+const FOLLOWER_TIMEOUT: Duration = Duration::from_secs(600);
 /// How often followers of events get a sign of life.
-pub(super) const SIGN_OF_LIFE: Duration = Duration::from_secs(5);
+pub(super) const KEEP_ALIVE: Duration = Duration::from_secs(5);
 
 async fn accept(
     listener: AsyncFd<UnixListener>,
@@ -171,12 +171,12 @@ async fn answer(stream: UnixStream, commands: &mpsc::Sender<Command>, followers:
     let mut read = BufReader::new(from);
     let mut to = Client {
         write: to,
-        reads_within: READS_WITHIN,
+        read_timeout: ANSWER_TIMEOUT,
     };
     loop {
         let mut line = String::new();
         let mut limited = (&mut read).take(MAX_REQUEST);
-        match timeout(ASKS_WITHIN, limited.read_line(&mut line)).await {
+        match timeout(REQUEST_TIMEOUT, limited.read_line(&mut line)).await {
             Ok(Ok(1..)) => {}
             // The client has hung up, sends no valid UTF-8, or sends nothing.
             Ok(Ok(0) | Err(_)) | Err(_) => return,
@@ -194,7 +194,7 @@ async fn answer(stream: UnixStream, commands: &mpsc::Sender<Command>, followers:
 /// A client.
 struct Client {
     write: OwnedWriteHalf,
-    reads_within: Duration,
+    read_timeout: Duration,
 }
 
 /// Returns early if the client or the agent is gone.
@@ -228,7 +228,7 @@ async fn serve(
             let _permit = match (follow, followers.try_acquire()) {
                 (false, _) => None,
                 (true, Ok(permit)) => {
-                    to.reads_within = FOLLOWER_READS_WITHIN;
+                    to.read_timeout = FOLLOWER_TIMEOUT;
                     Some(permit)
                 }
                 (true, Err(_)) => {
@@ -290,7 +290,7 @@ async fn events(
             return Some(());
         }
         loop {
-            match timeout(SIGN_OF_LIFE, new.recv()).await {
+            match timeout(KEEP_ALIVE, new.recv()).await {
                 Ok(Ok(event)) if !denied || event.is_denied() => write(to, event).await?,
                 Ok(Ok(_)) => {}
                 // The reader is slow. The records still hold everything, so start over.
@@ -309,7 +309,7 @@ async fn write(to: &mut Client, answer: impl Kind + Serialize) -> Option<()> {
 }
 
 async fn send(to: &mut Client, bytes: &[u8]) -> Option<()> {
-    timeout(to.reads_within, to.write.write_all(bytes))
+    timeout(to.read_timeout, to.write.write_all(bytes))
         .await
         .ok()?
         .ok()

@@ -177,7 +177,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_problem_is_known_until_it_is_over() {
+    fn a_problem_is_listed_until_it_is_over() {
         let mut faults = Faults::default();
         faults.set(Kind::Cgroups, "a".to_owned());
         faults.set(Kind::Cgroups, "b".to_owned());

@@ -40,12 +40,12 @@ pub(super) fn order_to_keep(records: &mut [(RecordKey, RecordValue)]) {
 }
 
 /// Fits on a screen or two, in chronological order.
-const FEW: usize = 100;
+const SCREENFUL: usize = 100;
 
 /// Sorts events, given in chronological order, for listing: if there are many, the newest between
 /// each sender and each endpoint comes first.
 pub(super) fn order_to_list(events: Vec<Event>) -> Vec<Event> {
-    if events.len() <= FEW {
+    if events.len() <= SCREENFUL {
         return events;
     }
     let mut newest: HashMap<_, usize> = HashMap::new();
@@ -81,7 +81,7 @@ pub(super) struct Budget {
     of_kind: HashMap<Kind, u32>,
     left_out: u64,
     /// Since the agent started.
-    left_out_in_all: u64,
+    left_out_in_total: u64,
 }
 
 impl Budget {
@@ -93,7 +93,7 @@ impl Budget {
         let of_kind = self.of_kind.get(&kind(key)).copied().unwrap_or(0);
         if is_over || sender >= LINES[1] || of_kind >= LINES[2] {
             self.left_out += 1;
-            self.left_out_in_all += 1;
+            self.left_out_in_total += 1;
             return false;
         }
         self.all += 1;
@@ -103,8 +103,8 @@ impl Budget {
     }
 
     /// How many lines were left out since the agent started.
-    pub fn left_out_in_all(&self) -> u64 {
-        self.left_out_in_all
+    pub fn left_out_in_total(&self) -> u64 {
+        self.left_out_in_total
     }
 
     /// Starts the next second. Returns how many lines were left out in the last one.
@@ -134,7 +134,7 @@ mod tests {
     }
 
     #[test]
-    fn a_flood_drives_out_nothing_rare() {
+    fn a_flood_evicts_no_rare_record() {
         // One sender floods one port from many addresses, one floods all ports, and one tried
         // something once, long ago.
         let mut records: Vec<_> = (0..1000)
@@ -159,7 +159,7 @@ mod tests {
     }
 
     #[test]
-    fn of_many_events_each_pair_comes_first() {
+    fn the_newest_event_of_each_pair_is_listed_first() {
         let of = |id, endpoint: &str, source: u64| Event {
             source: Some(source.to_string()),
             endpoints: vec![endpoint.to_owned()],
@@ -182,7 +182,7 @@ mod tests {
     }
 
     #[test]
-    fn lines_are_limited_and_what_is_left_out_is_counted() {
+    fn lines_are_limited_and_omitted_ones_counted() {
         let mut budget = Budget::default();
         let mut written = |keys: Vec<(RecordKey, RecordValue)>| {
             keys.iter().filter(|(key, _)| budget.allows(key)).count()
@@ -193,7 +193,7 @@ mod tests {
         assert_eq!(written((3..100).map(|n| record(n, 0, 1, 0)).collect()), 14);
         assert_eq!(budget.next(), 297 - 30 + 1);
         assert_eq!(budget.next(), 0);
-        assert_eq!(budget.left_out_in_all(), 297 - 30 + 1);
+        assert_eq!(budget.left_out_in_total(), 297 - 30 + 1);
         assert!(budget.allows(&record(1, 0, 1, 0).0));
     }
 }

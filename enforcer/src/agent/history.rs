@@ -106,7 +106,7 @@ impl History {
     /// # Errors
     ///
     /// The file cannot be written.
-    pub fn give_up(&mut self) -> Result<(), AgentError> {
+    pub fn cancel(&mut self) -> Result<(), AgentError> {
         let known = Known {
             unconfirmed: None,
             ..self.known.clone()
@@ -196,7 +196,7 @@ mod tests {
     }
 
     #[test]
-    fn what_was_confirmed_is_there_again() {
+    fn confirmed_policies_survive_a_restart() {
         let dir = tempfile::tempdir().unwrap();
         let state = dir.path().join("state");
         let inputs = [PathBuf::from("/etc/a.yaml")];
@@ -217,7 +217,7 @@ mod tests {
         history.begin(&text("third"), &text("fourth")).unwrap();
         assert_eq!(open().confirmed(), Some(text("third")));
         assert!(open().is_unconfirmed(&text("fourth")));
-        history.give_up().unwrap();
+        history.cancel().unwrap();
         assert!(!open().is_unconfirmed(&text("fourth")));
         let elsewhere = History::open(Some(&state), &[PathBuf::from("/etc/b.yaml")]);
         assert_eq!(elsewhere.confirmed(), None, "of another agent");

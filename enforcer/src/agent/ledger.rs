@@ -375,7 +375,7 @@ mod tests {
     }
 
     #[test]
-    fn what_a_policy_denied_is_named_by_it() {
+    fn a_denial_is_named_by_the_policy_that_made_it() {
         let directory = tempfile::tempdir().unwrap();
         let mut ledger = Ledger::new(CgroupPaths::new(directory.path()));
         let (old, new) = (ready("visitor"), ready("guest"));

@@ -14,7 +14,7 @@ use super::{
     ledger::rfc3339,
     memory,
     print::{Priority, print, print_as},
-    reader::{Asked, Seen},
+    reader::{Baseline, Trigger},
     serve::Agent,
     start::{self, Ready},
 };
@@ -52,7 +52,7 @@ impl Agent {
         let new = ready.as_new(&roles);
         if let Err(error) = self.kernel.apply(new, &cgroups::pairs(&known), within) {
             if within.is_some() {
-                self.history.give_up()?;
+                self.history.cancel()?;
             }
             return Err(error.into());
         }
@@ -100,7 +100,7 @@ impl Agent {
         print(&format!("generation {generation} is confirmed"));
         // From now on interfaces have a single role.
         self.attach_interfaces(links).await;
-        self.learn_cgroups();
+        self.refresh_cgroups();
         Ok(())
     }
 
@@ -119,7 +119,7 @@ impl Agent {
         self.totals.rolled_back_by_request += 1;
         // The files keep their contents, which are put in force only on request.
         self.history.begin(&self.ready.texts, &given_up.texts)?;
-        self.learn_cgroups();
+        self.refresh_cgroups();
         Ok(())
     }
 
@@ -154,21 +154,21 @@ impl Agent {
         ));
         self.rolled_back = Some(what);
         self.attach_interfaces(links).await;
-        self.learn_cgroups();
+        self.refresh_cgroups();
     }
 
     /// Sets the roles of interfaces under the policy that the programs may fall back to.
-    pub(super) fn know_fallback_roles(&mut self) {
+    pub(super) fn set_fallback_roles(&mut self) {
         let roles = match (&self.unconfirmed, self.kernel.cgroups(Side::Fallback)) {
             (Some(before), Some(_)) => before.selectors.roles(&self.links),
             _ => Vec::new(),
         };
-        self.kernel.know_fallback_roles(&roles);
+        self.kernel.set_fallback_roles(&roles);
     }
 
     /// What the reader compares the files with.
-    pub(super) fn seen(&self) -> Seen<'_> {
-        Seen {
+    pub(super) fn baseline(&self) -> Baseline<'_> {
+        Baseline {
             ready: &self.ready,
             waiting: self
                 .history
@@ -183,15 +183,15 @@ impl Agent {
     pub(super) async fn follow(
         &mut self,
         ready: Ready,
-        asked: Asked,
+        trigger: Trigger,
         links: &LinkEvents,
     ) -> Result<(), AgentError> {
-        let within = match asked {
-            Asked::ToApply(within) => within,
-            Asked::ByPerson | Asked::ByAgent => self.options.confirm_within,
+        let within = match trigger {
+            Trigger::Apply(within) => within,
+            Trigger::Signal | Trigger::Check => self.options.confirm_within,
         };
         self.put_in_force(ready, within, links).await?;
-        self.learn_cgroups();
+        self.refresh_cgroups();
         self.policy_fault.clear();
         let (name, generation) = (&self.ready.policy.name, self.kernel.generation());
         print(&format!(
@@ -208,8 +208,8 @@ impl Agent {
     }
 
     /// Answers the clients that asked to have the files put in force.
-    pub(super) fn answer_applied(&mut self, asked: Asked, applied: Result<(), AgentError>) {
-        let Asked::ToApply(within) = asked else {
+    pub(super) fn answer_applied(&mut self, trigger: Trigger, applied: Result<(), AgentError>) {
+        let Trigger::Apply(within) = trigger else {
             return;
         };
         let answer = applied.and_then(|()| {

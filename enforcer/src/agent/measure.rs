@@ -67,7 +67,7 @@ impl Agent {
             records_lost: counters.get(counter::RECORDS_LOST),
             records_evicted: self.kernel.kept().evicted,
             wakes_lost: counters.get(counter::WAKES_LOST),
-            events_suppressed: self.budget.left_out_in_all(),
+            events_suppressed: self.budget.left_out_in_total(),
             is_attached: interfaces_unattached == 0 && judges.into_iter().all(works),
             attachments,
             interfaces: roles.len() as u64,

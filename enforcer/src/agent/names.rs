@@ -56,7 +56,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_name_stays_until_nothing_needs_it() {
+    fn a_name_is_kept_as_long_as_it_is_needed() {
         let mut names = Names::default();
         let [pod, cgroup] = [(SubjectKind::Interface, 7), (SubjectKind::Cgroup, 7)];
         names.learn(pod, "veth1");

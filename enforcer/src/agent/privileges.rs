@@ -59,7 +59,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_is_missing_is_named() {
+    fn missing_capabilities_are_named() {
         assert_eq!(lacking(|_| true), Vec::<String>::new());
         let old = [Capability::CAP_SYS_ADMIN, Capability::CAP_NET_ADMIN];
         assert_eq!(lacking(|one| old.contains(&one)), Vec::<String>::new());

@@ -26,19 +26,19 @@ pub(super) struct Reader {
     outcomes: news::UnboundedReceiver<Outcome>,
     /// Since when the thread has been reading.
     busy: Option<Instant>,
-    again: Option<Asked>,
+    again: Option<Trigger>,
 }
 
 /// Who asked to have the files read.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Asked {
+pub(super) enum Trigger {
     /// A person, by a signal.
-    ByPerson,
+    Signal,
     /// The agent, because something may have changed or a timer expired.
-    ByAgent,
+    Check,
     /// A person, to have the files' contents put in force, even if they are otherwise put in force
     /// only on request.
-    ToApply(Option<Duration>),
+    Apply(Option<Duration>),
 }
 
 /// What the files hold, compared with what is known.
@@ -52,7 +52,7 @@ pub(super) enum Change {
 }
 
 /// What is already known about the files.
-pub(super) struct Seen<'a> {
+pub(super) struct Baseline<'a> {
     /// The policy in force.
     pub ready: &'a Ready,
     /// Digests of what is put in force only on request.
@@ -64,18 +64,18 @@ struct Job {
     texts: Arc<[SourceText]>,
     numbers: PathNumbers,
     waiting: Vec<String>,
-    asked: Asked,
+    trigger: Trigger,
     /// The watch, which is extended to where the files are.
     directories: Option<Directories>,
 }
 
 /// The result of a read.
 pub(super) struct Outcome {
-    pub asked: Asked,
+    pub trigger: Trigger,
     /// What the files hold.
     pub changed: Result<Change, AgentError>,
     /// Whether some files are not watched because of the kernel's limit on watches.
-    pub has_no_room: bool,
+    pub exceeds_limit: bool,
 }
 
 impl Reader {
@@ -88,7 +88,7 @@ impl Reader {
             .spawn(move || {
                 let mut watched = None;
                 for job in todo {
-                    if done.send(look(&options, job, &mut watched)).is_err() {
+                    if done.send(read(&options, job, &mut watched)).is_err() {
                         break;
                     }
                 }
@@ -103,17 +103,22 @@ impl Reader {
     }
 
     /// Requests a read of the files, or another one if a read is in progress.
-    pub fn look(&mut self, asked: Asked, seen: Seen<'_>, directories: Option<Directories>) {
+    pub fn request(
+        &mut self,
+        trigger: Trigger,
+        baseline: Baseline<'_>,
+        directories: Option<Directories>,
+    ) {
         if self.busy.is_some() && directories.is_none() {
             // A client that waits for an answer takes precedence.
-            let is_less = matches!(self.again, None | Some(Asked::ByAgent));
-            if is_less || matches!(asked, Asked::ToApply(_)) {
-                self.again = Some(asked);
+            let is_replaceable = matches!(self.again, None | Some(Trigger::Check));
+            if is_replaceable || matches!(trigger, Trigger::Apply(_)) {
+                self.again = Some(trigger);
             }
             return;
         }
-        let Seen { ready, waiting } = seen;
-        let is_wanted = !matches!(asked, Asked::ByAgent);
+        let Baseline { ready, waiting } = baseline;
+        let is_wanted = !matches!(trigger, Trigger::Check);
         let job = Job {
             texts: Arc::clone(&ready.texts),
             numbers: ready.numbers.clone(),
@@ -121,7 +126,7 @@ impl Reader {
                 true => Vec::new(),
                 false => waiting.into_iter().map(str::to_owned).collect(),
             },
-            asked,
+            trigger,
             directories,
         };
         // The thread ends only with this handle.
@@ -142,7 +147,7 @@ impl Reader {
     }
 
     /// The request that arrived during the last read.
-    pub fn again(&mut self) -> Option<Asked> {
+    pub fn again(&mut self) -> Option<Trigger> {
         self.again.take()
     }
 
@@ -152,26 +157,26 @@ impl Reader {
     }
 }
 
-fn look(options: &AgentOptions, job: Job, watched: &mut Option<Directories>) -> Outcome {
+fn read(options: &AgentOptions, job: Job, watched: &mut Option<Directories>) -> Outcome {
     let Job {
         texts,
         numbers,
         waiting,
-        asked,
+        trigger,
         directories,
     } = job;
     if directories.is_some() {
         *watched = directories;
     }
-    let mut has_no_room = false;
+    let mut exceeds_limit = false;
     if let Some(watched) = watched {
         watched.only(watch::of_files(&options.inputs));
-        has_no_room = watched.has_no_room();
+        exceeds_limit = watched.exceeds_limit();
     }
     Outcome {
-        asked,
+        trigger,
         changed: changed(options, &texts, &waiting, &numbers),
-        has_no_room,
+        exceeds_limit,
     }
 }
 

@@ -34,9 +34,9 @@ use super::{
 };
 
 /// How long a client may take to send its request.
-const ASKS_WITHIN: Duration = Duration::from_secs(3);
+const REQUEST_TIMEOUT: Duration = Duration::from_secs(3);
 /// How long a connection may last: Prometheus' default scrape timeout.
-const LASTS: Duration = Duration::from_secs(10);
+const CONNECTION_TIMEOUT: Duration = Duration::from_secs(10);
 /// How many connections the kernel may queue, without a descriptor, until they are accepted. One
 /// that does not fit retries after a second.
 const BACKLOG: u32 = 128;
@@ -44,7 +44,7 @@ const BACKLOG: u32 = 128;
 const MAX_HEAD: usize = 8192;
 const MAX_HEADERS: usize = 64;
 /// How long a snapshot is reused: frequent requests get the same one again.
-const FRESH: Duration = Duration::from_millis(100);
+const SNAPSHOT_LIFETIME: Duration = Duration::from_millis(100);
 
 /// Listens until it is dropped.
 pub(super) struct Endpoint(AbortHandle);
@@ -107,7 +107,7 @@ async fn accept(listener: TcpListener, reserve: DescriptorReserve, scrapers: Arc
         let scrapers = Arc::clone(&scrapers);
         open.push_back(tokio::spawn(async move {
             // Only the client cares about the result.
-            let _ = timeout(LASTS, answer(stream, scrapers)).await;
+            let _ = timeout(CONNECTION_TIMEOUT, answer(stream, scrapers)).await;
         }));
     }
 }
@@ -119,7 +119,7 @@ async fn answer(stream: TcpStream, scrapers: Arc<Scrapers>) {
     });
     let connection = http1::Builder::new()
         .timer(TokioTimer::new())
-        .header_read_timeout(ASKS_WITHIN)
+        .header_read_timeout(REQUEST_TIMEOUT)
         .max_buf_size(MAX_HEAD)
         .max_headers(MAX_HEADERS)
         .keep_alive(false)
@@ -139,7 +139,7 @@ impl Scrapers {
         // Held during the query, so that there is one at a time.
         let mut last = self.last.lock().await;
         if let Some((at, snapshot)) = &*last
-            && at.elapsed() < FRESH
+            && at.elapsed() < SNAPSHOT_LIFETIME
         {
             return Ok(snapshot.clone());
         }

@@ -25,14 +25,14 @@ use super::{
     metrics::Totals,
     print::{Priority, print, print_as},
     privileges,
-    reader::{Asked, Change, Outcome, Reader},
+    reader::{Change, Outcome, Reader, Trigger},
     scrape::Endpoint,
-    start::{self, CHANGED, First, Lock, Ready, UNCONFIRMED},
+    start::{self, CHANGED, InitialPolicy, Lock, Ready, UNCONFIRMED},
     watch::{self, Directories},
 };
 use crate::api::Applied;
 use crate::kernel::{
-    CgroupPaths, Found, Kernel, KernelError, Link, LinkEvents, Pins, Wakes, cgroups, filters,
+    CgroupPaths, Kernel, KernelError, Link, LinkEvents, PinnedState, Pins, Wakes, cgroups, filters,
     load::KernelLog,
 };
 
@@ -120,12 +120,12 @@ pub async fn run(options: AgentOptions) -> Result<(), AgentError> {
     let state_dir = options.pin.then_some(options.state_dir.as_path());
     let history = History::open(state_dir, &options.inputs);
     // If the policy is not valid and there is no other, report that before touching anything.
-    let mut first = start::first(&options, &history, None)?;
+    let mut first = start::initial_policy(&options, &history, None)?;
     let lock = start::lock(&options.run_dir)?;
-    let found = look_for_pins(&options)?;
-    let kept = found.as_ref().map(Found::kept);
+    let found = find_pins(&options)?;
+    let kept = found.as_ref().map(PinnedState::kept);
     if let Some(kept) = kept.filter(|kept| kept.last != 0) {
-        first = start::first(&options, &history, Some(kept))?;
+        first = start::initial_policy(&options, &history, Some(kept))?;
     }
     let reserve = DescriptorReserve::set_aside();
     let (control, commands) = Control::open(&options.run_dir, reserve)?;
@@ -134,7 +134,7 @@ pub async fn run(options: AgentOptions) -> Result<(), AgentError> {
     agent.print_start();
     let status = agent.status_line();
     agent.reserve.within(|| agent.manager.ready(status));
-    let shutdown = agent.live(&mut sources).await;
+    let shutdown = agent.run(&mut sources).await;
     agent.manager.stopping(match shutdown {
         None if agent.kernel.pinned_at().is_some() => "ends, and what is in force stays in force",
         _ => "ends, and detaches everything",
@@ -162,10 +162,10 @@ pub async fn run(options: AgentOptions) -> Result<(), AgentError> {
 }
 
 /// What a previous agent left pinned; `None` if enforcement should end with this agent.
-fn look_for_pins(options: &AgentOptions) -> Result<Option<Found>, AgentError> {
+fn find_pins(options: &AgentOptions) -> Result<Option<PinnedState>, AgentError> {
     let pins = Pins::new(&options.pin_dir);
     if options.pin {
-        let found = Found::look(&pins)?;
+        let found = PinnedState::find(&pins)?;
         return Ok(Some(found));
     }
     if pins.is_empty() {
@@ -180,8 +180,8 @@ fn look_for_pins(options: &AgentOptions) -> Result<Option<Found>, AgentError> {
 async fn begin(
     options: AgentOptions,
     history: History,
-    first: First,
-    found: Option<Found>,
+    first: InitialPolicy,
+    found: Option<PinnedState>,
     (to_agent, commands): (mpsc::Sender<Command>, mpsc::Receiver<Command>),
     reserve: DescriptorReserve,
 ) -> Result<(Agent, EventSources), AgentError> {
@@ -191,7 +191,7 @@ async fn begin(
     let terminate = listen(SignalKind::terminate())?;
     let links = LinkEvents::open()?;
     let there = list_at_start(&links).await?;
-    let First {
+    let InitialPolicy {
         mut ready,
         mut unconfirmed,
         mut why,
@@ -200,11 +200,11 @@ async fn begin(
         ready.selectors.check(&there)?;
     }
     let cgroup_root = cgroups::root(&ready.cgroup_root)?;
-    if let Some(what) = found.as_ref().and_then(Found::describe) {
+    if let Some(what) = found.as_ref().and_then(PinnedState::describe) {
         print(&what);
     }
     let mut kernel = Kernel::load(found, options.kernel_log)?;
-    kernel.know_filters(&filters::leftovers().await?);
+    kernel.set_filters(&filters::leftovers().await?);
     // The policy must be there before the first packet is judged.
     let mut totals = Totals::new();
     let mut resumed = kernel.resume(ready.as_new(&[]))?;
@@ -284,13 +284,15 @@ async fn begin(
     }
     agent.attach_interfaces(&sources.links).await;
     agent.attach_root();
-    agent.come_first();
+    agent.move_to_front();
     agent.retire_others();
     agent.watch(&mut sources);
     agent.serve_metrics();
-    agent.learn_cgroups();
+    agent.refresh_cgroups();
     // Once more, now that the files are watched.
-    sources.reader.look(Asked::ByAgent, agent.seen(), None);
+    sources
+        .reader
+        .request(Trigger::Check, agent.baseline(), None);
     memory::give_back();
     Ok((agent, sources))
 }
@@ -307,7 +309,7 @@ impl EventSources {
             _ = self.hangup.recv() => AgentEvent::Reload,
             _ = self.interrupt.recv() => AgentEvent::Stop,
             _ = self.terminate.recv() => AgentEvent::Stop,
-            Some(ask) = self.commands.recv() => AgentEvent::Command(ask),
+            Some(command) = self.commands.recv() => AgentEvent::Command(command),
         }
     }
 }
@@ -329,7 +331,7 @@ async fn changed(events: &mut Option<watch::Events>) {
 impl Agent {
     /// Handles events until somebody stops the agent. Returns the acknowledgement to send if that
     /// was a request.
-    async fn live(&mut self, sources: &mut EventSources) -> Option<ShutdownAck> {
+    async fn run(&mut self, sources: &mut EventSources) -> Option<ShutdownAck> {
         loop {
             match sources.next().await {
                 AgentEvent::Denied(Ok(keys)) => {
@@ -340,18 +342,22 @@ impl Agent {
                     sources.wakes = None;
                     self.faults.set(Kind::Records, text::chain(&error));
                 }
-                AgentEvent::Links => self.look_at_links(&sources.links).await,
-                AgentEvent::Cgroups => self.learn_cgroups(),
-                AgentEvent::Files => sources.reader.look(Asked::ByAgent, self.seen(), None),
+                AgentEvent::Links => self.refresh_links(&sources.links).await,
+                AgentEvent::Cgroups => self.refresh_cgroups(),
+                AgentEvent::Files => sources
+                    .reader
+                    .request(Trigger::Check, self.baseline(), None),
                 AgentEvent::Read(outcome) => self.read(outcome, sources).await,
                 AgentEvent::Tick => self.tick(sources).await,
                 AgentEvent::Reload => {
                     self.reserve.within(|| self.manager.reloading());
-                    sources.reader.look(Asked::ByPerson, self.seen(), None);
+                    sources
+                        .reader
+                        .request(Trigger::Signal, self.baseline(), None);
                 }
                 AgentEvent::Stop => return None,
                 AgentEvent::Command(Command::Detach(shutdown)) => return Some(shutdown),
-                AgentEvent::Command(ask) => self.obey(ask, sources).await,
+                AgentEvent::Command(command) => self.execute(command, sources).await,
             }
         }
     }
@@ -389,22 +395,24 @@ impl Agent {
         if self.ticks.is_multiple_of(LOOK) {
             self.watch(sources);
             self.serve_metrics();
-            self.look_at_links(&sources.links).await;
+            self.refresh_links(&sources.links).await;
             if self.faults.get(Kind::Interfaces).is_some() {
                 self.attach_interfaces(&sources.links).await;
             }
             self.attach_root();
-            self.come_first();
+            self.move_to_front();
             self.retire_others();
-            sources.reader.look(Asked::ByAgent, self.seen(), None);
+            sources
+                .reader
+                .request(Trigger::Check, self.baseline(), None);
         }
         if self.ticks.is_multiple_of(LOOK) || self.directories.is_none() {
-            self.learn_cgroups();
+            self.refresh_cgroups();
         }
         self.report_alive();
     }
 
-    async fn obey(&mut self, command: Command, sources: &mut EventSources) {
+    async fn execute(&mut self, command: Command, sources: &mut EventSources) {
         match command {
             Command::Apply(within, reply) => {
                 self.settle(&sources.links).await;
@@ -412,7 +420,7 @@ impl Agent {
                 self.reserve.within(|| self.manager.reloading());
                 sources
                     .reader
-                    .look(Asked::ToApply(within), self.seen(), None);
+                    .request(Trigger::Apply(within), self.baseline(), None);
             }
             Command::Confirm(reply) => {
                 let confirmed = self.confirm(&sources.links).await;
@@ -426,9 +434,9 @@ impl Agent {
         }
     }
 
-    fn answer(&mut self, ask: Command) {
+    fn answer(&mut self, command: Command) {
         // The client may be gone.
-        match ask {
+        match command {
             Command::Status(reply) => drop(reply.send(self.status().map_err(|e| text::chain(&e)))),
             Command::Sources(reply) => drop(reply.send(self.sources())),
             Command::Metrics(reply) => {
@@ -491,8 +499,10 @@ impl Agent {
             match self.reserve.within(watch::for_files) {
                 Ok((events, directories)) => {
                     sources.files = Some(events);
-                    let look = Some(directories);
-                    sources.reader.look(Asked::ByAgent, self.seen(), look);
+                    let watched = Some(directories);
+                    sources
+                        .reader
+                        .request(Trigger::Check, self.baseline(), watched);
                     self.faults.clear(Kind::FileWatch);
                 }
                 Err(error) => self.faults.set(
@@ -537,44 +547,44 @@ impl Agent {
     /// Puts the policy in force if its files changed. A broken policy is reported once.
     async fn read(&mut self, outcome: Outcome, sources: &mut EventSources) {
         let Outcome {
-            asked,
+            trigger,
             changed,
-            has_no_room,
+            exceeds_limit,
         } = outcome;
         match changed {
             Ok(Change::Same) => {
                 self.policy_fault.clear();
-                if asked == Asked::ByPerson {
+                if trigger == Trigger::Signal {
                     print("the policy is unchanged");
                 }
-                self.answer_applied(asked, Ok(()));
+                self.answer_applied(trigger, Ok(()));
             }
             Ok(Change::Waiting) => {
                 if self.policy_fault.error().is_none() {
                     self.policy_fault.set(UNCONFIRMED.to_owned());
                 }
             }
-            Ok(Change::New(ready)) if self.options.manual && asked == Asked::ByAgent => {
+            Ok(Change::New(ready)) if self.options.manual && trigger == Trigger::Check => {
                 self.waiting = Some(text_digest(&ready.texts));
                 self.policy_fault.set(CHANGED.to_owned());
             }
             Ok(Change::New(ready)) => {
-                let applied = self.follow(*ready, asked, &sources.links).await;
+                let applied = self.follow(*ready, trigger, &sources.links).await;
                 if let Err(error) = &applied {
-                    self.not_put_in_force(text::chain(error), asked);
+                    self.not_put_in_force(text::chain(error), trigger);
                 }
-                self.answer_applied(asked, applied);
+                self.answer_applied(trigger, applied);
             }
             Err(error) => {
-                self.not_put_in_force(text::chain(&error), asked);
-                self.answer_applied(asked, Err(error));
+                self.not_put_in_force(text::chain(&error), trigger);
+                self.answer_applied(trigger, Err(error));
             }
         }
-        if asked != Asked::ByAgent {
+        if trigger != Trigger::Check {
             self.report_reloaded();
         }
         if sources.files.is_some() {
-            match has_no_room {
+            match exceeds_limit {
                 true => self.faults.set(
                     Kind::FileWatch,
                     "the policy's files are looked at every five seconds instead of at once: the kernel's \
@@ -584,15 +594,15 @@ impl Agent {
                 false => self.faults.clear(Kind::FileWatch),
             }
         }
-        if let Some(asked) = sources.reader.again() {
-            sources.reader.look(asked, self.seen(), None);
+        if let Some(trigger) = sources.reader.again() {
+            sources.reader.request(trigger, self.baseline(), None);
         }
     }
 
     /// Records that a policy was not put in force. One that is read repeatedly is reported and
     /// counted once.
-    fn not_put_in_force(&mut self, error: String, asked: Asked) {
-        if self.policy_fault.set(error) || asked != Asked::ByAgent {
+    fn not_put_in_force(&mut self, error: String, trigger: Trigger) {
+        if self.policy_fault.set(error) || trigger != Trigger::Check {
             self.totals.failed += 1;
         }
     }

@@ -106,7 +106,7 @@ impl Ready {
 }
 
 /// What an agent starts with.
-pub struct First {
+pub struct InitialPolicy {
     /// The policy to put in force.
     pub ready: Ready,
     /// If that policy is unconfirmed: the one that comes back into force unless it is confirmed.
@@ -124,11 +124,11 @@ pub const CHANGED: &str = "the policy's files hold another policy than the one i
 
 /// Chooses what an agent starts with, after a previous agent or a reboot: what its files hold,
 /// unless that was not confirmed, or is not valid and there is a confirmed policy.
-pub fn first(
+pub fn initial_policy(
     options: &AgentOptions,
     history: &History,
     kept: Option<&Kept>,
-) -> Result<First, AgentError> {
+) -> Result<InitialPolicy, AgentError> {
     // Paths keep the numbers that they have in what is pinned.
     let names = kept.map(|kept| kept.names.clone()).unwrap_or_default();
     let numbers = PathNumbers::from_names(names);
@@ -136,7 +136,7 @@ pub fn first(
         let texts = history.confirmed()?;
         prepare(options, texts, numbers).ok()
     };
-    let texts = files::read_again_and_again(&options.inputs).map_err(AgentError::from);
+    let texts = files::read_repeatable(&options.inputs).map_err(AgentError::from);
     let is_unconfirmed = texts
         .as_ref()
         .is_ok_and(|texts| history.is_unconfirmed(texts));
@@ -144,17 +144,17 @@ pub fn first(
     let waits = kept.is_some_and(|kept| kept.before.is_some() && now() < kept.deadline);
     match files {
         Ok(ready) if is_unconfirmed => match confirmed(&ready.numbers) {
-            Some(before) if waits => Ok(First {
+            Some(before) if waits => Ok(InitialPolicy {
                 ready,
                 unconfirmed: Some(before),
                 why: None,
             }),
-            Some(confirmed) => Ok(First {
+            Some(confirmed) => Ok(InitialPolicy {
                 ready: confirmed,
                 unconfirmed: None,
                 why: Some(UNCONFIRMED.to_owned()),
             }),
-            None => Ok(First {
+            None => Ok(InitialPolicy {
                 ready,
                 unconfirmed: None,
                 why: None,
@@ -164,14 +164,14 @@ pub fn first(
             let confirmed = confirmed(&ready.numbers).filter(|_| options.manual);
             let other = confirmed.filter(|confirmed| confirmed.texts != ready.texts);
             let why = other.is_some().then(|| CHANGED.to_owned());
-            Ok(First {
+            Ok(InitialPolicy {
                 ready: other.unwrap_or(ready),
                 unconfirmed: None,
                 why,
             })
         }
         Err(error) => match confirmed(&numbers) {
-            Some(ready) => Ok(First {
+            Some(ready) => Ok(InitialPolicy {
                 ready,
                 unconfirmed: None,
                 why: Some(text::chain(&error)),
@@ -219,7 +219,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn there_is_one_lock() {
+    fn a_lock_is_exclusive() {
         let dir = tempfile::tempdir().unwrap();
         let run_dir = dir.path().join("run");
         let held = lock(&run_dir).unwrap();

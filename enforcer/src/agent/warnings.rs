@@ -143,7 +143,7 @@ mod tests {
     };
 
     #[test]
-    fn emulation_is_off_where_the_last_parameter_says_so() {
+    fn the_last_boot_parameter_decides_about_emulation() {
         for (line, off) in [
             ("quiet ia32_emulation=0", true),
             ("ia32_emulation=off ia32_emulation=on", false),
@@ -156,7 +156,7 @@ mod tests {
     }
 
     #[test]
-    fn guarded_ports_among_the_ephemeral_ones_are_told() {
+    fn guarded_ephemeral_ports_are_reported() {
         let text = "\
 apiVersion: enforcer.dev/v1alpha1
 kind: Inventory

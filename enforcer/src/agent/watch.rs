@@ -26,7 +26,7 @@ pub struct Directories {
     inotify: Arc<Inotify>,
     kinds: AddWatchFlags,
     watched: HashMap<PathBuf, WatchDescriptor>,
-    has_no_room: bool,
+    exceeds_limit: bool,
 }
 
 /// An inotify instance as tokio wants it.
@@ -64,7 +64,7 @@ fn open(kinds: AddWatchFlags) -> io::Result<(Events, Directories)> {
         inotify,
         kinds,
         watched: HashMap::new(),
-        has_no_room: false,
+        exceeds_limit: false,
     };
     Ok((Events(events), directories))
 }
@@ -85,19 +85,19 @@ impl Directories {
             stays
         });
         let mut is_new = false;
-        self.has_no_room = false;
+        self.exceeds_limit = false;
         for directory in directories {
             match inotify.add_watch(&directory, self.kinds) {
                 Ok(watch) => is_new |= self.watched.insert(directory, watch) != Some(watch),
-                Err(error) => self.has_no_room |= error == Errno::ENOSPC,
+                Err(error) => self.exceeds_limit |= error == Errno::ENOSPC,
             }
         }
         is_new
     }
 
     /// Whether some directories are not watched because of the kernel's limit on watches.
-    pub fn has_no_room(&self) -> bool {
-        self.has_no_room
+    pub fn exceeds_limit(&self) -> bool {
+        self.exceeds_limit
     }
 }
 
@@ -201,7 +201,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_file_is_noticed_when_it_is_whole() {
+    async fn a_file_is_noticed_once_it_is_complete() {
         let root = tempfile::tempdir().unwrap();
         let file = root.path().join("policy.yaml");
         fs::write(&file, "a").unwrap();
@@ -219,7 +219,7 @@ mod tests {
     }
 
     #[test]
-    fn a_link_is_watched_at_both_ends() {
+    fn a_link_and_its_target_are_watched() {
         let root = tempfile::tempdir().unwrap();
         let real = root.path().join("..data");
         fs::create_dir(&real).unwrap();

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use clap::Args;
 
-use super::{AgentArguments, Format, Outcome, say, say_json};
+use super::{AgentArguments, Format, Outcome, print_json, print_result};
 use crate::{
     agent::client,
     api::{Applied, Document},
@@ -83,7 +83,7 @@ pub fn roll_back(arguments: &RolledBack, format: Format) -> Outcome {
 
 fn print(applied: &Document<Applied>, format: Format) -> Outcome {
     if format == Format::Json {
-        return say_json(applied);
+        return print_json(applied);
     }
     let Applied {
         policy,
@@ -91,7 +91,7 @@ fn print(applied: &Document<Applied>, format: Format) -> Outcome {
         confirm_by,
     } = &applied.body;
     let name = enforcer_policy::text::shown(policy);
-    say(&match confirm_by {
+    print_result(&match confirm_by {
         Some(time) => format!(
             "policy `{name}` is in force, generation {generation}; the one before is in force again from {time} on unless \
              `enforcer confirm` comes"

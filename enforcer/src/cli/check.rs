@@ -10,7 +10,7 @@ use enforcer_policy::{
     render,
 };
 
-use super::{Failure, Format, Outcome, PolicyArguments, say, say_json};
+use super::{Failure, Format, Outcome, PolicyArguments, print_json, print_result};
 use crate::{
     api::{CheckResult, Document, ErrorCode, NodeReport, PolicyProblem},
     files,
@@ -80,7 +80,7 @@ pub fn run(arguments: &Arguments, format: Format) -> Outcome {
     match check(arguments, format) {
         // An invalid policy is a result like any other.
         Err(Failure::Policy(errors)) if format == Format::Json && !errors.is_unreadable() => {
-            say_json(&Document::new(CheckResult {
+            print_json(&Document::new(CheckResult {
                 valid: false,
                 errors: PolicyProblem::all(&errors),
                 policy: None,
@@ -102,7 +102,7 @@ fn check(arguments: &Arguments, format: Format) -> Outcome {
     };
     let results = run_all_cases(&policy, &compiler, &arguments.cases)?;
     if format == Format::Json {
-        say_json(&Document::new(CheckResult {
+        print_json(&Document::new(CheckResult {
             valid: true,
             errors: Vec::new(),
             policy: Some(render::summary(&policy)),
@@ -111,11 +111,11 @@ fn check(arguments: &Arguments, format: Format) -> Outcome {
         }))?;
     } else {
         if arguments.verbose {
-            tell_all(&policy, &nodes)?;
+            print_policy(&policy, &nodes)?;
         } else {
-            say(render::brief(&policy).trim_end())?;
+            print_result(render::brief(&policy).trim_end())?;
         }
-        tell_cases(&results, arguments.verbose)?;
+        print_cases(&results, arguments.verbose)?;
     }
     if results.iter().all(|result| result.passed) {
         Ok(())
@@ -146,9 +146,9 @@ fn run_all_cases(
     Ok(results)
 }
 
-fn tell_all(policy: &Policy, nodes: &[NodeReport]) -> Outcome {
-    say(render::describe(policy).trim_end())?;
-    say("")?;
+fn print_policy(policy: &Policy, nodes: &[NodeReport]) -> Outcome {
+    print_result(render::describe(policy).trim_end())?;
+    print_result("")?;
     for node in nodes {
         let NodeReport {
             node,
@@ -158,20 +158,20 @@ fn tell_all(policy: &Policy, nodes: &[NodeReport]) -> Outcome {
             targets,
             notes,
         } = node;
-        say(&format!(
+        print_result(&format!(
             "{node}: {prefixes} prefixes, {parties} sets of components, {port_classes} classes of \
              ports, {targets} sets of endpoints"
         ))?;
         for note in notes {
-            say(&format!("  - {note}"))?;
+            print_result(&format!("  - {note}"))?;
         }
     }
     Ok(())
 }
 
-fn tell_cases(results: &[CaseResult], all: bool) -> Outcome {
+fn print_cases(results: &[CaseResult], all: bool) -> Outcome {
     if !results.is_empty() {
-        say("")?;
+        print_result("")?;
     }
     for result in results {
         let CaseResult {
@@ -185,14 +185,14 @@ fn tell_cases(results: &[CaseResult], all: bool) -> Outcome {
             continue;
         }
         if *passed {
-            say(&format!("ok      {name}: {found}"))?;
+            print_result(&format!("ok      {name}: {found}"))?;
         } else {
-            say(&format!("FAILED  {name}: expected {expected}, but {found}"))?;
+            print_result(&format!("FAILED  {name}: expected {expected}, but {found}"))?;
         }
     }
     if !results.is_empty() {
         let passed = results.iter().filter(|result| result.passed).count();
-        say(&format!("{} cases, {passed} as expected", results.len()))?;
+        print_result(&format!("{} cases, {passed} as expected", results.len()))?;
     }
     io::Write::flush(&mut io::stdout())?;
     Ok(())

@@ -2,7 +2,7 @@
 
 use clap::Args;
 
-use super::{AgentArguments, Format, Outcome, say, say_json};
+use super::{AgentArguments, Format, Outcome, print_json, print_result};
 use crate::{
     agent::client,
     api::{DetachResult, Document},
@@ -24,7 +24,7 @@ pub fn run(arguments: &Arguments, format: Format) -> Outcome {
     let AgentArguments { run_dir, pin_dir } = &arguments.agent;
     client::detach(run_dir, pin_dir)?;
     match format {
-        Format::Text => say("detached: nothing is enforced on this node"),
-        Format::Json => say_json(&Document::new(DetachResult { detached: true })),
+        Format::Text => print_result("detached: nothing is enforced on this node"),
+        Format::Json => print_json(&Document::new(DetachResult { detached: true })),
     }
 }

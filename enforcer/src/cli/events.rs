@@ -4,7 +4,7 @@ use std::ops::ControlFlow;
 
 use clap::Args;
 
-use super::{AgentArguments, Format, Outcome, say, say_json_line};
+use super::{AgentArguments, Format, Outcome, print_json_line, print_result};
 use crate::agent::client;
 
 /// List what was denied, and why
@@ -31,12 +31,12 @@ pub fn run(arguments: &Arguments, format: Format) -> Outcome {
         if arguments.denied && !event.body.is_denied() {
             return ControlFlow::Continue(());
         }
-        let said = match format {
-            Format::Json => say_json_line(&event),
-            Format::Text => say(&event.body.to_string()),
+        let printed = match format {
+            Format::Json => print_json_line(&event),
+            Format::Text => print_result(&event.body.to_string()),
         };
         // If the reader has stopped, do not wait for more events.
-        match said {
+        match printed {
             Ok(()) => ControlFlow::Continue(()),
             Err(failure) => {
                 result = Err(failure);

@@ -17,7 +17,7 @@ use enforcer_policy::{
     vocabulary::Decision,
 };
 
-use super::{AgentArguments, Failure, Format, Outcome, policy_of, say, say_json};
+use super::{AgentArguments, Failure, Format, Outcome, policy_of, print_json, print_result};
 use crate::{
     agent::own_addresses,
     api::{Document, ErrorCode},
@@ -71,7 +71,7 @@ enum Where {
 }
 
 /// What is known about the machine that has the destination.
-fn place(arguments: &Arguments, to: Target) -> Option<At> {
+fn location(arguments: &Arguments, to: Target) -> Option<At> {
     match arguments.at {
         Some(Where::ThisNode) => Some(At::ThisNode),
         Some(Where::Elsewhere) => Some(At::Elsewhere),
@@ -105,13 +105,13 @@ pub fn run(arguments: &Arguments, format: Format) -> Outcome {
         let message = format!("the policy cannot be compiled: {error}");
         Failure::cannot(ErrorCode::from(&error), message)
     })?;
-    let (explanation, from, to) = asked(&policy, &compiled, arguments).map_err(|error| {
+    let (explanation, from, to) = answer(&policy, &compiled, arguments).map_err(|error| {
         let message = text::chain(error.as_ref());
         Failure::cannot(ErrorCode::BadQuestion, message)
     })?;
     match format {
-        Format::Json => say_json(&Document::new(&explanation))?,
-        Format::Text => tell(&explanation, &from.to_string(), &to.to_string())?,
+        Format::Json => print_json(&Document::new(&explanation))?,
+        Format::Text => print_explanation(&explanation, &from.to_string(), &to.to_string())?,
     }
     if explanation.is_allowed() {
         Ok(())
@@ -121,7 +121,7 @@ pub fn run(arguments: &Arguments, format: Format) -> Outcome {
 }
 
 /// The question and its answer.
-fn asked(
+fn answer(
     policy: &Policy,
     compiled: &Compiled,
     arguments: &Arguments,
@@ -140,12 +140,12 @@ fn asked(
     } else {
         Attempt::Send(to)
     };
-    let explanation = explain(policy, compiled, &from, attempt, place(arguments, to))
+    let explanation = explain(policy, compiled, &from, attempt, location(arguments, to))
         .map_err(|error| anyhow!(error))?;
     Ok((explanation, from, to))
 }
 
-fn tell(explanation: &Explanation, from: &str, to: &str) -> Outcome {
+fn print_explanation(explanation: &Explanation, from: &str, to: &str) -> Outcome {
     let verdict = &explanation.verdict;
     let what = match (&explanation.path, &explanation.reason) {
         (Some(path), _) => format!("{verdict} by path {path}"),
@@ -155,16 +155,16 @@ fn tell(explanation: &Explanation, from: &str, to: &str) -> Outcome {
         (None, Some(reason)) => format!("{verdict}: {reason}"),
         (None, None) => verdict.to_string(),
     };
-    say(&format!("{from} to {to}: {what}"))?;
-    say(&format!("  because   {}", explanation.because))?;
+    print_result(&format!("{from} to {to}: {what}"))?;
+    print_result(&format!("  because   {}", explanation.because))?;
     for lock in &explanation.locks {
-        say(&format!("  lock      {lock}: {}", lock.meaning()))?;
+        print_result(&format!("  lock      {lock}: {}", lock.meaning()))?;
     }
     if !explanation.document.is_empty() {
-        say(&format!("  document  {}", explanation.document))?;
+        print_result(&format!("  document  {}", explanation.document))?;
     }
     if !explanation.symptom.is_empty() {
-        say(&format!("  without   {}", explanation.symptom))?;
+        print_result(&format!("  without   {}", explanation.symptom))?;
     }
     let list = |items: &[String]| {
         if items.is_empty() {
@@ -173,12 +173,12 @@ fn tell(explanation: &Explanation, from: &str, to: &str) -> Outcome {
             items.join(", ")
         }
     };
-    say(&format!("  endpoint  {}", list(&explanation.endpoints)))?;
-    say(&format!(
+    print_result(&format!("  endpoint  {}", list(&explanation.endpoints)))?;
+    print_result(&format!(
         "  sender    {}",
         list(&explanation.source_components)
     ))?;
-    say(&format!(
+    print_result(&format!(
         "  judged    on {} at {}",
         explanation.node, explanation.hook
     ))?;
@@ -186,16 +186,16 @@ fn tell(explanation: &Explanation, from: &str, to: &str) -> Outcome {
         let paths = explanation.paths_there.iter();
         let paths = paths.map(|path| format!("{} from {}", path.name, path.from.join(", ")));
         let paths: Vec<String> = paths.collect();
-        say(&format!("  paths     {}", paths.join("; ")))?;
+        print_result(&format!("  paths     {}", paths.join("; ")))?;
     }
     if !explanation.denial.is_empty() {
-        say(&format!("  there     {}", explanation.denial))?;
+        print_result(&format!("  there     {}", explanation.denial))?;
     }
     for advice in &explanation.advice {
-        say(&format!("  hint      {}", advice.sentence()))?;
+        print_result(&format!("  hint      {}", advice.sentence()))?;
     }
     if let Some(note) = &explanation.note {
-        say(&format!("  note      {note}"))?;
+        print_result(&format!("  note      {note}"))?;
     }
     Ok(())
 }
@@ -398,7 +398,7 @@ spec: { profile: control-plane-stacked-etcd, mode: Enforce, otherTraffic: Allow 
 
     /// `--from` and `--to` on cp1, and what they refer to, or the error.
     #[test]
-    fn who_and_what_are_understood() {
+    fn from_and_to_are_understood() {
         let policy = policy();
         let here = policy.node("cp1").unwrap();
         let read = |from: &str, to: &str| -> anyhow::Result<String> {

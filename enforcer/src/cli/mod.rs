@@ -7,7 +7,7 @@
 //! event), or nothing. What prevented the result is a document of kind `Error`, the last line of
 //! standard error.
 //!
-//! Everything that is printed goes through `say`, `say_json` or `complain`, which keep text from
+//! Everything that is printed goes through `print_result`, `print_json` or `print_message`, which keep text from
 //! elsewhere from affecting a terminal; a name within a line additionally goes through
 //! [`text::shown`].
 
@@ -205,10 +205,10 @@ pub fn main() -> ExitCode {
     let arguments: Vec<OsString> = env::args_os().collect();
     let cli = match Cli::try_parse_from(&arguments) {
         Ok(cli) => cli,
-        Err(said) => {
+        Err(error) => {
             let arguments = arguments.iter().skip(1);
             let format = usage::format_of(arguments.map(|argument| argument.to_string_lossy()));
-            return ExitCode::from(usage::report(&said, format));
+            return ExitCode::from(usage::report(&error, format));
         }
     };
     let format = match (cli.output, &cli.command) {
@@ -216,11 +216,11 @@ pub fn main() -> ExitCode {
         // Commands that write YAML check the style themselves.
         (Style::Json, _) | (Style::Yaml, Command::Catalog(_)) => Format::Json,
         (Style::Yaml, _) => {
-            let said = Cli::command().error(
+            let error = Cli::command().error(
                 ErrorKind::InvalidValue,
                 "`-o yaml` is for `enforcer catalog`; here it is text or json",
             );
-            return ExitCode::from(usage::report(&said, Format::Text));
+            return ExitCode::from(usage::report(&error, Format::Text));
         }
     };
     let result = match cli.command {
@@ -235,7 +235,7 @@ pub fn main() -> ExitCode {
         Command::Rollback(arguments) => apply::roll_back(&arguments, format),
         Command::Detach(arguments) => detach::run(&arguments, format),
         Command::Generate(arguments) => generate::run(&arguments),
-        Command::Schema { of } => say(of.text().trim_end()),
+        Command::Schema { of } => print_result(of.text().trim_end()),
     };
     ExitCode::from(match result {
         Ok(()) => FINE,
@@ -262,7 +262,7 @@ impl Failure {
             }
             Self::Cannot(error) => {
                 match format {
-                    Format::Text => complain(&format!("error: {}", error.message)),
+                    Format::Text => print_message(&format!("error: {}", error.message)),
                     Format::Json => print_error(*error),
                 }
                 CANNOT
@@ -287,7 +287,7 @@ fn print_policy_errors(errors: &PolicyErrors) {
         // they were made.
         let _ = writeln!(io::stderr(), "{}", errors.render(Paint::Coloured));
     } else {
-        complain(&errors.render(Paint::Plain));
+        print_message(&errors.render(Paint::Plain));
     }
 }
 
@@ -295,29 +295,29 @@ fn print_policy_errors(errors: &PolicyErrors) {
 /// results.
 fn print_error(error: Error) {
     let document = serde_json::to_string(&Document::new(error)).unwrap_or_default();
-    complain(&text::json(&document));
+    print_message(&text::json(&document));
 }
 
 /// Prints lines to standard error. If nobody reads that either, only the exit status tells.
-fn complain(message: &str) {
+fn print_message(message: &str) {
     let _ = writeln!(io::stderr(), "{}", text::lines(message));
 }
 
 /// Prints lines to standard output.
-fn say(message: &str) -> Outcome {
+fn print_result(message: &str) -> Outcome {
     Ok(writeln!(io::stdout().lock(), "{}", text::lines(message))?)
 }
 
 /// Prints a JSON document to standard output.
-fn say_json(value: &impl Serialize) -> Outcome {
+fn print_json(value: &impl Serialize) -> Outcome {
     let document = serde_json::to_string_pretty(value).map_err(anyhow::Error::from)?;
-    say(&text::json(&document))
+    print_result(&text::json(&document))
 }
 
 /// Prints a JSON document in one line to standard output.
-fn say_json_line(value: &impl Serialize) -> Outcome {
+fn print_json_line(value: &impl Serialize) -> Outcome {
     let document = serde_json::to_string(value).map_err(anyhow::Error::from)?;
-    say(&text::json(&document))
+    print_result(&text::json(&document))
 }
 
 /// The policy from files, or else the one that the agent has in force, with its node and mode.
@@ -346,7 +346,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_definition_of_the_command_line_holds() {
+    fn the_command_line_definition_is_consistent() {
         Cli::command().debug_assert();
     }
 

@@ -11,21 +11,21 @@ use super::{CANNOT, Failure, Format, print_error};
 use crate::api::{Error, ErrorCode};
 
 /// Prints clap's message: help, the version, or an error in the arguments. Returns the exit status.
-pub(super) fn report(said: &clap::Error, format: Format) -> u8 {
-    let status = u8::try_from(said.exit_code()).unwrap_or(CANNOT);
-    if said.use_stderr() && format == Format::Json {
-        print_error(error_of(said));
+pub(super) fn report(error: &clap::Error, format: Format) -> u8 {
+    let status = u8::try_from(error.exit_code()).unwrap_or(CANNOT);
+    if error.use_stderr() && format == Format::Json {
+        print_error(error_of(error));
         return status;
     }
-    match said.print().and_then(|()| io::stdout().flush()) {
+    match error.print().and_then(|()| io::stdout().flush()) {
         Ok(()) => status,
         Err(error) => Failure::from(error).report(format),
     }
 }
 
-fn error_of(said: &clap::Error) -> Error {
-    let text = said.render().to_string();
-    if said.kind() == ErrorKind::DisplayHelpOnMissingArgumentOrSubcommand {
+fn error_of(error: &clap::Error) -> Error {
+    let text = error.render().to_string();
+    if error.kind() == ErrorKind::DisplayHelpOnMissingArgumentOrSubcommand {
         return Error {
             help: Some(text.trim().to_owned()),
             ..Error::new(ErrorCode::Usage, "a subcommand is missing")
@@ -82,7 +82,7 @@ mod tests {
     use crate::cli::Cli;
 
     #[test]
-    fn json_is_found_in_wrong_arguments() {
+    fn the_json_format_is_found_in_invalid_arguments() {
         for (arguments, expected) in [
             ("status --nonsense -o json", Format::Json),
             ("-ojson frobnicate", Format::Json),
@@ -102,7 +102,7 @@ mod tests {
     }
 
     #[test]
-    fn what_clap_says_is_a_sentence_and_help() {
+    fn errors_of_clap_become_a_sentence_and_help() {
         let error = |arguments: &[&str]| {
             let arguments = ["enforcer"].iter().chain(arguments);
             error_of(&Cli::try_parse_from(arguments).unwrap_err())

@@ -69,7 +69,7 @@ fn a_directory_is_its_policy_files_in_order() {
 }
 
 #[test]
-fn a_file_of_comments_is_none_of_the_policys() {
+fn a_file_with_only_comments_is_skipped() {
     let all = [
         ("a.yaml", SMALL.as_bytes()),
         ("b.yaml", &b"# to be written\n"[..]),
@@ -84,7 +84,7 @@ fn a_file_of_comments_is_none_of_the_policys() {
 }
 
 #[test]
-fn what_cannot_be_read_is_told() {
+fn unreadable_files_are_reported() {
     let long = vec![b'#'; SourceText::MAX_BYTES as usize + 1];
     let directory = directory(&[
         ("long.yaml", &long),
@@ -133,7 +133,7 @@ fn what_cannot_be_read_is_told() {
 }
 
 #[test]
-fn what_is_no_file_is_refused_and_not_waited_for() {
+fn special_files_are_refused_without_waiting() {
     let directory = tempfile::tempdir().unwrap();
     let pipe = directory.path().join("pipe.yaml");
     nix::unistd::mkfifo(&pipe, nix::sys::stat::Mode::S_IRUSR).unwrap();
@@ -152,7 +152,7 @@ fn what_is_no_file_is_refused_and_not_waited_for() {
         ),
     ] {
         let inputs = [input.to_owned()];
-        let errors = read_again_and_again(&inputs).unwrap_err();
+        let errors = read_repeatable(&inputs).unwrap_err();
         assert!(errors.is_unreadable());
         let said = errors.to_string();
         assert!(said.contains(expected), "{said}");
@@ -171,7 +171,7 @@ fn what_is_no_file_is_refused_and_not_waited_for() {
 }
 
 #[test]
-fn what_is_unchanged_is_what_would_be_read_again() {
+fn unchanged_files_are_recognized() {
     let directory = tempfile::tempdir().unwrap();
     let inputs = [directory.path().to_owned()];
     let write = |name: &str, text: &str| fs::write(directory.path().join(name), text).unwrap();
@@ -201,7 +201,7 @@ fn what_is_unchanged_is_what_would_be_read_again() {
 }
 
 #[test]
-fn a_file_that_is_being_written_is_not_read_by_halves() {
+fn a_file_being_written_is_not_read_halfway() {
     let dir = tempfile::tempdir().unwrap();
     let file = dir.path().join("a.yaml");
     let whole = "first: half\nsecond: half\n";

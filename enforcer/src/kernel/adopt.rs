@@ -13,7 +13,7 @@ use super::{
 };
 
 /// What is pinned, locked for this process before anything is loaded.
-pub struct Found {
+pub struct PinnedState {
     pins: Pins,
     lock: PinsLock,
     adopted: Option<(Instance, Store)>,
@@ -30,14 +30,14 @@ pub(super) struct Target {
     pub(super) others: Vec<Instance>,
 }
 
-impl Found {
+impl PinnedState {
     /// Looks for pins, and creates the directory unless it exists. `netns` is the cookie of this
     /// network namespace.
     ///
     /// # Errors
     ///
     /// Nothing can be pinned there, or the pinned programs enforce in another network namespace.
-    pub fn look(pins: &Pins) -> Result<Self, KernelError> {
+    pub fn find(pins: &Pins) -> Result<Self, KernelError> {
         pins.prepare()?;
         let lock = pins.lock()?;
         let netns = super::netns::netns_cookie()?;

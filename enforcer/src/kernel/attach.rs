@@ -187,7 +187,7 @@ impl Kernel {
     }
 
     /// Sets which of our filters exist at clsact qdiscs. They are replaced in place.
-    pub fn know_filters(&mut self, filters: &[Leftover]) {
+    pub fn set_filters(&mut self, filters: &[Leftover]) {
         let of = |filter: &Leftover| (filter.index, filter.hook == Hook::TcIngress);
         self.attached.filters = filters.iter().map(of).collect();
     }
@@ -210,7 +210,7 @@ impl Kernel {
             let wanted = self.directions(link, *role);
             let known = known.map(|known| (known.role, known.is_as_wanted(*role, &wanted)));
             let done = match known {
-                Some((_, true)) => self.know_anew(link, *role),
+                Some((_, true)) => self.update_link(link, *role),
                 Some((before, false)) => self
                     .change_interface(link, *role, mode)
                     .map(|()| said.extend(change(link, before, *role))),
@@ -230,7 +230,7 @@ impl Kernel {
     /// # Errors
     ///
     /// The first program that could not be attached anew. It stays where it was.
-    pub fn come_first(&mut self) -> Result<Vec<String>, KernelError> {
+    pub fn move_to_front(&mut self) -> Result<Vec<String>, KernelError> {
         let mut late = Vec::new();
         for interface in self.attached.interfaces.values() {
             let link = &interface.link;
@@ -339,7 +339,7 @@ impl Kernel {
 
     /// Sets the roles of interfaces under the policy that the programs may fall back to; empty if
     /// there is no such policy. Must be called before [`Self::attach_interfaces`].
-    pub fn know_fallback_roles(&mut self, roles: &[(Link, Role)]) {
+    pub fn set_fallback_roles(&mut self, roles: &[(Link, Role)]) {
         let roles = roles.iter();
         self.attached.fallback_roles = roles.map(|(link, role)| (link.index, *role)).collect();
     }
@@ -357,7 +357,7 @@ impl Kernel {
 
     /// Records a change of an interface that does not affect its programs, such as its name or the
     /// bridge that it is a port of.
-    fn know_anew(&mut self, link: &Link, role: Role) -> Result<(), KernelError> {
+    fn update_link(&mut self, link: &Link, role: Role) -> Result<(), KernelError> {
         if let Some(known) = self.attached.interfaces.get_mut(&link.index)
             && known.link != *link
         {

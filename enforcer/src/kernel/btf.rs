@@ -265,7 +265,7 @@ mod tests {
     }
 
     #[test]
-    fn fields_are_found_also_where_structs_have_no_name() {
+    fn fields_are_found_inside_anonymous_structs() {
         let info = TypeInfo::parse(sample()).unwrap();
         assert_eq!(info.field("outer", "first"), Some(0));
         assert_eq!(info.field("outer", "inner"), Some(69));
@@ -274,7 +274,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_cut_off_or_strange_is_no_type_information() {
+    fn truncated_or_invalid_type_information_is_refused() {
         let whole = sample();
         for length in 0..whole.len() {
             assert!(
@@ -295,7 +295,7 @@ mod tests {
     }
 
     #[test]
-    fn this_kernel_tells_where_its_fields_are() {
+    fn the_fields_of_this_kernel_are_found() {
         // Machines without BPF have none; the product reports that when it starts.
         let Ok(info) = TypeInfo::of_kernel() else {
             return;

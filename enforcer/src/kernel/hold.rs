@@ -44,10 +44,10 @@ impl Hold {
             (Self::Pinned(path), Self::Open(link)) => {
                 // If this process dies in between, both links exist, and the next agent removes
                 // this one.
-                let beside = pins::beside(path);
-                let _ = pins::remove_link(&beside);
-                calls::pin(&link, &beside)?;
-                std::fs::rename(&beside, path)
+                let replacement = pins::replacement(path);
+                let _ = pins::remove_link(&replacement);
+                calls::pin(&link, &replacement)?;
+                std::fs::rename(&replacement, path)
             }
             (_, new) => {
                 *self = new;
@@ -122,7 +122,7 @@ impl Pinned {
         for instance in std::iter::once(&self.instance).chain(&self.others) {
             let path = pin(instance);
             // From an agent that died while replacing one link by another: the new one comes first.
-            let _ = std::fs::rename(pins::beside(&path), &path);
+            let _ = std::fs::rename(pins::replacement(&path), &path);
             let Ok(link) = calls::open_pin(&path) else {
                 continue;
             };

@@ -97,7 +97,7 @@ mod tests {
     }
 
     #[test]
-    fn all_are_found_and_no_others() {
+    fn exactly_the_stored_addresses_are_found() {
         for count in [0_u32, 1, 2, 3, 10, 1000, 60_000] {
             let at = |number: u32| match number % 3 {
                 0 => Ip::v4((0x0a80_0000 + number).to_be_bytes()),
@@ -139,7 +139,7 @@ mod tests {
     }
 
     #[test]
-    fn no_address_stands_with_the_networks() {
+    fn no_address_is_among_the_networks() {
         for network in [Ip::UNSPECIFIED, Ip::v4([0; 4])] {
             let nowhere = PrefixEntry {
                 network,

@@ -14,7 +14,7 @@ use aya::{
 };
 
 use super::{
-    Found, Kept, KernelError,
+    Kept, KernelError, PinnedState,
     adopt::Target,
     btf::{SkbFields, SocketFields, TypeInfo},
     layout, lsm,
@@ -34,7 +34,7 @@ impl Kernel {
     /// # Errors
     ///
     /// Missing privileges, a kernel without a needed feature, or a verifier that refuses a program.
-    pub fn load(found: Option<Found>, log: bool) -> Result<Self, KernelError> {
+    pub fn load(found: Option<PinnedState>, log: bool) -> Result<Self, KernelError> {
         let Some(found) = found else {
             let kept = Kept {
                 netns: netns_cookie()?,

@@ -30,7 +30,7 @@ impl Kernel {
         let link = calls::attach_to_lsm(program)
             .map_err(|error| format!("failed to attach `{LSM}`: {}", text::chain(&error)))?;
         // It may be attached and yet never called. Otherwise it is detached with its handle.
-        if is_asked() {
+        if is_called() {
             let pin = self.pinned.as_ref().map(|pinned| pinned.instance.lsm());
             let hold = Hold::of(link, pin).map_err(|error| text::chain(&error))?;
             self.attached.lsm = Some(hold);
@@ -50,7 +50,7 @@ pub(super) fn load(bpf: &mut Ebpf) -> Result<(), String> {
     let btf = Btf::from_sys_fs().map_err(|error| text::chain(&error))?;
     program(bpf)?
         .load("socket_setsockopt", &btf)
-        .map_err(|error| gist(&text::chain(&error)))
+        .map_err(|error| summary(&text::chain(&error)))
 }
 
 fn program(bpf: &mut Ebpf) -> Result<&mut Lsm, String> {
@@ -61,7 +61,7 @@ fn program(bpf: &mut Ebpf) -> Result<&mut Lsm, String> {
 }
 
 /// The essential part of an error: of the verifier's log, the last line before its statistics.
-fn gist(text: &str) -> String {
+fn summary(text: &str) -> String {
     let is_account = |line: &&str| {
         [
             "verification time",
@@ -83,7 +83,7 @@ fn gist(text: &str) -> String {
 
 /// Whether the program for security modules is called: it answers `EPERM` to a probe option that
 /// does not exist.
-fn is_asked() -> bool {
+fn is_called() -> bool {
     const PROBE: libc::c_int = 0x656e_6672;
     let Ok(socket) = std::net::UdpSocket::bind("127.0.0.1:0") else {
         return false;

@@ -31,7 +31,7 @@ mod state;
 pub mod trial;
 mod usage;
 
-pub use adopt::Found;
+pub use adopt::PinnedState;
 pub use apply::Side;
 pub use attach::TcMode;
 pub use cgroups::{CgroupPaths, KnownCgroup};

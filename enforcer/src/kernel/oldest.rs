@@ -163,7 +163,7 @@ fn chains_of_calls_fit_on_the_stack_of_every_kernel() {
 }
 
 #[test]
-fn loops_go_back_by_jumps() {
+fn loops_end_in_a_jump() {
     for (name, program) in &linked() {
         for start in functions(program).into_keys() {
             let at = falls_back(program, start);

@@ -298,7 +298,7 @@ pub(super) fn remove_link(path: &Path) -> Result<(), KernelError> {
 }
 
 /// Where a link is pinned for a moment before it replaces another.
-pub(super) fn beside(path: &Path) -> PathBuf {
+pub(super) fn replacement(path: &Path) -> PathBuf {
     let mut name = path.file_name().unwrap_or_default().to_owned();
     name.push("-new");
     path.with_file_name(name)

@@ -107,7 +107,7 @@ fn a_snapshot_is_written_in_both_formats() {
 }
 
 #[test]
-fn what_is_not_so_is_zero() {
+fn absent_states_are_exported_as_zero() {
     let mut snapshot = snapshot();
     snapshot.is_attached = false;
     has(
@@ -143,7 +143,7 @@ fn new_denials_are_counted_by_hook() {
 }
 
 #[test]
-fn names_are_as_prometheus_wants_them() {
+fn names_follow_the_conventions_of_prometheus() {
     let mut names = Vec::new();
     for family in &FAMILIES {
         let name = full_name(family);
@@ -177,7 +177,7 @@ fn names_are_as_prometheus_wants_them() {
 }
 
 #[test]
-fn the_format_is_what_is_asked_for() {
+fn the_accept_header_chooses_the_format() {
     let prometheus = "application/openmetrics-text;version=1.0.0,text/plain;version=0.0.4;q=0.5";
     assert_eq!(TextFormat::of(prometheus), TextFormat::OpenMetrics);
     assert_eq!(TextFormat::of("*/*"), TextFormat::Prometheus);
@@ -232,7 +232,7 @@ fn the_page_lists_every_metric() {
 
 /// Rules and the page name only metrics that exist, and the page names every alert.
 #[test]
-fn rules_name_what_is_exported() {
+fn rules_name_only_exported_metrics() {
     let names: Vec<String> = FAMILIES.iter().map(full_name).collect();
     let (rules, page) = (
         read("packaging/prometheus/enforcer.rules.yaml"),
