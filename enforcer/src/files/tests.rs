@@ -140,12 +140,12 @@ fn special_files_are_refused_without_waiting() {
     let link = directory.path().join("loop.yaml");
     std::os::unix::fs::symlink("loop.yaml", &link).unwrap();
     for (input, expected) in [
-        (pipe.as_path(), "a named pipe is no file"),
+        (pipe.as_path(), "a named pipe is not a file"),
         (
             directory.path(),
             "failed to read: Too many levels of symbolic links",
         ),
-        (Path::new("/dev/zero"), "a device is no file"),
+        (Path::new("/dev/zero"), "a device is not a file"),
         (
             link.as_path(),
             "failed to read: Too many levels of symbolic links",
@@ -167,7 +167,7 @@ fn special_files_are_refused_without_waiting() {
     let said = read_sources(&[directory.path().to_owned()])
         .unwrap_err()
         .to_string();
-    assert!(said.contains("a named pipe is no file"), "{said}");
+    assert!(said.contains("a named pipe is not a file"), "{said}");
 }
 
 #[test]
