@@ -146,7 +146,7 @@ pub fn run(args: &Args) -> Result<ExitCode> {
     })
 }
 
-/// What git knows of, as it is now, with the tools of this clone.
+/// Copies the files that git knows of, in their present state, with the tools of this clone.
 fn copy_tree(tree: &Path) -> Result<()> {
     let mut list = Command::new("git");
     list.current_dir(shell::workspace()).args(["ls-files"]);
@@ -169,11 +169,12 @@ fn copy_tree(tree: &Path) -> Result<()> {
         .context("failed to link the tools")
 }
 
-/// The first of the fast tests that fails, if one does.
+/// The first of the fast tests that fails, if any.
 fn is_noticed(tree: &Path) -> Result<Option<&'static str>> {
     let log = shell::log_path("mutants")?;
     for (name, arguments) in [
-        // First what builds without the kernel programs: seconds, where the last takes a minute.
+        // First those that build without the kernel programs: they take seconds, the last one a
+        // minute.
         (
             "the reader's and the lock's own tests",
             &["test", "-p", "enforcer-common"][..],

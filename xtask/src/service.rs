@@ -1,5 +1,5 @@
-//! The package on a system of its own: Debian with systemd, in an emulated machine. It is installed, started, stopped,
-//! upgraded, removed and purged there, by `service/try.sh`.
+//! The package on a separate system: Debian with systemd, in an emulated machine. It is installed,
+//! started, stopped, upgraded, removed and purged there, by `service/try.sh`.
 
 use std::{
     fs,
@@ -19,12 +19,12 @@ use crate::{
     shell,
 };
 
-/// The kernel of the machine.
+/// The machine's kernel.
 const SERIES: &str = "6.1";
-/// How long all of it may take.
+/// The time limit.
 const LIMIT: Duration = Duration::from_secs(1200);
 
-/// Tries a package.
+/// Tests a package.
 pub fn try_package(package: &Path) -> Result<()> {
     if let Some(obstacle) = packages::obstacle() {
         bail!("{obstacle}");
@@ -154,17 +154,17 @@ fn image(package: &Path, kernel: &packages::Kernel) -> Result<PathBuf> {
     Ok(image)
 }
 
-/// What runs the trial in the machine.
+/// The unit that runs the trial in the machine.
 const UNIT: &str = "[Unit]\nAfter=basic.target\n[Service]\nType=oneshot\nExecStart=/root/try.sh\nStandardOutput=tty\n\
                     StandardError=tty\nTTYPath=/dev/console\n";
 
-/// The first process: it moves the system to a file system on which namespaces of mounts can be made, as the kernel's
-/// first one can not be left.
+/// The first process: moves the system to a file system that permits new mount namespaces. The
+/// kernel's first one cannot be left.
 const INIT: &str = "#!/bin/sh\nmkdir /new\nmount -t tmpfs -o size=2g,mode=755 tmpfs /new\n\
                     for part in bin boot dev etc home lib lib32 lib64 libx32 media mnt opt proc root run sbin srv sys tmp usr var; do\n\
                     [ -e /$part ] && cp -a /$part /new/\ndone\nexec switch_root /new /sbin/init\n";
 
-/// A small Debian with systemd, made once.
+/// A small Debian with systemd, created once.
 fn base() -> Result<PathBuf> {
     let directory = tools_path(shell::workspace()).join("service");
     let base = directory.join("root.tar");

@@ -1,5 +1,6 @@
-//! The emulator: the system's own, or else Debian's, unpacked below `target/tools` where it can not be installed
-//! beside what is there (another version of a part of it, say).
+//! The emulator: the system's own, or else Debian's, unpacked below `target/tools` if it cannot be
+//! installed alongside what is installed already (for example because of another version of one of
+//! its parts).
 
 use std::{
     env, fs,
@@ -15,14 +16,15 @@ use crate::{bpf_toolchain::tools_path, setup::apt, shell};
 const PROGRAM: &str = "qemu-system-x86_64";
 const PACKAGE: &str = "qemu-system-x86";
 
-/// What starts machines.
+/// The program that starts machines.
 pub struct Emulator {
-    /// Where it is unpacked; the system's own otherwise.
+    /// Where it is unpacked; `None` for the system's own.
     root: Option<PathBuf>,
 }
 
 impl Emulator {
-    /// The one there is, or one that is installed now, with what packs its file systems.
+    /// The installed emulator, or one that is installed now, with the program that packs its file
+    /// systems.
     pub fn install() -> Result<Self> {
         if shell::which("cpio").is_none() {
             println!("installing cpio");
@@ -55,7 +57,8 @@ impl Emulator {
         command
             .env(
                 "LD_LIBRARY_PATH",
-                // None of these has a colon in it, unless the clone's path has: then nothing is found.
+                // None of these contains a colon, unless the clone's path does: then nothing is
+                // found.
                 env::join_paths(&libraries).unwrap_or_default(),
             )
             .env("QEMU_MODULE_DIR", libraries[0].join("qemu"));
@@ -66,10 +69,10 @@ impl Emulator {
     }
 }
 
-/// Where Debian has the libraries of x86-64, on which alone this runs.
+/// Where Debian has the libraries of x86-64, the only architecture that this supports.
 const MULTIARCH: &str = "x86_64-linux-gnu";
 
-/// Downloads the emulator with all that it would bring along, and unpacks it.
+/// Downloads the emulator with all its dependencies, and unpacks them.
 fn unpack(root: &Path) -> Result<()> {
     println!("unpacking qemu below target/tools instead");
     let _ = fs::remove_dir_all(root);

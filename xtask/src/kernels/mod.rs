@@ -1,7 +1,8 @@
-//! `cargo xtask kernels`: the kernels that we claim, in virtual machines. In each, all programs are
-//! loaded, the shipped cases and random packets go through them, and connections are made in a lab.
+//! `cargo xtask kernels`: the supported kernels, in virtual machines. In each, all programs are
+//! loaded, the shipped cases and random packets run through them, and connections are made in a
+//! lab.
 //!
-//! The machines are emulated (no KVM), so this is slow and needs nothing of its host but qemu.
+//! The machines are emulated (no KVM), so this is slow and needs nothing from its host but qemu.
 
 mod emulator;
 mod image;
@@ -23,14 +24,14 @@ pub use emulator::Emulator;
 use image::Extent;
 use outcome::Outcome;
 
-/// The series that are tried, oldest first. The README's supported kernels are these, and the one that
-/// the tests run on.
+/// The series to test, oldest first. The README's supported kernels are these, and the one that the
+/// tests run on.
 const SERIES: [&str; 2] = ["6.1", "6.12"];
 
 /// Options of `cargo xtask kernels`.
 #[derive(Debug, clap::Args)]
 pub struct Args {
-    /// Tries this series only (6.1, 6.12).
+    /// Tests only this series (6.1, 6.12).
     #[arg(long, value_name = "SERIES", value_parser = SERIES)]
     only: Option<String>,
     /// Runs all end-to-end tests of the small lab in each machine (half an hour).
@@ -39,12 +40,12 @@ pub struct Args {
     /// Runs all tests of this binary in each machine, and nothing else.
     #[arg(long, value_name = "TEST", value_parser = image::tests().collect::<Vec<_>>(), conflicts_with = "all")]
     test: Option<String>,
-    /// Writes docs/kernels.md anew, with this machine's own kernel beside the others (as root).
+    /// Writes docs/kernels.md, including this machine's own kernel (as root).
     #[arg(long, conflicts_with_all = ["only", "all", "test"])]
     write: bool,
 }
 
-/// Tries all of them and prints a table. Fails if one failed.
+/// Tests all of them and prints a table. Fails if one failed.
 pub fn run(args: &Args) -> Result<ExitCode> {
     setup::ensure(&[setup::Part::Toolchain, setup::Part::Lab])?;
     let chosen = |series: &&str| args.only.as_deref().is_none_or(|only| only == *series);
@@ -82,15 +83,16 @@ pub fn check() -> Result<()> {
     bail!("{said}")
 }
 
-/// Whether the machines would take far more than ten minutes here, too long for every test run: a
-/// sentence about it if so. Tells by how long one takes to boot, which is two or three seconds elsewhere.
+/// Whether the machines would take far more than ten minutes here, which is too long for every test
+/// run: if so, a sentence about it. Measures how long one takes to boot, which is two or three
+/// seconds elsewhere.
 pub fn slowness() -> Result<Option<String>> {
     const PATIENCE: Duration = Duration::from_secs(6);
     let emulator = Emulator::install()?;
     let programs = image::build_programs()?;
     let series = SERIES[0];
     let kernel = packages::kernel(series)?;
-    // It ends when it is dropped.
+    // Dropping it stops it.
     let machine = Machine::start(&emulator, series, &kernel, &programs, &Extent::Some)?;
     while machine.began.elapsed() < PATIENCE {
         let text = fs::read(&machine.log).context("failed to read a machine's log")?;
@@ -106,12 +108,12 @@ pub fn slowness() -> Result<Option<String>> {
     )))
 }
 
-/// Why machines can not be had here, if so.
+/// Why machines cannot run here, if so.
 pub fn obstacle() -> Option<String> {
     packages::obstacle()
 }
 
-/// Runs the machines beside each other: each has one processor.
+/// Runs the machines in parallel: each has one processor.
 fn try_all(series: &[&str], extent: &Extent) -> Result<Vec<Outcome>> {
     if let Some(obstacle) = obstacle() {
         bail!("{obstacle}");
@@ -128,7 +130,7 @@ fn try_all(series: &[&str], extent: &Extent) -> Result<Vec<Outcome>> {
     machines.into_iter().map(Machine::wait).collect()
 }
 
-/// What this machine's own kernel makes of the programs.
+/// How this machine's own kernel loads the programs.
 fn here() -> Result<Outcome> {
     let programs = image::build_programs()?;
     let mut cases = Command::new(programs.test("cases")?);
@@ -150,7 +152,7 @@ fn here() -> Result<Outcome> {
     ))
 }
 
-/// A machine that runs.
+/// A running machine.
 struct Machine {
     release: String,
     child: Child,
@@ -205,7 +207,7 @@ impl Machine {
             .is_none()
         {
             if self.began.elapsed() > self.limit {
-                // The end of its log shows how far it came.
+                // The end of its log shows how far it got.
                 self.child.kill().context("failed to end a machine")?;
             }
             thread::sleep(Duration::from_millis(100));
@@ -223,7 +225,7 @@ impl Machine {
 }
 
 impl Drop for Machine {
-    /// Nothing is left running where another machine could not be started.
+    /// So that no machine keeps running if another could not be started.
     fn drop(&mut self) {
         let _ = self.child.kill();
         let _ = self.child.wait();
