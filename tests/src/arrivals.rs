@@ -1,4 +1,4 @@
-//! Counting what TC lets a host have: behind TC, before sockets and their cgroups.
+//! Counts what TC lets through to a host: after TC, before sockets and their cgroups.
 
 use std::net::{IpAddr, SocketAddr};
 
@@ -12,7 +12,7 @@ use crate::process::run_tool;
 
 const TABLE: &str = "lab-arrivals";
 
-/// A counter of certain packets, in one of nftables' hooks.
+/// A counter of certain packets, at one of nftables' hooks.
 #[derive(Debug)]
 pub struct Arrivals {
     place: Place,
@@ -34,8 +34,8 @@ impl Arrivals {
         Self::with(place, "inet", chain, &rules)
     }
 
-    /// Starts to count packets like one, by addresses and protocol, before the host decides whether
-    /// they are for it: also those to groups that it is not in.
+    /// Starts to count packets with the addresses and protocol of this one, before the host decides
+    /// whether they are for it, including those to groups that it is not in.
     pub fn like(place: &Place, packet: &Forged) -> Result<Self> {
         let (from, to) = (packet.source.ip(), packet.destination.ip());
         let protocol = match &packet.content {
@@ -47,7 +47,7 @@ impl Arrivals {
         };
         let chain = format!("like-{protocol}-{from}-{to}").replace(['.', ':'], "-");
         let family = if to.is_ipv4() { "ip" } else { "ip6" };
-        // Made anew, so that it counts from nothing.
+        // Created anew, so that it counts from zero.
         let rules = format!(
             "add table inet {TABLE}
              add chain inet {TABLE} {chain} {{ type filter hook prerouting priority -300; }}
@@ -57,8 +57,8 @@ impl Arrivals {
         Self::with(place, "inet", chain, &rules)
     }
 
-    /// Starts to count what an expression of nftables matches, in the input hook: what a host takes
-    /// for its own, put together again if it came in fragments.
+    /// Starts to count what an nftables expression matches, at the input hook: packets that the
+    /// host accepts as its own, reassembled if they were fragmented.
     pub fn matching(place: &Place, name: &str, expression: &str) -> Result<Self> {
         let chain = format!("input-{name}");
         let rules = format!(
@@ -68,8 +68,8 @@ impl Arrivals {
         Self::with(place, "inet", chain, &rules)
     }
 
-    /// The same, right behind TC on the way in by an interface: frames as they are, also those that the
-    /// kernel itself would throw away later.
+    /// The same, right after TC ingress of an interface: frames as they are, including those that
+    /// the kernel would discard later.
     pub fn on_device(place: &Place, device: &str, name: &str, expression: &str) -> Result<Self> {
         let chain = format!("device-{name}");
         let rules = format!(

@@ -1,5 +1,5 @@
-//! What a whole cluster has beyond etcd, apiservers and kubelets: each server in the network namespace
-//! and the cgroup that it would have on a real node.
+//! What a whole cluster has beyond etcd, apiservers and kubelets. Each server runs in the network
+//! namespace and the cgroup that it would have on a real node.
 
 use std::fs;
 use std::net::SocketAddr;
@@ -18,12 +18,12 @@ use crate::process::Running;
 use crate::servers::{Nginx, wait_for_listener};
 use crate::{ssh, tools};
 
-/// A name of the cluster that the DNS server itself knows, with [`plan::POD_A`]'s addresses.
+/// A cluster name that the DNS server answers itself, with [`plan::POD_A`]'s addresses.
 pub const KNOWN_NAME: &str = "known.cluster.lab";
-/// A name whose answer does not fit a datagram.
+/// A name whose answer does not fit into a datagram.
 pub const LONG_NAME: &str = "long.cluster.lab";
-/// A name that only the resolver outside of the cluster knows, as it knows every other one below
-/// `outside.lab`. A server that waits for an answer asks for no name twice.
+/// A name that only the resolver outside of the cluster knows, like every other one below
+/// `outside.lab`. A server that waits for an answer does not repeat the query for the same name.
 pub const OUTSIDE_NAME: &str = "www.outside.lab";
 
 /// Servers that live as long as the lab.
@@ -69,7 +69,7 @@ fn start_control_plane(lab: &Lab, node: &Party, started: &mut Started) -> Result
         wait_for_listener(&mut running, &place, at)?;
         started.running.push(running);
     }
-    // An etcd as two old articles draw it, and where nodes of some distributions join.
+    // An etcd as two old articles show it, and the port where nodes of some distributions join.
     for (place, tcp) in [
         (lab.etcd_on(node.name), LOOPBACK.at(port::HTTP)),
         (lab.daemon(node.name, "join"), node.at(port::JOIN)),
@@ -165,7 +165,7 @@ fn dnsmasq(place: &Place, at: &[SocketAddr], more: &[String]) -> Result<Running>
             "--user=root",
             "--group=root",
             "--pid-file=",
-            // Asked twice, a cache would not ask again.
+            // A cache would answer a repeated query itself.
             "--cache-size=0",
         ])
         .args(listen)
@@ -214,7 +214,7 @@ fn start_infrastructure(lab: &Lab, started: &mut Started) -> Result<()> {
         udp: [INFRA.both(port::NTP), INFRA.both(port::DHCP_SERVER)].concat(),
         ..Serve::default()
     })?);
-    // A host outside, with servers of all kinds.
+    // A host outside with servers of all kinds.
     started
         .listening
         .push(lab.daemon(OUT.name, "web").serve(Serve {
@@ -229,7 +229,7 @@ fn start_infrastructure(lab: &Lab, started: &mut Started) -> Result<()> {
     Ok(())
 }
 
-/// nginx at layer 4: it passes TLS on untouched, with its own address as the source.
+/// nginx at layer 4: it passes TLS through unchanged, with its own address as the source.
 fn start_balancer(lab: &Lab, place: &Place) -> Result<Running> {
     let own = lab.directory().join("balancer");
     fs::create_dir_all(&own).with_context(|| format!("failed to make {}", own.display()))?;
@@ -273,8 +273,8 @@ fn write(file: &Path, text: &str) -> Result<()> {
     fs::write(file, text).with_context(|| format!("failed to write {}", file.display()))
 }
 
-/// Starts konnectivity's server on a control-plane node, and an agent that connects to it and forwards to `target`.
-/// Without TLS, as the protocol in the tunnel does not matter here.
+/// Starts a konnectivity server on a control-plane node, and an agent that connects to it and
+/// forwards to `target`. Without TLS, as the protocol in the tunnel does not matter here.
 pub fn start_tunnel(
     lab: &Lab,
     node: &Party,
@@ -289,9 +289,9 @@ pub fn start_tunnel(
     Ok([server, agent])
 }
 
-/// Konnectivity as a cluster has it: a server on each control-plane node, and agents that dial out to
-/// all of them, in the node's own network on `w1` and in a pod on `w2`. Behind each is the kubelet of
-/// its node.
+/// Konnectivity as in a real cluster: a server on each control-plane node, and agents that connect
+/// to all of them, on `w1` in the node's network namespace and on `w2` in a pod. Each agent
+/// forwards to the kubelet of its node.
 pub fn start_konnectivity(lab: &Lab) -> Result<Vec<Server>> {
     let agents = [
         (lab.static_pod(W1.name, "konnectivity-agent"), W1),

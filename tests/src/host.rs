@@ -32,12 +32,13 @@ impl Host {
         &self.namespace
     }
 
-    /// The directory of its topmost cgroup: what `/sys/fs/cgroup` is on a real node.
+    /// The directory of its topmost cgroup, which corresponds to `/sys/fs/cgroup` of a real node.
     pub fn cgroup_root(&self) -> &Path {
         &self.cgroups
     }
 
-    /// A place on the host, in a cgroup named from the host's topmost one; made if it is not there.
+    /// A workload on the host, in a cgroup given relative to the host's topmost one and created if
+    /// it does not exist.
     pub fn cgroup(&self, name: &str) -> Result<Place> {
         let cgroup = Cgroup::create(self.cgroups.join(name.trim_start_matches('/')))?;
         let (namespace, kit) = (Arc::clone(&self.namespace), Arc::clone(&self.kit));
@@ -45,7 +46,7 @@ impl Host {
     }
 }
 
-/// Opens a host's namespace, gives it its own mounts and makes its topmost cgroup.
+/// Opens a host's namespace, gives it its own mounts and creates its topmost cgroup.
 pub(crate) fn make_host(
     party: &Party,
     id: &LabId,
@@ -65,7 +66,7 @@ pub(crate) fn make_host(
     })
 }
 
-/// Opens a pod's namespace and makes its cgroup on its host.
+/// Opens a pod's namespace and creates its cgroup on its host.
 pub(crate) fn make_pod(pod: &PodPlan, id: &LabId, cgroups: &Path, kit: &Arc<Kit>) -> Result<Place> {
     let directory = cgroups
         .join(pod.host)

@@ -1,4 +1,4 @@
-//! Packets made by hand, with right checksums, for those who forge.
+//! Hand-made packets with right checksums, for forging.
 
 use std::net::{IpAddr, SocketAddr};
 

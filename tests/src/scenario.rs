@@ -1,5 +1,5 @@
-//! The table of connections that the demo shows and the tests check: who tries what, and the path or
-//! the reason that a policy has to name.
+//! The table of connections that the demo shows and the tests check: who attempts what, and the
+//! path or the reason that a policy has to name.
 
 use std::net::{IpAddr, SocketAddr};
 
@@ -9,20 +9,20 @@ use crate::plan::{CP1, LOOPBACK, NODE_LOCAL_DNS, Party, SERVICE, W1, port};
 use crate::product::Event;
 use crate::{Lab, Place};
 
-/// What is tried.
+/// What is attempted.
 #[derive(Debug, Clone)]
 pub enum Try {
     /// A TCP connection.
     Connect(SocketAddr),
-    /// A page over TLS, with the apiserver's own certificate for etcd in hand.
+    /// A page over TLS, with the apiserver's own certificate for etcd.
     Etcd(SocketAddr),
     /// A page, over TLS or not.
     Page(&'static str, SocketAddr),
-    /// To bind a TCP address.
+    /// Binding a TCP address.
     Bind(SocketAddr),
 }
 
-/// The policy's verdict on it.
+/// The policy's expected verdict.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Expected {
     /// Allowed by this path.
@@ -36,33 +36,33 @@ pub enum Expected {
 /// One connection.
 #[derive(Debug, Clone)]
 pub struct Row {
-    /// The sender, in words.
+    /// A description of the sender.
     pub who: &'static str,
-    /// To what, in words.
+    /// A description of the target.
     pub what: &'static str,
-    /// From where.
+    /// The sender.
     pub place: Place,
-    /// The try itself.
+    /// The attempt itself.
     pub attempt: Try,
-    /// The policy's answer.
+    /// The expected verdict.
     pub expected: Expected,
     /// The node whose agent gives it.
     pub judge: &'static str,
-    /// The sender in the words of `explain --from`.
+    /// The sender as an argument of `explain --from`.
     pub from: String,
 }
 
-/// How a try ended.
+/// How an attempt ended.
 #[derive(Debug, Clone)]
 pub struct Tried {
     /// Whether it got through.
     pub worked: bool,
-    /// In a word.
+    /// A short description.
     pub how: String,
 }
 
 impl Try {
-    /// The address that it is for.
+    /// The address that it targets.
     pub fn address(&self) -> SocketAddr {
         match self {
             Self::Connect(at) | Self::Etcd(at) | Self::Page(_, at) | Self::Bind(at) => *at,
@@ -71,12 +71,12 @@ impl Try {
 }
 
 impl Row {
-    /// It in words.
+    /// The row's description.
     pub fn name(&self) -> String {
         format!("{} to {} ({})", self.who, self.what, self.attempt.address())
     }
 
-    /// Whether a denial is of this try: the same destination and the same sender.
+    /// Whether a denial belongs to this row: the same destination and the same sender.
     pub fn is_about(&self, event: &Event) -> bool {
         let at = self.attempt.address();
         if event.destination.as_deref() != Some(&at.ip().to_string())
@@ -94,7 +94,7 @@ impl Row {
         }
     }
 
-    /// Tries it.
+    /// Makes the attempt.
     pub fn run(&self, lab: &Lab) -> Result<Tried> {
         let outcome = match &self.attempt {
             Try::Connect(at) => self.place.connect(*at)?,
@@ -157,7 +157,7 @@ impl Family {
     }
 }
 
-/// Senders of the lab, as both the lab and `explain` know them.
+/// Senders of the lab, for both the lab and `explain`.
 struct Senders<'a> {
     lab: &'a Lab,
     family: Family,

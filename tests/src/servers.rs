@@ -1,5 +1,5 @@
-//! The servers of a small cluster: a real etcd, nginx in the apiserver's and the kubelet's places, and
-//! the bystanders that a policy must leave alone.
+//! The servers of a small cluster: a real etcd, nginx in place of the apiserver and the kubelet,
+//! and the bystanders that a policy must leave alone.
 
 use std::fmt::Write as _;
 use std::fs;
@@ -21,8 +21,8 @@ use crate::process::Running;
 /// How long a server may take until it answers.
 const UP_WITHIN: Duration = Duration::from_secs(10);
 
-/// Starts etcd with mutual TLS for clients and peers. Its data lies on the host's own `/run`, in
-/// memory. It is up when [`wait_for_etcd`] says so: other things can be started meanwhile.
+/// Starts etcd with mutual TLS for clients and peers. Its data is in the host's own `/run`, in
+/// memory. [`wait_for_etcd`] waits until it is up, so that other servers can be started meanwhile.
 pub fn start_etcd(place: &Place, certs: &Certs, members: &[Party]) -> Result<Running> {
     let urls = |parties: &[Party], port: u16| {
         let both = parties.iter().flat_map(|party| party.both(port));
@@ -36,7 +36,7 @@ pub fn start_etcd(place: &Place, certs: &Certs, members: &[Party]) -> Result<Run
         .iter()
         .map(|member| format!("{}={}", member.name, peer(member)))
         .collect();
-    // A cluster of one elects itself: no reason to be patient.
+    // A single member elects itself, so short timeouts will do.
     let (heartbeat, election) = if members.len() == 1 {
         (10, 100)
     } else {
@@ -77,7 +77,7 @@ pub fn start_etcd(place: &Place, certs: &Certs, members: &[Party]) -> Result<Run
         .spawn()
 }
 
-/// Waits until etcd has elected itself and answers its clients.
+/// Waits until etcd has elected a leader and answers its clients.
 pub fn wait_for_etcd(etcd: &mut Running, place: &Place, client: &Identity) -> Result<()> {
     let url = format!("https://{}/health", LOOPBACK.at(port::ETCD_CLIENT));
     let deadline = Instant::now() + patient(UP_WITHIN);
@@ -96,16 +96,16 @@ pub fn wait_for_etcd(etcd: &mut Running, place: &Place, client: &Identity) -> Re
 /// An nginx that stands in for a component.
 #[derive(Debug)]
 pub struct Nginx<'a> {
-    /// Its name, and what it answers.
+    /// Its name, which it answers.
     pub says: &'a str,
-    /// `listen` directives: an address, and `ssl` behind it where it speaks TLS.
+    /// `listen` directives: an address, followed by `ssl` if it uses TLS.
     pub listen: Vec<String>,
-    /// Its identity towards its clients.
+    /// Its certificate for its clients.
     pub identity: &'a Identity,
 }
 
 impl Nginx<'_> {
-    /// Starts it. `directory` is for its configuration and what it writes.
+    /// Starts it. `directory` is for its configuration and output.
     pub fn start(&self, place: &Place, directory: &Path) -> Result<Running> {
         let own = directory.join(format!("{}-{}", place.party().name, self.says));
         fs::create_dir_all(&own).with_context(|| format!("failed to make {}", own.display()))?;
@@ -132,7 +132,7 @@ impl Nginx<'_> {
             .iter()
             .map(|kind| format!("  {kind}_temp_path {own}/{kind};\n"))
             .collect();
-        // One process, so that it is in one cgroup and ends with its owner.
+        // A single process, so that it is in one cgroup and ends with its owner.
         format!(
             "daemon off;
 master_process off;
@@ -156,7 +156,7 @@ http {{
     }
 }
 
-/// The apiserver: TLS on every address, plain HTTP on loopback alone.
+/// The apiserver: TLS on every address, plain HTTP only on loopback.
 pub fn apiserver(certs: &Certs) -> Nginx<'_> {
     let secure = format!("[::]:{} ssl ipv6only=off", port::APISERVER);
     let insecure = LOOPBACK
@@ -187,7 +187,7 @@ pub fn kubelet(certs: &Certs) -> Nginx<'_> {
     let listen = vec![
         format!("[::]:{} ssl ipv6only=off", port::KUBELET),
         format!("127.0.0.1:{}", port::KUBELET_HEALTH),
-        // What old kubelets did, and some still do.
+        // As old kubelets did, and some still do.
         format!("[::]:{} ipv6only=off", port::KUBELET_READ_ONLY),
     ];
     Nginx {
@@ -197,7 +197,7 @@ pub fn kubelet(certs: &Certs) -> Nginx<'_> {
     }
 }
 
-/// Waits until a server listens on an address, seen from a place.
+/// Waits until a server listens on an address, as seen from a workload.
 pub fn wait_for_listener(running: &mut Running, place: &Place, at: SocketAddr) -> Result<()> {
     let deadline = Instant::now() + patient(UP_WITHIN);
     while Instant::now() < deadline {
@@ -254,7 +254,7 @@ pub fn pod_servers(place: &Place) -> Result<Server> {
     })
 }
 
-/// Node-local DNS, whose health port is 8080 on an address of its own.
+/// Node-local DNS, whose health port is 8080 on its own address.
 pub fn node_local_dns(place: &Place) -> Result<Server> {
     let at = SocketAddr::new(NODE_LOCAL_DNS.into(), port::INSECURE);
     place.serve(Serve {
@@ -276,7 +276,7 @@ pub fn worker_web(place: &Place) -> Result<Server> {
     })
 }
 
-/// Fails unless a URL has exactly this page.
+/// Fails unless a URL returns exactly this page.
 pub fn expect_page(place: &Place, url: &str, text: &str) -> Result<()> {
     let page = place
         .curl(url, None)?
@@ -288,7 +288,7 @@ pub fn expect_page(place: &Place, url: &str, text: &str) -> Result<()> {
     Ok(())
 }
 
-/// Fails unless a server answers, with the expected name.
+/// Fails unless a server answers with the expected name.
 pub fn expect_answer(place: &Place, to: SocketAddr, name: &str) -> Result<()> {
     let report = place.ask(to, "who is there?")?;
     if report.outcome != Outcome::Answered || report.answer.as_deref() != Some(name) {

@@ -1,6 +1,6 @@
-//! SSH between the hosts of a cluster: a real server on each node, and its client. Nothing of this
-//! machine's own SSH is touched: keys lie with the lab, and the server sees a list of users in which
-//! root's home is there, too.
+//! SSH between the hosts of a cluster: a real server on each node, and its client. It uses nothing
+//! of this machine's own SSH: keys are in the lab's directory, and the server sees a list of users
+//! in which root's home is there as well.
 
 use std::ffi::OsStr;
 use std::fs::{self, Permissions};
@@ -16,11 +16,11 @@ use crate::plan::{ADMIN, Party, port};
 use crate::process::{Ran, Running};
 use crate::servers::wait_for_listener;
 
-/// Mounts the list of users where only the server sees it, then becomes the server.
+/// Mounts the list of users so that only the server sees it, then becomes the server.
 const WITH_OWN_USERS: &str = "mount --bind \"$0\" /etc/passwd && exec \"$@\"";
 
-/// Makes the administrators' key, and the home in which it is known. Once in a lab, before the first
-/// [`start`].
+/// Creates the administrators' key, and the home directory that authorizes it. Must be called once
+/// per lab, before the first [`start`].
 pub fn prepare(lab: &Lab) -> Result<()> {
     let known = home(lab).join(".ssh");
     fs::create_dir_all(&known).with_context(|| format!("failed to make {}", known.display()))?;
@@ -73,7 +73,7 @@ pub fn run_as_stranger(lab: &Lab, from: &Place, to: SocketAddr, command: &str) -
 
 fn run_with_key(lab: &Lab, key: &Path, from: &Place, to: SocketAddr, command: &str) -> Result<Ran> {
     from.command("dbclient")?
-        // Whom it knows it would write down at home.
+        // It would record known hosts in the home directory.
         .env("HOME", home(lab))
         .args(["-y", "-y", "-T", "-l", "root", "-i"])
         .arg(key)
@@ -81,7 +81,7 @@ fn run_with_key(lab: &Lab, key: &Path, from: &Place, to: SocketAddr, command: &s
         .run()
 }
 
-/// Makes a key and hands back its public half, as `authorized_keys` has it.
+/// Creates a key and returns its public half, in the format of `authorized_keys`.
 fn make_key(place: &Place, file: &Path) -> Result<String> {
     let args = ["-t", "ed25519", "-f"].map(OsStr::new);
     let ran = place

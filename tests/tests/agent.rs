@@ -1,5 +1,5 @@
-//! The agent keeps running whatever happens around it: files that never answer, interfaces that vanish, no file
-//! descriptors, names that were chosen to deceive. And it reports the problem.
+//! The agent keeps running whatever happens around it: files that never answer, interfaces that
+//! vanish, no file descriptors, names that were chosen to deceive. And it reports the problem.
 
 use std::fs::{self, File, OpenOptions};
 use std::os::fd::AsRawFd;
@@ -25,14 +25,15 @@ use nix::sys::stat::Mode;
 use nix::unistd::mkfifo;
 use serde_json::Value;
 
-/// How long what the agent does at once, or within a look at everything, may take on a busy machine.
+/// How long the agent may take, on a busy machine, for anything that it does at once or in its
+/// periodic checks.
 const SOON: Duration = Duration::from_secs(10);
-/// What a name may not do to a line: each is in names that others chose.
+/// Characters that must not affect a line of output: each occurs in names that others chose.
 const HARMFUL: &[char] = &[
     '\u{1b}', '\r', '\u{7}', '\u{202e}', '\u{2028}', '\u{200b}', '\u{85}',
 ];
 
-/// Asks again until something is there.
+/// Polls until something is there.
 fn wait_for<T>(what: &str, mut look: impl FnMut() -> Result<Option<T>>) -> Result<T> {
     let deadline = Instant::now() + patient(SOON);
     loop {
@@ -58,7 +59,7 @@ fn enforcer(lab: &Lab, args: &[&str]) -> Result<Ran> {
         .run()
 }
 
-/// An agent on cp1 that a shell starts, after some commands of its own.
+/// An agent on cp1 that is started by a shell, after some other commands.
 fn start_after(lab: &Lab, commands: &str, policy: &PolicyText, more: &str) -> Result<Running> {
     let file = lab.directory().join("policy.yaml");
     fs::write(&file, policy.yaml(lab))?;
@@ -100,7 +101,7 @@ fn a_pipe_is_no_policy_and_is_not_waited_for() -> Result<()> {
             input.display()
         );
     }
-    // Nor when it takes the place of a file.
+    // Nor if it replaces a file.
     let agent = Agent::start(&lab, "cp1", &policy)?;
     fs::rename(&pipe, agent.policy())?;
     let broken = status_with(&agent, |status| status["lastError"].is_string())?;
@@ -128,10 +129,10 @@ fn a_pipe_is_no_policy_and_is_not_waited_for() -> Result<()> {
     lab.close()
 }
 
-/// A file system that never answers: no server is behind it.
+/// A file system that never answers, because no server is behind it.
 struct Silent {
     at: PathBuf,
-    // Waiting processes are released when this is closed.
+    // Closing it releases the waiting processes.
     _device: File,
 }
 
@@ -169,7 +170,7 @@ impl Drop for Silent {
 #[test]
 fn a_file_system_that_does_not_answer_stops_nothing() -> Result<()> {
     let directory = tempfile::tempdir()?;
-    // Before the lab: its hosts have mounts of their own.
+    // Before the lab: its hosts have their own mounts.
     let silent = Silent::mount(directory.path())?;
     let lab = Lab::builder().build()?;
     let policy = PolicyText::default();
@@ -203,7 +204,7 @@ fn a_file_system_that_does_not_answer_stops_nothing() -> Result<()> {
         text(&told["lastError"]).contains("has taken more than"),
         "{told:#}"
     );
-    // Everything else continues: a new cgroup, and the end.
+    // Everything else continues: a new cgroup is recognized, and the agent can be stopped.
     let apiserver = lab.hostnet("cp1").connect(LOOPBACK.at(port::INSECURE))?;
     ensure!(apiserver == Outcome::Eperm, "{apiserver}");
     let node = lab.host("cp1").namespace().name();
@@ -243,7 +244,7 @@ fn without_inotify_it_looks_by_the_clock_and_says_so() -> Result<()> {
             && problems.contains("fs.inotify.max_user_instances"),
         "{told:#}"
     );
-    // A static pod that is made anew is known, a little later.
+    // A recreated static pod is recognized, a little later.
     let slice = lab
         .host("cp1")
         .cgroup_root()
@@ -266,7 +267,8 @@ fn without_inotify_it_looks_by_the_clock_and_says_so() -> Result<()> {
 
 #[test]
 fn without_file_descriptors_it_answers_and_says_what_is_open() -> Result<()> {
-    // Enough to begin, and not for all interfaces: without pins, each takes one for each program.
+    // Enough to start, but not for all interfaces: without pins, each interface takes one
+    // descriptor for each program.
     const LIMIT: usize = 150;
     const MANY: usize = 100;
     let lab = Lab::builder().build()?;
@@ -280,7 +282,7 @@ fn without_file_descriptors_it_answers_and_says_what_is_open() -> Result<()> {
         .map(|n| format!("link add cali-x{n} type veth peer name peer-x{n}\n"))
         .collect();
     net::ip(Some(&node), &add)?;
-    // The first one without programs is reported alone.
+    // Only the first interface without programs is reported.
     let told = wait_for("the status", || {
         let all_told = |status: &Value| {
             text(&status["notAttached"]).contains("; without their programs: cali-x")
@@ -308,7 +310,7 @@ fn without_file_descriptors_it_answers_and_says_what_is_open() -> Result<()> {
         .collect::<Result<_>>()?;
     let attached = |status: &Value| status["attachments"].as_array().map_or(0, Vec::len);
     ensure!(attached(&status(&lab)?) > 20, "{told:#}");
-    // A declared cgroup is still one that is there.
+    // A declared cgroup still counts as existing.
     ensure!(
         !told["notes"].to_string().contains("podscheduler"),
         "{told:#}"
@@ -393,7 +395,7 @@ fn a_cgroup_root_that_is_made_anew_is_enforced_anew() -> Result<()> {
     })?;
     ensure!(status["problems"][0]["since"].is_string(), "{status:#}");
     let attached = status["attachments"].clone();
-    // The first process in the new cgroup is not judged by it yet, but soon is.
+    // The first process in the new cgroup is not judged by it yet, but soon will be.
     wait_for("a denial", || {
         Ok((connect()? == Outcome::Eperm).then_some(()))
     })?;
@@ -407,8 +409,8 @@ fn a_cgroup_root_that_is_made_anew_is_enforced_anew() -> Result<()> {
     lab.close()
 }
 
-/// Another program holds a hook exclusively when the agent starts: the others are attached, once, and that one as soon
-/// as it is free.
+/// Another program holds a hook exclusively when the agent starts: the other programs are attached,
+/// once, and the one for that hook as soon as it is free.
 #[test]
 fn a_cgroup_hook_that_another_holds_is_attached_later() -> Result<()> {
     let lab = Lab::builder().build()?;
@@ -438,7 +440,7 @@ fn a_cgroup_hook_that_another_holds_is_attached_later() -> Result<()> {
             && !early.contains(&"enforcer_conn4".to_owned()),
         "{early:?}"
     );
-    // What it sends is judged all the same, later.
+    // Its packets are judged all the same, later.
     let outcome = connect()?;
     ensure!(
         !outcome.worked() && outcome != Outcome::Refused,
@@ -465,7 +467,7 @@ fn names_that_others_chose_forge_nothing() -> Result<()> {
     let node = lab.host("cp1").namespace().name().to_owned();
     let chosen = "x\u{1b}[2J\rFAKE\u{202e}\u{2028}\u{200b}";
     let interface = "cali\u{1b}[31m\u{85}X";
-    // A pod's, before the agent is there.
+    // A pod's interface that exists before the agent starts.
     net::ip(
         Some(&node),
         &format!("link add \"{interface}\" type veth peer name nobody\n"),
@@ -586,7 +588,8 @@ fn who_has_a_port_already_is_reported() -> Result<()> {
         ),
         (PolicyText::default(), "will be refused"),
     ] {
-        // If all is well, nothing is reported; nor is a stranger's port that is not a component's.
+        // If all is well, nothing is reported; nor is a process with a port that belongs to no
+        // component.
         let _stranger = lab.hostnet("cp1").serve(serve(CP1.at(9999)))?;
         let right = manager.serve(serve(LOOPBACK.at(port::CONTROLLER_MANAGER)))?;
         let agent = Agent::start(&lab, "cp1", &policy)?;
@@ -631,7 +634,7 @@ fn who_has_a_port_already_is_reported() -> Result<()> {
             "{status:#}"
         );
         let shown = agent.command(&["status"])?.checked()?.stdout;
-        // It is true, too.
+        // And that is what happens.
         let again = manager.bind(everywhere)?;
         ensure!(
             if policy.mode == "Enforce" {
@@ -753,7 +756,7 @@ fn the_command_line_ends_as_others_do() -> Result<()> {
             "{command}: {full}"
         );
     }
-    // The reader is gone: it ends silently, as other programs do.
+    // The reader is gone: the command ends silently, as other programs do.
     let closed = shell("{ \"$0\" schema; echo $? >&2; } | true; sleep 0.2")?;
     let quiet = ["141", "0"].contains(&closed.stderr.trim());
     ensure!(closed.ok() && quiet, "{closed}");

@@ -1,4 +1,4 @@
-//! What a policy does not concern works as without a policy, and no denial is reported.
+//! Whatever a policy does not concern works as it does without a policy, and no denial is reported.
 
 use std::net::{Ipv4Addr, SocketAddr, SocketAddrV4};
 use std::time::Duration;
@@ -53,7 +53,7 @@ fn bystanders_notice_nothing() -> Result<()> {
     Ok(())
 }
 
-/// The kernel hands a copy of what a node sends to all to the node itself, as coming from the link.
+/// The kernel passes a copy of a node's broadcasts to the node itself, as if it came from the link.
 #[test]
 fn a_node_hears_its_own_broadcasts() -> Result<()> {
     const ALL: SocketAddr = SocketAddr::V4(SocketAddrV4::new(Ipv4Addr::new(10, 77, 0, 255), 5353));

@@ -1,11 +1,11 @@
-//! Every `policies/NAME.cases.yaml` through the loaded kernel programs: packets by
-//! `BPF_PROG_TEST_RUN`, binds by binding. The same files run through the decision in userspace in the
-//! tests of the library.
+//! Runs every `policies/NAME.cases.yaml` through the loaded kernel programs: packets by
+//! `BPF_PROG_TEST_RUN`, binds by binding. The library's tests run the same files through the
+//! decision in userspace.
 //!
-//! Then random packets, against the decision in userspace: the kernel programs must say the same, and
-//! count it under the same reason or path.
+//! Then random packets are compared with the decision in userspace: the kernel programs must decide
+//! the same, and count it under the same reason or path.
 //!
-//! Run without arguments. It makes a network namespace and a cgroup of its own and moves into them.
+//! Takes no arguments. It creates a network namespace and a cgroup of its own and moves into them.
 
 use std::fs;
 use std::io::ErrorKind;
@@ -98,10 +98,11 @@ fn run() -> Result<(usize, usize)> {
     Ok((passed, failed))
 }
 
-/// How many random packets, unless the environment sets another number (an emulated machine is slow).
+/// How many random packets to try, unless the environment sets another number (an emulated machine
+/// is slow).
 const RANDOM_PACKETS: usize = 6000;
 
-/// A pod that is more than a pod, and lives behind the interface; and one that lives elsewhere.
+/// A pod that is also another component, and is behind the interface; and one that is elsewhere.
 const NAMED: [&str; 2] = ["10.244.0.9", "10.244.0.10"];
 
 fn random_packets_agree(drop: bool) -> Result<()> {
@@ -160,7 +161,7 @@ fn random_packets_agree(drop: bool) -> Result<()> {
         );
         *outcomes.entry(index).or_insert(0) += 1;
     }
-    // A test that meets a single outcome proves nothing.
+    // A test that sees only one outcome proves nothing.
     ensure!(outcomes.len() >= 12, "only {outcomes:?}");
     println!(
         "{packets} random packets, no difference, {} outcomes",
@@ -169,8 +170,8 @@ fn random_packets_agree(drop: bool) -> Result<()> {
     Ok(())
 }
 
-/// The verdict after the TLS check of a path that requires it: there is no open stream here, so only data with a SYN is
-/// checked.
+/// The verdict after the TLS check of a path that requires TLS: there is no open stream here, so
+/// only data with a SYN is checked.
 fn with_tls_lock(
     tables: &Simulator<'_>,
     allowed: Verdict,
@@ -189,7 +190,7 @@ fn with_tls_lock(
     }
 }
 
-/// Random numbers that one number repeats.
+/// Random numbers, reproducible from a seed.
 struct Random(u64);
 
 impl Random {
@@ -214,7 +215,7 @@ impl Random {
         from[self.below(from.len())]
     }
 
-    /// Nothing, nonsense, or the beginning of a ClientHello.
+    /// Nothing, random bytes, or the beginning of a ClientHello.
     fn payload(&mut self) -> Vec<u8> {
         let hello = [22, 3, 1, 2, 0, 1, 0, 1, 252, 3, 3, 0, 0, 0, 0, 0];
         match self.below(3) {
@@ -224,7 +225,7 @@ impl Random {
         }
     }
 
-    /// A frame that means something to the policy, more or less broken.
+    /// A frame with addresses and ports of the policy, more or less malformed.
     fn frame(&mut self) -> Vec<u8> {
         const V4: [&str; 14] = [
             NAMED[0],
@@ -280,17 +281,17 @@ impl Random {
         };
         let mut frame = packet.frame([2; 6], [4; 6]).unwrap_or_else(|_| vec![0; 60]);
         if content_is_other {
-            // Extension headers and fragments that are none, tunnels, whatever has no ports.
+            // Invalid extension headers and fragments, tunnels, protocols without ports.
             let at = if source.is_ipv4() { 14 + 9 } else { 14 + 6 };
             frame[at] = self.pick(&[0, 4, 43, 44, 47, 50, 51, 60, 112, 132, 135]);
         }
-        // Below this length the kernel does not run a program on it.
+        // The kernel runs no program on shorter frames.
         let shortest = if source.is_ipv4() { 34 } else { 54 };
         if self.below(4) == 0 {
             frame.truncate(shortest + self.below(frame.len() - shortest + 1));
         }
         for _ in 0..self.pick(&[0, 0, 0, 1, 2]) {
-            // The link header stays: with another one the least length is another.
+            // The link header stays: another one would change the minimum length.
             let at = 14 + self.below(frame.len() - 14);
             frame[at] = self.below(256) as u8;
         }
@@ -298,7 +299,7 @@ impl Random {
     }
 }
 
-/// A shipped policy, as it is or with all other traffic dropped.
+/// A shipped policy, unchanged or with all other traffic dropped.
 fn shipped(file: &Path, drop: bool) -> Result<Policy> {
     let mut texts = enforcer::files::read_sources(&[file.to_owned()])?;
     if drop {
@@ -325,7 +326,7 @@ fn policies() -> Result<Vec<(bool, PathBuf)>> {
         .collect())
 }
 
-/// A node that is there for its programs only.
+/// A node that exists only for its programs.
 struct Bench {
     kernel: Kernel,
     compiled: Compiled,
@@ -429,7 +430,7 @@ impl Bench {
                 (false, counter::of_reason(found, false))
             }
         };
-        // A bind that is allowed is no packet, and not counted.
+        // An allowed bind is not a packet, and is not counted.
         let counted = matches!((&case.attempt, pass), (Attempt::Bind(_), true)) || moved(index);
         let reasons: Vec<_> = Reason::ALL
             .into_iter()

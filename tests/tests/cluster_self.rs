@@ -1,4 +1,5 @@
-//! A whole cluster in the lab, without the product: what the policies are about works here.
+//! A whole cluster in the lab, without the product: everything that the policies are about works
+//! here.
 
 use std::io::{BufRead, BufReader};
 use std::net::SocketAddr;
@@ -35,7 +36,7 @@ fn a_cluster_works() -> Result<()> {
     let mut lab = Lab::builder().full().cluster().services().build()?;
     let took = started.elapsed();
     println!("a cluster took {took:?}");
-    // Three seconds on an idle machine; other tests run beside this one.
+    // Three seconds on an idle machine; other tests run in parallel.
     ensure!(took < Duration::from_secs(20), "a cluster took {took:?}");
     the_control_plane_answers(&lab).context("the control plane")?;
     services_lead_where_they_should(&lab).context("services")?;
@@ -158,7 +159,7 @@ fn konnectivity_leads_to_kubelets(lab: &Lab) -> Result<()> {
     let ends = cluster::start_konnectivity(lab)?;
     for node in lab.topology().control_plane {
         let api = lab.static_pod(node.name, "apiserver");
-        // More often than an agent keeps connections waiting.
+        // More connections than an agent keeps waiting.
         for _ in 0..12 {
             expect_page(&api, &url, "kubelet")?;
         }
@@ -289,7 +290,7 @@ fn pods_talk_through_the_tunnel() -> Result<()> {
         for place in [&a, &lab.login("cp1"), &lab.login("w2")] {
             expect(place, to, Outcome::Connected)?;
         }
-        // Larger than the tunnel is wide.
+        // Larger than the tunnel's MTU.
         let all = a.transfer(to, 300_000)?;
         ensure!(all.outcome == Outcome::Answered, "{to}: {all:?}");
     }
@@ -310,7 +311,7 @@ fn pods_talk_through_the_tunnel() -> Result<()> {
     lab.close()
 }
 
-/// The lab for a person, killed: what it leaves is swept by the next lab.
+/// The lab for interactive use is killed: the next lab sweeps what it leaves.
 #[test]
 fn a_dead_owners_cluster_is_swept() -> Result<()> {
     let mut owner = Command::new(env!("CARGO_BIN_EXE_enforcer-lab"))

@@ -1,5 +1,5 @@
-//! "Drop all other connectivity" on every node of a cluster: what a healthy cluster needs works, what operators
-//! commonly forget has a named path, and removing a path has the documented symptom.
+//! "Drop all other connectivity" on every node of a cluster: what a healthy cluster needs works,
+//! what operators commonly forget has a named path, and removing a path has the documented symptom.
 
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::sync::atomic::{AtomicU32, Ordering};
@@ -43,7 +43,8 @@ fn page(place: &Place, at: SocketAddr) -> Result<bool> {
     Ok(place.curl(&format!("https://{at}/"), None)?.ok())
 }
 
-/// A path taken out denies what it allowed, and put back it works: on all nodes, in one swap.
+/// Removing a path denies what it allowed, and restoring it allows that again: on all nodes, in one
+/// swap.
 fn breaks_without(
     lab: &Lab,
     agents: &[Agent],
@@ -62,7 +63,7 @@ fn breaks_without(
     Ok(())
 }
 
-/// Puts keys into etcd for a while; how many, and which failed.
+/// Writes keys into etcd for a while. Returns how many, and which failed.
 fn load(lab: &Lab, how_long: Duration) -> Result<(u32, Vec<String>)> {
     let client = lab.certs().apiserver_etcd_client();
     let deadline = Instant::now() + how_long;
@@ -95,7 +96,7 @@ fn etcd_elects_loses_a_member_and_serves_for_a_minute() -> Result<()> {
     let agents = Agent::on_all(&lab, &drop_policy())?;
     let client = lab.certs().apiserver_etcd_client().clone();
 
-    // Everybody new: a leader is elected under the policy.
+    // All connections are new: a leader is elected under the policy.
     for member in [CP1, CP2, CP3] {
         lab.stop_etcd(member.name)?;
     }
@@ -222,7 +223,7 @@ fn large_transfers_find_the_narrow_way() -> Result<()> {
             content: Content::Message(3),
         };
         let told = Arrivals::like(&lab.login("cp1"), &told)?;
-        // The interface is wider than the way: without ICMP it would hang.
+        // The interface's MTU is larger than the path's: without ICMP, the transfer would hang.
         let transfer = lab.apiserver().transfer(at, 200_000)?;
         ensure!(
             transfer.outcome == Outcome::Answered && transfer.count == 200_000,
@@ -268,7 +269,8 @@ fn pods_talk_through_the_tunnel_and_nobody_else_does() -> Result<()> {
         lab.apiserver().curl(&webhook, None)?.ok(),
         "apiserver to the webhook"
     );
-    // A stranger, and a pod, send into the tunnel: a packet of pod-a's to pod-c inside of VXLAN.
+    // An outsider and a pod send into the tunnel: a packet from pod-a to pod-c, encapsulated in
+    // VXLAN.
     let watch = lab.pod("pod-c").sniff(Sniff {
         interface: "eth0".to_owned(),
         port: Some(4444),
@@ -321,7 +323,7 @@ fn what_is_commonly_missed_is_there_and_breaks_what_it_says() -> Result<()> {
     let pod = lab.pod("pod-c").clone();
     let kubelet = |party: &Party| party.at(port::KUBELET);
     breaks_without(&lab, &agents, "apiserver-to-kubelet", || {
-        // On all nodes, control-plane ones too, and to itself.
+        // On all nodes, including control-plane nodes, and from a node to itself.
         let all = [kubelet(&W1), kubelet(&CP1), kubelet(&CP2)];
         let pages: Result<Vec<bool>> = all.into_iter().map(|at| page(&api, at)).collect();
         Ok(pages?.iter().all(|works| *works))
@@ -351,7 +353,7 @@ fn what_is_commonly_missed_is_there_and_breaks_what_it_says() -> Result<()> {
             .connect(pod.party().at(port::INSECURE))?
             .worked())
     })?;
-    // Port 8080 is guarded at the apiserver only.
+    // Port 8080 is guarded only at the apiserver.
     let cache = |port| SocketAddr::new(NODE_LOCAL_DNS.into(), port);
     breaks_without(&lab, &agents, "node-local-dns-health", || {
         Ok(lab.kubelet("cp1").connect(cache(port::INSECURE))?.worked())
@@ -466,7 +468,7 @@ fn protocols_that_nobody_answers_arrive() -> Result<()> {
             "a stranger sends protocol {number}"
         );
     }
-    // DHCP, whose reply comes from another address than the request went to.
+    // DHCP, whose reply comes from another address than the one that the request went to.
     let answer = Forged {
         // Not from the servers' port: that would be the answer to the client's own answer.
         source: OUT.at(port::ECHO),
@@ -561,7 +563,8 @@ fn joining_nodes_and_node_ports_are_one_option_each() -> Result<()> {
     lab.close()
 }
 
-/// What a missing path would drop is one line in dry-run: replies and later packets are not reported.
+/// What a missing path would drop is one line in dry-run: replies and later packets are not
+/// reported.
 #[test]
 fn in_dry_run_a_missing_path_is_one_line() -> Result<()> {
     let lab = Lab::builder().build()?;

@@ -1,5 +1,5 @@
-//! What the product does to real connections. Each denial is shown to work without a policy first, in
-//! the same lab and by the same process, so that nothing but the product can be the reason.
+//! What the product does to real connections. Each denial is first shown to work without a policy,
+//! in the same lab and by the same process, so that nothing but the product can be the reason.
 
 use std::fs;
 use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
@@ -16,7 +16,7 @@ use enforcer_tests::{Lab, Outcome, Place, net, plan};
 
 const SOON: Duration = Duration::from_secs(3);
 
-/// The other node may be taken over: cp1 defends itself alone.
+/// The other node may be compromised: cp1 defends itself alone.
 #[test]
 fn one_node_defends_itself() -> Result<()> {
     let mut lab = Lab::builder().etcd().apiserver().build()?;
@@ -111,7 +111,7 @@ fn etcd_serves_the_apiserver_without_an_error() -> Result<()> {
         place.etcdctl(endpoint, client, save)?.checked()?;
         ensure!(file.metadata()?.len() > 0, "the snapshot is empty");
     }
-    // A busy kernel sends a segment twice now and then, without any product.
+    // A busy kernel occasionally retransmits a segment, even without the product.
     let segments = place.namespace().tcp_segments()?;
     ensure!(
         segments.sent > 300 && segments.again * 50 < segments.sent,
@@ -258,8 +258,8 @@ fn a_forged_source_reaches_nothing() -> Result<()> {
     Ok(())
 }
 
-/// The kernel makes a multipath connection's own sockets by itself, in no process's context. What a pod has at its own 8080 is
-/// none of the node's.
+/// The kernel itself creates a multipath connection's subflow sockets, in no process's context. A
+/// pod's own port 8080 is no port of the node.
 #[test]
 fn multipath_within_a_pod_is_the_pods() -> Result<()> {
     let lab = Lab::builder().build()?;
@@ -294,7 +294,7 @@ fn multipath_within_a_pod_is_the_pods() -> Result<()> {
     Ok(())
 }
 
-/// A hostNetwork pod's packet socket bypasses the cgroup hooks, and still has a subject.
+/// A hostNetwork pod's packet socket bypasses the cgroup hooks, but still has a subject.
 #[test]
 fn an_injected_frame_is_known_by_its_cgroup() -> Result<()> {
     let lab = Lab::builder().build()?;
@@ -484,7 +484,7 @@ fn counts_are_exact_under_a_flood() -> Result<()> {
             );
             thread::sleep(Duration::from_millis(20));
         }
-        // The source port makes no denial distinct: one record, one line, all counted.
+        // The source port does not distinguish denials: one record, one line, all counted.
         let events = agent.events()?;
         ensure!(events.len() == 1 && events[0].count == all, "{events:#?}");
         ensure!(
@@ -676,7 +676,7 @@ fn bad_input_changes_nothing() -> Result<()> {
     denied()?;
     agent.stop()?.checked()?;
 
-    // Each of these would start, were it not for one thing.
+    // Each of these would start, except for a single error.
     let place = lab.daemon("cp1", "enforcer");
     let enforcer = || enforcer_tests::tools::enforcer();
     for (change, expected) in [
@@ -716,13 +716,13 @@ fn bad_input_changes_nothing() -> Result<()> {
 
 #[test]
 fn an_undeclared_address_of_the_node_is_guarded_like_the_others() -> Result<()> {
-    // A second one: the inventory knows nothing of it.
+    // A second address, which the inventory does not mention.
     guarded_at_another_address(&plan::VIP, |_| PolicyText::default())
 }
 
 #[test]
 fn an_address_of_the_node_that_is_declared_as_another_is_guarded_too() -> Result<()> {
-    // Shared by the apiservers; its ports are the balancer's, and this is none of them.
+    // Shared by the apiservers; its ports belong to the load balancer, and this is none of them.
     guarded_at_another_address(&plan::VIP, |lab| {
         let addresses = format!("addresses: [\"{}\", \"{}\"]", plan::VIP.v4, plan::VIP.v6);
         let inventory = lab.inventory().with("load-balancer", &addresses);
@@ -731,7 +731,7 @@ fn an_address_of_the_node_that_is_declared_as_another_is_guarded_too() -> Result
             ..PolicyText::default()
         }
     })?;
-    // The node's own among the pods: a bridge's.
+    // The node's own address in the pod network: a bridge's.
     guarded_at_another_address(&BRIDGE, |_| PolicyText::default())
 }
 
@@ -767,7 +767,7 @@ fn guarded_at_another_address(party: &Party, policy: impl Fn(&Lab) -> PolicyText
             "{event:?}"
         );
     }
-    // And who may do so at the others may do so there.
+    // And whoever may do so at the other addresses may do so there.
     ensure!(
         lab.kubelet("cp1")
             .connect(party.at(port::APISERVER))?

@@ -1,5 +1,5 @@
-//! The lab itself, without the product: what a policy is going to deny works here, and what the lab
-//! makes, it removes.
+//! The lab itself, without the product: what a policy will deny works here, and the lab removes
+//! what it creates.
 
 use std::net::{IpAddr, SocketAddr};
 use std::process::Command;
@@ -18,7 +18,7 @@ use enforcer_tests::{Lab, Outcome, Place, net, tools};
 
 const SOON: Duration = Duration::from_millis(700);
 
-/// Both families of a pair of parties, so that every try is made twice.
+/// The party's addresses of both families, so that everything is tried twice.
 fn both(party: &Party, port: u16) -> [SocketAddr; 2] {
     party.both(port)
 }
@@ -39,7 +39,7 @@ fn a_full_lab_is_up_within_seconds() -> Result<()> {
     let lab = Lab::builder().full().build()?;
     let took = started.elapsed();
     println!("a full lab took {took:?}");
-    // Three seconds on an idle machine; other tests run beside this one.
+    // Three seconds on an idle machine; other tests run in parallel.
     ensure!(took < Duration::from_secs(12), "a full lab took {took:?}");
     lab.close()
 }
@@ -71,7 +71,7 @@ fn everybody_reaches_etcd_with_the_stolen_certificate() -> Result<()> {
             expect(place, endpoint, Outcome::Connected)?;
         }
     }
-    // Without the certificate etcd defends itself.
+    // Without the certificate, etcd refuses by itself.
     let refused = lab
         .pod("pod-a")
         .etcdctl(CP1.at(port::ETCD_CLIENT), None, ["get", "x"])?;
@@ -89,7 +89,7 @@ fn etcd_watches_and_saves_a_snapshot() -> Result<()> {
             .args(["watch", "w"])
             .spawn()?;
         let deadline = Instant::now() + Duration::from_secs(5);
-        // A watch prints nothing when it is ready, so we write until it sees it.
+        // A watch prints nothing when it is ready, so the test writes until the watch sees it.
         let seen = loop {
             place
                 .etcdctl(endpoint, client, ["put", "w", "seen"])?
@@ -105,7 +105,7 @@ fn etcd_watches_and_saves_a_snapshot() -> Result<()> {
         place.etcdctl(endpoint, client, save)?.checked()?;
         ensure!(file.metadata()?.len() > 0, "the snapshot is empty");
     }
-    // Not none: with other labs beside it the kernel is impatient now and then.
+    // Not zero: with other labs running, the kernel sometimes retransmits without need.
     let segments = place.namespace().tcp_segments()?;
     ensure!(
         segments.sent > 100 && segments.again * 50 < segments.sent,
@@ -411,7 +411,7 @@ fn raw_sockets_and_loopback_frames_arrive() -> Result<()> {
             "{text} did not arrive"
         );
     }
-    // A frame put on lo by hand comes without a route, so the kernel calls 127.0.0.1 a martian unless
+    // A frame put on lo by hand has no route, so the kernel treats 127.0.0.1 as a martian unless
     // route_localnet is set.
     lab.expose_loopback()?;
     let server = host.serve(Serve {
@@ -486,13 +486,13 @@ fn processes_are_in_their_cgroup_and_namespace() -> Result<()> {
             "{own} does not hold {wanted}"
         );
     }
-    // A host sees its own interfaces and no other's pinned programs.
+    // A host sees its own interfaces and no other host's pinned programs.
     let place = lab.login("cp1");
     let listing = place
         .run("ls", ["/sys/class/net", "/sys/fs/bpf", "/run"])?
         .checked()?
         .stdout;
-    // The kernel itself puts iterators with this ending into every bpffs.
+    // The kernel itself puts iterators with this suffix into every bpffs.
     let own: Vec<_> = listing
         .split_whitespace()
         .filter(|word| !word.ends_with(".debug"))
@@ -561,7 +561,7 @@ fn a_dead_owners_lab_is_swept_and_a_living_ones_is_not() -> Result<()> {
     sweep()?;
     ensure!(traces(&id)?.len() >= 7, "a living owner's lab was swept");
     owner.kill()?;
-    // Not waited for yet: a zombie is dead enough. The kill itself takes a moment, though.
+    // Not waited for yet: a zombie counts as dead. The kill itself takes a moment, though.
     let deadline = Instant::now() + Duration::from_secs(5);
     while id.owner_lives() && Instant::now() < deadline {
         std::thread::sleep(Duration::from_millis(1));

@@ -1,5 +1,6 @@
-//! The TLS check of `tls: Required` checks what the application will read, and nothing else: not urgent bytes, which
-//! the application never gets, not what multipath TCP discards, and not what came by another connection.
+//! The TLS check of `tls: Required` checks what the application will read, and nothing else: not
+//! urgent bytes, which the application never gets, not what multipath TCP discards, and not what
+//! arrived on another connection.
 
 use std::net::SocketAddr;
 use std::time::Duration;
@@ -14,12 +15,12 @@ use enforcer_tests::probe::{Connect, Probe, Serve, Talk};
 use enforcer_tests::product::{Agent, PolicyText};
 use enforcer_tests::{Lab, Outcome, Place};
 
-/// So much of a ClientHello does the lock look at.
+/// How much of a ClientHello the lock examines.
 const LOOKED_AT: usize = 11;
 const URGENT: u8 = 0x30;
 const PUSH: u8 = 0x18;
 const SYN: u8 = 0x02;
-/// How long one may take that must come.
+/// How long an expected answer may take.
 const SOON: Duration = Duration::from_secs(5);
 
 fn policy() -> PolicyText {
@@ -34,7 +35,8 @@ struct Route {
     name: &'static str,
     place: Place,
     guard: &'static str,
-    /// The interface, the source and the next hop of a frame, for clients that craft their segments themselves.
+    /// The interface, the source and the next hop of a frame, for clients that craft their own
+    /// segments.
     interface: &'static str,
     own: SocketAddr,
     macs: [[u8; 6]; 2],
@@ -112,7 +114,8 @@ fn heard_already(server: &Server, mark: &str) -> bool {
     said.any(|data| data.contains(mark))
 }
 
-/// Tries an attack on all routes: without a policy, where the server receives what it must not, and with one.
+/// Tries an attack on all routes: without a policy, where the server receives what it must not, and
+/// with one.
 fn is_locked(
     lab: &Lab,
     server: &Server,
@@ -170,13 +173,13 @@ fn urgent_bytes_are_not_what_the_application_reads() -> Result<()> {
     lab.close()
 }
 
-/// One urgent byte within others: an application reads the bytes around it as one.
+/// One urgent byte among others: an application reads the bytes around it as adjacent.
 #[test]
 fn an_urgent_byte_among_others_is_none_of_them() -> Result<()> {
     let lab = Lab::builder().build()?;
     let server = apiserver(&lab)?;
     is_locked(&lab, &server, "NotTls", |route, to, mark| {
-        // What is read begins with the second byte.
+        // The data that is read begins with the second byte.
         route.place.connect_with(Connect {
             urgent: vec![to_hex(&CLIENT_HELLO[..1])],
             piece: vec![to_hex(&[&CLIENT_HELLO[1..], mark.as_bytes()].concat())],
@@ -205,8 +208,8 @@ fn talk(route: &Route, to: SocketAddr, number: u16) -> Talk {
     }
 }
 
-/// Segments without anything in them whose urgent pointer lies ahead: the byte that comes there next is never
-/// read, though its own segment says nothing of it.
+/// Empty segments whose urgent pointer lies ahead: the byte that arrives there next is never read,
+/// although its own segment does not say so.
 #[test]
 fn an_urgent_pointer_that_lies_ahead_is_followed() -> Result<()> {
     let lab = Lab::builder().build()?;
@@ -228,7 +231,7 @@ fn an_urgent_pointer_that_lies_ahead_is_followed() -> Result<()> {
     lab.close()
 }
 
-/// A segment of a ClientHello with an urgent pointer in it, from the first byte on.
+/// A segment of a ClientHello with an urgent pointer into it, from the first byte on.
 #[test]
 fn an_urgent_pointer_within_a_client_hello_is_none() -> Result<()> {
     let lab = Lab::builder().build()?;
@@ -237,7 +240,7 @@ fn an_urgent_pointer_within_a_client_hello_is_none() -> Result<()> {
     is_locked(&lab, &server, "NotTls", |route, to, mark| {
         number.set(number.get() + 1);
         let data = [&CLIENT_HELLO[..], mark.as_bytes()].concat();
-        // The third byte is taken out of it.
+        // The third byte is removed from it.
         let talk = talk(route, to, number.get()).segment(URGENT | PUSH, 3, 0, &data);
         route.place.probe(&Probe::Talk(talk))?;
         Ok(())
@@ -245,8 +248,8 @@ fn an_urgent_pointer_within_a_client_hello_is_none() -> Result<()> {
     lab.close()
 }
 
-/// A multipath peer discards bytes without a mapping, and nothing else can find out which bytes it reads. So it falls
-/// back to TCP.
+/// A multipath peer discards bytes without a mapping, and no observer can find out which bytes it
+/// reads. So the connection falls back to TCP.
 #[test]
 fn multipath_tcp_falls_back_where_tls_is_required() -> Result<()> {
     let lab = Lab::builder().build()?;
@@ -299,7 +302,7 @@ fn multipath_tcp_falls_back_where_tls_is_required() -> Result<()> {
     lab.close()
 }
 
-/// A SYN that joins a connection of others is none that a lock could follow.
+/// A lock could not follow a SYN that joins an existing connection.
 #[test]
 fn joining_a_multipath_connection_is_refused_where_tls_is_required() -> Result<()> {
     let lab = Lab::builder().build()?;
@@ -336,8 +339,8 @@ fn joining_a_multipath_connection_is_refused_where_tls_is_required() -> Result<(
     lab.close()
 }
 
-/// A verdict that is kept on a socket is about two ends, wholly: also where two addresses differ in their first
-/// four bytes only.
+/// A verdict that is kept on a socket is about two complete endpoints, even if two addresses differ
+/// in only their first four bytes.
 #[test]
 fn a_kept_verdict_is_not_taken_along_to_another_address() -> Result<()> {
     let lab = Lab::builder().build()?;
@@ -390,10 +393,11 @@ fn a_kept_verdict_is_not_taken_along_to_another_address() -> Result<()> {
     lab.close()
 }
 
-/// What comes before the plaintext, and how the plaintext comes.
+/// What comes before the plaintext, and how the plaintext arrives.
 type Sequence = fn(Talk, &[u8]) -> Talk;
 
-/// Sequences of segments after which a server reads no ClientHello, though something like one was seen.
+/// Sequences of segments after which a server reads no ClientHello, although something similar was
+/// seen.
 fn sequences() -> Vec<(&'static str, Sequence)> {
     const HELLO: [u8; 16] = CLIENT_HELLO;
     const ACK: u8 = 0x10;
@@ -522,7 +526,7 @@ fn what_a_server_throws_away_is_no_client_hello() -> Result<()> {
         let timeout_ms = 150;
         route.place.probe(&Probe::Talk(Talk { timeout_ms, ..talk }))
     };
-    // Sent byte by byte it arrives as well, only not in one piece.
+    // It may also arrive byte by byte, in several pieces.
     let heard_all = |mark: &str| {
         let all = server.heard();
         let said: String = all
@@ -568,7 +572,7 @@ fn what_a_server_throws_away_is_no_client_hello() -> Result<()> {
     lab.close()
 }
 
-/// An option of multipath TCP is found behind others, and not where the kernel itself would not look.
+/// A multipath TCP option is found after others, and not where the kernel itself would not look.
 #[test]
 fn multipath_options_are_read_as_the_kernel_reads_them() -> Result<()> {
     let lab = Lab::builder().build()?;

@@ -1,5 +1,5 @@
-//! Metrics: what the agent exports is what happened, Prometheus understands it and its alerts fire, and nobody but
-//! loopback reaches it unless that is asked for.
+//! Metrics: what the agent exports is what happened, Prometheus understands it and its alerts fire,
+//! and the metrics are reachable only on loopback unless configured otherwise.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs::{self, File};
@@ -35,7 +35,7 @@ fn curl(from: &Place, args: &[&str]) -> Result<Ran> {
     command.args(["--connect-timeout", "2"]).args(args).run()
 }
 
-/// All samples of a scrape, by their names with labels.
+/// All samples of a scrape, by name and labels.
 struct Scrape(BTreeMap<String, f64>);
 
 impl Scrape {
@@ -83,7 +83,7 @@ fn text_from(place: &Place) -> Result<String> {
         .stdout)
 }
 
-/// Waits until a sample has a value. The agent answers twice the same within a tenth of a second.
+/// Waits until a sample has a value. The agent repeats its last answer for a tenth of a second.
 fn wait_for(place: &Place, name: &str, value: f64) -> Result<Scrape> {
     let end = Instant::now() + patient(SOON);
     loop {
@@ -139,7 +139,7 @@ fn what_happens_is_counted() -> Result<()> {
         begin.is(name, value)?;
     }
 
-    // One that is denied counts as denied and not as allowed, and the other way round.
+    // A denied connection counts as denied and not as allowed, and the other way round.
     ensure!(lab.hostnet("cp1").connect(to)? == Outcome::Eperm, "denied");
     let denied = wait_for(&node, DENIED, 1.0)?;
     denied.is(ALLOWED, 0.0)?;
@@ -163,7 +163,7 @@ fn what_happens_is_counted() -> Result<()> {
     let scrape = Scrape::from(&node)?;
     let count = |value: &Value| value.as_u64().unwrap_or(0) as f64;
     let paths = status["paths"].as_array().context("paths")?;
-    // A scrape's own packets go along that one.
+    // A scrape's own packets use that one.
     for path in paths.iter().filter(|path| path["name"] != "node-loopback") {
         for (direction, key) in [("forward", "forward"), ("reply", "reply")] {
             let name = path["name"].as_str().context("name")?;
@@ -196,7 +196,7 @@ fn what_happens_is_counted() -> Result<()> {
         agent.events()?.len() as f64,
     )?;
 
-    // Dry-run: the same attempt succeeds and counts as such; a broken policy is none.
+    // Dry-run: the same attempt succeeds and is counted as such; a broken policy changes nothing.
     agent.replace_policy(&lab, &PolicyText::dry_run())?;
     let before = wait_for(&node, "enforcer_dry_run", 1.0)?;
     before.is("enforcer_enforced", 0.0)?;
@@ -231,7 +231,7 @@ fn what_happens_is_counted() -> Result<()> {
     agent.write_policy(&PolicyText::default().yaml(&lab))?;
     wait_for(&node, "enforcer_policy_from_files", 1.0)?.is("enforcer_enforced", 1.0)?;
 
-    // Another agent goes on where this one ended.
+    // Another agent continues where this one ended.
     agent.kill()?;
     let down = curl(&node, &[&url(LOOPBACK.at(METRICS))])?;
     ensure!(down.code() == Some(7), "{down}");
@@ -243,14 +243,15 @@ fn what_happens_is_counted() -> Result<()> {
     lab.close()
 }
 
-/// Every metric is in the page and is exported, no value of a label is an address, and promtool has nothing to object to.
+/// Every metric is on the page and is exported, no label value is an address, and promtool has no
+/// objections.
 #[test]
 fn the_page_and_promtool_know_all_of_it() -> Result<()> {
     let lab = Lab::builder().build()?;
     let node = lab.login("cp1");
     let agent = with_metrics(&lab, &PolicyText::default(), &["--manual"])?;
     fs::write(agent.policy(), PolicyText::dry_run().yaml(&lab))?;
-    // So that the deadline is there, too.
+    // So that the deadline is exported as well.
     enforcer(&lab, &["apply", "--confirm-within", "10m"])?.checked()?;
     wait_for(&node, "enforcer_policy_pending_confirmation", 1.0)?;
     let text = text_from(&node)?;
@@ -284,7 +285,7 @@ fn the_page_and_promtool_know_all_of_it() -> Result<()> {
     };
     let said = promtool(&["check", "metrics"])?.checked()?;
     ensure!(said.stdout.is_empty() && said.stderr.is_empty(), "{said}");
-    // It would say so.
+    // It would complain about this.
     fs::write(&file, "# TYPE enforcer_bad counter\nenforcer_bad 1\n")?;
     ensure!(
         !promtool(&["check", "metrics"])?.ok(),
@@ -294,7 +295,7 @@ fn the_page_and_promtool_know_all_of_it() -> Result<()> {
     let tests = repository("packaging/prometheus/enforcer.rules.test.yaml");
     promtool(&["check", "rules", &rules.to_string_lossy()])?.checked()?;
     promtool(&["test", "rules", &tests.to_string_lossy()])?.checked()?;
-    // OpenMetrics has the same samples, and says that it is whole.
+    // OpenMetrics has the same samples, and is marked as complete.
     let open = curl(
         &node,
         &[
@@ -315,7 +316,8 @@ fn the_page_and_promtool_know_all_of_it() -> Result<()> {
     lab.close()
 }
 
-/// Nothing listens unless it is asked for; then loopback only; and elsewhere whom a path lets in, if the policy guards it.
+/// The agent listens only if asked to, and then only on loopback. On other addresses, paths decide
+/// who reaches it, if the policy guards it.
 #[test]
 fn nobody_but_loopback_reaches_it() -> Result<()> {
     let lab = Lab::builder().build()?;
@@ -330,21 +332,21 @@ fn nobody_but_loopback_reaches_it() -> Result<()> {
 
     let agent = with_metrics(&lab, &policy, &[])?;
     curl(&node, &[&loopback])?.checked()?;
-    // Other traffic passes, so it is the listener that is not there.
+    // Other traffic passes, so it is the listener that does not exist.
     for place in outside.into_iter().chain([&node]) {
         let refused = curl(place, &[&own])?;
         ensure!(refused.code() == Some(7), "by default: {refused}");
     }
     agent.stop()?.checked()?;
 
-    // The twin: where it is asked for, everybody reaches it.
+    // The twin: if configured, everybody reaches it.
     let address = CP1.at(METRICS).to_string();
     let agent = Agent::start_with(&lab, "cp1", &policy, &["--metrics", &address])?;
     for place in outside {
         curl(place, &[&own])?.checked()?;
     }
     ensure!(curl(&node, &[&loopback])?.code() == Some(7), "there only");
-    // As the page shows it: the policy guards the agent's own port.
+    // As the page shows: the policy guards the agent's own port.
     let inventory = lab.inventory_yaml();
     let components = format!(
         "  components:\n    enforcer: {{ runsOn: ['*'], cgroups: [/system.slice/enforcer.service], ports: {{ metrics: {METRICS}/tcp }} }}\n    \
@@ -371,7 +373,7 @@ fn nobody_but_loopback_reaches_it() -> Result<()> {
     lab.close()
 }
 
-/// A port that is taken is no reason not to enforce, and is tried again.
+/// A port that is in use does not prevent enforcement, and is retried.
 #[test]
 fn enforcement_does_not_wait_for_a_listener() -> Result<()> {
     let lab = Lab::builder().apiserver().build()?;
@@ -399,8 +401,8 @@ fn enforcement_does_not_wait_for_a_listener() -> Result<()> {
     lab.close()
 }
 
-/// Many connections that say nothing take few descriptors: the agent is asked, scraped and told to end all the
-/// same.
+/// Many silent connections take few descriptors: the agent can still be queried, scraped and
+/// stopped.
 #[test]
 fn nobody_exhausts_the_agent() -> Result<()> {
     let lab = Lab::builder().build()?;
@@ -423,7 +425,7 @@ fn nobody_exhausts_the_agent() -> Result<()> {
     agent.status()?;
     Scrape::from(&node)?;
     ensure!(began.elapsed() < patient(SOON), "{:?}", began.elapsed());
-    // Who asks without end gets what was read a moment ago.
+    // Frequent requests get a recent snapshot.
     let again = "for i in $(seq 200); do echo url=http://127.0.0.1:11910/metrics; echo output=/dev/null; done | curl -sS -f -K -";
     node.command("bash")?
         .args(["-c", again])
@@ -474,7 +476,7 @@ fn confirmations_and_rollbacks_are_counted() -> Result<()> {
     lab.close()
 }
 
-/// Prometheus in the lab, with the rules as they are but for their patience.
+/// Prometheus in the lab, with the shipped rules except for their waiting times.
 struct Prometheus {
     place: Place,
     _running: Running,
@@ -528,7 +530,7 @@ impl Prometheus {
         Ok(serde_json::from_str::<Value>(&said.stdout)?["data"].clone())
     }
 
-    /// Waits until something that it says is as wanted.
+    /// Waits until an answer is as wanted.
     fn wait(&self, what: &str, wanted: impl Fn(&Value) -> bool) -> Result<Value> {
         let end = Instant::now() + patient(3 * SOON);
         loop {
@@ -567,7 +569,7 @@ fn prometheus_scrapes_and_its_alerts_fire() -> Result<()> {
         targets["activeTargets"][0]["lastError"] == "",
         "{targets:#}"
     );
-    // Its types come as OpenMetrics has them.
+    // It returns types as in OpenMetrics.
     let metadata = prometheus.wait("metadata?metric=enforcer_denials", |said| {
         said["enforcer_denials"].is_array()
     })?;
@@ -595,7 +597,7 @@ fn prometheus_scrapes_and_its_alerts_fire() -> Result<()> {
         "{said:#}"
     );
 
-    // Each alert fires when it should, alone, and is over when it is over.
+    // Each alert fires when it should, alone, and stops when the condition is over.
     fs::write(agent.policy(), PolicyText::dry_run().yaml(&lab))?;
     prometheus.fires(&["EnforcerPolicyNotFromFiles"])?;
     enforcer(&lab, &["apply", "--confirm-within", "10m"])?.checked()?;
@@ -603,7 +605,7 @@ fn prometheus_scrapes_and_its_alerts_fire() -> Result<()> {
     enforcer(&lab, &["rollback"])?.checked()?;
     prometheus.fires(&["EnforcerPolicyNotFromFiles", "EnforcerPolicyRolledBack"])?;
     agent.stop()?.checked()?;
-    // That one was in the last hour, whatever became of the agent.
+    // That one covers the last hour, whatever happened to the agent.
     prometheus.fires(&["EnforcerNoAgent", "EnforcerPolicyRolledBack"])?;
     lab.close()
 }

@@ -1,5 +1,5 @@
-//! A record says what was decided: the sender, the target, and the policy. It stays so when the policy, the cgroup and
-//! the interface are gone.
+//! A record says what was decided: the sender, the target, and the policy. It does not change when
+//! the policy, the cgroup and the interface are gone.
 
 use std::fs;
 
@@ -49,7 +49,7 @@ fn a_denial_keeps_the_names_of_the_policy_that_made_it() -> Result<()> {
         second.source_components == ["world", "guest"] && second.generation == 2,
         "{second:?}"
     );
-    // And a policy that knows neither it nor the endpoint, with the cgroup gone.
+    // Then a policy without the component and the endpoint, with the cgroup removed.
     agent.write_policy(&PolicyText::default().yaml(&lab))?;
     while agent.generation()? == 2 {
         std::thread::sleep(std::time::Duration::from_millis(20));

@@ -1,5 +1,5 @@
-//! Replies: what is remembered of UDP opens nothing that is guarded, and what was let in through an address
-//! translation is answered under "drop all other connectivity".
+//! Replies: the memory of UDP requests opens no guarded port, and what was let in through an
+//! address translation is answered under "drop all other connectivity".
 
 use std::net::SocketAddr;
 use std::thread;
@@ -22,7 +22,7 @@ const SYN_ACK: u8 = 0x12;
 const TUNNEL_MAC: [u8; 6] = [2, 0x99, 0, 0, 0, 2];
 const TUNNEL_ID: u8 = 42;
 
-/// A tunnel's end on cp1, and a server that records what comes to another guarded port.
+/// A tunnel end on cp1, and a server that records what arrives at another guarded port.
 fn open_tunnel(lab: &Lab) -> Result<()> {
     let mac = TUNNEL_MAC.map(|byte| format!("{byte:02x}")).join(":");
     let host = lab.host("cp1").namespace();
@@ -42,20 +42,20 @@ fn open_tunnel(lab: &Lab) -> Result<()> {
     ])
 }
 
-/// What comes out of the tunnel if it is unpacked.
+/// The packet that comes out of the tunnel if it is decapsulated.
 fn in_tunnel(mark: u16) -> Vec<u8> {
     let inner = Crafted::tcp(POD_B.party.at(49_000), CP1.at(port::ECHO), mark, SYN, b"");
     let header = [8, 0, 0, 0, 0, 0, TUNNEL_ID, 0];
     [&header[..], &inner.frame([2; 6], TUNNEL_MAC)].concat()
 }
 
-/// A datagram by a raw socket, with an arbitrary source address.
+/// A datagram through a raw socket, with an arbitrary source address.
 fn raw(from: &Place, (source, to): (SocketAddr, SocketAddr), data: &[u8]) -> Result<()> {
     let packet = Crafted::udp(source, to, 1, data).packet();
     from.raw_bytes(&[packet]).map(drop)
 }
 
-/// How an accomplice answers into a port.
+/// How an accomplice answers to a port.
 struct Answer<'a> {
     name: &'static str,
     from: &'a Place,
@@ -63,7 +63,7 @@ struct Answer<'a> {
     hook: &'static str,
 }
 
-/// What is remembered of a question makes its answer a reply, and lifts no denial.
+/// A remembered request makes its answer a reply, but lifts no denial.
 #[test]
 fn a_question_opens_no_guarded_port() -> Result<()> {
     let lab = Lab::builder().build()?;
@@ -97,7 +97,7 @@ fn a_question_opens_no_guarded_port() -> Result<()> {
             &format!("ip id {mark}"),
         )
     };
-    // Asks from the guarded port of the node's own address, and lets the answer come.
+    // Sends a request from the guarded port of the node's own address, and waits for the answer.
     let tried = |answer: &Answer<'_>, to: u16, mark: u16| -> Result<bool> {
         let arrivals = unpacked(mark)?;
         raw(&host, (CP1.at(to), answer.source), b"question")?;
@@ -109,7 +109,7 @@ fn a_question_opens_no_guarded_port() -> Result<()> {
         };
         raw(answer.from, (answer.source, CP1.at(to)), &data)?;
         if to == TUNNEL {
-            // It is unpacked before the call is back, over lo; on the wire soon.
+            // Over lo, it is decapsulated before the call returns; over the wire, soon after.
             thread::sleep(Duration::from_millis(50));
             return Ok(arrivals.so_far()? > 0);
         }
@@ -164,7 +164,7 @@ fn a_question_opens_no_guarded_port() -> Result<()> {
         ..Serve::default()
     })?;
     let pod = lab.pod("pod-a");
-    // Its reply would come to the node's tunnel, as far as the agent can know, so the pod gets none.
+    // As far as the agent can know, the reply would go to the node's tunnel, so the pod gets none.
     pod.udp_with(Udp {
         from: Some(POD_A.party.at(TUNNEL)),
         timeout_ms: 200,
@@ -174,7 +174,7 @@ fn a_question_opens_no_guarded_port() -> Result<()> {
     let seen = seen.last().context("the accomplice heard nothing")?.from;
     ensure!(seen == CP1.at(TUNNEL), "translated to {seen}");
     for _ in 0..2 {
-        // The translation is forgotten by now, the question may be remembered.
+        // The translation is forgotten by now, but the request may still be remembered.
         thread::sleep(Duration::from_millis(1500));
         mark += 1;
         let arrivals = unpacked(mark)?;
@@ -184,15 +184,15 @@ fn a_question_opens_no_guarded_port() -> Result<()> {
             failures.push("by a pod and an accomplice: it is unpacked".to_owned());
         }
     }
-    // Honest replies still pass.
+    // Legitimate replies still pass.
     let asked = host.udp(OUT.at(ACCOMPLICE))?;
     ensure!(asked == Outcome::Answered, "an honest question: {asked}");
     ensure!(failures.is_empty(), "{}", failures.join("\n"));
     lab.close()
 }
 
-/// Ports of cp1 that lead to its pod, with the visitor's address left as it is: a NodePort with the traffic
-/// policy `Local`, and what a hostPort does.
+/// Ports of cp1 that lead to its pod and preserve the visitor's address: a NodePort with the
+/// traffic policy `Local`, and one that works like a hostPort.
 const NODE_PORT: u16 = port::NODE_PORT;
 const HOST_PORT: u16 = 31_234;
 
@@ -231,7 +231,7 @@ fn what_is_translated_to_a_pod_is_answered() -> Result<()> {
         CP1.at(NODE_PORT),
         CP1.at6(NODE_PORT),
         CP1.at(HOST_PORT),
-        // An address that the node took beside its own.
+        // An address that the node has in addition to its own.
         VIP.at(NODE_PORT),
         VIP.at6(NODE_PORT),
     ];
@@ -326,7 +326,7 @@ struct Datagram {
     answers: bool,
 }
 
-/// A remembered request matches exactly its two ends.
+/// A remembered request matches exactly its two endpoints.
 #[test]
 fn an_answer_is_of_whom_was_asked_and_to_who_asked() -> Result<()> {
     const ASKING: u16 = 40_001;
@@ -436,7 +436,8 @@ fn an_answer_is_of_whom_was_asked_and_to_who_asked() -> Result<()> {
     lab.close()
 }
 
-/// What is remembered of a visitor lets the pod answer him, and nothing else; and it goes with its path.
+/// What is remembered of a visitor allows the pod to answer it, and nothing else; and it ends with
+/// the visitor's path.
 #[test]
 fn a_visitor_is_answered_and_nobody_else() -> Result<()> {
     const VISITOR: u16 = 50_100;
@@ -503,7 +504,7 @@ fn a_visitor_is_answered_and_nobody_else() -> Result<()> {
     let all = |first: u16| -> Result<Vec<bool>> {
         let mut passed = Vec::new();
         for ((_, packet, _), mark) in packets.iter().zip(first..) {
-            // Conntrack gives some of them other addresses: it is the mark by which they are known.
+            // Conntrack gives some of them other addresses, so they are identified by their mark.
             let (what, kind) = (format!("ip id {mark}"), format!("ip6 flowlabel {mark}"));
             let cp1 = lab.login("cp1");
             let counted = [what, kind];

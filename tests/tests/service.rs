@@ -1,5 +1,5 @@
-//! The agent as its service runs it: a user of its own with exactly the capabilities of the unit, and what it tells the
-//! service manager.
+//! The agent as its service runs it: a user of its own with exactly the capabilities of the unit,
+//! and what it reports to the service manager.
 
 use std::os::unix::{fs::PermissionsExt as _, net::UnixDatagram};
 use std::time::{Duration, Instant};
@@ -13,7 +13,7 @@ use enforcer_tests::product::PolicyText;
 use enforcer_tests::{Lab, Outcome, tools};
 use nix::sys::signal::Signal;
 
-/// What nobody else on the machine is.
+/// A user id that nothing else on the machine has.
 const USER: &str = "54321";
 /// The unit, from which the capabilities are read.
 const UNIT: &str = include_str!("../../packaging/enforcer.service");
@@ -37,7 +37,7 @@ impl Manager {
         })
     }
 
-    /// Waits until it is told this.
+    /// Waits for this notification.
     fn told(&self, wanted: &str) -> Result<String> {
         let deadline = Instant::now() + patient(Duration::from_secs(15));
         let mut all = String::new();
@@ -56,7 +56,7 @@ impl Manager {
     }
 }
 
-/// The capabilities of the unit, as setpriv takes them.
+/// The capabilities of the unit, in the format of setpriv.
 fn capabilities() -> Result<String> {
     let line = |key: &str| UNIT.lines().find_map(|line| line.strip_prefix(key));
     let ambient = line("AmbientCapabilities=").context("no ambient capabilities")?;
@@ -137,7 +137,7 @@ fn the_units_capabilities_are_enough_and_the_manager_is_told() -> Result<()> {
         ),
     )?;
 
-    // Each of them is needed, and the error names the one that is missing.
+    // Each of them is needed, and the error names the missing one.
     let all = capabilities()?;
     for missing in all.split(',') {
         let others: Vec<&str> = all.split(',').filter(|one| *one != missing).collect();
@@ -163,7 +163,7 @@ fn the_units_capabilities_are_enough_and_the_manager_is_told() -> Result<()> {
     is_enforced(&lab, "with the agent")?;
     manager.told("WATCHDOG=1")?;
 
-    // Root asks it as ever, and what it pinned is its own.
+    // Root can query it as usual, and its pins are its own.
     let said = shell(
         &lab,
         "/run/program status; stat -c %u /sys/fs/bpf/enforcer/*/maps/*",
@@ -172,7 +172,7 @@ fn the_units_capabilities_are_enough_and_the_manager_is_told() -> Result<()> {
     let owners = said.stdout.lines().filter(|line| *line == USER);
     ensure!(owners.count() > 5, "{said}");
 
-    // A reload tells its begin, its end, and that it failed.
+    // A reload reports its beginning, its end, and a failure.
     let good = fs::read_to_string(&file)?;
     fs::write(&file, format!("{good}nonsense: true\n"))?;
     agent.signal(Signal::SIGHUP)?;
@@ -186,7 +186,7 @@ fn the_units_capabilities_are_enough_and_the_manager_is_told() -> Result<()> {
     let ready = manager.told("READY=1")?;
     ensure!(!ready.contains("problem"), "{ready}");
 
-    // Its end is no end of enforcement, and another takes over.
+    // Its end does not end enforcement, and another agent takes over.
     agent.signal(Signal::SIGTERM)?;
     let stopping = manager.told("STOPPING=1")?;
     ensure!(stopping.contains("stays in force"), "{stopping}");

@@ -1,5 +1,5 @@
-//! Situations that real clusters were in, on the wire. What a policy says of these and of others is in
-//! `tests/situations`. Each denial works without a policy first.
+//! Situations of real clusters, on the wire. What a policy says about these and others is in
+//! `tests/situations`. Each denial is first shown to work without a policy.
 
 use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::thread;
@@ -23,14 +23,14 @@ const CLUSTER_IP: Party = Party {
 };
 const SYN: u8 = 0x02;
 
-/// An inventory of the lab with something in place of what is there.
+/// An inventory of the lab with one text replaced.
 fn edited(lab: &Lab, from: &str, to: &str) -> Result<String> {
     let inventory = lab.inventory_yaml();
     ensure!(inventory.contains(from), "no `{from}` in {inventory}");
     Ok(inventory.replace(from, to))
 }
 
-/// A server that listens on all addresses of a place, in both families.
+/// A server that listens on all addresses of a workload, in both families.
 fn everywhere(place: &Place, port: u16) -> Result<enforcer_tests::Server> {
     place.serve(Serve {
         tcp: vec![SocketAddr::new(Ipv6Addr::UNSPECIFIED.into(), port)],
@@ -38,8 +38,8 @@ fn everywhere(place: &Place, port: u16) -> Result<enforcer_tests::Server> {
     })
 }
 
-/// With IPVS (`kube-ipvs0`) or kube-router (`kube-dummy-if`) a node has every service's address, and what listens on all
-/// addresses is found there: kubernetes/kubernetes#72236.
+/// With IPVS (`kube-ipvs0`) or kube-router (`kube-dummy-if`), a node has every service's address,
+/// and what listens on all addresses is reachable there: kubernetes/kubernetes#72236.
 #[test]
 fn a_service_address_on_the_node_opens_no_port_of_its() -> Result<()> {
     let lab = Lab::builder().apiserver().kubelets().build()?;
@@ -130,8 +130,8 @@ fn a_service_address_on_the_node_opens_no_port_of_its() -> Result<()> {
     lab.close()
 }
 
-/// keepalived's check script asks the apiserver here and at the shared address; refused, every node gives that away:
-/// kubernetes/kubeadm PR #2102.
+/// keepalived's check script queries the apiserver here and at the shared address; if that is
+/// refused, every node gives up the address: kubernetes/kubeadm PR #2102.
 #[test]
 fn keepalived_may_check_the_apiserver_and_no_more() -> Result<()> {
     let lab = Lab::builder().apiserver().build()?;
@@ -175,7 +175,8 @@ fn keepalived_may_check_the_apiserver_and_no_more() -> Result<()> {
     lab.close()
 }
 
-/// A glob for monitoring matches the apiserver's own cgroup, too. The narrower pattern wins: k0sproject/k0s#6277.
+/// A glob for monitoring matches the apiserver's own cgroup, too. The narrower pattern wins:
+/// k0sproject/k0s#6277.
 #[test]
 fn a_glob_does_not_take_the_apiservers_cgroup() -> Result<()> {
     let lab = Lab::builder().kubelets().build()?;
@@ -211,7 +212,7 @@ fn a_glob_does_not_take_the_apiservers_cgroup() -> Result<()> {
     let outcome = monitor.connect(etcd)?;
     ensure!(outcome == Outcome::Eperm, "monitoring to etcd: {outcome}");
     agent.event(|event| event.reason == "WrongProcess")?;
-    // Without a pattern of its own it is one of those that the glob matches.
+    // Without a pattern of its own, it is one of those that the glob matches.
     let inventory = lab.inventory().with("monitoring", &glob);
     let inventory = inventory.with("apiserver", "cgroups: [/elsewhere]");
     let wide = PolicyText {
@@ -228,8 +229,8 @@ fn a_glob_does_not_take_the_apiservers_cgroup() -> Result<()> {
     lab.close()
 }
 
-/// The uplinks' glob matches pods' interfaces, too, as `en*` does `eni0123`: those are pods', whatever address is forged
-/// there. aws/amazon-vpc-cni-k8s#1159.
+/// The uplinks' glob matches pods' interfaces, too, as `en*` matches `eni0123`: those are pods',
+/// whatever address is forged there. aws/amazon-vpc-cni-k8s#1159.
 #[test]
 fn an_interface_that_both_globs_match_is_a_pods() -> Result<()> {
     let lab = Lab::builder().build()?;
@@ -266,7 +267,7 @@ fn an_interface_that_both_globs_match_is_a_pods() -> Result<()> {
         here.any(|a| a["where"] == *interface && a["role"] == "pod"),
         "{status:#}"
     );
-    // Where neither is narrower, the policy is refused, and what is in force stays.
+    // If neither is narrower, the policy is refused, and what is in force stays.
     agent.write_policy(&policy("eth0, \"*pod-a\"")?.yaml(&lab))?;
     let mut told = String::new();
     for _ in 0..100 {

@@ -1,5 +1,6 @@
-//! Ports of components that another process takes without `bind` to the number: by a range of ports that holds only
-//! this one, and by listening without binding. It may have the port, but receives nothing.
+//! Ports of components that another process takes without binding the number: by a port range that
+//! contains only this one, and by listening without binding. It may get the port, but receives
+//! nothing.
 
 use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::time::Duration;
@@ -12,11 +13,11 @@ use enforcer_tests::product::{Agent, PolicyText};
 use enforcer_tests::{Lab, Place, Server};
 
 const WIREGUARD: u16 = 51820;
-/// How long what arrives may take.
+/// How long an arrival may take.
 const SOON: Duration = Duration::from_secs(2);
 const NOT_LONG: Duration = Duration::from_millis(200);
 
-/// A port, how it is taken, and who would have talked to the component.
+/// A port, how it is taken, and a client that would have connected to the component.
 struct Squat {
     name: &'static str,
     at: SocketAddr,
@@ -182,7 +183,7 @@ fn all(lab: &Lab) -> Vec<Squat> {
     squats
 }
 
-/// A policy in which a UDP port is a component's, too.
+/// A policy in which a UDP port belongs to a component as well.
 fn with_mesh(lab: &Lab) -> Result<PolicyText> {
     lab.daemon("cp1", "mesh").cgroup().id()?;
     let mesh = format!(
@@ -200,7 +201,7 @@ fn with_mesh(lab: &Lab) -> Result<PolicyText> {
 #[test]
 fn a_port_that_was_taken_without_asking_hears_nothing() -> Result<()> {
     let lab = Lab::builder().build()?;
-    // A common tuning; not needed for ports from 32768 on.
+    // A common setting; not needed for ports from 32768 on.
     let host = lab.host("cp1").namespace();
     host.set_sysctls(&[("ipv4/ip_local_port_range", "1024 65535")])?;
     let squatter = lab.hostnet("cp1");
@@ -245,7 +246,7 @@ fn a_port_that_was_taken_without_asking_hears_nothing() -> Result<()> {
     lab.close()
 }
 
-/// The component itself may come by its port as it likes.
+/// The component itself may get its port in any way.
 #[test]
 fn a_component_takes_its_port_as_it_likes() -> Result<()> {
     let lab = Lab::builder().build()?;

@@ -1,5 +1,5 @@
-//! Enforcement outlives the agent: it is killed, replaced by another, and finds what the last one left, whatever became
-//! of that meanwhile.
+//! Enforcement outlives the agent: the agent is killed, replaced by another, and finds what the
+//! last one left, whatever happened to it meanwhile.
 
 use std::time::{Duration, Instant};
 use std::{env, thread};
@@ -22,7 +22,7 @@ fn enforcer(lab: &Lab, args: &[&str]) -> Result<Ran> {
     place.command_of(&tools::enforcer()?)?.args(args).run()
 }
 
-/// Runs a tool among the pins of that host.
+/// Runs a shell command in the directory of that host's pins.
 fn shell(lab: &Lab, line: &str) -> Result<String> {
     let place = lab.daemon("cp1", "enforcer");
     let ran = place.run("/bin/sh", ["-euc", line])?.checked()?;
@@ -35,7 +35,7 @@ fn instances(lab: &Lab) -> Result<Vec<String>> {
     Ok(listed.split_whitespace().map(str::to_owned).collect())
 }
 
-/// Nobody who may not reaches etcd, whoever may does.
+/// Unauthorized clients do not reach etcd, and authorized ones do.
 fn is_enforced(lab: &Lab, when: &str) -> Result<()> {
     let at = CP1.at(port::ETCD_CLIENT);
     let outcome = lab.hostnet("cp1").connect(at)?;
@@ -59,7 +59,7 @@ fn is_not_enforced(lab: &Lab, when: &str) -> Result<()> {
     Ok(())
 }
 
-/// How many packets and calls were denied, for whatever reason.
+/// How many packets and calls were denied, for any reason.
 fn denials(status: &Value) -> u64 {
     let reasons = status["reasons"].as_array().into_iter().flatten();
     reasons.filter_map(|reason| reason["denied"].as_u64()).sum()
@@ -124,7 +124,7 @@ fn enforcement_outlives_the_agent_and_the_next_one_goes_on() -> Result<()> {
             "{said}"
         );
 
-        // What it ends with by itself stays in force, too.
+        // What ends with the agent's own exit stays in force, too.
         let generation = agent.generation()?;
         let left = agent.leave()?.checked()?;
         ensure!(left.stderr.contains("stays in force without it"), "{left}");
@@ -150,7 +150,8 @@ fn enforcement_outlives_the_agent_and_the_next_one_goes_on() -> Result<()> {
     lab.close()
 }
 
-/// A verdict that was kept on a socket under the policy before the last one is not taken for one of the next agent's.
+/// A verdict that was kept on a socket under the policy before the last one is not mistaken for one
+/// of the next agent's.
 #[test]
 fn a_kept_verdict_does_not_become_true_again() -> Result<()> {
     let lab = Lab::builder().apiserver().build()?;
@@ -181,8 +182,8 @@ fn a_kept_verdict_does_not_become_true_again() -> Result<()> {
     lab.close()
 }
 
-/// What an agent of another version left is replaced in place: its programs, link by link, while others work on maps of
-/// their own.
+/// What an agent of another version left is replaced in place: its programs, link by link, while
+/// others work on maps of their own.
 #[test]
 fn maps_of_another_layout_are_followed_by_new_ones() -> Result<()> {
     let lab = Lab::builder().etcd().apiserver().build()?;
@@ -249,7 +250,7 @@ fn maps_of_another_layout_are_followed_by_new_ones() -> Result<()> {
     lab.close()
 }
 
-/// Interfaces that came and went while no agent was there, with the names and numbers of others.
+/// Interfaces that came and went while no agent ran, with the names and indices of others.
 #[test]
 fn interfaces_that_changed_meanwhile_are_taken_up() -> Result<()> {
     let lab = Lab::builder().etcd().build()?;
@@ -284,7 +285,7 @@ fn interfaces_that_changed_meanwhile_are_taken_up() -> Result<()> {
         has(&agent, "cali-a")?;
         has(&agent, "cali-b")?;
         agent.kill()?;
-        // One goes, one is another with the same name and number, one has another name, one is new.
+        // One is removed, one is replaced with the same name and index, one is renamed, one is new.
         let interface = POD_A.host_interface();
         net::ip(Some(node), "link del cali-a\nlink del cali-b\n")?;
         add("cali-b", 902)?;
@@ -303,7 +304,8 @@ fn interfaces_that_changed_meanwhile_are_taken_up() -> Result<()> {
                 "{pinned}"
             );
         }
-        // And under an agent: it has the name and the number that another had a moment ago, and the status is the same.
+        // And while an agent runs: the interface has the name and the index that another had a
+        // moment ago, and the status is the same.
         let attached = || agent.running().stderr().matches("cali-b is pod").count();
         let before = attached();
         net::ip(
@@ -339,14 +341,14 @@ fn pins_that_can_not_be_trusted_or_made_are_told() -> Result<()> {
         let args = [&["run", "--node", "cp1", "-p", &file], more].concat();
         enforcer(&lab, &args)
     };
-    // What a program reads of it, in the last line.
+    // The error code, from the last line.
     let code = |more: &[&str]| -> Result<Value> {
         let said = start(&[more, &["-o", "json"]].concat())?;
         let error = said.stderr.lines().last().unwrap_or_default();
         let error: Value = serde_json::from_str(error).with_context(|| said.to_string())?;
         Ok(error["code"].clone())
     };
-    // Elsewhere than on a BPF file system.
+    // Not on a BPF file system.
     let elsewhere = ["--pin-dir", "/run/pins"];
     ensure!(code(&elsewhere)? == "NoBpfFs");
     let said = start(&elsewhere)?;
@@ -354,7 +356,7 @@ fn pins_that_can_not_be_trusted_or_made_are_told() -> Result<()> {
         said.code() == Some(2) && said.stderr.contains("mount -t bpf bpf /sys/fs/bpf"),
         "{said}"
     );
-    // Where others could exchange them.
+    // In a directory where others could replace them.
     shell(&lab, &format!("mkdir {PINS}; chmod 0777 {PINS}"))?;
     ensure!(code(&[])? == "PinsOfOthers");
     let said = start(&[])?;
@@ -370,7 +372,7 @@ fn pins_that_can_not_be_trusted_or_made_are_told() -> Result<()> {
     let agent_pins = instances(&lab)?;
     ensure!(agent_pins.len() == 2, "{agent_pins:?}");
     agent.leave()?.checked()?;
-    // Enforcement that would end with the agent, beside some that would not.
+    // Enforcement that should end with the agent, next to some that does not.
     ensure!(code(&["--no-pin"])? == "PinsLeft");
     let said = start(&["--no-pin"])?;
     ensure!(
@@ -399,7 +401,7 @@ fn pins_that_can_not_be_trusted_or_made_are_told() -> Result<()> {
     lab.close()
 }
 
-/// Two agents, of two run directories, on the same pins would undo each other's work.
+/// Two agents with different run directories but the same pins would undo each other's work.
 #[test]
 fn pins_are_one_agents() -> Result<()> {
     let lab = Lab::builder().etcd().apiserver().build()?;
@@ -430,14 +432,14 @@ fn pins_are_one_agents() -> Result<()> {
     lab.close()
 }
 
-/// How often the agent is killed: a few times, or as often as a person wants it.
+/// How often to kill the agent: a few times, or as often as the environment says.
 fn kills() -> usize {
     let wanted = env::var("ENFORCER_KILLS").ok();
     wanted.and_then(|text| text.parse().ok()).unwrap_or(8)
 }
 
-/// Killed again and again under traffic, and policies come and go: nobody gets in who may not, and no connection that is
-/// allowed under all of them breaks.
+/// The agent is killed repeatedly under traffic, and policies come and go: no unauthorized client
+/// gets in, and no connection that is allowed by all of the policies breaks.
 #[test]
 fn no_kill_and_no_swap_lets_anybody_in_or_breaks_a_connection() -> Result<()> {
     let lab = Lab::builder().etcd().apiserver().bystanders().build()?;
@@ -488,7 +490,7 @@ fn no_kill_and_no_swap_lets_anybody_in_or_breaks_a_connection() -> Result<()> {
     }
     let instances = instances(&lab)?;
     ensure!(instances.len() == 1, "{instances:?}");
-    // The twin: without enforcement, those who knock get in.
+    // The twin: without enforcement, the knocking clients get in.
     running.stop()?.checked()?;
     let deadline = Instant::now() + patient(SOON);
     while knockers[..2]

@@ -1,6 +1,6 @@
-//! The table of who may connect to what, as the demo shows it, in three rounds: without a policy, in
-//! dry-run, enforced. In the first round everything works, so that nothing but the product can be the
-//! reason in the last; and `explain` must say the same as the packets did.
+//! The table of who may connect to what, as the demo shows it, in three rounds: without a policy,
+//! in dry-run, enforced. In the first round everything works, so that nothing but the product can
+//! be the reason in the last; and `explain` must agree with what happened to the packets.
 
 use anyhow::{Context, Result, ensure};
 use enforcer_tests::Lab;

@@ -1,5 +1,6 @@
-//! The lock `tls: Required`: on such a path, what does not begin with a ClientHello gets nowhere. Each
-//! denial is shown to work without a policy first, by the same process on the same connection.
+//! The lock `tls: Required`: on such a path, a stream that does not begin with a ClientHello is cut
+//! off. Each denial is first shown to work without a policy, by the same process on the same
+//! connection.
 
 use std::net::SocketAddr;
 
@@ -11,13 +12,14 @@ use enforcer_tests::probe::{Connect, Serve};
 use enforcer_tests::product::{Agent, PolicyText};
 use enforcer_tests::{Lab, Outcome, Place, net};
 
-/// How long to wait for an answer that must not come, in milliseconds: on one machine, those that come take
-/// less than one.
+/// How long to wait for an answer that must not come, in milliseconds: on a single machine, those
+/// that come take less than one.
 const PATIENCE: u64 = 250;
-/// How long one may take that must come: the machine may have other work, and a lost segment takes its time.
+/// How long an answer that must come may take: the machine may be busy, and recovering a lost
+/// segment takes time.
 const LONG_PATIENCE: u64 = 5000;
 
-/// What is no TLS, though some of it begins like it.
+/// Data that is not TLS, although some of it begins like it.
 fn plaintexts() -> Vec<(&'static str, Vec<u8>)> {
     let mut server_hello = CLIENT_HELLO.to_vec();
     server_hello[5] = 2;
@@ -40,7 +42,7 @@ fn plaintexts() -> Vec<(&'static str, Vec<u8>)> {
     ]
 }
 
-/// Says something that must be answered.
+/// Sends something that must be answered.
 fn ask(place: &Place, to: SocketAddr, pieces: &[&[u8]]) -> Result<Outcome> {
     say_within(place, to, pieces, LONG_PATIENCE)
 }
@@ -60,7 +62,7 @@ fn say_within(place: &Place, to: SocketAddr, pieces: &[&[u8]], timeout_ms: u64) 
     Ok(place.connect_with(connect)?.outcome)
 }
 
-/// An echo server as a component: a client that gets an answer has passed with its first bytes.
+/// An echo server as a component: if a client gets an answer, its first bytes have passed.
 fn echo(place: &Place, addresses: &[SocketAddr]) -> Result<Server> {
     place.serve(Serve {
         tcp: addresses.to_vec(),
@@ -82,7 +84,7 @@ struct Route<'a> {
     name: &'static str,
     from: &'a Place,
     to: Vec<SocketAddr>,
-    /// The node whose agent is alone there.
+    /// The only node with an agent.
     guard: &'static str,
     hook: &'static str,
     server: &'a Server,
@@ -215,7 +217,7 @@ fn try_route(agent: &Agent, route: &Route<'_>, to: SocketAddr) -> Result<()> {
     if to != route.to[0] {
         tried.truncate(1);
     }
-    // A closed connection keeps retransmitting; after the agent is gone, that arrives.
+    // A closed connection keeps retransmitting; once the agent is gone, that arrives.
     let mark = format!(" marked {name} {to} ");
     for (what, bytes) in &tried {
         let whole = [&bytes[..], mark.as_bytes()].concat();
@@ -275,7 +277,8 @@ fn data_with_the_syn_is_looked_at_too() -> Result<()> {
     let apiserver = echo(&lab.apiserver(), &CP1.both(port::APISERVER))?;
     let (scheduler, kubelet, pod) = (lab.scheduler(), lab.kubelet("w1"), lab.pod("pod-b"));
     for place in [&scheduler, &kubelet, pod] {
-        // Both sides, without cookies, for listeners that did not ask for it (Documentation/networking/ip-sysctl).
+        // Both sides, without cookies, for listeners that did not ask for it
+        // (Documentation/networking/ip-sysctl).
         let on = "echo 1543 > /proc/sys/net/ipv4/tcp_fastopen";
         place.run("sh", ["-c", on])?.checked()?;
     }
@@ -302,7 +305,8 @@ fn data_with_the_syn_is_looked_at_too() -> Result<()> {
             );
         }
     }
-    // That it went with the SYN is the kernel's word: nothing is lost, so nothing was sent again.
+    // The kernel confirms that it went with the SYN: nothing was lost, so nothing was
+    // retransmitted.
     let agent = Agent::start(&lab, "cp1", &policy())?;
     for (name, place) in places {
         for to in CP1.both(port::APISERVER) {
@@ -315,7 +319,7 @@ fn data_with_the_syn_is_looked_at_too() -> Result<()> {
         }
     }
     drop(agent);
-    // Through a node it can not be followed; TCP tries again without.
+    // It cannot be followed through a node; TCP tries again without.
     let agent = Agent::start(&lab, "w1", &policy())?;
     let to = CP1.at(port::APISERVER);
     let outcome = open(pod, to, &CLIENT_HELLO, LONG_PATIENCE)?;
@@ -333,8 +337,9 @@ fn a_client_hello_passes_out_of_order_and_sent_again() -> Result<()> {
     let lab = Lab::builder().build()?;
     let _apiserver = echo(&lab.apiserver(), &CP1.both(port::APISERVER))?;
     let (kubelet, pod) = (lab.kubelet("w1"), lab.pod("pod-b"));
-    // Every other segment with payload is lost, beginning with the first, so that later ones arrive earlier; but never
-    // a retransmission: closed connections keep retransmitting, and their segments must not decide about others'.
+    // Every other segment with payload is dropped, beginning with the first, so that later ones
+    // arrive earlier; but never a retransmission: closed connections keep retransmitting, and their
+    // segments must not affect others'.
     let loses = "table inet loses {
         set seen { typeof tcp sport . tcp sequence; flags dynamic; size 65535; }
         chain out {
@@ -391,7 +396,7 @@ fn a_server_that_speaks_first_is_no_tls_server() -> Result<()> {
     })?;
     let (kubelet, pod) = (lab.kubelet("w1"), lab.pod("pod-b"));
     let listens = |place: &Place, to, timeout_ms| -> Result<Outcome> {
-        // An empty piece sends nothing, and waits for what comes.
+        // An empty piece sends nothing, and waits for data.
         let connect = Connect {
             piece: vec![String::new()],
             timeout_ms,
@@ -400,7 +405,7 @@ fn a_server_that_speaks_first_is_no_tls_server() -> Result<()> {
         Ok(place.connect_with(connect)?.outcome)
     };
     for (guard, hook) in [("cp1", "cgroup/egress"), ("w1", "tc/egress")] {
-        // What a pod receives leaves w1 by the pod's interface.
+        // What a pod receives leaves w1 through the pod's interface.
         let place = if guard == "cp1" { &kubelet } else { pod };
         for to in to {
             let outcome = listens(place, to, LONG_PATIENCE)?;
@@ -503,7 +508,7 @@ fn real_programs_speak_tls_and_others_are_cut_off() -> Result<()> {
         ensure!(is_shown == (packets > 0), "{packets}: {shown}");
         cut += packets;
     }
-    // What was sent again counts as no denial of its own.
+    // Retransmissions are not counted as denials of their own.
     ensure!(cut > 0, "nothing was sent again");
     Ok(())
 }
@@ -522,8 +527,8 @@ fn what_has_passed_is_not_looked_at_again() -> Result<()> {
     let report = lab.scheduler().transfer(CP1.at(port::APISERVER), 4 << 20)?;
     ensure!(report.count == 4 << 20, "{report:?}");
     let after = kept()?;
-    // One for either way at both sockets, and a few should a cgroup come or go meanwhile. One that is never found again
-    // would be kept for each segment.
+    // One for each direction at both sockets, and a few more in case a cgroup comes or goes
+    // meanwhile. If kept verdicts were never found again, there would be one for each segment.
     ensure!(
         (1..=16).contains(&(after - before)),
         "{before} verdicts kept before, {after} after"

@@ -29,7 +29,7 @@ fn main() -> ExitCode {
     }
 }
 
-/// What became of a row in the three rounds.
+/// A row's outcomes in the three rounds.
 struct Line {
     row: Row,
     rounds: Vec<Tried>,

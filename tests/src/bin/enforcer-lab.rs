@@ -25,7 +25,7 @@ struct Arguments {
     /// Hide pods behind their node's address
     #[arg(long)]
     masquerade_pods: bool,
-    /// Three control-plane nodes, two workers, a load balancer and all that belongs to it
+    /// Three control-plane nodes, two workers, a load balancer and everything else of a cluster
     #[arg(long)]
     cluster: bool,
     /// The same, with a VXLAN tunnel between the nodes
@@ -44,7 +44,8 @@ fn main() -> ExitCode {
 }
 
 fn run(arguments: &Arguments) -> Result<()> {
-    // Before the first thread starts, so that no thread dies of what this one waits for.
+    // Before the first thread starts, so that the signals that this one waits for kill no other
+    // thread.
     let ends: SigSet = [Signal::SIGINT, Signal::SIGTERM, Signal::SIGHUP]
         .into_iter()
         .collect();

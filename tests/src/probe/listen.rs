@@ -1,4 +1,4 @@
-//! Those who wait to be talked to.
+//! Servers: wait for clients.
 
 use std::io::{Read, Write};
 use std::net::{SocketAddr, TcpListener, TcpStream, UdpSocket};
@@ -14,11 +14,11 @@ use crate::Lab;
 /// What a server reports about a client.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Heard {
-    /// From where.
+    /// The client's address.
     pub from: SocketAddr,
-    /// On which of its addresses.
+    /// The server's own address.
     pub at: SocketAddr,
-    /// What came; nothing for a connection that was only opened.
+    /// What it sent; `None` for a connection that was only opened.
     pub data: Option<String>,
 }
 
@@ -157,7 +157,7 @@ fn answer_datagrams(socket: &UdpSocket, say: Option<&str>) {
             at,
             data: Some(String::from_utf8_lossy(data).into_owned()),
         });
-        // Whom the answer does not reach, it does not reach.
+        // If the answer does not arrive, the client will notice.
         let _ = socket.send_to(say.map_or(data, str::as_bytes), from);
     }
 }

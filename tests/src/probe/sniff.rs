@@ -1,4 +1,4 @@
-//! Looking at what passes an interface.
+//! Captures the frames that pass an interface.
 
 use std::net::{IpAddr, SocketAddr};
 use std::os::fd::AsRawFd;
@@ -12,13 +12,13 @@ use serde::{Deserialize, Serialize};
 
 use super::{Failure, Outcome, READY, Report, Sniff, milliseconds, socket, tell};
 
-/// How often it looks at the clock while nothing passes.
+/// How often it checks the time while nothing passes.
 const TICK_MS: u64 = 20;
 
 /// A frame that passed. Ports are 0 where the packet has none.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Frame {
-    /// Whether it left by the interface instead of coming in.
+    /// Whether it left through the interface instead of arriving.
     pub outgoing: bool,
     /// Source.
     pub from: SocketAddr,
@@ -26,7 +26,7 @@ pub struct Frame {
     pub to: SocketAddr,
     /// `tcp`, `udp`, `icmp`, `icmpv6` or `other`.
     pub protocol: String,
-    /// TCP flags as letters, as `SA`.
+    /// TCP flags as letters, such as `SA`.
     pub flags: String,
 }
 

@@ -1,5 +1,6 @@
-//! Attacks by frames that bypass the queueing discipline, and TC egress with it, requested in ways that the kernel's
-//! hook on `setsockopt` does not see either. On lo they still have to come in.
+//! Attacks with frames that bypass the queueing discipline, and TC egress with it, requested in
+//! ways that the kernel's hook on `setsockopt` does not see either. On lo, they still have to
+//! arrive through ingress.
 
 use anyhow::Result;
 use enforcer_tests::craft::Crafted;
@@ -36,7 +37,7 @@ const fn row(
     }
 }
 
-/// Whether an option can be set by a call, if only for harm: a pod is not refused it.
+/// Whether a call can set an option, even though it only does harm: a pod is not refused it.
 pub fn is_possible(stage: &Stage, call: Call) -> Result<bool> {
     let report = stage.lab.pod("pod-a").probe(&Probe::Ring(Ring { call }))?;
     Ok(report.outcome.worked())
@@ -105,7 +106,7 @@ pub fn rows() -> Vec<Attack> {
 }
 
 impl Stage {
-    /// A word by a TCP of one's own.
+    /// Data sent by a TCP implementation of the attacker's own.
     pub fn talk<'a>(
         &'a self,
         from: &enforcer_tests::Place,

@@ -1,4 +1,4 @@
-//! `docs/threat-model.md`: the text, and the tables that the run generates.
+//! `docs/threat-model.md`: the text, and the tables that the test run generates.
 
 use std::collections::BTreeSet;
 use std::fmt::Write as _;

@@ -1,4 +1,4 @@
-//! Attacks that other tests hold.
+//! Attacks that are covered by other tests.
 
 use std::fs;
 use std::path::Path;
@@ -9,19 +9,19 @@ use crate::attack::Attacker;
 
 use Attacker::{HostPod, Neighbour, OtherNode, Pod, User};
 
-/// An attack, and the test that holds it.
+/// An attack, and the test that covers it.
 pub struct Elsewhere {
     pub id: &'static str,
     pub who: Attacker,
     pub what: &'static str,
     pub hook: &'static str,
     pub reason: &'static str,
-    /// The file without its ending, or the directory, in `tests/tests`, and the function.
+    /// The name of the file or directory in `tests/tests`, without extension, and the function.
     pub test: (&'static str, &'static str),
 }
 
 impl Elsewhere {
-    /// The test exists, and is not skipped.
+    /// Fails unless the test exists and is not ignored.
     pub fn is_tested(&self) -> Result<()> {
         let (file, function) = self.test;
         let tests = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests");

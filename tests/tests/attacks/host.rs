@@ -1,5 +1,5 @@
-//! Attacks from the node's own network namespace, with raw and packet sockets: what bypasses the hooks
-//! of `connect` and `sendmsg`, and with packet sockets those of all sockets.
+//! Attacks from the node's own network namespace, with raw and packet sockets: the former bypass
+//! the `connect` and `sendmsg` hooks, the latter those of all sockets.
 
 use anyhow::Result;
 use enforcer_tests::Outcome;

@@ -53,7 +53,7 @@ fn rows() -> Vec<Attack> {
 fn every_attack_is_stopped_and_reported() -> Result<()> {
     let stage = Stage::build()?;
     let (mut rows, mut limits) = (rows(), limits::rows());
-    // To look at some of them.
+    // To run only some of them.
     let only = std::env::var("ENFORCER_ATTACKS").ok();
     if let Some(only) = &only {
         rows.retain(|row| row.id.contains(only));
@@ -117,7 +117,7 @@ fn every_attack_is_stopped_and_reported() -> Result<()> {
     stage.lab.close()
 }
 
-/// All of it reaches its aim.
+/// Everything reaches its target.
 fn arrives(attempt: &Attempt<'_>) -> Result<()> {
     let deadline = Instant::now() + SOON;
     loop {
@@ -212,8 +212,8 @@ fn offloads_that_are_what_they_say_go_on() -> Result<()> {
     stage.lab.close()
 }
 
-/// In dry-run a bypass of the hooks is granted and reported; a pod, which is judged where its packets leave its own
-/// network, is always granted it.
+/// In dry-run, bypassing the hooks is permitted and reported. A pod is always permitted to: it is
+/// judged where its packets leave its network namespace.
 #[test]
 fn ways_around_the_hooks_are_granted_where_they_lead_to_no_harm() -> Result<()> {
     let lab = Lab::builder().build()?;

@@ -1,5 +1,5 @@
-//! Attacks by interfaces: of a pod that has a link on top of its node's uplink, and of a node with undeclared
-//! interfaces.
+//! Attacks through interfaces: from a pod that has a link on top of its node's uplink, and from a
+//! node with undeclared interfaces.
 
 use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
 
@@ -20,7 +20,7 @@ const SYN: u8 = 0x02;
 const ETCD: u16 = port::ETCD_CLIENT;
 const EGRESS: &str = "tc/egress";
 
-/// A pod with a part of w1's uplink.
+/// A pod with a share of w1's uplink.
 const SIDE: Party = Party {
     name: "side",
     v4: Ipv4Addr::new(10, 77, 0, 77),
@@ -60,7 +60,7 @@ enum Child {
 }
 
 impl Child {
-    /// A link that has gone holds its hardware address for a while: each has another one.
+    /// A removed link blocks its hardware address for a while, so each gets a new one.
     fn words(self, number: u16) -> String {
         let [high, low] = number.to_be_bytes();
         match self {
@@ -81,8 +81,8 @@ impl Child {
     }
 }
 
-/// A pod's namespace with a child of w1's uplink in it, which has an address; nothing if this kernel has no
-/// such links.
+/// A pod's namespace with a child of w1's uplink in it, which has an address; `None` if this kernel
+/// has no such links.
 fn annexed(stage: &Stage, child: Child, address: &Party) -> Result<Option<Annex>> {
     let (lab, host) = (&stage.lab, stage.lab.host("w1").namespace().name());
     let annex = Annex::create(lab, "w1", SIDE)?;
@@ -91,7 +91,7 @@ fn annexed(stage: &Stage, child: Child, address: &Party) -> Result<Option<Annex>
         .namespace()
         .within(|| nix::net::if_::if_nametoindex("eth0"))??;
     let inner = INNER_MAC.map(|byte| format!("{byte:02x}")).join(":");
-    // What comes in there looks as if it came in by the node's uplink.
+    // What arrives there looks as if it had arrived through the node's uplink.
     net::ip(
         Some(annex.name()),
         &format!(
@@ -152,7 +152,7 @@ fn connects(stage: &Stage, child: Child, address: Party, at: At) -> Result<Attem
 
 const INPUT: At = At::Input("cp1");
 
-/// SYNs to etcd of a packet or a raw socket there, from an address.
+/// SYNs to etcd for a packet or a raw socket there, from an address.
 fn crafted(from: &Party, mark: u16) -> [Crafted; 2] {
     [
         Crafted::tcp(from.at(43_100), CP1.at(ETCD), mark, SYN, b""),

@@ -1,5 +1,5 @@
-//! Attacks with crafted packets from a pod, from the segment and from the world: what no socket would
-//! send.
+//! Attacks with crafted packets from a pod, from the segment and from outside, which no socket
+//! would send.
 
 use std::net::{IpAddr, Ipv6Addr, SocketAddr};
 
@@ -63,7 +63,7 @@ pub fn rows() -> Vec<Attack> {
     .collect()
 }
 
-/// From pod-a to cp1, by the pod's gateway.
+/// From pod-a to cp1, through the pod's gateway.
 fn from_pod(stage: &Stage, at: At, make: impl FnOnce(u16) -> Vec<Crafted>) -> Result<Attempt<'_>> {
     let pod = stage.lab.pod("pod-a");
     stage.craft(pod, pod.next_hop(CP1.v4.into()), at, make)
@@ -116,12 +116,12 @@ fn with_extensions(mark: u16, extensions: Vec<(u8, Vec<u8>)>) -> Crafted {
     }
 }
 
-/// A fragment that is all of its packet (RFC 6946).
+/// A fragment that is its whole packet (RFC 6946).
 fn atomic(whole: Crafted) -> Crafted {
     whole.part(0, &whole.payload, false)
 }
 
-/// An extension header of 8 bytes with nothing but padding in it, without its first byte.
+/// An extension header of 8 bytes that contains only padding, without its first byte.
 fn padding() -> Vec<u8> {
     vec![0, 1, 4, 0, 0, 0, 0]
 }
@@ -150,7 +150,7 @@ fn headers() -> Vec<Attack> {
         row("source-route", Neighbour, "sends to a worker what a source route leads on to etcd", ("tc/egress", "NoPath"), |stage| {
             stage.craft(&stage.lab.neighbour(), W1_MAC, INPUT, |mark| {
                 let [a, b, c, d] = CP1.v4.octets();
-                // The checksum of TCP is for the last destination.
+                // TCP's checksum is for the final destination.
                 let segment = tcp(OUT.at(FROM), CP1.at(ETCD), SYN, &[], b"");
                 let options = vec![131, 7, 4, a, b, c, d, 0];
                 vec![Crafted { options, ..Crafted::carrying(OUT.v4.into(), W1.v4.into(), mark, protocol::TCP, segment) }]
@@ -211,7 +211,7 @@ fn headers() -> Vec<Attack> {
     ]
 }
 
-/// A SYN with data to etcd, with an empty request for a cookie.
+/// A SYN with data to etcd, and with an empty request for a cookie.
 pub fn fast(mark: &u16, source: &str, word: &[u8]) -> Vec<u8> {
     let from = SocketAddr::new(
         source.parse().unwrap_or(IpAddr::V4(OUT.v4)),
@@ -222,7 +222,7 @@ pub fn fast(mark: &u16, source: &str, word: &[u8]) -> Vec<u8> {
         .frame(OUT.mac, CP1_MAC)
 }
 
-/// Of both families: any address of cp1.
+/// Reports either family: any address of cp1.
 fn to_v4_or_v6(attempt: Attempt<'_>) -> Attempt<'_> {
     attempt.told(Ipv6Addr::UNSPECIFIED.into(), ETCD)
 }
@@ -276,7 +276,7 @@ fn fragments() -> Vec<Attack> {
     ]
 }
 
-/// Two fragments of one packet that overlap: an innocent one, and one that is counted.
+/// Two overlapping fragments of one packet: an innocent one, and one that is counted.
 fn overlapping<'a>(
     stage: &'a Stage,
     from: SocketAddr,
@@ -294,7 +294,7 @@ fn overlapping<'a>(
     Ok(Attempt::new(1, None, move || arrivals.so_far()))
 }
 
-/// One SYN from an address that the attacker claims.
+/// One SYN from a claimed address.
 fn claims(from: IpAddr, to: SocketAddr) -> impl FnOnce(u16) -> Vec<Crafted> {
     move |mark| {
         vec![Crafted::tcp(
@@ -479,7 +479,7 @@ pub fn in_vxlan(from: SocketAddr, inner: &Crafted) -> Crafted {
     Crafted::udp(from, CP1.at(TUNNEL), 1, &[&header[..], &frame].concat())
 }
 
-/// An ICMP error from the neighbour to cp1 about a packet: a way that is too narrow, of either family.
+/// An ICMP error from the neighbour to cp1 that reports a packet as too big, of either family.
 pub fn too_narrow(mark: u16, about: &Crafted, quoted: usize) -> Crafted {
     let to = CP1.like(about.source);
     let kind = if to.is_ipv4() { (3, 4) } else { (2, 0) };

@@ -1,4 +1,5 @@
-//! Attacks on a component's ports: taken without `bind` to the number, or at undeclared addresses.
+//! Attacks on a component's ports: ports taken without binding the number, or at undeclared
+//! addresses.
 
 use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr, SocketAddrV6};
 
@@ -32,7 +33,7 @@ const fn row(
     }
 }
 
-/// What the hostNetwork pod of cp1 binds, and whether it gets it.
+/// cp1's hostNetwork pod binds; counts whether it gets the port.
 fn takes(stage: &Stage, bind: Bind) -> Result<Attempt<'_>> {
     let told = Some(bind.at);
     let bound = stage.lab.hostnet("cp1").bind_with(bind)?.outcome == Outcome::Bound;

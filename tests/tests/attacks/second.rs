@@ -1,5 +1,5 @@
-//! The second attack: odder options, kinds of sockets, offloads, cgroups and interfaces, tried on what stopped
-//! the first one.
+//! The second series of attacks: odder options, kinds of sockets, offloads, cgroups and interfaces,
+//! tried on the defences that stopped the first one.
 
 use std::net::SocketAddr;
 
@@ -90,7 +90,7 @@ fn by_pod<'a>(stage: &'a Stage, how: impl Fn(Inject) -> Inject) -> Result<Attemp
     })
 }
 
-/// A frame of w1's with an offload header, and what it is counted by.
+/// A frame of w1 with an offload header, and the expression by which it is counted.
 fn offloaded<'a>(
     stage: &'a Stage,
     counted: &str,
@@ -114,23 +114,24 @@ fn completed(start: usize, field: usize) -> Offload {
     }
 }
 
-/// A datagram to cp1's tunnel without a checksum, with two bytes to steer by, in a frame.
+/// A datagram to cp1's tunnel without a checksum, with two steering bytes, in a frame.
 fn datagram(from: SocketAddr, mark: u16) -> Vec<u8> {
     let mut packet = Crafted::udp(from, CP1.at(TUNNEL), mark, b"\0\0 steered");
     packet.payload[6..8].fill(0);
     packet.frame(W1_MAC, CP1_MAC)
 }
 
-/// Where the steering bytes of it are.
+/// Where its steering bytes are.
 const STEER: usize = 42;
 
-/// A place in a cgroup that is so many levels below the pods'.
+/// A workload in a cgroup that is this many levels below the pods' cgroup.
 fn deep(stage: &Stage, host: &str, levels: usize) -> Result<Place> {
     let below = vec!["deep"; levels].join("/");
     stage.lab.place_in(host, &format!("kubepods.slice/{below}"))
 }
 
-/// A datagram into cp1's tunnel by a macvtap device of w1's uplink, opened by a process that was given access to it.
+/// A datagram into cp1's tunnel through a macvtap device of w1's uplink, opened by a process with
+/// access to it.
 fn by_macvtap<'a>(stage: &'a Stage, from: &Place) -> Result<Attempt<'a>> {
     let host = stage.lab.login("w1");
     let namespace = host.namespace().name();
@@ -234,7 +235,7 @@ pub fn rows() -> Vec<Attack> {
         row("checksum-over-fragment", HostPod, "the same over the offset of a fragment", "w1", CHECKSUM, |stage| {
             offloaded(stage, "udp dport 4789", |mark| {
                 let mut frame = datagram(W1.at(FROM), mark);
-                // "Do not fragment", for a checksum is never zero.
+                // "Do not fragment", because a checksum is never zero.
                 frame[20] = 0x40;
                 fix_ipv4_checksum(&mut frame[14..34]);
                 (disguised(&frame, 20, 20, 0x0100, STEER), completed(20, 20))

@@ -1,4 +1,4 @@
-//! Attacks with sockets: what a process can ask its own kernel for.
+//! Attacks with sockets: what a process can request from its own kernel.
 
 use std::net::{IpAddr, Ipv4Addr, SocketAddr, SocketAddrV6};
 use std::thread;
@@ -321,7 +321,7 @@ fn udp() -> Vec<Attack> {
     ]
 }
 
-/// What the hostNetwork pod of cp1 binds, and whether it gets it.
+/// cp1's hostNetwork pod binds; counts whether it gets the port.
 fn takes(stage: &Stage, bind: Bind) -> Result<Attempt<'_>> {
     let told = Some(bind.at);
     let bound = stage.lab.hostnet("cp1").bind_with(bind)?.outcome == Outcome::Bound;
@@ -403,8 +403,8 @@ fn binding() -> Vec<Attack> {
     ]
 }
 
-/// The hostNetwork pod of cp1 opens a connection, which is all that it takes where it can say what is
-/// expected of it, as with a stolen certificate.
+/// cp1's hostNetwork pod opens a connection. That is enough if it can satisfy the server, for
+/// example with a stolen certificate.
 fn opens(stage: &Stage, to: SocketAddr) -> Result<Attempt<'_>> {
     let opened = stage.lab.hostnet("cp1").connect(to)?.worked();
     Ok(Attempt::new(1, Some(to), move || Ok(u64::from(opened))))
@@ -512,7 +512,8 @@ fn around() -> Vec<Attack> {
     ]
 }
 
-/// The address of the kubelet at a node's link-local address of an interface, as seen from the other end.
+/// The kubelet's address at a node's link-local address on an interface, as seen from the other
+/// end.
 pub fn on_link(lab: &Lab, from: &Place, on: (&str, &str)) -> Result<SocketAddr> {
     let address = link_local(lab, on)?;
     let index = || nix::net::if_::if_nametoindex("eth0");
@@ -533,7 +534,7 @@ pub fn link_local(lab: &Lab, (node, interface): (&str, &str)) -> Result<String> 
     Ok(address.to_owned())
 }
 
-/// etcd's process opens from its peer port; its SYN is lost, and the neighbour's comes.
+/// etcd's process connects from its peer port; its SYN is lost, and the neighbour's SYN arrives.
 fn simultaneous_open(stage: &Stage) -> Result<Attempt<'_>> {
     let (here, there) = (CP1.at(port::ETCD_PEER), OUT.at(40_000 + stage.fresh()));
     let lab = &stage.lab;

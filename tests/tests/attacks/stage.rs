@@ -1,5 +1,5 @@
-//! The lab that is attacked: victims that report what they received, everything open that an operator might leave open,
-//! and methods to count what arrives.
+//! The attacked lab: victims that report what they receive, everything open that an operator might
+//! leave open, and ways to count what arrives.
 
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::sync::atomic::{AtomicU16, Ordering};
@@ -13,29 +13,30 @@ use enforcer_tests::{Lab, Place, Server, net};
 
 use crate::attack::Attempt;
 
-/// Where VXLAN packets go.
+/// The port of VXLAN packets.
 pub const TUNNEL: u16 = 4789;
-/// Behind this port of cp1 an operator has put etcd, by address translation.
+/// A port of cp1 that an operator has redirected to etcd by address translation.
 pub const TRANSLATED: u16 = 9998;
-/// Behind this one, the insecure port on loopback.
+/// One that is redirected to the insecure port on loopback.
 pub const TRANSLATED_LOOPBACK: u16 = 9997;
 /// A service address that leads to etcd.
 pub const DETOUR: &str = "10.96.0.99:80";
-/// The end of cp1's tunnel.
+/// The hardware address of cp1's end of the tunnel.
 pub const TUNNEL_MAC: [u8; 6] = [2, 0x99, 0, 0, 0, 1];
 /// The tunnel's number.
 pub const TUNNEL_ID: u8 = 99;
 
-/// An interface of cp1 and of the neighbour that the inventory knows nothing of, with a link between them.
+/// An interface of cp1 and of the neighbour that the inventory does not mention, with a link
+/// between them.
 pub const UNDECLARED: &str = "eth1";
 /// The hardware address of cp1's end.
 pub const UNDECLARED_MAC: [u8; 6] = [2, 0x98, 0, 0, 0, 1];
 
-/// An address that cp1 forwards to by that interface.
+/// An address to which cp1 forwards through that interface.
 pub const BEHIND_UNDECLARED: Ipv4Addr = Ipv4Addr::new(10, 79, 0, 9);
 
-/// Everything that an operator might leave open: packets to 127.0.0.1 and source routes are accepted from the wire, and
-/// data with a SYN from any host.
+/// Everything that an operator might leave open: packets to 127.0.0.1 and source routes are
+/// accepted from the wire, and data with a SYN from any host.
 const OPEN: [(&str, &str); 7] = [
     ("ipv4/conf/all/route_localnet", "1"),
     ("ipv4/conf/eth0/route_localnet", "1"),
@@ -46,12 +47,12 @@ const OPEN: [(&str, &str); 7] = [
     ("ipv6/conf/eth0/seg6_enabled", "1"),
 ];
 
-/// Where an arrival is seen.
+/// Where an arrival is counted.
 #[derive(Debug, Clone, Copy)]
 pub enum At {
-    /// In a host's input, behind TC and the kernel's own checks.
+    /// At a host's input hook, after TC and the kernel's own checks.
     Input(&'static str),
-    /// Behind TC on an interface: for what the kernel itself throws away later.
+    /// After TC ingress of an interface: for packets that the kernel itself discards later.
     Device(&'static str, &'static str),
 }
 
@@ -78,7 +79,7 @@ impl Stage {
         let host = lab.host("cp1").namespace();
         host.set_sysctls(&[(&pod, "1")])?;
         lab.neighbour().namespace().set_sysctls(&OPEN[4..5])?;
-        // An address that the inventory of this small lab knows nothing of.
+        // An address that the inventory of this small lab does not mention.
         lab.claim(&CP1, &VIP)?;
         translate(&lab)?;
         dig_tunnel(&lab)?;
@@ -110,7 +111,8 @@ impl Stage {
         self.marks.fetch_add(1, Ordering::Relaxed)
     }
 
-    /// Injects frames by a packet socket, and counts the packets with their mark where they go.
+    /// Injects frames through a packet socket, and counts the packets with their mark at their
+    /// destination.
     pub fn inject(
         &self,
         from: &Place,
@@ -122,15 +124,16 @@ impl Stage {
         let frames = make(mark);
         let count = frames.len() as u64;
         let arrivals = self.marked(at, mark)?;
-        // Each is sent separately, and errors of the socket are ignored: what is dropped at egress is an error there,
-        // and must not keep the next from being tried.
+        // Each is sent separately, and errors of the socket are ignored: dropping at egress is an
+        // error there, and must not prevent the next attempt.
         for frame in frames {
             from.inject(interface, &[frame])?;
         }
         Ok(Attempt::new(count, None, move || total(&arrivals)))
     }
 
-    /// Sends one frame in a special way, and counts what an expression of nftables matches beside the mark.
+    /// Sends one frame in a special way, and counts what an nftables expression matches in addition
+    /// to the mark.
     pub fn inject_one(
         &self,
         from: &Place,
@@ -165,7 +168,7 @@ impl Stage {
         })
     }
 
-    /// Sends crafted packets by a raw socket.
+    /// Sends crafted packets through a raw socket.
     pub fn raw(
         &self,
         from: &Place,
@@ -175,7 +178,7 @@ impl Stage {
         let mark = self.fresh();
         let packets: Vec<Vec<u8>> = make(mark).iter().map(Crafted::packet).collect();
         let arrivals = self.marked(at, mark)?;
-        // Each alone: the first that is refused must not keep the others from being tried.
+        // Each separately: the first that is refused must not prevent the others.
         for packet in &packets {
             from.raw_bytes(std::slice::from_ref(packet))?;
         }
@@ -184,7 +187,7 @@ impl Stage {
         }))
     }
 
-    /// Sends crafted packets by a packet socket in a special way.
+    /// Sends crafted packets through a packet socket in a special way.
     pub fn inject_with(
         &self,
         from: &Place,
@@ -205,7 +208,7 @@ impl Stage {
         Ok(Attempt::new(count, None, move || total(&arrivals)))
     }
 
-    /// Counts by an expression of nftables instead of the mark.
+    /// Counts by an nftables expression instead of the mark.
     pub fn counted(&self, at: At, expression: &str) -> Result<Arrivals> {
         let name = self.fresh().to_string();
         match at {
@@ -223,7 +226,7 @@ impl Stage {
         ])
     }
 
-    /// A connection with its own payload, opened in a special way; the victim counts what arrived.
+    /// A connection with a unique payload, opened in a special way; the victim counts what arrived.
     pub fn say<'a>(
         &'a self,
         from: &Place,
@@ -253,7 +256,7 @@ impl Stage {
         Ok(Attempt::new(1, told, move || Ok(heard(victim, &word))))
     }
 
-    /// Frames that carry a word to a victim's socket.
+    /// Frames with a unique payload for a victim's socket.
     pub fn whisper<'a>(
         &'a self,
         from: &Place,
@@ -269,7 +272,7 @@ impl Stage {
 }
 
 impl Attempt<'_> {
-    /// With the destination that must be reported.
+    /// Sets the destination that must be reported.
     pub fn told(self, ip: IpAddr, port: u16) -> Self {
         Self {
             told: Some(SocketAddr::new(ip, port)),
@@ -277,7 +280,8 @@ impl Attempt<'_> {
         }
     }
 
-    /// Fewer arrive than are sent: parts of a packet, for example.
+    /// Sets how many arrive if that is fewer than are sent, for example when fragments are
+    /// reassembled.
     pub fn aimed(self, aimed: u64) -> Self {
         Self { aimed, ..self }
     }
@@ -328,7 +332,7 @@ fn translate(lab: &Lab) -> Result<()> {
     )
 }
 
-/// A tunnel's end on cp1 that the inventory knows nothing of.
+/// A tunnel end on cp1 that the inventory does not mention.
 fn dig_tunnel(lab: &Lab) -> Result<()> {
     let mac = TUNNEL_MAC.map(|byte| format!("{byte:02x}")).join(":");
     let host = lab.host("cp1").namespace();
@@ -343,7 +347,7 @@ fn dig_tunnel(lab: &Lab) -> Result<()> {
     host.set_sysctls(&[("ipv4/conf/overlay/rp_filter", "0")])
 }
 
-/// A second link between the neighbour and cp1, which is not declared.
+/// A second, undeclared link between the neighbour and cp1.
 fn connect_again(lab: &Lab) -> Result<()> {
     let [out, host] = ["out", "cp1"].map(|name| lab.host(name).namespace().name());
     net::ip(
@@ -364,5 +368,5 @@ fn connect_again(lab: &Lab) -> Result<()> {
 
 /// The hardware address under which a pod, or the segment, reaches cp1.
 pub const CP1_MAC: [u8; 6] = CP1.mac;
-/// And w1.
+/// The same for w1.
 pub const W1_MAC: [u8; 6] = W1.mac;

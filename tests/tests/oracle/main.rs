@@ -1,8 +1,8 @@
-//! The compiled tables, the decision and the loaded kernel programs against an evaluator that was written for
-//! nothing but to be right: random policies, random packets, and not one difference.
+//! Compares the compiled tables, the decision and the loaded kernel programs with an evaluator that
+//! was written only to be right: random policies, random packets, and not a single difference.
 //!
 //! `ENFORCER_TEST_SEED` repeats a run; `ENFORCER_ORACLE_PACKETS` makes it longer, and
-//! `ENFORCER_ORACLE_EACH` asks more of each policy.
+//! `ENFORCER_ORACLE_EACH` tries more packets for each policy.
 
 mod bytes;
 mod kernel;
@@ -40,13 +40,13 @@ const EACH: usize = 500;
 enum Question {
     Arrives(Entry, IpAddr, IpAddr, Kind),
     Sends(&'static str, bool, IpAddr, IpAddr, Kind),
-    /// Bytes that come in by an interface.
+    /// Bytes that arrive through an interface.
     Frame(Entry, Vec<u8>),
     /// The same from a process.
     SentFrame(&'static str, bool, Vec<u8>),
-    /// From a process in another network namespace, by an interface on top of the uplink.
+    /// From a process in another network namespace, through an interface on top of the uplink.
     SendsFromElsewhere(&'static str, IpAddr, IpAddr, Kind),
-    /// For a socket of a process.
+    /// To be received by a socket of a process.
     Receives(&'static str, Came, IpAddr, IpAddr, Kind),
     /// Forwarded.
     Leaves(Through, IpAddr, IpAddr, Kind),
@@ -127,12 +127,12 @@ fn tables_say_what_the_policy_means() -> Result<()> {
         outcomes.len(),
         began.elapsed().as_secs()
     );
-    // A test that meets a few outcomes proves little.
+    // A test that sees few outcomes proves little.
     ensure!(denials >= 9 && outcomes.len() > 60, "{outcomes:?}");
     Ok(())
 }
 
-/// A number from the environment, or another.
+/// A number from the environment, or else a default.
 fn number_from(variable: &str, otherwise: usize) -> Result<usize> {
     match std::env::var(variable) {
         Ok(number) => number
@@ -145,7 +145,7 @@ fn number_from(variable: &str, otherwise: usize) -> Result<usize> {
 fn ask(random: &mut Random, here: &'static str) -> Question {
     let (src, dst) = random::addresses(random);
     let kind = match random::kind(random, src.is_ipv4()) {
-        // The kernel remembers flows from one question to the next, and no port of these answers.
+        // The kernel remembers flows between questions, and with these ports none answers another.
         Kind::Udp(_, port) => Kind::Udp(49_152 + random.below(16_384) as u16, port),
         kind => kind,
     };
@@ -232,7 +232,7 @@ fn answer(oracle: &Oracle<'_>, question: &Question) -> Said {
     }
 }
 
-/// The verdict of the tables, and a trial in the kernel if there can be one.
+/// The verdict of the tables, and a trial in the kernel if one is possible.
 fn judge(compiled: &Compiled, question: &Question, here: &str) -> Result<(Said, Option<Tried>)> {
     let tables = Simulator::new(compiled);
     let expected = |vantage, verdict| Expected {
@@ -438,7 +438,7 @@ fn said(compiled: &Compiled, verdict: Verdict) -> Result<Said> {
     })
 }
 
-/// The packet as bytes and parsed again, if it can be written as bytes.
+/// The packet as bytes and parsed again, if it can be expressed as bytes.
 fn packet(src: IpAddr, dst: IpAddr, kind: Kind) -> Result<(Packet, Option<Vec<u8>>)> {
     let (content, from, to) = match kind {
         Kind::Syn(from, to) => (Content::SYN, from, to),
@@ -472,7 +472,8 @@ fn packet(src: IpAddr, dst: IpAddr, kind: Kind) -> Result<(Packet, Option<Vec<u8
     Ok((packet, Some(bytes)))
 }
 
-/// Leaves out lines of the policy as long as the difference stays: what is left is the case to keep.
+/// Removes lines of the policy as long as the difference remains: what is left is the case to
+/// report.
 fn shrink<'q>(text: &str, question: &'q Question) -> (&'q Question, String) {
     let mut lines: Vec<&str> = text.lines().collect();
     let differs = |lines: &[&str]| -> bool {

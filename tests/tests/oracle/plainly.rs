@@ -1,5 +1,6 @@
-//! The meaning of a policy, implemented as naively as possible: from the project's documents, over the policy as it was
-//! read. No tables, no classes, no numbers. Slow, and meant to be obviously right.
+//! The meaning of a policy, implemented as naively as possible: from the project's documents, on
+//! the policy as it was read. No tables, no classes, no numbers. Slow, and meant to be obviously
+//! right.
 
 use std::collections::BTreeSet;
 use std::net::{IpAddr, Ipv6Addr};
@@ -21,17 +22,17 @@ pub enum Said {
     Denied(&'static str),
 }
 
-/// The same, with what counts when two sayings meet: whether a guarded port is meant.
+/// A verdict, with what decides between two of them: whether a guarded port is the target.
 #[derive(Debug, Clone)]
 struct Opinion {
     said: Said,
     guarded: bool,
-    /// It is about what comes back.
+    /// It is about the reverse direction.
     back: bool,
 }
 
 impl Opinion {
-    /// Of what was judged before, only what is denied for a guarded port's sake is denied.
+    /// A packet that was judged before is denied only for the sake of a guarded port.
     fn only_guarded(self) -> Said {
         match self.said {
             Said::Denied(_) if !self.guarded => Said::Other,
@@ -40,7 +41,7 @@ impl Opinion {
     }
 }
 
-/// A denial for what the packet is, whatever it is for.
+/// A denial because of what the packet is, whatever its target.
 fn denied(reason: &'static str) -> Opinion {
     Opinion {
         said: Said::Denied(reason),
@@ -57,7 +58,7 @@ pub enum Kind {
     /// Any other TCP segment.
     Segment(u16, u16),
     Udp(u16, u16),
-    /// An ICMP or ICMPv6 message that is no error and no echo reply.
+    /// An ICMP or ICMPv6 message that is neither an error nor an echo reply.
     Message(PortKind, u8),
     EchoReply(PortKind),
     /// Another protocol.
@@ -68,7 +69,7 @@ pub enum Kind {
 }
 
 impl Kind {
-    /// What its numbers name, the sender's and the receiver's; nothing where it has none.
+    /// The sender's and the receiver's port; `None` if it has none.
     fn numbers(self) -> Option<(PortKind, u16, u16)> {
         match self {
             Kind::Syn(own, other) | Kind::Segment(own, other) => Some((PortKind::Tcp, own, other)),
@@ -85,25 +86,25 @@ impl Kind {
     }
 }
 
-/// From where the packet comes.
+/// Where the packet enters.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Entry {
     Uplink,
-    /// `true`: by the interface by which its source address is reached.
+    /// `true`: through the interface to which its source address is routed.
     Pod(bool),
 }
 
-/// Where a packet came in that a socket of this node receives.
+/// Through which interface a packet arrived that a socket of this node receives.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Came {
     Lo,
     Uplink,
     Pod,
-    /// By an undeclared interface, where nothing has judged it yet.
+    /// Through an undeclared interface, where nothing has judged it yet.
     Undeclared,
 }
 
-/// Where a packet came in that leaves this node again.
+/// Through which interface a packet arrived that leaves this node again.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Through {
     Uplink,
@@ -116,7 +117,7 @@ struct Sender<'a> {
     is: BTreeSet<&'a str>,
     node: Option<&'a str>,
     process: bool,
-    /// Known by the address alone.
+    /// Known only by its address.
     by_address: bool,
 }
 
@@ -133,7 +134,7 @@ struct Spot<'a> {
     own: bool,
     other_node: bool,
     pod: bool,
-    /// A component among the pods is declared by this address.
+    /// A component among the pods is declared with this address.
     named: bool,
 }
 
@@ -143,7 +144,7 @@ pub struct Oracle<'a> {
 }
 
 impl<'a> Oracle<'a> {
-    /// What a frame means that enters by an interface.
+    /// The verdict on a frame that enters through an interface.
     pub fn frame_arrives(&self, entry: Entry, meaning: &Meaning) -> Said {
         match *meaning {
             Meaning::Packet(src, dst, kind) => self.arrives(entry, src, dst, kind),
@@ -156,7 +157,7 @@ impl<'a> Oracle<'a> {
         }
     }
 
-    /// What a frame means that a process of this node sends.
+    /// The verdict on a frame that a process of this node sends.
     pub fn frame_is_sent(&self, cgroup: &str, on_lo: bool, meaning: &Meaning) -> Said {
         match *meaning {
             Meaning::Packet(src, dst, kind) => self.sends(cgroup, on_lo, src, dst, kind),
@@ -181,7 +182,7 @@ impl<'a> Oracle<'a> {
         }
     }
 
-    /// An ICMP error is what the packet is that it quotes, if its receiver has sent that.
+    /// An ICMP error is treated like the packet that it quotes, if its receiver has sent that.
     fn reports(&self, to: IpAddr, (src, dst, kind): (IpAddr, IpAddr, Kind)) -> Said {
         if src != to {
             return Said::Denied("IcmpBadQuote");
@@ -205,7 +206,7 @@ impl<'a> Oracle<'a> {
         }
     }
 
-    /// A packet that enters by an interface.
+    /// A packet that enters through an interface.
     pub fn arrives(&self, entry: Entry, src: IpAddr, dst: IpAddr, kind: Kind) -> Said {
         if let Err(reason) = self.may_come_from(entry, src, dst) {
             return Said::Denied(reason);
@@ -271,7 +272,7 @@ impl<'a> Oracle<'a> {
             return Said::Denied("ForgedSource");
         }
         let mut sender = self.process(cgroup);
-        // A sender that counts as nothing in particular is a pod there.
+        // A sender that belongs to no component counts as a pod there.
         if sender.is == self.with_wholes(self.undeclared()) {
             sender = self.pods();
         }
@@ -296,7 +297,8 @@ impl<'a> Oracle<'a> {
             if from.own {
                 return Said::Denied("ForgedSource");
             }
-            // A node's packets come by its uplink; elsewhere a new pod may have taken its address.
+            // A node's packets arrive through its uplink; elsewhere, a new pod may have taken its
+            // address.
             if came == Came::Undeclared && from.other_node {
                 from = self.nobodys(self.pods());
             }
@@ -309,7 +311,7 @@ impl<'a> Oracle<'a> {
             to = self.spot_on_lo(to, port_kind, number);
         }
         let opinion = self.decide(&sender, &self.process(cgroup), &from, &to, kind);
-        // A component's port may be held by another process.
+        // Another process may hold a component's port.
         if let (Said::Path(_) | Said::TlsPath(_), Some((port_kind, _, number))) =
             (&opinion.said, kind.numbers())
             && opinion.guarded
@@ -329,13 +331,14 @@ impl<'a> Oracle<'a> {
         let (mut from, to) = (self.spot(src), self.spot(dst));
         let sender = match through {
             Through::Pod => {
-                // Its source may have been translated to the node's address: it is a pod's all the same.
+                // Its source may have been translated to the node's address: it is a pod's all the
+                // same.
                 if from.own || from.other_node {
                     from = self.nobodys(self.pods());
                 }
                 self.pods()
             }
-            // The same, and it is not a process of this node: those have sockets.
+            // The same, but not from a process of this node: those have sockets.
             Through::Uplink if from.own => Sender {
                 is: self.with_wholes(BTreeSet::new()),
                 node: None,
@@ -348,7 +351,7 @@ impl<'a> Oracle<'a> {
             .only_guarded()
     }
 
-    /// An address where nothing is that could be answered from.
+    /// An address at which nothing exists that could have been asked.
     fn nobodys(&self, sender: Sender<'a>) -> Spot<'a> {
         Spot {
             node: sender.node,
@@ -364,9 +367,10 @@ impl<'a> Oracle<'a> {
         }
     }
 
-    /// A packet on lo goes from this node to itself, so both addresses are its own, even if they are not declared or
-    /// are declared as something else. But a component that declares this very port there has it; of a service's
-    /// address that is the service alone, and not the pods behind it.
+    /// A packet on lo goes from this node to itself, so both addresses are its own, even if they
+    /// are not declared or are declared as something else. But if a component declares this very
+    /// port there, it has the port; at a service's address that is only the service, and not the
+    /// pods behind it.
     fn spot_on_lo(&self, spot: Spot<'a>, port_kind: PortKind, number: u16) -> Spot<'a> {
         let has_port = |(component, port): &(&Component, &Port)| {
             !component.is_elsewhere() && !port.matches.contains(&PortMatch::Any)
@@ -397,8 +401,9 @@ impl<'a> Oracle<'a> {
             .said
     }
 
-    /// A process asks to bind. A wildcard is every address of this node, so also those that are no
-    /// loopback address; and so is any other, whatever it is declared as, but for its own ports.
+    /// A process asks to bind. A wildcard stands for every address of this node, so it includes
+    /// those that are not loopback; the same holds for any other address, whatever it is declared
+    /// as, except for its own ports.
     pub fn binds(&self, cgroup: &str, at: IpAddr, port_kind: PortKind, number: u16) -> Said {
         let own = self.node.addresses.iter().min();
         let at = match own {
@@ -458,7 +463,7 @@ impl<'a> Oracle<'a> {
             ),
             Kind::Arp => weightier(forward(PortKind::Arp, 0), back(PortKind::Arp, 0)),
             Kind::LaterFragment => {
-                // What is known by a cgroup or an interface has no ports by that.
+                // A sender known by a cgroup or an interface has no declared ports.
                 let there = receiver.by_address && self.knows(sender, to);
                 let here = sender.by_address && self.knows(receiver, from);
                 if self.policy.other_traffic == OtherTraffic::Allow || there || here {
@@ -485,7 +490,7 @@ impl<'a> Oracle<'a> {
         })
     }
 
-    /// The ports that are meant by a number at an address.
+    /// The ports that a number at an address stands for.
     fn ends(
         &self,
         to: &Spot<'a>,
@@ -537,11 +542,12 @@ impl<'a> Oracle<'a> {
                 .find(|(c, p)| c.name == path.to_component && p.name == path.to_port);
             paths.extend(end.map(|(_, port)| (path, *port)));
         }
-        // The narrowest first; in the order of the policy where that is the same.
+        // The narrowest first; ties in the order of the policy.
         paths.sort_by_key(|(_, port)| port.width());
         let reaches =
             |path: &Path, port: &Port| to.loopback || !(path.loopback || port.loopback_only);
-        // What this node sees of another one has left that, or is yet to reach it: so it is on one node with nothing.
+        // What this node sees of another node has already left it, or has yet to reach it, so it is
+        // on the same node as nothing else.
         let near = |path: &Path| match (path.locality, sender.node, to.node) {
             (Locality::Any, ..) => true,
             (Locality::SameNode, Some(a), Some(b)) => a == b && a == self.node.name,
@@ -693,8 +699,8 @@ impl<'a> Oracle<'a> {
         }
     }
 
-    /// A process in a cgroup: what declares the deepest one above it; without, whatever is here,
-    /// declares none and needs none.
+    /// A process in a cgroup: it belongs to the components of the deepest declared cgroup above it.
+    /// If there is none, it belongs to those that are here, and neither declare nor need a cgroup.
     fn process(&self, cgroup: &str) -> Sender<'a> {
         let may = |c: &Component| c.runs_on.is_empty() || c.runs_on(self.node);
         let mut above: Vec<&str> = cgroup.split('/').filter(|s| !s.is_empty()).collect();
@@ -728,7 +734,7 @@ impl<'a> Oracle<'a> {
             .collect()
     }
 
-    /// Everybody is also what he is part of, and everyone.
+    /// Whatever belongs to a component also belongs to those that contain it, and to everyone.
     fn with_wholes(&self, mut names: BTreeSet<&'a str>) -> BTreeSet<&'a str> {
         names.extend(self.named(Component::is_everyone));
         loop {

@@ -1,4 +1,4 @@
-//! Random policies and packets, made from a seed.
+//! Random policies and packets, derived from a seed.
 
 use std::fmt::Write as _;
 use std::net::IpAddr;
@@ -8,7 +8,7 @@ use enforcer_policy::catalogue::Catalogue;
 
 use crate::plainly::Kind;
 
-/// Random numbers that one number repeats.
+/// Random numbers, reproducible from a seed.
 pub struct Random(u64);
 
 impl Random {
@@ -50,7 +50,7 @@ pub const CGROUPS: [&str; 7] = [
     "/a/b",
 ];
 
-/// Addresses that mean something in the policies below, and some that do not.
+/// Addresses that occur in the policies below, and some that do not.
 const ADDRESSES: [&str; 24] = [
     "10.0.0.11",
     "10.0.0.12",
@@ -160,7 +160,7 @@ pub fn policy(random: &mut Random) -> String {
     text
 }
 
-/// Where a component is, or some of it.
+/// Where a component is, or part of that.
 fn place(random: &mut Random) -> String {
     let mut fields = Vec::new();
     if random.chance(2) {
@@ -308,7 +308,7 @@ pub fn addresses(random: &mut Random) -> (IpAddr, IpAddr) {
     }
 }
 
-/// A port, most often one that means something.
+/// A port, usually one that occurs in the policies.
 pub fn port(random: &mut Random) -> u16 {
     match random.below(3) {
         0 => random.below(65_536) as u16,
@@ -324,7 +324,7 @@ fn icmp(is_v4: bool) -> PortKind {
     }
 }
 
-/// What a packet is. ARP is for IPv4 alone.
+/// A kind of packet. ARP is only for IPv4.
 pub fn kind(random: &mut Random, is_v4: bool) -> Kind {
     let (a, b) = (port(random), port(random));
     match random.below(12) {
