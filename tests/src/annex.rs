@@ -8,13 +8,13 @@ use crate::cgroup::{self, Cgroup};
 use crate::lab::Lab;
 use crate::namespace::Namespace;
 use crate::net;
-use crate::place::Place;
 use crate::plan::Party;
+use crate::workload::Workload;
 
 /// The namespace, and a pod's workload in it. Dropping it removes the namespace.
 #[derive(Debug)]
 pub struct Annex {
-    place: Place,
+    workload: Workload,
     // Last: the workload holds the namespace open.
     _removed: Removed,
 }
@@ -40,19 +40,19 @@ impl Annex {
         let cgroup = Cgroup::create(cgroup.join(party.name))?;
         let kit = Arc::clone(&lab.pod("pod-a").kit);
         Ok(Self {
-            place: Place::on_host(party, Arc::new(namespace), kit, cgroup),
+            workload: Workload::on_host(party, Arc::new(namespace), kit, cgroup),
             _removed: removed,
         })
     }
 
     /// The pod's workload.
-    pub fn place(&self) -> &Place {
-        &self.place
+    pub fn workload(&self) -> &Workload {
+        &self.workload
     }
 
     /// The namespace's name.
     pub fn name(&self) -> &str {
-        self.place.namespace().name()
+        self.workload.namespace().name()
     }
 }
 

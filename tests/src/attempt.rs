@@ -9,18 +9,18 @@ use serde::de::DeserializeOwned;
 
 use crate::packet::{Forged, to_hex};
 use crate::patience::patient;
-use crate::place::{Action, Place};
 use crate::probe::{
     Bind, Connect, Dns, Frame, Heard, Hold, Inject, Knock, Outcome, Ping, Probe, READY, Raw,
     Report, Serve, Sniff, TIMEOUT_MS, Transfer, TunnelAgent, TunnelServer, Udp,
 };
 use crate::process::{Ran, Running};
 use crate::tools::Tool;
+use crate::workload::{Action, Workload};
 
 /// How long a server may take to become reachable.
 const READY_WITHIN: Duration = Duration::from_secs(5);
 
-impl Place {
+impl Workload {
     /// Tries something and returns the whole report.
     pub fn probe(&self, probe: &Probe) -> Result<Report> {
         report(&self.probe_command(probe)?.run()?)

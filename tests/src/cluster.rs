@@ -9,13 +9,13 @@ use anyhow::{Context, Result};
 
 use crate::attempt::Server;
 use crate::lab::Lab;
-use crate::place::Place;
 use crate::plan::{
     self, DNS_SERVICE, INFRA, LB, LOOPBACK, METADATA, NODE_LOCAL_DNS, OUT, Party, W1, W2, port,
 };
 use crate::probe::{Serve, TunnelAgent, TunnelServer};
 use crate::process::Running;
 use crate::servers::{Nginx, wait_for_listener};
+use crate::workload::Workload;
 use crate::{ssh, tools};
 
 /// A cluster name that the DNS server answers itself, with [`plan::POD_A`]'s addresses.
@@ -58,23 +58,23 @@ fn start_control_plane(lab: &Lab, node: &Party, started: &mut Started) -> Result
         ("scheduler", port::SCHEDULER),
         ("cloud-controller-manager", port::CLOUD_CONTROLLER_MANAGER),
     ] {
-        let place = lab.static_pod(node.name, name);
+        let workload = lab.static_pod(node.name, name);
         let at = LOOPBACK.at(port);
         let server = Nginx {
             says: name,
             listen: vec![format!("{at} ssl")],
             identity: certs.apiserver(),
         };
-        let mut running = server.start(&place, lab.directory())?;
-        wait_for_listener(&mut running, &place, at)?;
+        let mut running = server.start(&workload, lab.directory())?;
+        wait_for_listener(&mut running, &workload, at)?;
         started.running.push(running);
     }
     // An etcd as two old articles show it, and the port where nodes of some distributions join.
-    for (place, tcp) in [
+    for (workload, tcp) in [
         (lab.etcd_on(node.name), LOOPBACK.at(port::HTTP)),
         (lab.daemon(node.name, "join"), node.at(port::JOIN)),
     ] {
-        started.listening.push(place.serve(Serve {
+        started.listening.push(workload.serve(Serve {
             tcp: vec![tcp],
             ..Serve::default()
         })?);
@@ -144,17 +144,17 @@ fn start_dns(lab: &Lab, started: &mut Started) -> Result<()> {
         ..Serve::default()
     })?);
     for node in lab.topology().nodes {
-        let place = lab.static_pod(node.name, "node-local-dns");
+        let workload = lab.static_pod(node.name, "node-local-dns");
         let at = SocketAddr::new(NODE_LOCAL_DNS.into(), port::DNS);
         let upstream = vec![format!("--server={}", DNS_SERVICE.v4)];
-        started.running.push(dnsmasq(&place, &[at], &upstream)?);
+        started.running.push(dnsmasq(&workload, &[at], &upstream)?);
     }
     Ok(())
 }
 
-fn dnsmasq(place: &Place, at: &[SocketAddr], more: &[String]) -> Result<Running> {
+fn dnsmasq(workload: &Workload, at: &[SocketAddr], more: &[String]) -> Result<Running> {
     let listen = at.iter().map(|at| format!("--listen-address={}", at.ip()));
-    let mut running = place
+    let mut running = workload
         .command("dnsmasq")?
         .args([
             "--keep-in-foreground",
@@ -172,12 +172,12 @@ fn dnsmasq(place: &Place, at: &[SocketAddr], more: &[String]) -> Result<Running>
         .args(more)
         .spawn()?;
     let first = at.first().context("dnsmasq listens nowhere")?;
-    wait_for_listener(&mut running, place, *first)?;
+    wait_for_listener(&mut running, workload, *first)?;
     Ok(running)
 }
 
 fn start_pods(lab: &Lab, started: &mut Started) -> Result<()> {
-    let place = lab.pod(plan::WEBHOOK.party.name);
+    let workload = lab.pod(plan::WEBHOOK.party.name);
     let listen = [port::WEBHOOK, port::SERVICE, port::AGGREGATED]
         .map(|port| format!("[::]:{port} ssl ipv6only=off"));
     let server = Nginx {
@@ -185,19 +185,19 @@ fn start_pods(lab: &Lab, started: &mut Started) -> Result<()> {
         listen: listen.to_vec(),
         identity: lab.certs().webhook(),
     };
-    let mut running = server.start(place, lab.directory())?;
-    wait_for_listener(&mut running, place, place.party().at(port::WEBHOOK))?;
+    let mut running = server.start(workload, lab.directory())?;
+    wait_for_listener(&mut running, workload, workload.party().at(port::WEBHOOK))?;
     started.running.push(running);
     Ok(())
 }
 
 /// The load balancer, and what is outside of the cluster: time, images, DHCP.
 fn start_infrastructure(lab: &Lab, started: &mut Started) -> Result<()> {
-    let place = lab.daemon(LB.name, "lb");
-    let mut running = start_balancer(lab, &place)?;
-    wait_for_listener(&mut running, &place, LB.at(port::APISERVER))?;
+    let workload = lab.daemon(LB.name, "lb");
+    let mut running = start_balancer(lab, &workload)?;
+    wait_for_listener(&mut running, &workload, LB.at(port::APISERVER))?;
     started.running.push(running);
-    let place = lab.daemon(INFRA.name, "infra");
+    let workload = lab.daemon(INFRA.name, "infra");
     let registry = Nginx {
         says: "registry",
         listen: INFRA
@@ -206,10 +206,10 @@ fn start_infrastructure(lab: &Lab, started: &mut Started) -> Result<()> {
             .to_vec(),
         identity: lab.certs().apiserver(),
     };
-    let mut running = registry.start(&place, lab.directory())?;
-    wait_for_listener(&mut running, &place, INFRA.at(port::SERVICE))?;
+    let mut running = registry.start(&workload, lab.directory())?;
+    wait_for_listener(&mut running, &workload, INFRA.at(port::SERVICE))?;
     started.running.push(running);
-    started.listening.push(place.serve(Serve {
+    started.listening.push(workload.serve(Serve {
         tcp: vec![SocketAddr::new(METADATA.into(), port::HTTP)],
         udp: [INFRA.both(port::NTP), INFRA.both(port::DHCP_SERVER)].concat(),
         ..Serve::default()
@@ -230,7 +230,7 @@ fn start_infrastructure(lab: &Lab, started: &mut Started) -> Result<()> {
 }
 
 /// nginx at layer 4: it passes TLS through unchanged, with its own address as the source.
-fn start_balancer(lab: &Lab, place: &Place) -> Result<Running> {
+fn start_balancer(lab: &Lab, workload: &Workload) -> Result<Running> {
     let own = lab.directory().join("balancer");
     fs::create_dir_all(&own).with_context(|| format!("failed to make {}", own.display()))?;
     let servers: String = lab
@@ -260,7 +260,7 @@ stream {{
     );
     let file = own.join("nginx.conf");
     write(&file, &text)?;
-    place
+    workload
         .command("nginx")?
         .arg("-p")
         .arg(&own)
@@ -278,7 +278,7 @@ fn write(file: &Path, text: &str) -> Result<()> {
 pub fn start_tunnel(
     lab: &Lab,
     node: &Party,
-    agent: &Place,
+    agent: &Workload,
     target: SocketAddr,
 ) -> Result<[Server; 2]> {
     let server = start_tunnel_server(lab, node)?;
@@ -311,8 +311,8 @@ pub fn start_konnectivity(lab: &Lab) -> Result<Vec<Server>> {
 }
 
 fn start_tunnel_server(lab: &Lab, node: &Party) -> Result<Server> {
-    let place = lab.static_pod(node.name, "konnectivity-server");
-    place.tunnel_server(TunnelServer {
+    let workload = lab.static_pod(node.name, "konnectivity-server");
+    workload.tunnel_server(TunnelServer {
         frontend: vec![LOOPBACK.at(port::KONNECTIVITY)],
         agents: vec![node.at(port::KONNECTIVITY_AGENTS)],
         health: [

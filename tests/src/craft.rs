@@ -339,7 +339,7 @@ mod tests {
 
     /// Compares with the builder of a widely used crate.
     #[test]
-    fn what_is_plain_is_like_everybody_makes_it() -> anyhow::Result<()> {
+    fn ordinary_packets_match_those_of_another_builder() -> anyhow::Result<()> {
         for (from, to) in [
             ("10.77.0.99:4000", "10.77.0.11:2379"),
             ("[fd77::99]:4000", "[fd77::11]:2379"),

@@ -15,10 +15,10 @@ use crate::cgroup::{self, static_pod};
 use crate::cluster::Started;
 use crate::host::{Host, make_host, make_pod};
 use crate::inventory::Inventory;
-use crate::place::{Kit, Place};
 use crate::plan::{self, LOOPBACK, Party, PodPlan, Topology, port};
 use crate::process::Running;
 use crate::sweep::{self, LabId};
+use crate::workload::{Kit, Workload};
 use crate::{cluster, net, servers, tools};
 
 /// The helper program's name in a lab's directory.
@@ -115,7 +115,7 @@ impl Builder {
         } = self;
         ensure!(
             !services || topology != Topology::SMALL,
-            "the small lab has no place for a cluster's services"
+            "the small lab has no workload for a cluster's services"
         );
         let mut lab = Lab::without_servers(topology)?;
         // etcd takes longest, so it starts first and the others start meanwhile.
@@ -165,7 +165,7 @@ pub struct Lab {
     bystanders: BTreeMap<String, Server>,
     services: Started,
     hosts: Vec<Host>,
-    pods: Vec<(PodPlan, Place)>,
+    pods: Vec<(PodPlan, Workload)>,
     kit: Arc<Kit>,
     directory: TempDir,
     // Last: everything above uses what it removes.
@@ -268,73 +268,73 @@ impl Lab {
     ///
     /// # Panics
     /// If there is no such pod.
-    pub fn pod(&self, name: &str) -> &Place {
+    pub fn pod(&self, name: &str) -> &Workload {
         let found = self
             .pods
             .iter()
             .find(|(pod, _place)| pod.party.name == name);
         found
-            .map(|(_pod, place)| place)
+            .map(|(_pod, workload)| workload)
             .unwrap_or_else(|| panic!("the lab has no pod `{name}`"))
     }
 
     /// etcd on `cp1`.
-    pub fn etcd(&self) -> Place {
+    pub fn etcd(&self) -> Workload {
         self.etcd_on("cp1")
     }
 
     /// etcd on a control-plane node.
-    pub fn etcd_on(&self, host: &str) -> Place {
+    pub fn etcd_on(&self, host: &str) -> Workload {
         self.daemon(host, "etcd")
     }
 
     /// The apiserver on `cp1`, a static pod.
-    pub fn apiserver(&self) -> Place {
+    pub fn apiserver(&self) -> Workload {
         self.static_pod("cp1", "apiserver")
     }
 
     /// The controller-manager on `cp1`, a static pod.
-    pub fn controller_manager(&self) -> Place {
+    pub fn controller_manager(&self) -> Workload {
         self.static_pod("cp1", "controller-manager")
     }
 
     /// The scheduler on `cp1`, a static pod.
-    pub fn scheduler(&self) -> Place {
+    pub fn scheduler(&self) -> Workload {
         self.static_pod("cp1", "scheduler")
     }
 
     /// A static pod on a host: the host's network, a pod's cgroup.
-    pub fn static_pod(&self, host: &str, name: &str) -> Place {
-        self.place(host, &static_pod(name))
+    pub fn static_pod(&self, host: &str, name: &str) -> Workload {
+        self.workload(host, &static_pod(name))
     }
 
     /// The kubelet on a node.
-    pub fn kubelet(&self, host: &str) -> Place {
+    pub fn kubelet(&self, host: &str) -> Workload {
         self.daemon(host, "kubelet")
     }
 
     /// A hostNetwork pod: the host's network, a pod's cgroup.
-    pub fn hostnet(&self, host: &str) -> Place {
-        self.place(host, &format!("{}/hostnet", cgroup::PODS))
+    pub fn hostnet(&self, host: &str) -> Workload {
+        self.workload(host, &format!("{}/hostnet", cgroup::PODS))
     }
 
     /// A user who arrives by SSH, before there is a session.
-    pub fn login(&self, host: &str) -> Place {
+    pub fn login(&self, host: &str) -> Workload {
         self.daemon(host, "sshd")
     }
 
     /// A person who is logged in on a node, in the cgroup of that session.
-    pub fn session(&self, host: &str) -> Place {
-        self.place(host, "user.slice/user-1000.slice/session-1.scope")
+    pub fn session(&self, host: &str) -> Workload {
+        self.workload(host, "user.slice/user-1000.slice/session-1.scope")
     }
 
     /// A system daemon on a host.
-    pub fn daemon(&self, host: &str, name: &str) -> Place {
-        self.place(host, &format!("{}/{name}.service", cgroup::SYSTEM))
+    pub fn daemon(&self, host: &str, name: &str) -> Workload {
+        self.workload(host, &format!("{}/{name}.service", cgroup::SYSTEM))
     }
 
     /// The outside neighbour.
-    pub fn neighbour(&self) -> Place {
+    pub fn neighbour(&self) -> Workload {
         self.login("out")
     }
 
@@ -352,9 +352,9 @@ impl Lab {
     /// own addresses. With it, "denied" cannot mean "no listener".
     pub fn expose_insecure_port(&mut self) -> Result<()> {
         let server = servers::exposed_insecure_port(&plan::CP1, &self.kit.certs);
-        let place = self.apiserver();
-        let mut running = server.start(&place, self.directory.path())?;
-        servers::wait_for_listener(&mut running, &place, plan::CP1.at(port::INSECURE))?;
+        let workload = self.apiserver();
+        let mut running = server.start(&workload, self.directory.path())?;
+        servers::wait_for_listener(&mut running, &workload, plan::CP1.at(port::INSECURE))?;
         self.servers.push(running);
         Ok(())
     }
@@ -414,18 +414,18 @@ impl Lab {
     }
 
     fn boot_etcd(&mut self, host: &str) -> Result<()> {
-        let place = self.etcd_on(host);
-        let running = servers::start_etcd(&place, &self.kit.certs, self.topology.control_plane)?;
+        let workload = self.etcd_on(host);
+        let running = servers::start_etcd(&workload, &self.kit.certs, self.topology.control_plane)?;
         self.etcd.insert(host.to_owned(), running);
         Ok(())
     }
 
     fn wait_for_etcd(&mut self, host: &str) -> Result<()> {
-        let place = self.etcd_on(host);
+        let workload = self.etcd_on(host);
         let client = self.kit.certs.apiserver_etcd_client();
         let member = self.etcd.get_mut(host);
         let member = member.with_context(|| format!("no etcd runs on {host}"))?;
-        servers::wait_for_etcd(member, &place, client)
+        servers::wait_for_etcd(member, &workload, client)
     }
 
     /// Keeps a server running as long as the lab.
@@ -445,21 +445,21 @@ impl Lab {
     }
 
     /// A workload on a host, in any cgroup.
-    pub fn place_in(&self, host: &str, cgroup: &str) -> Result<Place> {
+    pub fn workload_in(&self, host: &str, cgroup: &str) -> Result<Workload> {
         self.host(host).cgroup(cgroup)
     }
 
-    fn place(&self, host: &str, cgroup: &str) -> Place {
-        let place = self.host(host).cgroup(cgroup);
-        place.unwrap_or_else(|error| panic!("no place in {cgroup} on {host}: {error:#}"))
+    fn workload(&self, host: &str, cgroup: &str) -> Workload {
+        let workload = self.host(host).cgroup(cgroup);
+        workload.unwrap_or_else(|error| panic!("no workload in {cgroup} on {host}: {error:#}"))
     }
 
     fn start_apiserver(&mut self) -> Result<()> {
         for node in self.topology.control_plane {
-            let place = self.static_pod(node.name, "apiserver");
+            let workload = self.static_pod(node.name, "apiserver");
             let server = servers::apiserver(&self.kit.certs);
-            let mut running = server.start(&place, self.directory.path())?;
-            servers::wait_for_listener(&mut running, &place, LOOPBACK.at(port::INSECURE))?;
+            let mut running = server.start(&workload, self.directory.path())?;
+            servers::wait_for_listener(&mut running, &workload, LOOPBACK.at(port::INSECURE))?;
             self.servers.push(running);
         }
         Ok(())
@@ -467,10 +467,10 @@ impl Lab {
 
     fn start_kubelets(&mut self) -> Result<()> {
         for node in self.topology.nodes {
-            let place = self.kubelet(node.name);
+            let workload = self.kubelet(node.name);
             let server = servers::kubelet(&self.kit.certs);
-            let mut running = server.start(&place, self.directory.path())?;
-            servers::wait_for_listener(&mut running, &place, node.at(port::KUBELET))?;
+            let mut running = server.start(&workload, self.directory.path())?;
+            servers::wait_for_listener(&mut running, &workload, node.at(port::KUBELET))?;
             self.servers.push(running);
         }
         Ok(())
@@ -486,12 +486,12 @@ impl Lab {
             );
         }
         for node in self.topology.nodes {
-            let dns = self.place(node.name, &static_pod("node-local-dns"));
+            let dns = self.workload(node.name, &static_pod("node-local-dns"));
             let name = format!("node-local-dns-{}", node.name);
             started.insert(name, servers::node_local_dns(&dns)?);
         }
-        for (pod, place) in &self.pods {
-            started.insert(pod.party.name.to_owned(), servers::pod_servers(place)?);
+        for (pod, workload) in &self.pods {
+            started.insert(pod.party.name.to_owned(), servers::pod_servers(workload)?);
         }
         started.insert(
             "web-w1".to_owned(),

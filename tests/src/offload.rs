@@ -91,7 +91,7 @@ mod tests {
     use crate::craft::tcp;
 
     #[test]
-    fn completion_gives_back_what_was_there() {
+    fn completion_restores_the_original_value() {
         let frame: Vec<u8> = (0..61).map(|byte| byte * 3).collect();
         let shown = disguised(&frame, 20, 36, 9999, 50);
         assert_eq!(word(&shown, 36), 9999);

@@ -11,7 +11,7 @@ use serde::{Deserialize, Deserializer};
 use serde_json::Value;
 
 use crate::patience::patient;
-use crate::{Lab, Place, Ran, Running, tools};
+use crate::{Lab, Ran, Running, Workload, tools};
 
 /// How long an agent may take from its start until it answers, on a busy machine.
 const START: Duration = Duration::from_secs(20);
@@ -136,7 +136,7 @@ pub struct Subject {
 
 /// What an agent has in force, which outlives it. Dropping it detaches everything.
 #[derive(Debug)]
-struct InForce(Option<Place>);
+struct InForce(Option<Workload>);
 
 impl InForce {
     /// Leaves it in force.
@@ -147,11 +147,11 @@ impl InForce {
 
 impl Drop for InForce {
     fn drop(&mut self) {
-        let Some(place) = &self.0 else {
+        let Some(workload) = &self.0 else {
             return;
         };
         // Nothing may exist any more, not even the lab.
-        let command = tools::enforcer().and_then(|tool| place.command_of(&tool));
+        let command = tools::enforcer().and_then(|tool| workload.command_of(&tool));
         let _ = command.map(|command| command.arg("detach").run());
     }
 }
@@ -162,7 +162,7 @@ pub struct Agent {
     // First: the agent ends before what it left in force is detached.
     running: Running,
     in_force: InForce,
-    place: Place,
+    workload: Workload,
     policy: PathBuf,
     node: String,
 }
@@ -186,7 +186,7 @@ impl Agent {
     }
 
     fn launch(lab: &Lab, node: &str, file: PathBuf, more: &[&str]) -> Result<Self> {
-        let place = lab.daemon(node, "enforcer");
+        let workload = lab.daemon(node, "enforcer");
         // On a real node, these exist before the agent. In the lab they appear when they are first
         // used, and would be denied until the agent notices them.
         for daemon in ["etcd", "kubelet", "ssh", "kube-proxy", "containerd"] {
@@ -204,7 +204,7 @@ impl Agent {
             lab.static_pod(node, pod).cgroup().id()?;
         }
         lab.session(node).cgroup().id()?;
-        let running = place
+        let running = workload
             .command_of(&tools::enforcer()?)?
             .args(["run", "--node", node, "-p"])
             .arg(&file)
@@ -212,8 +212,8 @@ impl Agent {
             .spawn()?;
         let mut agent = Self {
             running,
-            in_force: InForce(Some(place.clone())),
-            place,
+            in_force: InForce(Some(workload.clone())),
+            workload,
             policy: file,
             node: node.to_owned(),
         };
@@ -269,19 +269,22 @@ impl Agent {
 
     /// Runs the product's command line on the same node.
     pub fn command(&self, args: &[&str]) -> Result<Ran> {
-        self.place.command_of(&tools::enforcer()?)?.args(args).run()
+        self.workload
+            .command_of(&tools::enforcer()?)?
+            .args(args)
+            .run()
     }
 
     /// Its status.
     pub fn status(&self) -> Result<Value> {
-        let said = self.command(&["status", "-o", "json"])?.checked()?;
-        serde_json::from_str(&said.stdout).context("status is no JSON")
+        let ran = self.command(&["status", "-o", "json"])?.checked()?;
+        serde_json::from_str(&ran.stdout).context("status is no JSON")
     }
 
     /// All denials so far.
     pub fn events(&self) -> Result<Vec<Event>> {
-        let said = self.command(&["events", "-o", "json"])?.checked()?;
-        let lines = said.stdout.lines().filter(|line| !line.trim().is_empty());
+        let ran = self.command(&["events", "-o", "json"])?.checked()?;
+        let lines = ran.stdout.lines().filter(|line| !line.trim().is_empty());
         lines
             .map(|line| serde_json::from_str(line).with_context(|| format!("no event: {line}")))
             .collect()

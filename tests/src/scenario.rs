@@ -7,7 +7,7 @@ use anyhow::Result;
 
 use crate::plan::{CP1, LOOPBACK, NODE_LOCAL_DNS, Party, SERVICE, W1, port};
 use crate::product::Event;
-use crate::{Lab, Place};
+use crate::{Lab, Workload};
 
 /// What is attempted.
 #[derive(Debug, Clone)]
@@ -41,7 +41,7 @@ pub struct Row {
     /// A description of the target.
     pub what: &'static str,
     /// The sender.
-    pub place: Place,
+    pub workload: Workload,
     /// The attempt itself.
     pub attempt: Try,
     /// The expected verdict.
@@ -88,7 +88,7 @@ impl Row {
         match cgroup {
             Some(cgroup) => event.subject.kind == "cgroup" && event.subject.name.contains(cgroup),
             None => {
-                self.place.party().like(at.ip()).to_string()
+                self.workload.party().like(at.ip()).to_string()
                     == event.source.clone().unwrap_or_default()
             }
         }
@@ -97,17 +97,17 @@ impl Row {
     /// Makes the attempt.
     pub fn run(&self, lab: &Lab) -> Result<Tried> {
         let outcome = match &self.attempt {
-            Try::Connect(at) => self.place.connect(*at)?,
-            Try::Bind(at) => self.place.bind(*at)?,
+            Try::Connect(at) => self.workload.connect(*at)?,
+            Try::Bind(at) => self.workload.bind(*at)?,
             Try::Etcd(at) => {
                 let client = lab.certs().apiserver_etcd_client();
                 let page = self
-                    .place
+                    .workload
                     .curl(&format!("https://{at}/health"), Some(client))?;
                 return Ok(Tried::page(page.ok(), page.code()));
             }
             Try::Page(scheme, at) => {
-                let page = self.place.curl(&format!("{scheme}://{at}/"), None)?;
+                let page = self.workload.curl(&format!("{scheme}://{at}/"), None)?;
                 return Ok(Tried::page(page.ok(), page.code()));
             }
         };
@@ -166,20 +166,20 @@ struct Senders<'a> {
 impl Senders<'_> {
     fn row(&self, who: &'static str, what: &'static str, attempt: Try, expected: Expected) -> Row {
         let lab = self.lab;
-        let process = |place: Place, node: &'static str, cgroup: &str| {
-            (place, node, format!("cgroup:/{cgroup}"))
+        let process = |workload: Workload, node: &'static str, cgroup: &str| {
+            (workload, node, format!("cgroup:/{cgroup}"))
         };
-        let remote = |place: Place, party: &Party| {
+        let remote = |workload: Workload, party: &Party| {
             let from = format!("address:{}", self.family.of(party, 0).ip());
-            (place, "cp1", from)
+            (workload, "cp1", from)
         };
         let slice = |name: &str| crate::cgroup::static_pod_slice(name);
         let pod = |name: &str, node| {
-            let place = lab.pod(name).clone();
-            let from = format!("pod:{}", self.family.of(place.party(), 0).ip());
-            (place, node, from)
+            let workload = lab.pod(name).clone();
+            let from = format!("pod:{}", self.family.of(workload.party(), 0).ip());
+            (workload, node, from)
         };
-        let (place, judge, from) = match who {
+        let (workload, judge, from) = match who {
             "pod on cp1" => pod("pod-a", "cp1"),
             "pod on w1" => pod("pod-b", "w1"),
             "hostNetwork pod on cp1" => {
@@ -201,7 +201,7 @@ impl Senders<'_> {
         Row {
             who,
             what,
-            place,
+            workload,
             attempt,
             expected,
             judge,

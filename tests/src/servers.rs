@@ -13,24 +13,24 @@ use anyhow::{Context, Result, bail};
 use crate::attempt::Server;
 use crate::certs::{Certs, Identity};
 use crate::patience::patient;
-use crate::place::Place;
 use crate::plan::{LOOPBACK, NODE_LOCAL_DNS, Party, port};
 use crate::probe::{Outcome, Serve};
 use crate::process::Running;
+use crate::workload::Workload;
 
 /// How long a server may take until it answers.
 const UP_WITHIN: Duration = Duration::from_secs(10);
 
 /// Starts etcd with mutual TLS for clients and peers. Its data is in the host's own `/run`, in
 /// memory. [`wait_for_etcd`] waits until it is up, so that other servers can be started meanwhile.
-pub fn start_etcd(place: &Place, certs: &Certs, members: &[Party]) -> Result<Running> {
+pub fn start_etcd(workload: &Workload, certs: &Certs, members: &[Party]) -> Result<Running> {
     let urls = |parties: &[Party], port: u16| {
         let both = parties.iter().flat_map(|party| party.both(port));
         both.map(|address| format!("https://{address}"))
             .collect::<Vec<_>>()
             .join(",")
     };
-    let own = *place.party();
+    let own = *workload.party();
     let peer = |member: &Party| format!("https://{}", member.at(port::ETCD_PEER));
     let all: Vec<String> = members
         .iter()
@@ -45,7 +45,7 @@ pub fn start_etcd(place: &Place, certs: &Certs, members: &[Party]) -> Result<Run
     let with = |option: &str, value: &str| format!("--{option}={value}");
     let file = |option: &str, path: &Path| format!("--{option}={}", path.display());
     let (server, peers) = (certs.etcd_server(), certs.etcd_peer());
-    place
+    workload
         .command("etcd")?
         .args([
             with("name", own.name),
@@ -78,11 +78,11 @@ pub fn start_etcd(place: &Place, certs: &Certs, members: &[Party]) -> Result<Run
 }
 
 /// Waits until etcd has elected a leader and answers its clients.
-pub fn wait_for_etcd(etcd: &mut Running, place: &Place, client: &Identity) -> Result<()> {
+pub fn wait_for_etcd(etcd: &mut Running, workload: &Workload, client: &Identity) -> Result<()> {
     let url = format!("https://{}/health", LOOPBACK.at(port::ETCD_CLIENT));
     let deadline = Instant::now() + patient(UP_WITHIN);
     while Instant::now() < deadline {
-        if place.curl(&url, Some(client))?.ok() {
+        if workload.curl(&url, Some(client))?.ok() {
             return Ok(());
         }
         if let Some(status) = etcd.exited()? {
@@ -106,13 +106,13 @@ pub struct Nginx<'a> {
 
 impl Nginx<'_> {
     /// Starts it. `directory` is for its configuration and output.
-    pub fn start(&self, place: &Place, directory: &Path) -> Result<Running> {
-        let own = directory.join(format!("{}-{}", place.party().name, self.says));
+    pub fn start(&self, workload: &Workload, directory: &Path) -> Result<Running> {
+        let own = directory.join(format!("{}-{}", workload.party().name, self.says));
         fs::create_dir_all(&own).with_context(|| format!("failed to make {}", own.display()))?;
         let file = own.join("nginx.conf");
         fs::write(&file, self.configuration(&own))
             .with_context(|| format!("failed to write {}", file.display()))?;
-        place
+        workload
             .command("nginx")?
             .arg("-p")
             .arg(&own)
@@ -198,10 +198,10 @@ pub fn kubelet(certs: &Certs) -> Nginx<'_> {
 }
 
 /// Waits until a server listens on an address, as seen from a workload.
-pub fn wait_for_listener(running: &mut Running, place: &Place, at: SocketAddr) -> Result<()> {
+pub fn wait_for_listener(running: &mut Running, workload: &Workload, at: SocketAddr) -> Result<()> {
     let deadline = Instant::now() + patient(UP_WITHIN);
     while Instant::now() < deadline {
-        if place
+        if workload
             .namespace()
             .within(|| std::net::TcpStream::connect(at).is_ok())?
         {
@@ -217,15 +217,15 @@ pub fn wait_for_listener(running: &mut Running, place: &Place, at: SocketAddr) -
     }
     bail!(
         "nobody listens on {at} in {}: {}",
-        place.party().name,
+        workload.party().name,
         running.stderr()
     )
 }
 
 /// The echo service that no component declares, over TCP and UDP on the party's own addresses.
-pub fn echo(place: &Place) -> Result<Server> {
-    let own = place.party().both(port::ECHO).to_vec();
-    place.serve(Serve {
+pub fn echo(workload: &Workload) -> Result<Server> {
+    let own = workload.party().both(port::ECHO).to_vec();
+    workload.serve(Serve {
         tcp: own.clone(),
         udp: own,
         say: None,
@@ -234,8 +234,8 @@ pub fn echo(place: &Place) -> Result<Server> {
 }
 
 /// A pod's own servers, on ports that mean something else on a node.
-pub fn pod_servers(place: &Place) -> Result<Server> {
-    let pod = place.party();
+pub fn pod_servers(workload: &Workload) -> Result<Server> {
+    let pod = workload.party();
     let own = pod.both(port::ECHO);
     let tcp = [
         LOOPBACK.both(port::INSECURE),
@@ -246,7 +246,7 @@ pub fn pod_servers(place: &Place) -> Result<Server> {
         .chain([pod.both(port::INSECURE), own])
         .flatten()
         .collect();
-    place.serve(Serve {
+    workload.serve(Serve {
         tcp,
         udp: own.to_vec(),
         say: Some(pod.name.to_owned()),
@@ -255,9 +255,9 @@ pub fn pod_servers(place: &Place) -> Result<Server> {
 }
 
 /// Node-local DNS, whose health port is 8080 on its own address.
-pub fn node_local_dns(place: &Place) -> Result<Server> {
+pub fn node_local_dns(workload: &Workload) -> Result<Server> {
     let at = SocketAddr::new(NODE_LOCAL_DNS.into(), port::INSECURE);
-    place.serve(Serve {
+    workload.serve(Serve {
         tcp: vec![at],
         udp: vec![],
         say: Some("node-local-dns".to_owned()),
@@ -266,9 +266,9 @@ pub fn node_local_dns(place: &Place) -> Result<Server> {
 }
 
 /// A user's web server on a worker: port 8080 is not guarded there.
-pub fn worker_web(place: &Place) -> Result<Server> {
-    let at = place.party().both(port::INSECURE).to_vec();
-    place.serve(Serve {
+pub fn worker_web(workload: &Workload) -> Result<Server> {
+    let at = workload.party().both(port::INSECURE).to_vec();
+    workload.serve(Serve {
         tcp: at,
         udp: vec![],
         say: Some("worker".to_owned()),
@@ -277,11 +277,11 @@ pub fn worker_web(place: &Place) -> Result<Server> {
 }
 
 /// Fails unless a URL returns exactly this page.
-pub fn expect_page(place: &Place, url: &str, text: &str) -> Result<()> {
-    let page = place
+pub fn expect_page(workload: &Workload, url: &str, text: &str) -> Result<()> {
+    let page = workload
         .curl(url, None)?
         .checked()
-        .with_context(|| format!("{} gets no page from {url}", place.party().name))?;
+        .with_context(|| format!("{} gets no page from {url}", workload.party().name))?;
     if page.stdout != text {
         bail!("{url} says {:?}, not {text:?}", page.stdout);
     }
@@ -289,12 +289,12 @@ pub fn expect_page(place: &Place, url: &str, text: &str) -> Result<()> {
 }
 
 /// Fails unless a server answers with the expected name.
-pub fn expect_answer(place: &Place, to: SocketAddr, name: &str) -> Result<()> {
-    let report = place.ask(to, "who is there?")?;
+pub fn expect_answer(workload: &Workload, to: SocketAddr, name: &str) -> Result<()> {
+    let report = workload.ask(to, "who is there?")?;
     if report.outcome != Outcome::Answered || report.answer.as_deref() != Some(name) {
         bail!(
             "{name} does not answer {} at {to}: {report:?}",
-            place.party().name
+            workload.party().name
         );
     }
     Ok(())

@@ -164,7 +164,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_name_tells_its_owner() -> Result<()> {
+    fn a_name_identifies_its_owner() -> Result<()> {
         let id = LabId::new()?;
         assert!(id.owner_lives());
         assert_ne!(id, LabId::new()?);

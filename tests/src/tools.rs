@@ -135,7 +135,7 @@ mod tests {
     }
 
     #[test]
-    fn a_missing_tool_names_the_way_out() {
+    fn a_missing_tool_says_what_to_do() {
         let error = find("no-such-program")
             .map(|tool| tool.path)
             .map_err(|error| error.to_string());

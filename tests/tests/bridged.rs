@@ -14,7 +14,7 @@ use enforcer_tests::patience::patient;
 use enforcer_tests::plan::{W1, port};
 use enforcer_tests::probe::Inject;
 use enforcer_tests::product::{Agent, PolicyText};
-use enforcer_tests::{Lab, Place, net};
+use enforcer_tests::{Lab, Workload, net};
 
 /// A virtual machine on the bridge.
 const MACHINE: Ipv4Addr = Ipv4Addr::new(10, 77, 0, 177);
@@ -58,7 +58,7 @@ impl Bridged {
         Ok(Self { lab })
     }
 
-    fn machine(&self) -> &Place {
+    fn machine(&self) -> &Workload {
         self.lab.pod("pod-a")
     }
 
@@ -133,7 +133,7 @@ fn has_come(arrivals: &Arrivals) -> Result<bool> {
 }
 
 #[test]
-fn a_checksum_over_a_port_is_seen_where_a_bridge_passes_it_on() -> Result<()> {
+fn a_checksum_over_a_port_is_seen_where_a_bridge_forwards_it() -> Result<()> {
     let bridged = Bridged::build()?;
     let twin = bridged.disguised("twin-disguised", 301)?;
     ensure!(has_come(&twin)?, "twin, disguised");
@@ -153,7 +153,7 @@ fn a_checksum_over_a_port_is_seen_where_a_bridge_passes_it_on() -> Result<()> {
 }
 
 #[test]
-fn what_a_bridge_passes_on_and_nobody_can_read_is_told_or_left_alone() -> Result<()> {
+fn unreadable_frames_on_a_bridge_are_reported_or_left_alone() -> Result<()> {
     let bridged = Bridged::build()?;
     ensure!(has_come(&bridged.lldp("twin-lldp")?)?, "twin, LLDP");
     let twin = bridged.truncated("twin-truncated", 311)?;
@@ -167,9 +167,9 @@ fn what_a_bridge_passes_on_and_nobody_can_read_is_told_or_left_alone() -> Result
     ensure!(has_come(&lldp)?, "dry-run has dropped LLDP");
     let truncated = bridged.truncated("dry-truncated", 312)?;
     ensure!(has_come(&truncated)?, "dry-run has dropped a segment");
-    let told =
+    let reported =
         agent.event(|event| event.hook == "tc/egress" && event.reason == "TruncatedHeader")?;
-    ensure!(told.verdict == "wouldDeny", "{told:?}");
+    ensure!(reported.verdict == "wouldDeny", "{reported:?}");
     let enforced = PolicyText {
         mode: "Enforce",
         ..drop

@@ -535,14 +535,14 @@ fn arp(source: IpAddr, target: IpAddr) -> Result<Vec<u8>> {
 }
 
 fn ip(line: &str) -> Result<()> {
-    let said = Command::new("ip")
+    let ran = Command::new("ip")
         .args(line.split(' '))
         .output()
         .context("failed to run ip")?;
     ensure!(
-        said.status.success(),
+        ran.status.success(),
         "ip {line}: {}",
-        String::from_utf8_lossy(&said.stderr)
+        String::from_utf8_lossy(&ran.stderr)
     );
     Ok(())
 }

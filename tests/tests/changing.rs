@@ -11,7 +11,7 @@ use enforcer_tests::packet::{CLIENT_HELLO, to_hex};
 use enforcer_tests::plan::{CP1, LOOPBACK, OUT, POD_B, POD_GATEWAY_MAC, W1, port};
 use enforcer_tests::probe::{FlipFrame, FlipPage, Probe, Serve, ZeroCopy};
 use enforcer_tests::product::{Agent, PolicyText};
-use enforcer_tests::{Lab, Place};
+use enforcer_tests::{Lab, Workload};
 
 const SYN: u8 = 0x02;
 /// How many frames are sent under the policy.
@@ -63,7 +63,7 @@ fn flipped(
 }
 
 impl Flipped {
-    fn send(&self, from: &Place, count: u32) -> Result<()> {
+    fn send(&self, from: &Workload, count: u32) -> Result<()> {
         let report = from.probe(&Probe::FlipFrame(FlipFrame {
             interface: self.interface.to_owned(),
             frame: to_hex(&self.frame),
@@ -79,7 +79,7 @@ impl Flipped {
     fn is_held(
         &self,
         lab: &Lab,
-        from: &Place,
+        from: &Workload,
         guard: &str,
         (hook, reason): (&str, &str),
     ) -> Result<()> {
@@ -190,8 +190,8 @@ fn frames_are_judged_as_they_arrive() -> Result<()> {
     ];
     let failures: Vec<String> = flips
         .iter()
-        .filter_map(|(flip, (place, guard, judged))| {
-            let held = flip.is_held(&lab, place, guard, *judged);
+        .filter_map(|(flip, (workload, guard, judged))| {
+            let held = flip.is_held(&lab, workload, guard, *judged);
             held.err().map(|error| format!("{}: {error:#}", flip.name))
         })
         .collect();
@@ -205,13 +205,13 @@ const PLAIN: u8 = b'G';
 /// A client that may use TLS to the apiserver, and the node whose agent checks it.
 struct Route {
     name: &'static str,
-    place: Place,
+    workload: Workload,
     guard: &'static str,
 }
 
 fn pages(route: &Route, how: ZeroCopy, mark: &str, count: u32) -> Result<()> {
     let page = [&CLIENT_HELLO[..], mark.as_bytes()].concat();
-    let report = route.place.probe(&Probe::FlipPage(FlipPage {
+    let report = route.workload.probe(&Probe::FlipPage(FlipPage {
         connect: CP1.at(port::APISERVER),
         page: to_hex(&page),
         to: PLAIN,
@@ -235,15 +235,15 @@ fn heard(server: &Server, mark: &str) -> (usize, usize) {
 }
 
 #[test]
-fn a_client_hello_stays_one() -> Result<()> {
+fn a_client_hello_cannot_change_after_its_check() -> Result<()> {
     let lab = Lab::builder().build()?;
     let server = lab.apiserver().serve(Serve {
         tcp: CP1.both(port::APISERVER).to_vec(),
         ..Serve::default()
     })?;
-    let route = |name, place: &Place, guard| Route {
+    let route = |name, workload: &Workload, guard| Route {
         name,
-        place: place.clone(),
+        workload: workload.clone(),
         guard,
     };
     let routes = [
@@ -282,9 +282,9 @@ fn a_client_hello_stays_one() -> Result<()> {
                 let (after, _) = agent.denied("NotTls")?;
                 let (plain, hello) = heard(&server, &mark);
                 if plain > 0 || hello == 0 || after == before {
-                    let told = after - before;
+                    let reported = after - before;
                     failures.push(format!(
-                        "{}, {how:?}: {plain} plaintexts and {hello} ClientHellos heard, {told} told",
+                        "{}, {how:?}: {plain} plaintexts and {hello} ClientHellos heard, {reported} reported",
                         route.name
                     ));
                 }

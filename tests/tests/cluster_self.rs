@@ -17,15 +17,15 @@ use enforcer_tests::plan::{
 use enforcer_tests::probe::{Dns, Serve, Sniff};
 use enforcer_tests::servers::{expect_answer, expect_page};
 use enforcer_tests::sweep::{LabId, sweep, traces};
-use enforcer_tests::{Lab, Outcome, Place, cluster, ssh, tools};
+use enforcer_tests::{Lab, Outcome, Workload, cluster, ssh, tools};
 
 fn secure(at: SocketAddr) -> String {
     format!("https://{at}/")
 }
 
-fn expect(place: &Place, to: SocketAddr, wanted: Outcome) -> Result<()> {
-    let outcome = place.connect(to)?;
-    let who = place.party().name;
+fn expect(workload: &Workload, to: SocketAddr, wanted: Outcome) -> Result<()> {
+    let outcome = workload.connect(to)?;
+    let who = workload.party().name;
     ensure!(outcome == wanted, "{who} to {to}: {outcome}, not {wanted}");
     Ok(())
 }
@@ -51,43 +51,47 @@ fn a_cluster_works() -> Result<()> {
 
 fn the_control_plane_answers(lab: &Lab) -> Result<()> {
     for node in lab.topology().control_plane {
-        let place = lab.login(node.name);
+        let workload = lab.login(node.name);
         for (name, port) in [
             ("controller-manager", port::CONTROLLER_MANAGER),
             ("scheduler", port::SCHEDULER),
         ] {
-            expect_page(&place, &secure(LOOPBACK.at(port)), name)?;
+            expect_page(&workload, &secure(LOOPBACK.at(port)), name)?;
             expect(&lab.neighbour(), node.at(port), Outcome::Refused)?;
         }
         let health = format!("http://{}/health", LOOPBACK.at(port::ETCD_METRICS));
-        place.curl(&health, None)?.checked()?;
+        workload.curl(&health, None)?.checked()?;
         for at in node.both(port::APISERVER) {
             expect_page(lab.pod("pod-c"), &secure(at), "apiserver")?;
         }
     }
     for node in lab.topology().nodes {
-        let place = lab.login(node.name);
+        let workload = lab.login(node.name);
         for at in node.both(port::KUBELET) {
             expect_page(&lab.apiserver(), &secure(at), "kubelet")?;
         }
         for at in node.both(port::KUBE_PROXY) {
             expect_answer(&lab.login("lb"), at, "kube-proxy")?;
         }
-        expect_answer(&place, LOOPBACK.at(port::KUBE_PROXY_METRICS), "kube-proxy")?;
-        expect_answer(&place, LOOPBACK.at(port::STREAMING), "containerd")?;
+        expect_answer(
+            &workload,
+            LOOPBACK.at(port::KUBE_PROXY_METRICS),
+            "kube-proxy",
+        )?;
+        expect_answer(&workload, LOOPBACK.at(port::STREAMING), "containerd")?;
         let health = format!("http://{}/", LOOPBACK.at(port::KUBELET_HEALTH));
-        expect_page(&place, &health, "kubelet")?;
+        expect_page(&workload, &health, "kubelet")?;
     }
     Ok(())
 }
 
 fn services_lead_where_they_should(lab: &Lab) -> Result<()> {
-    for place in [lab.pod("pod-a").clone(), lab.login("w2"), lab.login("cp3")] {
+    for workload in [lab.pod("pod-a").clone(), lab.login("w2"), lab.login("cp3")] {
         for at in SERVICE.both(port::SERVICE) {
-            expect_page(&place, &secure(at), "apiserver")?;
+            expect_page(&workload, &secure(at), "apiserver")?;
         }
         for at in WEBHOOK_SERVICE.both(port::SERVICE) {
-            expect_page(&place, &secure(at), "webhook")?;
+            expect_page(&workload, &secure(at), "webhook")?;
         }
     }
     let webhook = plan::WEBHOOK.party;
@@ -95,8 +99,8 @@ fn services_lead_where_they_should(lab: &Lab) -> Result<()> {
         expect_page(&lab.apiserver(), &secure(webhook.at(port)), "webhook")?;
     }
     for at in LB.both(port::APISERVER) {
-        for place in [lab.kubelet("w1"), lab.login("admin"), lab.login("cp2")] {
-            expect_page(&place, &secure(at), "apiserver")?;
+        for workload in [lab.kubelet("w1"), lab.login("admin"), lab.login("cp2")] {
+            expect_page(&workload, &secure(at), "apiserver")?;
         }
     }
     let node_port = lab.neighbour().ask(CP1.at(port::NODE_PORT), "x")?;
@@ -178,8 +182,8 @@ fn konnectivity_leads_to_kubelets(lab: &Lab) -> Result<()> {
 fn the_floating_address_is_where_it_was_claimed(lab: &Lab) -> Result<()> {
     lab.claim(&CP1, &VIP)?;
     for at in VIP.both(port::APISERVER) {
-        for place in [lab.kubelet("cp1"), lab.kubelet("w2"), lab.login("admin")] {
-            expect_page(&place, &secure(at), "apiserver")?;
+        for workload in [lab.kubelet("cp1"), lab.kubelet("w2"), lab.login("admin")] {
+            expect_page(&workload, &secure(at), "apiserver")?;
         }
     }
     Ok(())
@@ -287,8 +291,8 @@ fn pods_talk_through_the_tunnel() -> Result<()> {
         ..Sniff::default()
     })?;
     for to in c.party().both(port::ECHO) {
-        for place in [&a, &lab.login("cp1"), &lab.login("w2")] {
-            expect(place, to, Outcome::Connected)?;
+        for workload in [&a, &lab.login("cp1"), &lab.login("w2")] {
+            expect(workload, to, Outcome::Connected)?;
         }
         // Larger than the tunnel's MTU.
         let all = a.transfer(to, 300_000)?;
@@ -341,7 +345,7 @@ fn a_dead_owners_cluster_is_swept() -> Result<()> {
 }
 
 #[test]
-fn an_inventory_tells_what_a_cluster_has() -> Result<()> {
+fn the_inventory_describes_the_cluster() -> Result<()> {
     let lab = Lab::builder().vxlan().build()?;
     let text = lab.inventory_yaml();
     for part in [

@@ -11,7 +11,7 @@ use enforcer_tests::plan::{CP1, LOOPBACK, port};
 use enforcer_tests::probe::Hold;
 use enforcer_tests::process::Ran;
 use enforcer_tests::product::{Agent, PolicyText};
-use enforcer_tests::{Lab, Outcome, Place, tools};
+use enforcer_tests::{Lab, Outcome, Workload, tools};
 use serde_json::Value;
 
 const SOON: Duration = Duration::from_secs(3);
@@ -25,14 +25,14 @@ fn deadline() -> String {
 }
 
 fn enforcer(lab: &Lab, args: &[&str]) -> Result<Ran> {
-    let place = lab.daemon("cp1", "enforcer");
-    place.command_of(&tools::enforcer()?)?.args(args).run()
+    let workload = lab.daemon("cp1", "enforcer");
+    workload.command_of(&tools::enforcer()?)?.args(args).run()
 }
 
 /// The output of a shell command on that host.
 fn fs_of(lab: &Lab, line: &str) -> Result<String> {
-    let place = lab.daemon("cp1", "enforcer");
-    let ran = place.run("/bin/sh", ["-euc", line])?.checked()?;
+    let workload = lab.daemon("cp1", "enforcer");
+    let ran = workload.run("/bin/sh", ["-euc", line])?.checked()?;
     Ok(ran.stdout)
 }
 
@@ -51,14 +51,14 @@ fn use_insecure_port(lab: &Lab) -> Result<Outcome> {
 
 /// Waits until a client reaches something again, or no longer does.
 fn comes_to(
-    place: &Place,
+    workload: &Workload,
     to: std::net::SocketAddr,
     wanted: Outcome,
     at_most: Duration,
 ) -> Result<()> {
     let end = Instant::now() + at_most;
     loop {
-        let outcome = place.connect(to)?;
+        let outcome = workload.connect(to)?;
         if outcome == wanted {
             return Ok(());
         }
@@ -77,7 +77,7 @@ fn manual(lab: &Lab, policy: &PolicyText) -> Result<Agent> {
 }
 
 #[test]
-fn the_programs_go_back_by_themselves() -> Result<()> {
+fn the_programs_roll_back_without_an_agent() -> Result<()> {
     let lab = Lab::builder().apiserver().build()?;
     let policy = PolicyText::default();
     for mode in ["auto", "clsact"] {
@@ -89,11 +89,11 @@ fn the_programs_go_back_by_themselves() -> Result<()> {
         let generation = agent.generation()?;
         ensure!(use_insecure_port(&lab)? == Outcome::Connected, "before");
         fs::write(agent.policy(), without().yaml(&lab))?;
-        let said = enforcer(&lab, &["apply", "--confirm-within", &deadline()])?.checked()?;
+        let ran = enforcer(&lab, &["apply", "--confirm-within", &deadline()])?.checked()?;
         let began = Instant::now();
         ensure!(
-            said.stdout.contains("unless `enforcer confirm` comes"),
-            "{said}"
+            ran.stdout.contains("unless `enforcer confirm` comes"),
+            "{ran}"
         );
         let outcome = use_insecure_port(&lab)?;
         // A very slow machine may have passed the deadline already.
@@ -109,11 +109,11 @@ fn the_programs_go_back_by_themselves() -> Result<()> {
         )?;
         let intruder = lab.hostnet("cp1").connect(LOOPBACK.at(port::INSECURE))?;
         ensure!(intruder == Outcome::Eperm, "the policy before: {intruder}");
-        let said = enforcer(&lab, &["status"])?;
+        let ran = enforcer(&lab, &["status"])?;
         ensure!(
-            said.stderr
+            ran.stderr
                 .contains(&format!("generation {generation}, is in force")),
-            "{said}"
+            "{ran}"
         );
         // The next agent says so, and does nothing more: its files hold what nobody confirmed.
         let file = lab.directory().join("cp1.yaml");
@@ -154,24 +154,24 @@ fn the_programs_go_back_by_themselves() -> Result<()> {
 }
 
 #[test]
-fn what_is_confirmed_stays_and_what_is_taken_back_goes() -> Result<()> {
+fn confirmed_policies_stay_and_rolled_back_ones_do_not() -> Result<()> {
     let lab = Lab::builder().apiserver().build()?;
     let agent = manual(&lab, &PolicyText::default())?;
-    let said = enforcer(&lab, &["confirm"])?;
+    let ran = enforcer(&lab, &["confirm"])?;
     ensure!(
-        said.code() == Some(2) && said.stderr.contains("nothing waits to be confirmed"),
-        "{said}"
+        ran.code() == Some(2) && ran.stderr.contains("nothing waits to be confirmed"),
+        "{ran}"
     );
-    let said = enforcer(&lab, &["rollback"])?;
+    let ran = enforcer(&lab, &["rollback"])?;
     ensure!(
-        said.code() == Some(2) && said.stderr.contains("no policy was confirmed"),
-        "{said}"
+        ran.code() == Some(2) && ran.stderr.contains("no policy was confirmed"),
+        "{ran}"
     );
     // A change alone has no effect.
     fs::write(agent.policy(), without().yaml(&lab))?;
     let end = Instant::now() + patient(Duration::from_secs(8));
     while agent.status()?["lastError"].is_null() {
-        ensure!(Instant::now() < end, "the change is not told");
+        ensure!(Instant::now() < end, "the change is not reported");
         thread::sleep(Duration::from_millis(50));
     }
     ensure!(use_insecure_port(&lab)? == Outcome::Connected, "by itself");
@@ -257,7 +257,7 @@ fn what_is_confirmed_stays_and_what_is_taken_back_goes() -> Result<()> {
 
 /// The next agent continues to wait, and cgroups that appear meanwhile are known to both policies.
 #[test]
-fn who_waits_outlives_the_agent_too() -> Result<()> {
+fn an_unconfirmed_policy_outlives_the_agent() -> Result<()> {
     let lab = Lab::builder().apiserver().build()?;
     let agent = manual(&lab, &PolicyText::default())?;
     let held = lab
@@ -304,7 +304,7 @@ fn who_waits_outlives_the_agent_too() -> Result<()> {
 
 /// An agent with another map layout does not keep an unconfirmed policy.
 #[test]
-fn what_waits_is_not_confirmed_by_an_upgrade() -> Result<()> {
+fn an_upgrade_confirms_no_policy() -> Result<()> {
     let lab = Lab::builder().apiserver().build()?;
     let agent = manual(&lab, &PolicyText::default())?;
     fs::write(agent.policy(), without().yaml(&lab))?;
@@ -331,7 +331,7 @@ fn what_waits_is_not_confirmed_by_an_upgrade() -> Result<()> {
 
 /// A policy that assigns wrong roles to interfaces is rolled back together with these roles.
 #[test]
-fn roles_of_interfaces_go_back_too() -> Result<()> {
+fn roles_of_interfaces_are_rolled_back_too() -> Result<()> {
     let lab = Lab::builder().bystanders().build()?;
     let echo = CP1.at(port::ECHO);
     let (neighbour, pod) = (lab.login("w1"), lab.pod("pod-a"));
@@ -367,7 +367,7 @@ fn roles_of_interfaces_go_back_too() -> Result<()> {
 
 /// An invalid policy is reported with the location of the error, and changes nothing.
 #[test]
-fn a_broken_policy_is_told_to_who_applies_it() -> Result<()> {
+fn applying_a_broken_policy_reports_its_error() -> Result<()> {
     let lab = Lab::builder().build()?;
     let agent = manual(&lab, &PolicyText::default())?;
     let generation = agent.generation()?;
@@ -376,12 +376,12 @@ fn a_broken_policy_is_told_to_who_applies_it() -> Result<()> {
         agent.policy(),
         broken.replace("otherTraffic:", "otherTrafic:"),
     )?;
-    let said = enforcer(&lab, &["apply", "--confirm-within", LONG])?;
+    let ran = enforcer(&lab, &["apply", "--confirm-within", LONG])?;
     ensure!(
-        said.code() == Some(2)
-            && said.stderr.contains("cp1.yaml:")
-            && said.stderr.contains("otherTrafic"),
-        "{said}"
+        ran.code() == Some(2)
+            && ran.stderr.contains("cp1.yaml:")
+            && ran.stderr.contains("otherTrafic"),
+        "{ran}"
     );
     ensure!(agent.generation()? == generation, "applied");
     agent.stop()?.checked()?;
@@ -445,9 +445,9 @@ fn no_policy_locks_out_for_longer_than_its_deadline() -> Result<()> {
             }
         }
         fs::write(agent.policy(), &text)?;
-        let said = enforcer(&lab, &["apply", "--confirm-within", "1s"])?;
+        let ran = enforcer(&lab, &["apply", "--confirm-within", "1s"])?;
         let at = Instant::now();
-        applied += u64::from(said.code() == Some(0));
+        applied += u64::from(ran.code() == Some(0));
         let kills = next(2) == 0;
         if kills {
             agent.kill()?;
@@ -460,10 +460,7 @@ fn no_policy_locks_out_for_longer_than_its_deadline() -> Result<()> {
             Outcome::Connected,
             patient(SOON),
         )?;
-        println!(
-            "policy {number}: {said}, reachable after {:?}",
-            at.elapsed()
-        );
+        println!("policy {number}: {ran}, reachable after {:?}", at.elapsed());
     }
     println!(
         "{applied} policies applied, {locked_out} of them locked a neighbour out, 0 for longer than their deadline"

@@ -16,7 +16,7 @@ use enforcer_tests::plan::{
 };
 use enforcer_tests::probe::{Dns, Hold, Serve, Sniff};
 use enforcer_tests::product::{Agent, PolicyText};
-use enforcer_tests::{Builder, Lab, Outcome, Place, cluster};
+use enforcer_tests::{Builder, Lab, Outcome, Workload, cluster};
 
 const OPTIONS: [&str; 3] = ["load-balancer", "node-local-dns", "insecure-port"];
 
@@ -39,8 +39,8 @@ fn builder() -> Builder {
     Lab::builder().full().cluster().services()
 }
 
-fn page(place: &Place, at: SocketAddr) -> Result<bool> {
-    Ok(place.curl(&format!("https://{at}/"), None)?.ok())
+fn page(workload: &Workload, at: SocketAddr) -> Result<bool> {
+    Ok(workload.curl(&format!("https://{at}/"), None)?.ok())
 }
 
 /// Removing a path denies what it allowed, and restoring it allows that again: on all nodes, in one
@@ -126,16 +126,19 @@ fn etcd_elects_loses_a_member_and_serves_for_a_minute() -> Result<()> {
     )?;
     ensure!(got.checked()?.stdout.contains("while-one-is-gone"));
     for agent in &agents {
-        let told: Vec<_> = agent.events()?;
+        let reported: Vec<_> = agent.events()?;
         let about_etcd = |port: Option<u16>| port == Some(2379) || port == Some(2380);
-        let wrong: Vec<_> = told.iter().filter(|event| about_etcd(event.port)).collect();
+        let wrong: Vec<_> = reported
+            .iter()
+            .filter(|event| about_etcd(event.port))
+            .collect();
         ensure!(wrong.is_empty(), "{wrong:#?}");
     }
     lab.close()
 }
 
 #[test]
-fn what_is_older_than_the_policy_goes_on() -> Result<()> {
+fn connections_older_than_the_policy_continue() -> Result<()> {
     let lab = builder().build()?;
     let pod = lab.pod("pod-c");
     let held = [
@@ -207,7 +210,7 @@ fn the_own_address_and_the_balancer_are_reached_from_everywhere() -> Result<()> 
 }
 
 #[test]
-fn large_transfers_find_the_narrow_way() -> Result<()> {
+fn large_transfers_discover_the_path_mtu() -> Result<()> {
     let lab = Lab::builder().cluster().build()?;
     let pod = lab.pod("pod-b").clone();
     let _server = pod.serve(Serve {
@@ -217,12 +220,12 @@ fn large_transfers_find_the_narrow_way() -> Result<()> {
     let agents = Agent::on_all(&lab, &drop_policy())?;
     lab.shrink(&POD_B, 1300)?;
     for at in pod.party().both(port::WEBHOOK) {
-        let told = Forged {
+        let reported = Forged {
             source: SocketAddr::new(W1.like(at.ip()), 0),
             destination: SocketAddr::new(CP1.like(at.ip()), 0),
             content: Content::Message(3),
         };
-        let told = Arrivals::like(&lab.login("cp1"), &told)?;
+        let reported = Arrivals::like(&lab.login("cp1"), &reported)?;
         // The interface's MTU is larger than the path's: without ICMP, the transfer would hang.
         let transfer = lab.apiserver().transfer(at, 200_000)?;
         ensure!(
@@ -230,8 +233,8 @@ fn large_transfers_find_the_narrow_way() -> Result<()> {
             "{at}: {transfer:?}"
         );
         ensure!(
-            told.so_far()? > 0,
-            "{at}: nobody had to be told how narrow it is"
+            reported.so_far()? > 0,
+            "{at}: nobody had to be reported how narrow it is"
         );
     }
     // The ICMP errors were judged by the packets that they quote.
@@ -316,7 +319,7 @@ fn pods_talk_through_the_tunnel_and_nobody_else_does() -> Result<()> {
 }
 
 #[test]
-fn what_is_commonly_missed_is_there_and_breaks_what_it_says() -> Result<()> {
+fn commonly_forgotten_paths_exist_and_break_what_is_documented() -> Result<()> {
     let lab = builder().build()?;
     let agents = Agent::on_all(&lab, &drop_policy())?;
     let api = lab.apiserver();
@@ -420,7 +423,7 @@ fn what_is_commonly_missed_is_there_and_breaks_what_it_says() -> Result<()> {
 }
 
 /// Sends a packet that is not answered, and returns whether it arrives.
-fn arrives(from: &Place, at: &Place, hop: Option<[u8; 6]>, packet: &Forged) -> Result<bool> {
+fn arrives(from: &Workload, at: &Workload, hop: Option<[u8; 6]>, packet: &Forged) -> Result<bool> {
     let watch = Arrivals::like(at, packet)?;
     match hop {
         Some(hop) => from.forge_to(hop, packet)?,
@@ -437,7 +440,7 @@ fn arrives(from: &Place, at: &Place, hop: Option<[u8; 6]>, packet: &Forged) -> R
 }
 
 #[test]
-fn protocols_that_nobody_answers_arrive() -> Result<()> {
+fn protocols_without_replies_arrive() -> Result<()> {
     let lab = builder().build()?;
     let agents = Agent::on_all(&lab, &drop_policy())?;
     let to = |source: &Party, destination: IpAddr, content| Forged {
@@ -596,10 +599,10 @@ fn in_dry_run_a_missing_path_is_one_line() -> Result<()> {
         event.port.is_some_and(|port| port == 9999 || port > 30_000)
     };
     let events = agent.events()?;
-    let told: Vec<_> = events.iter().filter(here).collect();
+    let reported: Vec<_> = events.iter().filter(here).collect();
     ensure!(
-        told.len() == 2 && told.iter().all(|event| event.port == Some(9999)),
-        "{told:#?}"
+        reported.len() == 2 && reported.iter().all(|event| event.port == Some(9999)),
+        "{reported:#?}"
     );
     Ok(())
 }

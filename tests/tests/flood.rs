@@ -11,7 +11,7 @@ use enforcer_tests::packet::{Content, Forged};
 use enforcer_tests::patience::patient;
 use enforcer_tests::plan::{CP1, POD_A, POD_GATEWAY_MAC, Party, port};
 use enforcer_tests::product::{Agent, Event, PolicyText};
-use enforcer_tests::{Lab, Outcome, Place};
+use enforcer_tests::{Lab, Outcome, Workload};
 
 const SOON: Duration = Duration::from_secs(10);
 
@@ -44,12 +44,12 @@ fn a_flood_from_everywhere_is_counted_fully_and_reported_in_part() -> Result<()>
         ensure!(Instant::now() < deadline, "{so_far:?} of {all}");
         thread::sleep(Duration::from_millis(20));
     }
-    let told: u64 = agent.events()?.iter().map(|event| event.count).sum();
+    let reported: u64 = agent.events()?.iter().map(|event| event.count).sum();
     let status = agent.status()?;
     let lost = status["recordsLost"].as_u64().context("no recordsLost")?;
     ensure!(
-        told + lost == all && told >= 1024 && lost > 0,
-        "{told} told, {lost} not, of {all}"
+        reported + lost == all && reported >= 1024 && lost > 0,
+        "{reported} reported, {lost} not, of {all}"
     );
     // There is room again in the next tick.
     let who = Ipv4Addr::new(198, 18, 0, 1);
@@ -63,7 +63,7 @@ fn a_flood_from_everywhere_is_counted_fully_and_reported_in_part() -> Result<()>
 /// Many senders at once: the log holds some of them, all are counted, and a sender of something
 /// else is listed.
 #[test]
-fn a_flood_hides_nobody_and_fills_no_log() -> Result<()> {
+fn a_flood_hides_no_sender_and_does_not_fill_the_log() -> Result<()> {
     let lab = Lab::builder().build()?;
     let pod = lab.pod("pod-a");
     let agent = Agent::start(&lab, "cp1", &PolicyText::default())?;
@@ -150,10 +150,10 @@ fn a_flood_hides_no_attack() -> Result<()> {
         other_traffic: "Drop",
         ..PolicyText::default()
     };
-    let guests: Vec<(String, Place)> = (0..GUESTS)
+    let guests: Vec<(String, Workload)> = (0..GUESTS)
         .map(|guest| {
             let name = format!("kubepods.slice/guest-{guest}");
-            Ok((name.clone(), lab.place_in("cp1", &name)?))
+            Ok((name.clone(), lab.workload_in("cp1", &name)?))
         })
         .collect::<Result<_>>()?;
     let endpoints = [
@@ -171,14 +171,14 @@ fn a_flood_hides_no_attack() -> Result<()> {
     };
     let is_over = AtomicBool::new(false);
     let under_flood = thread::scope(|scope| -> Result<()> {
-        let of = |place: Place, party: Party, hop: [u8; 6]| {
+        let of = |workload: Workload, party: Party, hop: [u8; 6]| {
             let is_over = &is_over;
             scope.spawn(move || -> Result<()> {
                 for round in 0..ROUNDS {
                     if is_over.load(Ordering::Relaxed) {
                         break;
                     }
-                    place.inject("eth0", &flood(round, &party, hop)?)?;
+                    workload.inject("eth0", &flood(round, &party, hop)?)?;
                 }
                 Ok(())
             })
@@ -191,7 +191,7 @@ fn a_flood_hides_no_attack() -> Result<()> {
             // From here on, there is no room for the flood's records.
             let deadline = Instant::now() + patient(SOON);
             while lost()? == 0 {
-                ensure!(Instant::now() < deadline, "the flood is told whole");
+                ensure!(Instant::now() < deadline, "the whole flood is reported");
                 thread::sleep(Duration::from_millis(20));
             }
             for (_, to) in endpoints {
@@ -242,7 +242,7 @@ fn a_flood_hides_no_attack() -> Result<()> {
     let hidden: Vec<_> = attacks.iter().filter(|attack| !is_told(attack)).collect();
     ensure!(
         hidden.is_empty(),
-        "{} of {} events tell nothing of {hidden:#?}",
+        "{} of {} events do not mention {hidden:#?}",
         events.len(),
         lost()?
     );

@@ -18,7 +18,7 @@ use enforcer_tests::{Lab, Outcome};
 const AT_ONCE: Duration = Duration::from_millis(700);
 
 #[test]
-fn a_restarted_static_pod_is_itself_at_once() -> Result<()> {
+fn a_restarted_static_pod_is_recognized_at_once() -> Result<()> {
     let lab = Lab::builder().apiserver().build()?;
     let agent = Agent::start(&lab, "cp1", &PolicyText::default())?;
     let to = LOOPBACK.at(port::INSECURE);
@@ -32,16 +32,16 @@ fn a_restarted_static_pod_is_itself_at_once() -> Result<()> {
         let _ = fs::remove_dir(slice.join("cri-scheduler.scope"));
         fs::remove_dir(&slice).with_context(|| format!("failed to remove {}", slice.display()))?;
         let made = Instant::now();
-        let place = lab.scheduler();
+        let workload = lab.scheduler();
         loop {
-            match place.connect(to)? {
+            match workload.connect(to)? {
                 Outcome::Connected => break,
                 outcome => ensure!(made.elapsed() < AT_ONCE, "round {round}: {outcome}"),
             }
         }
         worst = worst.max(made.elapsed());
         let stranger =
-            lab.place_in("cp1", "kubepods.slice/kubepods-burstable.slice/other.slice")?;
+            lab.workload_in("cp1", "kubepods.slice/kubepods-burstable.slice/other.slice")?;
         ensure!(
             stranger.connect(to)? == Outcome::Eperm,
             "any cgroup will do"
@@ -137,7 +137,7 @@ fn a_policy_is_in_force_however_its_file_is_replaced() -> Result<()> {
 /// The kernel's own resets come from a raw TCP socket that is never connected: a connected one
 /// belongs to a process, which is known by its cgroup.
 #[test]
-fn a_connected_raw_socket_is_its_process() -> Result<()> {
+fn a_connected_raw_socket_belongs_to_its_process() -> Result<()> {
     let lab = Lab::builder().build()?;
     let intruder = lab.login("cp1");
     let at = lab.login("w1");

@@ -61,7 +61,7 @@ fn an_interface_that_joins_a_bridge_stays_enforced() -> Result<()> {
 /// Another program's filter is where the agent's should be. The agent reports it, and attaches once
 /// the place is free.
 #[test]
-fn an_interface_that_can_not_be_enforced_is_reported() -> Result<()> {
+fn an_interface_that_cannot_be_enforced_is_reported() -> Result<()> {
     const NEW: &str = "cali-new";
     let lab = Lab::builder().build()?;
     let node = lab.host("cp1").namespace().name();
@@ -90,11 +90,13 @@ fn an_interface_that_can_not_be_enforced_is_reported() -> Result<()> {
         }
     };
     let status = wait_for(&|status| status["notAttached"].is_string())?;
-    let told = status["notAttached"].as_str().unwrap_or_default();
-    ensure!(told.contains(NEW), "{told}");
+    let reported = status["notAttached"].as_str().unwrap_or_default();
+    ensure!(reported.contains(NEW), "{reported}");
     let attached = |status: &Value| {
-        let places = status["attachments"].as_array().into_iter().flatten();
-        places.filter(|place| place["where"] == NEW).count()
+        let attachments = status["attachments"].as_array().into_iter().flatten();
+        attachments
+            .filter(|attachment| attachment["where"] == NEW)
+            .count()
     };
     ensure!(attached(&status) == 0, "{status:#}");
     let shown = agent.command(&["status"])?.checked()?.stdout;
@@ -112,7 +114,7 @@ fn an_interface_that_can_not_be_enforced_is_reported() -> Result<()> {
 /// to other nodes still counts as a pod's, even though it has its node's address by then. The pod
 /// also takes that address itself.
 #[test]
-fn a_pod_that_comes_while_the_agent_is_stopped_is_a_pod() -> Result<()> {
+fn a_pod_that_appears_while_the_agent_is_stopped_is_judged_as_a_pod() -> Result<()> {
     const OWN: &str = "10.78.1.77";
     let lab = Lab::builder().build()?;
     lab.masquerade_pods()?;
@@ -197,17 +199,17 @@ fn another_program_does_not_stay_before_ours() -> Result<()> {
     };
     for pin in [&["--tc", "tcx"][..], &["--tc", "tcx", "--no-pin"]] {
         let agent = Agent::start_with(&lab, "cp1", &PolicyText::default(), pin)?;
-        let told = || agent.running().stderr().matches("`accepter`").count();
+        let reported = || agent.running().stderr().matches("`accepter`").count();
         ensure!(!arrives()?, "before");
         for time in 1..3 {
             let accepter = take()?;
             // The twin, unless the agent has noticed already.
             ensure!(
-                arrives()? || told() >= time,
+                arrives()? || reported() >= time,
                 "another program does not matter"
             );
             let deadline = Instant::now() + patient(Duration::from_secs(10));
-            while arrives()? || told() < time {
+            while arrives()? || reported() < time {
                 let log = agent.running().stderr();
                 ensure!(Instant::now() < deadline, "it stays first: {log}");
                 thread::sleep(Duration::from_millis(50));

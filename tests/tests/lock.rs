@@ -13,7 +13,7 @@ use enforcer_tests::packet::{CLIENT_HELLO, to_hex};
 use enforcer_tests::plan::{CP1, POD_A, POD_B, POD_GATEWAY_MAC, W1, port};
 use enforcer_tests::probe::{Connect, Probe, Serve, Talk};
 use enforcer_tests::product::{Agent, PolicyText};
-use enforcer_tests::{Lab, Outcome, Place};
+use enforcer_tests::{Lab, Outcome, Workload};
 
 /// How much of a ClientHello the lock examines.
 const LOOKED_AT: usize = 11;
@@ -33,7 +33,7 @@ fn policy() -> PolicyText {
 /// A client that may use TLS to cp1's apiserver, and the node whose agent checks it.
 struct Route {
     name: &'static str,
-    place: Place,
+    workload: Workload,
     guard: &'static str,
     /// The interface, the source and the next hop of a frame, for clients that craft their own
     /// segments.
@@ -43,9 +43,9 @@ struct Route {
 }
 
 fn routes(lab: &Lab) -> [Route; 5] {
-    let route = |name, place: &Place, guard, interface, own, macs| Route {
+    let route = |name, workload: &Workload, guard, interface, own, macs| Route {
         name,
-        place: place.clone(),
+        workload: workload.clone(),
         guard,
         interface,
         own,
@@ -110,8 +110,8 @@ fn heard(server: &Server, mark: &str) -> bool {
 
 fn heard_already(server: &Server, mark: &str) -> bool {
     let all = server.heard();
-    let mut said = all.iter().filter_map(|heard| heard.data.as_deref());
-    said.any(|data| data.contains(mark))
+    let mut ran = all.iter().filter_map(|heard| heard.data.as_deref());
+    ran.any(|data| data.contains(mark))
 }
 
 /// Tries an attack on all routes: without a policy, where the server receives what it must not, and
@@ -142,9 +142,9 @@ fn is_locked(
                 attempt(route, to, &mark).with_context(|| mark.clone())?;
                 let (after, _) = agent.denied(reason)?;
                 if heard_already(server, &mark) || after == before {
-                    let told = after - before;
+                    let reported = after - before;
                     let heard = heard_already(server, &mark);
-                    failures.push(format!("{mark} heard: {heard}, told: {told}"));
+                    failures.push(format!("{mark} heard: {heard}, reported: {reported}"));
                 }
             }
         }
@@ -158,7 +158,7 @@ fn urgent_bytes_are_not_what_the_application_reads() -> Result<()> {
     let lab = Lab::builder().build()?;
     let server = apiserver(&lab)?;
     is_locked(&lab, &server, "NotTls", |route, to, mark| {
-        route.place.connect_with(Connect {
+        route.workload.connect_with(Connect {
             urgent: CLIENT_HELLO[..LOOKED_AT]
                 .iter()
                 .map(|byte| to_hex(&[*byte]))
@@ -175,12 +175,12 @@ fn urgent_bytes_are_not_what_the_application_reads() -> Result<()> {
 
 /// One urgent byte among others: an application reads the bytes around it as adjacent.
 #[test]
-fn an_urgent_byte_among_others_is_none_of_them() -> Result<()> {
+fn an_urgent_byte_does_not_count_as_data() -> Result<()> {
     let lab = Lab::builder().build()?;
     let server = apiserver(&lab)?;
     is_locked(&lab, &server, "NotTls", |route, to, mark| {
         // The data that is read begins with the second byte.
-        route.place.connect_with(Connect {
+        route.workload.connect_with(Connect {
             urgent: vec![to_hex(&CLIENT_HELLO[..1])],
             piece: vec![to_hex(&[&CLIENT_HELLO[1..], mark.as_bytes()].concat())],
             pause_ms: 5,
@@ -195,7 +195,7 @@ fn an_urgent_byte_among_others_is_none_of_them() -> Result<()> {
 fn talk(route: &Route, to: SocketAddr, number: u16) -> Talk {
     let address = match (to, route.interface) {
         (SocketAddr::V4(_), _) => route.own.ip(),
-        (SocketAddr::V6(_), _) => route.place.party().v6.into(),
+        (SocketAddr::V6(_), _) => route.workload.party().v6.into(),
     };
     Talk {
         timeout_ms: 250,
@@ -211,7 +211,7 @@ fn talk(route: &Route, to: SocketAddr, number: u16) -> Talk {
 /// Empty segments whose urgent pointer lies ahead: the byte that arrives there next is never read,
 /// although its own segment does not say so.
 #[test]
-fn an_urgent_pointer_that_lies_ahead_is_followed() -> Result<()> {
+fn an_urgent_pointer_ahead_of_its_segment_is_followed() -> Result<()> {
     let lab = Lab::builder().build()?;
     let server = apiserver(&lab)?;
     let number = std::cell::Cell::new(0);
@@ -225,7 +225,7 @@ fn an_urgent_pointer_that_lies_ahead_is_followed() -> Result<()> {
         }
         talk.pause_ms = 2;
         let talk = talk.segment(PUSH, 0, LOOKED_AT as i32, mark.as_bytes());
-        route.place.probe(&Probe::Talk(talk))?;
+        route.workload.probe(&Probe::Talk(talk))?;
         Ok(())
     })?;
     lab.close()
@@ -233,7 +233,7 @@ fn an_urgent_pointer_that_lies_ahead_is_followed() -> Result<()> {
 
 /// A segment of a ClientHello with an urgent pointer into it, from the first byte on.
 #[test]
-fn an_urgent_pointer_within_a_client_hello_is_none() -> Result<()> {
+fn a_client_hello_with_an_urgent_pointer_is_refused() -> Result<()> {
     let lab = Lab::builder().build()?;
     let server = apiserver(&lab)?;
     let number = std::cell::Cell::new(100);
@@ -242,7 +242,7 @@ fn an_urgent_pointer_within_a_client_hello_is_none() -> Result<()> {
         let data = [&CLIENT_HELLO[..], mark.as_bytes()].concat();
         // The third byte is removed from it.
         let talk = talk(route, to, number.get()).segment(URGENT | PUSH, 3, 0, &data);
-        route.place.probe(&Probe::Talk(talk))?;
+        route.workload.probe(&Probe::Talk(talk))?;
         Ok(())
     })?;
     lab.close()
@@ -262,10 +262,10 @@ fn multipath_tcp_falls_back_where_tls_is_required() -> Result<()> {
     // A kernel that fell back once would not try again for an hour; older ones have no such memory.
     let forgets = [("mptcp/blackhole_timeout", "0")];
     for route in &routes {
-        let _ = route.place.namespace().set_sysctls(&forgets);
+        let _ = route.workload.namespace().set_sysctls(&forgets);
     }
     let open = |route: &Route, to, data: &[u8], timeout_ms| {
-        let outcome = route.place.connect_with(Connect {
+        let outcome = route.workload.connect_with(Connect {
             multipath: true,
             piece: vec![to_hex(data)],
             timeout_ms,
@@ -292,7 +292,7 @@ fn multipath_tcp_falls_back_where_tls_is_required() -> Result<()> {
             let (after, _) = agent.denied("MultipathTls")?;
             ensure!(
                 after > before,
-                "{}: {outcome}, and nothing is told",
+                "{}: {outcome}, and nothing is reported",
                 route.name
             );
             ensure!(outcome == Outcome::Answered, "{}: {outcome}", route.name);
@@ -342,7 +342,7 @@ fn joining_a_multipath_connection_is_refused_where_tls_is_required() -> Result<(
 /// A verdict that is kept on a socket is about two complete endpoints, even if two addresses differ
 /// in only their first four bytes.
 #[test]
-fn a_kept_verdict_is_not_taken_along_to_another_address() -> Result<()> {
+fn a_kept_verdict_does_not_apply_to_another_address() -> Result<()> {
     let lab = Lab::builder().build()?;
     let (own, node) = ["w1", "cp1"]
         .map(|name| lab.host(name).namespace().name())
@@ -515,7 +515,7 @@ fn sequences() -> Vec<(&'static str, Sequence)> {
 }
 
 #[test]
-fn what_a_server_throws_away_is_no_client_hello() -> Result<()> {
+fn discarded_segments_do_not_count_as_a_client_hello() -> Result<()> {
     let lab = Lab::builder().build()?;
     let server = apiserver(&lab)?;
     let routes = routes(&lab);
@@ -524,16 +524,18 @@ fn what_a_server_throws_away_is_no_client_hello() -> Result<()> {
         number.set(number.get() + 1);
         let talk = sequence(talk(route, to, number.get()), mark.as_bytes());
         let timeout_ms = 150;
-        route.place.probe(&Probe::Talk(Talk { timeout_ms, ..talk }))
+        route
+            .workload
+            .probe(&Probe::Talk(Talk { timeout_ms, ..talk }))
     };
     // It may also arrive byte by byte, in several pieces.
     let heard_all = |mark: &str| {
         let all = server.heard();
-        let said: String = all
+        let ran: String = all
             .iter()
             .filter_map(|heard| heard.data.as_deref())
             .collect();
-        said.contains(mark)
+        ran.contains(mark)
     };
     let sequences = sequences();
     for (at, (name, sequence)) in sequences.iter().enumerate() {
@@ -559,9 +561,9 @@ fn what_a_server_throws_away_is_no_client_hello() -> Result<()> {
                 say(route, to, *sequence, &mark)?;
                 let (after, _) = agent.denied("NotTls")?;
                 if heard_all(&mark) || after == before {
-                    let (heard, told) = (heard_all(&mark), after - before);
+                    let (heard, reported) = (heard_all(&mark), after - before);
                     failures.push(format!(
-                        "{name}, {}: heard: {heard}, told: {told}",
+                        "{name}, {}: heard: {heard}, reported: {reported}",
                         route.name
                     ));
                 }

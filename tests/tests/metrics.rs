@@ -14,7 +14,7 @@ use enforcer_tests::plan::{CP1, LOOPBACK, port};
 use enforcer_tests::probe::Serve;
 use enforcer_tests::process::{Ran, Running};
 use enforcer_tests::product::{Agent, PolicyText};
-use enforcer_tests::{Lab, Outcome, Place, tools};
+use enforcer_tests::{Lab, Outcome, Workload, tools};
 use serde_json::Value;
 
 const SOON: Duration = Duration::from_secs(10);
@@ -29,7 +29,7 @@ fn url(at: SocketAddr) -> String {
     format!("http://{at}/metrics")
 }
 
-fn curl(from: &Place, args: &[&str]) -> Result<Ran> {
+fn curl(from: &Workload, args: &[&str]) -> Result<Ran> {
     let command = from.command("curl")?;
     let command = command.args(["-sS", "--fail", "--noproxy", "*", "-m", "15"]);
     command.args(["--connect-timeout", "2"]).args(args).run()
@@ -51,8 +51,8 @@ impl Scrape {
         samples.collect::<Result<_>>().map(Self)
     }
 
-    fn from(place: &Place) -> Result<Self> {
-        Self::of(&text_from(place)?)
+    fn from(workload: &Workload) -> Result<Self> {
+        Self::of(&text_from(workload)?)
     }
 
     fn get(&self, name: &str) -> Result<f64> {
@@ -77,17 +77,17 @@ impl Scrape {
     }
 }
 
-fn text_from(place: &Place) -> Result<String> {
-    Ok(curl(place, &[&url(LOOPBACK.at(METRICS))])?
+fn text_from(workload: &Workload) -> Result<String> {
+    Ok(curl(workload, &[&url(LOOPBACK.at(METRICS))])?
         .checked()?
         .stdout)
 }
 
 /// Waits until a sample has a value. The agent repeats its last answer for a tenth of a second.
-fn wait_for(place: &Place, name: &str, value: f64) -> Result<Scrape> {
+fn wait_for(workload: &Workload, name: &str, value: f64) -> Result<Scrape> {
     let end = Instant::now() + patient(SOON);
     loop {
-        let scrape = Scrape::from(place)?;
+        let scrape = Scrape::from(workload)?;
         if scrape.0.get(name) == Some(&value) {
             return Ok(scrape);
         }
@@ -105,8 +105,8 @@ fn with_metrics(lab: &Lab, policy: &PolicyText, more: &[&str]) -> Result<Agent> 
 }
 
 fn enforcer(lab: &Lab, args: &[&str]) -> Result<Ran> {
-    let place = lab.daemon("cp1", "enforcer");
-    place.command_of(&tools::enforcer()?)?.args(args).run()
+    let workload = lab.daemon("cp1", "enforcer");
+    workload.command_of(&tools::enforcer()?)?.args(args).run()
 }
 
 const DENIED: &str = r#"enforcer_denials_total{reason="WrongProcess",mode="denied"}"#;
@@ -246,7 +246,7 @@ fn what_happens_is_counted() -> Result<()> {
 /// Every metric is on the page and is exported, no label value is an address, and promtool has no
 /// objections.
 #[test]
-fn the_page_and_promtool_know_all_of_it() -> Result<()> {
+fn the_page_and_promtool_accept_every_metric() -> Result<()> {
     let lab = Lab::builder().build()?;
     let node = lab.login("cp1");
     let agent = with_metrics(&lab, &PolicyText::default(), &["--manual"])?;
@@ -283,8 +283,8 @@ fn the_page_and_promtool_know_all_of_it() -> Result<()> {
             .input(File::open(&file)?)
             .run()
     };
-    let said = promtool(&["check", "metrics"])?.checked()?;
-    ensure!(said.stdout.is_empty() && said.stderr.is_empty(), "{said}");
+    let ran = promtool(&["check", "metrics"])?.checked()?;
+    ensure!(ran.stdout.is_empty() && ran.stderr.is_empty(), "{ran}");
     // It would complain about this.
     fs::write(&file, "# TYPE enforcer_bad counter\nenforcer_bad 1\n")?;
     ensure!(
@@ -319,7 +319,7 @@ fn the_page_and_promtool_know_all_of_it() -> Result<()> {
 /// The agent listens only if asked to, and then only on loopback. On other addresses, paths decide
 /// who reaches it, if the policy guards it.
 #[test]
-fn nobody_but_loopback_reaches_it() -> Result<()> {
+fn metrics_are_served_only_on_loopback_by_default() -> Result<()> {
     let lab = Lab::builder().build()?;
     let (node, neighbour, pod) = (lab.login("cp1"), lab.neighbour(), lab.pod("pod-a"));
     let outside = [&neighbour, pod, &lab.login("w1")];
@@ -333,8 +333,8 @@ fn nobody_but_loopback_reaches_it() -> Result<()> {
     let agent = with_metrics(&lab, &policy, &[])?;
     curl(&node, &[&loopback])?.checked()?;
     // Other traffic passes, so it is the listener that does not exist.
-    for place in outside.into_iter().chain([&node]) {
-        let refused = curl(place, &[&own])?;
+    for workload in outside.into_iter().chain([&node]) {
+        let refused = curl(workload, &[&own])?;
         ensure!(refused.code() == Some(7), "by default: {refused}");
     }
     agent.stop()?.checked()?;
@@ -342,8 +342,8 @@ fn nobody_but_loopback_reaches_it() -> Result<()> {
     // The twin: if configured, everybody reaches it.
     let address = CP1.at(METRICS).to_string();
     let agent = Agent::start_with(&lab, "cp1", &policy, &["--metrics", &address])?;
-    for place in outside {
-        curl(place, &[&own])?.checked()?;
+    for workload in outside {
+        curl(workload, &[&own])?.checked()?;
     }
     ensure!(curl(&node, &[&loopback])?.code() == Some(7), "there only");
     // As the page shows: the policy guards the agent's own port.
@@ -364,8 +364,8 @@ fn nobody_but_loopback_reaches_it() -> Result<()> {
     let scrape = curl(&neighbour, &[&own])?.checked()?;
     let name = r#"enforcer_path_packets_total{path="prometheus-to-enforcer",direction="forward"}"#;
     ensure!(Scrape::of(&scrape.stdout)?.get(name)? > 0.0, "its own path");
-    for place in [pod, &lab.login("w1")] {
-        let denied = curl(place, &[&own])?;
+    for workload in [pod, &lab.login("w1")] {
+        let denied = curl(workload, &[&own])?;
         ensure!(matches!(denied.code(), Some(7 | 28)), "guarded: {denied}");
     }
     agent.event(|event| event.endpoint.as_deref() == Some("enforcer:metrics"))?;
@@ -404,7 +404,7 @@ fn enforcement_does_not_wait_for_a_listener() -> Result<()> {
 /// Many silent connections take few descriptors: the agent can still be queried, scraped and
 /// stopped.
 #[test]
-fn nobody_exhausts_the_agent() -> Result<()> {
+fn no_client_exhausts_the_agent() -> Result<()> {
     let lab = Lab::builder().build()?;
     let node = lab.login("cp1");
     let agent = with_metrics(&lab, &PolicyText::default(), &[])?;
@@ -478,7 +478,7 @@ fn confirmations_and_rollbacks_are_counted() -> Result<()> {
 
 /// Prometheus in the lab, with the shipped rules except for their waiting times.
 struct Prometheus {
-    place: Place,
+    workload: Workload,
     _running: Running,
 }
 
@@ -502,14 +502,14 @@ impl Prometheus {
         );
         let file = directory.join("prometheus.yaml");
         fs::write(&file, configuration)?;
-        let place = lab.login("cp1");
-        place
+        let workload = lab.login("cp1");
+        workload
             .command("promtool")?
             .args(["check", "config"])
             .arg(&file)
             .run()?
             .checked()?;
-        let running = place
+        let running = workload
             .command("prometheus")?
             .arg(format!("--config.file={}", file.display()))
             .arg(format!(
@@ -519,34 +519,34 @@ impl Prometheus {
             .arg(format!("--web.listen-address=127.0.0.1:{PROMETHEUS}"))
             .spawn()?;
         Ok(Self {
-            place,
+            workload,
             _running: running,
         })
     }
 
     fn ask(&self, what: &str) -> Result<Value> {
         let url = format!("http://127.0.0.1:{PROMETHEUS}/api/v1/{what}");
-        let said = curl(&self.place, &["-g", &url])?.checked()?;
-        Ok(serde_json::from_str::<Value>(&said.stdout)?["data"].clone())
+        let ran = curl(&self.workload, &["-g", &url])?.checked()?;
+        Ok(serde_json::from_str::<Value>(&ran.stdout)?["data"].clone())
     }
 
     /// Waits until an answer is as wanted.
     fn wait(&self, what: &str, wanted: impl Fn(&Value) -> bool) -> Result<Value> {
         let end = Instant::now() + patient(3 * SOON);
         loop {
-            let said = self.ask(what).unwrap_or(Value::Null);
-            if wanted(&said) {
-                return Ok(said);
+            let answer = self.ask(what).unwrap_or(Value::Null);
+            if wanted(&answer) {
+                return Ok(answer);
             }
-            ensure!(Instant::now() < end, "{what}: {said:#}");
+            ensure!(Instant::now() < end, "{what}: {answer:#}");
             thread::sleep(Duration::from_millis(200));
         }
     }
 
     /// Waits until exactly these alerts fire.
     fn fires(&self, wanted: &[&str]) -> Result<()> {
-        self.wait("alerts", |said| {
-            let Some(alerts) = said["alerts"].as_array() else {
+        self.wait("alerts", |answer| {
+            let Some(alerts) = answer["alerts"].as_array() else {
                 return false;
             };
             let firing = alerts.iter().filter(|alert| alert["state"] == "firing");
@@ -564,14 +564,16 @@ fn prometheus_scrapes_and_its_alerts_fire() -> Result<()> {
     let lab = Lab::builder().apiserver().build()?;
     let agent = with_metrics(&lab, &PolicyText::default(), &["--manual"])?;
     let prometheus = Prometheus::start(&lab)?;
-    let targets = prometheus.wait("targets", |said| said["activeTargets"][0]["health"] == "up")?;
+    let targets = prometheus.wait("targets", |answer| {
+        answer["activeTargets"][0]["health"] == "up"
+    })?;
     ensure!(
         targets["activeTargets"][0]["lastError"] == "",
         "{targets:#}"
     );
     // It returns types as in OpenMetrics.
-    let metadata = prometheus.wait("metadata?metric=enforcer_denials", |said| {
-        said["enforcer_denials"].is_array()
+    let metadata = prometheus.wait("metadata?metric=enforcer_denials", |answer| {
+        answer["enforcer_denials"].is_array()
     })?;
     ensure!(
         metadata["enforcer_denials"][0]["type"] == "counter",
@@ -586,15 +588,17 @@ fn prometheus_scrapes_and_its_alerts_fire() -> Result<()> {
         "denied"
     );
     let query = "query?query=enforcer_denials_total{mode=\"denied\"}>0";
-    let said = prometheus.wait(query, |said| {
-        said["result"].as_array().is_some_and(|all| !all.is_empty())
+    let answer = prometheus.wait(query, |answer| {
+        answer["result"]
+            .as_array()
+            .is_some_and(|all| !all.is_empty())
     })?;
-    let result = said["result"].as_array().context("no result")?;
+    let result = answer["result"].as_array().context("no result")?;
     ensure!(
         result.len() == 1
             && result[0]["metric"]["reason"] == "WrongProcess"
             && result[0]["value"][1] == "1",
-        "{said:#}"
+        "{answer:#}"
     );
 
     // Each alert fires when it should, alone, and stops when the condition is over.

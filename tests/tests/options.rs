@@ -3,10 +3,10 @@
 use anyhow::{Result, ensure};
 use enforcer_tests::probe::{Call, Probe, Ring};
 use enforcer_tests::product::{Agent, PolicyText};
-use enforcer_tests::{Lab, Outcome, Place};
+use enforcer_tests::{Lab, Outcome, Workload};
 
-fn asks(place: &Place, call: Call) -> Result<Outcome> {
-    let report = place.probe(&Probe::Ring(Ring { call }))?;
+fn asks(workload: &Workload, call: Call) -> Result<Outcome> {
+    let report = workload.probe(&Probe::Ring(Ring { call }))?;
     Ok(report.outcome)
 }
 

@@ -21,7 +21,7 @@ fn policy(lab: &Lab, name: &str) -> String {
 #[test]
 fn a_denial_keeps_the_names_of_the_policy_that_made_it() -> Result<()> {
     let lab = Lab::builder().build()?;
-    let visitor = lab.place_in("cp1", CGROUP)?;
+    let visitor = lab.workload_in("cp1", CGROUP)?;
     let (client, peer) = (CP1.at(port::ETCD_CLIENT), CP1.at(port::ETCD_PEER));
     for to in [client, peer] {
         let outcome = visitor.connect(to)?;

@@ -11,7 +11,7 @@ use enforcer_tests::craft::Crafted;
 use enforcer_tests::plan::{CP1, NODE_LOCAL_DNS, OUT, POD_A, POD_B, POD_GATEWAY_MAC, VIP, port};
 use enforcer_tests::probe::{Connect, Serve, Udp};
 use enforcer_tests::product::{Agent, PolicyText};
-use enforcer_tests::{Lab, Outcome, Place, cgroup, net};
+use enforcer_tests::{Lab, Outcome, Workload, cgroup, net};
 
 const TUNNEL: u16 = 4789;
 const WIREGUARD: u16 = 51820;
@@ -50,7 +50,7 @@ fn in_tunnel(mark: u16) -> Vec<u8> {
 }
 
 /// A datagram through a raw socket, with an arbitrary source address.
-fn raw(from: &Place, (source, to): (SocketAddr, SocketAddr), data: &[u8]) -> Result<()> {
+fn raw(from: &Workload, (source, to): (SocketAddr, SocketAddr), data: &[u8]) -> Result<()> {
     let packet = Crafted::udp(source, to, 1, data).packet();
     from.raw_bytes(&[packet]).map(drop)
 }
@@ -58,14 +58,14 @@ fn raw(from: &Place, (source, to): (SocketAddr, SocketAddr), data: &[u8]) -> Res
 /// How an accomplice answers to a port.
 struct Answer<'a> {
     name: &'static str,
-    from: &'a Place,
+    from: &'a Workload,
     source: SocketAddr,
     hook: &'static str,
 }
 
 /// A remembered request makes its answer a reply, but lifts no denial.
 #[test]
-fn a_question_opens_no_guarded_port() -> Result<()> {
+fn a_udp_request_opens_no_guarded_port() -> Result<()> {
     let lab = Lab::builder().build()?;
     open_tunnel(&lab)?;
     lab.masquerade_pods()?;
@@ -143,16 +143,16 @@ fn a_question_opens_no_guarded_port() -> Result<()> {
             mark += 1;
             let arrived = tried(answer, to, mark)?;
             let (ip, hook) = (Some(CP1.v4.to_string()), answer.hook);
-            let told = agent.event(|event| {
+            let reported = agent.event(|event| {
                 event.hook == hook
                     && event.destination == ip
                     && event.port == Some(to)
                     && matches!(&event.reason[..], "NoPath" | "WrongProcess")
             });
-            if arrived || told.is_err() {
-                let told = told.is_ok();
+            if arrived || reported.is_err() {
+                let reported = reported.is_ok();
                 failures.push(format!(
-                    "{} to {to}: arrived {arrived}, told {told}",
+                    "{} to {to}: arrived {arrived}, reported {reported}",
                     answer.name
                 ));
             }
@@ -215,7 +215,7 @@ fn translate(lab: &Lab) -> Result<()> {
 }
 
 #[test]
-fn what_is_translated_to_a_pod_is_answered() -> Result<()> {
+fn connections_translated_to_a_pod_are_answered() -> Result<()> {
     let lab = Lab::builder().build()?;
     translate(&lab)?;
     lab.claim(&CP1, &VIP)?;
@@ -311,9 +311,9 @@ fn what_is_translated_to_a_pod_is_answered() -> Result<()> {
     agent.event(|event| {
         event.reason == "OtherTraffic" && event.destination == Some(OUT.v4.to_string())
     })?;
-    let told = agent.denied("OtherTraffic")?.0 - before;
-    if told < 6 {
-        failures.push(format!("{told} of 6 told"));
+    let reported = agent.denied("OtherTraffic")?.0 - before;
+    if reported < 6 {
+        failures.push(format!("{reported} of 6 reported"));
     }
     ensure!(failures.is_empty(), "{}", failures.join("\n"));
     lab.close()
@@ -328,7 +328,7 @@ struct Datagram {
 
 /// A remembered request matches exactly its two endpoints.
 #[test]
-fn an_answer_is_of_whom_was_asked_and_to_who_asked() -> Result<()> {
+fn a_reply_must_match_both_ends_of_its_request() -> Result<()> {
     const ASKING: u16 = 40_001;
     let lab = Lab::builder().build()?;
     let host = lab.kubelet("cp1");
@@ -439,7 +439,7 @@ fn an_answer_is_of_whom_was_asked_and_to_who_asked() -> Result<()> {
 /// What is remembered of a visitor allows the pod to answer it, and nothing else; and it ends with
 /// the visitor's path.
 #[test]
-fn a_visitor_is_answered_and_nobody_else() -> Result<()> {
+fn only_a_real_visitor_is_answered() -> Result<()> {
     const VISITOR: u16 = 50_100;
     let lab = Lab::builder().build()?;
     translate(&lab)?;

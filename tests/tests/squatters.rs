@@ -10,7 +10,7 @@ use enforcer_tests::packet::CLIENT_HELLO;
 use enforcer_tests::plan::{CP1, LOOPBACK, port};
 use enforcer_tests::probe::{Connect, Serve, Take, Udp};
 use enforcer_tests::product::{Agent, PolicyText};
-use enforcer_tests::{Lab, Place, Server};
+use enforcer_tests::{Lab, Server, Workload};
 
 const WIREGUARD: u16 = 51820;
 /// How long an arrival may take.
@@ -25,7 +25,7 @@ struct Squat {
     take: Take,
     multipath: bool,
     mapped: bool,
-    caller: Place,
+    caller: Workload,
     to: SocketAddr,
 }
 
@@ -77,7 +77,7 @@ impl Squat {
 fn all(lab: &Lab) -> Vec<Squat> {
     let any = |port| SocketAddr::new(Ipv4Addr::UNSPECIFIED.into(), port);
     let any6 = |port| SocketAddr::new(Ipv6Addr::UNSPECIFIED.into(), port);
-    let tcp = |name, at, take, caller: &Place, to| Squat {
+    let tcp = |name, at, take, caller: &Workload, to| Squat {
         name,
         at,
         udp: false,
@@ -199,7 +199,7 @@ fn with_mesh(lab: &Lab) -> Result<PolicyText> {
 }
 
 #[test]
-fn a_port_that_was_taken_without_asking_hears_nothing() -> Result<()> {
+fn a_port_taken_without_bind_receives_nothing() -> Result<()> {
     let lab = Lab::builder().build()?;
     // A common setting; not needed for ports from 32768 on.
     let host = lab.host("cp1").namespace();
@@ -234,11 +234,11 @@ fn a_port_that_was_taken_without_asking_hears_nothing() -> Result<()> {
             let named = event.subject.name.ends_with("hostnet");
             (taken || heard) && named && event.port == Some(to.port())
         };
-        let told = agent.event(about);
-        if heard || told.is_err() {
-            let (taken, told) = (server.is_ok(), told.is_ok());
+        let reported = agent.event(about);
+        if heard || reported.is_err() {
+            let (taken, reported) = (server.is_ok(), reported.is_ok());
             failures.push(format!(
-                "{name}, {take:?}: taken: {taken}, heard: {heard}, told: {told}"
+                "{name}, {take:?}: taken: {taken}, heard: {heard}, reported: {reported}"
             ));
         }
     }
@@ -248,7 +248,7 @@ fn a_port_that_was_taken_without_asking_hears_nothing() -> Result<()> {
 
 /// The component itself may get its port in any way.
 #[test]
-fn a_component_takes_its_port_as_it_likes() -> Result<()> {
+fn a_component_may_take_its_port_in_any_way() -> Result<()> {
     let lab = Lab::builder().build()?;
     let host = lab.host("cp1").namespace();
     host.set_sysctls(&[("ipv4/ip_local_port_range", "1024 65535")])?;

@@ -18,14 +18,14 @@ const PINS: &str = "/sys/fs/bpf/enforcer";
 
 /// Runs the product's command line where an agent would run.
 fn enforcer(lab: &Lab, args: &[&str]) -> Result<Ran> {
-    let place = lab.daemon("cp1", "enforcer");
-    place.command_of(&tools::enforcer()?)?.args(args).run()
+    let workload = lab.daemon("cp1", "enforcer");
+    workload.command_of(&tools::enforcer()?)?.args(args).run()
 }
 
 /// Runs a shell command in the directory of that host's pins.
 fn shell(lab: &Lab, line: &str) -> Result<String> {
-    let place = lab.daemon("cp1", "enforcer");
-    let ran = place.run("/bin/sh", ["-euc", line])?.checked()?;
+    let workload = lab.daemon("cp1", "enforcer");
+    let ran = workload.run("/bin/sh", ["-euc", line])?.checked()?;
     Ok(ran.stdout)
 }
 
@@ -52,8 +52,8 @@ fn is_enforced(lab: &Lab, when: &str) -> Result<()> {
 
 fn is_not_enforced(lab: &Lab, when: &str) -> Result<()> {
     let at = CP1.at(port::ETCD_CLIENT);
-    for place in [lab.hostnet("cp1"), lab.pod("pod-a").clone()] {
-        let outcome = place.connect(at)?;
+    for workload in [lab.hostnet("cp1"), lab.pod("pod-a").clone()] {
+        let outcome = workload.connect(at)?;
         ensure!(outcome == Outcome::Connected, "{when}: {outcome}");
     }
     Ok(())
@@ -66,7 +66,7 @@ fn denials(status: &Value) -> u64 {
 }
 
 #[test]
-fn enforcement_outlives_the_agent_and_the_next_one_goes_on() -> Result<()> {
+fn enforcement_outlives_the_agent_and_the_next_one_continues() -> Result<()> {
     let lab = Lab::builder().etcd().apiserver().build()?;
     is_not_enforced(&lab, "twin")?;
     let policy = PolicyText::default();
@@ -77,24 +77,24 @@ fn enforcement_outlives_the_agent_and_the_next_one_goes_on() -> Result<()> {
         let event = agent.event(|event| event.endpoint.as_deref() == Some("etcd:client"))?;
         agent.kill()?;
         is_enforced(&lab, "after its death")?;
-        let said = enforcer(&lab, &["status"])?;
+        let ran = enforcer(&lab, &["status"])?;
         ensure!(
-            said.code() == Some(2) && said.stderr.contains("is in force without one"),
-            "{said}"
+            ran.code() == Some(2) && ran.stderr.contains("is in force without one"),
+            "{ran}"
         );
-        let said = enforcer(&lab, &["status", "-o", "json"])?;
-        let error: Value = serde_json::from_str(&said.stderr)?;
+        let ran = enforcer(&lab, &["status", "-o", "json"])?;
+        let error: Value = serde_json::from_str(&ran.stderr)?;
         let left = &error["unattended"];
         ensure!(
-            said.code() == Some(2)
-                && said.stdout.is_empty()
+            ran.code() == Some(2)
+                && ran.stdout.is_empty()
                 && error["code"] == "Unattended"
                 && left["mode"] == "Enforce"
                 && left["pinDir"] == PINS,
-            "{said}"
+            "{ran}"
         );
         for same in ["policy", "generation", "since", "node"] {
-            ensure!(left[same] == before[same], "{mode}, {same}: {said}");
+            ensure!(left[same] == before[same], "{mode}, {same}: {ran}");
         }
 
         let agent = Agent::start_with(&lab, "cp1", &policy, &["--tc", mode])?;
@@ -117,11 +117,11 @@ fn enforcement_outlives_the_agent_and_the_next_one_goes_on() -> Result<()> {
             status["pinnedAt"] == format!("{PINS}/{}", at.join(" ")),
             "{mode}: {status:#}"
         );
-        let said = enforcer(&lab, &["status"])?.checked()?;
+        let ran = enforcer(&lab, &["status"])?.checked()?;
         ensure!(
-            said.stdout.contains(&format!("pinned    at {PINS}/"))
-                && said.stdout.contains(": enforcement outlives the agent\n"),
-            "{said}"
+            ran.stdout.contains(&format!("pinned    at {PINS}/"))
+                && ran.stdout.contains(": enforcement outlives the agent\n"),
+            "{ran}"
         );
 
         // What ends with the agent's own exit stays in force, too.
@@ -141,10 +141,10 @@ fn enforcement_outlives_the_agent_and_the_next_one_goes_on() -> Result<()> {
         enforcer(&lab, &["detach"])?.checked()?;
         is_not_enforced(&lab, "after detach without an agent")?;
         ensure!(instances(&lab)?.is_empty(), "{:?}", instances(&lab)?);
-        let said = enforcer(&lab, &["detach"])?;
+        let ran = enforcer(&lab, &["detach"])?;
         ensure!(
-            said.code() == Some(2) && said.stderr.contains("no agent runs here"),
-            "{said}"
+            ran.code() == Some(2) && ran.stderr.contains("no agent runs here"),
+            "{ran}"
         );
     }
     lab.close()
@@ -185,7 +185,7 @@ fn a_kept_verdict_does_not_become_true_again() -> Result<()> {
 /// What an agent of another version left is replaced in place: its programs, link by link, while
 /// others work on maps of their own.
 #[test]
-fn maps_of_another_layout_are_followed_by_new_ones() -> Result<()> {
+fn maps_of_another_layout_are_replaced_by_new_ones() -> Result<()> {
     let lab = Lab::builder().etcd().apiserver().build()?;
     let at = CP1.at(port::ETCD_CLIENT);
     let policy = PolicyText::default();
@@ -252,7 +252,7 @@ fn maps_of_another_layout_are_followed_by_new_ones() -> Result<()> {
 
 /// Interfaces that came and went while no agent ran, with the names and indices of others.
 #[test]
-fn interfaces_that_changed_meanwhile_are_taken_up() -> Result<()> {
+fn interfaces_that_changed_while_no_agent_ran_are_picked_up() -> Result<()> {
     let lab = Lab::builder().etcd().build()?;
     let at = CP1.at(port::ETCD_CLIENT);
     let node = lab.host("cp1").namespace().name();
@@ -331,7 +331,7 @@ fn interfaces_that_changed_meanwhile_are_taken_up() -> Result<()> {
 }
 
 #[test]
-fn pins_that_can_not_be_trusted_or_made_are_told() -> Result<()> {
+fn untrusted_or_impossible_pins_are_reported() -> Result<()> {
     let lab = Lab::builder().etcd().build()?;
     let policy = PolicyText::default();
     let file = lab.directory().join("policy.yaml");
@@ -343,26 +343,26 @@ fn pins_that_can_not_be_trusted_or_made_are_told() -> Result<()> {
     };
     // The error code, from the last line.
     let code = |more: &[&str]| -> Result<Value> {
-        let said = start(&[more, &["-o", "json"]].concat())?;
-        let error = said.stderr.lines().last().unwrap_or_default();
-        let error: Value = serde_json::from_str(error).with_context(|| said.to_string())?;
+        let ran = start(&[more, &["-o", "json"]].concat())?;
+        let error = ran.stderr.lines().last().unwrap_or_default();
+        let error: Value = serde_json::from_str(error).with_context(|| ran.to_string())?;
         Ok(error["code"].clone())
     };
     // Not on a BPF file system.
     let elsewhere = ["--pin-dir", "/run/pins"];
     ensure!(code(&elsewhere)? == "NoBpfFs");
-    let said = start(&elsewhere)?;
+    let ran = start(&elsewhere)?;
     ensure!(
-        said.code() == Some(2) && said.stderr.contains("mount -t bpf bpf /sys/fs/bpf"),
-        "{said}"
+        ran.code() == Some(2) && ran.stderr.contains("mount -t bpf bpf /sys/fs/bpf"),
+        "{ran}"
     );
     // In a directory where others could replace them.
     shell(&lab, &format!("mkdir {PINS}; chmod 0777 {PINS}"))?;
     ensure!(code(&[])? == "PinsOfOthers");
-    let said = start(&[])?;
+    let ran = start(&[])?;
     ensure!(
-        said.code() == Some(2) && said.stderr.contains("that only root, or the user"),
-        "{said}"
+        ran.code() == Some(2) && ran.stderr.contains("that only root, or the user"),
+        "{ran}"
     );
     shell(&lab, &format!("rmdir {PINS}; mkdir {PINS}"))?;
     is_not_enforced(&lab, "refused")?;
@@ -374,10 +374,10 @@ fn pins_that_can_not_be_trusted_or_made_are_told() -> Result<()> {
     agent.leave()?.checked()?;
     // Enforcement that should end with the agent, next to some that does not.
     ensure!(code(&["--no-pin"])? == "PinsLeft");
-    let said = start(&["--no-pin"])?;
+    let ran = start(&["--no-pin"])?;
     ensure!(
-        said.code() == Some(2) && said.stderr.contains("`enforcer detach`"),
-        "{said}"
+        ran.code() == Some(2) && ran.stderr.contains("`enforcer detach`"),
+        "{ran}"
     );
     enforcer(&lab, &["detach"])?.checked()?;
     ensure!(instances(&lab)? == ["other"], "{:?}", instances(&lab)?);
@@ -389,11 +389,11 @@ fn pins_that_can_not_be_trusted_or_made_are_told() -> Result<()> {
         ensure!(outcome == Outcome::Timeout, "{outcome}");
         let status = agent.status()?;
         ensure!(status["pinnedAt"].is_null(), "{status:#}");
-        let said = enforcer(&lab, &["status"])?.checked()?;
+        let ran = enforcer(&lab, &["status"])?.checked()?;
         ensure!(
-            said.stdout
+            ran.stdout
                 .contains("pinned    no: enforcement ends with the agent\n"),
-            "{said}"
+            "{ran}"
         );
         agent.leave()?.checked()?;
         is_not_enforced(&lab, "after its end, without pins")?;
@@ -403,7 +403,7 @@ fn pins_that_can_not_be_trusted_or_made_are_told() -> Result<()> {
 
 /// Two agents with different run directories but the same pins would undo each other's work.
 #[test]
-fn pins_are_one_agents() -> Result<()> {
+fn only_one_agent_uses_the_pins() -> Result<()> {
     let lab = Lab::builder().etcd().apiserver().build()?;
     let policy = PolicyText::default();
     let agent = Agent::start(&lab, "cp1", &policy)?;
@@ -420,10 +420,10 @@ fn pins_are_one_agents() -> Result<()> {
         ][..],
         &["detach", "--run-dir", "/run/other"],
     ] {
-        let said = enforcer(&lab, args)?;
+        let ran = enforcer(&lab, args)?;
         ensure!(
-            said.code() == Some(2) && said.stderr.contains("another agent works with"),
-            "{said}"
+            ran.code() == Some(2) && ran.stderr.contains("another agent works with"),
+            "{ran}"
         );
         is_enforced(&lab, "beside another agent")?;
     }

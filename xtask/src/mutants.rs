@@ -212,7 +212,7 @@ mod tests {
 
     /// Each text to replace must occur exactly once.
     #[test]
-    fn each_change_has_its_place() {
+    fn each_text_to_replace_occurs_once() {
         let tree = Path::new(env!("CARGO_MANIFEST_DIR")).join("..");
         for mutant in &MUTANTS {
             let text = fs::read_to_string(tree.join(mutant.file)).unwrap();

@@ -17,7 +17,8 @@ use nix::sys::socket::{
 use crate::packet::{CLIENT_HELLO, from_hex};
 
 use super::{
-    Connect, Failure, Hold, Outcome, Report, Transfer, Udp, compat, milliseconds, socket, tell,
+    Connect, Failure, Hold, Outcome, Report, Transfer, Udp, compat, milliseconds, print_line,
+    socket,
 };
 
 pub(super) fn connect(what: &Connect) -> Report {
@@ -135,7 +136,7 @@ pub(super) fn hold(what: &Hold) -> Report {
                 started,
             );
         }
-        tell(&format!("answer {}", count + 1));
+        print_line(&format!("answer {}", count + 1));
         thread::sleep(milliseconds(what.every_ms));
     }
     Report::new(Outcome::Closed, "end of numbers")

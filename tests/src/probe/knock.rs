@@ -25,7 +25,7 @@ const WAITING: usize = 512;
 pub(super) fn knock(what: &Knock) -> Report {
     let mut waiting = VecDeque::new();
     let mut tried = 0_u64;
-    tell("ready");
+    print_line("ready");
     loop {
         for _ in 0..IN_A_ROW {
             match begin(what.to) {
@@ -44,7 +44,7 @@ pub(super) fn knock(what: &Knock) -> Report {
             }
             tried += 1;
             if tried.is_multiple_of(1000) {
-                tell(&format!("tried {tried}"));
+                print_line(&format!("tried {tried}"));
             }
         }
         // An attempt this old would have been answered by now.
@@ -75,11 +75,11 @@ fn look(socket: &OwnedFd) {
     if getpeername::<SockaddrStorage>(socket.as_raw_fd()).is_ok() {
         let from = getsockname::<SockaddrStorage>(socket.as_raw_fd());
         let from = from.map(|from| from.to_string()).unwrap_or_default();
-        tell(&format!("open from {from}"));
+        print_line(&format!("open from {from}"));
     }
 }
 
-fn tell(line: &str) {
+fn print_line(line: &str) {
     let mut out = std::io::stdout();
     let _ = writeln!(out, "{line}").and_then(|()| out.flush());
 }

@@ -8,7 +8,7 @@ use nix::errno::Errno;
 use nix::sys::socket::{Backlog, SockType, listen};
 use serde::{Deserialize, Serialize};
 
-use super::{Bind, Outcome, READY, Report, Serve, Take, compat, socket, tell};
+use super::{Bind, Outcome, READY, Report, Serve, Take, compat, print_line, socket};
 use crate::Lab;
 
 /// What a server reports about a client.
@@ -54,7 +54,7 @@ pub(super) fn serve(what: &Serve) -> Report {
         (Ok(tcp), Ok(udp)) => (tcp, udp),
         (Err(errno), _) | (_, Err(errno)) => return Report::of_errno(errno, "bind"),
     };
-    tell(READY);
+    print_line(READY);
     thread::scope(|scope| {
         for listener in &tcp {
             scope.spawn(|| accept(listener, what));
@@ -69,7 +69,7 @@ pub(super) fn serve(what: &Serve) -> Report {
 pub(super) fn keep_lab() -> Report {
     match Lab::builder().build() {
         Ok(lab) => {
-            tell(&lab.id().to_string());
+            print_line(&lab.id().to_string());
             loop {
                 thread::park();
             }
@@ -164,6 +164,6 @@ fn answer_datagrams(socket: &UdpSocket, say: Option<&str>) {
 
 fn hear(heard: &Heard) {
     if let Ok(line) = serde_json::to_string(heard) {
-        tell(&line);
+        print_line(&line);
     }
 }

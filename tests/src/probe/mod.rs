@@ -275,7 +275,7 @@ fn argument(name: &str, value: &serde_json::Value) -> Vec<String> {
 }
 
 /// Prints one line for the process that started this program.
-fn tell(line: &str) {
+fn print_line(line: &str) {
     use std::io::Write;
     let mut out = io::stdout().lock();
     // If the reader is gone, nobody needs the line.

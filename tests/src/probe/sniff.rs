@@ -10,7 +10,7 @@ use nix::libc;
 use nix::sys::socket::{AddressFamily, LinkAddr, SockProtocol, SockType, bind, recvfrom};
 use serde::{Deserialize, Serialize};
 
-use super::{Failure, Outcome, READY, Report, Sniff, milliseconds, socket, tell};
+use super::{Failure, Outcome, READY, Report, Sniff, milliseconds, print_line, socket};
 
 /// How often it checks the time while nothing passes.
 const TICK_MS: u64 = 20;
@@ -47,7 +47,7 @@ fn watch(what: &Sniff) -> Result<u64, Failure> {
         .map_err(at("socket"))?;
     let address = socket::link_address(&what.interface).map_err(at("interface"))?;
     bind(socket.as_raw_fd(), &address).map_err(at("bind"))?;
-    tell(READY);
+    print_line(READY);
     let deadline = what
         .for_ms
         .map(|number| Instant::now() + milliseconds(number));
@@ -62,7 +62,7 @@ fn watch(what: &Sniff) -> Result<u64, Failure> {
         let frame = parse(buffer.get(..length).unwrap_or_default(), outgoing);
         if let Some(frame) = frame.filter(|frame| wanted(frame, what)) {
             count += 1;
-            tell(&serde_json::to_string(&frame).unwrap_or_default());
+            print_line(&serde_json::to_string(&frame).unwrap_or_default());
         }
     }
     Ok(count)

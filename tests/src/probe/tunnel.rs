@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use crate::packet::CLIENT_HELLO;
 
-use super::{Outcome, READY, Report, TunnelAgent, TunnelServer, tell};
+use super::{Outcome, READY, Report, TunnelAgent, TunnelServer, print_line};
 
 /// What the server sends to an agent when it uses the agent's connection.
 const GO: u8 = b'!';
@@ -28,7 +28,7 @@ pub(super) fn server(what: &TunnelServer) -> Report {
         Ok(listeners) => listeners,
         Err(error) => return Report::of_error(&error, "bind"),
     };
-    tell(READY);
+    print_line(READY);
     let (arrived, waiting) = mpsc::channel::<TcpStream>();
     let waiting = Mutex::new(waiting);
     thread::scope(|scope| {
@@ -92,7 +92,7 @@ fn is_there(agent: &TcpStream) -> bool {
 }
 
 pub(super) fn agent(what: &TunnelAgent) -> Report {
-    tell(READY);
+    print_line(READY);
     thread::scope(|scope| {
         for _ in 0..WAITING {
             scope.spawn(|| {

@@ -97,7 +97,7 @@ pub struct Attempt<'a> {
     pub denials: u64,
     /// The destination that must be reported. Port 0 stands for any port; `None` for a packet that
     /// could not be parsed.
-    pub told: Option<SocketAddr>,
+    pub reported: Option<SocketAddr>,
     /// How many have reached the target so far.
     pub arrived: Box<dyn Fn() -> Result<u64> + 'a>,
     /// Why the attack was not made: a feature that this kernel lacks.
@@ -108,13 +108,13 @@ impl<'a> Attempt<'a> {
     /// A number of arrivals, each denied at least once.
     pub fn new(
         aimed: u64,
-        told: Option<SocketAddr>,
+        reported: Option<SocketAddr>,
         arrived: impl Fn() -> Result<u64> + 'a,
     ) -> Self {
         Self {
             aimed,
             denials: aimed,
-            told,
+            reported,
             arrived: Box::new(arrived),
             skipped: None,
         }

@@ -79,7 +79,7 @@ pub fn rows() -> Vec<Attack> {
             if !is_possible(stage, Call::Compat)? {
                 return Ok(Attempt::skipped(NO_COMPAT));
             }
-            let from = LOOPBACK.at6(42_000 + stage.fresh());
+            let from = LOOPBACK.at6(42_000 + stage.unique_number());
             let to = LOOPBACK.at6(port::INSECURE);
             let how = Talk { bypass: Some(Call::Compat), ..Talk::to(to, from, "lo", [[0; 6]; 2]) };
             stage.talk(&stage.lab.hostnet("cp1"), &stage.insecure, how)
@@ -109,11 +109,11 @@ impl Stage {
     /// Data sent by a TCP implementation of the attacker's own.
     pub fn talk<'a>(
         &'a self,
-        from: &enforcer_tests::Place,
+        from: &enforcer_tests::Workload,
         victim: &'a enforcer_tests::Server,
         talk: Talk,
     ) -> Result<Attempt<'a>> {
-        let word = format!("word-{}", self.fresh());
+        let word = format!("word-{}", self.unique_number());
         let timeout_ms = 400;
         let talk = Talk { timeout_ms, ..talk };
         from.probe(&Probe::Talk(talk.segment(ACK, 0, 0, word.as_bytes())))?;

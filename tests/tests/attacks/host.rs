@@ -49,8 +49,8 @@ const fn row(
     }
 }
 
-fn told(attempt: Attempt<'_>, port: u16) -> Attempt<'_> {
-    attempt.told(std::net::Ipv6Addr::UNSPECIFIED.into(), port)
+fn reported(attempt: Attempt<'_>, port: u16) -> Attempt<'_> {
+    attempt.reported(std::net::Ipv6Addr::UNSPECIFIED.into(), port)
 }
 
 const INJECTED: &str = "tc/egress";
@@ -62,23 +62,23 @@ pub fn rows() -> Vec<Attack> {
     vec![
         row("packet-on-lo", "injects a frame on lo by a packet socket", "cp1", (INJECTED, "WrongProcess"), |stage| {
             let attempt = stage.inject(&stage.lab.hostnet("cp1"), "lo", INPUT, |mark| loopback(mark).map(|packet| packet.frame([0; 6], [0; 6])).to_vec())?;
-            Ok(told(attempt, port::INSECURE))
+            Ok(reported(attempt, port::INSECURE))
         }),
         row("raw-on-lo", "sends to loopback by a raw socket", "cp1", (SENT, "WrongProcess"), |stage| {
-            Ok(told(stage.raw(&stage.lab.hostnet("cp1"), INPUT, |mark| loopback(mark).to_vec())?, port::INSECURE))
+            Ok(reported(stage.raw(&stage.lab.hostnet("cp1"), INPUT, |mark| loopback(mark).to_vec())?, port::INSECURE))
         }),
         row("packet-cooked", "injects by a packet socket for which the kernel writes the link header (SOCK_DGRAM)", "w1", (INJECTED, "NoPath"), |stage| {
             let attempt = stage.inject_with(&stage.lab.hostnet("w1"), INPUT, |mark| {
                 let frames = to_etcd(mark).map(|packet| packet.frame(W1_MAC, CP1_MAC));
                 Inject { cooked: true, ..Inject::frames("eth0", &frames) }
             })?;
-            Ok(told(attempt, ETCD))
+            Ok(reported(attempt, ETCD))
         }),
         row("packet-tagged", "injects a frame with a VLAN tag", "w1", (INJECTED, "NoPath"), |stage| {
             let attempt = stage.inject(&stage.lab.hostnet("w1"), "eth0", INPUT, |mark| {
                 to_etcd(mark).map(|packet| tagged(0x8100, 0, &packet.frame(W1_MAC, CP1_MAC))).to_vec()
             })?;
-            Ok(told(attempt, ETCD))
+            Ok(reported(attempt, ETCD))
         }),
         row("packet-fragments", "injects fragments that cut the TCP header in two", "w1", (INJECTED, "FragmentTooShort"), |stage| {
             let attempt = stage.inject(&stage.lab.hostnet("w1"), "eth0", INPUT, |mark| {
@@ -101,19 +101,19 @@ pub fn rows() -> Vec<Attack> {
         }),
         row("raw-forged", "sends from another node's address by a raw socket", "cp1", (SENT, "ForgedSource"), |stage| {
             let attempt = stage.raw(&stage.lab.hostnet("cp1"), At::Input("out"), |mark| vec![Crafted::tcp(W1.at(FROM), OUT.at(port::ECHO), mark, SYN, b"")])?;
-            Ok(attempt.told(OUT.v4.into(), port::ECHO))
+            Ok(attempt.reported(OUT.v4.into(), port::ECHO))
         }),
         row("packet-forged", "injects from another node's address", "cp1", (INJECTED, "ForgedSource"), |stage| {
             let attempt = stage.inject(&stage.lab.hostnet("cp1"), "eth0", At::Input("out"), |mark| {
                 vec![Crafted::tcp(W1.at6(FROM), OUT.at6(port::ECHO), mark, SYN, b"").frame(CP1_MAC, OUT.mac)]
             })?;
-            Ok(attempt.told(OUT.v6.into(), port::ECHO))
+            Ok(attempt.reported(OUT.v6.into(), port::ECHO))
         }),
         row("packet-loopback-on-wire", "injects a packet to 127.0.0.1 on the uplink, for another node that takes it", "w1", (INJECTED, "LoopbackOffLo"), |stage| {
             let attempt = stage.inject(&stage.lab.hostnet("w1"), "eth0", INPUT, |mark| {
                 vec![Crafted::tcp(W1.at(FROM), LOOPBACK.at(port::INSECURE), mark, SYN, b"").frame(W1_MAC, CP1_MAC)]
             })?;
-            Ok(attempt.told(LOOPBACK.v4.into(), port::INSECURE))
+            Ok(attempt.reported(LOOPBACK.v4.into(), port::INSECURE))
         }),
     ]
 }

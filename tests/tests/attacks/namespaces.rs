@@ -100,7 +100,10 @@ fn annexed(stage: &Stage, child: Child, address: &Party) -> Result<Option<Annex>
     )?;
     if net::ip(
         Some(host),
-        &format!("link add part0 link eth0 {}\n", child.words(stage.fresh())),
+        &format!(
+            "link add part0 link eth0 {}\n",
+            child.words(stage.unique_number())
+        ),
     )
     .is_err()
     {
@@ -128,7 +131,7 @@ fn connects(stage: &Stage, child: Child, address: Party, at: At) -> Result<Attem
     let Some(annex) = annexed(stage, child, &address)? else {
         return Ok(Attempt::skipped(child.missing()));
     };
-    let from = 43_000 + stage.fresh();
+    let from = 43_000 + stage.unique_number();
     let expression = format!("tcp sport {from} tcp dport {ETCD}");
     let expression = match child {
         // Behind its tag.
@@ -137,7 +140,7 @@ fn connects(stage: &Stage, child: Child, address: Party, at: At) -> Result<Attem
     };
     let arrivals = stage.counted(at, &expression)?;
     for to in CP1.both(ETCD) {
-        annex.place().connect_with(Connect {
+        annex.workload().connect_with(Connect {
             from: Some(SocketAddr::new(address.like(to.ip()), from)),
             timeout_ms: 150,
             ..Connect::to(to)
@@ -147,7 +150,7 @@ fn connects(stage: &Stage, child: Child, address: Party, at: At) -> Result<Attem
         let _held = &annex;
         Ok(arrivals.so_far()?.min(2))
     });
-    Ok(attempt.told(Ipv6Addr::UNSPECIFIED.into(), ETCD))
+    Ok(attempt.reported(Ipv6Addr::UNSPECIFIED.into(), ETCD))
 }
 
 const INPUT: At = At::Input("cp1");
@@ -167,7 +170,7 @@ fn holding<'a>(annex: Annex, attempt: Attempt<'a>) -> Attempt<'a> {
         arrived()
     });
     let attempt = Attempt { arrived, ..attempt };
-    attempt.told(Ipv6Addr::UNSPECIFIED.into(), ETCD)
+    attempt.reported(Ipv6Addr::UNSPECIFIED.into(), ETCD)
 }
 
 #[rustfmt::skip]
@@ -189,7 +192,7 @@ pub fn rows() -> Vec<Attack> {
             let Some(annex) = annexed(stage, Child::Macvlan, &SIDE)? else {
                 return Ok(Attempt::skipped(Child::Macvlan.missing()));
             };
-            let attempt = stage.inject(annex.place(), "part0", INPUT, |mark| {
+            let attempt = stage.inject(annex.workload(), "part0", INPUT, |mark| {
                 crafted(&SIDE, mark).map(|packet| packet.frame(SIDE.mac, CP1_MAC)).to_vec()
             })?;
             Ok(holding(annex, attempt))
@@ -198,7 +201,7 @@ pub fn rows() -> Vec<Attack> {
             let Some(annex) = annexed(stage, Child::Macvlan, &SIDE)? else {
                 return Ok(Attempt::skipped(Child::Macvlan.missing()));
             };
-            let attempt = stage.inject(annex.place(), "part0", INPUT, |mark| {
+            let attempt = stage.inject(annex.workload(), "part0", INPUT, |mark| {
                 crafted(&W1, mark).map(|packet| packet.frame(W1_MAC, CP1_MAC)).to_vec()
             })?;
             Ok(holding(annex, attempt))
@@ -207,7 +210,7 @@ pub fn rows() -> Vec<Attack> {
             let Some(annex) = annexed(stage, Child::Macvlan, &SIDE)? else {
                 return Ok(Attempt::skipped(Child::Macvlan.missing()));
             };
-            let attempt = stage.raw(annex.place(), INPUT, |mark| vec![crafted(&W1, mark)[0].clone()])?;
+            let attempt = stage.raw(annex.workload(), INPUT, |mark| vec![crafted(&W1, mark)[0].clone()])?;
             Ok(holding(annex, attempt))
         }),
         row("macvlan-forwarded", Pod, "forwards to a macvlan of its node's uplink what came in by an interface whose number is the uplink's", "w1", (EGRESS, "NoPath"), |stage| {
@@ -223,54 +226,54 @@ pub fn rows() -> Vec<Attack> {
             let Some(annex) = annexed(stage, Child::Macvlan, &Party { name: "side", ..W1 })? else {
                 return Ok(Attempt::skipped(Child::Macvlan.missing()));
             };
-            let from = 43_000 + stage.fresh();
+            let from = 43_000 + stage.unique_number();
             let arrivals = stage.counted(INPUT, &format!("udp sport {from} udp dport {TUNNEL}"))?;
-            annex.place().udp_with(Udp { from: Some(W1.at(from)), no_answer: true, ..Udp::to(CP1.at(TUNNEL)) })?;
+            annex.workload().udp_with(Udp { from: Some(W1.at(from)), no_answer: true, ..Udp::to(CP1.at(TUNNEL)) })?;
             let attempt = Attempt::new(1, None, move || {
                 let _held = &annex;
                 arrivals.so_far()
             });
-            Ok(attempt.told(CP1.v4.into(), TUNNEL))
+            Ok(attempt.reported(CP1.v4.into(), TUNNEL))
         }),
         row("macvlan-packet-tunnel", Pod, "sends that way into another node's tunnel, from an undeclared cgroup", "w1", (EGRESS, "ForgedSource"), |stage| {
             let Some(annex) = annexed(stage, Child::Macvlan, &SIDE)? else {
                 return Ok(Attempt::skipped(Child::Macvlan.missing()));
             };
-            let stranger = annex.place().in_cgroup(stage.lab.login("w1").cgroup());
+            let stranger = annex.workload().in_cgroup(stage.lab.login("w1").cgroup());
             let attempt = stage.inject(&stranger, "part0", INPUT, |mark| {
                 vec![Crafted::udp(W1.at(43_103), CP1.at(TUNNEL), mark, b"tunnelled").frame(W1_MAC, CP1_MAC)]
             })?;
-            Ok(holding(annex, attempt).told(CP1.v4.into(), TUNNEL))
+            Ok(holding(annex, attempt).reported(CP1.v4.into(), TUNNEL))
         }),
         row("macvlan-tunnel-undeclared", Pod, "sends that way by a UDP socket, from an address of its own", "w1", (EGRESS, "NoPath"), |stage| {
             let Some(annex) = annexed(stage, Child::Macvlan, &SIDE)? else {
                 return Ok(Attempt::skipped(Child::Macvlan.missing()));
             };
-            let stranger = annex.place().in_cgroup(stage.lab.login("w1").cgroup());
-            let from = 43_000 + stage.fresh();
+            let stranger = annex.workload().in_cgroup(stage.lab.login("w1").cgroup());
+            let from = 43_000 + stage.unique_number();
             let arrivals = stage.counted(INPUT, &format!("udp sport {from} udp dport {TUNNEL}"))?;
             stranger.udp_with(Udp { from: Some(SIDE.at(from)), no_answer: true, ..Udp::to(CP1.at(TUNNEL)) })?;
             let attempt = Attempt::new(1, None, move || {
                 let _held = &annex;
                 arrivals.so_far()
             });
-            Ok(attempt.told(CP1.v4.into(), TUNNEL))
+            Ok(attempt.reported(CP1.v4.into(), TUNNEL))
         }),
         row("vxlan-undeclared", Neighbour, "puts a pod's packet to etcd into VXLAN, and sends it from a node's address by an undeclared interface", "cp1", ("tc/ingress", "NoPath"), |stage| {
             let attempt = by_undeclared(stage, |mark| in_vxlan(W1.at(43_200), &syn_of_pod_b(mark)))?;
-            Ok(attempt.told(CP1.v4.into(), TUNNEL))
+            Ok(attempt.reported(CP1.v4.into(), TUNNEL))
         }),
         row("ipip-undeclared", Neighbour, "puts it into IPIP, and sends it by such an interface", "cp1", ("tc/ingress", "NoPath"), |stage| {
             let attempt = by_undeclared(stage, |mark| in_ipip(OUT.v4.into(), mark))?;
-            Ok(attempt.told(CP1.v4.into(), enforcer_tests::craft::protocol::IPIP.into()))
+            Ok(attempt.reported(CP1.v4.into(), enforcer_tests::craft::protocol::IPIP.into()))
         }),
         row("ipip-undeclared-node-address", Neighbour, "the same from a node's address", "cp1", ("tc/ingress", "NoPath"), |stage| {
             let attempt = by_undeclared(stage, |mark| in_ipip(W1.v4.into(), mark))?;
-            Ok(attempt.told(CP1.v4.into(), enforcer_tests::craft::protocol::IPIP.into()))
+            Ok(attempt.reported(CP1.v4.into(), enforcer_tests::craft::protocol::IPIP.into()))
         }),
         row("node-address-undeclared", Neighbour, "connects to etcd from a node's address by an undeclared interface", "cp1", ("tc/ingress", "NoPath"), |stage| {
             let attempt = by_undeclared(stage, |mark| Crafted::tcp(W1.at(43_201), CP1.at(ETCD), mark, SYN, b""))?;
-            Ok(attempt.told(CP1.v4.into(), ETCD))
+            Ok(attempt.reported(CP1.v4.into(), ETCD))
         }),
     ]
 }
@@ -282,10 +285,10 @@ fn forwards<'a>(
     let Some(annex) = annexed(stage, Child::Macvlan, &SIDE)? else {
         return Ok(Attempt::skipped(Child::Macvlan.missing()));
     };
-    let attempt = stage.inject(annex.place(), "in1", INPUT, |mark| {
+    let attempt = stage.inject(annex.workload(), "in1", INPUT, |mark| {
         vec![make(mark).frame([2; 6], INNER_MAC)]
     })?;
-    Ok(holding(annex, attempt).told(CP1.v4.into(), port))
+    Ok(holding(annex, attempt).reported(CP1.v4.into(), port))
 }
 
 fn by_undeclared(stage: &Stage, make: impl FnOnce(u16) -> Crafted) -> Result<Attempt<'_>> {

@@ -9,7 +9,7 @@ use enforcer_tests::offload::{Offload, disguised, source_port_for};
 use enforcer_tests::packet::to_hex;
 use enforcer_tests::plan::{CP1, OUT, POD_A, POD_B, POD_GATEWAY_MAC, W1, port};
 use enforcer_tests::probe::{Inject, Probe, Tap};
-use enforcer_tests::{Place, net};
+use enforcer_tests::{Workload, net};
 
 use crate::attack::{Attack, Attacker, Attempt, Others};
 use crate::stage::{At, BEHIND_UNDECLARED, CP1_MAC, Stage, TUNNEL, UNDECLARED, W1_MAC};
@@ -115,9 +115,9 @@ fn to_far_tunnel(mark: u16, from: IpAddr) -> Vec<u8> {
 }
 
 /// A tap device in a namespace, created early so that agents have had time to attach to it.
-fn tap(place: &Place, device: &str) -> Result<bool> {
-    let name = place.namespace().name();
-    if place.run("ip", ["link", "show", "dev", device])?.ok() {
+fn tap(workload: &Workload, device: &str) -> Result<bool> {
+    let name = workload.namespace().name();
+    if workload.run("ip", ["link", "show", "dev", device])?.ok() {
         return Ok(true);
     }
     let made = format!("tuntap add dev {device} mode tap vnet_hdr\n");
@@ -125,7 +125,7 @@ fn tap(place: &Place, device: &str) -> Result<bool> {
         return Ok(false);
     }
     net::ip(Some(name), &format!("link set {device} up\n"))?;
-    place.namespace().set_sysctls(&[
+    workload.namespace().set_sysctls(&[
         ("ipv4/ip_forward", "1"),
         ("ipv4/conf/all/rp_filter", "0"),
         (&format!("ipv4/conf/{device}/rp_filter"), "0"),
@@ -137,14 +137,14 @@ fn tap(place: &Place, device: &str) -> Result<bool> {
 /// Out of a tap device towards w1's tunnel.
 fn out_of_tap<'a>(
     stage: &'a Stage,
-    from: &Place,
+    from: &Workload,
     device: &str,
     source: IpAddr,
 ) -> Result<Attempt<'a>> {
     if !tap(from, device)? {
         return Ok(Attempt::skipped("this kernel has no tap devices"));
     }
-    let mark = stage.fresh();
+    let mark = stage.unique_number();
     let arrivals = stage.counted(At::Input("w1"), &format!("ip id {mark} udp dport {TUNNEL}"))?;
     let report = from.probe(&Probe::Tap(Tap {
         device: device.to_owned(),
@@ -240,7 +240,10 @@ pub fn honest_ones_pass(stage: &Stage) -> Result<()> {
             .into_iter()
             .enumerate()
         {
-            let source = SocketAddr::new(addresses.like(to.ip()), 41_910 + stage.fresh() % 1000);
+            let source = SocketAddr::new(
+                addresses.like(to.ip()),
+                41_910 + stage.unique_number() % 1000,
+            );
             let headers: usize = if to.is_ipv4() { 34 } else { 54 };
             let kind = if to.is_ipv4() {
                 enforcer_tests::offload::GSO_TCP4
@@ -266,10 +269,10 @@ pub fn honest_ones_pass(stage: &Stage) -> Result<()> {
             };
             let mut tried: Vec<(Offload, Crafted, u16)> = Vec::new();
             for (what, packet) in tcp {
-                let mark = stage.fresh();
+                let mark = stage.unique_number();
                 tried.push((what, packet(mark), mark));
             }
-            let mark = stage.fresh();
+            let mark = stage.unique_number();
             tried.push((udp, Crafted::udp(source, to, mark, b"data"), mark));
             for (what, packet, mark) in tried {
                 let counted = if to.is_ipv4() {
@@ -279,8 +282,8 @@ pub fn honest_ones_pass(stage: &Stage) -> Result<()> {
                 };
                 // The segments of a packet are numbered consecutively.
                 if what.segments.is_some() {
-                    stage.fresh();
-                    stage.fresh();
+                    stage.unique_number();
+                    stage.unique_number();
                 }
                 let kind = if packet.protocol == protocol::UDP {
                     "udp"

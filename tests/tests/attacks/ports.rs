@@ -35,9 +35,9 @@ const fn row(
 
 /// cp1's hostNetwork pod binds; counts whether it gets the port.
 fn takes(stage: &Stage, bind: Bind) -> Result<Attempt<'_>> {
-    let told = Some(bind.at);
+    let reported = Some(bind.at);
     let bound = stage.lab.hostnet("cp1").bind_with(bind)?.outcome == Outcome::Bound;
-    Ok(Attempt::new(1, told, move || Ok(u64::from(bound))))
+    Ok(Attempt::new(1, reported, move || Ok(u64::from(bound))))
 }
 
 #[rustfmt::skip]
@@ -57,7 +57,7 @@ pub fn rows() -> Vec<Attack> {
             let scope = stage.lab.host("cp1").namespace().within(|| nix::net::if_::if_nametoindex("eth0"))??;
             let at: SocketAddr = SocketAddrV6::new(at, port::ETCD_PEER, 0, scope).into();
             let attempt = takes(stage, Bind::at(at))?;
-            Ok(attempt.told(at.ip(), at.port()))
+            Ok(attempt.reported(at.ip(), at.port()))
         }),
         row("bind-free", "binds it at an address that its node does not have yet (`IP_FREEBIND`)", FOREIGN, |stage| {
             let at = SocketAddr::new(Ipv4Addr::new(10, 99, 9, 9).into(), port::ETCD_PEER);

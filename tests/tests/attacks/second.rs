@@ -10,7 +10,7 @@ use enforcer_tests::offload::{GSO_TCP4, GSO_UDP, Offload, disguised};
 use enforcer_tests::packet::to_hex;
 use enforcer_tests::plan::{CP1, LOOPBACK, OUT, POD_A, POD_GATEWAY_MAC, W1, port};
 use enforcer_tests::probe::{Bind, Call, Connect, Inject, Probe, Tap, Udp};
-use enforcer_tests::{Outcome, Place};
+use enforcer_tests::{Outcome, Workload};
 
 use crate::attack::{Attack, Attacker, Attempt, Others};
 use crate::bypass::is_possible;
@@ -125,17 +125,19 @@ fn datagram(from: SocketAddr, mark: u16) -> Vec<u8> {
 const STEER: usize = 42;
 
 /// A workload in a cgroup that is this many levels below the pods' cgroup.
-fn deep(stage: &Stage, host: &str, levels: usize) -> Result<Place> {
+fn deep(stage: &Stage, host: &str, levels: usize) -> Result<Workload> {
     let below = vec!["deep"; levels].join("/");
-    stage.lab.place_in(host, &format!("kubepods.slice/{below}"))
+    stage
+        .lab
+        .workload_in(host, &format!("kubepods.slice/{below}"))
 }
 
 /// A datagram into cp1's tunnel through a macvtap device of w1's uplink, opened by a process with
 /// access to it.
-fn by_macvtap<'a>(stage: &'a Stage, from: &Place) -> Result<Attempt<'a>> {
+fn by_macvtap<'a>(stage: &'a Stage, from: &Workload) -> Result<Attempt<'a>> {
     let host = stage.lab.login("w1");
     let namespace = host.namespace().name();
-    let name = format!("mt{}", stage.fresh());
+    let name = format!("mt{}", stage.unique_number());
     let made = format!("link add {name} link eth0 type macvtap mode bridge\nlink set {name} up\n");
     if net::ip(Some(namespace), &made).is_err() {
         return Ok(Attempt::skipped("this kernel has no macvtap"));
@@ -146,7 +148,7 @@ fn by_macvtap<'a>(stage: &'a Stage, from: &Place) -> Result<Attempt<'a>> {
         file.display()
     );
     host.run("sh", ["-c", &line])?.checked()?;
-    let mark = stage.fresh();
+    let mark = stage.unique_number();
     let arrivals = stage.counted(INPUT, &format!("ip id {mark} udp dport {TUNNEL}"))?;
     let frame = Crafted::udp(W1.at(FROM), CP1.at(TUNNEL), mark, b"tapped").frame(W1_MAC, CP1_MAC);
     let report = from.probe(&Probe::Tap(Tap {
@@ -257,8 +259,8 @@ pub fn rows() -> Vec<Attack> {
             stage.send(&deep(stage, "cp1", 20)?, &stage.tunnel, Udp::to(W1.at(TUNNEL)))
         }),
         row("deep-cgroup-packet", HostPod, "injects on the uplink from there", "w1", INJECTED, |stage| {
-            let place = deep(stage, "w1", 20)?;
-            stage.inject(&place, "eth0", INPUT, |mark| {
+            let workload = deep(stage, "w1", 20)?;
+            stage.inject(&workload, "eth0", INPUT, |mark| {
                 vec![Crafted::udp(W1.at(FROM), CP1.at(TUNNEL), mark, b"deep").frame(W1_MAC, CP1_MAC)]
             })
         }),
@@ -268,7 +270,7 @@ pub fn rows() -> Vec<Attack> {
             }
             let to = LOOPBACK.at(port::INSECURE);
             let user = stage.lab.daemon("cp1", "somebody").as_user(65534);
-            stage.say(&user, &stage.insecure, Connect { compat: true, ..Connect::to(to) })
+            stage.send_tcp(&user, &stage.insecure, Connect { compat: true, ..Connect::to(to) })
         }),
         row("compat-bind", HostPod, "binds a component's port by a 32-bit system call", "cp1", ("cgroup/bind", "BindForeignPort"), |stage| {
             if !is_possible(stage, Call::Compat)? {
@@ -280,7 +282,7 @@ pub fn rows() -> Vec<Attack> {
         }),
         row("macvlan-of-its-own", HostPod, "injects by a macvlan of the uplink in its node's namespace", "w1", INJECTED, |stage| {
             let host = stage.lab.host("w1").namespace().name();
-            let name = format!("mv{}", stage.fresh());
+            let name = format!("mv{}", stage.unique_number());
             if net::ip(Some(host), &format!("link add {name} link eth0 type macvlan mode bridge\nlink set {name} up\n")).is_err() {
                 return Ok(Attempt::skipped("this kernel has no macvlan"));
             }

@@ -7,7 +7,7 @@ use std::time::Duration;
 use anyhow::{Context, Result, ensure};
 use enforcer_tests::plan::{CP1, LOOPBACK, OUT, POD_A, VIP, W1, port};
 use enforcer_tests::probe::{Bind, Connect, Udp};
-use enforcer_tests::{Lab, Outcome, Place, net};
+use enforcer_tests::{Lab, Outcome, Workload, net};
 
 use crate::attack::{Attack, Attacker, Attempt, Others};
 use crate::stage::{At, DETOUR, Stage, TRANSLATED, TRANSLATED_LOOPBACK, TUNNEL};
@@ -15,13 +15,13 @@ use crate::stage::{At, DETOUR, Stage, TRANSLATED, TRANSLATED_LOOPBACK, TUNNEL};
 use Attacker::{HostPod, Neighbour, Pod, User, World};
 
 /// An unprivileged process of cp1, in an undeclared cgroup.
-fn user(lab: &Lab) -> Place {
+fn user(lab: &Lab) -> Workload {
     lab.daemon("cp1", "somebody").as_user(65534)
 }
 
 fn to_insecure(stage: &Stage, to: SocketAddr, how: Connect) -> Result<Attempt<'_>> {
     let connect = Connect { to, ..how };
-    stage.say(&user(&stage.lab), &stage.insecure, connect)
+    stage.send_tcp(&user(&stage.lab), &stage.insecure, connect)
 }
 
 fn plain(to: SocketAddr) -> Connect {
@@ -199,7 +199,7 @@ fn tcp() -> Vec<Attack> {
             |stage| {
                 let to = CP1.at(port::INSECURE);
                 let device = Some("lo".to_owned());
-                stage.say(
+                stage.send_tcp(
                     &stage.lab.hostnet("cp1"),
                     &stage.insecure,
                     Connect {
@@ -216,7 +216,7 @@ fn tcp() -> Vec<Attack> {
             (CONNECT, "NoPath"),
             |stage| {
                 let to = CP1.at(port::ETCD_CLIENT);
-                stage.say(
+                stage.send_tcp(
                     &stage.lab.hostnet("w1"),
                     &stage.etcd,
                     Connect {
@@ -323,9 +323,9 @@ fn udp() -> Vec<Attack> {
 
 /// cp1's hostNetwork pod binds; counts whether it gets the port.
 fn takes(stage: &Stage, bind: Bind) -> Result<Attempt<'_>> {
-    let told = Some(bind.at);
+    let reported = Some(bind.at);
     let bound = stage.lab.hostnet("cp1").bind_with(bind)?.outcome == Outcome::Bound;
-    Ok(Attempt::new(1, told, move || Ok(u64::from(bound))))
+    Ok(Attempt::new(1, reported, move || Ok(u64::from(bound))))
 }
 
 fn binding() -> Vec<Attack> {
@@ -449,8 +449,8 @@ fn around() -> Vec<Attack> {
             ("cgroup/egress", "NoPath"),
             |stage| {
                 let to = DETOUR.parse()?;
-                let attempt = stage.say(&stage.lab.hostnet("w1"), &stage.etcd, plain(to))?;
-                Ok(attempt.told(CP1.v4.into(), port::ETCD_CLIENT))
+                let attempt = stage.send_tcp(&stage.lab.hostnet("w1"), &stage.etcd, plain(to))?;
+                Ok(attempt.reported(CP1.v4.into(), port::ETCD_CLIENT))
             },
         )),
         row(
@@ -459,12 +459,12 @@ fn around() -> Vec<Attack> {
             "connects to a port of the node that is redirected to etcd",
             ("cgroup/ingress", "NoPath"),
             |stage| {
-                let attempt = stage.say(
+                let attempt = stage.send_tcp(
                     &stage.lab.neighbour(),
                     &stage.etcd,
                     plain(CP1.at(TRANSLATED)),
                 )?;
-                Ok(attempt.told(CP1.v4.into(), port::ETCD_CLIENT))
+                Ok(attempt.reported(CP1.v4.into(), port::ETCD_CLIENT))
             },
         ),
         row(
@@ -473,12 +473,12 @@ fn around() -> Vec<Attack> {
             "connects to a port of the node that is translated to 127.0.0.1:8080",
             ("cgroup/ingress", "LoopbackOffLo"),
             |stage| {
-                let attempt = stage.say(
+                let attempt = stage.send_tcp(
                     &stage.lab.neighbour(),
                     &stage.insecure,
                     plain(CP1.at(TRANSLATED_LOOPBACK)),
                 )?;
-                Ok(attempt.told(LOOPBACK.v4.into(), port::INSECURE))
+                Ok(attempt.reported(LOOPBACK.v4.into(), port::INSECURE))
             },
         ),
         row(
@@ -489,7 +489,7 @@ fn around() -> Vec<Attack> {
             |stage| {
                 let interface = POD_A.host_interface();
                 let to = on_link(&stage.lab, stage.lab.pod("pod-a"), ("cp1", &interface))?;
-                stage.say(stage.lab.pod("pod-a"), &stage.kubelet, plain(to))
+                stage.send_tcp(stage.lab.pod("pod-a"), &stage.kubelet, plain(to))
             },
         ),
         row(
@@ -499,7 +499,7 @@ fn around() -> Vec<Attack> {
             ("cgroup/ingress", "NoPath"),
             |stage| {
                 let to = on_link(&stage.lab, &stage.lab.neighbour(), ("cp1", "eth0"))?;
-                stage.say(&stage.lab.neighbour(), &stage.kubelet, plain(to))
+                stage.send_tcp(&stage.lab.neighbour(), &stage.kubelet, plain(to))
             },
         ),
         row(
@@ -514,7 +514,7 @@ fn around() -> Vec<Attack> {
 
 /// The kubelet's address at a node's link-local address on an interface, as seen from the other
 /// end.
-pub fn on_link(lab: &Lab, from: &Place, on: (&str, &str)) -> Result<SocketAddr> {
+pub fn on_link(lab: &Lab, from: &Workload, on: (&str, &str)) -> Result<SocketAddr> {
     let address = link_local(lab, on)?;
     let index = || nix::net::if_::if_nametoindex("eth0");
     let index = from.namespace().within(index)??;
@@ -536,7 +536,10 @@ pub fn link_local(lab: &Lab, (node, interface): (&str, &str)) -> Result<String> 
 
 /// etcd's process connects from its peer port; its SYN is lost, and the neighbour's SYN arrives.
 fn simultaneous_open(stage: &Stage) -> Result<Attempt<'_>> {
-    let (here, there) = (CP1.at(port::ETCD_PEER), OUT.at(40_000 + stage.fresh()));
+    let (here, there) = (
+        CP1.at(port::ETCD_PEER),
+        OUT.at(40_000 + stage.unique_number()),
+    );
     let lab = &stage.lab;
     net::nft(
         lab.host("out").namespace().name(),
@@ -573,6 +576,6 @@ fn simultaneous_open(stage: &Stage) -> Result<Attempt<'_>> {
         "{opening:?} {crossing:?}"
     );
     let both = opening.outcome.worked() && crossing.outcome.worked();
-    let told: IpAddr = here.ip();
-    Ok(Attempt::new(1, None, move || Ok(u64::from(both))).told(told, here.port()))
+    let reported: IpAddr = here.ip();
+    Ok(Attempt::new(1, None, move || Ok(u64::from(both))).reported(reported, here.port()))
 }

@@ -9,7 +9,7 @@ use enforcer_tests::arrivals::Arrivals;
 use enforcer_tests::craft::Crafted;
 use enforcer_tests::plan::{CP1, POD_A, VIP, W1, port};
 use enforcer_tests::probe::{Connect, Inject, Serve, Udp};
-use enforcer_tests::{Lab, Place, Server, net};
+use enforcer_tests::{Lab, Server, Workload, net};
 
 use crate::attack::Attempt;
 
@@ -82,8 +82,8 @@ impl Stage {
         // An address that the inventory of this small lab does not mention.
         lab.claim(&CP1, &VIP)?;
         translate(&lab)?;
-        dig_tunnel(&lab)?;
-        connect_again(&lab)?;
+        create_tunnel(&lab)?;
+        add_second_link(&lab)?;
         for (node, device) in [("cp1", "eth0"), ("cp1", UNDECLARED), ("w1", "eth0")] {
             net::complete_checksums(lab.host(node).namespace(), device)?;
         }
@@ -107,7 +107,7 @@ impl Stage {
     }
 
     /// A number that no other attempt has.
-    pub fn fresh(&self) -> u16 {
+    pub fn unique_number(&self) -> u16 {
         self.marks.fetch_add(1, Ordering::Relaxed)
     }
 
@@ -115,12 +115,12 @@ impl Stage {
     /// destination.
     pub fn inject(
         &self,
-        from: &Place,
+        from: &Workload,
         interface: &str,
         at: At,
         make: impl FnOnce(u16) -> Vec<Vec<u8>>,
     ) -> Result<Attempt<'_>> {
-        let mark = self.fresh();
+        let mark = self.unique_number();
         let frames = make(mark);
         let count = frames.len() as u64;
         let arrivals = self.marked(at, mark)?;
@@ -136,11 +136,11 @@ impl Stage {
     /// to the mark.
     pub fn inject_one(
         &self,
-        from: &Place,
+        from: &Workload,
         (at, counted): (At, &str),
         make: impl FnOnce(u16) -> Result<Inject>,
     ) -> Result<Attempt<'_>> {
-        let mark = self.fresh();
+        let mark = self.unique_number();
         let inject = make(mark)?;
         let arrivals = [
             self.counted(at, &format!("ip id {mark} {counted}"))?,
@@ -153,7 +153,7 @@ impl Stage {
     /// Sends crafted packets on `eth0` to a hardware address, and counts those with their mark.
     pub fn craft(
         &self,
-        from: &Place,
+        from: &Workload,
         hop: [u8; 6],
         at: At,
         make: impl FnOnce(u16) -> Vec<Crafted>,
@@ -171,11 +171,11 @@ impl Stage {
     /// Sends crafted packets through a raw socket.
     pub fn raw(
         &self,
-        from: &Place,
+        from: &Workload,
         at: At,
         make: impl FnOnce(u16) -> Vec<Crafted>,
     ) -> Result<Attempt<'_>> {
-        let mark = self.fresh();
+        let mark = self.unique_number();
         let packets: Vec<Vec<u8>> = make(mark).iter().map(Crafted::packet).collect();
         let arrivals = self.marked(at, mark)?;
         // Each separately: the first that is refused must not prevent the others.
@@ -190,11 +190,11 @@ impl Stage {
     /// Sends crafted packets through a packet socket in a special way.
     pub fn inject_with(
         &self,
-        from: &Place,
+        from: &Workload,
         at: At,
         make: impl FnOnce(u16) -> Inject,
     ) -> Result<Attempt<'_>> {
-        let mark = self.fresh();
+        let mark = self.unique_number();
         let all = make(mark);
         let count = all.frame.len() as u64;
         let arrivals = self.marked(at, mark)?;
@@ -210,7 +210,7 @@ impl Stage {
 
     /// Counts by an nftables expression instead of the mark.
     pub fn counted(&self, at: At, expression: &str) -> Result<Arrivals> {
-        let name = self.fresh().to_string();
+        let name = self.unique_number().to_string();
         match at {
             At::Input(host) => Arrivals::matching(&self.lab.login(host), &name, expression),
             At::Device(host, device) => {
@@ -227,43 +227,48 @@ impl Stage {
     }
 
     /// A connection with a unique payload, opened in a special way; the victim counts what arrived.
-    pub fn say<'a>(
+    pub fn send_tcp<'a>(
         &'a self,
-        from: &Place,
+        from: &Workload,
         victim: &'a Server,
         connect: Connect,
     ) -> Result<Attempt<'a>> {
-        let word = format!("word-{}", self.fresh());
-        let told = Some(connect.to);
+        let word = format!("word-{}", self.unique_number());
+        let reported = Some(connect.to);
         let timeout_ms = 400;
         from.connect_with(Connect {
             send: Some(word.clone()),
             timeout_ms,
             ..connect
         })?;
-        Ok(Attempt::new(1, told, move || Ok(heard(victim, &word))))
+        Ok(Attempt::new(1, reported, move || Ok(heard(victim, &word))))
     }
 
     /// The same with a datagram.
-    pub fn send<'a>(&'a self, from: &Place, victim: &'a Server, udp: Udp) -> Result<Attempt<'a>> {
-        let word = format!("word-{}", self.fresh());
-        let told = Some(udp.to);
+    pub fn send<'a>(
+        &'a self,
+        from: &Workload,
+        victim: &'a Server,
+        udp: Udp,
+    ) -> Result<Attempt<'a>> {
+        let word = format!("word-{}", self.unique_number());
+        let reported = Some(udp.to);
         from.udp_with(Udp {
             send: word.clone(),
             no_answer: true,
             ..udp
         })?;
-        Ok(Attempt::new(1, told, move || Ok(heard(victim, &word))))
+        Ok(Attempt::new(1, reported, move || Ok(heard(victim, &word))))
     }
 
     /// Frames with a unique payload for a victim's socket.
-    pub fn whisper<'a>(
+    pub fn send_frames<'a>(
         &'a self,
-        from: &Place,
+        from: &Workload,
         victim: &'a Server,
         make: impl FnOnce(&[u8]) -> Vec<Vec<u8>>,
     ) -> Result<Attempt<'a>> {
-        let word = format!("word-{}", self.fresh());
+        let word = format!("word-{}", self.unique_number());
         let frames = make(word.as_bytes());
         let count = frames.len() as u64;
         from.inject("eth0", &frames)?;
@@ -273,9 +278,9 @@ impl Stage {
 
 impl Attempt<'_> {
     /// Sets the destination that must be reported.
-    pub fn told(self, ip: IpAddr, port: u16) -> Self {
+    pub fn reported(self, ip: IpAddr, port: u16) -> Self {
         Self {
-            told: Some(SocketAddr::new(ip, port)),
+            reported: Some(SocketAddr::new(ip, port)),
             ..self
         }
     }
@@ -304,8 +309,8 @@ fn everywhere(port: u16) -> SocketAddr {
     SocketAddr::new(std::net::Ipv6Addr::UNSPECIFIED.into(), port)
 }
 
-fn listen(place: &Place, port: u16) -> Result<Server> {
-    place.serve(Serve {
+fn listen(workload: &Workload, port: u16) -> Result<Server> {
+    workload.serve(Serve {
         tcp: vec![everywhere(port)],
         ..Serve::default()
     })
@@ -333,7 +338,7 @@ fn translate(lab: &Lab) -> Result<()> {
 }
 
 /// A tunnel end on cp1 that the inventory does not mention.
-fn dig_tunnel(lab: &Lab) -> Result<()> {
+fn create_tunnel(lab: &Lab) -> Result<()> {
     let mac = TUNNEL_MAC.map(|byte| format!("{byte:02x}")).join(":");
     let host = lab.host("cp1").namespace();
     net::ip(
@@ -348,7 +353,7 @@ fn dig_tunnel(lab: &Lab) -> Result<()> {
 }
 
 /// A second, undeclared link between the neighbour and cp1.
-fn connect_again(lab: &Lab) -> Result<()> {
+fn add_second_link(lab: &Lab) -> Result<()> {
     let [out, host] = ["out", "cp1"].map(|name| lab.host(name).namespace().name());
     net::ip(
         Some(host),

@@ -71,7 +71,7 @@ fn for_each(rows: &[Row], work: impl Fn(&Row) -> Result<()> + Sync) -> Result<()
 /// Without a policy, both connections of a row work.
 fn works_without(lab: &Lab, row: &Row) -> Result<()> {
     for (who, what) in [row.allowed, row.forbidden] {
-        let outcome = what.attempt(&who.place(lab))?;
+        let outcome = what.attempt(&who.workload(lab))?;
         ensure!(
             outcome.is_none_or(|outcome| outcome.worked()),
             "without a policy: {} to {}: {outcome:?}",
@@ -98,10 +98,10 @@ fn holds(lab: &Lab, agents: &[Agent], row: &Row) -> Result<()> {
     let (who, what) = row.allowed;
     let agent = agent_of(agents, who.judge(what)).context("no agent judges this")?;
     let (before, _) = agent.path_packets(row.path)?;
-    let outcome = what.attempt(&who.place(lab))?;
+    let outcome = what.attempt(&who.workload(lab))?;
     ensure!(
         outcome.is_none_or(|outcome| outcome.worked()),
-        "{} to {}: {outcome:?}; told: {:#?}",
+        "{} to {}: {outcome:?}; reported: {:#?}",
         who.words(),
         what.to(),
         agent
@@ -118,15 +118,15 @@ fn holds(lab: &Lab, agents: &[Agent], row: &Row) -> Result<()> {
         what.to(),
         explain(lab, agent, who, what)?
     );
-    let said = explain(lab, agent, who, what)?;
+    let ran = explain(lab, agent, who, what)?;
     ensure!(
-        said.contains(row.path),
-        "explain of what is allowed says {said}"
+        ran.contains(row.path),
+        "explain of what is allowed says {ran}"
     );
 
     let (who, what) = row.forbidden;
     let agent = agent_of(agents, who.judge(what)).context("no agent judges this")?;
-    let outcome = what.attempt(&who.place(lab))?;
+    let outcome = what.attempt(&who.workload(lab))?;
     ensure!(
         outcome.is_none_or(|outcome| !outcome.worked()),
         "{} to {} works",
@@ -135,18 +135,18 @@ fn holds(lab: &Lab, agents: &[Agent], row: &Row) -> Result<()> {
     );
     let event = agent.event(|event| about(lab, who, what, event))?;
     ensure!(event.reason == row.reason, "not {}: {event:?}", row.reason);
-    let said = explain(lab, agent, who, what)?;
+    let ran = explain(lab, agent, who, what)?;
     ensure!(
-        said.contains(row.reason),
-        "explain of what is denied says {said}"
+        ran.contains(row.reason),
+        "explain of what is denied says {ran}"
     );
     Ok(())
 }
 
 fn explain(lab: &Lab, agent: &Agent, who: Who, what: What) -> Result<String> {
     let (from, to) = (who.from(lab, what.ip().is_ipv6()), what.to());
-    let said = agent.command(&["explain", "--from", &from, "--to", &to])?;
-    Ok(said.stdout)
+    let ran = agent.command(&["explain", "--from", &from, "--to", &to])?;
+    Ok(ran.stdout)
 }
 
 fn about(lab: &Lab, who: Who, what: What, event: &Event) -> bool {

@@ -11,7 +11,7 @@ use enforcer_tests::plan::{
     WEBHOOK_SERVICE, port,
 };
 use enforcer_tests::probe::{Dns, Outcome};
-use enforcer_tests::{Lab, Place};
+use enforcer_tests::{Lab, Workload};
 
 /// The sender.
 #[derive(Debug, Clone, Copy)]
@@ -218,7 +218,7 @@ pub fn wide() -> Vec<Row> {
 
 impl Who {
     /// The sender's workload in the lab.
-    pub fn place(self, lab: &Lab) -> Place {
+    pub fn workload(self, lab: &Lab) -> Workload {
         match self {
             Self::Static(node, name) => lab.static_pod(node, name),
             Self::Daemon(node, name) => lab.daemon(node, name),
@@ -244,8 +244,8 @@ impl Who {
             | Self::Hostnet(node)
             | Self::Session(node) => {
                 let root = lab.host(node).cgroup_root().to_owned();
-                let place = self.place(lab);
-                let below = place.cgroup().directory().strip_prefix(root);
+                let workload = self.workload(lab);
+                let below = workload.cgroup().directory().strip_prefix(root);
                 format!(
                     "cgroup:/{}",
                     below.map(|p| p.display().to_string()).unwrap_or_default()
@@ -322,7 +322,7 @@ impl What {
     }
 
     /// Attempts it. `None` if there is no answer to expect.
-    pub fn attempt(self, from: &Place) -> anyhow::Result<Option<Outcome>> {
+    pub fn attempt(self, from: &Workload) -> anyhow::Result<Option<Outcome>> {
         let own = |ip: IpAddr| SocketAddr::new(from.party().like(ip), 0);
         let outcome = match self {
             Self::Tcp(at) => from.connect(at)?,

@@ -237,13 +237,13 @@ fn head_v6(bytes: &[u8], is_whole: bool) -> Read<Head<'_>> {
     {
         return Err("BadHeader");
     }
-    let said = usize::from(u16::from_be_bytes([fixed[4], fixed[5]]));
+    let declared = usize::from(u16::from_be_bytes([fixed[4], fixed[5]]));
     let mut head = Head {
         src,
         dst,
         protocol: fixed[6],
         payload: &bytes[40..],
-        length: (is_whole && said > 0).then_some(said),
+        length: (is_whole && declared > 0).then_some(declared),
         fragment: Fragment::Whole,
     };
     let (mut seen, mut taken) = (0, 0);

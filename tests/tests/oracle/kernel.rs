@@ -16,7 +16,7 @@ use enforcer_tests::cgroup::OwnTree;
 use nix::net::if_::if_nametoindex;
 use nix::sched::{CloneFlags, setns, unshare};
 
-use crate::plainly::{Came, Entry};
+use crate::plainly::{Entry, ReceivedVia};
 use crate::random::CGROUPS;
 
 /// A network namespace and a cgroup for this test alone, with the programs loaded.
@@ -56,7 +56,7 @@ pub enum At {
     /// the uplink.
     Elsewhere,
     /// To be received by a socket of the process.
-    Received(Came),
+    Received(ReceivedVia),
 }
 
 impl Judge {
@@ -156,10 +156,10 @@ impl Judge {
             At::Sent(true) => (Trial::Sent, self.lo),
             At::Sent(false) => (Trial::Sent, self.uplink),
             At::Elsewhere => (Trial::Leaves, self.uplink),
-            At::Received(Came::Lo) => (Trial::Received, self.lo),
-            At::Received(Came::Uplink) => (Trial::Received, self.uplink),
-            At::Received(Came::Pod) => (Trial::Received, self.home),
-            At::Received(Came::Undeclared) => (Trial::Received, self.undeclared),
+            At::Received(ReceivedVia::Lo) => (Trial::Received, self.lo),
+            At::Received(ReceivedVia::Uplink) => (Trial::Received, self.uplink),
+            At::Received(ReceivedVia::Pod) => (Trial::Received, self.home),
+            At::Received(ReceivedVia::Undeclared) => (Trial::Received, self.undeclared),
         };
         if self.answers(frame, verdict) {
             return Ok(());
@@ -263,15 +263,15 @@ fn own_namespace() -> Result<File> {
 
 fn ip(line: &str) -> Result<()> {
     let family = if line.contains("::") { "-6" } else { "-4" };
-    let said = Command::new("ip")
+    let output = Command::new("ip")
         .arg(family)
         .args(line.split_whitespace())
         .output()
         .context("failed to run ip")?;
     ensure!(
-        said.status.success(),
+        output.status.success(),
         "ip {line}: {}",
-        String::from_utf8_lossy(&said.stderr)
+        String::from_utf8_lossy(&output.stderr)
     );
     Ok(())
 }

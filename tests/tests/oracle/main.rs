@@ -27,7 +27,7 @@ use enforcer_policy::compile::{Compiled, PathNumbers, Simulator, compile};
 use enforcer_policy::{Policy, SourceText, from_texts};
 use enforcer_tests::packet::{Content, Forged};
 use kernel::{At, Expected, Judge};
-use plainly::{Came, Entry, Kind, Oracle, Said, Through};
+use plainly::{Entry, ForwardedFrom, Judgement, Kind, Oracle, ReceivedVia};
 use random::{CGROUPS, Random};
 
 /// Packets in total, by default.
@@ -47,9 +47,9 @@ enum Question {
     /// From a process in another network namespace, through an interface on top of the uplink.
     SendsFromElsewhere(&'static str, IpAddr, IpAddr, Kind),
     /// To be received by a socket of a process.
-    Receives(&'static str, Came, IpAddr, IpAddr, Kind),
+    Receives(&'static str, ReceivedVia, IpAddr, IpAddr, Kind),
     /// Forwarded.
-    Leaves(Through, IpAddr, IpAddr, Kind),
+    Leaves(ForwardedFrom, IpAddr, IpAddr, Kind),
     Connects(&'static str, IpAddr, PortKind, u16),
     Binds(&'static str, IpAddr, PortKind, u16),
 }
@@ -152,11 +152,16 @@ fn ask(random: &mut Random, here: &'static str) -> Question {
     match random.below(18) {
         14 => Question::SendsFromElsewhere(here, src, dst, kind),
         15 | 16 => {
-            let came = *random.pick(&[Came::Lo, Came::Uplink, Came::Pod, Came::Undeclared]);
+            let came = *random.pick(&[
+                ReceivedVia::Lo,
+                ReceivedVia::Uplink,
+                ReceivedVia::Pod,
+                ReceivedVia::Undeclared,
+            ]);
             Question::Receives(here, came, src, dst, kind)
         }
         17 => {
-            let through = *random.pick(&[Through::Uplink, Through::Pod]);
+            let through = *random.pick(&[ForwardedFrom::Uplink, ForwardedFrom::Pod]);
             Question::Leaves(through, src, dst, kind)
         }
         8..=12 => {
@@ -206,7 +211,7 @@ fn cgroup(random: &mut Random) -> &'static str {
     all[random.below(all.len())]
 }
 
-fn answer(oracle: &Oracle<'_>, question: &Question) -> Said {
+fn answer(oracle: &Oracle<'_>, question: &Question) -> Judgement {
     match *question {
         Question::Frame(entry, ref frame) => oracle.frame_arrives(entry, &bytes::meaning(frame)),
         Question::SentFrame(cgroup, on_lo, ref frame) => {
@@ -233,7 +238,11 @@ fn answer(oracle: &Oracle<'_>, question: &Question) -> Said {
 }
 
 /// The verdict of the tables, and a trial in the kernel if one is possible.
-fn judge(compiled: &Compiled, question: &Question, here: &str) -> Result<(Said, Option<Tried>)> {
+fn judge(
+    compiled: &Compiled,
+    question: &Question,
+    here: &str,
+) -> Result<(Judgement, Option<Tried>)> {
     let tables = Simulator::new(compiled);
     let expected = |vantage, verdict| Expected {
         verdict,
@@ -339,10 +348,10 @@ fn judge(compiled: &Compiled, question: &Question, here: &str) -> Result<(Said, 
         Question::Receives(cgroup, came, src, dst, kind) => {
             let (packet, bytes) = packet(src, dst, kind)?;
             let (role, judged) = match came {
-                Came::Lo => (Role::Loopback, true),
-                Came::Uplink => (Role::Uplink, true),
-                Came::Pod => (Role::Pod, true),
-                Came::Undeclared => (Role::Undeclared, false),
+                ReceivedVia::Lo => (Role::Loopback, true),
+                ReceivedVia::Uplink => (Role::Uplink, true),
+                ReceivedVia::Pod => (Role::Pod, true),
+                ReceivedVia::Undeclared => (Role::Undeclared, false),
             };
             let vantage = Vantage::new(View::Received {
                 receiver: tables.party_of_cgroup(cgroup),
@@ -360,8 +369,8 @@ fn judge(compiled: &Compiled, question: &Question, here: &str) -> Result<(Said, 
         Question::Leaves(through, src, dst, kind) => {
             let (packet, _) = packet(src, dst, kind)?;
             let entered = match through {
-                Through::Uplink => Entered::ByUplink(None),
-                Through::Pod => Entered::FromPod,
+                ForwardedFrom::Uplink => Entered::ByUplink(None),
+                ForwardedFrom::Pod => Entered::FromPod,
             };
             let to_pod = false;
             let vantage = Vantage::new(View::Left { entered, to_pod });
@@ -378,7 +387,7 @@ fn judge(compiled: &Compiled, question: &Question, here: &str) -> Result<(Said, 
             (verdict, None)
         }
     };
-    Ok((said(compiled, verdict)?, tried))
+    Ok((judgement(compiled, verdict)?, tried))
 }
 
 fn role(entry: Entry) -> (Role, bool) {
@@ -420,7 +429,7 @@ fn frame(packet: Vec<u8>, is_v4: bool) -> Vec<u8> {
     [&[4; 6][..], &[2; 6], &kind, &packet].concat()
 }
 
-fn said(compiled: &Compiled, verdict: Verdict) -> Result<Said> {
+fn judgement(compiled: &Compiled, verdict: Verdict) -> Result<Judgement> {
     Ok(match verdict.outcome() {
         Outcome::Path(number, _) => {
             let name = compiled
@@ -428,13 +437,13 @@ fn said(compiled: &Compiled, verdict: Verdict) -> Result<Said> {
                 .get(&number)
                 .context("a path without a name")?;
             if verdict.is_tls_path() {
-                Said::TlsPath(name.clone())
+                Judgement::TlsPath(name.clone())
             } else {
-                Said::Path(name.clone())
+                Judgement::Path(name.clone())
             }
         }
-        Outcome::Other | Outcome::LaterFragment => Said::Other,
-        Outcome::Denied(denial) => Said::Denied(denial.reason.name()),
+        Outcome::Other | Outcome::LaterFragment => Judgement::Other,
+        Outcome::Denied(denial) => Judgement::Denied(denial.reason.name()),
     })
 }
 

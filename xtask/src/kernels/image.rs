@@ -187,7 +187,7 @@ const STEPS: [Step; 6] = [
     },
     Step {
         test: "tls",
-        filters: &["dry_run", "not_looked_at_again", "speaks_first"],
+        filters: &["dry_run", "not_checked_again", "speaks_first"],
         seconds: 1200,
     },
     Step {
@@ -205,9 +205,9 @@ const STEPS: [Step; 6] = [
         test: "enforcement",
         filters: &[
             "an_injected_frame_is_known_by_its_cgroup",
-            "translation_opens_no_way_around",
-            "ports_can_not_be_taken_by_others",
-            "a_path_that_goes_takes_its_connections_along",
+            "address_translation_does_not_bypass_the_policy",
+            "ports_cannot_be_taken_by_other_processes",
+            "removing_a_path_ends_its_connections",
             "a_forged_source_reaches_nothing",
         ],
         seconds: 1200,
@@ -466,7 +466,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_module_says_what_it_needs() {
+    fn dependencies_are_read_from_a_module() {
         let module = b"\x7fELF\0license=GPL\0depends=nf-conntrack,nf_nat\0name=x\0";
         assert_eq!(dependencies(module), ["nf_conntrack", "nf_nat"]);
         assert!(dependencies(b"\0depends=\0").is_empty());

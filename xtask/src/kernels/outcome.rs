@@ -148,7 +148,7 @@ mod tests {
     }
 
     #[test]
-    fn only_what_came_to_its_end_is_good() {
+    fn only_complete_runs_are_good() {
         let good = "verifier: enforcer_tc_in 100\n@@ end cases 3s passed\r\n@@ done\n";
         assert!(read(good).is_good());
         for bad in [

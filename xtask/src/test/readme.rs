@@ -238,7 +238,7 @@ enforcer check -p policies/
     }
 
     #[test]
-    fn only_our_commands_are_ours() {
+    fn only_our_own_commands_are_checked() {
         let rows = [
             ("ls -l", None),
             ("cargo build --release", None),

@@ -40,7 +40,7 @@ pub(crate) struct Kit {
 
 /// A network namespace, a cgroup and, if it is not root, a user. Cheap to clone.
 #[derive(Debug, Clone)]
-pub struct Place {
+pub struct Workload {
     pub(crate) party: Party,
     pub(crate) namespace: Arc<Namespace>,
     pub(crate) kit: Arc<Kit>,
@@ -49,7 +49,7 @@ pub struct Place {
     user: Option<u32>,
 }
 
-impl Place {
+impl Workload {
     pub(crate) fn on_host(
         party: Party,
         namespace: Arc<Namespace>,
