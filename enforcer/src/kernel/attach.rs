@@ -203,7 +203,7 @@ impl Kernel {
         links: &[(Link, Role)],
         mode: TcMode,
     ) -> Result<Vec<String>, KernelError> {
-        let mut said = self.forget_interfaces(links);
+        let mut messages = self.forget_interfaces(links);
         let mut result = Ok(());
         for (link, role) in links {
             let known = self.attached.interfaces.get(&link.index);
@@ -211,16 +211,13 @@ impl Kernel {
             let known = known.map(|known| (known.role, known.is_as_wanted(*role, &wanted)));
             let done = match known {
                 Some((_, true)) => self.update_link(link, *role),
-                Some((before, false)) => self
-                    .change_interface(link, *role, mode)
-                    .map(|()| said.extend(change(link, before, *role))),
-                None => self
-                    .attach_interface(link, *role, mode)
-                    .map(|()| said.push(format!("{} is {}", link.name, role.word()))),
+                _ => self.attach_interface(link, *role, mode).map(|()| {
+                    messages.extend(change(link, known.map(|(before, _)| before), *role))
+                }),
             };
             result = result.and(done);
         }
-        result.map(|()| said)
+        result.map(|()| messages)
     }
 
     /// Moves our programs to the front where other programs were attached before them: ours would
@@ -250,11 +247,11 @@ impl Kernel {
         if self.pinned.is_some() {
             self.load_again()?;
         }
-        let mut said = Vec::new();
+        let mut messages = Vec::new();
         let mut result = Ok(());
         for (link, direction, other) in late {
             match self.attach_first(&link, direction) {
-                Ok(()) => said.push(format!(
+                Ok(()) => messages.push(format!(
                     "{other} was attached before ours at {} ({}), which would not have seen what that accepts; ours is \
                      first again",
                     link.name,
@@ -263,7 +260,7 @@ impl Kernel {
                 Err(error) => result = result.and(Err(error)),
             }
         }
-        result.map(|()| said)
+        result.map(|()| messages)
     }
 
     /// Attaches a program a second time, before all others, and removes the link that it had there.
@@ -305,14 +302,14 @@ impl Kernel {
         };
         let interfaces = self.attached.interfaces.values();
         let gone: Vec<u32> = interfaces.filter(gone).map(|i| i.link.index).collect();
-        let mut said = Vec::new();
+        let mut messages = Vec::new();
         for index in gone {
             let Some(interface) = self.attached.interfaces.remove(&index) else {
                 continue;
             };
             let _ = self.attached.roles.remove(index);
             detach_classifiers(&interface.link, interface.links);
-            said.push(format!(
+            messages.push(format!(
                 "{} is no longer {}",
                 interface.link.name,
                 interface.role.word()
@@ -324,7 +321,7 @@ impl Kernel {
                 let _ = self.attached.roles.remove(index);
             }
         }
-        said
+        messages
     }
 
     /// Writes the role of an interface for the programs to look up.
@@ -366,18 +363,24 @@ impl Kernel {
         self.set_role(link, role)
     }
 
-    /// Changes the role of an interface. Whatever is attached stays, without a gap.
-    fn change_interface(
+    /// Attaches to an interface what its role needs. What is attached already stays, without a gap.
+    /// After an error, a new interface has nothing attached; a known one keeps its role for now.
+    fn attach_interface(
         &mut self,
         link: &Link,
         role: Role,
         mode: TcMode,
     ) -> Result<(), KernelError> {
+        // The role must be in place when the first packet arrives.
         self.set_role(link, role)?;
         let wanted = self.directions(link, role);
-        let Some(mut interface) = self.attached.interfaces.remove(&link.index) else {
-            return Ok(());
-        };
+        let known = self.attached.interfaces.remove(&link.index);
+        let is_new = known.is_none();
+        let mut interface = known.unwrap_or_else(|| Interface {
+            link: link.clone(),
+            role,
+            links: Vec::new(),
+        });
         let mut result = Ok(());
         for direction in &wanted {
             if interface.links.iter().any(|(there, _)| there == direction) {
@@ -385,6 +388,12 @@ impl Kernel {
             }
             match self.attach_classifier(link, *direction, mode) {
                 Ok(hold) => interface.links.push((*direction, hold)),
+                Err(error) if is_new => {
+                    // The interface may be gone by now, and nothing would remove its role later.
+                    let _ = self.attached.roles.remove(link.index);
+                    detach_classifiers(link, interface.links);
+                    return Err(error);
+                }
                 Err(error) => result = result.and(Err(error)),
             }
         }
@@ -394,40 +403,10 @@ impl Kernel {
             let (keep, too_many) = links.partition(|(direction, _)| wanted.contains(direction));
             interface.links = keep;
             detach_classifiers(link, too_many);
+            self.drop_directions(link, &wanted);
         }
         self.attached.interfaces.insert(link.index, interface);
         result
-    }
-
-    fn attach_interface(
-        &mut self,
-        link: &Link,
-        role: Role,
-        mode: TcMode,
-    ) -> Result<(), KernelError> {
-        // The role must be in place when the first packet arrives.
-        self.set_role(link, role)?;
-        let mut links = Vec::new();
-        let wanted = self.directions(link, role);
-        for direction in &wanted {
-            match self.attach_classifier(link, *direction, mode) {
-                Ok(hold) => links.push((*direction, hold)),
-                Err(error) => {
-                    // The interface may be gone by now, and nothing would remove its role later.
-                    let _ = self.attached.roles.remove(link.index);
-                    detach_classifiers(link, links);
-                    return Err(error);
-                }
-            }
-        }
-        self.drop_directions(link, &wanted);
-        let interface = Interface {
-            link: link.clone(),
-            role,
-            links,
-        };
-        self.attached.interfaces.insert(link.index, interface);
-        Ok(())
     }
 
     /// Detaches what a previous agent attached to an interface and is no longer wanted.
@@ -564,10 +543,13 @@ fn detach_classifiers(link: &Link, links: Vec<Classifier>) {
     }
 }
 
-/// The message about an interface whose role has changed.
-fn change(link: &Link, before: Role, now: Role) -> Option<String> {
-    let (before, now) = (before.word(), now.word());
-    (before != now).then(|| format!("{} is {now}, no longer {before}", link.name))
+/// The message about an interface that is new or whose role has changed.
+fn change(link: &Link, before: Option<Role>, now: Role) -> Option<String> {
+    let (name, now) = (&link.name, now.word());
+    match before.map(Role::word) {
+        None => Some(format!("{name} is {now}")),
+        Some(before) => (before != now).then(|| format!("{name} is {now}, no longer {before}")),
+    }
 }
 
 fn key(link: &Link, direction: TcAttachType) -> (u32, bool) {
