@@ -5,9 +5,8 @@ use std::{
     fs,
     os::unix::fs::{PermissionsExt as _, symlink},
     path::{Path, PathBuf},
-    process::{Command, Stdio},
-    thread,
-    time::{Duration, Instant},
+    process::Command,
+    time::Duration,
 };
 
 use anyhow::{Context as _, Result, bail, ensure};
@@ -37,42 +36,14 @@ pub fn try_package(package: &Path) -> Result<()> {
     let kernel = packages::kernel(SERIES)?;
     let image = image(package, &kernel)?;
     let log = shell::log_path("service")?;
-    let output =
-        fs::File::create(&log).with_context(|| format!("failed to create {}", log.display()))?;
     println!(
         "trying {} with systemd on Linux {}",
         package.display(),
         kernel.release
     );
-    let mut machine = emulator
-        .command()
-        .args(["-accel", "tcg", "-cpu", "max", "-smp", "1", "-m", "3072"])
-        .args(["-nographic", "-no-reboot", "-nic", "none", "-kernel"])
-        .arg(&kernel.image)
-        .arg("-initrd")
-        .arg(&image)
-        .args([
-            "-append",
-            "console=ttyS0 quiet panic=-1 random.trust_cpu=on systemd.show_status=0",
-        ])
-        .stdin(Stdio::null())
-        .stdout(output.try_clone().context("failed to share the log")?)
-        .stderr(output)
-        .spawn()
-        .context("failed to start qemu-system-x86_64")?;
-    let began = Instant::now();
-    while machine
-        .try_wait()
-        .context("failed to wait for the machine")?
-        .is_none()
-    {
-        if began.elapsed() > LIMIT {
-            machine.kill().context("failed to end the machine")?;
-        }
-        thread::sleep(Duration::from_millis(200));
-    }
-    let text = fs::read(&log).context("failed to read the machine's log")?;
-    let text = String::from_utf8_lossy(&text);
+    let mut machine = emulator.start(&kernel, &image, "systemd.show_status=0", log.clone())?;
+    machine.wait(LIMIT)?;
+    let (text, took) = (machine.text()?, machine.age());
     ensure!(text.contains("@@ all good"), "{}", shell::failure(&log));
     for line in text
         .lines()
@@ -80,11 +51,7 @@ pub fn try_package(package: &Path) -> Result<()> {
     {
         println!("       {line}");
     }
-    println!(
-        "took {} s; see {}",
-        began.elapsed().as_secs(),
-        log.display()
-    );
+    println!("took {} s; see {}", took.as_secs(), log.display());
     Ok(())
 }
 

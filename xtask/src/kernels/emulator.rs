@@ -3,14 +3,17 @@
 //! its parts).
 
 use std::{
-    env, fs,
+    env,
+    fs::{self, File},
     path::{Path, PathBuf},
-    process::Command,
+    process::{Child, Command, Stdio},
+    thread,
+    time::{Duration, Instant},
 };
 
 use anyhow::{Context as _, Result, bail};
 
-use super::packages::files;
+use super::packages::{Kernel, files};
 use crate::{bpf_toolchain::tools_path, setup::apt, shell};
 
 const PROGRAM: &str = "qemu-system-x86_64";
@@ -46,8 +49,42 @@ impl Emulator {
         }
     }
 
-    /// A command that starts a machine.
-    pub fn command(&self) -> Command {
+    /// Starts a machine with one processor. Its console goes to the log; `options` are for its
+    /// kernel.
+    pub fn start(
+        &self,
+        kernel: &Kernel,
+        image: &Path,
+        options: &str,
+        log: PathBuf,
+    ) -> Result<Machine> {
+        let output =
+            File::create(&log).with_context(|| format!("failed to create {}", log.display()))?;
+        let child = self
+            .command()
+            // KVM inside of a virtual machine may hang; emulation is slow and always there.
+            .args(["-accel", "tcg", "-cpu", "max", "-smp", "1", "-m", "3072"])
+            .args(["-nographic", "-no-reboot", "-nic", "none", "-kernel"])
+            .arg(&kernel.image)
+            .arg("-initrd")
+            .arg(image)
+            .arg("-append")
+            .arg(format!(
+                "console=ttyS0 quiet panic=-1 random.trust_cpu=on {options}"
+            ))
+            .stdin(Stdio::null())
+            .stdout(output.try_clone().context("failed to share the log")?)
+            .stderr(output)
+            .spawn()
+            .with_context(|| format!("failed to start {PROGRAM}"))?;
+        Ok(Machine {
+            child,
+            log,
+            began: Instant::now(),
+        })
+    }
+
+    fn command(&self) -> Command {
         let Some(root) = &self.root else {
             return Command::new(PROGRAM);
         };
@@ -66,6 +103,56 @@ impl Emulator {
             command.arg("-L").arg(root.join(firmware));
         }
         command
+    }
+}
+
+/// A running machine. Dropping it stops it, so that none keeps running if another could not be
+/// started.
+pub struct Machine {
+    child: Child,
+    log: PathBuf,
+    began: Instant,
+}
+
+impl Machine {
+    /// How long it has been running.
+    pub fn age(&self) -> Duration {
+        self.began.elapsed()
+    }
+
+    /// Where its console's output goes.
+    pub fn log(&self) -> &Path {
+        &self.log
+    }
+
+    /// Its console's output so far.
+    pub fn text(&self) -> Result<String> {
+        let text = fs::read(&self.log).context("failed to read a machine's log")?;
+        Ok(String::from_utf8_lossy(&text).into_owned())
+    }
+
+    /// Waits until it powers off, and stops it when the time is over. The end of its log shows how
+    /// far it got.
+    pub fn wait(&mut self, limit: Duration) -> Result<()> {
+        while self
+            .child
+            .try_wait()
+            .context("failed to wait for a machine")?
+            .is_none()
+        {
+            if self.age() > limit {
+                self.child.kill().context("failed to stop a machine")?;
+            }
+            thread::sleep(Duration::from_millis(100));
+        }
+        Ok(())
+    }
+}
+
+impl Drop for Machine {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
     }
 }
 

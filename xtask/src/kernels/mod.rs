@@ -10,9 +10,9 @@ mod outcome;
 pub mod packages;
 
 use std::{
-    fs::{self, File},
-    path::{Path, PathBuf},
-    process::{Child, Command, ExitCode, Stdio},
+    fs,
+    path::Path,
+    process::{Command, ExitCode},
     thread,
     time::{Duration, Instant},
 };
@@ -21,12 +21,15 @@ use anyhow::{Context as _, Result, bail};
 
 use crate::{lab, setup, shell};
 pub use emulator::Emulator;
+use emulator::Machine;
 use image::Extent;
 use outcome::Outcome;
 
 /// The series to test, oldest first. The README's supported kernels are these, and the one that the
 /// tests run on.
 const SERIES: [&str; 2] = ["6.1", "6.12"];
+/// How long a machine may run.
+const LIMIT: Duration = Duration::from_secs(3600);
 
 /// Options of `cargo xtask kernels`.
 #[derive(Debug, clap::Args)]
@@ -93,10 +96,9 @@ pub fn slowness() -> Result<Option<String>> {
     let series = SERIES[0];
     let kernel = packages::kernel(series)?;
     // Dropping it stops it.
-    let machine = Machine::start(&emulator, series, &kernel, &programs, &Extent::Some)?;
-    while machine.began.elapsed() < PATIENCE {
-        let text = fs::read(&machine.log).context("failed to read a machine's log")?;
-        if String::from_utf8_lossy(&text).contains("@@ kernel") {
+    let machine = start(&emulator, series, &kernel, &programs, &Extent::Some)?;
+    while machine.age() < PATIENCE {
+        if machine.text()?.contains("@@ kernel") {
             return Ok(None);
         }
         thread::sleep(Duration::from_millis(50));
@@ -123,11 +125,15 @@ fn try_all(series: &[&str], extent: &Extent) -> Result<Vec<Outcome>> {
     let mut machines = Vec::new();
     for series in series {
         let kernel = packages::kernel(series)?;
-        machines.push(Machine::start(
-            &emulator, series, &kernel, &programs, extent,
-        )?);
+        let machine = start(&emulator, series, &kernel, &programs, extent)?;
+        machines.push((kernel.release, machine));
     }
-    machines.into_iter().map(Machine::wait).collect()
+    let outcome = |(release, mut machine): (String, Machine)| {
+        machine.wait(LIMIT)?;
+        let (text, log) = (machine.text()?, machine.log().to_owned());
+        Ok(Outcome::read(release, &text, log, machine.age()))
+    };
+    machines.into_iter().map(outcome).collect()
 }
 
 /// How this machine's own kernel loads the programs.
@@ -152,84 +158,17 @@ fn here() -> Result<Outcome> {
     ))
 }
 
-/// A running machine.
-struct Machine {
-    release: String,
-    child: Child,
-    log: PathBuf,
-    began: Instant,
-    limit: Duration,
-}
-
-impl Machine {
-    fn start(
-        emulator: &Emulator,
-        series: &str,
-        kernel: &packages::Kernel,
-        programs: &image::Programs,
-        extent: &Extent,
-    ) -> Result<Self> {
-        let image = image::make(series, kernel, programs, extent)?;
-        let log = shell::log_path(&format!("kernel-{series}"))?;
-        let output =
-            File::create(&log).with_context(|| format!("failed to create {}", log.display()))?;
-        let child = emulator
-            .command()
-            // KVM inside of a virtual machine may hang; emulation is slow and always there.
-            .args(["-accel", "tcg", "-cpu", "max", "-smp", "1", "-m", "3072"])
-            .args(["-nographic", "-no-reboot", "-nic", "none", "-kernel"])
-            .arg(&kernel.image)
-            .arg("-initrd")
-            .arg(&image)
-            .args([
-                "-append",
-                "console=ttyS0 quiet panic=-1 random.trust_cpu=on",
-            ])
-            .stdin(Stdio::null())
-            .stdout(output.try_clone().context("failed to share the log")?)
-            .stderr(output)
-            .spawn()
-            .context("failed to start qemu-system-x86_64")?;
-        Ok(Self {
-            release: kernel.release.clone(),
-            child,
-            log,
-            began: Instant::now(),
-            limit: Duration::from_secs(3600),
-        })
-    }
-
-    fn wait(mut self) -> Result<Outcome> {
-        while self
-            .child
-            .try_wait()
-            .context("failed to wait for a machine")?
-            .is_none()
-        {
-            if self.began.elapsed() > self.limit {
-                // The end of its log shows how far it got.
-                self.child.kill().context("failed to end a machine")?;
-            }
-            thread::sleep(Duration::from_millis(100));
-        }
-        let text = fs::read(&self.log).context("failed to read a machine's log")?;
-        let text = String::from_utf8_lossy(&text);
-        let took = self.began.elapsed();
-        Ok(Outcome::read(
-            self.release.clone(),
-            &text,
-            self.log.clone(),
-            took,
-        ))
-    }
-}
-
-impl Drop for Machine {
-    /// So that no machine keeps running if another could not be started.
-    fn drop(&mut self) {
-        let _ = self.child.kill();
-        let _ = self.child.wait();
-    }
+/// Starts a machine that runs the tests on a kernel.
+fn start(
+    emulator: &Emulator,
+    series: &str,
+    kernel: &packages::Kernel,
+    programs: &image::Programs,
+    extent: &Extent,
+) -> Result<Machine> {
+    let image = image::make(series, kernel, programs, extent)?;
+    let log = shell::log_path(&format!("kernel-{series}"))?;
+    emulator.start(kernel, &image, "", log)
 }
 
 /// A file's name.
