@@ -3,7 +3,6 @@
 
 use std::fs;
 use std::net::SocketAddr;
-use std::path::Path;
 
 use anyhow::{Context, Result};
 
@@ -14,7 +13,7 @@ use crate::plan::{
 };
 use crate::probe::{Serve, TunnelAgent, TunnelServer};
 use crate::process::Running;
-use crate::servers::{Nginx, wait_for_listener};
+use crate::servers::{self, Nginx, wait_for_listener};
 use crate::workload::Workload;
 use crate::{ssh, tools};
 
@@ -258,19 +257,7 @@ stream {{
         v4 = LB.at(port::APISERVER),
         v6 = LB.at6(port::APISERVER),
     );
-    let file = own.join("nginx.conf");
-    write(&file, &text)?;
-    workload
-        .command("nginx")?
-        .arg("-p")
-        .arg(&own)
-        .arg("-c")
-        .arg(&file)
-        .spawn()
-}
-
-fn write(file: &Path, text: &str) -> Result<()> {
-    fs::write(file, text).with_context(|| format!("failed to write {}", file.display()))
+    servers::run_nginx(workload, &own, &text)
 }
 
 /// Starts a konnectivity server on a control-plane node, and an agent that connects to it and

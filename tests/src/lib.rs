@@ -46,6 +46,7 @@ pub mod plan;
 pub mod probe;
 pub mod process;
 pub mod product;
+pub mod random;
 pub mod scenario;
 pub mod servers;
 pub mod ssh;

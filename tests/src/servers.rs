@@ -8,10 +8,11 @@ use std::path::Path;
 use std::thread;
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result, bail, ensure};
 
 use crate::attempt::Server;
 use crate::certs::{Certs, Identity};
+use crate::lab::Lab;
 use crate::patience::patient;
 use crate::plan::{LOOPBACK, NODE_LOCAL_DNS, Party, port};
 use crate::probe::{Outcome, Serve};
@@ -93,6 +94,32 @@ pub fn wait_for_etcd(etcd: &mut Running, workload: &Workload, client: &Identity)
     bail!("etcd does not answer its clients: {}", etcd.stderr())
 }
 
+/// Has a watch of etcd see a change, and saves a snapshot into the lab's directory.
+pub fn watch_and_save(lab: &Lab, workload: &Workload, etcd: SocketAddr) -> Result<()> {
+    let client = Some(lab.certs().apiserver_etcd_client());
+    let watch = workload
+        .etcdctl_command(etcd, client)?
+        .args(["watch", "w"])
+        .spawn()?;
+    let deadline = Instant::now() + Duration::from_secs(5);
+    // A watch prints nothing when it is ready, so write until the watch sees it.
+    loop {
+        workload
+            .etcdctl(etcd, client, ["put", "w", "seen"])?
+            .checked()?;
+        let line = watch.wait_for_line(|line| line == "seen", Duration::from_millis(300));
+        if line.is_ok() {
+            break;
+        }
+        ensure!(Instant::now() < deadline, "the watch sees nothing");
+    }
+    let file = lab.directory().join("snapshot.db");
+    let save = ["snapshot", "save", &file.to_string_lossy()].map(str::to_owned);
+    workload.etcdctl(etcd, client, save)?.checked()?;
+    ensure!(file.metadata()?.len() > 0, "the snapshot is empty");
+    Ok(())
+}
+
 /// An nginx that stands in for a component.
 #[derive(Debug)]
 pub struct Nginx<'a> {
@@ -109,16 +136,7 @@ impl Nginx<'_> {
     pub fn start(&self, workload: &Workload, directory: &Path) -> Result<Running> {
         let own = directory.join(format!("{}-{}", workload.party().name, self.says));
         fs::create_dir_all(&own).with_context(|| format!("failed to make {}", own.display()))?;
-        let file = own.join("nginx.conf");
-        fs::write(&file, self.configuration(&own))
-            .with_context(|| format!("failed to write {}", file.display()))?;
-        workload
-            .command("nginx")?
-            .arg("-p")
-            .arg(&own)
-            .arg("-c")
-            .arg(&file)
-            .spawn()
+        run_nginx(workload, &own, &self.configuration(&own))
     }
 
     fn configuration(&self, own: &Path) -> String {
@@ -154,6 +172,20 @@ http {{
             says = self.says,
         )
     }
+}
+
+/// Starts nginx with a configuration, in a directory of its own.
+pub(crate) fn run_nginx(workload: &Workload, own: &Path, configuration: &str) -> Result<Running> {
+    let file = own.join("nginx.conf");
+    fs::write(&file, configuration)
+        .with_context(|| format!("failed to write {}", file.display()))?;
+    workload
+        .command("nginx")?
+        .arg("-p")
+        .arg(own)
+        .arg("-c")
+        .arg(&file)
+        .spawn()
 }
 
 /// The apiserver: TLS on every address, plain HTTP only on loopback.

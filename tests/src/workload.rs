@@ -73,12 +73,8 @@ impl Workload {
         cgroup: Cgroup,
     ) -> Self {
         Self {
-            party,
-            namespace,
-            kit,
-            cgroup,
             behind_gateway: true,
-            user: None,
+            ..Self::on_host(party, namespace, kit, cgroup)
         }
     }
 

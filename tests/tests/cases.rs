@@ -27,6 +27,7 @@ use enforcer_policy::compile::{Compiled, PathNumbers, Simulator, compile};
 use enforcer_policy::model::{Mode, Policy};
 use enforcer_tests::cgroup::OwnTree;
 use enforcer_tests::packet::{Content, Forged};
+use enforcer_tests::random::{self, Random};
 use nix::net::if_::if_nametoindex;
 use nix::sched::{CloneFlags, unshare};
 
@@ -126,7 +127,7 @@ fn random_packets_agree(drop: bool) -> Result<()> {
     let lives_there: IpAddr = NAMED[0].parse()?;
     let compiled = bench.compiled.clone();
     let tables = Simulator::new(&compiled);
-    let mut random = Random::new()?;
+    let mut random = Random::new(random::seed()?);
     let mut outcomes = std::collections::BTreeMap::new();
     let packets = match std::env::var("ENFORCER_CASES_PACKETS") {
         Ok(number) => number
@@ -135,7 +136,7 @@ fn random_packets_agree(drop: bool) -> Result<()> {
         Err(_) => RANDOM_PACKETS,
     };
     for round in 0..packets {
-        let frame = random.frame();
+        let frame = random_frame(&mut random);
         let (role, interface) = if random.below(2) == 0 {
             (Role::Pod, bench.pod)
         } else {
@@ -190,113 +191,87 @@ fn with_tls_lock(
     }
 }
 
-/// Random numbers, reproducible from a seed.
-struct Random(u64);
-
-impl Random {
-    fn new() -> Result<Self> {
-        let seed = match std::env::var("ENFORCER_TEST_SEED") {
-            Ok(seed) => seed.parse().context("ENFORCER_TEST_SEED is no number")?,
-            Err(_) => std::time::UNIX_EPOCH.elapsed()?.as_nanos() as u64 | 1,
-        };
-        println!("ENFORCER_TEST_SEED={seed}");
-        Ok(Self(seed))
+/// Nothing, random bytes, or the beginning of a ClientHello.
+fn random_payload(random: &mut Random) -> Vec<u8> {
+    let hello = [22, 3, 1, 2, 0, 1, 0, 1, 252, 3, 3, 0, 0, 0, 0, 0];
+    match random.below(3) {
+        0 => vec![0; random.below(40)],
+        1 => hello[..random.below(hello.len())].to_vec(),
+        _ => Vec::new(),
     }
+}
 
-    /// xorshift64.
-    fn below(&mut self, end: usize) -> usize {
-        self.0 ^= self.0 << 13;
-        self.0 ^= self.0 >> 7;
-        self.0 ^= self.0 << 17;
-        (self.0 % end as u64) as usize
+/// A frame with addresses and ports of the policy, more or less malformed.
+fn random_frame(random: &mut Random) -> Vec<u8> {
+    const V4: [&str; 14] = [
+        NAMED[0],
+        NAMED[1],
+        "10.96.0.10",
+        "10.0.0.5",
+        "169.254.169.254",
+        "10.0.0.11",
+        "10.0.0.21",
+        "10.244.1.5",
+        "10.96.0.1",
+        "192.0.2.7",
+        "203.0.113.9",
+        "127.0.0.1",
+        "169.254.20.10",
+        "10.0.0.99",
+    ];
+    const V6: [&str; 7] = [
+        "fd00::11",
+        "fd00::21",
+        "fd01::5",
+        "fd10::1",
+        "2001:db8::9",
+        "::1",
+        "fe80::1",
+    ];
+    const PORTS: [u16; 14] = [
+        2379, 2380, 2381, 6443, 443, 8080, 10250, 10255, 40_000, 53, 4789, 123, 67, 68,
+    ];
+    let pool: &[&str] = if random.below(2) == 0 { &V4 } else { &V6 };
+    let mut address = || {
+        pool[random.below(pool.len())]
+            .parse()
+            .unwrap_or(IpAddr::from([0; 4]))
+    };
+    let (source, destination) = (address(), address());
+    let content = match random.below(8) {
+        0..=3 => Content::Tcp {
+            flags: random.below(256) as u8,
+            payload: random_payload(random),
+        },
+        4 | 5 => Content::udp("random"),
+        6 => Content::Message(random.below(256) as u8),
+        _ => Content::Protocol(112),
+    };
+    let source = SocketAddr::new(source, *random.pick(&PORTS));
+    let destination = SocketAddr::new(destination, *random.pick(&PORTS));
+    let content_is_other = matches!(content, Content::Protocol(_));
+    let packet = Forged {
+        source,
+        destination,
+        content,
+    };
+    let mut frame = packet.frame([2; 6], [4; 6]).unwrap_or_else(|_| vec![0; 60]);
+    if content_is_other {
+        // Invalid extension headers and fragments, tunnels, protocols without ports.
+        let at = if source.is_ipv4() { 14 + 9 } else { 14 + 6 };
+        frame[at] = *random.pick(&[0, 4, 43, 44, 47, 50, 51, 60, 112, 132, 135]);
     }
-
-    fn pick<T: Copy>(&mut self, from: &[T]) -> T {
-        from[self.below(from.len())]
+    // The kernel runs no program on shorter frames.
+    let shortest = if source.is_ipv4() { 34 } else { 54 };
+    if random.below(4) == 0 {
+        frame.truncate(shortest + random.below(frame.len() - shortest + 1));
     }
-
-    /// Nothing, random bytes, or the beginning of a ClientHello.
-    fn payload(&mut self) -> Vec<u8> {
-        let hello = [22, 3, 1, 2, 0, 1, 0, 1, 252, 3, 3, 0, 0, 0, 0, 0];
-        match self.below(3) {
-            0 => vec![0; self.below(40)],
-            1 => hello[..self.below(hello.len())].to_vec(),
-            _ => Vec::new(),
-        }
+    for _ in 0..*random.pick(&[0, 0, 0, 1, 2]) {
+        // The link header stays: another one would change the minimum length.
+        let at = 14 + random.below(frame.len() - 14);
+        frame[at] = random.below(256) as u8;
     }
-
-    /// A frame with addresses and ports of the policy, more or less malformed.
-    fn frame(&mut self) -> Vec<u8> {
-        const V4: [&str; 14] = [
-            NAMED[0],
-            NAMED[1],
-            "10.96.0.10",
-            "10.0.0.5",
-            "169.254.169.254",
-            "10.0.0.11",
-            "10.0.0.21",
-            "10.244.1.5",
-            "10.96.0.1",
-            "192.0.2.7",
-            "203.0.113.9",
-            "127.0.0.1",
-            "169.254.20.10",
-            "10.0.0.99",
-        ];
-        const V6: [&str; 7] = [
-            "fd00::11",
-            "fd00::21",
-            "fd01::5",
-            "fd10::1",
-            "2001:db8::9",
-            "::1",
-            "fe80::1",
-        ];
-        const PORTS: [u16; 14] = [
-            2379, 2380, 2381, 6443, 443, 8080, 10250, 10255, 40_000, 53, 4789, 123, 67, 68,
-        ];
-        let pool: &[&str] = if self.below(2) == 0 { &V4 } else { &V6 };
-        let mut address = || {
-            pool[self.below(pool.len())]
-                .parse()
-                .unwrap_or(IpAddr::from([0; 4]))
-        };
-        let (source, destination) = (address(), address());
-        let content = match self.below(8) {
-            0..=3 => Content::Tcp {
-                flags: self.below(256) as u8,
-                payload: self.payload(),
-            },
-            4 | 5 => Content::udp("random"),
-            6 => Content::Message(self.below(256) as u8),
-            _ => Content::Protocol(112),
-        };
-        let source = SocketAddr::new(source, self.pick(&PORTS));
-        let destination = SocketAddr::new(destination, self.pick(&PORTS));
-        let content_is_other = matches!(content, Content::Protocol(_));
-        let packet = Forged {
-            source,
-            destination,
-            content,
-        };
-        let mut frame = packet.frame([2; 6], [4; 6]).unwrap_or_else(|_| vec![0; 60]);
-        if content_is_other {
-            // Invalid extension headers and fragments, tunnels, protocols without ports.
-            let at = if source.is_ipv4() { 14 + 9 } else { 14 + 6 };
-            frame[at] = self.pick(&[0, 4, 43, 44, 47, 50, 51, 60, 112, 132, 135]);
-        }
-        // The kernel runs no program on shorter frames.
-        let shortest = if source.is_ipv4() { 34 } else { 54 };
-        if self.below(4) == 0 {
-            frame.truncate(shortest + self.below(frame.len() - shortest + 1));
-        }
-        for _ in 0..self.pick(&[0, 0, 0, 1, 2]) {
-            // The link header stays: another one would change the minimum length.
-            let at = 14 + self.below(frame.len() - 14);
-            frame[at] = self.below(256) as u8;
-        }
-        frame
-    }
+    frame
 }
 
 /// A shipped policy, unchanged or with all other traffic dropped.

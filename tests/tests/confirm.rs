@@ -3,7 +3,7 @@
 
 use std::fs;
 use std::thread;
-use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+use std::time::{Duration, Instant};
 
 use anyhow::{Result, ensure};
 use enforcer_tests::patience::patient;
@@ -11,6 +11,7 @@ use enforcer_tests::plan::{CP1, LOOPBACK, port};
 use enforcer_tests::probe::Hold;
 use enforcer_tests::process::Ran;
 use enforcer_tests::product::{Agent, PolicyText};
+use enforcer_tests::random::{self, Random};
 use enforcer_tests::{Lab, Outcome, Workload, tools};
 use serde_json::Value;
 
@@ -394,13 +395,6 @@ fn hostile() -> u64 {
     wanted.and_then(|text| text.parse().ok()).unwrap_or(3)
 }
 
-fn seed() -> Result<u64> {
-    match std::env::var("ENFORCER_TEST_SEED") {
-        Ok(seed) => Ok(seed.parse()?),
-        Err(_) => Ok(SystemTime::now().duration_since(UNIX_EPOCH)?.as_nanos() as u64),
-    }
-}
-
 /// Whatever a policy says, and whatever is killed meanwhile: what was reachable before is reachable
 /// again after the deadline.
 #[test]
@@ -417,16 +411,7 @@ fn no_policy_locks_out_for_longer_than_its_deadline() -> Result<()> {
         ("options: [insecure-port]", "options: []"),
         ("podInterfaces: [\"cali*\"]", "podInterfaces: []"),
     ];
-    let seed = seed()?;
-    println!("ENFORCER_TEST_SEED={seed}");
-    let mut random = seed | 1;
-    let mut next = |below: u64| {
-        // xorshift64
-        random ^= random << 13;
-        random ^= random >> 7;
-        random ^= random << 17;
-        random % below
-    };
+    let mut random = Random::new(random::seed()?);
     let lab = Lab::builder().apiserver().bystanders().build()?;
     let policy = PolicyText::default();
     let good = policy.yaml(&lab);
@@ -440,7 +425,7 @@ fn no_policy_locks_out_for_longer_than_its_deadline() -> Result<()> {
         );
         let mut text = good.clone();
         for (from, to) in CHANGES {
-            if next(2) == 0 {
+            if random.chance(2) {
                 text = text.replace(from, to);
             }
         }
@@ -448,7 +433,7 @@ fn no_policy_locks_out_for_longer_than_its_deadline() -> Result<()> {
         let ran = enforcer(&lab, &["apply", "--confirm-within", "1s"])?;
         let at = Instant::now();
         applied += u64::from(ran.code() == Some(0));
-        let kills = next(2) == 0;
+        let kills = random.chance(2);
         if kills {
             agent.kill()?;
         }

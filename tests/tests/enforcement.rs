@@ -12,7 +12,7 @@ use enforcer_tests::packet::{Content, Forged};
 use enforcer_tests::plan::{CP1, LOOPBACK, NODE_LOCAL_DNS, OUT, POD_A, POD_B, Party, W1, port};
 use enforcer_tests::probe::{Connect, Hold, Serve};
 use enforcer_tests::product::{Agent, PolicyText};
-use enforcer_tests::{Lab, Outcome, Workload, net, plan};
+use enforcer_tests::{Lab, Outcome, Workload, net, plan, servers};
 
 const SOON: Duration = Duration::from_secs(3);
 
@@ -93,25 +93,7 @@ fn etcd_serves_the_apiserver_without_an_error() -> Result<()> {
                 .checked()?;
             ensure!(got.stdout == format!("key\n{value}\n"), "{got}");
         }
-        let watch = workload
-            .etcdctl_command(endpoint, client)?
-            .args(["watch", "w"])
-            .spawn()?;
-        let deadline = Instant::now() + SOON;
-        loop {
-            workload
-                .etcdctl(endpoint, client, ["put", "w", "seen"])?
-                .checked()?;
-            let seen = watch.wait_for_line(|line| line == "seen", Duration::from_millis(300));
-            if seen.is_ok() {
-                break;
-            }
-            ensure!(Instant::now() < deadline, "the watch sees nothing");
-        }
-        let file = lab.directory().join("snapshot.db");
-        let save = ["snapshot", "save", &file.to_string_lossy()].map(str::to_owned);
-        workload.etcdctl(endpoint, client, save)?.checked()?;
-        ensure!(file.metadata()?.len() > 0, "the snapshot is empty");
+        servers::watch_and_save(&lab, &workload, endpoint)?;
     }
     // A busy kernel occasionally retransmits a segment, even without the product.
     let segments = workload.namespace().tcp_segments()?;

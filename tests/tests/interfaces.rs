@@ -16,6 +16,17 @@ use enforcer_tests::{Lab, Outcome, net};
 use nix::sys::signal::Signal;
 use serde_json::Value;
 
+/// A SYN to cp1 that claims to be from w1, and the count of those that arrive.
+fn forged_syn(lab: &Lab) -> Result<(Forged, Arrivals)> {
+    let packet = Forged {
+        source: W1.at(40_000),
+        destination: CP1.at(9999),
+        content: Content::SYN,
+    };
+    let arrivals = Arrivals::count(&lab.login("cp1"), packet.source.ip(), packet.destination)?;
+    Ok((packet, arrivals))
+}
+
 /// As the bridge plugin does with a new pod's interface: if programs were attached a second time,
 /// they would be refused or removed.
 #[test]
@@ -25,13 +36,7 @@ fn an_interface_that_joins_a_bridge_stays_enforced() -> Result<()> {
     let lab = Lab::builder().build()?;
     let (pod, interface) = (lab.pod("pod-a"), POD_A.host_interface());
     let node = lab.host("cp1").namespace().name();
-    let packet = Forged {
-        source: W1.at(40_000),
-        destination: CP1.at(9999),
-        content: Content::SYN,
-    };
-    let at = lab.login("cp1");
-    let arrivals = Arrivals::count(&at, packet.source.ip(), packet.destination)?;
+    let (packet, arrivals) = forged_syn(&lab)?;
     pod.forge(&packet)?;
     ensure!(arrivals.so_far()? == 1, "twin");
     for mode in ["auto", "clsact"] {
@@ -178,13 +183,7 @@ fn a_pod_that_appears_while_the_agent_is_stopped_is_judged_as_a_pod() -> Result<
 fn another_program_does_not_stay_before_ours() -> Result<()> {
     let lab = Lab::builder().build()?;
     let pod = lab.pod("pod-a");
-    let packet = Forged {
-        source: W1.at(40_000),
-        destination: CP1.at(9999),
-        content: Content::SYN,
-    };
-    let at = lab.login("cp1");
-    let arrivals = Arrivals::count(&at, packet.source.ip(), packet.destination)?;
+    let (packet, arrivals) = forged_syn(&lab)?;
     let namespace = lab.host("cp1").namespace();
     let take = || -> Result<Accepter> {
         namespace.within(|| {

@@ -12,7 +12,7 @@ use enforcer_tests::plan::{
     CP1, LOOPBACK, NODE_LOCAL_DNS, OUT, POD_A, POD_B, Party, SERVICE, W1, port,
 };
 use enforcer_tests::probe::{Connect, Hold, Serve, Sniff, Udp};
-use enforcer_tests::servers::{expect_answer, expect_page};
+use enforcer_tests::servers::{self, expect_answer, expect_page};
 use enforcer_tests::sweep::{LabId, sweep, traces};
 use enforcer_tests::{Lab, Outcome, Workload, net, tools};
 
@@ -82,28 +82,9 @@ fn everybody_reaches_etcd_with_the_stolen_certificate() -> Result<()> {
 #[test]
 fn etcd_watches_and_saves_a_snapshot() -> Result<()> {
     let lab = Lab::builder().etcd().build()?;
-    let (workload, client) = (lab.apiserver(), Some(lab.certs().apiserver_etcd_client()));
+    let workload = lab.apiserver();
     for endpoint in [LOOPBACK.at(port::ETCD_CLIENT), CP1.at(port::ETCD_CLIENT)] {
-        let watch = workload
-            .etcdctl_command(endpoint, client)?
-            .args(["watch", "w"])
-            .spawn()?;
-        let deadline = Instant::now() + Duration::from_secs(5);
-        // A watch prints nothing when it is ready, so the test writes until the watch sees it.
-        let seen = loop {
-            workload
-                .etcdctl(endpoint, client, ["put", "w", "seen"])?
-                .checked()?;
-            let line = watch.wait_for_line(|line| line == "seen", Duration::from_millis(300));
-            if line.is_ok() || Instant::now() > deadline {
-                break line;
-            }
-        };
-        seen?;
-        let file = lab.directory().join("snapshot.db");
-        let save = ["snapshot", "save", &file.to_string_lossy()].map(str::to_owned);
-        workload.etcdctl(endpoint, client, save)?.checked()?;
-        ensure!(file.metadata()?.len() > 0, "the snapshot is empty");
+        servers::watch_and_save(&lab, &workload, endpoint)?;
     }
     // Not zero: with other labs running, the kernel sometimes retransmits without need.
     let segments = workload.namespace().tcp_segments()?;

@@ -7,7 +7,7 @@ use std::time::Instant;
 use etherparse::{NetSlice, SlicedPacket, TransportSlice};
 use nix::errno::Errno;
 use nix::libc;
-use nix::sys::socket::{AddressFamily, LinkAddr, SockProtocol, SockType, bind, recvfrom};
+use nix::sys::socket::{LinkAddr, recvfrom};
 use serde::{Deserialize, Serialize};
 
 use super::{Failure, Outcome, READY, Report, Sniff, milliseconds, print_line, socket};
@@ -41,12 +41,7 @@ pub(super) fn sniff(what: &Sniff) -> Report {
 }
 
 fn watch(what: &Sniff) -> Result<u64, Failure> {
-    let at = |step: &'static str| move |errno| (errno, step);
-    let protocol = Some(SockProtocol::EthAll);
-    let socket = socket::open(AddressFamily::Packet, SockType::Raw, protocol, TICK_MS)
-        .map_err(at("socket"))?;
-    let address = socket::link_address(&what.interface).map_err(at("interface"))?;
-    bind(socket.as_raw_fd(), &address).map_err(at("bind"))?;
+    let socket = socket::all_frames(&what.interface, TICK_MS)?;
     print_line(READY);
     let deadline = what
         .for_ms

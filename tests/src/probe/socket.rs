@@ -12,7 +12,7 @@ use nix::sys::socket::{
 };
 use nix::sys::time::TimeVal;
 
-use super::{Call, Take, compat, milliseconds, uring};
+use super::{Call, Failure, Take, compat, milliseconds, uring};
 
 // include/uapi/linux/if_packet.h, include/uapi/linux/in.h
 const PACKET_VNET_HDR: libc::c_int = 15;
@@ -87,6 +87,17 @@ pub(super) fn towards(to: SocketAddr, kind: SockType, timeout_ms: u64) -> Result
         AddressFamily::Inet6
     };
     open(family, kind, None, timeout_ms)
+}
+
+/// A packet socket for all frames of an interface.
+pub(super) fn all_frames(interface: &str, timeout_ms: u64) -> Result<OwnedFd, Failure> {
+    let at = |step: &'static str| move |errno| (errno, step);
+    let protocol = Some(SockProtocol::EthAll);
+    let socket =
+        open(AddressFamily::Packet, SockType::Raw, protocol, timeout_ms).map_err(at("socket"))?;
+    let address = link_address(interface).map_err(at("interface"))?;
+    bind(socket.as_raw_fd(), &address).map_err(at("bind"))?;
+    Ok(socket)
 }
 
 /// A socket whose calls wait no longer than the given time.

@@ -10,8 +10,7 @@ use nix::errno::Errno;
 use nix::libc;
 use nix::sys::socket::sockopt::ReuseAddr;
 use nix::sys::socket::{
-    AddressFamily, Backlog, MsgFlags, SockProtocol, SockType, SockaddrStorage, bind, listen, recv,
-    sendto, setsockopt,
+    Backlog, MsgFlags, SockType, SockaddrStorage, bind, listen, recv, sendto, setsockopt,
 };
 
 use super::{Failure, Outcome, Report, Talk, milliseconds, socket};
@@ -146,11 +145,7 @@ struct Wire<'a> {
 impl<'a> Wire<'a> {
     fn open(what: &'a Talk) -> Result<Self, Failure> {
         let at = |step: &'static str| move |errno| (errno, step);
-        let protocol = Some(SockProtocol::EthAll);
-        let socket = socket::open(AddressFamily::Packet, SockType::Raw, protocol, TICK_MS)
-            .map_err(at("socket"))?;
-        let address = socket::link_address(&what.interface).map_err(at("interface"))?;
-        bind(socket.as_raw_fd(), &address).map_err(at("bind"))?;
+        let socket = socket::all_frames(&what.interface, TICK_MS)?;
         if let Some(call) = what.bypass {
             socket::bypass_queue(&socket, call).map_err(at("bypass"))?;
         }

@@ -79,6 +79,38 @@ pub struct Attack {
     pub attempt: fn(&Stage) -> Result<Attempt<'_>>,
 }
 
+/// An attack under `otherTraffic: Allow`.
+pub const fn row(
+    id: &'static str,
+    who: Attacker,
+    what: &'static str,
+    judge: &'static str,
+    (hook, reason): (&'static str, &'static str),
+    attempt: fn(&Stage) -> Result<Attempt<'_>>,
+) -> Attack {
+    Attack {
+        id,
+        who,
+        what,
+        others: Others::Allow,
+        judge,
+        hook,
+        reason,
+        attempt,
+    }
+}
+
+/// The same, reported by cp1's agent.
+pub const fn row_on_cp1(
+    id: &'static str,
+    who: Attacker,
+    what: &'static str,
+    denial: (&'static str, &'static str),
+    attempt: fn(&Stage) -> Result<Attempt<'_>>,
+) -> Attack {
+    row(id, who, what, "cp1", denial, attempt)
+}
+
 impl Attack {
     /// The same, reported by w1's agent.
     pub const fn judged_on_w1(self) -> Self {

@@ -3,14 +3,12 @@
 //! arrive through ingress.
 
 use anyhow::Result;
-use enforcer_tests::craft::Crafted;
 use enforcer_tests::plan::{LOOPBACK, port};
 use enforcer_tests::probe::{Call, Inject, Probe, Ring, Talk};
 
-use crate::attack::{Attack, Attacker, Attempt, Others};
-use crate::stage::{At, Stage};
+use crate::attack::{Attack, Attacker, Attempt, row_on_cp1};
+use crate::stage::{At, Stage, to_insecure_on_lo};
 
-const SYN: u8 = 0x02;
 const ACK: u8 = 0x18;
 const FROM: u16 = 41_500;
 const INPUT: At = At::Input("cp1");
@@ -22,19 +20,10 @@ const NO_URING: &str = "this kernel's io_uring sets no socket options";
 const fn row(
     id: &'static str,
     what: &'static str,
-    (hook, reason): (&'static str, &'static str),
+    denial: (&'static str, &'static str),
     attempt: fn(&Stage) -> Result<Attempt<'_>>,
 ) -> Attack {
-    Attack {
-        id,
-        who: Attacker::HostPod,
-        what,
-        others: Others::Allow,
-        judge: "cp1",
-        hook,
-        reason,
-        attempt,
-    }
+    row_on_cp1(id, Attacker::HostPod, what, denial, attempt)
 }
 
 /// Whether a call can set an option, even though it only does harm: a pod is not refused it.
@@ -57,15 +46,8 @@ fn on_lo<'a>(stage: &'a Stage, how: impl Fn(Inject) -> Inject) -> Result<Attempt
         }
     }
     stage.inject_with(&stage.lab.hostnet("cp1"), INPUT, |mark| {
-        let to = port::INSECURE;
-        let frames = [
-            Crafted::tcp(LOOPBACK.at(FROM), LOOPBACK.at(to), mark, SYN, b""),
-            Crafted::tcp(LOOPBACK.at6(FROM), LOOPBACK.at6(to), mark, SYN, b""),
-        ];
-        how(Inject::frames(
-            "lo",
-            &frames.map(|packet| packet.frame([0; 6], [0; 6])),
-        ))
+        let frames = to_insecure_on_lo(FROM, mark).map(|packet| packet.frame([0; 6], [0; 6]));
+        how(Inject::frames("lo", &frames))
     })
 }
 

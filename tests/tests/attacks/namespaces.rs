@@ -10,7 +10,7 @@ use enforcer_tests::net;
 use enforcer_tests::plan::{CP1, OUT, Party, W1, port};
 use enforcer_tests::probe::{Connect, Udp};
 
-use crate::attack::{Attack, Attacker, Attempt, Others};
+use crate::attack::{Attack, Attacker, Attempt, row};
 use crate::packets::{in_ipip, in_vxlan, syn_of_pod_b};
 use crate::stage::{At, CP1_MAC, Stage, TUNNEL, UNDECLARED, UNDECLARED_MAC, W1_MAC};
 
@@ -30,26 +30,6 @@ const SIDE: Party = Party {
 
 /// The hardware address of another interface of the pod.
 const INNER_MAC: [u8; 6] = [0x02, 0x77, 0, 0, 0, 0x78];
-
-const fn row(
-    id: &'static str,
-    who: Attacker,
-    what: &'static str,
-    judge: &'static str,
-    (hook, reason): (&'static str, &'static str),
-    attempt: fn(&Stage) -> Result<Attempt<'_>>,
-) -> Attack {
-    Attack {
-        id,
-        who,
-        what,
-        others: Others::Allow,
-        judge,
-        hook,
-        reason,
-        attempt,
-    }
-}
 
 /// A kind of link on top of another one.
 #[derive(Debug, Clone, Copy)]

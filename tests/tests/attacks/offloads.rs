@@ -11,7 +11,7 @@ use enforcer_tests::plan::{CP1, OUT, POD_A, POD_B, POD_GATEWAY_MAC, W1, port};
 use enforcer_tests::probe::{Inject, Probe, Tap};
 use enforcer_tests::{Workload, net};
 
-use crate::attack::{Attack, Attacker, Attempt, Others};
+use crate::attack::{Attack, Attacker, Attempt, Others, row};
 use crate::stage::{At, BEHIND_UNDECLARED, CP1_MAC, Stage, TUNNEL, UNDECLARED, W1_MAC};
 
 use Attacker::{HostPod, Neighbour, Pod};
@@ -30,26 +30,6 @@ const UDP_DATA: usize = 42;
 const PORT_V6: usize = 56;
 const SENT: (&str, &str) = ("tc/egress", "ChecksumElsewhere");
 const ENTERED: (&str, &str) = ("tc/ingress", "ChecksumElsewhere");
-
-const fn row(
-    id: &'static str,
-    who: Attacker,
-    what: &'static str,
-    judge: &'static str,
-    (hook, reason): (&'static str, &'static str),
-    attempt: fn(&Stage) -> Result<Attempt<'_>>,
-) -> Attack {
-    Attack {
-        id,
-        who,
-        what,
-        others: Others::Allow,
-        judge,
-        hook,
-        reason,
-        attempt,
-    }
-}
 
 fn completed(start: usize, field: usize) -> String {
     let checksum = Some((start as u16, (field - start) as u16));

@@ -8,7 +8,7 @@ use enforcer_tests::Workload;
 use enforcer_tests::craft::{Crafted, ethernet, fix_ipv4_checksum, protocol, tagged, tcp};
 use enforcer_tests::plan::{CP1, LOOPBACK, OUT, POD_A, POD_B, SERVICE, W1, port};
 
-use crate::attack::{Attack, Attacker, Attempt, Others};
+use crate::attack::{Attack, Attacker, Attempt, Others, row_on_cp1 as row};
 use crate::stage::{At, CP1_MAC, Stage, TUNNEL, W1_MAC};
 
 use Attacker::{Neighbour, Pod, World};
@@ -20,25 +20,6 @@ pub const INPUT: At = At::Input("cp1");
 pub const WIRE: At = At::Device("cp1", "eth0");
 const BROADCAST: [u8; 6] = [0xff; 6];
 const ETCD: u16 = port::ETCD_CLIENT;
-
-const fn row(
-    id: &'static str,
-    who: Attacker,
-    what: &'static str,
-    (hook, reason): (&'static str, &'static str),
-    attempt: fn(&Stage) -> Result<Attempt<'_>>,
-) -> Attack {
-    Attack {
-        id,
-        who,
-        what,
-        others: Others::Allow,
-        judge: "cp1",
-        hook,
-        reason,
-        attempt,
-    }
-}
 
 const fn if_others_are_dropped(attack: Attack) -> Attack {
     Attack {

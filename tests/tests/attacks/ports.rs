@@ -8,7 +8,7 @@ use enforcer_tests::Outcome;
 use enforcer_tests::plan::{VIP, port};
 use enforcer_tests::probe::{Bind, Take};
 
-use crate::attack::{Attack, Attacker, Attempt, Others};
+use crate::attack::{Attack, Attacker, Attempt, row_on_cp1};
 use crate::sockets::link_local;
 use crate::stage::Stage;
 
@@ -18,19 +18,10 @@ const EXPOSED: (&str, &str) = ("cgroup/bind", "BindNotLoopback");
 const fn row(
     id: &'static str,
     what: &'static str,
-    (hook, reason): (&'static str, &'static str),
+    denial: (&'static str, &'static str),
     attempt: fn(&Stage) -> Result<Attempt<'_>>,
 ) -> Attack {
-    Attack {
-        id,
-        who: Attacker::HostPod,
-        what,
-        others: Others::Allow,
-        judge: "cp1",
-        hook,
-        reason,
-        attempt,
-    }
+    row_on_cp1(id, Attacker::HostPod, what, denial, attempt)
 }
 
 /// cp1's hostNetwork pod binds; counts whether it gets the port.

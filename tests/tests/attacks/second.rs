@@ -12,9 +12,9 @@ use enforcer_tests::plan::{CP1, LOOPBACK, OUT, POD_A, POD_GATEWAY_MAC, W1, port}
 use enforcer_tests::probe::{Bind, Call, Connect, Inject, Probe, Tap, Udp};
 use enforcer_tests::{Outcome, Workload};
 
-use crate::attack::{Attack, Attacker, Attempt, Others};
+use crate::attack::{Attack, Attacker, Attempt, row};
 use crate::bypass::is_possible;
-use crate::stage::{At, CP1_MAC, Stage, TUNNEL, W1_MAC};
+use crate::stage::{At, CP1_MAC, Stage, TUNNEL, W1_MAC, to_etcd_from_w1, to_insecure_on_lo};
 
 use Attacker::{HostPod, Pod, User};
 
@@ -29,50 +29,17 @@ const CHECKSUM: (&str, &str) = ("tc/egress", "ChecksumElsewhere");
 /// LLDP, which is not guarded.
 const HARMLESS: u16 = 0x88cc;
 
-const fn row(
-    id: &'static str,
-    who: Attacker,
-    what: &'static str,
-    judge: &'static str,
-    (hook, reason): (&'static str, &'static str),
-    attempt: fn(&Stage) -> Result<Attempt<'_>>,
-) -> Attack {
-    Attack {
-        id,
-        who,
-        what,
-        others: Others::Allow,
-        judge,
-        hook,
-        reason,
-        attempt,
-    }
-}
-
 fn on_lo<'a>(stage: &'a Stage, how: impl Fn(Inject) -> Inject) -> Result<Attempt<'a>> {
     stage.inject_with(&stage.lab.hostnet("cp1"), INPUT, |mark| {
-        let to = port::INSECURE;
-        let frames = [
-            Crafted::tcp(LOOPBACK.at(FROM), LOOPBACK.at(to), mark, SYN, b""),
-            Crafted::tcp(LOOPBACK.at6(FROM), LOOPBACK.at6(to), mark, SYN, b""),
-        ];
-        how(Inject::frames(
-            "lo",
-            &frames.map(|packet| packet.frame([0; 6], [0; 6])),
-        ))
+        let frames = to_insecure_on_lo(FROM, mark).map(|packet| packet.frame([0; 6], [0; 6]));
+        how(Inject::frames("lo", &frames))
     })
 }
 
 fn by_uplink<'a>(stage: &'a Stage, how: impl Fn(Inject) -> Inject) -> Result<Attempt<'a>> {
     stage.inject_with(&stage.lab.hostnet("w1"), INPUT, |mark| {
-        let frames = [
-            Crafted::tcp(W1.at(FROM), CP1.at(ETCD), mark, SYN, b""),
-            Crafted::tcp(W1.at6(FROM), CP1.at6(ETCD), mark, SYN, b""),
-        ];
-        how(Inject::frames(
-            "eth0",
-            &frames.map(|packet| packet.frame(W1_MAC, CP1_MAC)),
-        ))
+        let frames = to_etcd_from_w1(FROM, mark).map(|packet| packet.frame(W1_MAC, CP1_MAC));
+        how(Inject::frames("eth0", &frames))
     })
 }
 

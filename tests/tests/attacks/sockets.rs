@@ -9,7 +9,7 @@ use enforcer_tests::plan::{CP1, LOOPBACK, OUT, POD_A, VIP, W1, port};
 use enforcer_tests::probe::{Bind, Connect, Udp};
 use enforcer_tests::{Lab, Outcome, Workload, net};
 
-use crate::attack::{Attack, Attacker, Attempt, Others};
+use crate::attack::{Attack, Attacker, Attempt, row_on_cp1 as row};
 use crate::stage::{At, DETOUR, Stage, TRANSLATED, TRANSLATED_LOOPBACK, TUNNEL};
 
 use Attacker::{HostPod, Neighbour, Pod, User, World};
@@ -26,33 +26,6 @@ fn to_insecure(stage: &Stage, to: SocketAddr, how: Connect) -> Result<Attempt<'_
 
 fn plain(to: SocketAddr) -> Connect {
     Connect::to(to)
-}
-
-/// A row about a socket of cp1, under `otherTraffic: Allow`.
-const fn row(
-    id: &'static str,
-    who: Attacker,
-    what: &'static str,
-    (hook, reason): (&'static str, &'static str),
-    attempt: fn(&Stage) -> Result<Attempt<'_>>,
-) -> Attack {
-    Attack {
-        id,
-        who,
-        what,
-        others: Others::Allow,
-        judge: "cp1",
-        hook,
-        reason,
-        attempt,
-    }
-}
-
-const fn on_w1(attack: Attack) -> Attack {
-    Attack {
-        judge: "w1",
-        ..attack
-    }
 }
 
 const CONNECT: &str = "cgroup/connect";
@@ -209,7 +182,7 @@ fn tcp() -> Vec<Attack> {
                 )
             },
         ),
-        on_w1(row(
+        row(
             "multipath-away",
             HostPod,
             "speaks multipath TCP to another node's etcd",
@@ -225,8 +198,9 @@ fn tcp() -> Vec<Attack> {
                     },
                 )
             },
-        )),
-        on_w1(row(
+        )
+        .judged_on_w1(),
+        row(
             "transparent",
             HostPod,
             "takes another node's address for its own (`IP_TRANSPARENT`)",
@@ -251,7 +225,8 @@ fn tcp() -> Vec<Attack> {
                     Ok(u64::from(arrivals.so_far()? > before))
                 }))
             },
-        )),
+        )
+        .judged_on_w1(),
     ]
 }
 
@@ -442,7 +417,7 @@ fn around() -> Vec<Attack> {
                 opens(stage, to)
             },
         ),
-        on_w1(row(
+        row(
             "own-translation",
             HostPod,
             "connects to a service address behind which the node's own output translation has put etcd",
@@ -452,7 +427,7 @@ fn around() -> Vec<Attack> {
                 let attempt = stage.send_tcp(&stage.lab.hostnet("w1"), &stage.etcd, plain(to))?;
                 Ok(attempt.reported(CP1.v4.into(), port::ETCD_CLIENT))
             },
-        )),
+        ).judged_on_w1(),
         row(
             "redirected-port",
             World,

@@ -7,7 +7,7 @@ use std::sync::atomic::{AtomicU16, Ordering};
 use anyhow::Result;
 use enforcer_tests::arrivals::Arrivals;
 use enforcer_tests::craft::Crafted;
-use enforcer_tests::plan::{CP1, POD_A, VIP, W1, port};
+use enforcer_tests::plan::{CP1, LOOPBACK, POD_A, VIP, W1, port};
 use enforcer_tests::probe::{Connect, Inject, Serve, Udp};
 use enforcer_tests::{Lab, Server, Workload, net};
 
@@ -375,3 +375,23 @@ fn add_second_link(lab: &Lab) -> Result<()> {
 pub const CP1_MAC: [u8; 6] = CP1.mac;
 /// The same for w1.
 pub const W1_MAC: [u8; 6] = W1.mac;
+
+/// SYNs to the insecure port on loopback, of both families.
+pub fn to_insecure_on_lo(from: u16, mark: u16) -> [Crafted; 2] {
+    let to = port::INSECURE;
+    [
+        Crafted::tcp(LOOPBACK.at(from), LOOPBACK.at(to), mark, SYN, b""),
+        Crafted::tcp(LOOPBACK.at6(from), LOOPBACK.at6(to), mark, SYN, b""),
+    ]
+}
+
+/// SYNs from w1 to cp1's etcd, of both families.
+pub fn to_etcd_from_w1(from: u16, mark: u16) -> [Crafted; 2] {
+    let to = port::ETCD_CLIENT;
+    [
+        Crafted::tcp(W1.at(from), CP1.at(to), mark, SYN, b""),
+        Crafted::tcp(W1.at6(from), CP1.at6(to), mark, SYN, b""),
+    ]
+}
+
+const SYN: u8 = 0x02;

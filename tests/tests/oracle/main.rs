@@ -56,13 +56,9 @@ enum Question {
 
 #[test]
 fn tables_say_what_the_policy_means() -> Result<()> {
-    let seed = match std::env::var("ENFORCER_TEST_SEED") {
-        Ok(seed) => seed.parse().context("ENFORCER_TEST_SEED is no number")?,
-        Err(_) => std::time::UNIX_EPOCH.elapsed()?.as_nanos() as u64,
-    };
     let wanted = number_from("ENFORCER_ORACLE_PACKETS", PACKETS)?;
     let each = number_from("ENFORCER_ORACLE_EACH", EACH)?;
-    println!("ENFORCER_TEST_SEED={seed}");
+    let seed = enforcer_tests::random::seed()?;
     let mut random = Random::new(seed);
     let mut judge_in_kernel = Judge::new()?;
     let began = Instant::now();

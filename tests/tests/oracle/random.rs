@@ -5,39 +5,9 @@ use std::net::IpAddr;
 
 use enforcer_common::packet::PortKind;
 use enforcer_policy::catalogue::Catalogue;
+pub use enforcer_tests::random::Random;
 
 use crate::plainly::Kind;
-
-/// Random numbers, reproducible from a seed.
-pub struct Random(u64);
-
-impl Random {
-    pub fn new(seed: u64) -> Self {
-        Self(seed | 1)
-    }
-
-    /// xorshift64.
-    pub fn below(&mut self, end: usize) -> usize {
-        self.0 ^= self.0 << 13;
-        self.0 ^= self.0 >> 7;
-        self.0 ^= self.0 << 17;
-        (self.0 % end.max(1) as u64) as usize
-    }
-
-    pub fn chance(&mut self, one_in: usize) -> bool {
-        self.below(one_in) == 0
-    }
-
-    pub fn pick<'a, T>(&mut self, from: &'a [T]) -> &'a T {
-        &from[self.below(from.len())]
-    }
-
-    fn some<'a>(&mut self, from: &[&'a str], one_in: usize) -> Vec<&'a str> {
-        let mut found: Vec<&str> = from.to_vec();
-        found.retain(|_| self.chance(one_in));
-        found
-    }
-}
 
 /// cgroups that policies declare and processes are in.
 pub const CGROUPS: [&str; 7] = [
@@ -178,13 +148,13 @@ fn place(random: &mut Random) -> String {
         ];
         fields.push(format!(
             "addresses: [{}]",
-            random.some(&networks, 5).join(", ")
+            random.subset(&networks, 5).join(", ")
         ));
     }
     if random.chance(2) {
         fields.push(format!(
             "cgroups: [{}]",
-            random.some(&CGROUPS, 4).join(", ")
+            random.subset(&CGROUPS, 4).join(", ")
         ));
     }
     if random.chance(6) {
@@ -228,7 +198,7 @@ fn ports(random: &mut Random) -> String {
         "echo/icmp",
         "80/tcp",
     ];
-    let mut chosen = random.some(&texts, 6);
+    let mut chosen = random.subset(&texts, 6);
     if chosen.is_empty() {
         chosen.push("7000/tcp");
     }
@@ -241,7 +211,7 @@ fn choose(random: &mut Random, text: &mut String) {
     if !random.chance(5) {
         let profile = random.pick(catalogue.profiles());
         let options: Vec<&str> = profile.options.iter().map(|o| o.name.as_str()).collect();
-        let options = random.some(&options, 4);
+        let options = random.subset(&options, 4);
         let _ = writeln!(
             text,
             "  profile: {}\n  options: [{}]",
@@ -249,10 +219,10 @@ fn choose(random: &mut Random, text: &mut String) {
             options.join(", ")
         );
         let on = profile.paths_with(&options);
-        let disable = random.some(&on, 12);
+        let disable = random.subset(&on, 12);
         let all: Vec<&str> = catalogue.paths().iter().map(|p| p.name.as_str()).collect();
         let off: Vec<&str> = all.into_iter().filter(|p| !on.contains(p)).collect();
-        let enable = random.some(&off, 8);
+        let enable = random.subset(&off, 8);
         let _ = writeln!(
             text,
             "  disable: [{}]\n  enable: [{}]",
