@@ -57,14 +57,14 @@ fn build() -> Result<(), Failure> {
     let output = command
         .output()
         .map_err(|error| Failure::Sentence(format!("failed to run {command:?}: {error}")))?;
-    let said = String::from_utf8_lossy(&output.stderr);
+    let diagnostics = String::from_utf8_lossy(&output.stderr);
     if !output.status.success() {
         return Err(Failure::Diagnostics(format!(
-            "the kernel programs do not build:\n{said}"
+            "the kernel programs do not build:\n{diagnostics}"
         )));
     }
     // Quiet cargo prints only warnings, and a build script can pass them on only line by line.
-    for line in said.lines() {
+    for line in diagnostics.lines() {
         println!("cargo::warning={line}");
     }
     copy_object(&target_dir, &out_dir.join("enforcer"))?;

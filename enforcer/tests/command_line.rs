@@ -22,19 +22,23 @@ fn enforcer(arguments: &[&str]) -> Output {
 /// The single document on standard output, with nothing on standard error.
 fn result(arguments: &[&str], status: i32) -> Value {
     let output = enforcer(arguments);
-    let said = String::from_utf8(output.stderr).unwrap();
-    assert_eq!((output.status.code(), &*said), (Some(status), ""));
+    let stderr = String::from_utf8(output.stderr).unwrap();
+    assert_eq!((output.status.code(), &*stderr), (Some(status), ""));
     serde_json::from_slice(&output.stdout).unwrap()
 }
 
 /// The single document on standard error, in one line, with nothing on standard output.
 fn error(arguments: &[&str], status: i32) -> Value {
     let output = enforcer(arguments);
-    let said = String::from_utf8(output.stderr).unwrap();
-    assert_eq!(output.status.code(), Some(status), "{arguments:?}: {said}");
-    assert!(output.stdout.is_empty(), "{arguments:?}: {said}");
-    let [line] = said.lines().collect::<Vec<_>>()[..] else {
-        panic!("{arguments:?}: {said}");
+    let stderr = String::from_utf8(output.stderr).unwrap();
+    assert_eq!(
+        output.status.code(),
+        Some(status),
+        "{arguments:?}: {stderr}"
+    );
+    assert!(output.stdout.is_empty(), "{arguments:?}: {stderr}");
+    let [line] = stderr.lines().collect::<Vec<_>>()[..] else {
+        panic!("{arguments:?}: {stderr}");
     };
     let error: Value = serde_json::from_str(line).unwrap();
     assert_eq!(error["apiVersion"], "api.enforcer.dev/v1", "{error:#}");

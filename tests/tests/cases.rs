@@ -446,7 +446,7 @@ impl Bench {
                 self.root.enter(cgroup)?;
                 bind(at)
             }
-            (sender, Attempt::Bind(_)) => bail!("{sender} can not bind"),
+            (sender, Attempt::Bind(_)) => bail!("{sender} cannot bind"),
         }
     }
 

@@ -194,9 +194,9 @@ fn is_noticed(tree: &Path) -> Result<Option<&'static str>> {
             shell::target_dir().join("mutants").join("target"),
         );
         if !shell::run_logged(&mut cargo, &log)? {
-            let said = fs::read_to_string(&log).unwrap_or_default();
+            let text = fs::read_to_string(&log).unwrap_or_default();
             ensure!(
-                said.contains("test result: FAILED"),
+                text.contains("test result: FAILED"),
                 "a mutant does not build:\n{}",
                 shell::failure(&log)
             );

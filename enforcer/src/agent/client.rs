@@ -424,8 +424,8 @@ mod tests {
             let agent = agent(dir.path(), &[answer]);
             let error = sources(dir.path()).unwrap_err();
             assert_eq!(error.code(), code);
-            let said = text::chain(&error);
-            assert!(parts.iter().all(|part| said.contains(part)), "{said}");
+            let message = text::chain(&error);
+            assert!(parts.iter().all(|part| message.contains(part)), "{message}");
             agent.join().unwrap();
         }
     }

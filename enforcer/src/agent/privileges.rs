@@ -73,10 +73,10 @@ mod tests {
         let error = AgentError::MissingCapabilities {
             missing: lacking(|one| one == Capability::CAP_SYS_ADMIN),
         };
-        let said = error.to_string();
+        let message = error.to_string();
         assert!(
-            said.contains("lacks CAP_NET_ADMIN (to load and attach"),
-            "{said}"
+            message.contains("lacks CAP_NET_ADMIN (to load and attach"),
+            "{message}"
         );
     }
 }

@@ -79,8 +79,11 @@ fn a_file_with_only_comments_is_skipped() {
     let with = directory(&all);
     assert!(load(&[with.path().to_owned()]).is_ok());
     let without = directory(&all[1..]);
-    let said = error_of(&[without.path().to_owned()]);
-    assert!(said.contains("there is no document in this file"), "{said}");
+    let message = error_of(&[without.path().to_owned()]);
+    assert!(
+        message.contains("there is no document in this file"),
+        "{message}"
+    );
 }
 
 #[test]
@@ -117,11 +120,11 @@ fn unreadable_files_are_reported() {
             &["missing.yaml", "failed to read", "No such file"],
         ),
     ] {
-        let said = error_of(&file(name));
+        let message = error_of(&file(name));
         for fragment in fragments {
             assert!(
-                said.contains(fragment),
-                "{name}: no {fragment:?} in\n{said}"
+                message.contains(fragment),
+                "{name}: no {fragment:?} in\n{message}"
             );
         }
     }
@@ -154,8 +157,8 @@ fn special_files_are_refused_without_waiting() {
         let inputs = [input.to_owned()];
         let errors = read_repeatable(&inputs).unwrap_err();
         assert!(errors.is_unreadable());
-        let said = errors.to_string();
-        assert!(said.contains(expected), "{said}");
+        let message = errors.to_string();
+        assert!(message.contains(expected), "{message}");
         let source = SourceText {
             name: text::path(input),
             text: String::new(),
@@ -164,10 +167,10 @@ fn special_files_are_refused_without_waiting() {
     }
     // Those who read once do not wait for a pipe in a directory either.
     fs::remove_file(&link).unwrap();
-    let said = read_sources(&[directory.path().to_owned()])
+    let message = read_sources(&[directory.path().to_owned()])
         .unwrap_err()
         .to_string();
-    assert!(said.contains("a named pipe is not a file"), "{said}");
+    assert!(message.contains("a named pipe is not a file"), "{message}");
 }
 
 #[test]

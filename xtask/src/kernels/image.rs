@@ -314,8 +314,10 @@ impl Stage {
     }
 
     fn libraries_of(&mut self, program: &Path) {
-        let said = shell::output_of(Command::new("ldd").arg(program)).unwrap_or_default();
-        let paths = said.split_whitespace().filter(|word| word.starts_with('/'));
+        let output = shell::output_of(Command::new("ldd").arg(program)).unwrap_or_default();
+        let paths = output
+            .split_whitespace()
+            .filter(|word| word.starts_with('/'));
         self.libraries
             .extend(paths.map(|path| PathBuf::from(path.trim_end_matches(':'))));
     }

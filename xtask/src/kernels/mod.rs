@@ -79,11 +79,11 @@ pub fn run(args: &Args) -> Result<ExitCode> {
 /// For `cargo xtask test`: the result of each kernel, or what failed.
 pub fn check() -> Result<()> {
     let outcomes = try_all(&SERIES, &Extent::Some)?;
-    let said: String = outcomes.iter().map(Outcome::to_string).collect();
+    let report: String = outcomes.iter().map(Outcome::to_string).collect();
     if outcomes.iter().all(Outcome::is_good) {
         return Ok(());
     }
-    bail!("{said}")
+    bail!("{report}")
 }
 
 /// Whether the machines would take far more than ten minutes here, which is too long for every test

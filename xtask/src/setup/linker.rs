@@ -155,6 +155,6 @@ fn prefix_of(major: u32) -> Option<PathBuf> {
 }
 
 fn has_version(linker: &Path) -> bool {
-    let said = shell::output_of(Command::new(linker).arg("--version"));
-    said.is_some_and(|said| said.split_whitespace().nth(1) == Some(VERSION))
+    let version = shell::output_of(Command::new(linker).arg("--version"));
+    version.is_some_and(|version| version.split_whitespace().nth(1) == Some(VERSION))
 }

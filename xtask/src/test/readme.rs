@@ -197,8 +197,8 @@ fn run_policy_check(arguments: &[String]) -> Result<()> {
         .env("RUST_BACKTRACE", "0");
     let output = command.output().context("failed to run")?;
     if !output.status.success() {
-        let said = String::from_utf8_lossy(&output.stderr);
-        bail!("fails ({}):\n{}", output.status, said.trim_end());
+        let stderr = String::from_utf8_lossy(&output.stderr);
+        bail!("fails ({}):\n{}", output.status, stderr.trim_end());
     }
     Ok(())
 }
