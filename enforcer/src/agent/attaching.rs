@@ -55,8 +55,8 @@ impl Agent {
         let roles = self.ready.selectors.roles(&self.links);
         self.set_fallback_roles();
         for link in &self.links {
-            let who = (SubjectKind::Interface, link.index.into());
-            self.ledger.names.learn(who, &link.name);
+            let subject = (SubjectKind::Interface, link.index.into());
+            self.ledger.names.learn(subject, &link.name);
         }
         let error = match self.kernel.attach_interfaces(&roles, self.options.tc_mode) {
             Ok(changes) => {

@@ -5,13 +5,13 @@ use std::{cmp::Reverse, collections::HashMap};
 
 use enforcer_common::record::{RecordKey, RecordValue};
 
-use super::{Event, Subject, names, names::Who};
+use super::{Event, Subject, names, names::SubjectId};
 
 /// What repeats with different addresses: sender, kind of port, port and reason.
-type Kind = (Who, u8, u16, u8);
+type Kind = (SubjectId, u8, u16, u8);
 
 fn kind(key: &RecordKey) -> Kind {
-    (names::who(key), key.port_kind, key.port, key.reason)
+    (names::subject(key), key.port_kind, key.port, key.reason)
 }
 
 /// Sorts records into the order in which to keep them. Senders take turns, and each turn of a
@@ -28,9 +28,9 @@ pub(super) fn order_to_keep(records: &mut [(RecordKey, RecordValue)]) {
         *count += 1;
     }
     records.sort_by_key(|(key, _)| ranks[key].0);
-    let mut of_sender: HashMap<Who, u32> = HashMap::new();
+    let mut of_sender: HashMap<SubjectId, u32> = HashMap::new();
     for (key, _) in records.iter() {
-        let count = of_sender.entry(names::who(key)).or_default();
+        let count = of_sender.entry(names::subject(key)).or_default();
         if let Some(rank) = ranks.get_mut(key) {
             rank.1 = *count;
         }
@@ -77,7 +77,7 @@ const LINES: [u32; 3] = [30, 15, 5];
 #[derive(Debug, Default)]
 pub(super) struct Budget {
     all: u32,
-    of_sender: HashMap<Who, u32>,
+    of_sender: HashMap<SubjectId, u32>,
     of_kind: HashMap<Kind, u32>,
     left_out: u64,
     /// Since the agent started.
@@ -89,7 +89,11 @@ impl Budget {
     pub fn allows(&mut self, key: &RecordKey) -> bool {
         // During a flood, no memory is spent on lines that will not be written.
         let is_over = self.all >= LINES[0];
-        let sender = self.of_sender.get(&names::who(key)).copied().unwrap_or(0);
+        let sender = self
+            .of_sender
+            .get(&names::subject(key))
+            .copied()
+            .unwrap_or(0);
         let of_kind = self.of_kind.get(&kind(key)).copied().unwrap_or(0);
         if is_over || sender >= LINES[1] || of_kind >= LINES[2] {
             self.left_out += 1;
@@ -97,7 +101,7 @@ impl Budget {
             return false;
         }
         self.all += 1;
-        self.of_sender.insert(names::who(key), sender + 1);
+        self.of_sender.insert(names::subject(key), sender + 1);
         self.of_kind.insert(kind(key), of_kind + 1);
         true
     }

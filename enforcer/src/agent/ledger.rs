@@ -91,7 +91,7 @@ impl Ledger {
     ) -> Event {
         let port_kind = PortKind::from_code(key.port_kind);
         let reason = Reason::from_code(key.reason).unwrap_or(Reason::NoPolicy);
-        let kind = names::who(key).0;
+        let kind = names::subject(key).0;
         let Entry {
             subject,
             sides,
@@ -137,11 +137,11 @@ impl Ledger {
 
     /// Looks up the name of a record's subject while it still exists.
     pub(super) fn learn(&mut self, key: &RecordKey) {
-        let who = names::who(key);
-        if who.0 == SubjectKind::Cgroup
+        let subject = names::subject(key);
+        if subject.0 == SubjectKind::Cgroup
             && let Some(path) = self.paths.get(key.subject)
         {
-            self.names.learn(who, path);
+            self.names.learn(subject, path);
         }
     }
 
@@ -187,10 +187,10 @@ impl Ledger {
     pub(super) fn keep_names<'a>(
         &mut self,
         records: impl Iterator<Item = &'a RecordKey>,
-        others: impl Iterator<Item = names::Who>,
+        others: impl Iterator<Item = names::SubjectId>,
     ) {
         if self.names.is_full() {
-            let wanted: HashSet<_> = records.map(names::who).chain(others).collect();
+            let wanted: HashSet<_> = records.map(names::subject).chain(others).collect();
             self.names.keep(&wanted);
         }
     }
@@ -216,7 +216,7 @@ impl Ledger {
         value: &RecordValue,
     ) -> Entry {
         self.learn(key);
-        let subject = self.names.get(names::who(key)).unwrap_or_default();
+        let subject = self.names.get(names::subject(key)).unwrap_or_default();
         let past = self.past.as_ref();
         let past = past.map(|(generation, ready)| InForce {
             generation: *generation,
@@ -236,7 +236,7 @@ impl Ledger {
         let comm = String::from_utf8_lossy(&value.comm);
         let process = Process {
             name: comm.trim_end_matches('\0'),
-            cgroup: match names::who(key).0 {
+            cgroup: match names::subject(key).0 {
                 SubjectKind::Cgroup => subject,
                 SubjectKind::Interface => "",
             },
@@ -379,8 +379,8 @@ mod tests {
         let directory = tempfile::tempdir().unwrap();
         let mut ledger = Ledger::new(CgroupPaths::new(directory.path()));
         let (old, new) = (ready("visitor"), ready("guest"));
-        let who = (SubjectKind::Interface, 3);
-        ledger.names.learn(who, "eth0");
+        let subject = (SubjectKind::Interface, 3);
+        ledger.names.learn(subject, "eth0");
         let records = [record(&old, 1, 2379), record(&old, 1, 2380)];
         // A record that arrives just after the switch, and one of the next policy.
         let late = record(&old, 1, 10250);
@@ -405,7 +405,7 @@ mod tests {
         assert_eq!(name(&mut ledger, &next).0, "guest");
         ledger.settle(&[records[0], records[1], late, next]);
         assert!(!ledger.is_unsettled());
-        ledger.names.learn(who, "renamed");
+        ledger.names.learn(subject, "renamed");
         for (record, endpoint) in records.iter().chain([&late]).zip(["client", "peer", "api"]) {
             let (senders, at, subject) = name(&mut ledger, record);
             assert_eq!(

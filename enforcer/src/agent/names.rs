@@ -8,10 +8,10 @@ use enforcer_common::record::{RecordKey, subject};
 use super::SubjectKind;
 
 /// The subject that a record names.
-pub(super) type Who = (SubjectKind, u64);
+pub(super) type SubjectId = (SubjectKind, u64);
 
 /// The subject of a record.
-pub(super) fn who(key: &RecordKey) -> Who {
+pub(super) fn subject(key: &RecordKey) -> SubjectId {
     let kind = match key.subject_kind {
         subject::INTERFACE => SubjectKind::Interface,
         _ => SubjectKind::Cgroup,
@@ -23,20 +23,20 @@ pub(super) fn who(key: &RecordKey) -> Who {
 const FULL: usize = 1 << 15;
 
 #[derive(Debug, Default)]
-pub(super) struct Names(HashMap<Who, String>);
+pub(super) struct Names(HashMap<SubjectId, String>);
 
 impl Names {
     /// Records the current name. A new interface that reuses an index takes over its entry.
-    pub fn learn(&mut self, who: Who, name: &str) {
-        match self.0.get(&who) {
+    pub fn learn(&mut self, subject: SubjectId, name: &str) {
+        match self.0.get(&subject) {
             Some(known) if known == name => {}
-            _ => drop(self.0.insert(who, name.to_owned())),
+            _ => drop(self.0.insert(subject, name.to_owned())),
         }
     }
 
     /// The current or the last name.
-    pub fn get(&self, who: Who) -> Option<&str> {
-        self.0.get(&who).map(String::as_str)
+    pub fn get(&self, subject: SubjectId) -> Option<&str> {
+        self.0.get(&subject).map(String::as_str)
     }
 
     /// Whether it is time to call [`Self::keep`].
@@ -45,8 +45,8 @@ impl Names {
     }
 
     /// Keeps only these.
-    pub fn keep(&mut self, wanted: &HashSet<Who>) {
-        self.0.retain(|who, _| wanted.contains(who));
+    pub fn keep(&mut self, wanted: &HashSet<SubjectId>) {
+        self.0.retain(|subject, _| wanted.contains(subject));
         self.0.shrink_to_fit();
     }
 }
