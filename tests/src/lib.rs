@@ -47,6 +47,7 @@ pub mod probe;
 pub mod process;
 pub mod product;
 pub mod random;
+pub mod sandbox;
 pub mod scenario;
 pub mod servers;
 pub mod ssh;

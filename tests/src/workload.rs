@@ -165,49 +165,40 @@ impl Workload {
         endpoint: SocketAddr,
         identity: Option<&Identity>,
     ) -> Result<Action> {
-        let mut action = self
+        let action = self
             .command("etcdctl")?
             .env("ETCDCTL_API", "3")
             .arg(format!("--endpoints=https://{endpoint}"))
-            .args(["--dial-timeout=1s", "--command-timeout=2s", "--cacert"])
-            .arg(self.kit.certs.authority());
-        if let Some(Identity {
-            certificate,
-            key,
-            name: _,
-        }) = identity
-        {
-            action = action.arg("--cert").arg(certificate).arg("--key").arg(key);
-        }
-        Ok(action)
+            .args(["--dial-timeout=1s", "--command-timeout=2s"]);
+        Ok(self.with_certificates(action, identity))
     }
 
     /// `curl` for a URL, with a client certificate or without; the body is in `stdout`. Fails like
     /// curl itself: status 7 for a refused or forbidden connection, 28 for a time-out.
     pub fn curl(&self, url: &str, identity: Option<&Identity>) -> Result<Ran> {
-        let mut action = self
-            .command("curl")?
-            .args([
-                "-sS",
-                "--fail",
-                "--noproxy",
-                "*",
-                "-m",
-                "2",
-                "--connect-timeout",
-                "0.8",
-            ])
-            .arg("--cacert")
-            .arg(self.kit.certs.authority());
-        if let Some(Identity {
-            certificate,
-            key,
-            name: _,
-        }) = identity
-        {
-            action = action.arg("--cert").arg(certificate).arg("--key").arg(key);
+        let action = self.command("curl")?.args([
+            "-sS",
+            "--fail",
+            "--noproxy",
+            "*",
+            "-m",
+            "2",
+            "--connect-timeout",
+            "0.8",
+        ]);
+        self.with_certificates(action, identity).arg(url).run()
+    }
+
+    fn with_certificates(&self, action: Action, identity: Option<&Identity>) -> Action {
+        let action = action.arg("--cacert").arg(self.kit.certs.authority());
+        match identity {
+            Some(identity) => action
+                .arg("--cert")
+                .arg(&identity.certificate)
+                .arg("--key")
+                .arg(&identity.key),
+            None => action,
         }
-        action.arg(url).run()
     }
 
     /// The hardware address to which a frame for `destination` goes from here: the gateway's in a

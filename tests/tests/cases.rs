@@ -14,7 +14,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, ExitCode};
 
 use anyhow::{Context, Result, bail, ensure};
-use enforcer::kernel::{Kernel, Link, TcMode, apply::NewPolicy, cgroups, trial::Trial};
+use enforcer::kernel::{Kernel, TcMode, apply::NewPolicy, cgroups, trial::Trial};
 use enforcer_common::judge::judge;
 use enforcer_common::packet::Packet;
 use enforcer_common::parse::{Start, parse};
@@ -28,6 +28,7 @@ use enforcer_policy::model::{Mode, Policy};
 use enforcer_tests::cgroup::OwnTree;
 use enforcer_tests::packet::{Content, Forged};
 use enforcer_tests::random::{self, Random};
+use enforcer_tests::sandbox::{ip, link};
 use nix::net::if_::if_nametoindex;
 use nix::sched::{CloneFlags, unshare};
 
@@ -352,17 +353,6 @@ impl Bench {
         };
         kernel.apply(new, &ids, None)?;
         kernel.attach_cgroup(root.directory())?;
-        let link = |name: &str, layer| -> Result<Link> {
-            let index = if_nametoindex(name)?;
-            Ok(Link {
-                index,
-                name: name.to_owned(),
-                layer,
-                controller: None,
-                is_port: false,
-                controls_pods: false,
-            })
-        };
         let links = [
             (link("lo", libc::ARPHRD_LOOPBACK)?, Role::Loopback),
             (link("eth0", libc::ARPHRD_ETHER)?, Role::Uplink),
@@ -507,17 +497,4 @@ fn arp(source: IpAddr, target: IpAddr) -> Result<Vec<u8>> {
         &target.octets(),
     ]
     .concat())
-}
-
-fn ip(line: &str) -> Result<()> {
-    let ran = Command::new("ip")
-        .args(line.split(' '))
-        .output()
-        .context("failed to run ip")?;
-    ensure!(
-        ran.status.success(),
-        "ip {line}: {}",
-        String::from_utf8_lossy(&ran.stderr)
-    );
-    Ok(())
 }

@@ -111,6 +111,16 @@ pub const fn row_on_cp1(
     row(id, who, what, "cp1", denial, attempt)
 }
 
+/// The same, of a hostNetwork pod.
+pub const fn row_of_host_pod(
+    id: &'static str,
+    what: &'static str,
+    denial: (&'static str, &'static str),
+    attempt: fn(&Stage) -> Result<Attempt<'_>>,
+) -> Attack {
+    row_on_cp1(id, Attacker::HostPod, what, denial, attempt)
+}
+
 impl Attack {
     /// The same, reported by w1's agent.
     pub const fn judged_on_w1(self) -> Self {

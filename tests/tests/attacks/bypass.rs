@@ -6,7 +6,7 @@ use anyhow::Result;
 use enforcer_tests::plan::{LOOPBACK, port};
 use enforcer_tests::probe::{Call, Inject, Probe, Ring, Talk};
 
-use crate::attack::{Attack, Attacker, Attempt, row_on_cp1};
+use crate::attack::{Attack, Attempt, row_of_host_pod as row};
 use crate::stage::{At, Stage, to_insecure_on_lo};
 
 const ACK: u8 = 0x18;
@@ -16,15 +16,6 @@ const ASKED: (&str, &str) = ("cgroup/setsockopt", "BypassesHooks");
 const ARRIVED: (&str, &str) = ("tc/ingress", "BypassesHooks");
 const NO_COMPAT: &str = "this kernel takes no 32-bit system calls";
 const NO_URING: &str = "this kernel's io_uring sets no socket options";
-
-const fn row(
-    id: &'static str,
-    what: &'static str,
-    denial: (&'static str, &'static str),
-    attempt: fn(&Stage) -> Result<Attempt<'_>>,
-) -> Attack {
-    row_on_cp1(id, Attacker::HostPod, what, denial, attempt)
-}
 
 /// Whether a call can set an option, even though it only does harm: a pod is not refused it.
 pub fn is_possible(stage: &Stage, call: Call) -> Result<bool> {

@@ -8,21 +8,12 @@ use enforcer_tests::Outcome;
 use enforcer_tests::plan::{VIP, port};
 use enforcer_tests::probe::{Bind, Take};
 
-use crate::attack::{Attack, Attacker, Attempt, row_on_cp1};
+use crate::attack::{Attack, Attempt, row_of_host_pod as row};
 use crate::sockets::link_local;
 use crate::stage::Stage;
 
 const FOREIGN: (&str, &str) = ("cgroup/bind", "BindForeignPort");
 const EXPOSED: (&str, &str) = ("cgroup/bind", "BindNotLoopback");
-
-const fn row(
-    id: &'static str,
-    what: &'static str,
-    denial: (&'static str, &'static str),
-    attempt: fn(&Stage) -> Result<Attempt<'_>>,
-) -> Attack {
-    row_on_cp1(id, Attacker::HostPod, what, denial, attempt)
-}
 
 /// cp1's hostNetwork pod binds; counts whether it gets the port.
 fn takes(stage: &Stage, bind: Bind) -> Result<Attempt<'_>> {

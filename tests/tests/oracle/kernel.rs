@@ -5,7 +5,7 @@ use std::fs::{self, File};
 use std::process::Command;
 
 use anyhow::{Context, Result, ensure};
-use enforcer::kernel::{Kernel, Link, TcMode, apply::NewPolicy, cgroups, trial::Trial};
+use enforcer::kernel::{Kernel, TcMode, apply::NewPolicy, cgroups, trial::Trial};
 use enforcer_common::packet::{Packet, Phase, Shape};
 use enforcer_common::parse::{Start, parse};
 use enforcer_common::tables::{FlowKey, Role};
@@ -13,6 +13,7 @@ use enforcer_common::verdict::{Direction, Reason, Verdict, counter};
 use enforcer_common::{decide, tls};
 use enforcer_policy::compile::{Compiled, PathNumbers};
 use enforcer_tests::cgroup::OwnTree;
+use enforcer_tests::sandbox::{ip, link};
 use nix::net::if_::if_nametoindex;
 use nix::sched::{CloneFlags, setns, unshare};
 
@@ -91,16 +92,6 @@ impl Judge {
             root.make(cgroup)?;
         }
         let mut kernel = Kernel::load(None, false)?;
-        let link = |name: &str, layer| -> Result<Link> {
-            Ok(Link {
-                index: if_nametoindex(name)?,
-                name: name.to_owned(),
-                layer,
-                controller: None,
-                is_port: false,
-                controls_pods: false,
-            })
-        };
         let links = [
             (link("lo", nix::libc::ARPHRD_LOOPBACK)?, Role::Loopback),
             (link("eth0", nix::libc::ARPHRD_ETHER)?, Role::Uplink),
@@ -259,19 +250,4 @@ pub fn is_plain_ip(frame: &[u8]) -> bool {
 
 fn own_namespace() -> Result<File> {
     File::open("/proc/thread-self/ns/net").context("failed to open the network namespace")
-}
-
-fn ip(line: &str) -> Result<()> {
-    let family = if line.contains("::") { "-6" } else { "-4" };
-    let output = Command::new("ip")
-        .arg(family)
-        .args(line.split_whitespace())
-        .output()
-        .context("failed to run ip")?;
-    ensure!(
-        output.status.success(),
-        "ip {line}: {}",
-        String::from_utf8_lossy(&output.stderr)
-    );
-    Ok(())
 }
