@@ -2,7 +2,6 @@
 
 use std::collections::HashSet;
 use std::fs::{self, File};
-use std::process::Command;
 
 use anyhow::{Context, Result, ensure};
 use enforcer::kernel::{Kernel, TcMode, apply::NewPolicy, cgroups, trial::Trial};
@@ -14,7 +13,6 @@ use enforcer_common::{decide, tls};
 use enforcer_policy::compile::{Compiled, PathNumbers};
 use enforcer_tests::cgroup::OwnTree;
 use enforcer_tests::sandbox::{ip, link};
-use nix::net::if_::if_nametoindex;
 use nix::sched::{CloneFlags, setns, unshare};
 
 use crate::plainly::{Entry, ReceivedVia};
