@@ -19,7 +19,7 @@ fn main() -> ExitCode {
             println!("cargo::error={sentence}");
             ExitCode::SUCCESS
         }
-        // Cargo shows standard error of a build script that fails as it is, with its line breaks.
+        // Cargo prints the standard error of a failed build script unchanged, with its line breaks.
         Err(Failure::Diagnostics(text)) => {
             eprintln!("{text}");
             ExitCode::FAILURE
@@ -31,7 +31,7 @@ fn main() -> ExitCode {
 enum Failure {
     /// One line that says what to do.
     Sentence(String),
-    /// What the compiler said.
+    /// The compiler's output.
     Diagnostics(String),
 }
 
@@ -39,8 +39,9 @@ fn build() -> Result<(), Failure> {
     let manifest_dir = PathBuf::from(variable("CARGO_MANIFEST_DIR")?);
     let workspace = manifest_dir.parent().unwrap_or(&manifest_dir);
     let out_dir = PathBuf::from(variable("OUT_DIR")?);
-    // Beside the directories of the profiles (`…/target/debug/build/enforcer-0123/out`), so that
-    // they and clippy share it. In another layout it is shared by fewer, and as good.
+    // Next to the directories of the profiles (`…/target/debug/build/enforcer-0123/out`), so that
+    // all profiles and clippy share it. In any other layout fewer builds share it, which costs time
+    // and nothing more.
     let target_dir = out_dir.ancestors().nth(4).unwrap_or(&out_dir).join("bpf");
     let toolchain = BpfToolchain::load(workspace).map_err(Failure::Sentence)?;
 
@@ -56,14 +57,14 @@ fn build() -> Result<(), Failure> {
     let output = command
         .output()
         .map_err(|error| Failure::Sentence(format!("failed to run {command:?}: {error}")))?;
-    let said = String::from_utf8_lossy(&output.stderr);
+    let diagnostics = String::from_utf8_lossy(&output.stderr);
     if !output.status.success() {
         return Err(Failure::Diagnostics(format!(
-            "the kernel programs do not build:\n{said}"
+            "the kernel programs do not build:\n{diagnostics}"
         )));
     }
-    // Quiet cargo prints warnings only; line by line is the one way to pass them on.
-    for line in said.lines() {
+    // Quiet cargo prints only warnings, and a build script can pass them on only line by line.
+    for line in diagnostics.lines() {
         println!("cargo::warning={line}");
     }
     copy_object(&target_dir, &out_dir.join("enforcer"))?;
@@ -90,7 +91,7 @@ fn copy_object(target_dir: &Path, to: &Path) -> Result<(), Failure> {
     })
 }
 
-/// Directories are followed to every file in them.
+/// Cargo watches every file below a directory.
 fn rerun_when_changed(workspace: &Path) {
     for path in [
         "enforcer-ebpf",

@@ -6,7 +6,7 @@ use std::time::Duration;
 use anyhow::{Context as _, Result};
 use enforcer::kernel::Kernel;
 use enforcer_tests::process::Running;
-use enforcer_tests::{Lab, Place};
+use enforcer_tests::{Lab, Workload};
 
 use crate::Effort;
 use crate::filter::{Empty, Filter, Site};
@@ -40,7 +40,7 @@ impl Route {
         }
     }
 
-    fn client(self, lab: &Lab) -> Place {
+    fn client(self, lab: &Lab) -> Workload {
         match self {
             Self::Loopback => lab.login("cp1"),
             Self::BetweenNodes => lab.login("w1"),

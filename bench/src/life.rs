@@ -50,6 +50,7 @@ fn loaded() -> Result<(Kernel, u32)> {
         controller: None,
         is_port: false,
         controls_pods: false,
+        peer_namespace: None,
     };
     let role = Role::Uplink;
     kernel.attach_interfaces(&[(link, role)], TcMode::Auto)?;

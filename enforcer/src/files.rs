@@ -1,4 +1,4 @@
-//! Reads the files of policies and cases. Nothing else does.
+//! Reads the files of policies and cases. No other module does.
 
 use std::collections::HashSet;
 use std::fs::{self, File, FileType, OpenOptions};
@@ -14,14 +14,14 @@ use enforcer_policy::{
     from_texts, text,
 };
 
-/// What stands for standard input where a file is wanted.
+/// Stands for standard input in place of a file name.
 pub const STANDARD_INPUT: &str = "-";
 
-/// How the files with a policy's own tests end.
+/// The suffix of files with a policy's own tests.
 pub const CASES_SUFFIX: &str = ".cases.yaml";
 
-/// Reads and checks a policy from files and directories. Of a directory, every `*.yaml` and `*.yml` in the
-/// order of their names, but no `*.cases.yaml`, and no directory below it.
+/// Reads and checks a policy from files and directories. A directory stands for every `*.yaml` and
+/// `*.yml` directly in it, except `*.cases.yaml`, ordered by name.
 pub fn load(inputs: &[PathBuf]) -> Result<Policy, PolicyErrors> {
     from_texts(&read_sources(inputs)?)
 }
@@ -46,34 +46,35 @@ pub fn read_sources(inputs: &[PathBuf]) -> Result<Vec<SourceText>, PolicyErrors>
         .collect()
 }
 
-/// Reads the files that [`load`] would read, if each of them can be read as often as wanted: what is no
-/// regular file is refused, and never waited for. (A file system that does not answer is.)
-pub fn read_again_and_again(inputs: &[PathBuf]) -> Result<Vec<SourceText>, PolicyErrors> {
+/// Reads the files that [`load`] would read, provided that each can be read any number of times:
+/// anything but a regular file is refused, without waiting for it. (A file system that does not
+/// answer is waited for.)
+pub fn read_repeatable(inputs: &[PathBuf]) -> Result<Vec<SourceText>, PolicyErrors> {
     files(inputs)?
         .iter()
         .map(|file| read_regular(&file.path).map_err(PolicyErrors::from))
         .collect()
 }
 
-/// How long files must have stayed as they are before a change of them counts. Whoever writes a file in place empties it
-/// first, and the first half of a policy may be a policy, too.
+/// How long files must stay unchanged before a change counts. An editor that writes a file in place
+/// truncates it first, and the first half of a policy may be a valid policy, too.
 pub const QUIET: Duration = Duration::from_millis(100);
-/// Files that change for so many times that long are not read.
-const RESTLESS: u32 = 100;
+/// After this many changes, one after another, the files are not read.
+const MAX_CHANGES: u32 = 100;
 
-/// [`read_again_and_again`], as soon as nobody is writing: the files were the same before `pause` (of [`QUIET`]), after it,
-/// and when all of them had been read.
+/// [`read_repeatable`] once nobody is writing: the files must be the same before `pause` (of
+/// [`QUIET`]), after it, and once all of them have been read.
 pub fn read_settled(
     inputs: &[PathBuf],
     mut pause: impl FnMut(),
 ) -> Result<Vec<SourceText>, PolicyErrors> {
-    for _ in 0..RESTLESS {
+    for _ in 0..MAX_CHANGES {
         let before = stamps(inputs);
         pause();
         if stamps(inputs) != before {
             continue;
         }
-        let texts = read_again_and_again(inputs);
+        let texts = read_repeatable(inputs);
         if stamps(inputs) == before {
             return texts;
         }
@@ -82,12 +83,12 @@ pub fn read_settled(
         .first()
         .map(|input| text::path(input))
         .unwrap_or_default();
-    let message =
-        "the policy's files change without a pause, and are not read before they stay as they are";
+    let message = "the policy's files keep changing, and are not read until they stay unchanged";
     Err(PolicyError::unreadable(&name, message.to_owned(), None).into())
 }
 
-/// What changes when a file is written or exchanged: device, inode, size, and the times of the last change in nanoseconds.
+/// What changes when a file is written or replaced: device, inode, size, and the time of the last
+/// change in nanoseconds.
 type Stamp = (PathBuf, Option<[i128; 5]>);
 
 fn stamps(inputs: &[PathBuf]) -> Vec<Stamp> {
@@ -111,8 +112,8 @@ fn stamps(inputs: &[PathBuf]) -> Vec<Stamp> {
         .collect()
 }
 
-/// Whether [`read_again_and_again`] would read the same again. Nothing is kept in memory for it, so that
-/// it may be asked often; what can not be read is not the same.
+/// Whether [`read_repeatable`] would read the same again. Uses no memory that grows with the
+/// files, so it may be called often. A file that cannot be read is not the same.
 pub fn is_unchanged(inputs: &[PathBuf], sources: &[SourceText]) -> bool {
     let Ok(files) = files(inputs) else {
         return false;
@@ -120,12 +121,12 @@ pub fn is_unchanged(inputs: &[PathBuf], sources: &[SourceText]) -> bool {
     files.len() == sources.len()
         && files.iter().zip(sources).all(|(file, source)| {
             text::path(&file.path) == source.name
-                && holds(&file.path, &source.text).unwrap_or(false)
+                && has_text(&file.path, &source.text).unwrap_or(false)
         })
 }
 
-/// Whether a file holds just that.
-fn holds(path: &Path, text: &str) -> io::Result<bool> {
+/// Whether a file holds exactly this text.
+fn has_text(path: &Path, text: &str) -> io::Result<bool> {
     let Ok(file) = open_regular(path)? else {
         return Ok(false);
     };
@@ -146,46 +147,46 @@ fn holds(path: &Path, text: &str) -> io::Result<bool> {
 }
 
 /// A file of a policy.
-struct Found {
+struct PolicyFile {
     path: PathBuf,
     origin: Origin,
 }
 
 #[derive(Clone, Copy)]
 enum Origin {
-    /// It was named itself, and may be a pipe.
+    /// It was given by name, and may be a pipe.
     Named,
-    /// It is in a directory that was named.
+    /// It is in a directory that was given by name.
     InDirectory,
 }
 
-/// The files that inputs are, or that are in them.
-fn files(inputs: &[PathBuf]) -> Result<Vec<Found>, PolicyErrors> {
+/// The files that the inputs are or contain.
+fn files(inputs: &[PathBuf]) -> Result<Vec<PolicyFile>, PolicyErrors> {
     let mut files = Vec::new();
     for input in inputs {
         if input.is_dir() {
             let origin = Origin::InDirectory;
             let inside = policy_files(input)?.into_iter();
-            files.extend(inside.map(|path| Found { path, origin }));
+            files.extend(inside.map(|path| PolicyFile { path, origin }));
         } else {
-            files.push(Found {
+            files.push(PolicyFile {
                 path: input.clone(),
                 origin: Origin::Named,
             });
         }
     }
-    // A file that is named twice, say by itself and by its directory, is one file.
+    // A file given twice, for example by its own name and by its directory, counts once.
     let mut seen = HashSet::new();
-    files.retain(|Found { path, .. }| {
+    files.retain(|PolicyFile { path, .. }| {
         seen.insert(fs::canonicalize(path).unwrap_or_else(|_| path.clone()))
     });
     Ok(files)
 }
 
-/// Opens a regular file without ever waiting for somebody at its other end; else says what it is.
+/// Opens a regular file, without ever waiting for a peer; for anything else, returns its type.
 fn open_regular(path: &Path) -> io::Result<Result<File, FileType>> {
-    // To open a device may do something already, so it is looked at first; and once more when it is open,
-    // as it may have been replaced between.
+    // Opening a device may already have an effect, so the type is checked first, and again once the
+    // file is open, as it may have been replaced in between.
     let kind = fs::metadata(path)?.file_type();
     let open = || {
         OpenOptions::new()
@@ -194,7 +195,7 @@ fn open_regular(path: &Path) -> io::Result<Result<File, FileType>> {
             .open(path)
     };
     if kind.is_fifo() {
-        // Whoever waits for a reader is told that there is none, instead of waiting for ever.
+        // Lets a writer that waits for a reader get an error instead of waiting forever.
         drop(open());
     }
     if !kind.is_file() {
@@ -210,7 +211,10 @@ fn read_regular(path: &Path) -> Result<SourceText, PolicyError> {
     match open_regular(path) {
         Ok(Ok(file)) => read(name, file),
         Ok(Err(kind)) => {
-            let message = format!("{} is no file to read again and again", kind_name(kind));
+            let message = format!(
+                "{} is not a file that can be read repeatedly",
+                kind_name(kind)
+            );
             let help = "the agent reads its policy again when it changes: give a file, or a \
                         directory of files";
             Err(PolicyError::unreadable(
@@ -281,11 +285,12 @@ fn policy_files(directory: &Path) -> Result<Vec<PathBuf>, PolicyErrors> {
 
 fn is_policy_file(path: &Path) -> bool {
     let name = path.file_name().unwrap_or_default().to_string_lossy();
-    // Editors leave `.#policy.yaml` and the like behind.
+    // Editors leave files such as `.#policy.yaml` behind.
     (name.ends_with(".yaml") || name.ends_with(".yml"))
         && !name.ends_with(CASES_SUFFIX)
         && !name.starts_with('.')
-        // Whatever else is no file is refused when it is read: a policy without one of its parts is another.
+        // Anything else that is no regular file is refused when it is read: without one of its
+        // parts, a policy would be a different one.
         && !path.is_dir()
 }
 

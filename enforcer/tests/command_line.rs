@@ -1,5 +1,5 @@
-//! The command line as scripts use it: what is on standard output and standard error under `-o json`, and the exit
-//! status. Agents are played by this test.
+//! The command line as scripts use it: standard output and standard error with `-o json`, and the
+//! exit status. The test plays the agents.
 
 use std::{
     fs,
@@ -19,22 +19,26 @@ fn enforcer(arguments: &[&str]) -> Output {
     command.args(arguments).output().unwrap()
 }
 
-/// The one document on standard output, and nothing on standard error.
+/// The single document on standard output, with nothing on standard error.
 fn result(arguments: &[&str], status: i32) -> Value {
     let output = enforcer(arguments);
-    let said = String::from_utf8(output.stderr).unwrap();
-    assert_eq!((output.status.code(), &*said), (Some(status), ""));
+    let stderr = String::from_utf8(output.stderr).unwrap();
+    assert_eq!((output.status.code(), &*stderr), (Some(status), ""));
     serde_json::from_slice(&output.stdout).unwrap()
 }
 
-/// The one document on standard error, in a line, and nothing on standard output.
+/// The single document on standard error, in one line, with nothing on standard output.
 fn error(arguments: &[&str], status: i32) -> Value {
     let output = enforcer(arguments);
-    let said = String::from_utf8(output.stderr).unwrap();
-    assert_eq!(output.status.code(), Some(status), "{arguments:?}: {said}");
-    assert!(output.stdout.is_empty(), "{arguments:?}: {said}");
-    let [line] = said.lines().collect::<Vec<_>>()[..] else {
-        panic!("{arguments:?}: {said}");
+    let stderr = String::from_utf8(output.stderr).unwrap();
+    assert_eq!(
+        output.status.code(),
+        Some(status),
+        "{arguments:?}: {stderr}"
+    );
+    assert!(output.stdout.is_empty(), "{arguments:?}: {stderr}");
+    let [line] = stderr.lines().collect::<Vec<_>>()[..] else {
+        panic!("{arguments:?}: {stderr}");
     };
     let error: Value = serde_json::from_str(line).unwrap();
     assert_eq!(error["apiVersion"], "api.enforcer.dev/v1", "{error:#}");
@@ -43,7 +47,7 @@ fn error(arguments: &[&str], status: i32) -> Value {
     error
 }
 
-/// Answers one connection with a line.
+/// Answers one connection with one line.
 fn agent(run_dir: &Path, answer: &Value) {
     let listener = UnixListener::bind(run_dir.join("agent.sock")).unwrap();
     let answer = format!("{answer}\n");
@@ -78,11 +82,11 @@ fn wrong_usage_is_json_where_json_was_asked_for() {
         unknown["help"].as_str().unwrap().contains("Usage:"),
         "{unknown:#}"
     );
-    // For people as ever.
+    // Without `-o json`, the text for people is unchanged.
     let output = enforcer(&["status", "--nonsense"]);
     assert_eq!(output.status.code(), Some(2));
     assert!(output.stderr.starts_with(b"error: unexpected argument"));
-    // Help is what was asked for.
+    // Help was asked for, so it is no error.
     let help = enforcer(&["status", "-o", "json", "--help"]);
     assert!(help.status.success() && help.stderr.is_empty());
 }

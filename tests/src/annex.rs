@@ -1,4 +1,4 @@
-//! A network namespace that a test adds to a lab: of a pod that has more interfaces than its own.
+//! A network namespace that a test adds to a lab, for a pod with more interfaces than its own.
 
 use std::sync::Arc;
 
@@ -8,20 +8,20 @@ use crate::cgroup::{self, Cgroup};
 use crate::lab::Lab;
 use crate::namespace::Namespace;
 use crate::net;
-use crate::place::Place;
 use crate::plan::Party;
+use crate::workload::Workload;
 
-/// The namespace, and a pod's place in it. Dropping it removes the namespace.
+/// The namespace, and a pod's workload in it. Dropping it removes the namespace.
 #[derive(Debug)]
 pub struct Annex {
-    place: Place,
-    // Last: the place holds the namespace open.
+    workload: Workload,
+    // Last: the workload holds the namespace open.
     _removed: Removed,
 }
 
 impl Annex {
-    /// Makes an empty one of a host, with `lo` up, and with everything forwarded that it is given. The cgroup is
-    /// a pod's on that host.
+    /// Creates an empty one on a host, with `lo` up, which forwards everything it receives. The
+    /// cgroup is that of a pod on the host.
     pub fn create(lab: &Lab, host: &str, party: Party) -> Result<Self> {
         let name = lab.id().namespace(party.name);
         net::ip(None, &format!("netns add {name}\n"))?;
@@ -40,19 +40,19 @@ impl Annex {
         let cgroup = Cgroup::create(cgroup.join(party.name))?;
         let kit = Arc::clone(&lab.pod("pod-a").kit);
         Ok(Self {
-            place: Place::on_host(party, Arc::new(namespace), kit, cgroup),
+            workload: Workload::on_host(party, Arc::new(namespace), kit, cgroup),
             _removed: removed,
         })
     }
 
-    /// The pod's place.
-    pub fn place(&self) -> &Place {
-        &self.place
+    /// The pod's workload.
+    pub fn workload(&self) -> &Workload {
+        &self.workload
     }
 
-    /// Its namespace's name.
+    /// The namespace's name.
     pub fn name(&self) -> &str {
-        self.place.namespace().name()
+        self.workload.namespace().name()
     }
 }
 
@@ -62,7 +62,7 @@ struct Removed(String);
 impl Drop for Removed {
     fn drop(&mut self) {
         if let Err(error) = net::delete_namespaces(std::slice::from_ref(&self.0)) {
-            // A destructor can not return an error; the next lab's sweep tries again.
+            // A destructor cannot return an error; the next lab's sweep tries again.
             eprintln!("failed to remove {}: {error:#}", self.0);
         }
     }

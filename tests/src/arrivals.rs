@@ -1,4 +1,4 @@
-//! Counting what TC lets a host have: behind TC, before sockets and their cgroups.
+//! Counts what TC lets through to a host: after TC, before sockets and their cgroups.
 
 use std::net::{IpAddr, SocketAddr};
 
@@ -7,22 +7,22 @@ use serde_json::Value;
 
 use crate::net;
 use crate::packet::{Content, Forged};
-use crate::place::Place;
 use crate::process::run_tool;
+use crate::workload::Workload;
 
 const TABLE: &str = "lab-arrivals";
 
-/// A counter of certain packets, in one of nftables' hooks.
+/// A counter of certain packets, at one of nftables' hooks.
 #[derive(Debug)]
 pub struct Arrivals {
-    place: Place,
+    workload: Workload,
     family: &'static str,
     chain: String,
 }
 
 impl Arrivals {
     /// Starts to count packets from an address to an address and port, of TCP or UDP.
-    pub fn count(place: &Place, from: IpAddr, to: SocketAddr) -> Result<Self> {
+    pub fn count(workload: &Workload, from: IpAddr, to: SocketAddr) -> Result<Self> {
         let chain = format!("from-{}-{}", from, to).replace(['.', ':', '[', ']'], "-");
         let family = if to.is_ipv4() { "ip" } else { "ip6" };
         let rules = format!(
@@ -31,12 +31,12 @@ impl Arrivals {
             to.ip(),
             to.port()
         );
-        Self::with(place, "inet", chain, &rules)
+        Self::with(workload, "inet", chain, &rules)
     }
 
-    /// Starts to count packets like one, by addresses and protocol, before the host decides whether
-    /// they are for it: also those to groups that it is not in.
-    pub fn like(place: &Place, packet: &Forged) -> Result<Self> {
+    /// Starts to count packets with the addresses and protocol of this one, before the host decides
+    /// whether they are for it, including those to groups that it is not in.
+    pub fn like(workload: &Workload, packet: &Forged) -> Result<Self> {
         let (from, to) = (packet.source.ip(), packet.destination.ip());
         let protocol = match &packet.content {
             Content::Protocol(number) => *number,
@@ -47,42 +47,47 @@ impl Arrivals {
         };
         let chain = format!("like-{protocol}-{from}-{to}").replace(['.', ':'], "-");
         let family = if to.is_ipv4() { "ip" } else { "ip6" };
-        // Made anew, so that it counts from nothing.
+        // Created anew, so that it counts from zero.
         let rules = format!(
             "add table inet {TABLE}
              add chain inet {TABLE} {chain} {{ type filter hook prerouting priority -300; }}
              flush chain inet {TABLE} {chain}
              add rule inet {TABLE} {chain} {family} saddr {from} {family} daddr {to} meta l4proto {protocol} counter\n"
         );
-        Self::with(place, "inet", chain, &rules)
+        Self::with(workload, "inet", chain, &rules)
     }
 
-    /// Starts to count what an expression of nftables matches, in the input hook: what a host takes
-    /// for its own, put together again if it came in fragments.
-    pub fn matching(place: &Place, name: &str, expression: &str) -> Result<Self> {
+    /// Starts to count what an nftables expression matches, at the input hook: packets that the
+    /// host accepts as its own, reassembled if they were fragmented.
+    pub fn matching(workload: &Workload, name: &str, expression: &str) -> Result<Self> {
         let chain = format!("input-{name}");
         let rules = format!(
             "table inet {TABLE} {{ chain {chain} {{ type filter hook input priority -300;
                {expression} counter\n}}\n}}\n"
         );
-        Self::with(place, "inet", chain, &rules)
+        Self::with(workload, "inet", chain, &rules)
     }
 
-    /// The same, right behind TC on the way in by an interface: frames as they are, also those that the
-    /// kernel itself would throw away later.
-    pub fn on_device(place: &Place, device: &str, name: &str, expression: &str) -> Result<Self> {
+    /// The same, right after TC ingress of an interface: frames as they are, including those that
+    /// the kernel would discard later.
+    pub fn on_device(
+        workload: &Workload,
+        device: &str,
+        name: &str,
+        expression: &str,
+    ) -> Result<Self> {
         let chain = format!("device-{name}");
         let rules = format!(
             "table netdev {TABLE} {{ chain {chain} {{ type filter hook ingress device \"{device}\" priority 0;
                {expression} counter\n}}\n}}\n"
         );
-        Self::with(place, "netdev", chain, &rules)
+        Self::with(workload, "netdev", chain, &rules)
     }
 
-    fn with(place: &Place, family: &'static str, chain: String, rules: &str) -> Result<Self> {
-        net::nft(place.namespace().name(), rules)?;
+    fn with(workload: &Workload, family: &'static str, chain: String, rules: &str) -> Result<Self> {
+        net::nft(workload.namespace().name(), rules)?;
         Ok(Self {
-            place: place.clone(),
+            workload: workload.clone(),
             family,
             chain,
         })
@@ -92,7 +97,10 @@ impl Arrivals {
     pub fn so_far(&self) -> Result<u64> {
         let mut command = net::command("nft")?;
         command.args(["-j", "list", "chain", self.family, TABLE, &self.chain]);
-        let listing = self.place.namespace().within(|| run_tool(command, ""))??;
+        let listing = self
+            .workload
+            .namespace()
+            .within(|| run_tool(command, ""))??;
         let listing: Value = serde_json::from_str(&listing).context("nft wrote no JSON")?;
         find_counter(&listing).context("nft's listing holds no counter")
     }

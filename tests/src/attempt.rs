@@ -1,4 +1,4 @@
-//! What a test can attempt from a place with `lab-probe`, and the outcomes.
+//! What a workload can attempt with `lab-probe`, and the outcomes.
 
 use std::net::{IpAddr, SocketAddr};
 use std::thread;
@@ -9,19 +9,19 @@ use serde::de::DeserializeOwned;
 
 use crate::packet::{Forged, to_hex};
 use crate::patience::patient;
-use crate::place::{Action, Place};
 use crate::probe::{
     Bind, Connect, Dns, Frame, Heard, Hold, Inject, Knock, Outcome, Ping, Probe, READY, Raw,
     Report, Serve, Sniff, TIMEOUT_MS, Transfer, TunnelAgent, TunnelServer, Udp,
 };
 use crate::process::{Ran, Running};
 use crate::tools::Tool;
+use crate::workload::{Action, Workload};
 
-/// How long a server may take until it can be reached.
+/// How long a server may take to become reachable.
 const READY_WITHIN: Duration = Duration::from_secs(5);
 
-impl Place {
-    /// Tries something and hands back the whole report.
+impl Workload {
+    /// Tries something and returns the whole report.
     pub fn probe(&self, probe: &Probe) -> Result<Report> {
         report(&self.probe_command(probe)?.run()?)
     }
@@ -45,7 +45,8 @@ impl Place {
         })
     }
 
-    /// Sends that many bytes to an echo server and receives them again; `count` says how many came.
+    /// Sends that many bytes to an echo server and receives them again; `count` says how many came
+    /// back.
     pub fn transfer(&self, to: SocketAddr, bytes: usize) -> Result<Report> {
         let timeout_ms = TIMEOUT_MS;
         self.probe(&Probe::Transfer(Transfer {
@@ -148,13 +149,13 @@ impl Place {
         }))
     }
 
-    /// Starts somebody who connects over and over.
+    /// Starts a client that connects over and over.
     pub fn knock(&self, to: SocketAddr) -> Result<Knocker> {
         let running = self.start_listener(&Probe::Knock(Knock { to }))?;
         Ok(Knocker { running })
     }
 
-    /// Opens a connection and keeps it busy. Comes back when the first answer is there.
+    /// Opens a connection and keeps it busy. Returns once the first answer has arrived.
     pub fn hold(&self, hold: Hold) -> Result<Held> {
         let running = self.probe_command(&Probe::Hold(hold))?.spawn()?;
         let held = Held { running };
@@ -163,28 +164,28 @@ impl Place {
         Ok(held)
     }
 
-    /// Starts an echo server. Comes back when it can be reached.
+    /// Starts an echo server. Returns once it is reachable.
     pub fn serve(&self, serve: Serve) -> Result<Server> {
         Ok(Server {
             running: self.start_listener(&Probe::Serve(serve))?,
         })
     }
 
-    /// Starts konnectivity's server.
+    /// Starts a konnectivity server.
     pub fn tunnel_server(&self, server: TunnelServer) -> Result<Server> {
         Ok(Server {
             running: self.start_listener(&Probe::TunnelServer(server))?,
         })
     }
 
-    /// Starts a konnectivity agent; it dials by and by.
+    /// Starts a konnectivity agent, which connects in the background.
     pub fn tunnel_agent(&self, agent: TunnelAgent) -> Result<Server> {
         Ok(Server {
             running: self.start_listener(&Probe::TunnelAgent(agent))?,
         })
     }
 
-    /// Starts to watch an interface. Comes back when no frame can be missed.
+    /// Starts to capture on an interface. Returns once no frame can be missed.
     pub fn sniff(&self, sniff: Sniff) -> Result<Sniffer> {
         Ok(Sniffer {
             running: self.start_listener(&Probe::Sniff(sniff))?,
@@ -206,14 +207,14 @@ impl Place {
     }
 }
 
-/// Somebody who connects over and over.
+/// A client that connects over and over.
 #[derive(Debug)]
 pub struct Knocker {
     running: Running,
 }
 
 impl Knocker {
-    /// How often he has tried so far, in thousands.
+    /// How many attempts it has made so far, in thousands.
     pub fn tried(&self) -> u64 {
         let text = self.running.stdout();
         let tried = text
@@ -222,14 +223,14 @@ impl Knocker {
         tried.max().unwrap_or(0)
     }
 
-    /// The connections that stood.
+    /// The connections that were established.
     pub fn opened(&self) -> Vec<String> {
         let text = self.running.stdout();
         let opened = text.lines().filter(|line| line.starts_with("open "));
         opened.map(str::to_owned).collect()
     }
 
-    /// Waits until he has tried a thousand times more.
+    /// Waits until it has made another thousand attempts.
     pub fn tries_more(&self, at_most: Duration) -> Result<()> {
         let before = self.tried();
         let deadline = Instant::now() + at_most;
@@ -261,7 +262,7 @@ impl Held {
             .count()
     }
 
-    /// Whether two more answers come: the first may have been on its way already.
+    /// Whether two more answers arrive: the first may have been on its way already.
     pub fn is_alive(&self) -> bool {
         let wanted = format!("answer {}", self.answers() + 2);
         self.running
@@ -269,7 +270,7 @@ impl Held {
             .is_ok()
     }
 
-    /// Waits until no more answers come, and returns how it ended.
+    /// Waits until no more answers arrive, and returns how it ended.
     pub fn wait_for_end(self, at_most: Duration) -> Result<Report> {
         report(&self.running.finish(at_most)?)
     }
@@ -292,7 +293,7 @@ impl Server {
         parsed(&self.running)
     }
 
-    /// Waits until it has received something in particular; `None` if it does not.
+    /// Waits until it has received something that matches; `None` if it does not.
     pub fn wait_for(&self, wanted: impl Fn(&Heard) -> bool, at_most: Duration) -> Option<Heard> {
         let matches = |line: &str| serde_json::from_str(line).is_ok_and(|heard| wanted(&heard));
         let line = self.running.wait_for_line(matches, at_most).ok()?;
@@ -306,7 +307,7 @@ impl Server {
     }
 }
 
-/// A watcher of an interface.
+/// A capture on an interface.
 #[derive(Debug)]
 pub struct Sniffer {
     running: Running,
@@ -318,7 +319,7 @@ impl Sniffer {
         parsed(&self.running)
     }
 
-    /// Waits until a frame passes; nothing if none does.
+    /// Waits for a frame that matches; `None` if there is none.
     pub fn wait_for(&self, wanted: impl Fn(&Frame) -> bool, at_most: Duration) -> Option<Frame> {
         let matches = |line: &str| serde_json::from_str(line).is_ok_and(|frame| wanted(&frame));
         let line = self.running.wait_for_line(matches, at_most).ok()?;

@@ -40,7 +40,8 @@ impl Certs {
     /// Makes all certificates in a directory.
     pub fn create(directory: &Path) -> Result<Self> {
         let issuer = Authority::create(directory)?;
-        // One certificate serves on every host of the largest lab: who speaks is no matter here.
+        // One certificate serves on every host of the largest lab: who presents it does not matter
+        // here.
         let cluster = plan::Topology::CLUSTER;
         let with = |parties: &[Party], more: &[Party]| [parties, more].concat();
         let members = with(cluster.control_plane, &[LOOPBACK]);
@@ -63,32 +64,32 @@ impl Certs {
         &self.authority
     }
 
-    /// etcd towards its clients.
+    /// etcd's for its clients.
     pub fn etcd_server(&self) -> &Identity {
         &self.etcd_server
     }
 
-    /// etcd towards its peers.
+    /// etcd's for its peers.
     pub fn etcd_peer(&self) -> &Identity {
         &self.etcd_peer
     }
 
-    /// The apiserver towards its clients.
+    /// The apiserver's for its clients.
     pub fn apiserver(&self) -> &Identity {
         &self.apiserver
     }
 
-    /// The apiserver towards etcd: who holds it may do everything there.
+    /// The apiserver's as a client of etcd: it permits everything there.
     pub fn apiserver_etcd_client(&self) -> &Identity {
         &self.apiserver_etcd_client
     }
 
-    /// The kubelet towards its clients.
+    /// The kubelet's for its clients.
     pub fn kubelet(&self) -> &Identity {
         &self.kubelet
     }
 
-    /// The webhook towards its clients.
+    /// The webhook's for its clients.
     pub fn webhook(&self) -> &Identity {
         &self.webhook
     }
@@ -121,7 +122,8 @@ impl<'a> Authority<'a> {
         })
     }
 
-    /// Every certificate may serve and connect: etcd uses its server's for its own gateway, too.
+    /// Every certificate is valid for servers and clients: etcd uses its server certificate for its
+    /// own gateway as well.
     fn issue(&self, name: &'static str, parties: &[Party]) -> Result<Identity> {
         let key = KeyPair::generate().with_context(|| format!("failed to make {name}'s key"))?;
         let mut params = CertificateParams::default();

@@ -1,4 +1,4 @@
-//! The lab's part of the cgroup tree, laid out as systemd and a container runtime would do it.
+//! The lab's part of the cgroup tree, laid out as systemd and a container runtime would do.
 
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, Write as _};
@@ -10,12 +10,12 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, bail};
 use nix::errno::Errno;
 
-/// Where host daemons live, as systemd puts them.
+/// The cgroup of host daemons, as with systemd.
 pub const SYSTEM: &str = "system.slice";
-/// Where all pods live, static and hostNetwork ones included.
+/// The cgroup of all pods, including static and hostNetwork ones.
 pub const PODS: &str = "kubepods.slice";
 
-/// The mount point of cgroup v2, wherever it is: on hybrid systems it is not `/sys/fs/cgroup`.
+/// The mount point of cgroup v2, wherever it is: on hybrid systems, it is not `/sys/fs/cgroup`.
 pub fn mount_point() -> Result<PathBuf> {
     let table = fs::read_to_string("/proc/self/mountinfo").context("failed to read mountinfo")?;
     let found = table.lines().find_map(|line| {
@@ -35,7 +35,8 @@ pub fn static_pod(name: &str) -> String {
     format!("{}/cri-{name}.scope", static_pod_slice(name))
 }
 
-/// A static pod's own slice: what a policy names, because the scope below changes at every restart.
+/// A static pod's own slice, which policies name because the scope below it changes at every
+/// restart.
 pub fn static_pod_slice(name: &str) -> String {
     let burstable = "kubepods-burstable";
     format!("{PODS}/{burstable}.slice/{burstable}-pod{name}.slice")
@@ -48,7 +49,7 @@ pub struct Cgroup {
 }
 
 impl Cgroup {
-    /// Makes the cgroup and those above it, unless they are there.
+    /// Creates the cgroup and its parents, unless they exist.
     pub fn create(directory: PathBuf) -> Result<Self> {
         fs::create_dir_all(&directory)
             .with_context(|| format!("failed to make the cgroup {}", directory.display()))?;
@@ -60,7 +61,7 @@ impl Cgroup {
         &self.directory
     }
 
-    /// Its id, as the kernel's helpers return it: the directory's inode.
+    /// Its id, as the kernel's helpers return it: the inode of its directory.
     pub fn id(&self) -> Result<u64> {
         use std::os::unix::fs::MetadataExt;
         Ok(fs::metadata(&self.directory)
@@ -68,7 +69,7 @@ impl Cgroup {
             .ino())
     }
 
-    /// The file to which a process writes `0` to move itself in.
+    /// The file to which a process writes `0` to move itself into the cgroup.
     pub fn procs(&self) -> io::Result<File> {
         OpenOptions::new()
             .write(true)
@@ -76,19 +77,20 @@ impl Cgroup {
     }
 }
 
-/// A cgroup below the mount point, for a test that moves itself between cgroups: left and removed at the end.
+/// A cgroup below the mount point, for a test that moves itself between cgroups. At the end, it is
+/// left and removed.
 #[derive(Debug)]
 pub struct OwnTree(PathBuf);
 
 impl OwnTree {
-    /// Makes it, and removes what killed runs of the same kind have left.
+    /// Creates it, and removes what killed runs of the same kind have left.
     pub fn create(kind: &str) -> Result<Self> {
         let (mount, prefix) = (mount_point()?, format!("enforcer-{kind}-"));
         for directory in children(&mount)? {
             let name = directory.file_name().and_then(|name| name.to_str());
             let owner = name.and_then(|name| name.strip_prefix(&prefix));
             if owner.is_some_and(|pid| !Path::new("/proc").join(pid).exists()) {
-                // Another test may be quicker.
+                // Another test may have removed it already.
                 let _ = remove_directories(&directory);
             }
         }
@@ -102,12 +104,12 @@ impl OwnTree {
         &self.0
     }
 
-    /// Makes a cgroup in it, by its path from here with or without a slash in front.
+    /// Creates a cgroup in it, by its path relative to this one, with or without a leading slash.
     pub fn make(&self, cgroup: &str) -> Result<Cgroup> {
         Cgroup::create(self.0.join(cgroup.trim_start_matches('/')))
     }
 
-    /// Makes one and moves this process there.
+    /// Creates one and moves this process into it.
     pub fn enter(&self, cgroup: &str) -> Result<()> {
         let cgroup = self.make(cgroup)?;
         let moved = cgroup.procs().and_then(|mut procs| procs.write_all(b"0"));
@@ -123,8 +125,8 @@ impl Drop for OwnTree {
     }
 }
 
-/// Kills whatever is in this cgroup or below it, waits for the end and removes the directories.
-/// A tree that is not there is removed already.
+/// Kills every process in or below this cgroup, waits for their end and removes the directories. It
+/// is no error if the tree does not exist.
 pub fn remove_tree(root: &Path) -> Result<()> {
     if !root.exists() {
         return Ok(());
@@ -135,7 +137,7 @@ pub fn remove_tree(root: &Path) -> Result<()> {
     loop {
         match remove_directories(root) {
             Ok(()) => return Ok(()),
-            // A process that is on its way out still holds its cgroup.
+            // An exiting process still holds its cgroup.
             Err(error) if error.kind() == io::ErrorKind::ResourceBusy => {}
             Err(error) => {
                 return Err(error).with_context(|| format!("failed to remove {}", root.display()));
@@ -150,9 +152,9 @@ pub fn remove_tree(root: &Path) -> Result<()> {
 
 fn kill_tree(root: &Path) -> io::Result<()> {
     match fs::write(root.join("cgroup.kill"), "1") {
-        // Something else removed it between our check and now.
+        // It was removed between the check and now.
         Err(error) if error.raw_os_error() == Some(Errno::ENODEV as i32) => Ok(()),
-        // The file came with 5.14; and another sweep may have been quicker.
+        // The file exists since Linux 5.14; also, another sweep may have removed the cgroup.
         Err(error) if error.kind() == io::ErrorKind::NotFound => kill_one_by_one(root),
         other => other,
     }

@@ -1,29 +1,28 @@
-//! What a whole cluster has beyond etcd, apiservers and kubelets: each server in the network namespace
-//! and the cgroup that it would have on a real node.
+//! What a whole cluster has beyond etcd, apiservers and kubelets. Each server runs in the network
+//! namespace and the cgroup that it would have on a real node.
 
 use std::fs;
 use std::net::SocketAddr;
-use std::path::Path;
 
 use anyhow::{Context, Result};
 
 use crate::attempt::Server;
 use crate::lab::Lab;
-use crate::place::Place;
 use crate::plan::{
     self, DNS_SERVICE, INFRA, LB, LOOPBACK, METADATA, NODE_LOCAL_DNS, OUT, Party, W1, W2, port,
 };
 use crate::probe::{Serve, TunnelAgent, TunnelServer};
 use crate::process::Running;
-use crate::servers::{Nginx, wait_for_listener};
+use crate::servers::{self, Nginx, wait_for_listener};
+use crate::workload::Workload;
 use crate::{ssh, tools};
 
-/// A name of the cluster that the DNS server itself knows, with [`plan::POD_A`]'s addresses.
+/// A cluster name that the DNS server answers itself, with [`plan::POD_A`]'s addresses.
 pub const KNOWN_NAME: &str = "known.cluster.lab";
-/// A name whose answer does not fit a datagram.
+/// A name whose answer does not fit into a datagram.
 pub const LONG_NAME: &str = "long.cluster.lab";
-/// A name that only the resolver outside of the cluster knows, as it knows every other one below
-/// `outside.lab`. A server that waits for an answer asks for no name twice.
+/// A name that only the resolver outside of the cluster knows, like every other one below
+/// `outside.lab`. A server that waits for an answer does not repeat the query for the same name.
 pub const OUTSIDE_NAME: &str = "www.outside.lab";
 
 /// Servers that live as long as the lab.
@@ -58,23 +57,23 @@ fn start_control_plane(lab: &Lab, node: &Party, started: &mut Started) -> Result
         ("scheduler", port::SCHEDULER),
         ("cloud-controller-manager", port::CLOUD_CONTROLLER_MANAGER),
     ] {
-        let place = lab.static_pod(node.name, name);
+        let workload = lab.static_pod(node.name, name);
         let at = LOOPBACK.at(port);
         let server = Nginx {
             says: name,
             listen: vec![format!("{at} ssl")],
             identity: certs.apiserver(),
         };
-        let mut running = server.start(&place, lab.directory())?;
-        wait_for_listener(&mut running, &place, at)?;
+        let mut running = server.start(&workload, lab.directory())?;
+        wait_for_listener(&mut running, &workload, at)?;
         started.running.push(running);
     }
-    // An etcd as two old articles draw it, and where nodes of some distributions join.
-    for (place, tcp) in [
+    // An etcd as two old articles show it, and the port where nodes of some distributions join.
+    for (workload, tcp) in [
         (lab.etcd_on(node.name), LOOPBACK.at(port::HTTP)),
         (lab.daemon(node.name, "join"), node.at(port::JOIN)),
     ] {
-        started.listening.push(place.serve(Serve {
+        started.listening.push(workload.serve(Serve {
             tcp: vec![tcp],
             ..Serve::default()
         })?);
@@ -144,17 +143,17 @@ fn start_dns(lab: &Lab, started: &mut Started) -> Result<()> {
         ..Serve::default()
     })?);
     for node in lab.topology().nodes {
-        let place = lab.static_pod(node.name, "node-local-dns");
+        let workload = lab.static_pod(node.name, "node-local-dns");
         let at = SocketAddr::new(NODE_LOCAL_DNS.into(), port::DNS);
         let upstream = vec![format!("--server={}", DNS_SERVICE.v4)];
-        started.running.push(dnsmasq(&place, &[at], &upstream)?);
+        started.running.push(dnsmasq(&workload, &[at], &upstream)?);
     }
     Ok(())
 }
 
-fn dnsmasq(place: &Place, at: &[SocketAddr], more: &[String]) -> Result<Running> {
+fn dnsmasq(workload: &Workload, at: &[SocketAddr], more: &[String]) -> Result<Running> {
     let listen = at.iter().map(|at| format!("--listen-address={}", at.ip()));
-    let mut running = place
+    let mut running = workload
         .command("dnsmasq")?
         .args([
             "--keep-in-foreground",
@@ -165,19 +164,19 @@ fn dnsmasq(place: &Place, at: &[SocketAddr], more: &[String]) -> Result<Running>
             "--user=root",
             "--group=root",
             "--pid-file=",
-            // Asked twice, a cache would not ask again.
+            // A cache would answer a repeated query itself.
             "--cache-size=0",
         ])
         .args(listen)
         .args(more)
         .spawn()?;
     let first = at.first().context("dnsmasq listens nowhere")?;
-    wait_for_listener(&mut running, place, *first)?;
+    wait_for_listener(&mut running, workload, *first)?;
     Ok(running)
 }
 
 fn start_pods(lab: &Lab, started: &mut Started) -> Result<()> {
-    let place = lab.pod(plan::WEBHOOK.party.name);
+    let workload = lab.pod(plan::WEBHOOK.party.name);
     let listen = [port::WEBHOOK, port::SERVICE, port::AGGREGATED]
         .map(|port| format!("[::]:{port} ssl ipv6only=off"));
     let server = Nginx {
@@ -185,19 +184,19 @@ fn start_pods(lab: &Lab, started: &mut Started) -> Result<()> {
         listen: listen.to_vec(),
         identity: lab.certs().webhook(),
     };
-    let mut running = server.start(place, lab.directory())?;
-    wait_for_listener(&mut running, place, place.party().at(port::WEBHOOK))?;
+    let mut running = server.start(workload, lab.directory())?;
+    wait_for_listener(&mut running, workload, workload.party().at(port::WEBHOOK))?;
     started.running.push(running);
     Ok(())
 }
 
 /// The load balancer, and what is outside of the cluster: time, images, DHCP.
 fn start_infrastructure(lab: &Lab, started: &mut Started) -> Result<()> {
-    let place = lab.daemon(LB.name, "lb");
-    let mut running = start_balancer(lab, &place)?;
-    wait_for_listener(&mut running, &place, LB.at(port::APISERVER))?;
+    let workload = lab.daemon(LB.name, "lb");
+    let mut running = start_balancer(lab, &workload)?;
+    wait_for_listener(&mut running, &workload, LB.at(port::APISERVER))?;
     started.running.push(running);
-    let place = lab.daemon(INFRA.name, "infra");
+    let workload = lab.daemon(INFRA.name, "infra");
     let registry = Nginx {
         says: "registry",
         listen: INFRA
@@ -206,15 +205,15 @@ fn start_infrastructure(lab: &Lab, started: &mut Started) -> Result<()> {
             .to_vec(),
         identity: lab.certs().apiserver(),
     };
-    let mut running = registry.start(&place, lab.directory())?;
-    wait_for_listener(&mut running, &place, INFRA.at(port::SERVICE))?;
+    let mut running = registry.start(&workload, lab.directory())?;
+    wait_for_listener(&mut running, &workload, INFRA.at(port::SERVICE))?;
     started.running.push(running);
-    started.listening.push(place.serve(Serve {
+    started.listening.push(workload.serve(Serve {
         tcp: vec![SocketAddr::new(METADATA.into(), port::HTTP)],
         udp: [INFRA.both(port::NTP), INFRA.both(port::DHCP_SERVER)].concat(),
         ..Serve::default()
     })?);
-    // A host outside, with servers of all kinds.
+    // A host outside with servers of all kinds.
     started
         .listening
         .push(lab.daemon(OUT.name, "web").serve(Serve {
@@ -229,8 +228,8 @@ fn start_infrastructure(lab: &Lab, started: &mut Started) -> Result<()> {
     Ok(())
 }
 
-/// nginx at layer 4: it passes TLS on untouched, with its own address as the source.
-fn start_balancer(lab: &Lab, place: &Place) -> Result<Running> {
+/// nginx at layer 4: it passes TLS through unchanged, with its own address as the source.
+fn start_balancer(lab: &Lab, workload: &Workload) -> Result<Running> {
     let own = lab.directory().join("balancer");
     fs::create_dir_all(&own).with_context(|| format!("failed to make {}", own.display()))?;
     let servers: String = lab
@@ -258,27 +257,15 @@ stream {{
         v4 = LB.at(port::APISERVER),
         v6 = LB.at6(port::APISERVER),
     );
-    let file = own.join("nginx.conf");
-    write(&file, &text)?;
-    place
-        .command("nginx")?
-        .arg("-p")
-        .arg(&own)
-        .arg("-c")
-        .arg(&file)
-        .spawn()
+    servers::run_nginx(workload, &own, &text)
 }
 
-fn write(file: &Path, text: &str) -> Result<()> {
-    fs::write(file, text).with_context(|| format!("failed to write {}", file.display()))
-}
-
-/// Starts konnectivity's server on a control-plane node, and an agent that connects to it and forwards to `target`.
-/// Without TLS, as the protocol in the tunnel does not matter here.
+/// Starts a konnectivity server on a control-plane node, and an agent that connects to it and
+/// forwards to `target`. Without TLS, as the protocol in the tunnel does not matter here.
 pub fn start_tunnel(
     lab: &Lab,
     node: &Party,
-    agent: &Place,
+    agent: &Workload,
     target: SocketAddr,
 ) -> Result<[Server; 2]> {
     let server = start_tunnel_server(lab, node)?;
@@ -289,9 +276,9 @@ pub fn start_tunnel(
     Ok([server, agent])
 }
 
-/// Konnectivity as a cluster has it: a server on each control-plane node, and agents that dial out to
-/// all of them, in the node's own network on `w1` and in a pod on `w2`. Behind each is the kubelet of
-/// its node.
+/// Konnectivity as in a real cluster: a server on each control-plane node, and agents that connect
+/// to all of them, on `w1` in the node's network namespace and on `w2` in a pod. Each agent
+/// forwards to the kubelet of its node.
 pub fn start_konnectivity(lab: &Lab) -> Result<Vec<Server>> {
     let agents = [
         (lab.static_pod(W1.name, "konnectivity-agent"), W1),
@@ -311,8 +298,8 @@ pub fn start_konnectivity(lab: &Lab) -> Result<Vec<Server>> {
 }
 
 fn start_tunnel_server(lab: &Lab, node: &Party) -> Result<Server> {
-    let place = lab.static_pod(node.name, "konnectivity-server");
-    place.tunnel_server(TunnelServer {
+    let workload = lab.static_pod(node.name, "konnectivity-server");
+    workload.tunnel_server(TunnelServer {
         frontend: vec![LOOPBACK.at(port::KONNECTIVITY)],
         agents: vec![node.at(port::KONNECTIVITY_AGENTS)],
         health: [

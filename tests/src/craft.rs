@@ -1,9 +1,9 @@
-//! Packets that no socket would make, byte by byte: options, extension headers, fragments, tags,
-//! tunnels, ICMP errors; with right checksums, so that nothing but what is odd about them is odd.
+//! Packets that no socket would produce, byte by byte: options, extension headers, fragments, tags,
+//! tunnels, ICMP errors. Their checksums are right, so that each is odd in exactly one way.
 
 use std::net::{IpAddr, SocketAddr};
 
-/// Numbers of protocols, and of the extension headers of IPv6.
+/// Numbers of protocols and of IPv6 extension headers.
 pub mod protocol {
     /// Hop-by-hop options.
     pub const HOP_BY_HOP: u8 = 0;
@@ -32,7 +32,7 @@ const HOPS: u8 = 64;
 pub struct Fragment {
     /// Where it begins, in units of 8 bytes.
     pub offset: u16,
-    /// Whether more follow.
+    /// Whether more fragments follow.
     pub more: bool,
 }
 
@@ -43,22 +43,22 @@ pub struct Crafted {
     pub source: IpAddr,
     /// Its destination.
     pub destination: IpAddr,
-    /// By which a counter knows it: IPv4's identification, IPv6's flow label.
+    /// Identifies the packet for a counter: IPv4's identification, IPv6's flow label.
     pub mark: u16,
-    /// Options of IPv4, in fours of bytes.
+    /// IPv4 options; the length must be a multiple of four.
     pub options: Vec<u8>,
-    /// Extension headers of IPv6: the number of each, and what follows its first byte.
+    /// IPv6 extension headers: the number of each, and what follows its first byte.
     pub extensions: Vec<(u8, Vec<u8>)>,
-    /// If it is a part only.
+    /// Set if it is a fragment.
     pub fragment: Option<Fragment>,
-    /// What it carries, by number.
+    /// The number of the payload's protocol.
     pub protocol: u8,
-    /// That itself.
+    /// The payload.
     pub payload: Vec<u8>,
 }
 
 impl Crafted {
-    /// A whole TCP segment with nothing odd about it but perhaps its flags.
+    /// A whole TCP segment, ordinary except perhaps for its flags.
     pub fn tcp(from: SocketAddr, to: SocketAddr, mark: u16, flags: u8, data: &[u8]) -> Self {
         let payload = tcp(from, to, flags, &[], data);
         Self::carrying(from.ip(), to.ip(), mark, protocol::TCP, payload)
@@ -70,8 +70,8 @@ impl Crafted {
         Self::carrying(from.ip(), to.ip(), mark, protocol::UDP, payload)
     }
 
-    /// An ICMP or ICMPv6 message, after the family: type, code, the four bytes behind the checksum, and
-    /// what follows.
+    /// An ICMP or ICMPv6 message, depending on the family: type, code, the four bytes after the
+    /// checksum, and what follows.
     pub fn icmp(
         from: IpAddr,
         to: IpAddr,
@@ -118,7 +118,7 @@ impl Crafted {
         }
     }
 
-    /// A part of what it carries, from an offset in units of 8 bytes on.
+    /// A fragment of it, from an offset in units of 8 bytes.
     pub fn part(&self, offset: u16, bytes: &[u8], more: bool) -> Self {
         Self {
             fragment: Some(Fragment { offset, more }),
@@ -206,14 +206,14 @@ pub struct Segment<'a> {
     pub acknowledged: u32,
     /// Urgent pointer.
     pub urgent: u16,
-    /// Options, in fours of bytes.
+    /// Options; the length must be a multiple of four.
     pub options: &'a [u8],
-    /// What it carries.
+    /// The payload.
     pub data: &'a [u8],
 }
 
 impl Segment<'_> {
-    /// A segment with flags, and with nothing in it.
+    /// An empty segment with these flags.
     pub const fn flags(flags: u8) -> Self {
         Self {
             flags,
@@ -226,7 +226,7 @@ impl Segment<'_> {
     }
 }
 
-/// A TCP segment. Options come in fours of bytes.
+/// A TCP segment. The options' length must be a multiple of four.
 pub fn tcp(from: SocketAddr, to: SocketAddr, flags: u8, options: &[u8], data: &[u8]) -> Vec<u8> {
     let plain = Segment::flags(flags);
     segment(
@@ -277,12 +277,12 @@ pub fn udp(from: SocketAddr, to: SocketAddr, data: &[u8]) -> Vec<u8> {
     bytes
 }
 
-/// An Ethernet frame around anything.
+/// An Ethernet frame with any payload.
 pub fn ethernet(from: [u8; 6], to: [u8; 6], kind: u16, payload: &[u8]) -> Vec<u8> {
     [&to[..], &from, &kind.to_be_bytes(), payload].concat()
 }
 
-/// The same frame with a VLAN tag before what it has: 0x8100 (802.1Q) or 0x88a8 (802.1ad), and a
+/// The same frame with a VLAN tag before its type: 0x8100 (802.1Q) or 0x88a8 (802.1ad), and a
 /// number.
 pub fn tagged(kind: u16, number: u16, frame: &[u8]) -> Vec<u8> {
     let (addresses, rest) = frame.split_at(frame.len().min(12));
@@ -313,7 +313,7 @@ pub(crate) fn pseudo_header(from: IpAddr, to: IpAddr, protocol: u8, length: usiz
     bytes
 }
 
-/// The sum of RFC 1071. All parts but the last have an even length.
+/// The checksum of RFC 1071. All parts except the last have an even length.
 pub(crate) fn checksum(parts: &[&[u8]]) -> u16 {
     let words = parts.iter().flat_map(|part| part.chunks(2));
     let sum: u32 = words
@@ -337,9 +337,9 @@ mod tests {
     use super::*;
     use crate::packet::{Content, Forged};
 
-    /// Against the builder of a crate that others use, too.
+    /// Compares with the builder of a widely used crate.
     #[test]
-    fn what_is_plain_is_like_everybody_makes_it() -> anyhow::Result<()> {
+    fn ordinary_packets_match_those_of_another_builder() -> anyhow::Result<()> {
         for (from, to) in [
             ("10.77.0.99:4000", "10.77.0.11:2379"),
             ("[fd77::99]:4000", "[fd77::11]:2379"),
@@ -353,7 +353,7 @@ mod tests {
             let crafted = Crafted::tcp(source, destination, 0, 0x02, b"odd");
             let payload = b"odd".to_vec();
             let same = forged(Content::Tcp { flags: 2, payload });
-            // Everybody else forbids fragments of what is IPv4; the checksum says so, too.
+            // Other builders set "don't fragment" in IPv4; the checksum differs accordingly.
             let plain = |mut packet: Vec<u8>| {
                 if packet[0] >> 4 == 4 {
                     packet[6] = 0;

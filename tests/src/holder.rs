@@ -1,4 +1,5 @@
-//! A program that holds a hook of a cgroup exclusively, as programs do that attach without the flag for several.
+//! A program that holds a cgroup hook exclusively, like programs that are attached without the flag
+//! that permits several.
 
 use std::fs::File;
 use std::io;
@@ -13,7 +14,7 @@ const BPF_PROG_DETACH: libc::c_int = 9;
 const BPF_PROG_TYPE_CGROUP_SOCK_ADDR: u32 = 18;
 const BPF_CGROUP_INET4_CONNECT: u32 = 10;
 
-/// Holds `connect` of IPv4 at a cgroup until it is dropped. Its program allows everything.
+/// Holds IPv4 `connect` at a cgroup until it is dropped. Its program allows everything.
 #[derive(Debug)]
 pub struct Holder {
     cgroup: File,
@@ -49,7 +50,7 @@ struct Attach {
 }
 
 impl Holder {
-    /// Takes the hook.
+    /// Occupies the hook.
     pub fn take(cgroup: &Path) -> Result<Self> {
         let cgroup = File::open(cgroup).context("failed to open the cgroup")?;
         // r0 = 1; exit
@@ -64,7 +65,7 @@ impl Holder {
             ..Load::default()
         };
         let descriptor = bpf(BPF_PROG_LOAD, load).context("failed to load the program")?;
-        // SAFETY: the kernel has just made it for us, and nobody else knows of it.
+        // SAFETY: the kernel has just created it for us, and nothing else owns it.
         let program = unsafe { OwnedFd::from_raw_fd(descriptor) };
         let holder = Self { cgroup, program };
         bpf(BPF_PROG_ATTACH, holder.attach()).context("failed to attach the program")?;
@@ -83,7 +84,8 @@ impl Holder {
     }
 }
 
-/// Another program at an interface that accepts everything it sees, and so ends the chain. It goes with this.
+/// A foreign program at an interface that accepts everything, and so ends the chain. Dropping it
+/// detaches the program.
 #[derive(Debug)]
 pub struct Accepter {
     _program: OwnedFd,
@@ -102,8 +104,8 @@ struct CreateLink {
 }
 
 impl Accepter {
-    /// Attaches one before all others, where packets come in by an interface of the calling thread's network namespace (TCX,
-    /// Linux 6.6).
+    /// Attaches one before all others, at ingress of an interface of the calling thread's network
+    /// namespace (TCX, Linux 6.6).
     pub fn first_at_ingress(index: u32) -> Result<Self> {
         const BPF_LINK_CREATE: libc::c_int = 28;
         const BPF_PROG_TYPE_SCHED_CLS: u32 = 3;
@@ -123,7 +125,7 @@ impl Accepter {
             ..Load::default()
         };
         let descriptor = bpf(BPF_PROG_LOAD, load).context("failed to load the program")?;
-        // SAFETY: the kernel has just made it for us, and nobody else knows of it.
+        // SAFETY: the kernel has just created it for us, and nothing else owns it.
         let program = unsafe { OwnedFd::from_raw_fd(descriptor) };
         let create = CreateLink {
             // Descriptors are not negative.
@@ -150,8 +152,8 @@ impl Drop for Holder {
 }
 
 fn bpf<T>(command: libc::c_int, mut attributes: T) -> io::Result<libc::c_int> {
-    // SAFETY: the pointer is to a structure of the length that is told, and outlives the call. What it points to
-    // in turn is kept alive by the callers, and the kernel only reads it.
+    // SAFETY: the pointer is to a structure of the length that is passed, and outlives the call.
+    // What it points to is kept alive by the callers, and the kernel only reads it.
     let result =
         unsafe { libc::syscall(libc::SYS_bpf, command, &raw mut attributes, size_of::<T>()) };
     if result < 0 {

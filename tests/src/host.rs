@@ -8,9 +8,9 @@ use anyhow::{Context, Result};
 
 use crate::cgroup::{self, Cgroup};
 use crate::namespace::Namespace;
-use crate::place::{Kit, Place};
 use crate::plan::{Party, PodPlan};
 use crate::sweep::LabId;
+use crate::workload::{Kit, Workload};
 
 /// A host: its network namespace, and as many cgroups as a test needs.
 #[derive(Debug, Clone)]
@@ -32,20 +32,21 @@ impl Host {
         &self.namespace
     }
 
-    /// The directory of its topmost cgroup: what `/sys/fs/cgroup` is on a real node.
+    /// The directory of its topmost cgroup, which corresponds to `/sys/fs/cgroup` of a real node.
     pub fn cgroup_root(&self) -> &Path {
         &self.cgroups
     }
 
-    /// A place on the host, in a cgroup named from the host's topmost one; made if it is not there.
-    pub fn cgroup(&self, name: &str) -> Result<Place> {
+    /// A workload on the host, in a cgroup given relative to the host's topmost one and created if
+    /// it does not exist.
+    pub fn cgroup(&self, name: &str) -> Result<Workload> {
         let cgroup = Cgroup::create(self.cgroups.join(name.trim_start_matches('/')))?;
         let (namespace, kit) = (Arc::clone(&self.namespace), Arc::clone(&self.kit));
-        Ok(Place::on_host(self.party, namespace, kit, cgroup))
+        Ok(Workload::on_host(self.party, namespace, kit, cgroup))
     }
 }
 
-/// Opens a host's namespace, gives it its own mounts and makes its topmost cgroup.
+/// Opens a host's namespace, gives it its own mounts and creates its topmost cgroup.
 pub(crate) fn make_host(
     party: &Party,
     id: &LabId,
@@ -65,14 +66,19 @@ pub(crate) fn make_host(
     })
 }
 
-/// Opens a pod's namespace and makes its cgroup on its host.
-pub(crate) fn make_pod(pod: &PodPlan, id: &LabId, cgroups: &Path, kit: &Arc<Kit>) -> Result<Place> {
+/// Opens a pod's namespace and creates its cgroup on its host.
+pub(crate) fn make_pod(
+    pod: &PodPlan,
+    id: &LabId,
+    cgroups: &Path,
+    kit: &Arc<Kit>,
+) -> Result<Workload> {
     let directory = cgroups
         .join(pod.host)
         .join(cgroup::PODS)
         .join(pod.party.name);
     let namespace = Arc::new(Namespace::open(&id.namespace(pod.party.name))?);
-    Ok(Place::in_pod(
+    Ok(Workload::in_pod(
         pod.party,
         namespace,
         Arc::clone(kit),

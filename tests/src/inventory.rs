@@ -1,4 +1,4 @@
-//! The lab in the policy's own words: the `Inventory` that a user would write for it.
+//! The lab in the policy language: the `Inventory` that a user would write for it.
 
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
@@ -13,7 +13,7 @@ use crate::sweep::LabId;
 /// The static pods of a control plane.
 pub const STATIC_PODS: [&str; 3] = ["apiserver", "controller-manager", "scheduler"];
 
-/// An inventory, to be written as it is or changed.
+/// An inventory, to be written as it is or changed first.
 #[derive(Debug, Clone)]
 pub struct Inventory {
     topology: Topology,
@@ -24,7 +24,7 @@ pub struct Inventory {
 }
 
 impl Inventory {
-    /// The whole truth about a lab.
+    /// A complete and correct description of a lab.
     pub fn of(topology: Topology, id: &LabId) -> Self {
         let mut components: Vec<(&'static str, String)> =
             vec![("etcd", daemon("etcd")), ("kubelet", daemon("kubelet"))];
@@ -53,7 +53,7 @@ impl Inventory {
         }
     }
 
-    /// A node with other roles; without any, the node is left out.
+    /// A node with other roles; without roles, the node is left out.
     pub fn with_roles(mut self, node: &'static str, roles: &'static str) -> Self {
         if roles.is_empty() {
             self.roles.remove(node);
@@ -63,13 +63,13 @@ impl Inventory {
         self
     }
 
-    /// Leaves this component out of the Inventory.
+    /// Leaves this component out.
     pub fn without(mut self, component: &'static str) -> Self {
         self.left_out.push(component);
         self
     }
 
-    /// A component as written, in place of what the lab knows of it.
+    /// A component as written here, instead of as the lab has it.
     pub fn with(mut self, component: &'static str, fields: &str) -> Self {
         self.components.retain(|(name, _)| *name != component);
         self.components.push((component, fields.to_owned()));
@@ -156,7 +156,7 @@ impl Inventory {
     }
 }
 
-/// Where a node's pods have their addresses from.
+/// The networks of a node's pods.
 fn pod_networks(node: &Party) -> [String; 2] {
     let net = pod_net(node.name);
     [format!("10.78.{net}.0/24"), format!("fd78:{net}::/64")]
@@ -205,7 +205,7 @@ fn daemon(name: &str) -> String {
     format!("cgroups: [\"/{}/{name}.service\"]", cgroup::SYSTEM)
 }
 
-/// The slice of the pod and not the container's scope: that one changes at every restart.
+/// The slice of the pod and not the container's scope, which changes at every restart.
 fn pod_slice(name: &str) -> String {
     format!("cgroups: [\"/{}\"]", static_pod_slice(name))
 }

@@ -1,4 +1,4 @@
-//! A whole lab: made by a builder, gone with its last owner.
+//! A whole lab: created by a builder, removed with its last owner.
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -15,16 +15,17 @@ use crate::cgroup::{self, static_pod};
 use crate::cluster::Started;
 use crate::host::{Host, make_host, make_pod};
 use crate::inventory::Inventory;
-use crate::place::{Kit, Place};
 use crate::plan::{self, LOOPBACK, Party, PodPlan, Topology, port};
 use crate::process::Running;
 use crate::sweep::{self, LabId};
+use crate::workload::{Kit, Workload};
 use crate::{cluster, net, servers, tools};
 
 /// The helper program's name in a lab's directory.
 const PROBE: &str = "lab-probe";
 
-/// What a lab has besides its network. Servers take time to start: request only what the test needs.
+/// What a lab has besides its network. Servers take time to start: request only what the test
+/// needs.
 #[derive(Debug, Clone, Copy)]
 pub struct Builder {
     topology: Topology,
@@ -82,8 +83,8 @@ impl Builder {
         }
     }
 
-    /// Servers that a policy must not affect: echo on hosts and pods, a pod's own 8080 and 2379, node-local DNS, a
-    /// worker's web server.
+    /// Servers that a policy must not affect: echo on hosts and pods, a pod's own 8080 and 2379,
+    /// node-local DNS, a worker's web server.
     pub fn bystanders(self) -> Self {
         Self {
             bystanders: true,
@@ -102,7 +103,7 @@ impl Builder {
         }
     }
 
-    /// Builds it, and comes back when all servers answer.
+    /// Builds the lab. Returns once all servers answer.
     pub fn build(self) -> Result<Lab> {
         let Self {
             topology,
@@ -114,10 +115,10 @@ impl Builder {
         } = self;
         ensure!(
             !services || topology != Topology::SMALL,
-            "the small lab has no place for a cluster's services"
+            "the small lab has no workload for a cluster's services"
         );
         let mut lab = Lab::without_servers(topology)?;
-        // etcd takes longest: the others start in its shadow.
+        // etcd takes longest, so it starts first and the others start meanwhile.
         let members = if etcd { topology.control_plane } else { &[] };
         for member in members {
             lab.boot_etcd(member.name).context("failed to start etcd")?;
@@ -154,7 +155,7 @@ impl Default for Builder {
     }
 }
 
-/// Hosts, pods and servers on this machine. Dropping it ends its processes and removes all of it.
+/// Hosts, pods and servers on this machine. Dropping it ends the processes and removes everything.
 #[derive(Debug)]
 pub struct Lab {
     id: LabId,
@@ -164,15 +165,15 @@ pub struct Lab {
     bystanders: BTreeMap<String, Server>,
     services: Started,
     hosts: Vec<Host>,
-    pods: Vec<(PodPlan, Place)>,
+    pods: Vec<(PodPlan, Workload)>,
     kit: Arc<Kit>,
     directory: TempDir,
-    // Last: what it removes is in use by everything above.
+    // Last: everything above uses what it removes.
     _tear_down: TearDown,
 }
 
 impl Lab {
-    /// Starts with a lab that has hosts and pods but no servers.
+    /// Begins with a lab that has hosts and pods but no servers.
     pub fn builder() -> Builder {
         Builder::default()
     }
@@ -224,7 +225,7 @@ impl Lab {
         })
     }
 
-    /// Its id, which is in the names of all that belongs to it.
+    /// Its id, which is part of the names of everything that belongs to it.
     pub fn id(&self) -> &LabId {
         &self.id
     }
@@ -267,78 +268,78 @@ impl Lab {
     ///
     /// # Panics
     /// If there is no such pod.
-    pub fn pod(&self, name: &str) -> &Place {
+    pub fn pod(&self, name: &str) -> &Workload {
         let found = self
             .pods
             .iter()
             .find(|(pod, _place)| pod.party.name == name);
         found
-            .map(|(_pod, place)| place)
+            .map(|(_pod, workload)| workload)
             .unwrap_or_else(|| panic!("the lab has no pod `{name}`"))
     }
 
-    /// etcd's place on `cp1`.
-    pub fn etcd(&self) -> Place {
+    /// etcd on `cp1`.
+    pub fn etcd(&self) -> Workload {
         self.etcd_on("cp1")
     }
 
-    /// etcd's place on a control-plane node.
-    pub fn etcd_on(&self, host: &str) -> Place {
+    /// etcd on a control-plane node.
+    pub fn etcd_on(&self, host: &str) -> Workload {
         self.daemon(host, "etcd")
     }
 
-    /// The apiserver's place on `cp1`, a static pod.
-    pub fn apiserver(&self) -> Place {
+    /// The apiserver on `cp1`, a static pod.
+    pub fn apiserver(&self) -> Workload {
         self.static_pod("cp1", "apiserver")
     }
 
-    /// The controller-manager's place on `cp1`, a static pod.
-    pub fn controller_manager(&self) -> Place {
+    /// The controller-manager on `cp1`, a static pod.
+    pub fn controller_manager(&self) -> Workload {
         self.static_pod("cp1", "controller-manager")
     }
 
-    /// The scheduler's place on `cp1`, a static pod.
-    pub fn scheduler(&self) -> Place {
+    /// The scheduler on `cp1`, a static pod.
+    pub fn scheduler(&self) -> Workload {
         self.static_pod("cp1", "scheduler")
     }
 
-    /// A static pod's place on a host: its network, a pod's cgroup.
-    pub fn static_pod(&self, host: &str, name: &str) -> Place {
-        self.place(host, &static_pod(name))
+    /// A static pod on a host: the host's network, a pod's cgroup.
+    pub fn static_pod(&self, host: &str, name: &str) -> Workload {
+        self.workload(host, &static_pod(name))
     }
 
-    /// The kubelet's place on a node.
-    pub fn kubelet(&self, host: &str) -> Place {
+    /// The kubelet on a node.
+    pub fn kubelet(&self, host: &str) -> Workload {
         self.daemon(host, "kubelet")
     }
 
-    /// A hostNetwork pod's place: the host's network, a pod's cgroup.
-    pub fn hostnet(&self, host: &str) -> Place {
-        self.place(host, &format!("{}/hostnet", cgroup::PODS))
+    /// A hostNetwork pod: the host's network, a pod's cgroup.
+    pub fn hostnet(&self, host: &str) -> Workload {
+        self.workload(host, &format!("{}/hostnet", cgroup::PODS))
     }
 
-    /// Where a user is who came by SSH, before there is a session.
-    pub fn login(&self, host: &str) -> Place {
+    /// A user who arrives by SSH, before there is a session.
+    pub fn login(&self, host: &str) -> Workload {
         self.daemon(host, "sshd")
     }
 
-    /// Where a person who logged in on a node is, in the cgroup of the own session.
-    pub fn session(&self, host: &str) -> Place {
-        self.place(host, "user.slice/user-1000.slice/session-1.scope")
+    /// A person who is logged in on a node, in the cgroup of that session.
+    pub fn session(&self, host: &str) -> Workload {
+        self.workload(host, "user.slice/user-1000.slice/session-1.scope")
     }
 
-    /// A system daemon's place on a host.
-    pub fn daemon(&self, host: &str, name: &str) -> Place {
-        self.place(host, &format!("{}/{name}.service", cgroup::SYSTEM))
+    /// A system daemon on a host.
+    pub fn daemon(&self, host: &str, name: &str) -> Workload {
+        self.workload(host, &format!("{}/{name}.service", cgroup::SYSTEM))
     }
 
-    /// The outside neighbour's place.
-    pub fn neighbour(&self) -> Place {
+    /// The outside neighbour.
+    pub fn neighbour(&self) -> Workload {
         self.login("out")
     }
 
-    /// A bystander by the name under which it started: `echo-cp1`, `echo-w1`, `echo-out`, `pod-a`,
-    /// `pod-b`, `node-local-dns-cp1`, `node-local-dns-w1`, `web-w1`.
+    /// A bystander by the name under which it was started: `echo-cp1`, `echo-w1`, `echo-out`,
+    /// `pod-a`, `pod-b`, `node-local-dns-cp1`, `node-local-dns-w1`, `web-w1`.
     ///
     /// # Panics
     /// If the lab was built without bystanders, or there is none of that name.
@@ -347,19 +348,20 @@ impl Lab {
         found.unwrap_or_else(|| panic!("the lab has no bystander `{name}`; was it asked for them?"))
     }
 
-    /// Makes a mistake that the kernel allows: the apiserver's insecure port on the node's own addresses. With it,
-    /// "denied" can not mean "no listener".
+    /// Makes a mistake that the kernel permits: the apiserver's insecure port listens on the node's
+    /// own addresses. With it, "denied" cannot mean "no listener".
     pub fn expose_insecure_port(&mut self) -> Result<()> {
         let server = servers::exposed_insecure_port(&plan::CP1, &self.kit.certs);
-        let place = self.apiserver();
-        let mut running = server.start(&place, self.directory.path())?;
-        servers::wait_for_listener(&mut running, &place, plan::CP1.at(port::INSECURE))?;
+        let workload = self.apiserver();
+        let mut running = server.start(&workload, self.directory.path())?;
+        servers::wait_for_listener(&mut running, &workload, plan::CP1.at(port::INSECURE))?;
         self.servers.push(running);
         Ok(())
     }
 
     /// Sets `route_localnet` on `cp1`, as kube-proxy does, and on the neighbour, and routes the
-    /// neighbour's whole 127.0.0.0/8 to `cp1`. From then on the neighbour has no loopback of its own.
+    /// neighbour's whole 127.0.0.0/8 to `cp1`. From then on, the neighbour has no loopback of its
+    /// own.
     pub fn expose_loopback(&self) -> Result<()> {
         let (out, victim) = (self.host("out"), self.host("cp1"));
         net::expose_loopback(out.namespace(), victim.namespace(), victim.party())
@@ -371,18 +373,18 @@ impl Lab {
         nodes.try_for_each(|node| net::masquerade_pods(self.host(node.name).namespace()))
     }
 
-    /// Makes the way into a pod narrower than everybody's interface: large packets need path MTU
-    /// discovery from there on.
+    /// Gives the route into a pod a smaller MTU than every interface on the way: large packets then
+    /// need path MTU discovery.
     pub fn shrink(&self, pod: &PodPlan, mtu: u32) -> Result<()> {
         net::shrink(&self.id, pod, mtu)
     }
 
-    /// Gives a host an address that others may have, too: as keepalived does.
+    /// Gives a host an address that others may have as well, as keepalived does.
     pub fn claim(&self, host: &Party, address: &Party) -> Result<()> {
         net::claim(&self.id, host, address)
     }
 
-    /// Ends a member of etcd, which keeps its data.
+    /// Stops an etcd member, which keeps its data.
     pub fn stop_etcd(&mut self, host: &str) -> Result<()> {
         let member = self.etcd.remove(host);
         drop(member.with_context(|| format!("no etcd runs on {host}"))?);
@@ -395,7 +397,7 @@ impl Lab {
         self.wait_for_etcd(host)
     }
 
-    /// Starts all members again, which only together have a majority.
+    /// Starts all members again; only together they have a majority.
     pub fn start_all_etcd(&mut self) -> Result<()> {
         for member in self.topology.control_plane {
             self.boot_etcd(member.name)?;
@@ -406,32 +408,32 @@ impl Lab {
         Ok(())
     }
 
-    /// Lets a host forget which hardware address is whose.
+    /// Clears a host's neighbour tables.
     pub fn forget_neighbours(&self, host: &str) -> Result<()> {
         net::forget_neighbours(&self.id, host)
     }
 
     fn boot_etcd(&mut self, host: &str) -> Result<()> {
-        let place = self.etcd_on(host);
-        let running = servers::start_etcd(&place, &self.kit.certs, self.topology.control_plane)?;
+        let workload = self.etcd_on(host);
+        let running = servers::start_etcd(&workload, &self.kit.certs, self.topology.control_plane)?;
         self.etcd.insert(host.to_owned(), running);
         Ok(())
     }
 
     fn wait_for_etcd(&mut self, host: &str) -> Result<()> {
-        let place = self.etcd_on(host);
+        let workload = self.etcd_on(host);
         let client = self.kit.certs.apiserver_etcd_client();
         let member = self.etcd.get_mut(host);
         let member = member.with_context(|| format!("no etcd runs on {host}"))?;
-        servers::wait_for_etcd(member, &place, client)
+        servers::wait_for_etcd(member, &workload, client)
     }
 
-    /// Lets a server live as long as the lab.
+    /// Keeps a server running as long as the lab.
     pub fn keep(&mut self, server: Running) {
         self.servers.push(server);
     }
 
-    /// Ends the lab and returns whether that failed; dropping it does the same silently.
+    /// Removes the lab and returns whether that failed; dropping it ignores failures.
     pub fn close(self) -> Result<()> {
         let tear_down = TearDown {
             id: self.id,
@@ -442,22 +444,22 @@ impl Lab {
         tear_down.remove()
     }
 
-    /// A place on a host, in any cgroup.
-    pub fn place_in(&self, host: &str, cgroup: &str) -> Result<Place> {
+    /// A workload on a host, in any cgroup.
+    pub fn workload_in(&self, host: &str, cgroup: &str) -> Result<Workload> {
         self.host(host).cgroup(cgroup)
     }
 
-    fn place(&self, host: &str, cgroup: &str) -> Place {
-        let place = self.host(host).cgroup(cgroup);
-        place.unwrap_or_else(|error| panic!("no place in {cgroup} on {host}: {error:#}"))
+    fn workload(&self, host: &str, cgroup: &str) -> Workload {
+        let workload = self.host(host).cgroup(cgroup);
+        workload.unwrap_or_else(|error| panic!("no workload in {cgroup} on {host}: {error:#}"))
     }
 
     fn start_apiserver(&mut self) -> Result<()> {
         for node in self.topology.control_plane {
-            let place = self.static_pod(node.name, "apiserver");
+            let workload = self.static_pod(node.name, "apiserver");
             let server = servers::apiserver(&self.kit.certs);
-            let mut running = server.start(&place, self.directory.path())?;
-            servers::wait_for_listener(&mut running, &place, LOOPBACK.at(port::INSECURE))?;
+            let mut running = server.start(&workload, self.directory.path())?;
+            servers::wait_for_listener(&mut running, &workload, LOOPBACK.at(port::INSECURE))?;
             self.servers.push(running);
         }
         Ok(())
@@ -465,10 +467,10 @@ impl Lab {
 
     fn start_kubelets(&mut self) -> Result<()> {
         for node in self.topology.nodes {
-            let place = self.kubelet(node.name);
+            let workload = self.kubelet(node.name);
             let server = servers::kubelet(&self.kit.certs);
-            let mut running = server.start(&place, self.directory.path())?;
-            servers::wait_for_listener(&mut running, &place, node.at(port::KUBELET))?;
+            let mut running = server.start(&workload, self.directory.path())?;
+            servers::wait_for_listener(&mut running, &workload, node.at(port::KUBELET))?;
             self.servers.push(running);
         }
         Ok(())
@@ -484,12 +486,12 @@ impl Lab {
             );
         }
         for node in self.topology.nodes {
-            let dns = self.place(node.name, &static_pod("node-local-dns"));
+            let dns = self.workload(node.name, &static_pod("node-local-dns"));
             let name = format!("node-local-dns-{}", node.name);
             started.insert(name, servers::node_local_dns(&dns)?);
         }
-        for (pod, place) in &self.pods {
-            started.insert(pod.party.name.to_owned(), servers::pod_servers(place)?);
+        for (pod, workload) in &self.pods {
+            started.insert(pod.party.name.to_owned(), servers::pod_servers(workload)?);
         }
         started.insert(
             "web-w1".to_owned(),
@@ -522,14 +524,14 @@ impl TearDown {
 impl Drop for TearDown {
     fn drop(&mut self) {
         if let Err(error) = self.remove() {
-            // A destructor can not return an error; the next lab's sweep tries again.
+            // A destructor cannot return an error; the next lab's sweep tries again.
             eprintln!("failed to remove the lab {}: {error:#}", self.id);
         }
     }
 }
 
-/// The directory of a lab, with the helper program in it: an unprivileged process of the lab must reach
-/// it, wherever the build directory is.
+/// The directory of a lab, with the helper program in it: an unprivileged process of the lab must
+/// be able to reach it, wherever the build directory is.
 fn make_directory(id: &LabId) -> Result<TempDir> {
     let directory = tempfile::Builder::new()
         .prefix(&format!("{}-", id.lab_name()))

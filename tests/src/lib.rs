@@ -22,9 +22,9 @@
 pub use attempt::{Held, Server, Sniffer};
 pub use host::Host;
 pub use lab::{Builder, Lab};
-pub use place::{Action, Place};
 pub use probe::{Outcome, Report};
 pub use process::{Ran, Running};
+pub use workload::{Action, Workload};
 
 pub mod annex;
 pub mod arrivals;
@@ -42,13 +42,15 @@ pub mod net;
 pub mod offload;
 pub mod packet;
 pub mod patience;
-pub mod place;
 pub mod plan;
 pub mod probe;
 pub mod process;
 pub mod product;
+pub mod random;
+pub mod sandbox;
 pub mod scenario;
 pub mod servers;
 pub mod ssh;
 pub mod sweep;
 pub mod tools;
+pub mod workload;

@@ -1,4 +1,5 @@
-//! Network namespaces, and the mount namespaces that make a host's file system its own where it matters.
+//! Network namespaces, and the mount namespaces that give a host its own file systems where that
+//! matters.
 
 use std::fs::{self, File};
 use std::path::{Path, PathBuf};
@@ -10,16 +11,16 @@ use nix::sched::{CloneFlags, setns, unshare};
 
 use crate::net;
 
-/// Counters of TCP: they show a wrongly lost packet even if nothing else fails.
+/// TCP counters: they reveal a wrongly dropped packet even if nothing else fails.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct TcpSegments {
     /// Sent for the first time.
     pub sent: u64,
-    /// Sent again. On a loaded machine a few of them are the kernel's impatience and no loss.
+    /// Retransmitted. On a loaded machine, a few retransmissions are spurious and indicate no loss.
     pub again: u64,
 }
 
-/// A named network namespace; a host's has mounts of its own beside it.
+/// A named network namespace; a host's also has its own mounts.
 #[derive(Debug)]
 pub struct Namespace {
     name: String,
@@ -28,7 +29,7 @@ pub struct Namespace {
 }
 
 impl Namespace {
-    /// Opens one that is there.
+    /// Opens an existing one.
     pub fn open(name: &str) -> Result<Self> {
         let path = Path::new(net::NAMESPACES).join(name);
         let net = File::open(&path)
@@ -40,9 +41,9 @@ impl Namespace {
         })
     }
 
-    /// Opens one that is there, and gives it a `/run`, a `/sys` and a `/sys/fs/bpf` of its own: two
-    /// hosts on one machine must not find each other's pinned programs, sockets or interfaces.
-    /// They vanish with the last process or handle. `scratch` is an empty directory.
+    /// Opens an existing one, and gives it its own `/run`, `/sys` and `/sys/fs/bpf`: two hosts on
+    /// one machine must not find each other's pinned programs, sockets or interfaces. They vanish
+    /// with the last process or handle. `scratch` is an empty directory.
     pub fn open_with_mounts(name: &str, scratch: &Path) -> Result<Self> {
         let mut namespace = Self::open(name)?;
         let mounts = namespace
@@ -62,12 +63,12 @@ impl Namespace {
         &self.net
     }
 
-    /// The handle on the mounts, if it has some of its own.
+    /// The handle on the mounts, if it has its own.
     pub fn mounts(&self) -> Option<&File> {
         self.mounts.as_ref()
     }
 
-    /// Runs something on a thread that lives in this network namespace.
+    /// Runs something on a thread in this network namespace.
     pub fn within<T: Send>(&self, work: impl FnOnce() -> T + Send) -> Result<T> {
         let in_namespace = || {
             setns(&self.net, CloneFlags::CLONE_NEWNET)
@@ -90,7 +91,7 @@ impl Namespace {
         })
     }
 
-    /// Sets sysctls below `/proc/sys/net`, as `ipv4/ip_forward`.
+    /// Sets sysctls below `/proc/sys/net`, such as `ipv4/ip_forward`.
     pub fn set_sysctls(&self, settings: &[(&str, &str)]) -> Result<()> {
         self.within(|| {
             settings.iter().try_for_each(|(name, value)| {
@@ -112,7 +113,7 @@ fn find_counter(table: &str, protocol: &str, name: &str) -> Option<u64> {
     values.split(' ').nth(at)?.parse().ok()
 }
 
-/// Unshares the calling thread's mounts, rearranges them and hands back the handle that keeps them.
+/// Unshares the calling thread's mounts, rearranges them and returns the handle that keeps them.
 fn own_mounts(scratch: &Path) -> Result<File> {
     // The thread must not share its root and working directory with the others: NEWNS sees to that.
     unshare(CloneFlags::CLONE_NEWNS).context("failed to unshare the mounts")?;
@@ -123,7 +124,7 @@ fn own_mounts(scratch: &Path) -> Result<File> {
         None,
         MsFlags::MS_SLAVE | MsFlags::MS_REC,
     )?;
-    // Nothing to unmount where no namespace was ever named; what is there is hidden by /run anyway.
+    // Fails if no namespace was ever named; whatever is mounted there is hidden by /run anyway.
     let _ = umount2(net::NAMESPACES, MntFlags::MNT_DETACH);
     mount_on(
         Some("tmpfs"),

@@ -1,4 +1,4 @@
-//! The lab's network: one switch, three hosts on it, pods behind the nodes, service addresses.
+//! The lab's network: one switch, the hosts on it, pods behind the nodes, service addresses.
 
 use std::fmt::Write as _;
 use std::os::fd::AsRawFd;
@@ -24,15 +24,15 @@ pub const NAMESPACES: &str = "/run/netns";
 /// The name of the namespace that holds the bridge.
 pub const SWITCH: &str = "switch";
 
-/// Settings of every namespace before its first interface: addresses are usable at once.
+/// Settings of every namespace before its first interface, so that addresses are usable at once.
 const EVERYWHERE: [(&str, &str); 3] = [
     ("ipv6/conf/default/accept_dad", "0"),
     ("ipv6/conf/default/dad_transmits", "0"),
     ("ipv6/conf/default/accept_ra", "0"),
 ];
 
-/// A node routes for its pods, and trusts everybody: none of the kernel's own checks may be the
-/// reason for a packet's loss.
+/// A node forwards for its pods and accepts everything: none of the kernel's own checks may be the
+/// reason for a dropped packet.
 const NODE: [(&str, &str); 7] = [
     ("ipv4/ip_forward", "1"),
     ("ipv6/conf/all/forwarding", "1"),
@@ -44,7 +44,7 @@ const NODE: [(&str, &str); 7] = [
     ("ipv4/conf/default/accept_local", "1"),
 ];
 
-/// Makes the names of all namespaces of a lab.
+/// Creates all namespaces of a lab.
 pub fn add_namespaces(id: &LabId, topology: &Topology) -> Result<()> {
     let batch: String = all_names(topology)
         .map(|name| format!("netns add {}\n", id.namespace(name)))
@@ -55,7 +55,7 @@ pub fn add_namespaces(id: &LabId, topology: &Topology) -> Result<()> {
 /// Removes namespaces by their full names.
 pub fn delete_namespaces(names: &[String]) -> Result<()> {
     for name in names {
-        // One that is gone already was taken by another sweep.
+        // If it is gone already, another sweep has removed it.
         if std::path::Path::new(NAMESPACES).join(name).exists() {
             let deleted = ip(None, &format!("netns del {name}\n"));
             if deleted.is_err() && std::path::Path::new(NAMESPACES).join(name).exists() {
@@ -73,7 +73,7 @@ pub fn all_names(topology: &Topology) -> impl Iterator<Item = &'static str> {
     [SWITCH].into_iter().chain(hosts).chain(pods)
 }
 
-/// Connects everything and gives it addresses and routes.
+/// Connects everything and assigns addresses and routes.
 pub fn connect(id: &LabId, topology: &Topology) -> Result<()> {
     for name in all_names(topology) {
         Namespace::open(&id.namespace(name))?.set_sysctls(&EVERYWHERE)?;
@@ -102,8 +102,8 @@ pub fn connect(id: &LabId, topology: &Topology) -> Result<()> {
     Ok(())
 }
 
-/// Gives a node its end of the tunnel and the routes to the others, as Flannel does it: the peers are configured, not
-/// discovered.
+/// Gives a node its end of the tunnel and the routes to the others, as Flannel does: the peers are
+/// configured, not discovered.
 fn connect_tunnel(node: &Party, id: &LabId, topology: &Topology) -> Result<()> {
     let (own, device) = (tunnel_end(node), VXLAN_DEVICE);
     let mut batch = String::new();
@@ -160,8 +160,9 @@ fn connect_tunnel(node: &Party, id: &LabId, topology: &Topology) -> Result<()> {
     run_tool(command, &forwarding).map(drop)
 }
 
-/// Limits the packet size of a pod's interface, on both ends: a sender of larger packets must be told so by the pod's
-/// host. The pod still offers segments that fill an Ethernet frame; otherwise TCP would not send larger ones.
+/// Limits the packet size of a pod's interface at both ends: the pod's host must report it to a
+/// sender of larger packets. The pod still advertises segments that fill an Ethernet frame;
+/// otherwise TCP would not send larger ones.
 pub fn shrink(id: &LabId, pod: &PodPlan, mtu: u32) -> Result<()> {
     let batch = format!(
         "link set eth0 mtu {mtu}\n\
@@ -173,12 +174,12 @@ pub fn shrink(id: &LabId, pod: &PodPlan, mtu: u32) -> Result<()> {
     ip(Some(&id.namespace(pod.host)), &batch)
 }
 
-/// Empties a host's tables of neighbours.
+/// Clears a host's neighbour tables.
 pub fn forget_neighbours(id: &LabId, host: &str) -> Result<()> {
     ip(Some(&id.namespace(host)), "neigh flush dev eth0\n")
 }
 
-/// Gives a host a further address on the segment.
+/// Gives a host another address on the segment.
 pub fn claim(id: &LabId, host: &Party, address: &Party) -> Result<()> {
     let batch = format!(
         "addr add {}/32 dev eth0\naddr add {}/128 dev eth0 nodad\n",
@@ -188,7 +189,7 @@ pub fn claim(id: &LabId, host: &Party, address: &Party) -> Result<()> {
 }
 
 /// Lets the kernel of `victim` accept packets to 127.0.0.0/8 from the wire, as kube-proxy does with
-/// `route_localnet`, and sends the whole loopback traffic of `attacker` to it.
+/// `route_localnet`, and routes all loopback traffic of `attacker` to it.
 pub fn expose_loopback(attacker: &Namespace, victim: &Namespace, address: &Party) -> Result<()> {
     for host in [attacker, victim] {
         host.set_sysctls(&[
@@ -196,7 +197,8 @@ pub fn expose_loopback(attacker: &Namespace, victim: &Namespace, address: &Party
             ("ipv4/conf/eth0/route_localnet", "1"),
         ])?;
     }
-    // The attacker's own loopback address would win, and make every answer a martian, so it goes.
+    // The attacker's own loopback address would take precedence, and make every answer a martian,
+    // so it is removed.
     let batch = format!(
         "addr del 127.0.0.1/8 dev lo\nroute add 127.0.0.0/8 via {} dev eth0\n",
         address.v4
@@ -204,8 +206,8 @@ pub fn expose_loopback(attacker: &Namespace, victim: &Namespace, address: &Party
     ip(Some(attacker.name()), &batch)
 }
 
-/// Hides pods behind their node's address when they talk to anything that is no pod, as a network
-/// plug-in's "NAT outgoing" does.
+/// Hides pods behind their node's address when they connect to anything but a pod, like the "NAT
+/// outgoing" of a network plug-in.
 pub fn masquerade_pods(node: &Namespace) -> Result<()> {
     nft(
         node.name(),
@@ -240,8 +242,8 @@ pub fn nft(namespace: &str, rules: &str) -> Result<()> {
     Namespace::open(namespace)?.within(|| run_tool(command, rules).map(drop))?
 }
 
-/// Lets the kernel write checksums itself where an interface would do it: as with hardware that can not
-/// do every kind.
+/// Makes the kernel compute checksums itself where an interface would do it, as for hardware that
+/// does not support every kind.
 pub fn complete_checksums(namespace: &Namespace, device: &str) -> Result<()> {
     let device = device.to_owned();
     let done = namespace.within(move || without_checksums(&device))?;
@@ -269,7 +271,7 @@ fn without_checksums(device: &str) -> nix::Result<()> {
     Errno::result(result).map(drop)
 }
 
-/// A tool's command outside the lab.
+/// A command of a tool, outside the lab.
 pub(crate) fn command(name: &str) -> Result<Command> {
     let tool = tools::find(name)?;
     let mut command = Command::new(tool.path);
@@ -325,7 +327,8 @@ fn host_batch(host: &Party, id: &LabId, topology: &Topology) -> String {
         format_args!("route add ::/0 via {} dev eth0", ROUTER.v6),
     );
     if topology.is_node(host) {
-        // On a device of its own, as on real nodes: on lo it would be everybody's source address.
+        // On a separate device, as on real nodes: on lo, it would be used as a source address
+        // everywhere.
         push(
             &mut batch,
             format_args!(
@@ -368,7 +371,7 @@ fn host_batch(host: &Party, id: &LabId, topology: &Topology) -> String {
                 format_args!("route add {}/128 dev {interface}", party.v6),
             );
         } else if topology.vxlan && topology.is_node(host) {
-            // The tunnel leads there.
+            // The tunnel provides this route.
         } else if let Some(node) = topology.nodes.iter().find(|node| node.name == *home) {
             push(
                 &mut batch,
@@ -383,12 +386,12 @@ fn host_batch(host: &Party, id: &LabId, topology: &Topology) -> String {
     batch
 }
 
-/// Routed as Calico does it: the pod's gateway is an address of no host, for which the host answers.
+/// Routed as with Calico: the pod's gateway is an address of no host, for which the host answers.
 fn set_up_pod(pod: &PodPlan, id: &LabId) -> Result<()> {
     let (party, interface) = (&pod.party, pod.host_interface());
     Namespace::open(&id.namespace(pod.host))?.set_sysctls(&[
         (&format!("ipv4/conf/{interface}/proxy_arp"), "1"),
-        // By default the kernel thinks for up to 0.8 seconds before it answers for another.
+        // By default, the kernel delays a proxy answer for up to 0.8 seconds.
         (&format!("ipv4/neigh/{interface}/proxy_delay"), "0"),
     ])?;
     let batch = format!(
@@ -404,7 +407,7 @@ fn set_up_pod(pod: &PodPlan, id: &LabId) -> Result<()> {
     ip(Some(&id.namespace(party.name)), &batch)
 }
 
-/// The service addresses, translated as kube-proxy does it. Each node has its favourite apiserver.
+/// The service addresses, translated as with kube-proxy. Each node prefers a different apiserver.
 fn services(topology: &Topology, node: usize) -> String {
     let is_cluster = topology.hosts != Topology::SMALL.hosts;
     let favourite = topology.control_plane[node % topology.control_plane.len()];

@@ -1,5 +1,5 @@
-//! Headers with offloads before a frame (`struct virtio_net_hdr`), as virtual machines give them to their
-//! host: what the kernel still has to do before the frame is on the wire.
+//! Offload headers before a frame (`struct virtio_net_hdr`), as virtual machines pass them to their
+//! host: what the kernel still has to do before it sends the frame.
 
 use std::net::IpAddr;
 
@@ -15,10 +15,11 @@ pub const GSO_TCP6: u8 = 4;
 /// Datagrams of UDP.
 pub const GSO_UDP: u8 = 5;
 
-/// Such a header.
+/// An offload header.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Offload {
-    /// Where the checksum begins, and how far from there it is written: from the frame's first byte.
+    /// Where the checksum begins, counted from the frame's first byte, and how far after that it is
+    /// written.
     pub checksum: Option<(u16, u16)>,
     /// The kind of segments, the length of the headers and that of each segment's data.
     pub segments: Option<(u8, u16, u16)>,
@@ -35,7 +36,7 @@ impl Offload {
         let (kind, header, size) = self.segments.unwrap_or_default();
         let (start, offset) = self.checksum.unwrap_or_default();
         let mut bytes = vec![flags, kind];
-        // In the order of this machine.
+        // In this machine's byte order.
         for number in [header, size, start, offset] {
             bytes.extend(number.to_ne_bytes());
         }
@@ -43,23 +44,23 @@ impl Offload {
     }
 }
 
-/// A frame of which a word is shown as another one: to complete its checksum from `start` on writes at
-/// `field` what is there now. The word at `steer` is chosen for that; both lie behind `start`, and an even
-/// number of bytes from it.
+/// A frame in which `field` shows another value than it will have: completing the checksum from
+/// `start` writes to `field` the value that it has now. The word at `steer` is chosen for that;
+/// both are after `start`, at an even distance from it.
 pub fn disguised(frame: &[u8], start: usize, field: usize, shown: u16, steer: usize) -> Vec<u8> {
     let mut bytes = frame.to_vec();
     let wanted = word(&bytes, field);
     put(&mut bytes, field, shown);
     put(&mut bytes, steer, 0);
-    // Whatever is in the steering word is part of the sum: the difference to what is wanted.
+    // The steering word is part of the sum: it gets the difference to the wanted value.
     let sum = !checksum(&[bytes.get(start..).unwrap_or_default()]);
     let steered = subtract(!wanted, sum);
     put(&mut bytes, steer, steered);
     bytes
 }
 
-/// The source port of a TCP segment of so many bytes for which its own checksum stays right if another
-/// destination port is shown, and the checksum from there on is completed in the port's place.
+/// The source port of a TCP segment of this length for which its own checksum stays right although
+/// another destination port is shown and the checksum is completed into the port field.
 pub fn source_port_for(from: IpAddr, to: IpAddr, length: usize, shown: u16) -> u16 {
     let pseudo = !checksum(&[&pseudo_header(from, to, protocol::TCP, length)]);
     subtract(shown, pseudo)
@@ -90,7 +91,7 @@ mod tests {
     use crate::craft::tcp;
 
     #[test]
-    fn completion_gives_back_what_was_there() {
+    fn completion_restores_the_original_value() {
         let frame: Vec<u8> = (0..61).map(|byte| byte * 3).collect();
         let shown = disguised(&frame, 20, 36, 9999, 50);
         assert_eq!(word(&shown, 36), 9999);

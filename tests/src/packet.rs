@@ -1,4 +1,4 @@
-//! Packets made by hand, with right checksums, for those who forge.
+//! Hand-made packets with right checksums, for forging.
 
 use std::net::{IpAddr, SocketAddr};
 
@@ -183,7 +183,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn hexadecimal_goes_there_and_back() {
+    fn hexadecimal_round_trips() {
         assert_eq!(
             from_hex(&to_hex(&[0, 1, 0xab, 0xff])),
             Ok(vec![0, 1, 0xab, 0xff])

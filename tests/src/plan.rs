@@ -1,5 +1,5 @@
-//! The names and addresses in every lab. Labs run side by side with the same addresses, because each has its own
-//! namespaces.
+//! The names and addresses in every lab. Labs run in parallel with the same addresses, because each
+//! has its own namespaces.
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 
@@ -32,7 +32,7 @@ impl Party {
         [self.at(port), self.at6(port)]
     }
 
-    /// The address of the other's family, so that a test can be written once for both.
+    /// Its address of the same family as the other, so that a test can be written once for both.
     pub const fn like(&self, other: IpAddr) -> IpAddr {
         match other {
             IpAddr::V4(_) => IpAddr::V4(self.v4),
@@ -41,7 +41,7 @@ impl Party {
     }
 }
 
-/// A pod and the host it runs on.
+/// A pod and its host.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct PodPlan {
     /// The pod itself.
@@ -67,15 +67,15 @@ pub const CP3: Party = host("cp3", 0x13);
 pub const W1: Party = host("w1", 0x21);
 /// A further worker of a cluster.
 pub const W2: Party = host("w2", 0x22);
-/// The load balancer of a cluster, which is no member of it.
+/// The load balancer of a cluster, which is not a member.
 pub const LB: Party = host("lb", 0x05);
 /// What a cluster needs from outside: names, time, images, DHCP, the cloud's metadata.
 pub const INFRA: Party = host("infra", 0x50);
-/// What collects metrics, a machine of its own.
+/// A collector of metrics on a separate machine.
 pub const METRICS: Party = host("metrics", 0x70);
 /// The administrators' machine.
 pub const ADMIN: Party = host("admin", 0x60);
-/// The neighbour on the same segment that is no member of the cluster.
+/// A neighbour on the same segment that is not a member of the cluster.
 pub const OUT: Party = host("out", 0x99);
 
 /// The pod on the control-plane host.
@@ -90,7 +90,7 @@ pub const DNS: PodPlan = pod("dns", "w1", 2, 0x53);
 pub const WEBHOOK: PodPlan = pod("webhook", "w2", 5, 0x20);
 /// A konnectivity agent that is a pod, on the second worker.
 pub const AGENT: PodPlan = pod("agent", "w2", 5, 0x30);
-/// What collects metrics, a pod on the first worker.
+/// A collector of metrics in a pod, on the first worker.
 pub const MONITOR: PodPlan = pod("monitor", "w1", 2, 0x40);
 
 /// The machines and pods of a lab.
@@ -104,7 +104,7 @@ pub struct Topology {
     pub control_plane: &'static [Party],
     /// All pods with a network of their own.
     pub pods: &'static [PodPlan],
-    /// Pods' packets go from node to node in a VXLAN tunnel.
+    /// Whether packets between pods of different nodes go through a VXLAN tunnel.
     pub vxlan: bool,
 }
 
@@ -117,8 +117,8 @@ impl Topology {
         pods: &[POD_A, POD_B],
         vxlan: false,
     };
-    /// Three control-plane nodes, two workers, a load balancer, what a cluster needs from outside, those
-    /// who look after it, and a neighbour.
+    /// Three control-plane nodes, two workers, a load balancer, what a cluster needs from outside,
+    /// its operators, and a neighbour.
     pub const CLUSTER: Self = Self {
         hosts: &[LB, CP1, CP2, CP3, W1, W2, INFRA, ADMIN, METRICS, OUT],
         nodes: &[CP1, CP2, CP3, W1, W2],
@@ -138,7 +138,7 @@ impl Topology {
     }
 }
 
-/// Which part of the pod networks is a node's: the third number of its pods' addresses.
+/// The third number of the addresses of a node's pods.
 pub fn pod_net(node: &str) -> u8 {
     match node {
         "cp1" => 1,
@@ -152,7 +152,7 @@ pub fn pod_net(node: &str) -> u8 {
 /// The tunnel's device on every node.
 pub const VXLAN_DEVICE: &str = "vxlan.lab";
 
-/// A node's own end of the tunnel, with an address among its pods.
+/// A node's own end of the tunnel, with an address in its pod network.
 pub fn tunnel_end(node: &Party) -> Party {
     let net = pod_net(node.name);
     Party {
@@ -163,7 +163,7 @@ pub fn tunnel_end(node: &Party) -> Party {
     }
 }
 
-/// The address that the apiservers share; the one that claims it has it.
+/// The address that the apiservers share; it belongs to whichever host claims it.
 pub const VIP: Party = Party {
     name: "vip",
     v4: Ipv4Addr::new(10, 77, 0, 100),
@@ -171,7 +171,8 @@ pub const VIP: Party = Party {
     mac: [0; 6],
 };
 
-/// The segment's router, which leads nowhere: the hosts' default route, as real nodes have one.
+/// The segment's router, which leads nowhere. It is the hosts' default route, since real nodes have
+/// one.
 pub const ROUTER: Party = Party {
     name: "router",
     v4: Ipv4Addr::new(10, 77, 0, 1),
@@ -206,7 +207,7 @@ pub const WEBHOOK_SERVICE: Party = Party {
 /// Networks of the services.
 pub const SERVICE_NETWORKS: [&str; 2] = ["10.96.0.0/16", "fd96::/112"];
 
-/// The cloud's metadata service, which [`INFRA`] gives.
+/// The cloud's metadata service, served by [`INFRA`].
 pub const METADATA: Ipv4Addr = Ipv4Addr::new(169, 254, 169, 254);
 
 /// Loopback, of any host.
@@ -217,7 +218,7 @@ pub const LOOPBACK: Party = Party {
     mac: [0; 6],
 };
 
-/// Where node-local DNS listens: an address that every node has, on a device of its own.
+/// The address of node-local DNS: every node has it, on a separate device.
 pub const NODE_LOCAL_DNS: Ipv4Addr = Ipv4Addr::new(169, 254, 20, 10);
 /// The gateway of every pod, as with Calico: an address of no host, answered by proxy ARP.
 pub const POD_GATEWAY_V4: Ipv4Addr = Ipv4Addr::new(169, 254, 1, 1);
@@ -225,7 +226,7 @@ pub const POD_GATEWAY_V4: Ipv4Addr = Ipv4Addr::new(169, 254, 1, 1);
 pub const POD_GATEWAY_MAC: [u8; 6] = [0xee; 6];
 /// The link-local address that follows from [`POD_GATEWAY_MAC`].
 pub const POD_GATEWAY_V6: Ipv6Addr = Ipv6Addr::new(0xfe80, 0, 0, 0, 0xecee, 0xeeff, 0xfeee, 0xeeee);
-/// The networks that pods have their addresses from.
+/// The networks of the pods' addresses.
 pub const POD_NETWORKS: [&str; 4] = ["10.78.1.0/24", "10.78.2.0/24", "fd78:1::/64", "fd78:2::/64"];
 
 /// Port numbers.
@@ -236,7 +237,7 @@ pub mod port {
     pub const ETCD_PEER: u16 = 2380;
     /// The apiserver.
     pub const APISERVER: u16 = 6443;
-    /// The apiserver's insecure port, and everybody else's favourite port.
+    /// The apiserver's insecure port, which many other programs use as well.
     pub const INSECURE: u16 = 8080;
     /// The kubelet.
     pub const KUBELET: u16 = 10250;
@@ -248,7 +249,7 @@ pub mod port {
     pub const SCHEDULER: u16 = 10259;
     /// The kubelet's health, on loopback.
     pub const KUBELET_HEALTH: u16 = 10248;
-    /// The kubelet's port without authentication, which was left open.
+    /// The kubelet's port without authentication.
     pub const KUBELET_READ_ONLY: u16 = 10255;
     /// kube-proxy's health.
     pub const KUBE_PROXY: u16 = 10256;
@@ -299,7 +300,7 @@ pub mod port {
 }
 
 const fn host(name: &'static str, last: u8) -> Party {
-    // The IPv6 address reads like the IPv4 one (`10.77.0.11`, `fd77::11`); hence its digits are
+    // The IPv6 address reads like the IPv4 one (`10.77.0.11`, `fd77::11`), so its digits are
     // hexadecimal where the other's are decimal.
     let v4_last = (last >> 4) * 10 + (last & 0xf);
     Party {

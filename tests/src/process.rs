@@ -1,4 +1,5 @@
-//! Processes of the lab: started by one thread that never ends, watched, and ended with their owner.
+//! Processes of the lab: started by one thread that never ends, watched, and ended with their
+//! owner.
 
 use std::fmt;
 use std::io::{self, BufRead, BufReader, Read};
@@ -15,7 +16,7 @@ use nix::unistd::Pid;
 /// How a command ended.
 #[derive(Debug, Clone)]
 pub struct Ran {
-    /// Its exit status; nothing if it had to be killed because its time was over.
+    /// Its exit status; `None` if it was killed because its time was over.
     pub status: Option<ExitStatus>,
     /// What it wrote to standard output.
     pub stdout: String,
@@ -31,12 +32,12 @@ impl Ran {
         self.status.is_some_and(|status| status.success())
     }
 
-    /// Its exit code; nothing if a signal or the time limit ended it.
+    /// Its exit code; `None` if a signal or the time limit ended it.
     pub fn code(&self) -> Option<i32> {
         self.status.and_then(|status| status.code())
     }
 
-    /// Itself if it succeeded, otherwise an error with all of its output.
+    /// Returns itself if it succeeded, otherwise an error with all of its output.
     pub fn checked(self) -> Result<Self> {
         if self.ok() {
             Ok(self)
@@ -61,10 +62,10 @@ impl fmt::Display for Ran {
     }
 }
 
-/// How long the rest of an ended process's output may take on a busy machine.
+/// How long it may take to read the rest of an ended process's output on a busy machine.
 const DRAIN: Duration = Duration::from_secs(3);
 
-/// A process that runs; dropping it kills it.
+/// A running process; dropping it kills it.
 #[derive(Debug)]
 pub struct Running {
     what: String,
@@ -74,7 +75,8 @@ pub struct Running {
 }
 
 impl Running {
-    /// Starts a command with its output collected. The command's standard input stays as it was set.
+    /// Starts a command with its output collected. The command's standard input is left as it was
+    /// set.
     pub(crate) fn start(what: String, mut command: Command) -> Result<Self> {
         command.stdout(Stdio::piped()).stderr(Stdio::piped());
         let mut child = spawn(command).with_context(|| format!("failed to start {what}"))?;
@@ -109,7 +111,7 @@ impl Running {
         self.output.lock().stderr.clone()
     }
 
-    /// Waits for a whole line, on either stream, and hands it back.
+    /// Waits for a whole line on either stream, and returns it.
     pub fn wait_for_line(
         &self,
         mut wanted: impl FnMut(&str) -> bool,
@@ -141,7 +143,7 @@ impl Running {
             .with_context(|| format!("failed to wait for {}", self.what))
     }
 
-    /// Waits for its end, and kills it when the time is over.
+    /// Waits for its end, or kills it after this time.
     pub fn finish(mut self, at_most: Duration) -> Result<Ran> {
         let deadline = self.started.max(Instant::now()) + at_most;
         let mut status = self.exited()?;
@@ -153,7 +155,7 @@ impl Running {
             self.end();
         }
         let took = self.started.elapsed();
-        // A child that it left behind may keep the pipe open: then the output so far must do.
+        // A remaining child may keep the pipe open: then the output so far has to do.
         self.output
             .wait_for(|text| (text.open == 0).then_some(()), DRAIN);
         Ok(Ran {
@@ -170,7 +172,7 @@ impl Running {
     }
 
     fn end(&mut self) {
-        // Both fail only when it has ended already.
+        // Both fail only if it has ended already.
         let _ = self.child.kill();
         let _ = self.child.wait();
     }
@@ -182,7 +184,7 @@ impl Drop for Running {
     }
 }
 
-/// Runs a tool of the machine outside the lab's namespaces, and fails unless it succeeds.
+/// Runs a tool of the machine outside the lab's namespaces, and fails unless the tool succeeds.
 pub(crate) fn run_tool(mut command: Command, input: &str) -> Result<String> {
     use std::io::Write;
     let what = format!("`{}`", command.get_program().to_string_lossy());
@@ -249,11 +251,11 @@ struct Text {
 
 impl Output {
     fn lock(&self) -> MutexGuard<'_, Text> {
-        // A reader that panicked leaves the text as it is: still worth showing.
+        // If a reader panicked, its text is still worth showing.
         self.text.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Waits until something is found; nothing when the time is over or nothing can come any more.
+    /// Waits until something is found; `None` if the time is over or nothing more can arrive.
     fn wait_for<T>(
         &self,
         mut find: impl FnMut(&Text) -> Option<T>,

@@ -1,4 +1,4 @@
-//! The product in the lab: agents on its hosts, and what they tell.
+//! The product in the lab: agents on its hosts, and what they report.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -12,23 +12,23 @@ use serde_json::Value;
 
 use crate::patience::patient;
 use crate::tools::Tool;
-use crate::{Lab, Place, Ran, Running, tools};
+use crate::{Lab, Ran, Running, Workload, tools};
 
 /// How long an agent may take from its start until it answers, on a busy machine.
 const START: Duration = Duration::from_secs(20);
-/// How long it may take until what the kernel knows has reached the agent's answers.
+/// How long it may take until the agent's answers reflect the kernel's state.
 const SOON: Duration = Duration::from_secs(3);
 
-/// The paths that the lab needs, on top of the inventory: a whole policy in two documents.
+/// The policy for a lab: together with the inventory, two documents.
 #[derive(Debug, Clone)]
 pub struct PolicyText {
     /// The profile.
     pub profile: &'static str,
     /// Options of the profile.
     pub options: Vec<&'static str>,
-    /// Further documented paths.
+    /// Additional documented paths.
     pub enable: Vec<&'static str>,
-    /// Another inventory than the lab's own.
+    /// An inventory to use instead of the lab's own.
     pub inventory: Option<String>,
     /// `DryRun` or `Enforce`.
     pub mode: &'static str,
@@ -89,7 +89,7 @@ impl PolicyText {
     }
 }
 
-/// What an agent tells of a denial: the fields that tests look at.
+/// What an agent reports of a denial: the fields that tests check.
 #[derive(Debug, Clone, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct Event {
@@ -97,12 +97,12 @@ pub struct Event {
     pub verdict: String,
     /// The reason's name.
     pub reason: String,
-    /// `component:port`, where one is meant; several in one text.
+    /// `component:port`, if it is an endpoint; several in one text.
     #[serde(rename = "endpoints", deserialize_with = "joined")]
     pub endpoint: Option<String>,
     /// Where it was judged.
     pub hook: String,
-    /// Source address; none for calls.
+    /// Source address; `None` for calls.
     pub source: Option<String>,
     /// Destination address.
     pub destination: Option<String>,
@@ -110,13 +110,13 @@ pub struct Event {
     pub port: Option<u16>,
     /// Components that the sender counts as.
     pub source_components: Vec<String>,
-    /// Who.
+    /// The sender.
     pub subject: Subject,
-    /// The process, where the hook knows it.
+    /// The process, if the hook knows it.
     pub comm: Option<String>,
-    /// How often.
+    /// How often it was denied.
     pub count: u64,
-    /// Of the policy that denied the first.
+    /// The generation of the policy that denied the first one.
     pub generation: u64,
 }
 
@@ -125,7 +125,7 @@ fn joined<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<String>, 
     Ok((!endpoints.is_empty()).then(|| endpoints.join(", ")))
 }
 
-/// Who is told to have sent it.
+/// The reported sender.
 #[derive(Debug, Clone, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct Subject {
@@ -135,12 +135,12 @@ pub struct Subject {
     pub name: String,
 }
 
-/// What an agent has in force, which outlives it. Dropping it takes it off.
+/// What an agent has in force, which outlives it. Dropping it detaches everything.
 #[derive(Debug)]
-struct InForce(Option<Place>);
+struct InForce(Option<Workload>);
 
 impl InForce {
-    /// Leaves it there.
+    /// Leaves it in force.
     fn leave(mut self) {
         self.0 = None;
     }
@@ -148,22 +148,22 @@ impl InForce {
 
 impl Drop for InForce {
     fn drop(&mut self) {
-        let Some(place) = &self.0 else {
+        let Some(workload) = &self.0 else {
             return;
         };
-        // Nothing may be there any more, not even the lab.
-        let command = tools::enforcer().and_then(|tool| place.command_of(&tool));
+        // Nothing may exist any more, not even the lab.
+        let command = tools::enforcer().and_then(|tool| workload.command_of(&tool));
         let _ = command.map(|command| command.arg("detach").run());
     }
 }
 
-/// An agent on a host of the lab. Dropping it ends it and what it enforces.
+/// An agent on a host of the lab. Dropping it ends the agent and its enforcement.
 #[derive(Debug)]
 pub struct Agent {
-    // First: it ends before what it left in force is taken off.
+    // First: the agent ends before what it left in force is detached.
     running: Running,
     in_force: InForce,
-    place: Place,
+    workload: Workload,
     policy: PathBuf,
     node: String,
 }
@@ -188,13 +188,13 @@ impl Agent {
         Self::launch(lab, node, file, &[], build)
     }
 
-    /// The same with a policy that is there.
+    /// The same with an existing policy file.
     pub fn start_on_file(lab: &Lab, node: &str, file: &Path) -> Result<Self> {
         Self::launch(lab, node, file.to_owned(), &[], &tools::enforcer()?)
     }
 
     fn launch(lab: &Lab, node: &str, file: PathBuf, more: &[&str], build: &Tool) -> Result<Self> {
-        let place = lab.daemon(node, "enforcer");
+        let workload = lab.daemon(node, "enforcer");
         // On a node these are there before the agent is; in the lab they come with their first use,
         // and what the agent learns late it denies meanwhile.
         for daemon in ["etcd", "kubelet", "ssh", "kube-proxy", "containerd"] {
@@ -212,7 +212,7 @@ impl Agent {
             lab.static_pod(node, pod).cgroup().id()?;
         }
         lab.session(node).cgroup().id()?;
-        let running = place
+        let running = workload
             .command_of(build)?
             .args(["run", "--node", node, "-p"])
             .arg(&file)
@@ -220,8 +220,8 @@ impl Agent {
             .spawn()?;
         let mut agent = Self {
             running,
-            in_force: InForce(Some(place.clone())),
-            place,
+            in_force: InForce(Some(workload.clone())),
+            workload,
             policy: file,
             node: node.to_owned(),
         };
@@ -260,7 +260,7 @@ impl Agent {
         ])
     }
 
-    /// The node it is on.
+    /// The node that it runs on.
     pub fn node(&self) -> &str {
         &self.node
     }
@@ -275,27 +275,30 @@ impl Agent {
         &self.policy
     }
 
-    /// Runs the product's command line beside it.
+    /// Runs the product's command line on the same node.
     pub fn command(&self, args: &[&str]) -> Result<Ran> {
-        self.place.command_of(&tools::enforcer()?)?.args(args).run()
+        self.workload
+            .command_of(&tools::enforcer()?)?
+            .args(args)
+            .run()
     }
 
-    /// What it says of itself.
+    /// Its status.
     pub fn status(&self) -> Result<Value> {
-        let said = self.command(&["status", "-o", "json"])?.checked()?;
-        serde_json::from_str(&said.stdout).context("status is no JSON")
+        let ran = self.command(&["status", "-o", "json"])?.checked()?;
+        serde_json::from_str(&ran.stdout).context("status is no JSON")
     }
 
     /// All denials so far.
     pub fn events(&self) -> Result<Vec<Event>> {
-        let said = self.command(&["events", "-o", "json"])?.checked()?;
-        let lines = said.stdout.lines().filter(|line| !line.trim().is_empty());
+        let ran = self.command(&["events", "-o", "json"])?.checked()?;
+        let lines = ran.stdout.lines().filter(|line| !line.trim().is_empty());
         lines
             .map(|line| serde_json::from_str(line).with_context(|| format!("no event: {line}")))
             .collect()
     }
 
-    /// Waits for a denial that is wanted; all that there are if it does not come.
+    /// Waits for a matching denial; the error lists all denials.
     pub fn event(&self, wanted: impl Fn(&Event) -> bool) -> Result<Event> {
         let deadline = Instant::now() + patient(SOON);
         loop {
@@ -310,7 +313,7 @@ impl Agent {
         }
     }
 
-    /// Packets that went along a path and back, as `(forward, reply)`.
+    /// Packets along a path and back, as `(forward, reply)`.
     pub fn path_packets(&self, name: &str) -> Result<(u64, u64)> {
         let status = self.status()?;
         let paths = status["paths"].as_array().context("status has no paths")?;
@@ -320,7 +323,7 @@ impl Agent {
         Ok((packets("forward")?, packets("reply")?))
     }
 
-    /// How many packets and calls were denied for a reason, dropped and not.
+    /// How many packets and calls were denied for a reason: dropped, and only reported.
     pub fn denied(&self, reason: &str) -> Result<(u64, u64)> {
         let status = self.status()?;
         let reasons = status["reasons"]
@@ -349,34 +352,34 @@ impl Agent {
         Ok(())
     }
 
-    /// Writes its policy file, with whatever content, and tells it so.
+    /// Writes its policy file, with any content, and sends it the reload signal.
     pub fn write_policy(&self, text: &str) -> Result<()> {
         fs::write(&self.policy, text).context("failed to write the policy")?;
         self.running.signal(Signal::SIGHUP)
     }
 
-    /// Counts up with every policy that is in force.
+    /// Increases with every policy that is put in force.
     pub fn generation(&self) -> Result<u64> {
         self.status()?["generation"]
             .as_u64()
             .context("status has no generation")
     }
 
-    /// Ends it and what it enforces, as an operator would.
+    /// Ends it and its enforcement, as an operator would.
     pub fn stop(self) -> Result<Ran> {
         self.command(&["detach"])?.checked()?;
         self.in_force.leave();
         self.running.finish(Duration::from_secs(10))
     }
 
-    /// Ends it by SIGTERM: what it enforces stays in force.
+    /// Ends it by SIGTERM: its policy stays in force.
     pub fn leave(self) -> Result<Ran> {
         self.in_force.leave();
         self.running.signal(Signal::SIGTERM)?;
         self.running.finish(Duration::from_secs(10))
     }
 
-    /// Ends it by SIGKILL: what it enforces stays in force.
+    /// Ends it by SIGKILL: its policy stays in force.
     pub fn kill(self) -> Result<()> {
         self.in_force.leave();
         self.running.signal(Signal::SIGKILL)?;

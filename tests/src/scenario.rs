@@ -1,5 +1,5 @@
-//! The table of connections that the demo shows and the tests check: who tries what, and the path or
-//! the reason that a policy has to name.
+//! The table of connections that the demo shows and the tests check: who attempts what, and the
+//! path or the reason that a policy has to name.
 
 use std::net::{IpAddr, SocketAddr};
 
@@ -7,22 +7,22 @@ use anyhow::Result;
 
 use crate::plan::{CP1, LOOPBACK, NODE_LOCAL_DNS, Party, SERVICE, W1, port};
 use crate::product::Event;
-use crate::{Lab, Place};
+use crate::{Lab, Workload};
 
-/// What is tried.
+/// What is attempted.
 #[derive(Debug, Clone)]
 pub enum Try {
     /// A TCP connection.
     Connect(SocketAddr),
-    /// A page over TLS, with the apiserver's own certificate for etcd in hand.
+    /// A page over TLS, with the apiserver's own certificate for etcd.
     Etcd(SocketAddr),
     /// A page, over TLS or not.
     Page(&'static str, SocketAddr),
-    /// To bind a TCP address.
+    /// Binding a TCP address.
     Bind(SocketAddr),
 }
 
-/// The policy's verdict on it.
+/// The policy's expected verdict.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Expected {
     /// Allowed by this path.
@@ -36,33 +36,33 @@ pub enum Expected {
 /// One connection.
 #[derive(Debug, Clone)]
 pub struct Row {
-    /// The sender, in words.
+    /// A description of the sender.
     pub who: &'static str,
-    /// To what, in words.
+    /// A description of the target.
     pub what: &'static str,
-    /// From where.
-    pub place: Place,
-    /// The try itself.
+    /// The sender.
+    pub workload: Workload,
+    /// The attempt itself.
     pub attempt: Try,
-    /// The policy's answer.
+    /// The expected verdict.
     pub expected: Expected,
     /// The node whose agent gives it.
     pub judge: &'static str,
-    /// The sender in the words of `explain --from`.
+    /// The sender as an argument of `explain --from`.
     pub from: String,
 }
 
-/// How a try ended.
+/// How an attempt ended.
 #[derive(Debug, Clone)]
 pub struct Tried {
     /// Whether it got through.
     pub worked: bool,
-    /// In a word.
+    /// A short description.
     pub how: String,
 }
 
 impl Try {
-    /// The address that it is for.
+    /// The address that it targets.
     pub fn address(&self) -> SocketAddr {
         match self {
             Self::Connect(at) | Self::Etcd(at) | Self::Page(_, at) | Self::Bind(at) => *at,
@@ -71,12 +71,12 @@ impl Try {
 }
 
 impl Row {
-    /// It in words.
+    /// The row's description.
     pub fn name(&self) -> String {
         format!("{} to {} ({})", self.who, self.what, self.attempt.address())
     }
 
-    /// Whether a denial is of this try: the same destination and the same sender.
+    /// Whether a denial belongs to this row: the same destination and the same sender.
     pub fn is_about(&self, event: &Event) -> bool {
         let at = self.attempt.address();
         if event.destination.as_deref() != Some(&at.ip().to_string())
@@ -88,26 +88,26 @@ impl Row {
         match cgroup {
             Some(cgroup) => event.subject.kind == "cgroup" && event.subject.name.contains(cgroup),
             None => {
-                self.place.party().like(at.ip()).to_string()
+                self.workload.party().like(at.ip()).to_string()
                     == event.source.clone().unwrap_or_default()
             }
         }
     }
 
-    /// Tries it.
+    /// Makes the attempt.
     pub fn run(&self, lab: &Lab) -> Result<Tried> {
         let outcome = match &self.attempt {
-            Try::Connect(at) => self.place.connect(*at)?,
-            Try::Bind(at) => self.place.bind(*at)?,
+            Try::Connect(at) => self.workload.connect(*at)?,
+            Try::Bind(at) => self.workload.bind(*at)?,
             Try::Etcd(at) => {
                 let client = lab.certs().apiserver_etcd_client();
                 let page = self
-                    .place
+                    .workload
                     .curl(&format!("https://{at}/health"), Some(client))?;
                 return Ok(Tried::page(page.ok(), page.code()));
             }
             Try::Page(scheme, at) => {
-                let page = self.place.curl(&format!("{scheme}://{at}/"), None)?;
+                let page = self.workload.curl(&format!("{scheme}://{at}/"), None)?;
                 return Ok(Tried::page(page.ok(), page.code()));
             }
         };
@@ -157,7 +157,7 @@ impl Family {
     }
 }
 
-/// Senders of the lab, as both the lab and `explain` know them.
+/// Senders of the lab, for both the lab and `explain`.
 struct Senders<'a> {
     lab: &'a Lab,
     family: Family,
@@ -166,20 +166,20 @@ struct Senders<'a> {
 impl Senders<'_> {
     fn row(&self, who: &'static str, what: &'static str, attempt: Try, expected: Expected) -> Row {
         let lab = self.lab;
-        let process = |place: Place, node: &'static str, cgroup: &str| {
-            (place, node, format!("cgroup:/{cgroup}"))
+        let process = |workload: Workload, node: &'static str, cgroup: &str| {
+            (workload, node, format!("cgroup:/{cgroup}"))
         };
-        let remote = |place: Place, party: &Party| {
+        let remote = |workload: Workload, party: &Party| {
             let from = format!("address:{}", self.family.of(party, 0).ip());
-            (place, "cp1", from)
+            (workload, "cp1", from)
         };
         let slice = |name: &str| crate::cgroup::static_pod_slice(name);
         let pod = |name: &str, node| {
-            let place = lab.pod(name).clone();
-            let from = format!("pod:{}", self.family.of(place.party(), 0).ip());
-            (place, node, from)
+            let workload = lab.pod(name).clone();
+            let from = format!("pod:{}", self.family.of(workload.party(), 0).ip());
+            (workload, node, from)
         };
-        let (place, judge, from) = match who {
+        let (workload, judge, from) = match who {
             "pod on cp1" => pod("pod-a", "cp1"),
             "pod on w1" => pod("pod-b", "w1"),
             "hostNetwork pod on cp1" => {
@@ -201,7 +201,7 @@ impl Senders<'_> {
         Row {
             who,
             what,
-            place,
+            workload,
             attempt,
             expected,
             judge,

@@ -1,6 +1,6 @@
-//! SSH between the hosts of a cluster: a real server on each node, and its client. Nothing of this
-//! machine's own SSH is touched: keys lie with the lab, and the server sees a list of users in which
-//! root's home is there, too.
+//! SSH between the hosts of a cluster: a real server on each node, and its client. It uses nothing
+//! of this machine's own SSH: keys are in the lab's directory, and the server sees a list of users
+//! in which root's home is there as well.
 
 use std::ffi::OsStr;
 use std::fs::{self, Permissions};
@@ -11,16 +11,16 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context, Result};
 
 use crate::lab::Lab;
-use crate::place::Place;
 use crate::plan::{ADMIN, Party, port};
 use crate::process::{Ran, Running};
 use crate::servers::wait_for_listener;
+use crate::workload::Workload;
 
-/// Mounts the list of users where only the server sees it, then becomes the server.
+/// Mounts the list of users so that only the server sees it, then becomes the server.
 const WITH_OWN_USERS: &str = "mount --bind \"$0\" /etc/passwd && exec \"$@\"";
 
-/// Makes the administrators' key, and the home in which it is known. Once in a lab, before the first
-/// [`start`].
+/// Creates the administrators' key, and the home directory that authorizes it. Must be called once
+/// per lab, before the first [`start`].
 pub fn prepare(lab: &Lab) -> Result<()> {
     let known = home(lab).join(".ssh");
     fs::create_dir_all(&known).with_context(|| format!("failed to make {}", known.display()))?;
@@ -38,11 +38,11 @@ pub fn prepare(lab: &Lab) -> Result<()> {
 
 /// Starts a node's server.
 pub fn start(lab: &Lab, node: &Party) -> Result<Running> {
-    let place = lab.daemon(node.name, "ssh");
+    let workload = lab.daemon(node.name, "ssh");
     let key = directory(lab).join(format!("{}.key", node.name));
-    make_key(&place, &key)?;
+    make_key(&workload, &key)?;
     let server = crate::tools::find("dropbear")?;
-    let mut running = place
+    let mut running = workload
         .command("unshare")?
         .args(["--mount", "sh", "-c", WITH_OWN_USERS])
         .arg(users(lab))
@@ -53,17 +53,17 @@ pub fn start(lab: &Lab, node: &Party) -> Result<Running> {
         .args(["-p", &format!("[::]:{}", port::SSH)])
         .with_libraries_of(&server)?
         .spawn()?;
-    wait_for_listener(&mut running, &place, node.at(port::SSH))?;
+    wait_for_listener(&mut running, &workload, node.at(port::SSH))?;
     Ok(running)
 }
 
 /// Logs in with the administrators' key and runs a command there: its output and its exit code.
-pub fn run(lab: &Lab, from: &Place, to: SocketAddr, command: &str) -> Result<Ran> {
+pub fn run(lab: &Lab, from: &Workload, to: SocketAddr, command: &str) -> Result<Ran> {
     run_with_key(lab, &admin_key(lab), from, to, command)
 }
 
 /// The same with a key that no server knows.
-pub fn run_as_stranger(lab: &Lab, from: &Place, to: SocketAddr, command: &str) -> Result<Ran> {
+pub fn run_as_stranger(lab: &Lab, from: &Workload, to: SocketAddr, command: &str) -> Result<Ran> {
     let key = directory(lab).join("stranger.key");
     if !key.exists() {
         make_key(&lab.neighbour(), &key)?;
@@ -71,9 +71,15 @@ pub fn run_as_stranger(lab: &Lab, from: &Place, to: SocketAddr, command: &str) -
     run_with_key(lab, &key, from, to, command)
 }
 
-fn run_with_key(lab: &Lab, key: &Path, from: &Place, to: SocketAddr, command: &str) -> Result<Ran> {
+fn run_with_key(
+    lab: &Lab,
+    key: &Path,
+    from: &Workload,
+    to: SocketAddr,
+    command: &str,
+) -> Result<Ran> {
     from.command("dbclient")?
-        // Whom it knows it would write down at home.
+        // It would record known hosts in the home directory.
         .env("HOME", home(lab))
         .args(["-y", "-y", "-T", "-l", "root", "-i"])
         .arg(key)
@@ -81,10 +87,10 @@ fn run_with_key(lab: &Lab, key: &Path, from: &Place, to: SocketAddr, command: &s
         .run()
 }
 
-/// Makes a key and hands back its public half, as `authorized_keys` has it.
-fn make_key(place: &Place, file: &Path) -> Result<String> {
+/// Creates a key and returns its public half, in the format of `authorized_keys`.
+fn make_key(workload: &Workload, file: &Path) -> Result<String> {
     let args = ["-t", "ed25519", "-f"].map(OsStr::new);
-    let ran = place
+    let ran = workload
         .run("dropbearkey", args.into_iter().chain([file.as_os_str()]))?
         .checked()
         .with_context(|| format!("failed to make the key {}", file.display()))?;

@@ -1,7 +1,8 @@
 //! Names that identify owners, and the removal of what dead owners left behind.
 //!
-//! Everything that a lab creates has its id in the name, and the id is the owner's pid and start time: so the name
-//! alone shows whether the owner is alive, and no file can be missing or half written.
+//! Everything that a lab creates has its id in the name, and the id is the owner's pid and start
+//! time: the name alone shows whether the owner is alive, and no file can be missing or half
+//! written.
 
 use std::fmt;
 use std::fs;
@@ -13,9 +14,9 @@ use anyhow::{Context, Result, anyhow};
 
 use crate::{cgroup, net};
 
-/// How the names of all network namespaces start.
+/// The prefix of the names of all network namespaces.
 pub const NAMESPACE_PREFIX: &str = "enf-";
-/// How the names of all cgroups and temporary directories start.
+/// The prefix of the names of all cgroups and temporary directories.
 pub const LAB_PREFIX: &str = "enforcer-lab-";
 
 /// A lab's id: the owning process, distinguished from later ones with the same pid, and a counter.
@@ -39,7 +40,7 @@ impl LabId {
         })
     }
 
-    /// Whether the process that made the lab is there still.
+    /// Whether the process that created the lab still runs.
     pub fn owner_lives(&self) -> bool {
         start_time(self.pid) == Some(self.start)
     }
@@ -102,14 +103,14 @@ pub fn sweep() -> Result<()> {
     net::delete_namespaces(&dead)?;
     for name in names(&std::env::temp_dir()) {
         if LabId::of_name(&name, LAB_PREFIX).is_some_and(|id| !id.owner_lives()) {
-            // Another sweep may have been quicker.
+            // Another sweep may have removed it.
             let _ = fs::remove_dir_all(std::env::temp_dir().join(name));
         }
     }
     Ok(())
 }
 
-/// What a lab has on this machine now, in words: for tests of the clean-up.
+/// Everything that a lab has on this machine now, as text: for tests of the cleanup.
 pub fn traces(id: &LabId) -> Result<Vec<String>> {
     let namespaces = namespaces()
         .into_iter()
@@ -138,7 +139,7 @@ fn cgroups() -> Result<Vec<LabId>> {
         .collect())
 }
 
-/// The names in a directory; none if it is not there.
+/// The names in a directory; empty if it does not exist.
 fn names(directory: &Path) -> Vec<String> {
     let entries = fs::read_dir(directory).into_iter().flatten().flatten();
     entries
@@ -146,11 +147,10 @@ fn names(directory: &Path) -> Vec<String> {
         .collect()
 }
 
-/// A process's start time in clock ticks since boot; nothing for one that has ended or only waits
-/// for its parent to notice.
+/// A process's start time in clock ticks since boot; `None` if it has ended, or is a zombie.
 fn start_time(pid: i32) -> Option<u64> {
     let stat = fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
-    // The second field is the program's name in parentheses and may hold anything.
+    // The second field is the program's name in parentheses and may contain anything.
     let (_, fields) = stat.rsplit_once(')')?;
     let mut fields = fields.split_ascii_whitespace();
     let state = fields.next()?;
@@ -164,7 +164,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_name_tells_its_owner() -> Result<()> {
+    fn a_name_identifies_its_owner() -> Result<()> {
         let id = LabId::new()?;
         assert!(id.owner_lives());
         assert_ne!(id, LabId::new()?);
@@ -180,7 +180,7 @@ mod tests {
             assert_eq!(LabId::of_name(stranger, NAMESPACE_PREFIX), None);
         }
         let LabId { pid, start, number } = id;
-        // The same pid, handed out a second time.
+        // The same pid, assigned a second time.
         assert!(
             !LabId {
                 pid,

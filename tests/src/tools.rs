@@ -1,15 +1,15 @@
-//! Where the lab finds the programs that it runs.
+//! Finds the programs that the lab runs.
 
 use std::env;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, bail, ensure};
 
-/// Names a directory tree with `usr/bin` and `usr/sbin` in it, as `dpkg -x` makes it: where tools
-/// are that the machine itself has not installed.
+/// Names a directory tree with `usr/bin` and `usr/sbin` in it, as `dpkg -x` creates it, for tools
+/// that are not installed on the machine.
 pub const TOOLS_VARIABLE: &str = "ENFORCER_LAB_TOOLS";
 
-/// Names a directory with `lab-probe` in it, for callers whose own program lies elsewhere.
+/// Names a directory with `lab-probe` in it, for callers whose own program is elsewhere.
 pub const PROGRAMS_VARIABLE: &str = "ENFORCER_LAB_PROGRAMS";
 
 /// Names the product's program.
@@ -46,7 +46,7 @@ pub fn find(name: &str) -> Result<Tool> {
         .with_context(|| format!("`{name}` is not on this machine; run `cargo xtask setup`"))
 }
 
-/// A module of nginx, beside the nginx that is used.
+/// A module of the nginx that is used.
 pub fn nginx_module(name: &str) -> Result<PathBuf> {
     let unpacked = env::var_os(TOOLS_VARIABLE).map(PathBuf::from);
     let roots = unpacked.into_iter().chain([PathBuf::from("/")]);
@@ -58,12 +58,12 @@ pub fn nginx_module(name: &str) -> Result<PathBuf> {
         })
 }
 
-/// The lab's own helper program, built beside the caller's.
+/// The lab's own helper program, built next to the caller's.
 pub fn probe() -> Result<Tool> {
     built("lab-probe", "cargo build -p enforcer-tests")
 }
 
-/// The product: what [`PRODUCT_VARIABLE`] names, or what is built beside the caller's program.
+/// The product: what [`PRODUCT_VARIABLE`] names, or what was built next to the caller's program.
 pub fn enforcer() -> Result<Tool> {
     if let Some(path) = env::var_os(PRODUCT_VARIABLE).map(PathBuf::from) {
         ensure!(
@@ -93,7 +93,7 @@ fn find_unpacked(root: &Path, name: &str) -> Option<Tool> {
     Some(Tool { path, libraries })
 }
 
-/// Test programs lie in `target/debug/deps`, xtask and the programs themselves in `target/debug`.
+/// Test programs are in `target/debug/deps`, xtask and the programs themselves in `target/debug`.
 fn built(name: &str, how: &str) -> Result<Tool> {
     let own = env::current_exe().context("failed to find the own program")?;
     let named = env::var_os(PROGRAMS_VARIABLE).map(PathBuf::from);
@@ -135,7 +135,7 @@ mod tests {
     }
 
     #[test]
-    fn a_missing_tool_names_the_way_out() {
+    fn a_missing_tool_says_what_to_do() {
         let error = find("no-such-program")
             .map(|tool| tool.path)
             .map_err(|error| error.to_string());

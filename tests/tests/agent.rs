@@ -1,5 +1,5 @@
-//! The agent keeps running whatever happens around it: files that never answer, interfaces that vanish, no file
-//! descriptors, names that were chosen to deceive. And it reports the problem.
+//! The agent keeps running whatever happens around it: files that never answer, interfaces that
+//! vanish, no file descriptors, names that were chosen to deceive. And it reports the problem.
 
 use std::fs::{self, File, OpenOptions};
 use std::os::fd::AsRawFd;
@@ -25,14 +25,15 @@ use nix::sys::stat::Mode;
 use nix::unistd::mkfifo;
 use serde_json::Value;
 
-/// How long what the agent does at once, or within a look at everything, may take on a busy machine.
+/// How long the agent may take, on a busy machine, for anything that it does at once or in its
+/// periodic checks.
 const SOON: Duration = Duration::from_secs(10);
-/// What a name may not do to a line: each is in names that others chose.
+/// Characters that must not affect a line of output: each occurs in names that others chose.
 const HARMFUL: &[char] = &[
     '\u{1b}', '\r', '\u{7}', '\u{202e}', '\u{2028}', '\u{200b}', '\u{85}',
 ];
 
-/// Asks again until something is there.
+/// Polls until something is there.
 fn wait_for<T>(what: &str, mut look: impl FnMut() -> Result<Option<T>>) -> Result<T> {
     let deadline = Instant::now() + patient(SOON);
     loop {
@@ -58,12 +59,12 @@ fn enforcer(lab: &Lab, args: &[&str]) -> Result<Ran> {
         .run()
 }
 
-/// An agent on cp1 that a shell starts, after some commands of its own.
+/// An agent on cp1 that is started by a shell, after some other commands.
 fn start_after(lab: &Lab, commands: &str, policy: &PolicyText, more: &str) -> Result<Running> {
     let file = lab.directory().join("policy.yaml");
     fs::write(&file, policy.yaml(lab))?;
-    let place = lab.daemon("cp1", "enforcer");
-    place
+    let workload = lab.daemon("cp1", "enforcer");
+    workload
         .command("sh")?
         .arg("-c")
         .arg(format!(
@@ -75,8 +76,8 @@ fn start_after(lab: &Lab, commands: &str, policy: &PolicyText, more: &str) -> Re
 }
 
 fn status(lab: &Lab) -> Result<Value> {
-    let said = enforcer(lab, &["status", "-o", "json"])?.checked()?;
-    serde_json::from_str(&said.stdout).context("status is no JSON")
+    let ran = enforcer(lab, &["status", "-o", "json"])?.checked()?;
+    serde_json::from_str(&ran.stdout).context("status is no JSON")
 }
 
 fn text(value: &Value) -> &str {
@@ -84,23 +85,23 @@ fn text(value: &Value) -> &str {
 }
 
 #[test]
-fn a_pipe_is_no_policy_and_is_not_waited_for() -> Result<()> {
+fn a_pipe_is_refused_as_a_policy_without_waiting() -> Result<()> {
     let lab = Lab::builder().build()?;
     let policy = PolicyText::default();
     let pipe = lab.directory().join("pipe.yaml");
     mkfifo(&pipe, Mode::S_IRUSR | Mode::S_IWUSR)?;
     for input in [pipe.as_path(), Path::new("/dev/zero"), Path::new("-")] {
-        let said = enforcer(
+        let ran = enforcer(
             &lab,
             &["run", "--node", "cp1", "-p", &input.to_string_lossy()],
         )?;
         ensure!(
-            said.code() == Some(2) && said.stderr.contains("give a file"),
-            "{}: {said}",
+            ran.code() == Some(2) && ran.stderr.contains("give a file"),
+            "{}: {ran}",
             input.display()
         );
     }
-    // Nor when it takes the place of a file.
+    // Nor if it replaces a file.
     let agent = Agent::start(&lab, "cp1", &policy)?;
     fs::rename(&pipe, agent.policy())?;
     let broken = status_with(&agent, |status| status["lastError"].is_string())?;
@@ -112,9 +113,9 @@ fn a_pipe_is_no_policy_and_is_not_waited_for() -> Result<()> {
     fs::remove_file(agent.policy())?;
     fs::write(agent.policy(), policy.yaml(&lab))?;
     let repaired = status_with(&agent, |status| status["lastError"].is_null())?;
-    let told = &repaired["repaired"];
+    let reported = &repaired["repaired"];
     ensure!(
-        told["brokenSince"] == broken["lastErrorSince"],
+        reported["brokenSince"] == broken["lastErrorSince"],
         "{repaired:#}"
     );
     ensure!(repaired["generation"] == 1, "{repaired:#}");
@@ -128,10 +129,10 @@ fn a_pipe_is_no_policy_and_is_not_waited_for() -> Result<()> {
     lab.close()
 }
 
-/// A file system that never answers: no server is behind it.
+/// A file system that never answers, because no server is behind it.
 struct Silent {
     at: PathBuf,
-    // Waiting processes are released when this is closed.
+    // Closing it releases the waiting processes.
     _device: File,
 }
 
@@ -167,9 +168,9 @@ impl Drop for Silent {
 }
 
 #[test]
-fn a_file_system_that_does_not_answer_stops_nothing() -> Result<()> {
+fn an_unresponsive_file_system_blocks_nothing() -> Result<()> {
     let directory = tempfile::tempdir()?;
-    // Before the lab: its hosts have mounts of their own.
+    // Before the lab: its hosts have their own mounts.
     let silent = Silent::mount(directory.path())?;
     let lab = Lab::builder().build()?;
     let policy = PolicyText::default();
@@ -185,7 +186,7 @@ fn a_file_system_that_does_not_answer_stops_nothing() -> Result<()> {
     fs::rename(&next, &file)?;
     agent.running().signal(Signal::SIGHUP)?;
     let deadline = Instant::now() + patient(Duration::from_secs(30));
-    let told = loop {
+    let reported = loop {
         let asked = Instant::now();
         let status = agent.status()?;
         ensure!(
@@ -196,14 +197,14 @@ fn a_file_system_that_does_not_answer_stops_nothing() -> Result<()> {
         if status["lastError"].is_string() {
             break status;
         }
-        ensure!(Instant::now() < deadline, "nothing is told: {status:#}");
+        ensure!(Instant::now() < deadline, "nothing is reported: {status:#}");
         thread::sleep(Duration::from_millis(100));
     };
     ensure!(
-        text(&told["lastError"]).contains("are being read for more than"),
-        "{told:#}"
+        text(&reported["lastError"]).contains("has taken more than"),
+        "{reported:#}"
     );
-    // Everything else continues: a new cgroup, and the end.
+    // Everything else continues: a new cgroup is recognized, and the agent can be stopped.
     let apiserver = lab.hostnet("cp1").connect(LOOPBACK.at(port::INSECURE))?;
     ensure!(apiserver == Outcome::Eperm, "{apiserver}");
     let node = lab.host("cp1").namespace().name();
@@ -223,7 +224,7 @@ fn a_file_system_that_does_not_answer_stops_nothing() -> Result<()> {
 }
 
 #[test]
-fn without_inotify_it_looks_by_the_clock_and_says_so() -> Result<()> {
+fn without_inotify_the_agent_polls_and_reports_it() -> Result<()> {
     let lab = Lab::builder().apiserver().build()?;
     let file = lab.directory().join("policy.yaml");
     fs::write(&file, PolicyText::default().yaml(&lab))?;
@@ -235,15 +236,15 @@ fn without_inotify_it_looks_by_the_clock_and_says_so() -> Result<()> {
         .arg(&file)
         .refused(libc::SYS_inotify_init1, Errno::EMFILE)
         .spawn()?;
-    let told = wait_for("the status", || Ok(status(&lab).ok()))?;
-    let problems = told["problems"].to_string();
+    let reported = wait_for("the status", || Ok(status(&lab).ok()))?;
+    let problems = reported["problems"].to_string();
     ensure!(
         problems.contains("declared cgroups are looked for once a second")
             && problems.contains("files are looked at every five seconds")
             && problems.contains("fs.inotify.max_user_instances"),
-        "{told:#}"
+        "{reported:#}"
     );
-    // A static pod that is made anew is known, a little later.
+    // A recreated static pod is recognized, a little later.
     let slice = lab
         .host("cp1")
         .cgroup_root()
@@ -265,8 +266,9 @@ fn without_inotify_it_looks_by_the_clock_and_says_so() -> Result<()> {
 }
 
 #[test]
-fn without_file_descriptors_it_answers_and_says_what_is_open() -> Result<()> {
-    // Enough to begin, and not for all interfaces: without pins, each takes one for each program.
+fn without_file_descriptors_it_answers_and_reports_what_is_unenforced() -> Result<()> {
+    // Enough to start, but not for all interfaces: without pins, each interface takes one
+    // descriptor for each program.
     const LIMIT: usize = 150;
     const MANY: usize = 100;
     let lab = Lab::builder().build()?;
@@ -280,58 +282,58 @@ fn without_file_descriptors_it_answers_and_says_what_is_open() -> Result<()> {
         .map(|n| format!("link add cali-x{n} type veth peer name peer-x{n}\n"))
         .collect();
     net::ip(Some(&node), &add)?;
-    // The first one without programs is reported alone.
-    let told = wait_for("the status", || {
+    // Only the first interface without programs is reported.
+    let reported = wait_for("the status", || {
         let all_told = |status: &Value| {
             text(&status["notAttached"]).contains("; without their programs: cali-x")
         };
         Ok(Some(status(&lab)?).filter(all_told))
     })?;
-    let error = text(&told["notAttached"]);
+    let error = text(&reported["notAttached"]);
     ensure!(
         error.contains("no file can be opened") && error.contains("Too many open files"),
         "{error}"
     );
     ensure!(
         error.matches("os error 24").count() == 1,
-        "said twice: {error}"
+        "reported twice: {error}"
     );
     // Followers do not block other requests.
     let followers: Vec<Running> = (0..4)
         .map(|_| {
-            let place = lab.daemon("cp1", "enforcer");
-            place
+            let workload = lab.daemon("cp1", "enforcer");
+            workload
                 .command_of(&tools::enforcer()?)?
                 .args(["events", "--follow"])
                 .spawn()
         })
         .collect::<Result<_>>()?;
     let attached = |status: &Value| status["attachments"].as_array().map_or(0, Vec::len);
-    ensure!(attached(&status(&lab)?) > 20, "{told:#}");
-    // A declared cgroup is still one that is there.
+    ensure!(attached(&status(&lab)?) > 20, "{reported:#}");
+    // A declared cgroup still counts as existing.
     ensure!(
-        !told["notes"].to_string().contains("podscheduler"),
-        "{told:#}"
+        !reported["notes"].to_string().contains("podscheduler"),
+        "{reported:#}"
     );
     drop(followers);
     let gone: String = (0..MANY - 10)
         .map(|n| format!("link del cali-x{n}\n"))
         .collect();
     net::ip(Some(&node), &gone)?;
-    let told = wait_for("the attachments", || {
+    let reported = wait_for("the attachments", || {
         Ok(Some(status(&lab)?).filter(|status| status["notAttached"].is_null()))
     })?;
-    let here = told["attachments"].as_array().into_iter().flatten();
+    let here = reported["attachments"].as_array().into_iter().flatten();
     let here = here.filter(|a| text(&a["where"]).starts_with("cali-x"));
-    ensure!(here.count() == 20, "{told:#}");
-    let said = enforcer(&lab, &["detach"])?.checked()?;
-    ensure!(said.stdout.contains("detached"), "{said}");
+    ensure!(here.count() == 20, "{reported:#}");
+    let ran = enforcer(&lab, &["detach"])?.checked()?;
+    ensure!(ran.stdout.contains("detached"), "{ran}");
     agent.finish(SOON)?.checked()?;
     lab.close()
 }
 
 #[test]
-fn a_start_while_interfaces_come_and_go_works() -> Result<()> {
+fn the_agent_starts_while_interfaces_come_and_go() -> Result<()> {
     const STARTS: usize = 8;
     let lab = Lab::builder().build()?;
     let node = lab.host("cp1").namespace().name().to_owned();
@@ -376,7 +378,7 @@ fn a_start_while_interfaces_come_and_go_works() -> Result<()> {
 }
 
 #[test]
-fn a_cgroup_root_that_is_made_anew_is_enforced_anew() -> Result<()> {
+fn a_recreated_cgroup_root_is_enforced_again() -> Result<()> {
     let lab = Lab::builder().build()?;
     let to = CP1.at(port::ETCD_CLIENT);
     let root = lab.host("cp1").cgroup_root().join("kubepods.slice");
@@ -393,21 +395,24 @@ fn a_cgroup_root_that_is_made_anew_is_enforced_anew() -> Result<()> {
     })?;
     ensure!(status["problems"][0]["since"].is_string(), "{status:#}");
     let attached = status["attachments"].clone();
-    // The first process in the new cgroup is not judged by it yet, but soon is.
+    // The first process in the new cgroup is not judged by it yet, but soon will be.
     wait_for("a denial", || {
         Ok((connect()? == Outcome::Eperm).then_some(()))
     })?;
     let status = status_with(&agent, |status| status["problems"] == serde_json::json!([]))?;
     ensure!(status["attachments"] == attached, "{status:#}");
     let log = agent.stop()?.checked()?.stderr;
-    ensure!(log.contains("works again, since"), "{log}");
+    ensure!(
+        log.contains("works again, after it had failed since"),
+        "{log}"
+    );
     lab.close()
 }
 
-/// Another program holds a hook exclusively when the agent starts: the others are attached, once, and that one as soon
-/// as it is free.
+/// Another program holds a hook exclusively when the agent starts: the other programs are attached,
+/// once, and the one for that hook as soon as it is free.
 #[test]
-fn a_cgroup_hook_that_another_holds_is_attached_later() -> Result<()> {
+fn an_occupied_cgroup_hook_is_attached_once_it_is_free() -> Result<()> {
     let lab = Lab::builder().build()?;
     let to = CP1.at(port::ETCD_CLIENT);
     let connect = || lab.hostnet("cp1").connect(to);
@@ -422,10 +427,10 @@ fn a_cgroup_hook_that_another_holds_is_attached_later() -> Result<()> {
             .collect()
     };
     let held = agent.status()?;
-    let told = text(&held["problems"][0]["what"]);
+    let reported = text(&held["problems"][0]["what"]);
     ensure!(
-        told.contains("not all that processes do is held to the policy")
-            && told.contains("enforcer_conn4"),
+        reported.contains("not all that processes do is held to the policy")
+            && reported.contains("enforcer_conn4"),
         "{held:#}"
     );
     let early = hooks(&held);
@@ -435,7 +440,7 @@ fn a_cgroup_hook_that_another_holds_is_attached_later() -> Result<()> {
             && !early.contains(&"enforcer_conn4".to_owned()),
         "{early:?}"
     );
-    // What it sends is judged all the same, later.
+    // Its packets are judged all the same, later.
     let outcome = connect()?;
     ensure!(
         !outcome.worked() && outcome != Outcome::Refused,
@@ -457,12 +462,12 @@ fn a_cgroup_hook_that_another_holds_is_attached_later() -> Result<()> {
 }
 
 #[test]
-fn names_that_others_chose_forge_nothing() -> Result<()> {
+fn hostile_names_forge_no_output() -> Result<()> {
     let lab = Lab::builder().build()?;
     let node = lab.host("cp1").namespace().name().to_owned();
     let chosen = "x\u{1b}[2J\rFAKE\u{202e}\u{2028}\u{200b}";
     let interface = "cali\u{1b}[31m\u{85}X";
-    // A pod's, before the agent is there.
+    // A pod's interface that exists before the agent starts.
     net::ip(
         Some(&node),
         &format!("link add \"{interface}\" type veth peer name nobody\n"),
@@ -483,16 +488,16 @@ fn names_that_others_chose_forge_nothing() -> Result<()> {
             .join("kubepods.slice")
             .join(&cgroup);
         fs::create_dir_all(&root)?;
-        let place = match cgroup.to_str() {
-            Some(name) => lab.place_in("cp1", &format!("kubepods.slice/{name}"))?,
+        let workload = match cgroup.to_str() {
+            Some(name) => lab.workload_in("cp1", &format!("kubepods.slice/{name}"))?,
             None => continue,
         };
-        let said = place
+        let ran = workload
             .command(&program)?
             .with_libraries_of(&curl)?
             .args(["-sS", "-m", "20", &format!("http://{to}/")])
             .run()?;
-        ensure!(said.code() == Some(7), "{said}");
+        ensure!(ran.code() == Some(7), "{ran}");
     }
     let event = agent.event(|event: &Event| event.subject.name.ends_with(chosen))?;
     ensure!(
@@ -537,16 +542,16 @@ fn names_that_others_chose_forge_nothing() -> Result<()> {
 }
 
 #[test]
-fn what_has_gone_keeps_its_name() -> Result<()> {
+fn removed_interfaces_and_cgroups_keep_their_names() -> Result<()> {
     let lab = Lab::builder().build()?;
     let node = lab.host("cp1").namespace().name().to_owned();
     let agent = Agent::start(&lab, "cp1", &PolicyText::default())?;
     let to = CP1.at(port::ETCD_CLIENT);
     let pod = lab.pod("pod-a");
     ensure!(pod.connect(to)? == Outcome::Timeout, "the pod reaches etcd");
-    let place = lab.place_in("cp1", "kubepods.slice/short-lived")?;
+    let workload = lab.workload_in("cp1", "kubepods.slice/short-lived")?;
     ensure!(
-        place.connect(to)? == Outcome::Eperm,
+        workload.connect(to)? == Outcome::Eperm,
         "the process reaches etcd"
     );
     let interface = POD_A.host_interface();
@@ -555,7 +560,7 @@ fn what_has_gone_keeps_its_name() -> Result<()> {
     let of_process = |event: &Event| event.subject.name.ends_with("/short-lived");
     let (first, second) = (agent.event(of_pod)?, agent.event(of_process)?);
     net::ip(Some(&node), &format!("link del {interface}\n"))?;
-    fs::remove_dir(place.cgroup().directory())?;
+    fs::remove_dir(workload.cgroup().directory())?;
     status_with(&agent, |status| {
         !status["attachments"].to_string().contains(&interface)
     })?;
@@ -568,7 +573,7 @@ fn what_has_gone_keeps_its_name() -> Result<()> {
 }
 
 #[test]
-fn who_has_a_port_already_is_reported() -> Result<()> {
+fn holders_of_guarded_ports_are_reported() -> Result<()> {
     let lab = Lab::builder().build()?;
     let manager = lab.controller_manager();
     let everywhere = "0.0.0.0:10257".parse()?;
@@ -583,7 +588,8 @@ fn who_has_a_port_already_is_reported() -> Result<()> {
         ),
         (PolicyText::default(), "will be refused"),
     ] {
-        // If all is well, nothing is reported; nor is a stranger's port that is not a component's.
+        // If all is well, nothing is reported; nor is a process with a port that belongs to no
+        // component.
         let _stranger = lab.hostnet("cp1").serve(serve(CP1.at(9999)))?;
         let right = manager.serve(serve(LOOPBACK.at(port::CONTROLLER_MANAGER)))?;
         let agent = Agent::start(&lab, "cp1", &policy)?;
@@ -608,27 +614,30 @@ fn who_has_a_port_already_is_reported() -> Result<()> {
             let found = listeners.iter().find(|listener| listener["port"] == port);
             found.with_context(|| format!("not {port}: {status:#}"))
         };
-        let told = of(port::CONTROLLER_MANAGER)?;
+        let reported = of(port::CONTROLLER_MANAGER)?;
         ensure!(
-            told["reason"] == "BindNotLoopback" && told["comm"] == "lab-probe",
-            "{told:#}"
+            reported["reason"] == "BindNotLoopback" && reported["comm"] == "lab-probe",
+            "{reported:#}"
         );
-        let endpoints = &told["endpoints"];
+        let endpoints = &reported["endpoints"];
         ensure!(
             *endpoints == serde_json::json!(["controller-manager:secure"]),
-            "{told:#}"
+            "{reported:#}"
         );
         ensure!(
-            told["willBeRefused"] == (policy.mode == "Enforce"),
-            "{told:#}"
+            reported["willBeRefused"] == (policy.mode == "Enforce"),
+            "{reported:#}"
         );
-        ensure!(text(&told["cgroup"]).contains("podcontroller"), "{told:#}");
+        ensure!(
+            text(&reported["cgroup"]).contains("podcontroller"),
+            "{reported:#}"
+        );
         ensure!(
             of(port::ETCD_PEER)?["reason"] == "BindForeignPort",
             "{status:#}"
         );
         let shown = agent.command(&["status"])?.checked()?.stdout;
-        // It is true, too.
+        // And that is what happens.
         let again = manager.bind(everywhere)?;
         ensure!(
             if policy.mode == "Enforce" {
@@ -643,7 +652,7 @@ fn who_has_a_port_already_is_reported() -> Result<()> {
             let line = text
                 .lines()
                 .find(|line| line.contains(":10257/tcp"))
-                .context("not told")?;
+                .context("not reported")?;
             ensure!(
                 line.contains("listens on 0.0.0.0:10257/tcp (controller-manager:secure): ")
                     && line.ends_with(&format!(
@@ -665,50 +674,50 @@ fn filters_of_a_killed_agent_are_reported() -> Result<()> {
     let pod = lab.pod("pod-a");
     let to = CP1.at(port::ETCD_CLIENT);
     ensure!(pod.connect(to)? == Outcome::Timeout, "nothing is left");
-    let said = enforcer(&lab, &["status"])?;
-    ensure!(said.code() == Some(2), "{said}");
+    let ran = enforcer(&lab, &["status"])?;
+    ensure!(ran.code() == Some(2), "{ran}");
     for part in [
         "no agent runs here",
         "eth0 (tc/ingress)",
         "`enforcer detach` removes them",
     ] {
-        ensure!(said.stderr.contains(part), "{said}");
+        ensure!(ran.stderr.contains(part), "{ran}");
     }
-    let said = enforcer(&lab, &["status", "-o", "json"])?;
-    let json: Value = serde_json::from_str(&said.stderr)?;
+    let ran = enforcer(&lab, &["status", "-o", "json"])?;
+    let json: Value = serde_json::from_str(&ran.stderr)?;
     ensure!(
-        said.code() == Some(2)
-            && said.stdout.is_empty()
+        ran.code() == Some(2)
+            && ran.stdout.is_empty()
             && json["code"] == "Leftovers"
             && json["leftovers"][0]["hook"] == "tc/ingress",
-        "{said}"
+        "{ran}"
     );
     enforcer(&lab, &["detach"])?.checked()?;
     ensure!(pod.connect(to)? == Outcome::Refused, "something is left");
-    let said = enforcer(&lab, &["status"])?;
+    let ran = enforcer(&lab, &["status"])?;
     ensure!(
-        said.code() == Some(2)
-            && said.stderr.contains("start one with")
-            && !said.stderr.contains("eth0"),
-        "{said}"
+        ran.code() == Some(2)
+            && ran.stderr.contains("start one with")
+            && !ran.stderr.contains("eth0"),
+        "{ran}"
     );
     lab.close()
 }
 
 #[test]
-fn a_stopped_agent_is_told_and_not_waited_for() -> Result<()> {
+fn a_stopped_agent_is_reported_and_not_waited_for() -> Result<()> {
     let lab = Lab::builder().build()?;
     let agent = Agent::start(&lab, "cp1", &PolicyText::default())?;
     agent.running().signal(Signal::SIGSTOP)?;
-    let said = lab
+    let ran = lab
         .daemon("cp1", "enforcer")
         .command_of(&tools::enforcer()?)?
         .arg("status")
         .run_within(patient(Duration::from_secs(40)))?;
     agent.running().signal(Signal::SIGCONT)?;
     ensure!(
-        said.code() == Some(2) && said.stderr.contains("its process is stopped"),
-        "{said}"
+        ran.code() == Some(2) && ran.stderr.contains("its process is stopped"),
+        "{ran}"
     );
     agent.status()?;
     agent.stop()?.checked()?;
@@ -717,9 +726,9 @@ fn a_stopped_agent_is_told_and_not_waited_for() -> Result<()> {
 
 /// The exit status says what happened, and nothing is printed twice.
 #[test]
-fn the_command_line_ends_as_others_do() -> Result<()> {
+fn the_command_line_exits_as_other_tools_do() -> Result<()> {
     let lab = Lab::builder().build()?;
-    let place = lab.daemon("cp1", "enforcer");
+    let workload = lab.daemon("cp1", "enforcer");
     let missing = enforcer(&lab, &["check", "-p", "/missing.yaml"])?;
     ensure!(
         missing.code() == Some(2) && missing.stderr.matches("os error 2").count() == 1,
@@ -733,7 +742,7 @@ fn the_command_line_ends_as_others_do() -> Result<()> {
     let invalid = enforcer(&lab, &["check", "-p", &policy.to_string_lossy()])?;
     ensure!(invalid.code() == Some(1), "{invalid}");
     let shell = |command: &str| -> Result<Ran> {
-        let shell = place.command("sh")?.arg("-c").arg(command);
+        let shell = workload.command("sh")?.arg("-c").arg(command);
         shell.arg(tools::enforcer()?.path).run()
     };
     for command in [
@@ -750,7 +759,7 @@ fn the_command_line_ends_as_others_do() -> Result<()> {
             "{command}: {full}"
         );
     }
-    // The reader is gone: it ends silently, as other programs do.
+    // The reader is gone: the command ends silently, as other programs do.
     let closed = shell("{ \"$0\" schema; echo $? >&2; } | true; sleep 0.2")?;
     let quiet = ["141", "0"].contains(&closed.stderr.trim());
     ensure!(closed.ok() && quiet, "{closed}");

@@ -1,5 +1,5 @@
-//! A bridge on a node, with an uplink for one of its ports: what it passes on from its other ports comes by no interface's
-//! ingress, and is judged where it leaves.
+//! A bridge on a node, with an uplink as one of its ports: what it forwards from its other ports
+//! passes no interface's ingress hook, and is judged where it leaves.
 
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::thread;
@@ -14,7 +14,7 @@ use enforcer_tests::patience::patient;
 use enforcer_tests::plan::{W1, port};
 use enforcer_tests::probe::Inject;
 use enforcer_tests::product::{Agent, PolicyText};
-use enforcer_tests::{Lab, Place, net};
+use enforcer_tests::{Lab, Workload, net};
 
 /// A virtual machine on the bridge.
 const MACHINE: Ipv4Addr = Ipv4Addr::new(10, 77, 0, 177);
@@ -22,12 +22,12 @@ const MACHINE_MAC: [u8; 6] = [2, 0x77, 0, 0, 0, 0xb1];
 const INSIDE: &str = "vm0";
 /// An unguarded port.
 const OTHER: u16 = 9_999;
-/// Where a frame has its IP header, the length in that, and the ports behind it.
+/// Where a frame has its IP header, the length in it, and the ports after it.
 const LINK: usize = 14;
 const LENGTH: usize = LINK + 2;
 const SOURCE_PORT: usize = LINK + 20;
 const PORT: usize = SOURCE_PORT + 2;
-/// LLDP, which is no IP.
+/// LLDP, which is not IP.
 const LLDP: u16 = 0x88cc;
 const SYN: u8 = 0x02;
 
@@ -52,16 +52,17 @@ impl Bridged {
             ),
         )?;
         net::ip(Some(inside), &format!("link set {INSIDE} up\n"))?;
-        // So that a checksum that is left to a device is written when the frame has passed every program.
+        // So that a checksum that is left to a device is written after the frame has passed every
+        // program.
         net::complete_checksums(node, "eth0")?;
         Ok(Self { lab })
     }
 
-    fn machine(&self) -> &Place {
+    fn machine(&self) -> &Workload {
         self.lab.pod("pod-a")
     }
 
-    /// Sends one frame to w1, where an expression of nftables counts it.
+    /// Sends one frame to w1, where an nftables expression counts it.
     fn send(&self, name: &str, counted: &str, inject: Inject) -> Result<Arrivals> {
         let at = self.lab.login("w1");
         let arrivals = Arrivals::on_device(&at, "eth0", name, counted)?;
@@ -70,7 +71,7 @@ impl Bridged {
         Ok(arrivals)
     }
 
-    /// A SYN to w1 whose bytes have one port, which its checksum turns into another.
+    /// A SYN to w1 whose bytes show one port, which its checksum overwrites with another.
     fn disguised(&self, name: &str, mark: u16) -> Result<Arrivals> {
         let to = W1.at(port::KUBELET);
         let source = source_port_for(MACHINE.into(), to.ip(), 20, OTHER);
@@ -89,7 +90,7 @@ impl Bridged {
         self.send(name, &counted, inject)
     }
 
-    /// A SYN as it is.
+    /// An ordinary SYN.
     fn plain(&self, name: &str, mark: u16, number: u16) -> Result<Arrivals> {
         let from = SocketAddr::new(IpAddr::V4(MACHINE), 40_000);
         let packet = Crafted::tcp(from, W1.at(number), mark, SYN, b"");
@@ -98,7 +99,7 @@ impl Bridged {
         self.send(name, &counted, Inject::frames(INSIDE, &[frame]))
     }
 
-    /// What is no IP.
+    /// A frame that is not IP.
     fn lldp(&self, name: &str) -> Result<Arrivals> {
         let frame = ethernet(MACHINE_MAC, W1.mac, LLDP, &[0; 46]);
         let counted = format!("ether type {LLDP:#06x}");
@@ -111,7 +112,7 @@ impl Bridged {
         let packet = Crafted::tcp(from, W1.at(OTHER), mark, SYN, b"");
         let mut frame = packet.frame(MACHINE_MAC, W1.mac);
         frame.truncate(PORT + 2);
-        // Bridges pass on no IP packet that contradicts itself, where netfilter looks at what they pass.
+        // Bridges forward no inconsistent IP packet if netfilter looks at bridged packets.
         let length = (PORT + 2 - LINK) as u16;
         frame[LENGTH..LENGTH + 2].copy_from_slice(&length.to_be_bytes());
         fix_ipv4_checksum(&mut frame[LINK..SOURCE_PORT]);
@@ -132,7 +133,7 @@ fn has_come(arrivals: &Arrivals) -> Result<bool> {
 }
 
 #[test]
-fn a_checksum_over_a_port_is_seen_where_a_bridge_passes_it_on() -> Result<()> {
+fn a_checksum_over_a_port_is_seen_where_a_bridge_forwards_it() -> Result<()> {
     let bridged = Bridged::build()?;
     let twin = bridged.disguised("twin-disguised", 301)?;
     ensure!(has_come(&twin)?, "twin, disguised");
@@ -143,7 +144,7 @@ fn a_checksum_over_a_port_is_seen_where_a_bridge_passes_it_on() -> Result<()> {
     agent.event(|event| event.reason == "ChecksumElsewhere" && event.hook == "tc/egress")?;
     let plain = bridged.plain("kubelet", 304, port::KUBELET)?;
     agent.event(|event| event.reason == "NoPath" && event.port == Some(port::KUBELET))?;
-    // What comes last has come when it has come.
+    // When the last one has arrived, all have.
     let other = bridged.plain("other", 305, OTHER)?;
     ensure!(has_come(&other)?, "what nobody guards did not arrive");
     ensure!(disguised.so_far()? == 0, "a disguised SYN has arrived");
@@ -152,7 +153,7 @@ fn a_checksum_over_a_port_is_seen_where_a_bridge_passes_it_on() -> Result<()> {
 }
 
 #[test]
-fn what_a_bridge_passes_on_and_nobody_can_read_is_told_or_left_alone() -> Result<()> {
+fn unreadable_frames_on_a_bridge_are_reported_or_left_alone() -> Result<()> {
     let bridged = Bridged::build()?;
     ensure!(has_come(&bridged.lldp("twin-lldp")?)?, "twin, LLDP");
     let twin = bridged.truncated("twin-truncated", 311)?;
@@ -166,9 +167,9 @@ fn what_a_bridge_passes_on_and_nobody_can_read_is_told_or_left_alone() -> Result
     ensure!(has_come(&lldp)?, "dry-run has dropped LLDP");
     let truncated = bridged.truncated("dry-truncated", 312)?;
     ensure!(has_come(&truncated)?, "dry-run has dropped a segment");
-    let told =
+    let reported =
         agent.event(|event| event.hook == "tc/egress" && event.reason == "TruncatedHeader")?;
-    ensure!(told.verdict == "wouldDeny", "{told:?}");
+    ensure!(reported.verdict == "wouldDeny", "{reported:?}");
     let enforced = PolicyText {
         mode: "Enforce",
         ..drop
@@ -176,7 +177,7 @@ fn what_a_bridge_passes_on_and_nobody_can_read_is_told_or_left_alone() -> Result
     agent.replace_policy(&bridged.lab, &enforced)?;
     let truncated = bridged.truncated("truncated", 313)?;
     agent.event(|event| event.hook == "tc/egress" && event.verdict == "denied")?;
-    // It still has its socket with it, whose cgroup is known.
+    // It still has its socket attached, whose cgroup is known.
     let lldp = bridged.lldp("lldp")?;
     agent.event(|event| event.verdict == "denied" && event.reason == "UnknownProtocol")?;
     ensure!(lldp.so_far()? == 0, "LLDP has arrived");

@@ -1,4 +1,4 @@
-//! What a policy does not concern works as without a policy, and no denial is reported.
+//! Whatever a policy does not concern works as it does without a policy, and no denial is reported.
 
 use std::net::{Ipv4Addr, SocketAddr, SocketAddrV4};
 use std::time::Duration;
@@ -17,10 +17,10 @@ fn bystanders_notice_nothing() -> Result<()> {
     let lab = Lab::builder().full().build()?;
     let agents = Agent::on_both(&lab, &PolicyText::default())?;
     for pod in [POD_A, POD_B] {
-        let (place, name) = (lab.pod(pod.party.name), pod.party.name);
+        let (workload, name) = (lab.pod(pod.party.name), pod.party.name);
         for port in [port::INSECURE, port::ETCD_CLIENT] {
             for at in LOOPBACK.both(port) {
-                expect_answer(place, at, name)?;
+                expect_answer(workload, at, name)?;
             }
         }
         for at in pod.party.both(port::INSECURE) {
@@ -36,14 +36,14 @@ fn bystanders_notice_nothing() -> Result<()> {
         expect_answer(&lab.neighbour(), at, "worker")?;
     }
     for at in [CP1, W1, OUT].iter().flat_map(|host| host.both(port::ECHO)) {
-        for place in [&lab.login("cp1"), lab.pod("pod-b"), &lab.neighbour()] {
-            let datagram = place.udp(at)?;
+        for workload in [&lab.login("cp1"), lab.pod("pod-b"), &lab.neighbour()] {
+            let datagram = workload.udp(at)?;
             ensure!(
                 datagram == Outcome::Answered,
                 "{} to {at}/udp: {datagram}",
-                place.party().name
+                workload.party().name
             );
-            ensure!(place.ping(at.ip())? == Outcome::Answered, "ping {at}");
+            ensure!(workload.ping(at.ip())? == Outcome::Answered, "ping {at}");
         }
     }
     for agent in &agents {
@@ -53,7 +53,7 @@ fn bystanders_notice_nothing() -> Result<()> {
     Ok(())
 }
 
-/// The kernel hands a copy of what a node sends to all to the node itself, as coming from the link.
+/// The kernel passes a copy of a node's broadcasts to the node itself, as if it came from the link.
 #[test]
 fn a_node_hears_its_own_broadcasts() -> Result<()> {
     const ALL: SocketAddr = SocketAddr::V4(SocketAddrV4::new(Ipv4Addr::new(10, 77, 0, 255), 5353));

@@ -1,20 +1,20 @@
-//! Every `policies/NAME.cases.yaml` through the loaded kernel programs: packets by
-//! `BPF_PROG_TEST_RUN`, binds by binding. The same files run through the decision in userspace in the
-//! tests of the library.
+//! Runs every `policies/NAME.cases.yaml` through the loaded kernel programs: packets by
+//! `BPF_PROG_TEST_RUN`, binds by binding. The library's tests run the same files through the
+//! decision in userspace.
 //!
-//! Then random packets, against the decision in userspace: the kernel programs must say the same, and
-//! count it under the same reason or path.
+//! Then random packets are compared with the decision in userspace: the kernel programs must decide
+//! the same, and count it under the same reason or path.
 //!
-//! Run without arguments. It makes a network namespace and a cgroup of its own and moves into them.
+//! Takes no arguments. It creates a network namespace and a cgroup of its own and moves into them.
 
 use std::fs;
 use std::io::ErrorKind;
 use std::net::{IpAddr, SocketAddr, TcpListener, UdpSocket};
 use std::path::{Path, PathBuf};
-use std::process::{Command, ExitCode};
+use std::process::ExitCode;
 
 use anyhow::{Context, Result, bail, ensure};
-use enforcer::kernel::{Kernel, Link, TcMode, apply::NewPolicy, cgroups, trial::Trial};
+use enforcer::kernel::{Kernel, TcMode, apply::NewPolicy, cgroups, trial::Trial};
 use enforcer_common::judge::judge;
 use enforcer_common::packet::Packet;
 use enforcer_common::parse::{Start, parse};
@@ -27,6 +27,8 @@ use enforcer_policy::compile::{Compiled, PathNumbers, Simulator, compile};
 use enforcer_policy::model::{Mode, Policy};
 use enforcer_tests::cgroup::OwnTree;
 use enforcer_tests::packet::{Content, Forged};
+use enforcer_tests::random::{self, Random};
+use enforcer_tests::sandbox::{ip, link};
 use nix::net::if_::if_nametoindex;
 use nix::sched::{CloneFlags, unshare};
 
@@ -98,10 +100,11 @@ fn run() -> Result<(usize, usize)> {
     Ok((passed, failed))
 }
 
-/// How many random packets, unless the environment sets another number (an emulated machine is slow).
+/// How many random packets to try, unless the environment sets another number (an emulated machine
+/// is slow).
 const RANDOM_PACKETS: usize = 6000;
 
-/// A pod that is more than a pod, and lives behind the interface; and one that lives elsewhere.
+/// A pod that is also another component, and is behind the interface; and one that is elsewhere.
 const NAMED: [&str; 2] = ["10.244.0.9", "10.244.0.10"];
 
 fn random_packets_agree(drop: bool) -> Result<()> {
@@ -125,7 +128,7 @@ fn random_packets_agree(drop: bool) -> Result<()> {
     let lives_there: IpAddr = NAMED[0].parse()?;
     let compiled = bench.compiled.clone();
     let tables = Simulator::new(&compiled);
-    let mut random = Random::new()?;
+    let mut random = Random::new(random::seed()?);
     let mut outcomes = std::collections::BTreeMap::new();
     let packets = match std::env::var("ENFORCER_CASES_PACKETS") {
         Ok(number) => number
@@ -134,7 +137,7 @@ fn random_packets_agree(drop: bool) -> Result<()> {
         Err(_) => RANDOM_PACKETS,
     };
     for round in 0..packets {
-        let frame = random.frame();
+        let frame = random_frame(&mut random);
         let (role, interface) = if random.below(2) == 0 {
             (Role::Pod, bench.pod)
         } else {
@@ -160,7 +163,7 @@ fn random_packets_agree(drop: bool) -> Result<()> {
         );
         *outcomes.entry(index).or_insert(0) += 1;
     }
-    // A test that meets a single outcome proves nothing.
+    // A test that sees only one outcome proves nothing.
     ensure!(outcomes.len() >= 12, "only {outcomes:?}");
     println!(
         "{packets} random packets, no difference, {} outcomes",
@@ -169,8 +172,8 @@ fn random_packets_agree(drop: bool) -> Result<()> {
     Ok(())
 }
 
-/// The verdict after the TLS check of a path that requires it: there is no open stream here, so only data with a SYN is
-/// checked.
+/// The verdict after the TLS check of a path that requires TLS: there is no open stream here, so
+/// only data with a SYN is checked.
 fn with_tls_lock(
     tables: &Simulator<'_>,
     allowed: Verdict,
@@ -189,116 +192,90 @@ fn with_tls_lock(
     }
 }
 
-/// Random numbers that one number repeats.
-struct Random(u64);
-
-impl Random {
-    fn new() -> Result<Self> {
-        let seed = match std::env::var("ENFORCER_TEST_SEED") {
-            Ok(seed) => seed.parse().context("ENFORCER_TEST_SEED is no number")?,
-            Err(_) => std::time::UNIX_EPOCH.elapsed()?.as_nanos() as u64 | 1,
-        };
-        println!("ENFORCER_TEST_SEED={seed}");
-        Ok(Self(seed))
-    }
-
-    /// xorshift64.
-    fn below(&mut self, end: usize) -> usize {
-        self.0 ^= self.0 << 13;
-        self.0 ^= self.0 >> 7;
-        self.0 ^= self.0 << 17;
-        (self.0 % end as u64) as usize
-    }
-
-    fn pick<T: Copy>(&mut self, from: &[T]) -> T {
-        from[self.below(from.len())]
-    }
-
-    /// Nothing, nonsense, or the beginning of a ClientHello.
-    fn payload(&mut self) -> Vec<u8> {
-        let hello = [22, 3, 1, 2, 0, 1, 0, 1, 252, 3, 3, 0, 0, 0, 0, 0];
-        match self.below(3) {
-            0 => vec![0; self.below(40)],
-            1 => hello[..self.below(hello.len())].to_vec(),
-            _ => Vec::new(),
-        }
-    }
-
-    /// A frame that means something to the policy, more or less broken.
-    fn frame(&mut self) -> Vec<u8> {
-        const V4: [&str; 14] = [
-            NAMED[0],
-            NAMED[1],
-            "10.96.0.10",
-            "10.0.0.5",
-            "169.254.169.254",
-            "10.0.0.11",
-            "10.0.0.21",
-            "10.244.1.5",
-            "10.96.0.1",
-            "192.0.2.7",
-            "203.0.113.9",
-            "127.0.0.1",
-            "169.254.20.10",
-            "10.0.0.99",
-        ];
-        const V6: [&str; 7] = [
-            "fd00::11",
-            "fd00::21",
-            "fd01::5",
-            "fd10::1",
-            "2001:db8::9",
-            "::1",
-            "fe80::1",
-        ];
-        const PORTS: [u16; 14] = [
-            2379, 2380, 2381, 6443, 443, 8080, 10250, 10255, 40_000, 53, 4789, 123, 67, 68,
-        ];
-        let pool: &[&str] = if self.below(2) == 0 { &V4 } else { &V6 };
-        let mut address = || {
-            pool[self.below(pool.len())]
-                .parse()
-                .unwrap_or(IpAddr::from([0; 4]))
-        };
-        let (source, destination) = (address(), address());
-        let content = match self.below(8) {
-            0..=3 => Content::Tcp {
-                flags: self.below(256) as u8,
-                payload: self.payload(),
-            },
-            4 | 5 => Content::udp("random"),
-            6 => Content::Message(self.below(256) as u8),
-            _ => Content::Protocol(112),
-        };
-        let source = SocketAddr::new(source, self.pick(&PORTS));
-        let destination = SocketAddr::new(destination, self.pick(&PORTS));
-        let content_is_other = matches!(content, Content::Protocol(_));
-        let packet = Forged {
-            source,
-            destination,
-            content,
-        };
-        let mut frame = packet.frame([2; 6], [4; 6]).unwrap_or_else(|_| vec![0; 60]);
-        if content_is_other {
-            // Extension headers and fragments that are none, tunnels, whatever has no ports.
-            let at = if source.is_ipv4() { 14 + 9 } else { 14 + 6 };
-            frame[at] = self.pick(&[0, 4, 43, 44, 47, 50, 51, 60, 112, 132, 135]);
-        }
-        // Below this length the kernel does not run a program on it.
-        let shortest = if source.is_ipv4() { 34 } else { 54 };
-        if self.below(4) == 0 {
-            frame.truncate(shortest + self.below(frame.len() - shortest + 1));
-        }
-        for _ in 0..self.pick(&[0, 0, 0, 1, 2]) {
-            // The link header stays: with another one the least length is another.
-            let at = 14 + self.below(frame.len() - 14);
-            frame[at] = self.below(256) as u8;
-        }
-        frame
+/// Nothing, random bytes, or the beginning of a ClientHello.
+fn random_payload(random: &mut Random) -> Vec<u8> {
+    let hello = [22, 3, 1, 2, 0, 1, 0, 1, 252, 3, 3, 0, 0, 0, 0, 0];
+    match random.below(3) {
+        0 => vec![0; random.below(40)],
+        1 => hello[..random.below(hello.len())].to_vec(),
+        _ => Vec::new(),
     }
 }
 
-/// A shipped policy, as it is or with all other traffic dropped.
+/// A frame with addresses and ports of the policy, more or less malformed.
+fn random_frame(random: &mut Random) -> Vec<u8> {
+    const V4: [&str; 14] = [
+        NAMED[0],
+        NAMED[1],
+        "10.96.0.10",
+        "10.0.0.5",
+        "169.254.169.254",
+        "10.0.0.11",
+        "10.0.0.21",
+        "10.244.1.5",
+        "10.96.0.1",
+        "192.0.2.7",
+        "203.0.113.9",
+        "127.0.0.1",
+        "169.254.20.10",
+        "10.0.0.99",
+    ];
+    const V6: [&str; 7] = [
+        "fd00::11",
+        "fd00::21",
+        "fd01::5",
+        "fd10::1",
+        "2001:db8::9",
+        "::1",
+        "fe80::1",
+    ];
+    const PORTS: [u16; 14] = [
+        2379, 2380, 2381, 6443, 443, 8080, 10250, 10255, 40_000, 53, 4789, 123, 67, 68,
+    ];
+    let pool: &[&str] = if random.below(2) == 0 { &V4 } else { &V6 };
+    let mut address = || {
+        pool[random.below(pool.len())]
+            .parse()
+            .unwrap_or(IpAddr::from([0; 4]))
+    };
+    let (source, destination) = (address(), address());
+    let content = match random.below(8) {
+        0..=3 => Content::Tcp {
+            flags: random.below(256) as u8,
+            payload: random_payload(random),
+        },
+        4 | 5 => Content::udp("random"),
+        6 => Content::Message(random.below(256) as u8),
+        _ => Content::Protocol(112),
+    };
+    let source = SocketAddr::new(source, *random.pick(&PORTS));
+    let destination = SocketAddr::new(destination, *random.pick(&PORTS));
+    let content_is_other = matches!(content, Content::Protocol(_));
+    let packet = Forged {
+        source,
+        destination,
+        content,
+    };
+    let mut frame = packet.frame([2; 6], [4; 6]).unwrap_or_else(|_| vec![0; 60]);
+    if content_is_other {
+        // Invalid extension headers and fragments, tunnels, protocols without ports.
+        let at = if source.is_ipv4() { 14 + 9 } else { 14 + 6 };
+        frame[at] = *random.pick(&[0, 4, 43, 44, 47, 50, 51, 60, 112, 132, 135]);
+    }
+    // The kernel runs no program on shorter frames.
+    let shortest = if source.is_ipv4() { 34 } else { 54 };
+    if random.below(4) == 0 {
+        frame.truncate(shortest + random.below(frame.len() - shortest + 1));
+    }
+    for _ in 0..*random.pick(&[0, 0, 0, 1, 2]) {
+        // The link header stays: another one would change the minimum length.
+        let at = 14 + random.below(frame.len() - 14);
+        frame[at] = random.below(256) as u8;
+    }
+    frame
+}
+
+/// A shipped policy, unchanged or with all other traffic dropped.
 fn shipped(file: &Path, drop: bool) -> Result<Policy> {
     let mut texts = enforcer::files::read_sources(&[file.to_owned()])?;
     if drop {
@@ -325,7 +302,7 @@ fn policies() -> Result<Vec<(bool, PathBuf)>> {
         .collect())
 }
 
-/// A node that is there for its programs only.
+/// A node that exists only for its programs.
 struct Bench {
     kernel: Kernel,
     compiled: Compiled,
@@ -376,18 +353,6 @@ impl Bench {
         };
         kernel.apply(new, &ids, None)?;
         kernel.attach_cgroup(root.directory())?;
-        let link = |name: &str, layer| -> Result<Link> {
-            let index = if_nametoindex(name)?;
-            Ok(Link {
-                index,
-                name: name.to_owned(),
-                layer,
-                controller: None,
-                is_port: false,
-                controls_pods: false,
-                peer_namespace: None,
-            })
-        };
         let links = [
             (link("lo", libc::ARPHRD_LOOPBACK)?, Role::Loopback),
             (link("eth0", libc::ARPHRD_ETHER)?, Role::Uplink),
@@ -430,7 +395,7 @@ impl Bench {
                 (false, counter::of_reason(found, false))
             }
         };
-        // A bind that is allowed is no packet, and not counted.
+        // An allowed bind is not a packet, and is not counted.
         let counted = matches!((&case.attempt, pass), (Attempt::Bind(_), true)) || moved(index);
         let reasons: Vec<_> = Reason::ALL
             .into_iter()
@@ -471,7 +436,7 @@ impl Bench {
                 self.root.enter(cgroup)?;
                 bind(at)
             }
-            (sender, Attempt::Bind(_)) => bail!("{sender} can not bind"),
+            (sender, Attempt::Bind(_)) => bail!("{sender} cannot bind"),
         }
     }
 
@@ -532,17 +497,4 @@ fn arp(source: IpAddr, target: IpAddr) -> Result<Vec<u8>> {
         &target.octets(),
     ]
     .concat())
-}
-
-fn ip(line: &str) -> Result<()> {
-    let said = Command::new("ip")
-        .args(line.split(' '))
-        .output()
-        .context("failed to run ip")?;
-    ensure!(
-        said.status.success(),
-        "ip {line}: {}",
-        String::from_utf8_lossy(&said.stderr)
-    );
-    Ok(())
 }

@@ -1,5 +1,5 @@
-//! Bytes that change in flight: a process can still write to memory that it shares with its kernel after a hook has
-//! read it. What is judged must be what arrives.
+//! Bytes that change in flight: a process can still write to memory that it shares with the kernel
+//! after a hook has read it. What is judged must be what arrives.
 
 use std::net::SocketAddr;
 
@@ -11,12 +11,12 @@ use enforcer_tests::packet::{CLIENT_HELLO, to_hex};
 use enforcer_tests::plan::{CP1, LOOPBACK, OUT, POD_B, POD_GATEWAY_MAC, W1, port};
 use enforcer_tests::probe::{FlipFrame, FlipPage, Probe, Serve, ZeroCopy};
 use enforcer_tests::product::{Agent, PolicyText};
-use enforcer_tests::{Lab, Place};
+use enforcer_tests::{Lab, Workload};
 
 const SYN: u8 = 0x02;
-/// So many frames are sent under the policy.
+/// How many frames are sent under the policy.
 const FRAMES: u32 = 20_000;
-/// So many at a time without it, where one is enough.
+/// How many are sent at a time without one, where a single arrival is enough.
 const FEW: u32 = 200;
 const CONNECTIONS: u32 = 400;
 /// Where the last bytes of the destination's port and of its address are.
@@ -24,14 +24,14 @@ const PORT: usize = 37;
 const PORT_V6: usize = 57;
 const ADDRESS: usize = 33;
 
-/// A frame, and the byte by which it is innocent at one time and not at another.
+/// A frame, and the byte that makes it innocent with one value and not with the other.
 struct Flipped {
     name: &'static str,
     interface: &'static str,
     frame: Vec<u8>,
     at: usize,
     innocent: u8,
-    /// What nftables knows the two by.
+    /// The nftables expressions that match the two.
     aimed: String,
     harmless: Option<String>,
 }
@@ -63,7 +63,7 @@ fn flipped(
 }
 
 impl Flipped {
-    fn send(&self, from: &Place, count: u32) -> Result<()> {
+    fn send(&self, from: &Workload, count: u32) -> Result<()> {
         let report = from.probe(&Probe::FlipFrame(FlipFrame {
             interface: self.interface.to_owned(),
             frame: to_hex(&self.frame),
@@ -75,11 +75,11 @@ impl Flipped {
         Ok(())
     }
 
-    /// Without a policy some arrive; with one, only those that may.
+    /// Without a policy, some arrive; with one, only those that may.
     fn is_held(
         &self,
         lab: &Lab,
-        from: &Place,
+        from: &Workload,
         guard: &str,
         (hook, reason): (&str, &str),
     ) -> Result<()> {
@@ -114,7 +114,7 @@ impl Flipped {
 #[test]
 fn frames_are_judged_as_they_arrive() -> Result<()> {
     let lab = Lab::builder().build()?;
-    // Frames on lo come without a route, as from a wire.
+    // Frames on lo are delivered without a route, as if from a wire.
     let host = lab.host("cp1").namespace();
     host.set_sysctls(&[("ipv4/conf/all/route_localnet", "1")])?;
     let nobody = [[0; 6]; 2];
@@ -133,7 +133,8 @@ fn frames_are_judged_as_they_arrive() -> Result<()> {
     );
     // The other address is not one that w1 guards.
     (address.at, address.innocent) = (ADDRESS, OUT.v4.octets()[3]);
-    // The header's checksum is valid for one address only, so packets to the other are not counted.
+    // The header's checksum is valid for only one of the addresses, so packets to the other are not
+    // counted.
     address.harmless = None;
     let flips = [
         (
@@ -189,8 +190,8 @@ fn frames_are_judged_as_they_arrive() -> Result<()> {
     ];
     let failures: Vec<String> = flips
         .iter()
-        .filter_map(|(flip, (place, guard, judged))| {
-            let held = flip.is_held(&lab, place, guard, *judged);
+        .filter_map(|(flip, (workload, guard, judged))| {
+            let held = flip.is_held(&lab, workload, guard, *judged);
             held.err().map(|error| format!("{}: {error:#}", flip.name))
         })
         .collect();
@@ -198,19 +199,19 @@ fn frames_are_judged_as_they_arrive() -> Result<()> {
     lab.close()
 }
 
-/// Another value of the first byte makes plaintext of a ClientHello.
+/// A value of the first byte that turns a ClientHello into plaintext.
 const PLAIN: u8 = b'G';
 
 /// A client that may use TLS to the apiserver, and the node whose agent checks it.
 struct Route {
     name: &'static str,
-    place: Place,
+    workload: Workload,
     guard: &'static str,
 }
 
 fn pages(route: &Route, how: ZeroCopy, mark: &str, count: u32) -> Result<()> {
     let page = [&CLIENT_HELLO[..], mark.as_bytes()].concat();
-    let report = route.place.probe(&Probe::FlipPage(FlipPage {
+    let report = route.workload.probe(&Probe::FlipPage(FlipPage {
         connect: CP1.at(port::APISERVER),
         page: to_hex(&page),
         to: PLAIN,
@@ -234,15 +235,15 @@ fn heard(server: &Server, mark: &str) -> (usize, usize) {
 }
 
 #[test]
-fn a_client_hello_stays_one() -> Result<()> {
+fn a_client_hello_cannot_change_after_its_check() -> Result<()> {
     let lab = Lab::builder().build()?;
     let server = lab.apiserver().serve(Serve {
         tcp: CP1.both(port::APISERVER).to_vec(),
         ..Serve::default()
     })?;
-    let route = |name, place: &Place, guard| Route {
+    let route = |name, workload: &Workload, guard| Route {
         name,
-        place: place.clone(),
+        workload: workload.clone(),
         guard,
     };
     let routes = [
@@ -281,9 +282,9 @@ fn a_client_hello_stays_one() -> Result<()> {
                 let (after, _) = agent.denied("NotTls")?;
                 let (plain, hello) = heard(&server, &mark);
                 if plain > 0 || hello == 0 || after == before {
-                    let told = after - before;
+                    let reported = after - before;
                     failures.push(format!(
-                        "{}, {how:?}: {plain} plaintexts and {hello} ClientHellos heard, {told} told",
+                        "{}, {how:?}: {plain} plaintexts and {hello} ClientHellos heard, {reported} reported",
                         route.name
                     ));
                 }

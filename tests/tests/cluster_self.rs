@@ -1,4 +1,5 @@
-//! A whole cluster in the lab, without the product: what the policies are about works here.
+//! A whole cluster in the lab, without the product: everything that the policies are about works
+//! here.
 
 use std::io::{BufRead, BufReader};
 use std::net::SocketAddr;
@@ -16,15 +17,15 @@ use enforcer_tests::plan::{
 use enforcer_tests::probe::{Dns, Serve, Sniff};
 use enforcer_tests::servers::{expect_answer, expect_page};
 use enforcer_tests::sweep::{LabId, sweep, traces};
-use enforcer_tests::{Lab, Outcome, Place, cluster, ssh, tools};
+use enforcer_tests::{Lab, Outcome, Workload, cluster, ssh, tools};
 
 fn secure(at: SocketAddr) -> String {
     format!("https://{at}/")
 }
 
-fn expect(place: &Place, to: SocketAddr, wanted: Outcome) -> Result<()> {
-    let outcome = place.connect(to)?;
-    let who = place.party().name;
+fn expect(workload: &Workload, to: SocketAddr, wanted: Outcome) -> Result<()> {
+    let outcome = workload.connect(to)?;
+    let who = workload.party().name;
     ensure!(outcome == wanted, "{who} to {to}: {outcome}, not {wanted}");
     Ok(())
 }
@@ -35,7 +36,7 @@ fn a_cluster_works() -> Result<()> {
     let mut lab = Lab::builder().full().cluster().services().build()?;
     let took = started.elapsed();
     println!("a cluster took {took:?}");
-    // Three seconds on an idle machine; other tests run beside this one.
+    // Three seconds on an idle machine; other tests run in parallel.
     ensure!(took < Duration::from_secs(20), "a cluster took {took:?}");
     the_control_plane_answers(&lab).context("the control plane")?;
     services_lead_where_they_should(&lab).context("services")?;
@@ -50,43 +51,47 @@ fn a_cluster_works() -> Result<()> {
 
 fn the_control_plane_answers(lab: &Lab) -> Result<()> {
     for node in lab.topology().control_plane {
-        let place = lab.login(node.name);
+        let workload = lab.login(node.name);
         for (name, port) in [
             ("controller-manager", port::CONTROLLER_MANAGER),
             ("scheduler", port::SCHEDULER),
         ] {
-            expect_page(&place, &secure(LOOPBACK.at(port)), name)?;
+            expect_page(&workload, &secure(LOOPBACK.at(port)), name)?;
             expect(&lab.neighbour(), node.at(port), Outcome::Refused)?;
         }
         let health = format!("http://{}/health", LOOPBACK.at(port::ETCD_METRICS));
-        place.curl(&health, None)?.checked()?;
+        workload.curl(&health, None)?.checked()?;
         for at in node.both(port::APISERVER) {
             expect_page(lab.pod("pod-c"), &secure(at), "apiserver")?;
         }
     }
     for node in lab.topology().nodes {
-        let place = lab.login(node.name);
+        let workload = lab.login(node.name);
         for at in node.both(port::KUBELET) {
             expect_page(&lab.apiserver(), &secure(at), "kubelet")?;
         }
         for at in node.both(port::KUBE_PROXY) {
             expect_answer(&lab.login("lb"), at, "kube-proxy")?;
         }
-        expect_answer(&place, LOOPBACK.at(port::KUBE_PROXY_METRICS), "kube-proxy")?;
-        expect_answer(&place, LOOPBACK.at(port::STREAMING), "containerd")?;
+        expect_answer(
+            &workload,
+            LOOPBACK.at(port::KUBE_PROXY_METRICS),
+            "kube-proxy",
+        )?;
+        expect_answer(&workload, LOOPBACK.at(port::STREAMING), "containerd")?;
         let health = format!("http://{}/", LOOPBACK.at(port::KUBELET_HEALTH));
-        expect_page(&place, &health, "kubelet")?;
+        expect_page(&workload, &health, "kubelet")?;
     }
     Ok(())
 }
 
 fn services_lead_where_they_should(lab: &Lab) -> Result<()> {
-    for place in [lab.pod("pod-a").clone(), lab.login("w2"), lab.login("cp3")] {
+    for workload in [lab.pod("pod-a").clone(), lab.login("w2"), lab.login("cp3")] {
         for at in SERVICE.both(port::SERVICE) {
-            expect_page(&place, &secure(at), "apiserver")?;
+            expect_page(&workload, &secure(at), "apiserver")?;
         }
         for at in WEBHOOK_SERVICE.both(port::SERVICE) {
-            expect_page(&place, &secure(at), "webhook")?;
+            expect_page(&workload, &secure(at), "webhook")?;
         }
     }
     let webhook = plan::WEBHOOK.party;
@@ -94,8 +99,8 @@ fn services_lead_where_they_should(lab: &Lab) -> Result<()> {
         expect_page(&lab.apiserver(), &secure(webhook.at(port)), "webhook")?;
     }
     for at in LB.both(port::APISERVER) {
-        for place in [lab.kubelet("w1"), lab.login("admin"), lab.login("cp2")] {
-            expect_page(&place, &secure(at), "apiserver")?;
+        for workload in [lab.kubelet("w1"), lab.login("admin"), lab.login("cp2")] {
+            expect_page(&workload, &secure(at), "apiserver")?;
         }
     }
     let node_port = lab.neighbour().ask(CP1.at(port::NODE_PORT), "x")?;
@@ -158,7 +163,7 @@ fn konnectivity_leads_to_kubelets(lab: &Lab) -> Result<()> {
     let ends = cluster::start_konnectivity(lab)?;
     for node in lab.topology().control_plane {
         let api = lab.static_pod(node.name, "apiserver");
-        // More often than an agent keeps connections waiting.
+        // More connections than an agent keeps waiting.
         for _ in 0..12 {
             expect_page(&api, &url, "kubelet")?;
         }
@@ -177,8 +182,8 @@ fn konnectivity_leads_to_kubelets(lab: &Lab) -> Result<()> {
 fn the_floating_address_is_where_it_was_claimed(lab: &Lab) -> Result<()> {
     lab.claim(&CP1, &VIP)?;
     for at in VIP.both(port::APISERVER) {
-        for place in [lab.kubelet("cp1"), lab.kubelet("w2"), lab.login("admin")] {
-            expect_page(&place, &secure(at), "apiserver")?;
+        for workload in [lab.kubelet("cp1"), lab.kubelet("w2"), lab.login("admin")] {
+            expect_page(&workload, &secure(at), "apiserver")?;
         }
     }
     Ok(())
@@ -286,10 +291,10 @@ fn pods_talk_through_the_tunnel() -> Result<()> {
         ..Sniff::default()
     })?;
     for to in c.party().both(port::ECHO) {
-        for place in [&a, &lab.login("cp1"), &lab.login("w2")] {
-            expect(place, to, Outcome::Connected)?;
+        for workload in [&a, &lab.login("cp1"), &lab.login("w2")] {
+            expect(workload, to, Outcome::Connected)?;
         }
-        // Larger than the tunnel is wide.
+        // Larger than the tunnel's MTU.
         let all = a.transfer(to, 300_000)?;
         ensure!(all.outcome == Outcome::Answered, "{to}: {all:?}");
     }
@@ -310,7 +315,7 @@ fn pods_talk_through_the_tunnel() -> Result<()> {
     lab.close()
 }
 
-/// The lab for a person, killed: what it leaves is swept by the next lab.
+/// The lab for interactive use is killed: the next lab sweeps what it leaves.
 #[test]
 fn a_dead_owners_cluster_is_swept() -> Result<()> {
     let mut owner = Command::new(env!("CARGO_BIN_EXE_enforcer-lab"))
@@ -340,7 +345,7 @@ fn a_dead_owners_cluster_is_swept() -> Result<()> {
 }
 
 #[test]
-fn an_inventory_tells_what_a_cluster_has() -> Result<()> {
+fn the_inventory_describes_the_cluster() -> Result<()> {
     let lab = Lab::builder().vxlan().build()?;
     let text = lab.inventory_yaml();
     for part in [

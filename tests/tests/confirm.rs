@@ -1,8 +1,9 @@
-//! Policies with a deadline: the kernel programs go back to the one before by themselves, whatever became of the agent.
+//! Policies with a deadline: the kernel programs go back to the previous policy by themselves,
+//! whatever happens to the agent.
 
 use std::fs;
 use std::thread;
-use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+use std::time::{Duration, Instant};
 
 use anyhow::{Result, ensure};
 use enforcer_tests::patience::patient;
@@ -10,11 +11,12 @@ use enforcer_tests::plan::{CP1, LOOPBACK, port};
 use enforcer_tests::probe::Hold;
 use enforcer_tests::process::Ran;
 use enforcer_tests::product::{Agent, PolicyText};
-use enforcer_tests::{Lab, Outcome, Place, tools};
+use enforcer_tests::random::{self, Random};
+use enforcer_tests::{Lab, Outcome, Workload, tools};
 use serde_json::Value;
 
 const SOON: Duration = Duration::from_secs(3);
-/// Long enough for what a test does before it is over.
+/// Long enough for what a test does before it expires.
 const DEADLINE: Duration = Duration::from_secs(6);
 /// Longer than any test.
 const LONG: &str = "10m";
@@ -24,18 +26,18 @@ fn deadline() -> String {
 }
 
 fn enforcer(lab: &Lab, args: &[&str]) -> Result<Ran> {
-    let place = lab.daemon("cp1", "enforcer");
-    place.command_of(&tools::enforcer()?)?.args(args).run()
+    let workload = lab.daemon("cp1", "enforcer");
+    workload.command_of(&tools::enforcer()?)?.args(args).run()
 }
 
-/// What a tool prints on that host.
+/// The output of a shell command on that host.
 fn fs_of(lab: &Lab, line: &str) -> Result<String> {
-    let place = lab.daemon("cp1", "enforcer");
-    let ran = place.run("/bin/sh", ["-euc", line])?.checked()?;
+    let workload = lab.daemon("cp1", "enforcer");
+    let ran = workload.run("/bin/sh", ["-euc", line])?.checked()?;
     Ok(ran.stdout)
 }
 
-/// A policy that takes the insecure port from those who may use it.
+/// A policy that takes away the insecure port from those who may use it.
 fn without() -> PolicyText {
     PolicyText {
         disable: vec!["insecure-port"],
@@ -48,16 +50,16 @@ fn use_insecure_port(lab: &Lab) -> Result<Outcome> {
         .connect(LOOPBACK.at(port::INSECURE))
 }
 
-/// Waits until somebody reaches something again, or no longer.
+/// Waits until a client reaches something again, or no longer does.
 fn comes_to(
-    place: &Place,
+    workload: &Workload,
     to: std::net::SocketAddr,
     wanted: Outcome,
     at_most: Duration,
 ) -> Result<()> {
     let end = Instant::now() + at_most;
     loop {
-        let outcome = place.connect(to)?;
+        let outcome = workload.connect(to)?;
         if outcome == wanted {
             return Ok(());
         }
@@ -76,11 +78,11 @@ fn manual(lab: &Lab, policy: &PolicyText) -> Result<Agent> {
 }
 
 #[test]
-fn the_programs_go_back_by_themselves() -> Result<()> {
+fn the_programs_roll_back_without_an_agent() -> Result<()> {
     let lab = Lab::builder().apiserver().build()?;
     let policy = PolicyText::default();
     for mode in ["auto", "clsact"] {
-        // Nothing was ever confirmed here.
+        // No policy was ever confirmed here.
         let host = lab.daemon("cp1", "enforcer");
         host.run("/bin/rm", ["-rf", "/run/enforcer-state"])?
             .checked()?;
@@ -88,17 +90,17 @@ fn the_programs_go_back_by_themselves() -> Result<()> {
         let generation = agent.generation()?;
         ensure!(use_insecure_port(&lab)? == Outcome::Connected, "before");
         fs::write(agent.policy(), without().yaml(&lab))?;
-        let said = enforcer(&lab, &["apply", "--confirm-within", &deadline()])?.checked()?;
+        let ran = enforcer(&lab, &["apply", "--confirm-within", &deadline()])?.checked()?;
         let began = Instant::now();
         ensure!(
-            said.stdout.contains("unless `enforcer confirm` comes"),
-            "{said}"
+            ran.stdout.contains("unless `enforcer confirm` comes"),
+            "{ran}"
         );
         let outcome = use_insecure_port(&lab)?;
-        // A machine that is slow beyond measure may have passed the deadline already.
+        // A very slow machine may have passed the deadline already.
         let in_time = began.elapsed() < patient(DEADLINE);
         ensure!(outcome == Outcome::Eperm || !in_time, "applied: {outcome}");
-        // Nobody is there any more, and nothing that could do anything.
+        // Now no agent is left that could do anything.
         agent.kill()?;
         comes_to(
             &lab.controller_manager(),
@@ -108,13 +110,13 @@ fn the_programs_go_back_by_themselves() -> Result<()> {
         )?;
         let intruder = lab.hostnet("cp1").connect(LOOPBACK.at(port::INSECURE))?;
         ensure!(intruder == Outcome::Eperm, "the policy before: {intruder}");
-        let said = enforcer(&lab, &["status"])?;
+        let ran = enforcer(&lab, &["status"])?;
         ensure!(
-            said.stderr
+            ran.stderr
                 .contains(&format!("generation {generation}, is in force")),
-            "{said}"
+            "{ran}"
         );
-        // The next agent says so, and leaves it at that: its files hold what nobody confirmed.
+        // The next agent says so, and does nothing more: its files hold what nobody confirmed.
         let file = lab.directory().join("cp1.yaml");
         let agent = Agent::start_with(&lab, "cp1", &without(), &["--manual", "--tc", mode])?;
         ensure!(
@@ -132,14 +134,14 @@ fn the_programs_go_back_by_themselves() -> Result<()> {
                 .is_some_and(|error| error.contains("was not confirmed")),
             "{status:#}"
         );
-        // Also with nothing pinned any more, as after a restart of the machine.
+        // Even with nothing pinned any more, as after a reboot.
         agent.stop()?.checked()?;
         let agent = Agent::start_with(&lab, "cp1", &without(), &["--tc", mode])?;
         ensure!(
             use_insecure_port(&lab)? == Outcome::Connected,
             "after a restart"
         );
-        // A person may want it all the same.
+        // A person may request it all the same.
         enforcer(&lab, &["apply"])?.checked()?;
         ensure!(use_insecure_port(&lab)? == Outcome::Eperm, "applied again");
         let status = agent.status()?;
@@ -153,29 +155,29 @@ fn the_programs_go_back_by_themselves() -> Result<()> {
 }
 
 #[test]
-fn what_is_confirmed_stays_and_what_is_taken_back_goes() -> Result<()> {
+fn confirmed_policies_stay_and_rolled_back_ones_do_not() -> Result<()> {
     let lab = Lab::builder().apiserver().build()?;
     let agent = manual(&lab, &PolicyText::default())?;
-    let said = enforcer(&lab, &["confirm"])?;
+    let ran = enforcer(&lab, &["confirm"])?;
     ensure!(
-        said.code() == Some(2) && said.stderr.contains("nothing waits to be confirmed"),
-        "{said}"
+        ran.code() == Some(2) && ran.stderr.contains("nothing waits to be confirmed"),
+        "{ran}"
     );
-    let said = enforcer(&lab, &["rollback"])?;
+    let ran = enforcer(&lab, &["rollback"])?;
     ensure!(
-        said.code() == Some(2) && said.stderr.contains("no policy was confirmed"),
-        "{said}"
+        ran.code() == Some(2) && ran.stderr.contains("no policy was confirmed"),
+        "{ran}"
     );
-    // A change alone does nothing.
+    // A change alone has no effect.
     fs::write(agent.policy(), without().yaml(&lab))?;
     let end = Instant::now() + patient(Duration::from_secs(8));
     while agent.status()?["lastError"].is_null() {
-        ensure!(Instant::now() < end, "the change is not told");
+        ensure!(Instant::now() < end, "the change is not reported");
         thread::sleep(Duration::from_millis(50));
     }
     ensure!(use_insecure_port(&lab)? == Outcome::Connected, "by itself");
 
-    // Taken back by request.
+    // Rolled back by request.
     let generation = agent.generation()?;
     enforcer(&lab, &["apply", "--confirm-within", LONG])?.checked()?;
     ensure!(agent.generation()? == generation + 1, "applied");
@@ -196,7 +198,7 @@ fn what_is_confirmed_stays_and_what_is_taken_back_goes() -> Result<()> {
         "{status:#}"
     );
 
-    // Once more, and another one meanwhile is refused; the same one has more time.
+    // Again; meanwhile another policy is refused, and the same one gets more time.
     let applied = enforcer(&lab, &["apply", "--confirm-within", LONG, "-o", "json"])?.checked()?;
     let first = json(&applied)?["confirmBy"].clone();
     let state = fs_of(&lab, "cat /run/enforcer-state/policies.json")?;
@@ -213,7 +215,7 @@ fn what_is_confirmed_stays_and_what_is_taken_back_goes() -> Result<()> {
         refused.code() == Some(2) && refused.stderr.contains("\"Unconfirmed\""),
         "{refused}"
     );
-    // Nor is it forgotten that the first one waits, should everything end now.
+    // It is also still recorded that the first one is unconfirmed, in case everything ends now.
     let refused = enforcer(&lab, &["apply", "--confirm-within", LONG])?;
     ensure!(refused.code() == Some(2), "{refused}");
     let state = fs_of(&lab, "cat /run/enforcer-state/policies.json")?;
@@ -238,7 +240,7 @@ fn what_is_confirmed_stays_and_what_is_taken_back_goes() -> Result<()> {
         "confirmed, the next agent"
     );
 
-    // Back to what was confirmed before, which the files do not hold, and which stays all the same.
+    // Back to what was confirmed before. The files do not hold it, but it stays in force.
     enforcer(&lab, &["rollback"])?.checked()?;
     ensure!(
         use_insecure_port(&lab)? == Outcome::Connected,
@@ -254,9 +256,9 @@ fn what_is_confirmed_stays_and_what_is_taken_back_goes() -> Result<()> {
     lab.close()
 }
 
-/// The next agent goes on waiting, and what comes meanwhile is known to both policies.
+/// The next agent continues to wait, and cgroups that appear meanwhile are known to both policies.
 #[test]
-fn who_waits_outlives_the_agent_too() -> Result<()> {
+fn an_unconfirmed_policy_outlives_the_agent() -> Result<()> {
     let lab = Lab::builder().apiserver().build()?;
     let agent = manual(&lab, &PolicyText::default())?;
     let held = lab
@@ -273,7 +275,7 @@ fn who_waits_outlives_the_agent_too() -> Result<()> {
         status["generation"].as_u64() == Some(generation) && status["confirmBy"].is_string(),
         "{status:#}"
     );
-    // A static pod that is made anew has another cgroup.
+    // A recreated static pod has another cgroup.
     let pod = lab.static_pod("cp1", "scheduler");
     let (directory, before) = (pod.cgroup().directory(), pod.cgroup().id()?);
     fs::remove_dir(directory)?;
@@ -301,9 +303,9 @@ fn who_waits_outlives_the_agent_too() -> Result<()> {
     lab.close()
 }
 
-/// An agent whose maps have another layout does not go on with a policy that waits: nobody has confirmed it.
+/// An agent with another map layout does not keep an unconfirmed policy.
 #[test]
-fn what_waits_is_not_confirmed_by_an_upgrade() -> Result<()> {
+fn an_upgrade_confirms_no_policy() -> Result<()> {
     let lab = Lab::builder().apiserver().build()?;
     let agent = manual(&lab, &PolicyText::default())?;
     fs::write(agent.policy(), without().yaml(&lab))?;
@@ -328,9 +330,9 @@ fn what_waits_is_not_confirmed_by_an_upgrade() -> Result<()> {
     lab.close()
 }
 
-/// A policy that takes interfaces for what they are not is taken back with all that it said of them.
+/// A policy that assigns wrong roles to interfaces is rolled back together with these roles.
 #[test]
-fn roles_of_interfaces_go_back_too() -> Result<()> {
+fn roles_of_interfaces_are_rolled_back_too() -> Result<()> {
     let lab = Lab::builder().bystanders().build()?;
     let echo = CP1.at(port::ECHO);
     let (neighbour, pod) = (lab.login("w1"), lab.pod("pod-a"));
@@ -364,9 +366,9 @@ fn roles_of_interfaces_go_back_too() -> Result<()> {
     lab.close()
 }
 
-/// A policy that is not valid is told with its place, and changes nothing.
+/// An invalid policy is reported with the location of the error, and changes nothing.
 #[test]
-fn a_broken_policy_is_told_to_who_applies_it() -> Result<()> {
+fn applying_a_broken_policy_reports_its_error() -> Result<()> {
     let lab = Lab::builder().build()?;
     let agent = manual(&lab, &PolicyText::default())?;
     let generation = agent.generation()?;
@@ -375,33 +377,26 @@ fn a_broken_policy_is_told_to_who_applies_it() -> Result<()> {
         agent.policy(),
         broken.replace("otherTraffic:", "otherTrafic:"),
     )?;
-    let said = enforcer(&lab, &["apply", "--confirm-within", LONG])?;
+    let ran = enforcer(&lab, &["apply", "--confirm-within", LONG])?;
     ensure!(
-        said.code() == Some(2)
-            && said.stderr.contains("cp1.yaml:")
-            && said.stderr.contains("otherTrafic"),
-        "{said}"
+        ran.code() == Some(2)
+            && ran.stderr.contains("cp1.yaml:")
+            && ran.stderr.contains("otherTrafic"),
+        "{ran}"
     );
     ensure!(agent.generation()? == generation, "applied");
     agent.stop()?.checked()?;
     lab.close()
 }
 
-/// How many policies are tried: a few, or as many as a person wants.
+/// How many policies to try: a few, or as many as the environment says.
 fn hostile() -> u64 {
     let wanted = std::env::var("ENFORCER_HOSTILE").ok();
     wanted.and_then(|text| text.parse().ok()).unwrap_or(3)
 }
 
-fn seed() -> Result<u64> {
-    match std::env::var("ENFORCER_TEST_SEED") {
-        Ok(seed) => Ok(seed.parse()?),
-        Err(_) => Ok(SystemTime::now().duration_since(UNIX_EPOCH)?.as_nanos() as u64),
-    }
-}
-
-/// Whatever a policy says, and whoever is killed meanwhile: what could be reached before can be reached again when the
-/// deadline is over.
+/// Whatever a policy says, and whatever is killed meanwhile: what was reachable before is reachable
+/// again after the deadline.
 #[test]
 fn no_policy_locks_out_for_longer_than_its_deadline() -> Result<()> {
     const CHANGES: [(&str, &str); 7] = [
@@ -416,16 +411,7 @@ fn no_policy_locks_out_for_longer_than_its_deadline() -> Result<()> {
         ("options: [insecure-port]", "options: []"),
         ("podInterfaces: [\"cali*\"]", "podInterfaces: []"),
     ];
-    let seed = seed()?;
-    println!("ENFORCER_TEST_SEED={seed}");
-    let mut random = seed | 1;
-    let mut next = |below: u64| {
-        // xorshift64
-        random ^= random << 13;
-        random ^= random >> 7;
-        random ^= random << 17;
-        random % below
-    };
+    let mut random = Random::new(random::seed()?);
     let lab = Lab::builder().apiserver().bystanders().build()?;
     let policy = PolicyText::default();
     let good = policy.yaml(&lab);
@@ -439,15 +425,15 @@ fn no_policy_locks_out_for_longer_than_its_deadline() -> Result<()> {
         );
         let mut text = good.clone();
         for (from, to) in CHANGES {
-            if next(2) == 0 {
+            if random.chance(2) {
                 text = text.replace(from, to);
             }
         }
         fs::write(agent.policy(), &text)?;
-        let said = enforcer(&lab, &["apply", "--confirm-within", "1s"])?;
+        let ran = enforcer(&lab, &["apply", "--confirm-within", "1s"])?;
         let at = Instant::now();
-        applied += u64::from(said.code() == Some(0));
-        let kills = next(2) == 0;
+        applied += u64::from(ran.code() == Some(0));
+        let kills = random.chance(2);
         if kills {
             agent.kill()?;
         }
@@ -459,17 +445,14 @@ fn no_policy_locks_out_for_longer_than_its_deadline() -> Result<()> {
             Outcome::Connected,
             patient(SOON),
         )?;
-        println!(
-            "policy {number}: {said}, reachable after {:?}",
-            at.elapsed()
-        );
+        println!("policy {number}: {ran}, reachable after {:?}", at.elapsed());
     }
     println!(
         "{applied} policies applied, {locked_out} of them locked a neighbour out, 0 for longer than their deadline"
     );
-    // A few may all be invalid by chance.
+    // If there are only a few, all may be invalid by chance.
     ensure!(applied > 0 || hostile() < 20, "none was applied");
-    // The last agent that was not killed has taken it off already.
+    // An agent that was stopped and not killed has detached it already.
     let _ = enforcer(&lab, &["detach"])?;
     lab.close()
 }

@@ -1,5 +1,5 @@
-//! "Drop all other connectivity" on every node of a cluster: what a healthy cluster needs works, what operators
-//! commonly forget has a named path, and removing a path has the documented symptom.
+//! "Drop all other connectivity" on every node of a cluster: what a healthy cluster needs works,
+//! what operators commonly forget has a named path, and removing a path has the documented symptom.
 
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::sync::atomic::{AtomicU32, Ordering};
@@ -16,7 +16,7 @@ use enforcer_tests::plan::{
 };
 use enforcer_tests::probe::{Dns, Hold, Serve, Sniff};
 use enforcer_tests::product::{Agent, PolicyText};
-use enforcer_tests::{Builder, Lab, Outcome, Place, cluster};
+use enforcer_tests::{Builder, Lab, Outcome, Workload, cluster};
 
 const OPTIONS: [&str; 3] = ["load-balancer", "node-local-dns", "insecure-port"];
 
@@ -39,11 +39,12 @@ fn builder() -> Builder {
     Lab::builder().full().cluster().services()
 }
 
-fn page(place: &Place, at: SocketAddr) -> Result<bool> {
-    Ok(place.curl(&format!("https://{at}/"), None)?.ok())
+fn page(workload: &Workload, at: SocketAddr) -> Result<bool> {
+    Ok(workload.curl(&format!("https://{at}/"), None)?.ok())
 }
 
-/// A path taken out denies what it allowed, and put back it works: on all nodes, in one swap.
+/// Removing a path denies what it allowed, and restoring it allows that again: on all nodes, in one
+/// swap.
 fn breaks_without(
     lab: &Lab,
     agents: &[Agent],
@@ -62,7 +63,7 @@ fn breaks_without(
     Ok(())
 }
 
-/// Puts keys into etcd for a while; how many, and which failed.
+/// Writes keys into etcd for a while. Returns how many, and which failed.
 fn load(lab: &Lab, how_long: Duration) -> Result<(u32, Vec<String>)> {
     let client = lab.certs().apiserver_etcd_client();
     let deadline = Instant::now() + how_long;
@@ -95,7 +96,7 @@ fn etcd_elects_loses_a_member_and_serves_for_a_minute() -> Result<()> {
     let agents = Agent::on_all(&lab, &drop_policy())?;
     let client = lab.certs().apiserver_etcd_client().clone();
 
-    // Everybody new: a leader is elected under the policy.
+    // All connections are new: a leader is elected under the policy.
     for member in [CP1, CP2, CP3] {
         lab.stop_etcd(member.name)?;
     }
@@ -125,16 +126,19 @@ fn etcd_elects_loses_a_member_and_serves_for_a_minute() -> Result<()> {
     )?;
     ensure!(got.checked()?.stdout.contains("while-one-is-gone"));
     for agent in &agents {
-        let told: Vec<_> = agent.events()?;
+        let reported: Vec<_> = agent.events()?;
         let about_etcd = |port: Option<u16>| port == Some(2379) || port == Some(2380);
-        let wrong: Vec<_> = told.iter().filter(|event| about_etcd(event.port)).collect();
+        let wrong: Vec<_> = reported
+            .iter()
+            .filter(|event| about_etcd(event.port))
+            .collect();
         ensure!(wrong.is_empty(), "{wrong:#?}");
     }
     lab.close()
 }
 
 #[test]
-fn what_is_older_than_the_policy_goes_on() -> Result<()> {
+fn connections_older_than_the_policy_continue() -> Result<()> {
     let lab = builder().build()?;
     let pod = lab.pod("pod-c");
     let held = [
@@ -206,7 +210,7 @@ fn the_own_address_and_the_balancer_are_reached_from_everywhere() -> Result<()> 
 }
 
 #[test]
-fn large_transfers_find_the_narrow_way() -> Result<()> {
+fn large_transfers_discover_the_path_mtu() -> Result<()> {
     let lab = Lab::builder().cluster().build()?;
     let pod = lab.pod("pod-b").clone();
     let _server = pod.serve(Serve {
@@ -216,21 +220,21 @@ fn large_transfers_find_the_narrow_way() -> Result<()> {
     let agents = Agent::on_all(&lab, &drop_policy())?;
     lab.shrink(&POD_B, 1300)?;
     for at in pod.party().both(port::WEBHOOK) {
-        let told = Forged {
+        let reported = Forged {
             source: SocketAddr::new(W1.like(at.ip()), 0),
             destination: SocketAddr::new(CP1.like(at.ip()), 0),
             content: Content::Message(3),
         };
-        let told = Arrivals::like(&lab.login("cp1"), &told)?;
-        // The interface is wider than the way: without ICMP it would hang.
+        let reported = Arrivals::like(&lab.login("cp1"), &reported)?;
+        // The interface's MTU is larger than the path's: without ICMP, the transfer would hang.
         let transfer = lab.apiserver().transfer(at, 200_000)?;
         ensure!(
             transfer.outcome == Outcome::Answered && transfer.count == 200_000,
             "{at}: {transfer:?}"
         );
         ensure!(
-            told.so_far()? > 0,
-            "{at}: nobody had to be told how narrow it is"
+            reported.so_far()? > 0,
+            "{at}: nobody had to be reported how narrow it is"
         );
     }
     // The ICMP errors were judged by the packets that they quote.
@@ -268,7 +272,8 @@ fn pods_talk_through_the_tunnel_and_nobody_else_does() -> Result<()> {
         lab.apiserver().curl(&webhook, None)?.ok(),
         "apiserver to the webhook"
     );
-    // A stranger, and a pod, send into the tunnel: a packet of pod-a's to pod-c inside of VXLAN.
+    // An outsider and a pod send into the tunnel: a packet from pod-a to pod-c, encapsulated in
+    // VXLAN.
     let watch = lab.pod("pod-c").sniff(Sniff {
         interface: "eth0".to_owned(),
         port: Some(4444),
@@ -314,14 +319,14 @@ fn pods_talk_through_the_tunnel_and_nobody_else_does() -> Result<()> {
 }
 
 #[test]
-fn what_is_commonly_missed_is_there_and_breaks_what_it_says() -> Result<()> {
+fn commonly_forgotten_paths_exist_and_break_what_is_documented() -> Result<()> {
     let lab = builder().build()?;
     let agents = Agent::on_all(&lab, &drop_policy())?;
     let api = lab.apiserver();
     let pod = lab.pod("pod-c").clone();
     let kubelet = |party: &Party| party.at(port::KUBELET);
     breaks_without(&lab, &agents, "apiserver-to-kubelet", || {
-        // On all nodes, control-plane ones too, and to itself.
+        // On all nodes, including control-plane nodes, and from a node to itself.
         let all = [kubelet(&W1), kubelet(&CP1), kubelet(&CP2)];
         let pages: Result<Vec<bool>> = all.into_iter().map(|at| page(&api, at)).collect();
         Ok(pages?.iter().all(|works| *works))
@@ -351,7 +356,7 @@ fn what_is_commonly_missed_is_there_and_breaks_what_it_says() -> Result<()> {
             .connect(pod.party().at(port::INSECURE))?
             .worked())
     })?;
-    // Port 8080 is guarded at the apiserver only.
+    // Port 8080 is guarded only at the apiserver.
     let cache = |port| SocketAddr::new(NODE_LOCAL_DNS.into(), port);
     breaks_without(&lab, &agents, "node-local-dns-health", || {
         Ok(lab.kubelet("cp1").connect(cache(port::INSECURE))?.worked())
@@ -418,7 +423,7 @@ fn what_is_commonly_missed_is_there_and_breaks_what_it_says() -> Result<()> {
 }
 
 /// Sends a packet that is not answered, and returns whether it arrives.
-fn arrives(from: &Place, at: &Place, hop: Option<[u8; 6]>, packet: &Forged) -> Result<bool> {
+fn arrives(from: &Workload, at: &Workload, hop: Option<[u8; 6]>, packet: &Forged) -> Result<bool> {
     let watch = Arrivals::like(at, packet)?;
     match hop {
         Some(hop) => from.forge_to(hop, packet)?,
@@ -435,7 +440,7 @@ fn arrives(from: &Place, at: &Place, hop: Option<[u8; 6]>, packet: &Forged) -> R
 }
 
 #[test]
-fn protocols_that_nobody_answers_arrive() -> Result<()> {
+fn protocols_without_replies_arrive() -> Result<()> {
     let lab = builder().build()?;
     let agents = Agent::on_all(&lab, &drop_policy())?;
     let to = |source: &Party, destination: IpAddr, content| Forged {
@@ -466,7 +471,7 @@ fn protocols_that_nobody_answers_arrive() -> Result<()> {
             "a stranger sends protocol {number}"
         );
     }
-    // DHCP, whose reply comes from another address than the request went to.
+    // DHCP, whose reply comes from another address than the one that the request went to.
     let answer = Forged {
         // Not from the servers' port: that would be the answer to the client's own answer.
         source: OUT.at(port::ECHO),
@@ -561,7 +566,8 @@ fn joining_nodes_and_node_ports_are_one_option_each() -> Result<()> {
     lab.close()
 }
 
-/// What a missing path would drop is one line in dry-run: replies and later packets are not reported.
+/// What a missing path would drop is one line in dry-run: replies and later packets are not
+/// reported.
 #[test]
 fn in_dry_run_a_missing_path_is_one_line() -> Result<()> {
     let lab = Lab::builder().build()?;
@@ -593,10 +599,10 @@ fn in_dry_run_a_missing_path_is_one_line() -> Result<()> {
         event.port.is_some_and(|port| port == 9999 || port > 30_000)
     };
     let events = agent.events()?;
-    let told: Vec<_> = events.iter().filter(here).collect();
+    let reported: Vec<_> = events.iter().filter(here).collect();
     ensure!(
-        told.len() == 2 && told.iter().all(|event| event.port == Some(9999)),
-        "{told:#?}"
+        reported.len() == 2 && reported.iter().all(|event| event.port == Some(9999)),
+        "{reported:#?}"
     );
     Ok(())
 }

@@ -1,5 +1,5 @@
-//! What the product does to real connections. Each denial is shown to work without a policy first, in
-//! the same lab and by the same process, so that nothing but the product can be the reason.
+//! What the product does to real connections. Each denial is first shown to work without a policy,
+//! in the same lab and by the same process, so that nothing but the product can be the reason.
 
 use std::fs;
 use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
@@ -12,11 +12,11 @@ use enforcer_tests::packet::{Content, Forged};
 use enforcer_tests::plan::{CP1, LOOPBACK, NODE_LOCAL_DNS, OUT, POD_A, POD_B, Party, W1, port};
 use enforcer_tests::probe::{Connect, Hold, Serve};
 use enforcer_tests::product::{Agent, PolicyText};
-use enforcer_tests::{Lab, Outcome, Place, net, plan};
+use enforcer_tests::{Lab, Outcome, Workload, net, plan, servers};
 
 const SOON: Duration = Duration::from_secs(3);
 
-/// The other node may be taken over: cp1 defends itself alone.
+/// The other node may be compromised: cp1 defends itself alone.
 #[test]
 fn one_node_defends_itself() -> Result<()> {
     let mut lab = Lab::builder().etcd().apiserver().build()?;
@@ -28,35 +28,35 @@ fn one_node_defends_itself() -> Result<()> {
         lab.neighbour(),
     ];
     let ports = [port::ETCD_CLIENT, port::ETCD_PEER, port::INSECURE];
-    let attempts: Vec<(&Place, SocketAddr)> = intruders
+    let attempts: Vec<(&Workload, SocketAddr)> = intruders
         .iter()
-        .flat_map(|place| {
+        .flat_map(|workload| {
             ports
                 .iter()
-                .flat_map(move |p| CP1.both(*p).map(|at| (place, at)))
+                .flat_map(move |p| CP1.both(*p).map(|at| (workload, at)))
         })
         .collect();
-    for (place, at) in &attempts {
+    for (workload, at) in &attempts {
         ensure!(
-            place.connect(*at)? == Outcome::Connected,
+            workload.connect(*at)? == Outcome::Connected,
             "twin: {} to {at}",
-            place.party().name
+            workload.party().name
         );
     }
     let agent = Agent::start(&lab, "cp1", &PolicyText::default())?;
-    for (place, at) in &attempts {
-        let outcome = place.connect(*at)?;
+    for (workload, at) in &attempts {
+        let outcome = workload.connect(*at)?;
         ensure!(
             outcome == Outcome::Timeout,
             "{} to {at}: {outcome}",
-            place.party().name
+            workload.party().name
         );
         let reason = if at.port() == port::INSECURE {
             "LoopbackOnly"
         } else {
             "NoPath"
         };
-        let source = place.party().like(at.ip()).to_string();
+        let source = workload.party().like(at.ip()).to_string();
         agent.event(|event| {
             event.reason == reason
                 && event.source.as_ref() == Some(&source)
@@ -77,7 +77,7 @@ fn one_node_defends_itself() -> Result<()> {
 fn etcd_serves_the_apiserver_without_an_error() -> Result<()> {
     let lab = Lab::builder().etcd().build()?;
     let agents = Agent::on_both(&lab, &PolicyText::default())?;
-    let (place, client) = (lab.apiserver(), Some(lab.certs().apiserver_etcd_client()));
+    let (workload, client) = (lab.apiserver(), Some(lab.certs().apiserver_etcd_client()));
     for endpoint in [
         LOOPBACK.at(port::ETCD_CLIENT),
         CP1.at(port::ETCD_CLIENT),
@@ -85,34 +85,18 @@ fn etcd_serves_the_apiserver_without_an_error() -> Result<()> {
     ] {
         for round in 0..10 {
             let value = round.to_string();
-            place
+            workload
                 .etcdctl(endpoint, client, ["put", "key", &value])?
                 .checked()?;
-            let got = place.etcdctl(endpoint, client, ["get", "key"])?.checked()?;
+            let got = workload
+                .etcdctl(endpoint, client, ["get", "key"])?
+                .checked()?;
             ensure!(got.stdout == format!("key\n{value}\n"), "{got}");
         }
-        let watch = place
-            .etcdctl_command(endpoint, client)?
-            .args(["watch", "w"])
-            .spawn()?;
-        let deadline = Instant::now() + SOON;
-        loop {
-            place
-                .etcdctl(endpoint, client, ["put", "w", "seen"])?
-                .checked()?;
-            let seen = watch.wait_for_line(|line| line == "seen", Duration::from_millis(300));
-            if seen.is_ok() {
-                break;
-            }
-            ensure!(Instant::now() < deadline, "the watch sees nothing");
-        }
-        let file = lab.directory().join("snapshot.db");
-        let save = ["snapshot", "save", &file.to_string_lossy()].map(str::to_owned);
-        place.etcdctl(endpoint, client, save)?.checked()?;
-        ensure!(file.metadata()?.len() > 0, "the snapshot is empty");
+        servers::watch_and_save(&lab, &workload, endpoint)?;
     }
-    // A busy kernel sends a segment twice now and then, without any product.
-    let segments = place.namespace().tcp_segments()?;
+    // A busy kernel occasionally retransmits a segment, even without the product.
+    let segments = workload.namespace().tcp_segments()?;
     ensure!(
         segments.sent > 300 && segments.again * 50 < segments.sent,
         "{segments:?}"
@@ -133,7 +117,7 @@ fn a_new_node_local_dns_may_bind_its_8080() -> Result<()> {
 }
 
 #[test]
-fn connections_older_than_the_policy_go_on_if_it_allows_them() -> Result<()> {
+fn connections_older_than_the_policy_continue_if_it_allows_them() -> Result<()> {
     let lab = Lab::builder().apiserver().bystanders().build()?;
     let insecure = LOOPBACK.at(port::INSECURE);
     let allowed = lab.controller_manager().hold(Hold::http(insecure))?;
@@ -156,7 +140,7 @@ fn connections_older_than_the_policy_go_on_if_it_allows_them() -> Result<()> {
 }
 
 #[test]
-fn a_path_that_goes_takes_its_connections_along() -> Result<()> {
+fn removing_a_path_ends_its_connections() -> Result<()> {
     let lab = Lab::builder().apiserver().kubelets().build()?;
     let agents = Agent::on_both(&lab, &PolicyText::default())?;
     let held = [
@@ -258,10 +242,10 @@ fn a_forged_source_reaches_nothing() -> Result<()> {
     Ok(())
 }
 
-/// The kernel makes a multipath connection's own sockets by itself, in no process's context. What a pod has at its own 8080 is
-/// none of the node's.
+/// The kernel itself creates a multipath connection's subflow sockets, in no process's context. A
+/// pod's own port 8080 is no port of the node.
 #[test]
-fn multipath_within_a_pod_is_the_pods() -> Result<()> {
+fn multipath_within_a_pod_is_attributed_to_the_pod() -> Result<()> {
     let lab = Lab::builder().build()?;
     let (pod, intruder) = (lab.pod("pod-a"), lab.hostnet("cp1"));
     let to = |at: SocketAddr| Connect {
@@ -294,7 +278,7 @@ fn multipath_within_a_pod_is_the_pods() -> Result<()> {
     Ok(())
 }
 
-/// A hostNetwork pod's packet socket bypasses the cgroup hooks, and still has a subject.
+/// A hostNetwork pod's packet socket bypasses the cgroup hooks, but still has a subject.
 #[test]
 fn an_injected_frame_is_known_by_its_cgroup() -> Result<()> {
     let lab = Lab::builder().build()?;
@@ -335,7 +319,7 @@ fn an_injected_frame_is_known_by_its_cgroup() -> Result<()> {
 
 /// A service whose backend is etcd: the address has no owner until the node has translated it.
 #[test]
-fn translation_opens_no_way_around() -> Result<()> {
+fn address_translation_does_not_bypass_the_policy() -> Result<()> {
     let lab = Lab::builder().etcd().build()?;
     for node in ["cp1", "w1"] {
         let rules = format!(
@@ -394,11 +378,11 @@ fn translation_opens_no_way_around() -> Result<()> {
 }
 
 #[test]
-fn ports_can_not_be_taken_by_others() -> Result<()> {
+fn ports_cannot_be_taken_by_other_processes() -> Result<()> {
     let lab = Lab::builder().build()?;
     let wildcard = |port| [format!("0.0.0.0:{port}"), format!("[::]:{port}")];
     let parse = |text: String| text.parse::<SocketAddr>().context("no address");
-    let refused: Vec<(Place, SocketAddr, &str)> = [
+    let refused: Vec<(Workload, SocketAddr, &str)> = [
         wildcard(8080).map(|at| (lab.apiserver(), at, "BindNotLoopback")),
         [CP1.at(8080), CP1.at6(8080)]
             .map(|at| (lab.apiserver(), at.to_string(), "BindNotLoopback")),
@@ -412,7 +396,7 @@ fn ports_can_not_be_taken_by_others() -> Result<()> {
     ]
     .into_iter()
     .flatten()
-    .map(|(place, at, reason)| Ok((place, parse(at)?, reason)))
+    .map(|(workload, at, reason)| Ok((workload, parse(at)?, reason)))
     .collect::<Result<_>>()?;
     let allowed = [
         (lab.apiserver(), LOOPBACK.at(8080)),
@@ -422,17 +406,17 @@ fn ports_can_not_be_taken_by_others() -> Result<()> {
         (lab.hostnet("cp1"), CP1.at(8081)),
         (lab.hostnet("w1"), parse("0.0.0.0:2379".to_owned())?),
     ];
-    let bound = |place: &Place, at: SocketAddr| -> Result<()> {
-        let outcome = place.bind(at)?;
+    let bound = |workload: &Workload, at: SocketAddr| -> Result<()> {
+        let outcome = workload.bind(at)?;
         ensure!(outcome == Outcome::Bound, "{at}: {outcome}");
         Ok(())
     };
-    for (place, at, _) in &refused {
-        bound(place, *at).context("without a policy")?;
+    for (workload, at, _) in &refused {
+        bound(workload, *at).context("without a policy")?;
     }
     let agents = Agent::on_both(&lab, &PolicyText::dry_run())?;
-    for (place, at, reason) in &refused {
-        bound(place, *at).context("in dry-run")?;
+    for (workload, at, reason) in &refused {
+        bound(workload, *at).context("in dry-run")?;
         let address = at.ip().to_string();
         agents[0].event(|event| {
             event.reason == *reason
@@ -444,12 +428,12 @@ fn ports_can_not_be_taken_by_others() -> Result<()> {
     for agent in &agents {
         agent.replace_policy(&lab, &PolicyText::default())?;
     }
-    for (place, at, _) in &refused {
-        let outcome = place.bind(*at)?;
+    for (workload, at, _) in &refused {
+        let outcome = workload.bind(*at)?;
         ensure!(outcome == Outcome::Eperm, "{at}: {outcome}");
     }
-    for (place, at) in &allowed {
-        bound(place, *at).context("what is allowed")?;
+    for (workload, at) in &allowed {
+        bound(workload, *at).context("what is allowed")?;
     }
     Ok(())
 }
@@ -484,7 +468,7 @@ fn counts_are_exact_under_a_flood() -> Result<()> {
             );
             thread::sleep(Duration::from_millis(20));
         }
-        // The source port makes no denial distinct: one record, one line, all counted.
+        // The source port does not distinguish denials: one record, one line, all counted.
         let events = agent.events()?;
         ensure!(events.len() == 1 && events[0].count == all, "{events:#?}");
         ensure!(
@@ -610,7 +594,7 @@ fn stopping_the_agent_leaves_nothing_behind() -> Result<()> {
 }
 
 #[test]
-fn the_kernel_log_tells_what_programs_return_when_asked() -> Result<()> {
+fn the_kernel_log_shows_program_results_on_request() -> Result<()> {
     let lab = Lab::builder().build()?;
     for (args, logs) in [(&[][..], false), (&["--kernel-log"][..], true)] {
         let agent = Agent::start_with(&lab, "cp1", &PolicyText::default(), args)?;
@@ -651,7 +635,7 @@ fn bad_input_changes_nothing() -> Result<()> {
         agent.write_policy(&text)?;
         let deadline = Instant::now() + SOON;
         while agent.status()?["lastError"].is_null() {
-            ensure!(Instant::now() < deadline, "{what}: no error is told");
+            ensure!(Instant::now() < deadline, "{what}: no error is reported");
             thread::sleep(Duration::from_millis(20));
         }
         ensure!(
@@ -676,8 +660,8 @@ fn bad_input_changes_nothing() -> Result<()> {
     denied()?;
     agent.stop()?.checked()?;
 
-    // Each of these would start, were it not for one thing.
-    let place = lab.daemon("cp1", "enforcer");
+    // Each of these would start, except for a single error.
+    let workload = lab.daemon("cp1", "enforcer");
     let enforcer = || enforcer_tests::tools::enforcer();
     for (change, expected) in [
         (("uplinks: [eth0]", "uplinks: [eth7]"), "eth7"),
@@ -687,24 +671,24 @@ fn bad_input_changes_nothing() -> Result<()> {
         ),
     ] {
         fs::write(&file, good.replace(change.0, change.1))?;
-        let said = place
+        let ran = workload
             .command_of(&enforcer()?)?
             .args(["run", "--node", "cp1", "-p", &file])
             .run()?;
         ensure!(
-            said.code() == Some(2) && said.stderr.contains(expected),
-            "{said}"
+            ran.code() == Some(2) && ran.stderr.contains(expected),
+            "{ran}"
         );
     }
     fs::write(&file, &good)?;
-    let said = place
+    let ran = workload
         .as_user(65534)
         .command_of(&enforcer()?)?
         .args(["run", "--node", "cp1", "-p", &file])
         .run()?;
     ensure!(
-        said.code() == Some(2) && said.stderr.contains("root"),
-        "{said}"
+        ran.code() == Some(2) && ran.stderr.contains("root"),
+        "{ran}"
     );
     let outcome = lab.hostnet("cp1").connect(CP1.at(port::ETCD_CLIENT))?;
     ensure!(
@@ -716,13 +700,13 @@ fn bad_input_changes_nothing() -> Result<()> {
 
 #[test]
 fn an_undeclared_address_of_the_node_is_guarded_like_the_others() -> Result<()> {
-    // A second one: the inventory knows nothing of it.
+    // A second address, which the inventory does not mention.
     guarded_at_another_address(&plan::VIP, |_| PolicyText::default())
 }
 
 #[test]
-fn an_address_of_the_node_that_is_declared_as_another_is_guarded_too() -> Result<()> {
-    // Shared by the apiservers; its ports are the balancer's, and this is none of them.
+fn a_node_address_declared_for_another_component_is_guarded_too() -> Result<()> {
+    // Shared by the apiservers; its ports belong to the load balancer, and this is none of them.
     guarded_at_another_address(&plan::VIP, |lab| {
         let addresses = format!("addresses: [\"{}\", \"{}\"]", plan::VIP.v4, plan::VIP.v6);
         let inventory = lab.inventory().with("load-balancer", &addresses);
@@ -731,7 +715,7 @@ fn an_address_of_the_node_that_is_declared_as_another_is_guarded_too() -> Result
             ..PolicyText::default()
         }
     })?;
-    // The node's own among the pods: a bridge's.
+    // The node's own address in the pod network: a bridge's.
     guarded_at_another_address(&BRIDGE, |_| PolicyText::default())
 }
 
@@ -767,7 +751,7 @@ fn guarded_at_another_address(party: &Party, policy: impl Fn(&Lab) -> PolicyText
             "{event:?}"
         );
     }
-    // And who may do so at the others may do so there.
+    // And whoever may do so at the other addresses may do so there.
     ensure!(
         lab.kubelet("cp1")
             .connect(party.at(port::APISERVER))?

@@ -7,7 +7,7 @@ use anyhow::{Result, ensure};
 use enforcer_tests::plan::{CP1, LOOPBACK, W1, port};
 use enforcer_tests::process::Ran;
 use enforcer_tests::product::{Agent, PolicyText};
-use enforcer_tests::{Lab, Outcome, Place, tools};
+use enforcer_tests::{Lab, Outcome, Workload, tools};
 use nix::errno::Errno;
 
 /// `BPF_PROG_LOAD` of `enum bpf_cmd` (include/uapi/linux/bpf.h).
@@ -35,7 +35,7 @@ fn refused_agent(lab: &Lab, policy: &PolicyText, more: &[&str]) -> Result<Ran> {
 }
 
 /// Who tries what, and whether the rules may let it through.
-fn tries(lab: &Lab) -> Vec<(&'static str, Place, SocketAddr, bool)> {
+fn tries(lab: &Lab) -> Vec<(&'static str, Workload, SocketAddr, bool)> {
     let (etcd, secure) = (CP1.at(port::ETCD_CLIENT), CP1.at(port::APISERVER));
     let kubelet = W1.at(port::KUBELET);
     vec![

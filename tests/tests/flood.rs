@@ -1,4 +1,5 @@
-//! Floods: every denial is counted, the log stays short, and other senders that are denied meanwhile are reported.
+//! Floods: every denial is counted, the log stays short, and other senders that are denied
+//! meanwhile are reported.
 
 use std::net::{Ipv4Addr, SocketAddr};
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -10,12 +11,12 @@ use enforcer_tests::packet::{Content, Forged};
 use enforcer_tests::patience::patient;
 use enforcer_tests::plan::{CP1, POD_A, POD_GATEWAY_MAC, Party, port};
 use enforcer_tests::product::{Agent, Event, PolicyText};
-use enforcer_tests::{Lab, Outcome, Place};
+use enforcer_tests::{Lab, Outcome, Workload};
 
 const SOON: Duration = Duration::from_secs(10);
 
-/// More senders than can be reported at once: each packet is counted, and is either in a record or counted as without
-/// one. A sender that continues is reported nevertheless.
+/// More senders than can be reported at once: each packet is counted, and is either in a record or
+/// counted as being without one. A sender that continues is reported all the same.
 #[test]
 fn a_flood_from_everywhere_is_counted_fully_and_reported_in_part() -> Result<()> {
     const CALLS: u16 = 6;
@@ -43,12 +44,12 @@ fn a_flood_from_everywhere_is_counted_fully_and_reported_in_part() -> Result<()>
         ensure!(Instant::now() < deadline, "{so_far:?} of {all}");
         thread::sleep(Duration::from_millis(20));
     }
-    let told: u64 = agent.events()?.iter().map(|event| event.count).sum();
+    let reported: u64 = agent.events()?.iter().map(|event| event.count).sum();
     let status = agent.status()?;
     let lost = status["recordsLost"].as_u64().context("no recordsLost")?;
     ensure!(
-        told + lost == all && told >= 1024 && lost > 0,
-        "{told} told, {lost} not, of {all}"
+        reported + lost == all && reported >= 1024 && lost > 0,
+        "{reported} reported, {lost} not, of {all}"
     );
     // There is room again in the next tick.
     let who = Ipv4Addr::new(198, 18, 0, 1);
@@ -59,9 +60,10 @@ fn a_flood_from_everywhere_is_counted_fully_and_reported_in_part() -> Result<()>
     Ok(())
 }
 
-/// Many senders at once: the log holds some of them, all are counted, and one who tried something else is listed.
+/// Many senders at once: the log holds some of them, all are counted, and a sender of something
+/// else is listed.
 #[test]
-fn a_flood_hides_nobody_and_fills_no_log() -> Result<()> {
+fn a_flood_hides_no_sender_and_does_not_fill_the_log() -> Result<()> {
     let lab = Lab::builder().build()?;
     let pod = lab.pod("pod-a");
     let agent = Agent::start(&lab, "cp1", &PolicyText::default())?;
@@ -92,7 +94,7 @@ fn a_flood_hides_nobody_and_fills_no_log() -> Result<()> {
         ensure!(Instant::now() < deadline, "{} events", events.len());
         thread::sleep(Duration::from_millis(50));
     };
-    // Of each sender and endpoint one, before all that repeats.
+    // One of each sender and endpoint, before all repeats.
     let first: Vec<_> = events[..3]
         .iter()
         .map(|event| event.endpoint.as_deref())
@@ -112,13 +114,14 @@ fn a_flood_hides_nobody_and_fills_no_log() -> Result<()> {
     lab.close()
 }
 
-/// Frames of a flood: SYNs from addresses and ports that follow from a number, to what is guarded and what is not.
+/// Frames of a flood: SYNs from addresses and ports derived from a number, to guarded and unguarded
+/// ports.
 fn flood(round: u32, from: &Party, hop: [u8; 6]) -> Result<Vec<Vec<u8>>> {
     const EACH: u32 = 1000;
     const GUARDED: [u16; 3] = [port::ETCD_CLIENT, port::APISERVER, port::KUBELET];
     (round * EACH..(round + 1) * EACH)
         .map(|number| {
-            // Multiplicative hashing: all differ, and none is near the last.
+            // Multiplicative hashing: all differ, and consecutive ones are far apart.
             let random = number.wrapping_mul(2_654_435_761);
             let low = (random >> 8) as u16;
             let to = match number % 2 {
@@ -135,7 +138,8 @@ fn flood(round: u32, from: &Party, hop: [u8; 6]) -> Result<Vec<Vec<u8>>> {
         .collect()
 }
 
-/// From a pod and from the segment at once, more than can be reported; and meanwhile others are denied, each once.
+/// From a pod and from the segment at once, more than can be reported; and meanwhile others are
+/// denied, each once.
 #[test]
 fn a_flood_hides_no_attack() -> Result<()> {
     const ROUNDS: u32 = 60;
@@ -146,10 +150,10 @@ fn a_flood_hides_no_attack() -> Result<()> {
         other_traffic: "Drop",
         ..PolicyText::default()
     };
-    let guests: Vec<(String, Place)> = (0..GUESTS)
+    let guests: Vec<(String, Workload)> = (0..GUESTS)
         .map(|guest| {
             let name = format!("kubepods.slice/guest-{guest}");
-            Ok((name.clone(), lab.place_in("cp1", &name)?))
+            Ok((name.clone(), lab.workload_in("cp1", &name)?))
         })
         .collect::<Result<_>>()?;
     let endpoints = [
@@ -167,14 +171,14 @@ fn a_flood_hides_no_attack() -> Result<()> {
     };
     let is_over = AtomicBool::new(false);
     let under_flood = thread::scope(|scope| -> Result<()> {
-        let of = |place: Place, party: Party, hop: [u8; 6]| {
+        let of = |workload: Workload, party: Party, hop: [u8; 6]| {
             let is_over = &is_over;
             scope.spawn(move || -> Result<()> {
                 for round in 0..ROUNDS {
                     if is_over.load(Ordering::Relaxed) {
                         break;
                     }
-                    place.inject("eth0", &flood(round, &party, hop)?)?;
+                    workload.inject("eth0", &flood(round, &party, hop)?)?;
                 }
                 Ok(())
             })
@@ -184,10 +188,10 @@ fn a_flood_hides_no_attack() -> Result<()> {
             of(neighbour.clone(), *neighbour.party(), CP1.mac),
         ];
         let tried = (|| -> Result<()> {
-            // From here on there is no room for what a flood brings.
+            // From here on, there is no room for the flood's records.
             let deadline = Instant::now() + patient(SOON);
             while lost()? == 0 {
-                ensure!(Instant::now() < deadline, "the flood is told whole");
+                ensure!(Instant::now() < deadline, "the whole flood is reported");
                 thread::sleep(Duration::from_millis(20));
             }
             for (_, to) in endpoints {
@@ -196,7 +200,7 @@ fn a_flood_hides_no_attack() -> Result<()> {
                     ensure!(outcome == Outcome::Eperm, "{name} to {to}: {outcome}");
                 }
             }
-            // Endpoints that the flood leaves alone, by the interfaces that it comes from.
+            // Endpoints that the flood spares, by the interfaces through which the flood arrives.
             for to in [port::ETCD_PEER, port::INSECURE] {
                 let frame = |from: &Party, hop| {
                     let packet = Forged {
@@ -238,7 +242,7 @@ fn a_flood_hides_no_attack() -> Result<()> {
     let hidden: Vec<_> = attacks.iter().filter(|attack| !is_told(attack)).collect();
     ensure!(
         hidden.is_empty(),
-        "{} of {} events tell nothing of {hidden:#?}",
+        "{} of {} events do not mention {hidden:#?}",
         events.len(),
         lost()?
     );

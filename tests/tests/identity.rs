@@ -1,5 +1,6 @@
-//! Identities that come and go: a restarted unit or static pod has a new cgroup each time, and is recognised at once; a
-//! policy file, however it is replaced, is in force at once. The owner of a raw socket is known, too.
+//! Identities that come and go: a restarted unit or static pod has a new cgroup each time, and is
+//! recognized at once; a policy file, however it is replaced, is in force at once. The owner of a
+//! raw socket is known as well.
 
 use std::fs;
 use std::os::unix::fs::symlink;
@@ -13,11 +14,11 @@ use enforcer_tests::plan::{CP1, LOOPBACK, W1, port};
 use enforcer_tests::product::{Agent, PolicyText};
 use enforcer_tests::{Lab, Outcome};
 
-/// What is much longer than it takes, and much shorter than looking by the clock.
+/// Much longer than an event takes, and much shorter than the periodic check.
 const AT_ONCE: Duration = Duration::from_millis(700);
 
 #[test]
-fn a_restarted_static_pod_is_itself_at_once() -> Result<()> {
+fn a_restarted_static_pod_is_recognized_at_once() -> Result<()> {
     let lab = Lab::builder().apiserver().build()?;
     let agent = Agent::start(&lab, "cp1", &PolicyText::default())?;
     let to = LOOPBACK.at(port::INSECURE);
@@ -27,20 +28,20 @@ fn a_restarted_static_pod_is_itself_at_once() -> Result<()> {
         .join(enforcer_tests::cgroup::static_pod_slice("scheduler"));
     let mut worst = Duration::ZERO;
     for round in 0..12 {
-        // A container runtime removes the pod's slice and makes it anew.
+        // A container runtime removes the pod's slice and recreates it.
         let _ = fs::remove_dir(slice.join("cri-scheduler.scope"));
         fs::remove_dir(&slice).with_context(|| format!("failed to remove {}", slice.display()))?;
         let made = Instant::now();
-        let place = lab.scheduler();
+        let workload = lab.scheduler();
         loop {
-            match place.connect(to)? {
+            match workload.connect(to)? {
                 Outcome::Connected => break,
                 outcome => ensure!(made.elapsed() < AT_ONCE, "round {round}: {outcome}"),
             }
         }
         worst = worst.max(made.elapsed());
         let stranger =
-            lab.place_in("cp1", "kubepods.slice/kubepods-burstable.slice/other.slice")?;
+            lab.workload_in("cp1", "kubepods.slice/kubepods-burstable.slice/other.slice")?;
         ensure!(
             stranger.connect(to)? == Outcome::Eperm,
             "any cgroup will do"
@@ -115,7 +116,7 @@ fn a_policy_is_in_force_however_its_file_is_replaced() -> Result<()> {
     symlink("..2", directory.join("..next"))?;
     fs::rename(directory.join("..next"), directory.join("..data"))?;
     in_force(2, "a link that is swapped")?;
-    // As an editor does it, in place of the link.
+    // As an editor does, replacing the link.
     fs::write(directory.join("policy.yaml~"), open.yaml(&lab))?;
     fs::rename(directory.join("policy.yaml~"), &file)?;
     in_force(3, "a file that is renamed")?;
@@ -133,10 +134,10 @@ fn a_policy_is_in_force_however_its_file_is_replaced() -> Result<()> {
     lab.close()
 }
 
-/// The kernel's own resets come from a raw TCP socket that is never connected: a connected one belongs to a process,
-/// which is known by its cgroup.
+/// The kernel's own resets come from a raw TCP socket that is never connected: a connected one
+/// belongs to a process, which is known by its cgroup.
 #[test]
-fn a_connected_raw_socket_is_its_process() -> Result<()> {
+fn a_connected_raw_socket_belongs_to_its_process() -> Result<()> {
     let lab = Lab::builder().build()?;
     let intruder = lab.login("cp1");
     let at = lab.login("w1");
@@ -165,12 +166,12 @@ fn a_connected_raw_socket_is_its_process() -> Result<()> {
     send(true)?;
     ensure!(arrived()? == [2, 2], "twin: {:?} arrived", arrived()?);
     let agent = Agent::start(&lab, "cp1", &PolicyText::default())?;
-    // As if from anything on this node, such as the apiserver.
+    // As if from any process of this node, such as the apiserver.
     send(false)?;
     ensure!(arrived()? == [3, 3], "{:?} arrived", arrived()?);
     send(true)?;
     for (_, to) in both {
-        // Resets come back to that socket, and are denied there as well.
+        // Resets are received by that socket, and are denied there as well.
         let event = agent.event(|event| {
             event.hook == "cgroup/egress" && event.destination == Some(to.ip().to_string())
         })?;

@@ -1,4 +1,5 @@
-//! Interfaces that change while the agent runs: they join a bridge, or another program's filter is in the way.
+//! Interfaces that change while the agent runs: they join a bridge, or another program's filter is
+//! in the way.
 
 use std::thread;
 use std::time::{Duration, Instant};
@@ -15,7 +16,19 @@ use enforcer_tests::{Lab, Outcome, net};
 use nix::sys::signal::Signal;
 use serde_json::Value;
 
-/// As the bridge plugin does with a new pod's interface: attached a second time, programs would be refused or taken away.
+/// A SYN to cp1 that claims to be from w1, and the count of those that arrive.
+fn forged_syn(lab: &Lab) -> Result<(Forged, Arrivals)> {
+    let packet = Forged {
+        source: W1.at(40_000),
+        destination: CP1.at(9999),
+        content: Content::SYN,
+    };
+    let arrivals = Arrivals::count(&lab.login("cp1"), packet.source.ip(), packet.destination)?;
+    Ok((packet, arrivals))
+}
+
+/// As the bridge plugin does with a new pod's interface: if programs were attached a second time,
+/// they would be refused or removed.
 #[test]
 fn an_interface_that_joins_a_bridge_stays_enforced() -> Result<()> {
     // Until the agent has noticed it.
@@ -23,13 +36,7 @@ fn an_interface_that_joins_a_bridge_stays_enforced() -> Result<()> {
     let lab = Lab::builder().build()?;
     let (pod, interface) = (lab.pod("pod-a"), POD_A.host_interface());
     let node = lab.host("cp1").namespace().name();
-    let packet = Forged {
-        source: W1.at(40_000),
-        destination: CP1.at(9999),
-        content: Content::SYN,
-    };
-    let at = lab.login("cp1");
-    let arrivals = Arrivals::count(&at, packet.source.ip(), packet.destination)?;
+    let (packet, arrivals) = forged_syn(&lab)?;
     pod.forge(&packet)?;
     ensure!(arrivals.so_far()? == 1, "twin");
     for mode in ["auto", "clsact"] {
@@ -56,14 +63,16 @@ fn an_interface_that_joins_a_bridge_stays_enforced() -> Result<()> {
     Ok(())
 }
 
-/// Another program's filter is where the agent's would be. The agent reports it, and attaches once the place is free.
+/// Another program's filter is where the agent's should be. The agent reports it, and attaches once
+/// the place is free.
 #[test]
-fn an_interface_that_can_not_be_enforced_is_reported() -> Result<()> {
+fn an_interface_that_cannot_be_enforced_is_reported() -> Result<()> {
     const NEW: &str = "cali-new";
     let lab = Lab::builder().build()?;
     let node = lab.host("cp1").namespace().name();
     let agent = Agent::start_with(&lab, "cp1", &PolicyText::default(), &["--tc", "clsact"])?;
-    // The agent takes every interface: so the filter comes while it does not look.
+    // The agent attaches to every interface at once, so the filter is added while the agent is
+    // stopped.
     agent.running().signal(Signal::SIGSTOP)?;
     net::ip(Some(node), "link add late type veth peer name late-peer\n")?;
     net::tc(
@@ -74,7 +83,7 @@ fn an_interface_that_can_not_be_enforced_is_reported() -> Result<()> {
     net::ip(Some(node), &format!("link set late name {NEW}\n"))?;
     agent.running().signal(Signal::SIGCONT)?;
     let wait_for = |wanted: &dyn Fn(&Value) -> bool| -> Result<Value> {
-        // The agent tries again every five seconds.
+        // The agent retries every five seconds.
         let deadline = Instant::now() + patient(Duration::from_secs(8));
         loop {
             let status = agent.status()?;
@@ -86,11 +95,13 @@ fn an_interface_that_can_not_be_enforced_is_reported() -> Result<()> {
         }
     };
     let status = wait_for(&|status| status["notAttached"].is_string())?;
-    let told = status["notAttached"].as_str().unwrap_or_default();
-    ensure!(told.contains(NEW), "{told}");
+    let reported = status["notAttached"].as_str().unwrap_or_default();
+    ensure!(reported.contains(NEW), "{reported}");
     let attached = |status: &Value| {
-        let places = status["attachments"].as_array().into_iter().flatten();
-        places.filter(|place| place["where"] == NEW).count()
+        let attachments = status["attachments"].as_array().into_iter().flatten();
+        attachments
+            .filter(|attachment| attachment["where"] == NEW)
+            .count()
     };
     ensure!(attached(&status) == 0, "{status:#}");
     let shown = agent.command(&["status"])?.checked()?.stdout;
@@ -104,10 +115,11 @@ fn an_interface_that_can_not_be_enforced_is_reported() -> Result<()> {
     Ok(())
 }
 
-/// A pod whose interface comes while the agent does not run: no program is on it, so what it sends on to other nodes is a pod's,
-/// though it bears its node's address by then. It takes that address itself, too.
+/// A pod's interface that appears while the agent does not run has no program. What the pod sends
+/// to other nodes still counts as a pod's, even though it has its node's address by then. The pod
+/// also takes that address itself.
 #[test]
-fn a_pod_that_comes_while_the_agent_is_stopped_is_a_pod() -> Result<()> {
+fn a_pod_that_appears_while_the_agent_is_stopped_is_judged_as_a_pod() -> Result<()> {
     const OWN: &str = "10.78.1.77";
     let lab = Lab::builder().build()?;
     lab.masquerade_pods()?;
@@ -147,7 +159,7 @@ fn a_pod_that_comes_while_the_agent_is_stopped_is_a_pod() -> Result<()> {
     agent.running().signal(Signal::SIGSTOP)?;
     come()?;
     let outcome = pod.connect(kubelet)?;
-    // From its node's address, which is also that of its node's apiserver.
+    // From its node's address, which is also that of the node's apiserver.
     let packet = Forged {
         source: CP1.at(40_000),
         destination: kubelet,
@@ -165,18 +177,13 @@ fn a_pod_that_comes_while_the_agent_is_stopped_is_a_pod() -> Result<()> {
     Ok(())
 }
 
-/// Somebody else's program that accepts everything is attached before ours: ours comes first again, and both run.
+/// Another program that accepts everything is attached before ours: ours moves to the front again,
+/// and both run.
 #[test]
 fn another_program_does_not_stay_before_ours() -> Result<()> {
     let lab = Lab::builder().build()?;
     let pod = lab.pod("pod-a");
-    let packet = Forged {
-        source: W1.at(40_000),
-        destination: CP1.at(9999),
-        content: Content::SYN,
-    };
-    let at = lab.login("cp1");
-    let arrivals = Arrivals::count(&at, packet.source.ip(), packet.destination)?;
+    let (packet, arrivals) = forged_syn(&lab)?;
     let namespace = lab.host("cp1").namespace();
     let take = || -> Result<Accepter> {
         namespace.within(|| {
@@ -191,17 +198,17 @@ fn another_program_does_not_stay_before_ours() -> Result<()> {
     };
     for pin in [&["--tc", "tcx"][..], &["--tc", "tcx", "--no-pin"]] {
         let agent = Agent::start_with(&lab, "cp1", &PolicyText::default(), pin)?;
-        let told = || agent.running().stderr().matches("`accepter`").count();
+        let reported = || agent.running().stderr().matches("`accepter`").count();
         ensure!(!arrives()?, "before");
         for time in 1..3 {
             let accepter = take()?;
-            // The twin, unless the agent has seen it already.
+            // The twin, unless the agent has noticed already.
             ensure!(
-                arrives()? || told() >= time,
+                arrives()? || reported() >= time,
                 "another program does not matter"
             );
             let deadline = Instant::now() + patient(Duration::from_secs(10));
-            while arrives()? || told() < time {
+            while arrives()? || reported() < time {
                 let log = agent.running().stderr();
                 ensure!(Instant::now() < deadline, "it stays first: {log}");
                 thread::sleep(Duration::from_millis(50));

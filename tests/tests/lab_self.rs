@@ -1,5 +1,5 @@
-//! The lab itself, without the product: what a policy is going to deny works here, and what the lab
-//! makes, it removes.
+//! The lab itself, without the product: what a policy will deny works here, and the lab removes
+//! what it creates.
 
 use std::net::{IpAddr, SocketAddr};
 use std::process::Command;
@@ -12,23 +12,23 @@ use enforcer_tests::plan::{
     CP1, LOOPBACK, NODE_LOCAL_DNS, OUT, POD_A, POD_B, Party, SERVICE, W1, port,
 };
 use enforcer_tests::probe::{Connect, Hold, Serve, Sniff, Udp};
-use enforcer_tests::servers::{expect_answer, expect_page};
+use enforcer_tests::servers::{self, expect_answer, expect_page};
 use enforcer_tests::sweep::{LabId, sweep, traces};
-use enforcer_tests::{Lab, Outcome, Place, net, tools};
+use enforcer_tests::{Lab, Outcome, Workload, net, tools};
 
 const SOON: Duration = Duration::from_millis(700);
 
-/// Both families of a pair of parties, so that every try is made twice.
+/// The party's addresses of both families, so that everything is tried twice.
 fn both(party: &Party, port: u16) -> [SocketAddr; 2] {
     party.both(port)
 }
 
-fn expect(place: &Place, to: SocketAddr, wanted: Outcome) -> Result<()> {
-    let outcome = place.connect(to)?;
+fn expect(workload: &Workload, to: SocketAddr, wanted: Outcome) -> Result<()> {
+    let outcome = workload.connect(to)?;
     ensure!(
         outcome == wanted,
         "{} to {to}: {outcome:?}, not {wanted:?}",
-        place.party().name
+        workload.party().name
     );
     Ok(())
 }
@@ -39,7 +39,7 @@ fn a_full_lab_is_up_within_seconds() -> Result<()> {
     let lab = Lab::builder().full().build()?;
     let took = started.elapsed();
     println!("a full lab took {took:?}");
-    // Three seconds on an idle machine; other tests run beside this one.
+    // Three seconds on an idle machine; other tests run in parallel.
     ensure!(took < Duration::from_secs(12), "a full lab took {took:?}");
     lab.close()
 }
@@ -57,21 +57,21 @@ fn everybody_reaches_etcd_with_the_stolen_certificate() -> Result<()> {
         lab.neighbour(),
         lab.apiserver(),
     ];
-    for place in &intruders {
+    for workload in &intruders {
         for endpoint in both(&CP1, port::ETCD_CLIENT) {
-            place
+            workload
                 .etcdctl(endpoint, Some(client), ["put", "x", "1"])?
                 .checked()?;
-            let got = place
+            let got = workload
                 .etcdctl(endpoint, Some(client), ["get", "x"])?
                 .checked()?;
             ensure!(got.stdout == "x\n1\n", "etcd says {:?}", got.stdout);
         }
         for endpoint in both(&CP1, port::ETCD_PEER) {
-            expect(place, endpoint, Outcome::Connected)?;
+            expect(workload, endpoint, Outcome::Connected)?;
         }
     }
-    // Without the certificate etcd defends itself.
+    // Without the certificate, etcd refuses by itself.
     let refused = lab
         .pod("pod-a")
         .etcdctl(CP1.at(port::ETCD_CLIENT), None, ["get", "x"])?;
@@ -82,31 +82,12 @@ fn everybody_reaches_etcd_with_the_stolen_certificate() -> Result<()> {
 #[test]
 fn etcd_watches_and_saves_a_snapshot() -> Result<()> {
     let lab = Lab::builder().etcd().build()?;
-    let (place, client) = (lab.apiserver(), Some(lab.certs().apiserver_etcd_client()));
+    let workload = lab.apiserver();
     for endpoint in [LOOPBACK.at(port::ETCD_CLIENT), CP1.at(port::ETCD_CLIENT)] {
-        let watch = place
-            .etcdctl_command(endpoint, client)?
-            .args(["watch", "w"])
-            .spawn()?;
-        let deadline = Instant::now() + Duration::from_secs(5);
-        // A watch prints nothing when it is ready, so we write until it sees it.
-        let seen = loop {
-            place
-                .etcdctl(endpoint, client, ["put", "w", "seen"])?
-                .checked()?;
-            let line = watch.wait_for_line(|line| line == "seen", Duration::from_millis(300));
-            if line.is_ok() || Instant::now() > deadline {
-                break line;
-            }
-        };
-        seen?;
-        let file = lab.directory().join("snapshot.db");
-        let save = ["snapshot", "save", &file.to_string_lossy()].map(str::to_owned);
-        place.etcdctl(endpoint, client, save)?.checked()?;
-        ensure!(file.metadata()?.len() > 0, "the snapshot is empty");
+        servers::watch_and_save(&lab, &workload, endpoint)?;
     }
-    // Not none: with other labs beside it the kernel is impatient now and then.
-    let segments = place.namespace().tcp_segments()?;
+    // Not zero: with other labs running, the kernel sometimes retransmits without need.
+    let segments = workload.namespace().tcp_segments()?;
     ensure!(
         segments.sent > 100 && segments.again * 50 < segments.sent,
         "{segments:?}"
@@ -117,13 +98,13 @@ fn etcd_watches_and_saves_a_snapshot() -> Result<()> {
 #[test]
 fn the_apiserver_answers_where_it_should() -> Result<()> {
     let mut lab = Lab::builder().apiserver().build()?;
-    for place in [
+    for workload in [
         lab.controller_manager(),
         lab.scheduler(),
         lab.hostnet("cp1"),
     ] {
         for at in both(&LOOPBACK, port::INSECURE) {
-            expect_page(&place, &format!("http://{at}/"), "apiserver")?;
+            expect_page(&workload, &format!("http://{at}/"), "apiserver")?;
         }
     }
     let everybody = [
@@ -134,21 +115,21 @@ fn the_apiserver_answers_where_it_should() -> Result<()> {
         lab.login("w1"),
         lab.login("cp1"),
     ];
-    for place in &everybody {
+    for workload in &everybody {
         for at in both(&CP1, port::APISERVER)
             .into_iter()
             .chain(both(&SERVICE, port::SERVICE))
         {
-            expect_page(place, &format!("https://{at}/"), "apiserver")?;
+            expect_page(workload, &format!("https://{at}/"), "apiserver")?;
         }
         for at in both(&CP1, port::INSECURE) {
-            expect(place, at, Outcome::Refused)?;
+            expect(workload, at, Outcome::Refused)?;
         }
     }
     lab.expose_insecure_port()?;
-    for place in everybody.iter().chain([&lab.neighbour()]) {
+    for workload in everybody.iter().chain([&lab.neighbour()]) {
         for at in both(&CP1, port::INSECURE) {
-            expect_page(place, &format!("http://{at}/"), "exposed")?;
+            expect_page(workload, &format!("http://{at}/"), "exposed")?;
         }
     }
     Ok(())
@@ -157,7 +138,7 @@ fn the_apiserver_answers_where_it_should() -> Result<()> {
 #[test]
 fn kubelets_answer_on_both_nodes() -> Result<()> {
     let lab = Lab::builder().kubelets().build()?;
-    for place in [
+    for workload in [
         lab.pod("pod-a").clone(),
         lab.pod("pod-b").clone(),
         lab.apiserver(),
@@ -168,7 +149,7 @@ fn kubelets_answer_on_both_nodes() -> Result<()> {
             .iter()
             .flat_map(|node| both(node, port::KUBELET))
         {
-            expect_page(&place, &format!("https://{at}/"), "kubelet")?;
+            expect_page(&workload, &format!("https://{at}/"), "kubelet")?;
         }
     }
     Ok(())
@@ -178,10 +159,10 @@ fn kubelets_answer_on_both_nodes() -> Result<()> {
 fn bystanders_answer_with_their_names() -> Result<()> {
     let lab = Lab::builder().bystanders().build()?;
     for pod in [POD_A, POD_B] {
-        let (place, name) = (lab.pod(pod.party.name), pod.party.name);
+        let (workload, name) = (lab.pod(pod.party.name), pod.party.name);
         for port in [port::INSECURE, port::ETCD_CLIENT] {
             for at in both(&LOOPBACK, port) {
-                expect_answer(place, at, name)?;
+                expect_answer(workload, at, name)?;
             }
         }
         for at in both(&pod.party, port::INSECURE) {
@@ -206,9 +187,9 @@ fn bystanders_answer_with_their_names() -> Result<()> {
 }
 
 #[test]
-fn datagrams_come_back_in_every_way_of_sending() -> Result<()> {
+fn datagrams_are_answered_for_every_way_of_sending() -> Result<()> {
     let lab = Lab::builder().bystanders().build()?;
-    let place = lab.pod("pod-a");
+    let workload = lab.pod("pod-a");
     for to in both(&W1, port::ECHO) {
         let elsewhere = both(&OUT, port::ECHO)[usize::from(to.is_ipv6())];
         let methods = [
@@ -233,14 +214,14 @@ fn datagrams_come_back_in_every_way_of_sending() -> Result<()> {
             },
         ];
         for method in methods {
-            let report = place.udp_with(method.clone())?;
+            let report = workload.udp_with(method.clone())?;
             ensure!(report.outcome.worked(), "{method:?}: {report:?}");
         }
         let nobody = Udp {
             connected: true,
             ..Udp::to(SocketAddr::new(to.ip(), 9))
         };
-        let refused = place.udp_with(nobody)?.outcome;
+        let refused = workload.udp_with(nobody)?.outcome;
         ensure!(refused == Outcome::Refused, "{refused:?}");
     }
     Ok(())
@@ -268,8 +249,8 @@ fn outcomes_have_their_names() -> Result<()> {
     expect(&host, nowhere, Outcome::Timeout)?;
     expect(&host, CP1.at(1), Outcome::Refused)?;
     for to in [IpAddr::V4(W1.v4), IpAddr::V6(W1.v6)] {
-        for place in [&host, lab.pod("pod-a"), &lab.neighbour()] {
-            let outcome = place.ping(to)?;
+        for workload in [&host, lab.pod("pod-a"), &lab.neighbour()] {
+            let outcome = workload.ping(to)?;
             ensure!(outcome == Outcome::Answered, "ping {to}: {outcome:?}");
         }
     }
@@ -331,7 +312,7 @@ fn a_neighbours_frame_to_loopback_arrives() -> Result<()> {
 fn forged_packets_reach_udp_listeners() -> Result<()> {
     let lab = Lab::builder().bystanders().build()?;
     let victims = [("echo-cp1", CP1), ("echo-w1", W1)];
-    for (text, place) in [("a", lab.pod("pod-a")), ("b", lab.pod("pod-b"))] {
+    for (text, workload) in [("a", lab.pod("pod-a")), ("b", lab.pod("pod-b"))] {
         for (name, victim) in &victims {
             // The control plane's own address, and one of a host that is not in the cluster.
             for source in [CP1, OUT] {
@@ -341,7 +322,7 @@ fn forged_packets_reach_udp_listeners() -> Result<()> {
                 for (source, destination) in pairs {
                     let text = format!("{text} {source}");
                     let content = Content::udp(&text);
-                    let report = place.forge(&Forged {
+                    let report = workload.forge(&Forged {
                         source,
                         destination,
                         content,
@@ -351,7 +332,7 @@ fn forged_packets_reach_udp_listeners() -> Result<()> {
                     ensure!(
                         heard,
                         "{name} did not hear {text} from {}",
-                        place.party().name
+                        workload.party().name
                     );
                 }
             }
@@ -411,7 +392,7 @@ fn raw_sockets_and_loopback_frames_arrive() -> Result<()> {
             "{text} did not arrive"
         );
     }
-    // A frame put on lo by hand comes without a route, so the kernel calls 127.0.0.1 a martian unless
+    // A frame put on lo by hand has no route, so the kernel treats 127.0.0.1 as a martian unless
     // route_localnet is set.
     lab.expose_loopback()?;
     let server = host.serve(Serve {
@@ -475,24 +456,27 @@ fn a_masqueraded_pod_has_its_nodes_address() -> Result<()> {
 #[test]
 fn processes_are_in_their_cgroup_and_namespace() -> Result<()> {
     let lab = Lab::builder().build()?;
-    for (place, cgroup) in [
+    for (workload, cgroup) in [
         (lab.hostnet("cp1"), "cp1/kubepods.slice/hostnet"),
         (lab.pod("pod-b").clone(), "w1/kubepods.slice/pod-b"),
     ] {
-        let own = place.run("cat", ["/proc/self/cgroup"])?.checked()?.stdout;
+        let own = workload
+            .run("cat", ["/proc/self/cgroup"])?
+            .checked()?
+            .stdout;
         let wanted = format!("0::/{}/{cgroup}", lab.id().lab_name());
         ensure!(
             own.lines().any(|line| line == wanted),
             "{own} does not hold {wanted}"
         );
     }
-    // A host sees its own interfaces and no other's pinned programs.
-    let place = lab.login("cp1");
-    let listing = place
+    // A host sees its own interfaces and no other host's pinned programs.
+    let workload = lab.login("cp1");
+    let listing = workload
         .run("ls", ["/sys/class/net", "/sys/fs/bpf", "/run"])?
         .checked()?
         .stdout;
-    // The kernel itself puts iterators with this ending into every bpffs.
+    // The kernel itself puts iterators with this suffix into every bpffs.
     let own: Vec<_> = listing
         .split_whitespace()
         .filter(|word| !word.ends_with(".debug"))
@@ -500,7 +484,7 @@ fn processes_are_in_their_cgroup_and_namespace() -> Result<()> {
     let wanted = "/run: /sys/class/net: cali-pod-a eth0 lo nodelocaldns /sys/fs/bpf:";
     ensure!(own.join(" ") == wanted, "{listing}");
     // And what one process leaves there, the next one finds.
-    place
+    workload
         .run("mkdir", ["/sys/fs/bpf/enforcer", "/run/enforcer"])?
         .checked()?;
     lab.hostnet("cp1")
@@ -561,7 +545,7 @@ fn a_dead_owners_lab_is_swept_and_a_living_ones_is_not() -> Result<()> {
     sweep()?;
     ensure!(traces(&id)?.len() >= 7, "a living owner's lab was swept");
     owner.kill()?;
-    // Not waited for yet: a zombie is dead enough. The kill itself takes a moment, though.
+    // Not waited for yet: a zombie counts as dead. The kill itself takes a moment, though.
     let deadline = Instant::now() + Duration::from_secs(5);
     while id.owner_lives() && Instant::now() < deadline {
         std::thread::sleep(Duration::from_millis(1));
@@ -590,17 +574,17 @@ fn nobody_but_root_builds_a_lab() -> Result<()> {
 #[test]
 fn a_person_gets_in_with_the_shell_line() -> Result<()> {
     let lab = Lab::builder().build()?;
-    for (place, wanted) in [
+    for (workload, wanted) in [
         (lab.hostnet("w1"), "w1/kubepods.slice/hostnet"),
         (lab.pod("pod-a").clone(), "cp1/kubepods.slice/pod-a"),
     ] {
         let script = format!(
             "echo 'cat /proc/self/cgroup; ls /run' | {}",
-            place.shell_line()
+            workload.shell_line()
         );
         let output = Command::new("sh").args(["-c", &script]).output()?;
-        let said = String::from_utf8(output.stdout)?;
-        ensure!(said.contains(wanted), "{script} says {said:?}");
+        let printed = String::from_utf8(output.stdout)?;
+        ensure!(printed.contains(wanted), "{script} says {printed:?}");
         let complaint = String::from_utf8(output.stderr)?;
         ensure!(output.status.success(), "{script}: {complaint}");
     }
@@ -625,7 +609,7 @@ fn the_inventory_names_this_lab() -> Result<()> {
 }
 
 #[test]
-fn a_narrow_way_into_a_pod_is_found_by_what_its_host_tells() -> Result<()> {
+fn path_mtu_discovery_works_towards_a_pod() -> Result<()> {
     let lab = Lab::builder().build()?;
     let pod = lab.pod("pod-b");
     let _server = pod.serve(Serve {

@@ -1,5 +1,6 @@
-//! The TLS check of `tls: Required` checks what the application will read, and nothing else: not urgent bytes, which
-//! the application never gets, not what multipath TCP discards, and not what came by another connection.
+//! The TLS check of `tls: Required` checks what the application will read, and nothing else: not
+//! urgent bytes, which the application never gets, not what multipath TCP discards, and not what
+//! arrived on another connection.
 
 use std::net::SocketAddr;
 use std::time::Duration;
@@ -12,14 +13,14 @@ use enforcer_tests::packet::{CLIENT_HELLO, to_hex};
 use enforcer_tests::plan::{CP1, POD_A, POD_B, POD_GATEWAY_MAC, W1, port};
 use enforcer_tests::probe::{Connect, Probe, Serve, Talk};
 use enforcer_tests::product::{Agent, PolicyText};
-use enforcer_tests::{Lab, Outcome, Place};
+use enforcer_tests::{Lab, Outcome, Workload};
 
-/// So much of a ClientHello does the lock look at.
+/// How much of a ClientHello the lock examines.
 const LOOKED_AT: usize = 11;
 const URGENT: u8 = 0x30;
 const PUSH: u8 = 0x18;
 const SYN: u8 = 0x02;
-/// How long one may take that must come.
+/// How long an expected answer may take.
 const SOON: Duration = Duration::from_secs(5);
 
 fn policy() -> PolicyText {
@@ -32,18 +33,19 @@ fn policy() -> PolicyText {
 /// A client that may use TLS to cp1's apiserver, and the node whose agent checks it.
 struct Route {
     name: &'static str,
-    place: Place,
+    workload: Workload,
     guard: &'static str,
-    /// The interface, the source and the next hop of a frame, for clients that craft their segments themselves.
+    /// The interface, the source and the next hop of a frame, for clients that craft their own
+    /// segments.
     interface: &'static str,
     own: SocketAddr,
     macs: [[u8; 6]; 2],
 }
 
 fn routes(lab: &Lab) -> [Route; 5] {
-    let route = |name, place: &Place, guard, interface, own, macs| Route {
+    let route = |name, workload: &Workload, guard, interface, own, macs| Route {
         name,
-        place: place.clone(),
+        workload: workload.clone(),
         guard,
         interface,
         own,
@@ -108,11 +110,12 @@ fn heard(server: &Server, mark: &str) -> bool {
 
 fn heard_already(server: &Server, mark: &str) -> bool {
     let all = server.heard();
-    let mut said = all.iter().filter_map(|heard| heard.data.as_deref());
-    said.any(|data| data.contains(mark))
+    let mut ran = all.iter().filter_map(|heard| heard.data.as_deref());
+    ran.any(|data| data.contains(mark))
 }
 
-/// Tries an attack on all routes: without a policy, where the server receives what it must not, and with one.
+/// Tries an attack on all routes: without a policy, where the server receives what it must not, and
+/// with one.
 fn is_locked(
     lab: &Lab,
     server: &Server,
@@ -139,9 +142,9 @@ fn is_locked(
                 attempt(route, to, &mark).with_context(|| mark.clone())?;
                 let (after, _) = agent.denied(reason)?;
                 if heard_already(server, &mark) || after == before {
-                    let told = after - before;
+                    let reported = after - before;
                     let heard = heard_already(server, &mark);
-                    failures.push(format!("{mark} heard: {heard}, told: {told}"));
+                    failures.push(format!("{mark} heard: {heard}, reported: {reported}"));
                 }
             }
         }
@@ -155,7 +158,7 @@ fn urgent_bytes_are_not_what_the_application_reads() -> Result<()> {
     let lab = Lab::builder().build()?;
     let server = apiserver(&lab)?;
     is_locked(&lab, &server, "NotTls", |route, to, mark| {
-        route.place.connect_with(Connect {
+        route.workload.connect_with(Connect {
             urgent: CLIENT_HELLO[..LOOKED_AT]
                 .iter()
                 .map(|byte| to_hex(&[*byte]))
@@ -170,14 +173,14 @@ fn urgent_bytes_are_not_what_the_application_reads() -> Result<()> {
     lab.close()
 }
 
-/// One urgent byte within others: an application reads the bytes around it as one.
+/// One urgent byte among others: an application reads the bytes around it as adjacent.
 #[test]
-fn an_urgent_byte_among_others_is_none_of_them() -> Result<()> {
+fn an_urgent_byte_does_not_count_as_data() -> Result<()> {
     let lab = Lab::builder().build()?;
     let server = apiserver(&lab)?;
     is_locked(&lab, &server, "NotTls", |route, to, mark| {
-        // What is read begins with the second byte.
-        route.place.connect_with(Connect {
+        // The data that is read begins with the second byte.
+        route.workload.connect_with(Connect {
             urgent: vec![to_hex(&CLIENT_HELLO[..1])],
             piece: vec![to_hex(&[&CLIENT_HELLO[1..], mark.as_bytes()].concat())],
             pause_ms: 5,
@@ -192,7 +195,7 @@ fn an_urgent_byte_among_others_is_none_of_them() -> Result<()> {
 fn talk(route: &Route, to: SocketAddr, number: u16) -> Talk {
     let address = match (to, route.interface) {
         (SocketAddr::V4(_), _) => route.own.ip(),
-        (SocketAddr::V6(_), _) => route.place.party().v6.into(),
+        (SocketAddr::V6(_), _) => route.workload.party().v6.into(),
     };
     Talk {
         timeout_ms: 250,
@@ -205,10 +208,10 @@ fn talk(route: &Route, to: SocketAddr, number: u16) -> Talk {
     }
 }
 
-/// Segments without anything in them whose urgent pointer lies ahead: the byte that comes there next is never
-/// read, though its own segment says nothing of it.
+/// Empty segments whose urgent pointer lies ahead: the byte that arrives there next is never read,
+/// although its own segment does not say so.
 #[test]
-fn an_urgent_pointer_that_lies_ahead_is_followed() -> Result<()> {
+fn an_urgent_pointer_ahead_of_its_segment_is_followed() -> Result<()> {
     let lab = Lab::builder().build()?;
     let server = apiserver(&lab)?;
     let number = std::cell::Cell::new(0);
@@ -222,31 +225,31 @@ fn an_urgent_pointer_that_lies_ahead_is_followed() -> Result<()> {
         }
         talk.pause_ms = 2;
         let talk = talk.segment(PUSH, 0, LOOKED_AT as i32, mark.as_bytes());
-        route.place.probe(&Probe::Talk(talk))?;
+        route.workload.probe(&Probe::Talk(talk))?;
         Ok(())
     })?;
     lab.close()
 }
 
-/// A segment of a ClientHello with an urgent pointer in it, from the first byte on.
+/// A segment of a ClientHello with an urgent pointer into it, from the first byte on.
 #[test]
-fn an_urgent_pointer_within_a_client_hello_is_none() -> Result<()> {
+fn a_client_hello_with_an_urgent_pointer_is_refused() -> Result<()> {
     let lab = Lab::builder().build()?;
     let server = apiserver(&lab)?;
     let number = std::cell::Cell::new(100);
     is_locked(&lab, &server, "NotTls", |route, to, mark| {
         number.set(number.get() + 1);
         let data = [&CLIENT_HELLO[..], mark.as_bytes()].concat();
-        // The third byte is taken out of it.
+        // The third byte is removed from it.
         let talk = talk(route, to, number.get()).segment(URGENT | PUSH, 3, 0, &data);
-        route.place.probe(&Probe::Talk(talk))?;
+        route.workload.probe(&Probe::Talk(talk))?;
         Ok(())
     })?;
     lab.close()
 }
 
-/// A multipath peer discards bytes without a mapping, and nothing else can find out which bytes it reads. So it falls
-/// back to TCP.
+/// A multipath peer discards bytes without a mapping, and no observer can find out which bytes it
+/// reads. So the connection falls back to TCP.
 #[test]
 fn multipath_tcp_falls_back_where_tls_is_required() -> Result<()> {
     let lab = Lab::builder().build()?;
@@ -259,10 +262,10 @@ fn multipath_tcp_falls_back_where_tls_is_required() -> Result<()> {
     // A kernel that fell back once would not try again for an hour; older ones have no such memory.
     let forgets = [("mptcp/blackhole_timeout", "0")];
     for route in &routes {
-        let _ = route.place.namespace().set_sysctls(&forgets);
+        let _ = route.workload.namespace().set_sysctls(&forgets);
     }
     let open = |route: &Route, to, data: &[u8], timeout_ms| {
-        let outcome = route.place.connect_with(Connect {
+        let outcome = route.workload.connect_with(Connect {
             multipath: true,
             piece: vec![to_hex(data)],
             timeout_ms,
@@ -289,7 +292,7 @@ fn multipath_tcp_falls_back_where_tls_is_required() -> Result<()> {
             let (after, _) = agent.denied("MultipathTls")?;
             ensure!(
                 after > before,
-                "{}: {outcome}, and nothing is told",
+                "{}: {outcome}, and nothing is reported",
                 route.name
             );
             ensure!(outcome == Outcome::Answered, "{}: {outcome}", route.name);
@@ -299,7 +302,7 @@ fn multipath_tcp_falls_back_where_tls_is_required() -> Result<()> {
     lab.close()
 }
 
-/// A SYN that joins a connection of others is none that a lock could follow.
+/// A lock could not follow a SYN that joins an existing connection.
 #[test]
 fn joining_a_multipath_connection_is_refused_where_tls_is_required() -> Result<()> {
     let lab = Lab::builder().build()?;
@@ -336,10 +339,10 @@ fn joining_a_multipath_connection_is_refused_where_tls_is_required() -> Result<(
     lab.close()
 }
 
-/// A verdict that is kept on a socket is about two ends, wholly: also where two addresses differ in their first
-/// four bytes only.
+/// A verdict that is kept on a socket is about two complete endpoints, even if two addresses differ
+/// in only their first four bytes.
 #[test]
-fn a_kept_verdict_is_not_taken_along_to_another_address() -> Result<()> {
+fn a_kept_verdict_does_not_apply_to_another_address() -> Result<()> {
     let lab = Lab::builder().build()?;
     let (own, node) = ["w1", "cp1"]
         .map(|name| lab.host(name).namespace().name())
@@ -390,10 +393,11 @@ fn a_kept_verdict_is_not_taken_along_to_another_address() -> Result<()> {
     lab.close()
 }
 
-/// What comes before the plaintext, and how the plaintext comes.
+/// What comes before the plaintext, and how the plaintext arrives.
 type Sequence = fn(Talk, &[u8]) -> Talk;
 
-/// Sequences of segments after which a server reads no ClientHello, though something like one was seen.
+/// Sequences of segments after which a server reads no ClientHello, although something similar was
+/// seen.
 fn sequences() -> Vec<(&'static str, Sequence)> {
     const HELLO: [u8; 16] = CLIENT_HELLO;
     const ACK: u8 = 0x10;
@@ -511,7 +515,7 @@ fn sequences() -> Vec<(&'static str, Sequence)> {
 }
 
 #[test]
-fn what_a_server_throws_away_is_no_client_hello() -> Result<()> {
+fn discarded_segments_do_not_count_as_a_client_hello() -> Result<()> {
     let lab = Lab::builder().build()?;
     let server = apiserver(&lab)?;
     let routes = routes(&lab);
@@ -520,16 +524,18 @@ fn what_a_server_throws_away_is_no_client_hello() -> Result<()> {
         number.set(number.get() + 1);
         let talk = sequence(talk(route, to, number.get()), mark.as_bytes());
         let timeout_ms = 150;
-        route.place.probe(&Probe::Talk(Talk { timeout_ms, ..talk }))
+        route
+            .workload
+            .probe(&Probe::Talk(Talk { timeout_ms, ..talk }))
     };
-    // Sent byte by byte it arrives as well, only not in one piece.
+    // It may also arrive byte by byte, in several pieces.
     let heard_all = |mark: &str| {
         let all = server.heard();
-        let said: String = all
+        let ran: String = all
             .iter()
             .filter_map(|heard| heard.data.as_deref())
             .collect();
-        said.contains(mark)
+        ran.contains(mark)
     };
     let sequences = sequences();
     for (at, (name, sequence)) in sequences.iter().enumerate() {
@@ -555,9 +561,9 @@ fn what_a_server_throws_away_is_no_client_hello() -> Result<()> {
                 say(route, to, *sequence, &mark)?;
                 let (after, _) = agent.denied("NotTls")?;
                 if heard_all(&mark) || after == before {
-                    let (heard, told) = (heard_all(&mark), after - before);
+                    let (heard, reported) = (heard_all(&mark), after - before);
                     failures.push(format!(
-                        "{name}, {}: heard: {heard}, told: {told}",
+                        "{name}, {}: heard: {heard}, reported: {reported}",
                         route.name
                     ));
                 }
@@ -568,7 +574,7 @@ fn what_a_server_throws_away_is_no_client_hello() -> Result<()> {
     lab.close()
 }
 
-/// An option of multipath TCP is found behind others, and not where the kernel itself would not look.
+/// A multipath TCP option is found after others, and not where the kernel itself would not look.
 #[test]
 fn multipath_options_are_read_as_the_kernel_reads_them() -> Result<()> {
     let lab = Lab::builder().build()?;

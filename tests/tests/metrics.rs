@@ -1,5 +1,5 @@
-//! Metrics: what the agent exports is what happened, Prometheus understands it and its alerts fire, and nobody but
-//! loopback reaches it unless that is asked for.
+//! Metrics: what the agent exports is what happened, Prometheus understands it and its alerts fire,
+//! and the metrics are reachable only on loopback unless configured otherwise.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs::{self, File};
@@ -14,7 +14,7 @@ use enforcer_tests::plan::{CP1, LOOPBACK, port};
 use enforcer_tests::probe::Serve;
 use enforcer_tests::process::{Ran, Running};
 use enforcer_tests::product::{Agent, PolicyText};
-use enforcer_tests::{Lab, Outcome, Place, tools};
+use enforcer_tests::{Lab, Outcome, Workload, tools};
 use serde_json::Value;
 
 const SOON: Duration = Duration::from_secs(10);
@@ -29,13 +29,13 @@ fn url(at: SocketAddr) -> String {
     format!("http://{at}/metrics")
 }
 
-fn curl(from: &Place, args: &[&str]) -> Result<Ran> {
+fn curl(from: &Workload, args: &[&str]) -> Result<Ran> {
     let command = from.command("curl")?;
     let command = command.args(["-sS", "--fail", "--noproxy", "*", "-m", "15"]);
     command.args(["--connect-timeout", "2"]).args(args).run()
 }
 
-/// All samples of a scrape, by their names with labels.
+/// All samples of a scrape, by name and labels.
 struct Scrape(BTreeMap<String, f64>);
 
 impl Scrape {
@@ -51,8 +51,8 @@ impl Scrape {
         samples.collect::<Result<_>>().map(Self)
     }
 
-    fn from(place: &Place) -> Result<Self> {
-        Self::of(&text_from(place)?)
+    fn from(workload: &Workload) -> Result<Self> {
+        Self::of(&text_from(workload)?)
     }
 
     fn get(&self, name: &str) -> Result<f64> {
@@ -77,17 +77,17 @@ impl Scrape {
     }
 }
 
-fn text_from(place: &Place) -> Result<String> {
-    Ok(curl(place, &[&url(LOOPBACK.at(METRICS))])?
+fn text_from(workload: &Workload) -> Result<String> {
+    Ok(curl(workload, &[&url(LOOPBACK.at(METRICS))])?
         .checked()?
         .stdout)
 }
 
-/// Waits until a sample has a value. The agent answers twice the same within a tenth of a second.
-fn wait_for(place: &Place, name: &str, value: f64) -> Result<Scrape> {
+/// Waits until a sample has a value. The agent repeats its last answer for a tenth of a second.
+fn wait_for(workload: &Workload, name: &str, value: f64) -> Result<Scrape> {
     let end = Instant::now() + patient(SOON);
     loop {
-        let scrape = Scrape::from(place)?;
+        let scrape = Scrape::from(workload)?;
         if scrape.0.get(name) == Some(&value) {
             return Ok(scrape);
         }
@@ -105,8 +105,8 @@ fn with_metrics(lab: &Lab, policy: &PolicyText, more: &[&str]) -> Result<Agent> 
 }
 
 fn enforcer(lab: &Lab, args: &[&str]) -> Result<Ran> {
-    let place = lab.daemon("cp1", "enforcer");
-    place.command_of(&tools::enforcer()?)?.args(args).run()
+    let workload = lab.daemon("cp1", "enforcer");
+    workload.command_of(&tools::enforcer()?)?.args(args).run()
 }
 
 const DENIED: &str = r#"enforcer_denials_total{reason="WrongProcess",mode="denied"}"#;
@@ -139,7 +139,7 @@ fn what_happens_is_counted() -> Result<()> {
         begin.is(name, value)?;
     }
 
-    // One that is denied counts as denied and not as allowed, and the other way round.
+    // A denied connection counts as denied and not as allowed, and the other way round.
     ensure!(lab.hostnet("cp1").connect(to)? == Outcome::Eperm, "denied");
     let denied = wait_for(&node, DENIED, 1.0)?;
     denied.is(ALLOWED, 0.0)?;
@@ -163,7 +163,7 @@ fn what_happens_is_counted() -> Result<()> {
     let scrape = Scrape::from(&node)?;
     let count = |value: &Value| value.as_u64().unwrap_or(0) as f64;
     let paths = status["paths"].as_array().context("paths")?;
-    // A scrape's own packets go along that one.
+    // A scrape's own packets use that one.
     for path in paths.iter().filter(|path| path["name"] != "node-loopback") {
         for (direction, key) in [("forward", "forward"), ("reply", "reply")] {
             let name = path["name"].as_str().context("name")?;
@@ -196,7 +196,7 @@ fn what_happens_is_counted() -> Result<()> {
         agent.events()?.len() as f64,
     )?;
 
-    // Dry-run: the same attempt succeeds and counts as such; a broken policy is none.
+    // Dry-run: the same attempt succeeds and is counted as such; a broken policy changes nothing.
     agent.replace_policy(&lab, &PolicyText::dry_run())?;
     let before = wait_for(&node, "enforcer_dry_run", 1.0)?;
     before.is("enforcer_enforced", 0.0)?;
@@ -231,7 +231,7 @@ fn what_happens_is_counted() -> Result<()> {
     agent.write_policy(&PolicyText::default().yaml(&lab))?;
     wait_for(&node, "enforcer_policy_from_files", 1.0)?.is("enforcer_enforced", 1.0)?;
 
-    // Another agent goes on where this one ended.
+    // Another agent continues where this one ended.
     agent.kill()?;
     let down = curl(&node, &[&url(LOOPBACK.at(METRICS))])?;
     ensure!(down.code() == Some(7), "{down}");
@@ -243,14 +243,15 @@ fn what_happens_is_counted() -> Result<()> {
     lab.close()
 }
 
-/// Every metric is in the page and is exported, no value of a label is an address, and promtool has nothing to object to.
+/// Every metric is on the page and is exported, no label value is an address, and promtool has no
+/// objections.
 #[test]
-fn the_page_and_promtool_know_all_of_it() -> Result<()> {
+fn the_page_and_promtool_accept_every_metric() -> Result<()> {
     let lab = Lab::builder().build()?;
     let node = lab.login("cp1");
     let agent = with_metrics(&lab, &PolicyText::default(), &["--manual"])?;
     fs::write(agent.policy(), PolicyText::dry_run().yaml(&lab))?;
-    // So that the deadline is there, too.
+    // So that the deadline is exported as well.
     enforcer(&lab, &["apply", "--confirm-within", "10m"])?.checked()?;
     wait_for(&node, "enforcer_policy_pending_confirmation", 1.0)?;
     let text = text_from(&node)?;
@@ -282,9 +283,9 @@ fn the_page_and_promtool_know_all_of_it() -> Result<()> {
             .input(File::open(&file)?)
             .run()
     };
-    let said = promtool(&["check", "metrics"])?.checked()?;
-    ensure!(said.stdout.is_empty() && said.stderr.is_empty(), "{said}");
-    // It would say so.
+    let ran = promtool(&["check", "metrics"])?.checked()?;
+    ensure!(ran.stdout.is_empty() && ran.stderr.is_empty(), "{ran}");
+    // It would complain about this.
     fs::write(&file, "# TYPE enforcer_bad counter\nenforcer_bad 1\n")?;
     ensure!(
         !promtool(&["check", "metrics"])?.ok(),
@@ -294,7 +295,7 @@ fn the_page_and_promtool_know_all_of_it() -> Result<()> {
     let tests = repository("packaging/prometheus/enforcer.rules.test.yaml");
     promtool(&["check", "rules", &rules.to_string_lossy()])?.checked()?;
     promtool(&["test", "rules", &tests.to_string_lossy()])?.checked()?;
-    // OpenMetrics has the same samples, and says that it is whole.
+    // OpenMetrics has the same samples, and is marked as complete.
     let open = curl(
         &node,
         &[
@@ -315,9 +316,10 @@ fn the_page_and_promtool_know_all_of_it() -> Result<()> {
     lab.close()
 }
 
-/// Nothing listens unless it is asked for; then loopback only; and elsewhere whom a path lets in, if the policy guards it.
+/// The agent listens only if asked to, and then only on loopback. On other addresses, paths decide
+/// who reaches it, if the policy guards it.
 #[test]
-fn nobody_but_loopback_reaches_it() -> Result<()> {
+fn metrics_are_served_only_on_loopback_by_default() -> Result<()> {
     let lab = Lab::builder().build()?;
     let (node, neighbour, pod) = (lab.login("cp1"), lab.neighbour(), lab.pod("pod-a"));
     let outside = [&neighbour, pod, &lab.login("w1")];
@@ -330,21 +332,21 @@ fn nobody_but_loopback_reaches_it() -> Result<()> {
 
     let agent = with_metrics(&lab, &policy, &[])?;
     curl(&node, &[&loopback])?.checked()?;
-    // Other traffic passes, so it is the listener that is not there.
-    for place in outside.into_iter().chain([&node]) {
-        let refused = curl(place, &[&own])?;
+    // Other traffic passes, so it is the listener that does not exist.
+    for workload in outside.into_iter().chain([&node]) {
+        let refused = curl(workload, &[&own])?;
         ensure!(refused.code() == Some(7), "by default: {refused}");
     }
     agent.stop()?.checked()?;
 
-    // The twin: where it is asked for, everybody reaches it.
+    // The twin: if configured, everybody reaches it.
     let address = CP1.at(METRICS).to_string();
     let agent = Agent::start_with(&lab, "cp1", &policy, &["--metrics", &address])?;
-    for place in outside {
-        curl(place, &[&own])?.checked()?;
+    for workload in outside {
+        curl(workload, &[&own])?.checked()?;
     }
     ensure!(curl(&node, &[&loopback])?.code() == Some(7), "there only");
-    // As the page shows it: the policy guards the agent's own port.
+    // As the page shows: the policy guards the agent's own port.
     let inventory = lab.inventory_yaml();
     let components = format!(
         "  components:\n    enforcer: {{ runsOn: ['*'], cgroups: [/system.slice/enforcer.service], ports: {{ metrics: {METRICS}/tcp }} }}\n    \
@@ -362,8 +364,8 @@ fn nobody_but_loopback_reaches_it() -> Result<()> {
     let scrape = curl(&neighbour, &[&own])?.checked()?;
     let name = r#"enforcer_path_packets_total{path="prometheus-to-enforcer",direction="forward"}"#;
     ensure!(Scrape::of(&scrape.stdout)?.get(name)? > 0.0, "its own path");
-    for place in [pod, &lab.login("w1")] {
-        let denied = curl(place, &[&own])?;
+    for workload in [pod, &lab.login("w1")] {
+        let denied = curl(workload, &[&own])?;
         ensure!(matches!(denied.code(), Some(7 | 28)), "guarded: {denied}");
     }
     agent.event(|event| event.endpoint.as_deref() == Some("enforcer:metrics"))?;
@@ -371,7 +373,7 @@ fn nobody_but_loopback_reaches_it() -> Result<()> {
     lab.close()
 }
 
-/// A port that is taken is no reason not to enforce, and is tried again.
+/// A port that is in use does not prevent enforcement, and is retried.
 #[test]
 fn enforcement_does_not_wait_for_a_listener() -> Result<()> {
     let lab = Lab::builder().apiserver().build()?;
@@ -385,7 +387,7 @@ fn enforcement_does_not_wait_for_a_listener() -> Result<()> {
     ensure!(denied == Outcome::Eperm, "{denied}");
     let problems = agent.status()?["problems"].to_string();
     ensure!(
-        problems.contains("nobody can ask for metrics at 127.0.0.1:11910"),
+        problems.contains("metrics cannot be served at 127.0.0.1:11910"),
         "{problems}"
     );
     drop(squatter);
@@ -399,10 +401,10 @@ fn enforcement_does_not_wait_for_a_listener() -> Result<()> {
     lab.close()
 }
 
-/// Many connections that say nothing take few descriptors: the agent is asked, scraped and told to end all the
-/// same.
+/// Many silent connections take few descriptors: the agent can still be queried, scraped and
+/// stopped.
 #[test]
-fn nobody_exhausts_the_agent() -> Result<()> {
+fn no_client_exhausts_the_agent() -> Result<()> {
     let lab = Lab::builder().build()?;
     let node = lab.login("cp1");
     let agent = with_metrics(&lab, &PolicyText::default(), &[])?;
@@ -423,7 +425,7 @@ fn nobody_exhausts_the_agent() -> Result<()> {
     agent.status()?;
     Scrape::from(&node)?;
     ensure!(began.elapsed() < patient(SOON), "{:?}", began.elapsed());
-    // Who asks without end gets what was read a moment ago.
+    // Frequent requests get a recent snapshot.
     let again = "for i in $(seq 200); do echo url=http://127.0.0.1:11910/metrics; echo output=/dev/null; done | curl -sS -f -K -";
     node.command("bash")?
         .args(["-c", again])
@@ -474,9 +476,9 @@ fn confirmations_and_rollbacks_are_counted() -> Result<()> {
     lab.close()
 }
 
-/// Prometheus in the lab, with the rules as they are but for their patience.
+/// Prometheus in the lab, with the shipped rules except for their waiting times.
 struct Prometheus {
-    place: Place,
+    workload: Workload,
     _running: Running,
 }
 
@@ -500,14 +502,14 @@ impl Prometheus {
         );
         let file = directory.join("prometheus.yaml");
         fs::write(&file, configuration)?;
-        let place = lab.login("cp1");
-        place
+        let workload = lab.login("cp1");
+        workload
             .command("promtool")?
             .args(["check", "config"])
             .arg(&file)
             .run()?
             .checked()?;
-        let running = place
+        let running = workload
             .command("prometheus")?
             .arg(format!("--config.file={}", file.display()))
             .arg(format!(
@@ -517,34 +519,34 @@ impl Prometheus {
             .arg(format!("--web.listen-address=127.0.0.1:{PROMETHEUS}"))
             .spawn()?;
         Ok(Self {
-            place,
+            workload,
             _running: running,
         })
     }
 
     fn ask(&self, what: &str) -> Result<Value> {
         let url = format!("http://127.0.0.1:{PROMETHEUS}/api/v1/{what}");
-        let said = curl(&self.place, &["-g", &url])?.checked()?;
-        Ok(serde_json::from_str::<Value>(&said.stdout)?["data"].clone())
+        let ran = curl(&self.workload, &["-g", &url])?.checked()?;
+        Ok(serde_json::from_str::<Value>(&ran.stdout)?["data"].clone())
     }
 
-    /// Waits until something that it says is as wanted.
+    /// Waits until an answer is as wanted.
     fn wait(&self, what: &str, wanted: impl Fn(&Value) -> bool) -> Result<Value> {
         let end = Instant::now() + patient(3 * SOON);
         loop {
-            let said = self.ask(what).unwrap_or(Value::Null);
-            if wanted(&said) {
-                return Ok(said);
+            let answer = self.ask(what).unwrap_or(Value::Null);
+            if wanted(&answer) {
+                return Ok(answer);
             }
-            ensure!(Instant::now() < end, "{what}: {said:#}");
+            ensure!(Instant::now() < end, "{what}: {answer:#}");
             thread::sleep(Duration::from_millis(200));
         }
     }
 
     /// Waits until exactly these alerts fire.
     fn fires(&self, wanted: &[&str]) -> Result<()> {
-        self.wait("alerts", |said| {
-            let Some(alerts) = said["alerts"].as_array() else {
+        self.wait("alerts", |answer| {
+            let Some(alerts) = answer["alerts"].as_array() else {
                 return false;
             };
             let firing = alerts.iter().filter(|alert| alert["state"] == "firing");
@@ -562,14 +564,16 @@ fn prometheus_scrapes_and_its_alerts_fire() -> Result<()> {
     let lab = Lab::builder().apiserver().build()?;
     let agent = with_metrics(&lab, &PolicyText::default(), &["--manual"])?;
     let prometheus = Prometheus::start(&lab)?;
-    let targets = prometheus.wait("targets", |said| said["activeTargets"][0]["health"] == "up")?;
+    let targets = prometheus.wait("targets", |answer| {
+        answer["activeTargets"][0]["health"] == "up"
+    })?;
     ensure!(
         targets["activeTargets"][0]["lastError"] == "",
         "{targets:#}"
     );
-    // Its types come as OpenMetrics has them.
-    let metadata = prometheus.wait("metadata?metric=enforcer_denials", |said| {
-        said["enforcer_denials"].is_array()
+    // It returns types as in OpenMetrics.
+    let metadata = prometheus.wait("metadata?metric=enforcer_denials", |answer| {
+        answer["enforcer_denials"].is_array()
     })?;
     ensure!(
         metadata["enforcer_denials"][0]["type"] == "counter",
@@ -584,18 +588,20 @@ fn prometheus_scrapes_and_its_alerts_fire() -> Result<()> {
         "denied"
     );
     let query = "query?query=enforcer_denials_total{mode=\"denied\"}>0";
-    let said = prometheus.wait(query, |said| {
-        said["result"].as_array().is_some_and(|all| !all.is_empty())
+    let answer = prometheus.wait(query, |answer| {
+        answer["result"]
+            .as_array()
+            .is_some_and(|all| !all.is_empty())
     })?;
-    let result = said["result"].as_array().context("no result")?;
+    let result = answer["result"].as_array().context("no result")?;
     ensure!(
         result.len() == 1
             && result[0]["metric"]["reason"] == "WrongProcess"
             && result[0]["value"][1] == "1",
-        "{said:#}"
+        "{answer:#}"
     );
 
-    // Each alert fires when it should, alone, and is over when it is over.
+    // Each alert fires when it should, alone, and stops when the condition is over.
     fs::write(agent.policy(), PolicyText::dry_run().yaml(&lab))?;
     prometheus.fires(&["EnforcerPolicyNotFromFiles"])?;
     enforcer(&lab, &["apply", "--confirm-within", "10m"])?.checked()?;
@@ -603,7 +609,7 @@ fn prometheus_scrapes_and_its_alerts_fire() -> Result<()> {
     enforcer(&lab, &["rollback"])?.checked()?;
     prometheus.fires(&["EnforcerPolicyNotFromFiles", "EnforcerPolicyRolledBack"])?;
     agent.stop()?.checked()?;
-    // That one was in the last hour, whatever became of the agent.
+    // That one covers the last hour, whatever happened to the agent.
     prometheus.fires(&["EnforcerNoAgent", "EnforcerPolicyRolledBack"])?;
     lab.close()
 }

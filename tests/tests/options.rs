@@ -3,15 +3,15 @@
 use anyhow::{Result, ensure};
 use enforcer_tests::probe::{Call, Probe, Ring};
 use enforcer_tests::product::{Agent, PolicyText};
-use enforcer_tests::{Lab, Outcome, Place};
+use enforcer_tests::{Lab, Outcome, Workload};
 
-fn asks(place: &Place, call: Call) -> Result<Outcome> {
-    let report = place.probe(&Probe::Ring(Ring { call }))?;
+fn asks(workload: &Workload, call: Call) -> Result<Outcome> {
+    let report = workload.probe(&Probe::Ring(Ring { call }))?;
     Ok(report.outcome)
 }
 
-/// A 32-bit call is hidden from the cgroup hook. Where the kernel has BPF among its security modules it is refused
-/// like any other; where not, the status says what that means.
+/// The cgroup hook does not see 32-bit calls. If the kernel has BPF among its security modules,
+/// such a call is refused like any other; if not, the status warns about it.
 #[test]
 fn a_32_bit_setsockopt_call_is_refused_or_warned_about() -> Result<()> {
     let lab = Lab::builder().build()?;
@@ -48,7 +48,7 @@ fn a_32_bit_setsockopt_call_is_refused_or_warned_about() -> Result<()> {
     ensure!(event.subject.name.ends_with("hostnet"), "{event:?}");
     let asked = if sees_all { 2 } else { 1 };
     ensure!(agent.denied("BypassesHooks")? == (asked, 0), "{event:?}");
-    // What a pod's own socket does comes out at its interface.
+    // Whatever a pod's own socket sends leaves through the pod's interface.
     for call in [Call::Native, Call::Compat] {
         ensure!(asks(lab.pod("pod-a"), call)?.worked(), "a pod, {call:?}");
     }

@@ -1,5 +1,5 @@
-//! A record says what was decided: the sender, the target, and the policy. It stays so when the policy, the cgroup and
-//! the interface are gone.
+//! A record says what was decided: the sender, the target, and the policy. It does not change when
+//! the policy, the cgroup and the interface are gone.
 
 use std::fs;
 
@@ -21,7 +21,7 @@ fn policy(lab: &Lab, name: &str) -> String {
 #[test]
 fn a_denial_keeps_the_names_of_the_policy_that_made_it() -> Result<()> {
     let lab = Lab::builder().build()?;
-    let visitor = lab.place_in("cp1", CGROUP)?;
+    let visitor = lab.workload_in("cp1", CGROUP)?;
     let (client, peer) = (CP1.at(port::ETCD_CLIENT), CP1.at(port::ETCD_PEER));
     for to in [client, peer] {
         let outcome = visitor.connect(to)?;
@@ -49,7 +49,7 @@ fn a_denial_keeps_the_names_of_the_policy_that_made_it() -> Result<()> {
         second.source_components == ["world", "guest"] && second.generation == 2,
         "{second:?}"
     );
-    // And a policy that knows neither it nor the endpoint, with the cgroup gone.
+    // Then a policy without the component and the endpoint, with the cgroup removed.
     agent.write_policy(&PolicyText::default().yaml(&lab))?;
     while agent.generation()? == 2 {
         std::thread::sleep(std::time::Duration::from_millis(20));

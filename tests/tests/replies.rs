@@ -1,5 +1,5 @@
-//! Replies: what is remembered of UDP opens nothing that is guarded, and what was let in through an address
-//! translation is answered under "drop all other connectivity".
+//! Replies: the memory of UDP requests opens no guarded port, and what was let in through an
+//! address translation is answered under "drop all other connectivity".
 
 use std::net::SocketAddr;
 use std::thread;
@@ -11,7 +11,7 @@ use enforcer_tests::craft::Crafted;
 use enforcer_tests::plan::{CP1, NODE_LOCAL_DNS, OUT, POD_A, POD_B, POD_GATEWAY_MAC, VIP, port};
 use enforcer_tests::probe::{Connect, Serve, Udp};
 use enforcer_tests::product::{Agent, PolicyText};
-use enforcer_tests::{Lab, Outcome, Place, cgroup, net};
+use enforcer_tests::{Lab, Outcome, Workload, cgroup, net};
 
 const TUNNEL: u16 = 4789;
 const WIREGUARD: u16 = 51820;
@@ -22,7 +22,7 @@ const SYN_ACK: u8 = 0x12;
 const TUNNEL_MAC: [u8; 6] = [2, 0x99, 0, 0, 0, 2];
 const TUNNEL_ID: u8 = 42;
 
-/// A tunnel's end on cp1, and a server that records what comes to another guarded port.
+/// A tunnel end on cp1, and a server that records what arrives at another guarded port.
 fn open_tunnel(lab: &Lab) -> Result<()> {
     let mac = TUNNEL_MAC.map(|byte| format!("{byte:02x}")).join(":");
     let host = lab.host("cp1").namespace();
@@ -42,30 +42,30 @@ fn open_tunnel(lab: &Lab) -> Result<()> {
     ])
 }
 
-/// What comes out of the tunnel if it is unpacked.
+/// The packet that comes out of the tunnel if it is decapsulated.
 fn in_tunnel(mark: u16) -> Vec<u8> {
     let inner = Crafted::tcp(POD_B.party.at(49_000), CP1.at(port::ECHO), mark, SYN, b"");
     let header = [8, 0, 0, 0, 0, 0, TUNNEL_ID, 0];
     [&header[..], &inner.frame([2; 6], TUNNEL_MAC)].concat()
 }
 
-/// A datagram by a raw socket, with an arbitrary source address.
-fn raw(from: &Place, (source, to): (SocketAddr, SocketAddr), data: &[u8]) -> Result<()> {
+/// A datagram through a raw socket, with an arbitrary source address.
+fn raw(from: &Workload, (source, to): (SocketAddr, SocketAddr), data: &[u8]) -> Result<()> {
     let packet = Crafted::udp(source, to, 1, data).packet();
     from.raw_bytes(&[packet]).map(drop)
 }
 
-/// How an accomplice answers into a port.
+/// How an accomplice answers to a port.
 struct Answer<'a> {
     name: &'static str,
-    from: &'a Place,
+    from: &'a Workload,
     source: SocketAddr,
     hook: &'static str,
 }
 
-/// What is remembered of a question makes its answer a reply, and lifts no denial.
+/// A remembered request makes its answer a reply, but lifts no denial.
 #[test]
-fn a_question_opens_no_guarded_port() -> Result<()> {
+fn a_udp_request_opens_no_guarded_port() -> Result<()> {
     let lab = Lab::builder().build()?;
     open_tunnel(&lab)?;
     lab.masquerade_pods()?;
@@ -97,7 +97,7 @@ fn a_question_opens_no_guarded_port() -> Result<()> {
             &format!("ip id {mark}"),
         )
     };
-    // Asks from the guarded port of the node's own address, and lets the answer come.
+    // Sends a request from the guarded port of the node's own address, and waits for the answer.
     let tried = |answer: &Answer<'_>, to: u16, mark: u16| -> Result<bool> {
         let arrivals = unpacked(mark)?;
         raw(&host, (CP1.at(to), answer.source), b"question")?;
@@ -109,7 +109,7 @@ fn a_question_opens_no_guarded_port() -> Result<()> {
         };
         raw(answer.from, (answer.source, CP1.at(to)), &data)?;
         if to == TUNNEL {
-            // It is unpacked before the call is back, over lo; on the wire soon.
+            // Over lo, it is decapsulated before the call returns; over the wire, soon after.
             thread::sleep(Duration::from_millis(50));
             return Ok(arrivals.so_far()? > 0);
         }
@@ -143,16 +143,16 @@ fn a_question_opens_no_guarded_port() -> Result<()> {
             mark += 1;
             let arrived = tried(answer, to, mark)?;
             let (ip, hook) = (Some(CP1.v4.to_string()), answer.hook);
-            let told = agent.event(|event| {
+            let reported = agent.event(|event| {
                 event.hook == hook
                     && event.destination == ip
                     && event.port == Some(to)
                     && matches!(&event.reason[..], "NoPath" | "WrongProcess")
             });
-            if arrived || told.is_err() {
-                let told = told.is_ok();
+            if arrived || reported.is_err() {
+                let reported = reported.is_ok();
                 failures.push(format!(
-                    "{} to {to}: arrived {arrived}, told {told}",
+                    "{} to {to}: arrived {arrived}, reported {reported}",
                     answer.name
                 ));
             }
@@ -164,7 +164,7 @@ fn a_question_opens_no_guarded_port() -> Result<()> {
         ..Serve::default()
     })?;
     let pod = lab.pod("pod-a");
-    // Its reply would come to the node's tunnel, as far as the agent can know, so the pod gets none.
+    // As far as the agent can know, the reply would go to the node's tunnel, so the pod gets none.
     pod.udp_with(Udp {
         from: Some(POD_A.party.at(TUNNEL)),
         timeout_ms: 200,
@@ -174,7 +174,7 @@ fn a_question_opens_no_guarded_port() -> Result<()> {
     let seen = seen.last().context("the accomplice heard nothing")?.from;
     ensure!(seen == CP1.at(TUNNEL), "translated to {seen}");
     for _ in 0..2 {
-        // The translation is forgotten by now, the question may be remembered.
+        // The translation is forgotten by now, but the request may still be remembered.
         thread::sleep(Duration::from_millis(1500));
         mark += 1;
         let arrivals = unpacked(mark)?;
@@ -184,15 +184,15 @@ fn a_question_opens_no_guarded_port() -> Result<()> {
             failures.push("by a pod and an accomplice: it is unpacked".to_owned());
         }
     }
-    // Honest replies still pass.
+    // Legitimate replies still pass.
     let asked = host.udp(OUT.at(ACCOMPLICE))?;
     ensure!(asked == Outcome::Answered, "an honest question: {asked}");
     ensure!(failures.is_empty(), "{}", failures.join("\n"));
     lab.close()
 }
 
-/// Ports of cp1 that lead to its pod, with the visitor's address left as it is: a NodePort with the traffic
-/// policy `Local`, and what a hostPort does.
+/// Ports of cp1 that lead to its pod and preserve the visitor's address: a NodePort with the
+/// traffic policy `Local`, and one that works like a hostPort.
 const NODE_PORT: u16 = port::NODE_PORT;
 const HOST_PORT: u16 = 31_234;
 
@@ -215,7 +215,7 @@ fn translate(lab: &Lab) -> Result<()> {
 }
 
 #[test]
-fn what_is_translated_to_a_pod_is_answered() -> Result<()> {
+fn connections_translated_to_a_pod_are_answered() -> Result<()> {
     let lab = Lab::builder().build()?;
     translate(&lab)?;
     lab.claim(&CP1, &VIP)?;
@@ -231,7 +231,7 @@ fn what_is_translated_to_a_pod_is_answered() -> Result<()> {
         CP1.at(NODE_PORT),
         CP1.at6(NODE_PORT),
         CP1.at(HOST_PORT),
-        // An address that the node took beside its own.
+        // An address that the node has in addition to its own.
         VIP.at(NODE_PORT),
         VIP.at6(NODE_PORT),
     ];
@@ -311,9 +311,9 @@ fn what_is_translated_to_a_pod_is_answered() -> Result<()> {
     agent.event(|event| {
         event.reason == "OtherTraffic" && event.destination == Some(OUT.v4.to_string())
     })?;
-    let told = agent.denied("OtherTraffic")?.0 - before;
-    if told < 6 {
-        failures.push(format!("{told} of 6 told"));
+    let reported = agent.denied("OtherTraffic")?.0 - before;
+    if reported < 6 {
+        failures.push(format!("{reported} of 6 reported"));
     }
     ensure!(failures.is_empty(), "{}", failures.join("\n"));
     lab.close()
@@ -326,9 +326,9 @@ struct Datagram {
     answers: bool,
 }
 
-/// A remembered request matches exactly its two ends.
+/// A remembered request matches exactly its two endpoints.
 #[test]
-fn an_answer_is_of_whom_was_asked_and_to_who_asked() -> Result<()> {
+fn a_reply_must_match_both_ends_of_its_request() -> Result<()> {
     const ASKING: u16 = 40_001;
     let lab = Lab::builder().build()?;
     let host = lab.kubelet("cp1");
@@ -436,9 +436,10 @@ fn an_answer_is_of_whom_was_asked_and_to_who_asked() -> Result<()> {
     lab.close()
 }
 
-/// What is remembered of a visitor lets the pod answer him, and nothing else; and it goes with its path.
+/// What is remembered of a visitor allows the pod to answer it, and nothing else; and it ends with
+/// the visitor's path.
 #[test]
-fn a_visitor_is_answered_and_nobody_else() -> Result<()> {
+fn only_a_real_visitor_is_answered() -> Result<()> {
     const VISITOR: u16 = 50_100;
     let lab = Lab::builder().build()?;
     translate(&lab)?;
@@ -503,7 +504,7 @@ fn a_visitor_is_answered_and_nobody_else() -> Result<()> {
     let all = |first: u16| -> Result<Vec<bool>> {
         let mut passed = Vec::new();
         for ((_, packet, _), mark) in packets.iter().zip(first..) {
-            // Conntrack gives some of them other addresses: it is the mark by which they are known.
+            // Conntrack gives some of them other addresses, so they are identified by their mark.
             let (what, kind) = (format!("ip id {mark}"), format!("ip6 flowlabel {mark}"));
             let cp1 = lab.login("cp1");
             let counted = [what, kind];

@@ -1,5 +1,5 @@
-//! The agent as its service runs it: a user of its own with exactly the capabilities of the unit, and what it tells the
-//! service manager.
+//! The agent as its service runs it: a user of its own with exactly the capabilities of the unit,
+//! and what it reports to the service manager.
 
 use std::os::unix::{fs::PermissionsExt as _, net::UnixDatagram};
 use std::time::{Duration, Instant};
@@ -13,7 +13,7 @@ use enforcer_tests::product::PolicyText;
 use enforcer_tests::{Lab, Outcome, tools};
 use nix::sys::signal::Signal;
 
-/// What nobody else on the machine is.
+/// A user id that nothing else on the machine has.
 const USER: &str = "54321";
 /// The unit, from which the capabilities are read.
 const UNIT: &str = include_str!("../../packaging/enforcer.service");
@@ -37,8 +37,8 @@ impl Manager {
         })
     }
 
-    /// Waits until it is told this.
-    fn told(&self, wanted: &str) -> Result<String> {
+    /// Waits for this notification.
+    fn reported(&self, wanted: &str) -> Result<String> {
         let deadline = Instant::now() + patient(Duration::from_secs(15));
         let mut all = String::new();
         while Instant::now() < deadline {
@@ -56,7 +56,7 @@ impl Manager {
     }
 }
 
-/// The capabilities of the unit, as setpriv takes them.
+/// The capabilities of the unit, in the format of setpriv.
 fn capabilities() -> Result<String> {
     let line = |key: &str| UNIT.lines().find_map(|line| line.strip_prefix(key));
     let ambient = line("AmbientCapabilities=").context("no ambient capabilities")?;
@@ -69,14 +69,14 @@ fn capabilities() -> Result<String> {
 }
 
 fn shell(lab: &Lab, line: &str) -> Result<Ran> {
-    let place = lab.daemon("cp1", "enforcer");
-    place.run("/bin/sh", ["-euc", line])?.checked()
+    let workload = lab.daemon("cp1", "enforcer");
+    workload.run("/bin/sh", ["-euc", line])?.checked()
 }
 
 /// Starts an agent as the unit does, with these capabilities.
 fn start(lab: &Lab, manager: &Manager, capabilities: &str, policy: &str) -> Result<Running> {
-    let place = lab.daemon("cp1", "enforcer");
-    place
+    let workload = lab.daemon("cp1", "enforcer");
+    workload
         .command("setpriv")?
         .args([
             "--reuid",
@@ -106,19 +106,19 @@ fn start(lab: &Lab, manager: &Manager, capabilities: &str, policy: &str) -> Resu
 
 fn is_enforced(lab: &Lab, when: &str) -> Result<()> {
     let at = CP1.at(port::ETCD_CLIENT);
-    for (place, wanted) in [
+    for (workload, wanted) in [
         (lab.hostnet("cp1"), Outcome::Eperm),
         (lab.pod("pod-a").clone(), Outcome::Timeout),
         (lab.apiserver(), Outcome::Connected),
     ] {
-        let outcome = place.connect(at)?;
+        let outcome = workload.connect(at)?;
         ensure!(outcome == wanted, "{when}: {outcome}, not {wanted}");
     }
     Ok(())
 }
 
 #[test]
-fn the_units_capabilities_are_enough_and_the_manager_is_told() -> Result<()> {
+fn the_units_capabilities_suffice_and_the_manager_is_notified() -> Result<()> {
     let lab = Lab::builder().etcd().apiserver().build()?;
     let at = CP1.at(port::ETCD_CLIENT);
     let outcome = lab.hostnet("cp1").connect(at)?;
@@ -137,7 +137,7 @@ fn the_units_capabilities_are_enough_and_the_manager_is_told() -> Result<()> {
         ),
     )?;
 
-    // Each of them is needed, and the error names the one that is missing.
+    // Each of them is needed, and the error names the missing one.
     let all = capabilities()?;
     for missing in all.split(',') {
         let others: Vec<&str> = all.split(',').filter(|one| *one != missing).collect();
@@ -151,7 +151,9 @@ fn the_units_capabilities_are_enough_and_the_manager_is_told() -> Result<()> {
     }
 
     let agent = start(&lab, &manager, &all, &policy)?;
-    let ready = manager.told("READY=1").with_context(|| agent.stderr())?;
+    let ready = manager
+        .reported("READY=1")
+        .with_context(|| agent.stderr())?;
     ensure!(
         ready.contains("STATUS=generation 1, ") && ready.contains(" attachments"),
         "{ready}"
@@ -161,55 +163,57 @@ fn the_units_capabilities_are_enough_and_the_manager_is_told() -> Result<()> {
     ensure!(status.contains(&format!("Uid:\t{USER}")), "{status}");
     ensure!(status.contains("CapEff:\t000000c000001000"), "{status}");
     is_enforced(&lab, "with the agent")?;
-    manager.told("WATCHDOG=1")?;
+    manager.reported("WATCHDOG=1")?;
 
-    // Root asks it as ever, and what it pinned is its own.
-    let said = shell(
+    // Root can query it as usual, and its pins are its own.
+    let ran = shell(
         &lab,
         "/run/program status; stat -c %u /sys/fs/bpf/enforcer/*/maps/*",
     )?;
-    ensure!(said.stdout.contains("cp1"), "{said}");
-    let owners = said.stdout.lines().filter(|line| *line == USER);
-    ensure!(owners.count() > 5, "{said}");
+    ensure!(ran.stdout.contains("cp1"), "{ran}");
+    let owners = ran.stdout.lines().filter(|line| *line == USER);
+    ensure!(owners.count() > 5, "{ran}");
 
-    // A reload tells its begin, its end, and that it failed.
+    // A reload reports its beginning, its end, and a failure.
     let good = fs::read_to_string(&file)?;
     fs::write(&file, format!("{good}nonsense: true\n"))?;
     agent.signal(Signal::SIGHUP)?;
-    let reloading = manager.told("RELOADING=1")?;
+    let reloading = manager.reported("RELOADING=1")?;
     ensure!(reloading.contains("MONOTONIC_USEC="), "{reloading}");
-    let ready = manager.told("READY=1")?;
+    let ready = manager.reported("READY=1")?;
     ensure!(ready.contains("1 problem"), "{ready}");
     fs::write(&file, good)?;
     agent.signal(Signal::SIGHUP)?;
-    manager.told("RELOADING=1")?;
-    let ready = manager.told("READY=1")?;
+    manager.reported("RELOADING=1")?;
+    let ready = manager.reported("READY=1")?;
     ensure!(!ready.contains("problem"), "{ready}");
 
-    // Its end is no end of enforcement, and another takes over.
+    // Its end does not end enforcement, and another agent takes over.
     agent.signal(Signal::SIGTERM)?;
-    let stopping = manager.told("STOPPING=1")?;
+    let stopping = manager.reported("STOPPING=1")?;
     ensure!(stopping.contains("stays in force"), "{stopping}");
     agent.finish(patient(Duration::from_secs(10)))?.checked()?;
     is_enforced(&lab, "without an agent")?;
     // Root trusts no other user's pins.
-    let place = lab.daemon("cp1", "enforcer");
-    let refused = place
+    let workload = lab.daemon("cp1", "enforcer");
+    let refused = workload
         .command("/run/program")?
         .args(["run", "--node", "cp1", "-p", &policy])
         .run()?;
     ensure!(refused.code() == Some(2), "{refused}");
     ensure!(
-        refused.stderr.contains("could take enforcement off"),
+        refused.stderr.contains("could remove enforcement"),
         "{refused}"
     );
     let agent = start(&lab, &manager, &all, &policy)?;
-    let ready = manager.told("READY=1").with_context(|| agent.stderr())?;
+    let ready = manager
+        .reported("READY=1")
+        .with_context(|| agent.stderr())?;
     ensure!(ready.contains("STATUS=generation 1, "), "{ready}");
     is_enforced(&lab, "with the next agent")?;
 
     shell(&lab, "/run/program detach")?;
-    manager.told("detaches everything")?;
+    manager.reported("detaches everything")?;
     agent.finish(patient(Duration::from_secs(10)))?.checked()?;
     thread::sleep(Duration::from_millis(50));
     let outcome = lab.hostnet("cp1").connect(at)?;
@@ -218,7 +222,7 @@ fn the_units_capabilities_are_enough_and_the_manager_is_told() -> Result<()> {
 }
 
 #[test]
-fn an_uplink_may_come_after_the_agent() -> Result<()> {
+fn an_uplink_may_appear_after_the_agent() -> Result<()> {
     let lab = Lab::builder().etcd().build()?;
     let inventory = lab
         .inventory_yaml()

@@ -1,5 +1,5 @@
-//! Situations that real clusters were in, on the wire. What a policy says of these and of others is in
-//! `tests/situations`. Each denial works without a policy first.
+//! Situations of real clusters, on the wire. What a policy says about these and others is in
+//! `tests/situations`. Each denial is first shown to work without a policy.
 
 use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::thread;
@@ -12,7 +12,7 @@ use enforcer_tests::craft::Crafted;
 use enforcer_tests::plan::{CP1, POD_A, POD_GATEWAY_MAC, Party, SERVICE_NETWORKS, VIP, W1, port};
 use enforcer_tests::probe::Serve;
 use enforcer_tests::product::{Agent, PolicyText};
-use enforcer_tests::{Lab, Outcome, Place, net};
+use enforcer_tests::{Lab, Outcome, Workload, net};
 
 /// Some service's address.
 const CLUSTER_IP: Party = Party {
@@ -23,25 +23,25 @@ const CLUSTER_IP: Party = Party {
 };
 const SYN: u8 = 0x02;
 
-/// An inventory of the lab with something in place of what is there.
+/// An inventory of the lab with one text replaced.
 fn edited(lab: &Lab, from: &str, to: &str) -> Result<String> {
     let inventory = lab.inventory_yaml();
     ensure!(inventory.contains(from), "no `{from}` in {inventory}");
     Ok(inventory.replace(from, to))
 }
 
-/// A server that listens on all addresses of a place, in both families.
-fn everywhere(place: &Place, port: u16) -> Result<enforcer_tests::Server> {
-    place.serve(Serve {
+/// A server that listens on all addresses of a workload, in both families.
+fn everywhere(workload: &Workload, port: u16) -> Result<enforcer_tests::Server> {
+    workload.serve(Serve {
         tcp: vec![SocketAddr::new(Ipv6Addr::UNSPECIFIED.into(), port)],
         ..Serve::default()
     })
 }
 
-/// With IPVS (`kube-ipvs0`) or kube-router (`kube-dummy-if`) a node has every service's address, and what listens on all
-/// addresses is found there: kubernetes/kubernetes#72236.
+/// With IPVS (`kube-ipvs0`) or kube-router (`kube-dummy-if`), a node has every service's address,
+/// and what listens on all addresses is reachable there: kubernetes/kubernetes#72236.
 #[test]
-fn a_service_address_on_the_node_opens_no_port_of_its() -> Result<()> {
+fn a_service_address_on_the_node_exposes_no_port_of_the_node() -> Result<()> {
     let lab = Lab::builder().apiserver().kubelets().build()?;
     lab.claim(&CP1, &CLUSTER_IP)?;
     let out = lab.host("out").namespace().name();
@@ -91,9 +91,9 @@ fn a_service_address_on_the_node_opens_no_port_of_its() -> Result<()> {
             "etcd:client",
         ),
     ];
-    for (who, place, port, ..) in attempts {
+    for (who, workload, port, ..) in attempts {
         for to in CLUSTER_IP.both(port) {
-            let outcome = place.connect(to)?;
+            let outcome = workload.connect(to)?;
             ensure!(outcome.worked(), "twin: {who} to {to}: {outcome}");
         }
     }
@@ -105,18 +105,21 @@ fn a_service_address_on_the_node_opens_no_port_of_its() -> Result<()> {
     };
     let agent = Agent::start(&lab, "cp1", &policy)?;
     let mut failures = Vec::new();
-    for (who, place, port, reason, endpoint) in attempts {
+    for (who, workload, port, reason, endpoint) in attempts {
         for to in CLUSTER_IP.both(port) {
-            let outcome = place.connect(to)?;
+            let outcome = workload.connect(to)?;
             let ip = Some(to.ip().to_string());
-            let told = agent.event(|event| {
+            let reported = agent.event(|event| {
                 event.destination == ip
                     && event.port == Some(port)
                     && event.reason == reason
                     && event.endpoint.as_deref() == Some(endpoint)
             });
-            if outcome.worked() || told.is_err() {
-                failures.push(format!("{who} to {to}: {outcome}, told: {}", told.is_ok()));
+            if outcome.worked() || reported.is_err() {
+                failures.push(format!(
+                    "{who} to {to}: {outcome}, reported: {}",
+                    reported.is_ok()
+                ));
             }
         }
     }
@@ -130,8 +133,8 @@ fn a_service_address_on_the_node_opens_no_port_of_its() -> Result<()> {
     lab.close()
 }
 
-/// keepalived's check script asks the apiserver here and at the shared address; refused, every node gives that away:
-/// kubernetes/kubeadm PR #2102.
+/// keepalived's check script queries the apiserver here and at the shared address; if that is
+/// refused, every node gives up the address: kubernetes/kubeadm PR #2102.
 #[test]
 fn keepalived_may_check_the_apiserver_and_no_more() -> Result<()> {
     let lab = Lab::builder().apiserver().build()?;
@@ -175,15 +178,16 @@ fn keepalived_may_check_the_apiserver_and_no_more() -> Result<()> {
     lab.close()
 }
 
-/// A glob for monitoring matches the apiserver's own cgroup, too. The narrower pattern wins: k0sproject/k0s#6277.
+/// A glob for monitoring matches the apiserver's own cgroup, too. The narrower pattern wins:
+/// k0sproject/k0s#6277.
 #[test]
-fn a_glob_does_not_take_the_apiservers_cgroup() -> Result<()> {
+fn a_glob_does_not_claim_the_apiservers_cgroup() -> Result<()> {
     let lab = Lab::builder().kubelets().build()?;
     let _etcd = everywhere(&lab.etcd(), port::ETCD_CLIENT)?;
     let (etcd, kubelet) = (CP1.at(port::ETCD_CLIENT), CP1.at(port::KUBELET));
     let (apiserver, monitor) = (lab.apiserver(), lab.static_pod("cp1", "prometheus"));
-    for (place, to) in [(&apiserver, etcd), (&monitor, etcd), (&monitor, kubelet)] {
-        let outcome = place.connect(to)?;
+    for (workload, to) in [(&apiserver, etcd), (&monitor, etcd), (&monitor, kubelet)] {
+        let outcome = workload.connect(to)?;
         ensure!(outcome.worked(), "twin: {to}: {outcome}");
     }
     let glob = format!("cgroups: [\"/{}\"]", static_pod_slice("*"));
@@ -211,7 +215,7 @@ fn a_glob_does_not_take_the_apiservers_cgroup() -> Result<()> {
     let outcome = monitor.connect(etcd)?;
     ensure!(outcome == Outcome::Eperm, "monitoring to etcd: {outcome}");
     agent.event(|event| event.reason == "WrongProcess")?;
-    // Without a pattern of its own it is one of those that the glob matches.
+    // Without a pattern of its own, it is one of those that the glob matches.
     let inventory = lab.inventory().with("monitoring", &glob);
     let inventory = inventory.with("apiserver", "cgroups: [/elsewhere]");
     let wide = PolicyText {
@@ -228,10 +232,10 @@ fn a_glob_does_not_take_the_apiservers_cgroup() -> Result<()> {
     lab.close()
 }
 
-/// The uplinks' glob matches pods' interfaces, too, as `en*` does `eni0123`: those are pods', whatever address is forged
-/// there. aws/amazon-vpc-cni-k8s#1159.
+/// The uplinks' glob matches pods' interfaces, too, as `en*` matches `eni0123`: those are pods',
+/// whatever address is forged there. aws/amazon-vpc-cni-k8s#1159.
 #[test]
-fn an_interface_that_both_globs_match_is_a_pods() -> Result<()> {
+fn an_interface_matched_by_both_globs_is_a_pods() -> Result<()> {
     let lab = Lab::builder().build()?;
     let pod = lab.pod("pod-a");
     let frame = |mark: u16| {
@@ -266,18 +270,21 @@ fn an_interface_that_both_globs_match_is_a_pods() -> Result<()> {
         here.any(|a| a["where"] == *interface && a["role"] == "pod"),
         "{status:#}"
     );
-    // Where neither is narrower, the policy is refused, and what is in force stays.
+    // If neither is narrower, the policy is refused, and what is in force stays.
     agent.write_policy(&policy("eth0, \"*pod-a\"")?.yaml(&lab))?;
-    let mut told = String::new();
+    let mut reported = String::new();
     for _ in 0..100 {
         let status = agent.status()?;
-        told = status["lastError"].as_str().unwrap_or_default().to_owned();
-        if !told.is_empty() {
+        reported = status["lastError"].as_str().unwrap_or_default().to_owned();
+        if !reported.is_empty() {
             break;
         }
         thread::sleep(Duration::from_millis(50));
     }
-    ensure!(told.contains("*pod-a") && told.contains("cali*"), "{told}");
+    ensure!(
+        reported.contains("*pod-a") && reported.contains("cali*"),
+        "{reported}"
+    );
     ensure!(arrived(702)? == 0, "a forged SYN arrives");
     agent.stop()?.checked()?;
     lab.close()

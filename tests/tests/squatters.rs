@@ -1,5 +1,6 @@
-//! Ports of components that another process takes without `bind` to the number: by a range of ports that holds only
-//! this one, and by listening without binding. It may have the port, but receives nothing.
+//! Ports of components that another process takes without binding the number: by a port range that
+//! contains only this one, and by listening without binding. It may get the port, but receives
+//! nothing.
 
 use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::time::Duration;
@@ -9,14 +10,14 @@ use enforcer_tests::packet::CLIENT_HELLO;
 use enforcer_tests::plan::{CP1, LOOPBACK, port};
 use enforcer_tests::probe::{Connect, Serve, Take, Udp};
 use enforcer_tests::product::{Agent, PolicyText};
-use enforcer_tests::{Lab, Place, Server};
+use enforcer_tests::{Lab, Server, Workload};
 
 const WIREGUARD: u16 = 51820;
-/// How long what arrives may take.
+/// How long an arrival may take.
 const SOON: Duration = Duration::from_secs(2);
 const NOT_LONG: Duration = Duration::from_millis(200);
 
-/// A port, how it is taken, and who would have talked to the component.
+/// A port, how it is taken, and a client that would have connected to the component.
 struct Squat {
     name: &'static str,
     at: SocketAddr,
@@ -24,7 +25,7 @@ struct Squat {
     take: Take,
     multipath: bool,
     mapped: bool,
-    caller: Place,
+    caller: Workload,
     to: SocketAddr,
 }
 
@@ -76,7 +77,7 @@ impl Squat {
 fn all(lab: &Lab) -> Vec<Squat> {
     let any = |port| SocketAddr::new(Ipv4Addr::UNSPECIFIED.into(), port);
     let any6 = |port| SocketAddr::new(Ipv6Addr::UNSPECIFIED.into(), port);
-    let tcp = |name, at, take, caller: &Place, to| Squat {
+    let tcp = |name, at, take, caller: &Workload, to| Squat {
         name,
         at,
         udp: false,
@@ -182,7 +183,7 @@ fn all(lab: &Lab) -> Vec<Squat> {
     squats
 }
 
-/// A policy in which a UDP port is a component's, too.
+/// A policy in which a UDP port belongs to a component as well.
 fn with_mesh(lab: &Lab) -> Result<PolicyText> {
     lab.daemon("cp1", "mesh").cgroup().id()?;
     let mesh = format!(
@@ -198,9 +199,9 @@ fn with_mesh(lab: &Lab) -> Result<PolicyText> {
 }
 
 #[test]
-fn a_port_that_was_taken_without_asking_hears_nothing() -> Result<()> {
+fn a_port_taken_without_bind_receives_nothing() -> Result<()> {
     let lab = Lab::builder().build()?;
-    // A common tuning; not needed for ports from 32768 on.
+    // A common setting; not needed for ports from 32768 on.
     let host = lab.host("cp1").namespace();
     host.set_sysctls(&[("ipv4/ip_local_port_range", "1024 65535")])?;
     let squatter = lab.hostnet("cp1");
@@ -233,11 +234,11 @@ fn a_port_that_was_taken_without_asking_hears_nothing() -> Result<()> {
             let named = event.subject.name.ends_with("hostnet");
             (taken || heard) && named && event.port == Some(to.port())
         };
-        let told = agent.event(about);
-        if heard || told.is_err() {
-            let (taken, told) = (server.is_ok(), told.is_ok());
+        let reported = agent.event(about);
+        if heard || reported.is_err() {
+            let (taken, reported) = (server.is_ok(), reported.is_ok());
             failures.push(format!(
-                "{name}, {take:?}: taken: {taken}, heard: {heard}, told: {told}"
+                "{name}, {take:?}: taken: {taken}, heard: {heard}, reported: {reported}"
             ));
         }
     }
@@ -245,9 +246,9 @@ fn a_port_that_was_taken_without_asking_hears_nothing() -> Result<()> {
     lab.close()
 }
 
-/// The component itself may come by its port as it likes.
+/// The component itself may get its port in any way.
 #[test]
-fn a_component_takes_its_port_as_it_likes() -> Result<()> {
+fn a_component_may_take_its_port_in_any_way() -> Result<()> {
     let lab = Lab::builder().build()?;
     let host = lab.host("cp1").namespace();
     host.set_sysctls(&[("ipv4/ip_local_port_range", "1024 65535")])?;

@@ -1,5 +1,5 @@
-//! Enforcement outlives the agent: it is killed, replaced by another, and finds what the last one left, whatever became
-//! of that meanwhile.
+//! Enforcement outlives the agent: the agent is killed, replaced by another, and finds what the
+//! last one left, whatever happened to it meanwhile.
 
 use std::time::{Duration, Instant};
 use std::{env, thread};
@@ -20,14 +20,14 @@ const PINS: &str = "/sys/fs/bpf/enforcer";
 
 /// Runs the product's command line where an agent would run.
 fn enforcer(lab: &Lab, args: &[&str]) -> Result<Ran> {
-    let place = lab.daemon("cp1", "enforcer");
-    place.command_of(&tools::enforcer()?)?.args(args).run()
+    let workload = lab.daemon("cp1", "enforcer");
+    workload.command_of(&tools::enforcer()?)?.args(args).run()
 }
 
-/// Runs a tool among the pins of that host.
+/// Runs a shell command in the directory of that host's pins.
 fn shell(lab: &Lab, line: &str) -> Result<String> {
-    let place = lab.daemon("cp1", "enforcer");
-    let ran = place.run("/bin/sh", ["-euc", line])?.checked()?;
+    let workload = lab.daemon("cp1", "enforcer");
+    let ran = workload.run("/bin/sh", ["-euc", line])?.checked()?;
     Ok(ran.stdout)
 }
 
@@ -37,7 +37,7 @@ fn instances(lab: &Lab) -> Result<Vec<String>> {
     Ok(listed.split_whitespace().map(str::to_owned).collect())
 }
 
-/// Nobody who may not reaches etcd, whoever may does.
+/// Unauthorized clients do not reach etcd, and authorized ones do.
 fn is_enforced(lab: &Lab, when: &str) -> Result<()> {
     let at = CP1.at(port::ETCD_CLIENT);
     let outcome = lab.hostnet("cp1").connect(at)?;
@@ -54,21 +54,21 @@ fn is_enforced(lab: &Lab, when: &str) -> Result<()> {
 
 fn is_not_enforced(lab: &Lab, when: &str) -> Result<()> {
     let at = CP1.at(port::ETCD_CLIENT);
-    for place in [lab.hostnet("cp1"), lab.pod("pod-a").clone()] {
-        let outcome = place.connect(at)?;
+    for workload in [lab.hostnet("cp1"), lab.pod("pod-a").clone()] {
+        let outcome = workload.connect(at)?;
         ensure!(outcome == Outcome::Connected, "{when}: {outcome}");
     }
     Ok(())
 }
 
-/// How many packets and calls were denied, for whatever reason.
+/// How many packets and calls were denied, for any reason.
 fn denials(status: &Value) -> u64 {
     let reasons = status["reasons"].as_array().into_iter().flatten();
     reasons.filter_map(|reason| reason["denied"].as_u64()).sum()
 }
 
 #[test]
-fn enforcement_outlives_the_agent_and_the_next_one_goes_on() -> Result<()> {
+fn enforcement_outlives_the_agent_and_the_next_one_continues() -> Result<()> {
     let lab = Lab::builder().etcd().apiserver().build()?;
     is_not_enforced(&lab, "twin")?;
     let policy = PolicyText::default();
@@ -79,24 +79,24 @@ fn enforcement_outlives_the_agent_and_the_next_one_goes_on() -> Result<()> {
         let event = agent.event(|event| event.endpoint.as_deref() == Some("etcd:client"))?;
         agent.kill()?;
         is_enforced(&lab, "after its death")?;
-        let said = enforcer(&lab, &["status"])?;
+        let ran = enforcer(&lab, &["status"])?;
         ensure!(
-            said.code() == Some(2) && said.stderr.contains("is in force without one"),
-            "{said}"
+            ran.code() == Some(2) && ran.stderr.contains("is in force without one"),
+            "{ran}"
         );
-        let said = enforcer(&lab, &["status", "-o", "json"])?;
-        let error: Value = serde_json::from_str(&said.stderr)?;
+        let ran = enforcer(&lab, &["status", "-o", "json"])?;
+        let error: Value = serde_json::from_str(&ran.stderr)?;
         let left = &error["unattended"];
         ensure!(
-            said.code() == Some(2)
-                && said.stdout.is_empty()
+            ran.code() == Some(2)
+                && ran.stdout.is_empty()
                 && error["code"] == "Unattended"
                 && left["mode"] == "Enforce"
                 && left["pinDir"] == PINS,
-            "{said}"
+            "{ran}"
         );
         for same in ["policy", "generation", "since", "node"] {
-            ensure!(left[same] == before[same], "{mode}, {same}: {said}");
+            ensure!(left[same] == before[same], "{mode}, {same}: {ran}");
         }
 
         let agent = Agent::start_with(&lab, "cp1", &policy, &["--tc", mode])?;
@@ -119,14 +119,14 @@ fn enforcement_outlives_the_agent_and_the_next_one_goes_on() -> Result<()> {
             status["pinnedAt"] == format!("{PINS}/{}", at.join(" ")),
             "{mode}: {status:#}"
         );
-        let said = enforcer(&lab, &["status"])?.checked()?;
+        let ran = enforcer(&lab, &["status"])?.checked()?;
         ensure!(
-            said.stdout.contains(&format!("pinned    at {PINS}/"))
-                && said.stdout.contains(": enforcement outlives the agent\n"),
-            "{said}"
+            ran.stdout.contains(&format!("pinned    at {PINS}/"))
+                && ran.stdout.contains(": enforcement outlives the agent\n"),
+            "{ran}"
         );
 
-        // What it ends with by itself stays in force, too.
+        // What ends with the agent's own exit stays in force, too.
         let generation = agent.generation()?;
         let left = agent.leave()?.checked()?;
         ensure!(left.stderr.contains("stays in force without it"), "{left}");
@@ -143,16 +143,17 @@ fn enforcement_outlives_the_agent_and_the_next_one_goes_on() -> Result<()> {
         enforcer(&lab, &["detach"])?.checked()?;
         is_not_enforced(&lab, "after detach without an agent")?;
         ensure!(instances(&lab)?.is_empty(), "{:?}", instances(&lab)?);
-        let said = enforcer(&lab, &["detach"])?;
+        let ran = enforcer(&lab, &["detach"])?;
         ensure!(
-            said.code() == Some(2) && said.stderr.contains("no agent runs here"),
-            "{said}"
+            ran.code() == Some(2) && ran.stderr.contains("no agent runs here"),
+            "{ran}"
         );
     }
     lab.close()
 }
 
-/// A verdict that was kept on a socket under the policy before the last one is not taken for one of the next agent's.
+/// A verdict that was kept on a socket under the policy before the last one is not mistaken for one
+/// of the next agent's.
 #[test]
 fn a_kept_verdict_does_not_become_true_again() -> Result<()> {
     let lab = Lab::builder().apiserver().build()?;
@@ -183,10 +184,10 @@ fn a_kept_verdict_does_not_become_true_again() -> Result<()> {
     lab.close()
 }
 
-/// What an agent of another version left is replaced in place: its programs, link by link, while others work on maps of
-/// their own.
+/// What an agent of another version left is replaced in place: its programs, link by link, while
+/// others work on maps of their own.
 #[test]
-fn maps_of_another_layout_are_followed_by_new_ones() -> Result<()> {
+fn maps_of_another_layout_are_replaced_by_new_ones() -> Result<()> {
     let lab = Lab::builder().etcd().apiserver().build()?;
     let at = CP1.at(port::ETCD_CLIENT);
     let policy = PolicyText::default();
@@ -251,9 +252,9 @@ fn maps_of_another_layout_are_followed_by_new_ones() -> Result<()> {
     lab.close()
 }
 
-/// Interfaces that came and went while no agent was there, with the names and numbers of others.
+/// Interfaces that came and went while no agent ran, with the names and indices of others.
 #[test]
-fn interfaces_that_changed_meanwhile_are_taken_up() -> Result<()> {
+fn interfaces_that_changed_while_no_agent_ran_are_picked_up() -> Result<()> {
     let lab = Lab::builder().etcd().build()?;
     let at = CP1.at(port::ETCD_CLIENT);
     let node = lab.host("cp1").namespace().name();
@@ -286,7 +287,7 @@ fn interfaces_that_changed_meanwhile_are_taken_up() -> Result<()> {
         has(&agent, "cali-a")?;
         has(&agent, "cali-b")?;
         agent.kill()?;
-        // One goes, one is another with the same name and number, one has another name, one is new.
+        // One is removed, one is replaced with the same name and index, one is renamed, one is new.
         let interface = POD_A.host_interface();
         net::ip(Some(node), "link del cali-a\nlink del cali-b\n")?;
         add("cali-b", 902)?;
@@ -305,7 +306,8 @@ fn interfaces_that_changed_meanwhile_are_taken_up() -> Result<()> {
                 "{pinned}"
             );
         }
-        // And under an agent: it has the name and the number that another had a moment ago, and the status is the same.
+        // And while an agent runs: the interface has the name and the index that another had a
+        // moment ago, and the status is the same.
         let attached = || agent.running().stderr().matches("cali-b is pod").count();
         let before = attached();
         net::ip(
@@ -331,7 +333,7 @@ fn interfaces_that_changed_meanwhile_are_taken_up() -> Result<()> {
 }
 
 #[test]
-fn pins_that_can_not_be_trusted_or_made_are_told() -> Result<()> {
+fn untrusted_or_impossible_pins_are_reported() -> Result<()> {
     let lab = Lab::builder().etcd().build()?;
     let policy = PolicyText::default();
     let file = lab.directory().join("policy.yaml");
@@ -341,28 +343,28 @@ fn pins_that_can_not_be_trusted_or_made_are_told() -> Result<()> {
         let args = [&["run", "--node", "cp1", "-p", &file], more].concat();
         enforcer(&lab, &args)
     };
-    // What a program reads of it, in the last line.
+    // The error code, from the last line.
     let code = |more: &[&str]| -> Result<Value> {
-        let said = start(&[more, &["-o", "json"]].concat())?;
-        let error = said.stderr.lines().last().unwrap_or_default();
-        let error: Value = serde_json::from_str(error).with_context(|| said.to_string())?;
+        let ran = start(&[more, &["-o", "json"]].concat())?;
+        let error = ran.stderr.lines().last().unwrap_or_default();
+        let error: Value = serde_json::from_str(error).with_context(|| ran.to_string())?;
         Ok(error["code"].clone())
     };
-    // Elsewhere than on a BPF file system.
+    // Not on a BPF file system.
     let elsewhere = ["--pin-dir", "/run/pins"];
     ensure!(code(&elsewhere)? == "NoBpfFs");
-    let said = start(&elsewhere)?;
+    let ran = start(&elsewhere)?;
     ensure!(
-        said.code() == Some(2) && said.stderr.contains("mount -t bpf bpf /sys/fs/bpf"),
-        "{said}"
+        ran.code() == Some(2) && ran.stderr.contains("mount -t bpf bpf /sys/fs/bpf"),
+        "{ran}"
     );
-    // Where others could exchange them.
+    // In a directory where others could replace them.
     shell(&lab, &format!("mkdir {PINS}; chmod 0777 {PINS}"))?;
     ensure!(code(&[])? == "PinsOfOthers");
-    let said = start(&[])?;
+    let ran = start(&[])?;
     ensure!(
-        said.code() == Some(2) && said.stderr.contains("that only root, or the user"),
-        "{said}"
+        ran.code() == Some(2) && ran.stderr.contains("that only root, or the user"),
+        "{ran}"
     );
     shell(&lab, &format!("rmdir {PINS}; mkdir {PINS}"))?;
     is_not_enforced(&lab, "refused")?;
@@ -372,12 +374,12 @@ fn pins_that_can_not_be_trusted_or_made_are_told() -> Result<()> {
     let agent_pins = instances(&lab)?;
     ensure!(agent_pins.len() == 2, "{agent_pins:?}");
     agent.leave()?.checked()?;
-    // Enforcement that would end with the agent, beside some that would not.
+    // Enforcement that should end with the agent, next to some that does not.
     ensure!(code(&["--no-pin"])? == "PinsLeft");
-    let said = start(&["--no-pin"])?;
+    let ran = start(&["--no-pin"])?;
     ensure!(
-        said.code() == Some(2) && said.stderr.contains("`enforcer detach`"),
-        "{said}"
+        ran.code() == Some(2) && ran.stderr.contains("`enforcer detach`"),
+        "{ran}"
     );
     enforcer(&lab, &["detach"])?.checked()?;
     ensure!(instances(&lab)? == ["other"], "{:?}", instances(&lab)?);
@@ -389,11 +391,11 @@ fn pins_that_can_not_be_trusted_or_made_are_told() -> Result<()> {
         ensure!(outcome == Outcome::Timeout, "{outcome}");
         let status = agent.status()?;
         ensure!(status["pinnedAt"].is_null(), "{status:#}");
-        let said = enforcer(&lab, &["status"])?.checked()?;
+        let ran = enforcer(&lab, &["status"])?.checked()?;
         ensure!(
-            said.stdout
+            ran.stdout
                 .contains("pinned    no: enforcement ends with the agent\n"),
-            "{said}"
+            "{ran}"
         );
         agent.leave()?.checked()?;
         is_not_enforced(&lab, "after its end, without pins")?;
@@ -401,9 +403,9 @@ fn pins_that_can_not_be_trusted_or_made_are_told() -> Result<()> {
     lab.close()
 }
 
-/// Two agents, of two run directories, on the same pins would undo each other's work.
+/// Two agents with different run directories but the same pins would undo each other's work.
 #[test]
-fn pins_are_one_agents() -> Result<()> {
+fn only_one_agent_uses_the_pins() -> Result<()> {
     let lab = Lab::builder().etcd().apiserver().build()?;
     let policy = PolicyText::default();
     let agent = Agent::start(&lab, "cp1", &policy)?;
@@ -420,10 +422,10 @@ fn pins_are_one_agents() -> Result<()> {
         ][..],
         &["detach", "--run-dir", "/run/other"],
     ] {
-        let said = enforcer(&lab, args)?;
+        let ran = enforcer(&lab, args)?;
         ensure!(
-            said.code() == Some(2) && said.stderr.contains("another agent works with"),
-            "{said}"
+            ran.code() == Some(2) && ran.stderr.contains("another agent works with"),
+            "{ran}"
         );
         is_enforced(&lab, "beside another agent")?;
     }
@@ -507,8 +509,8 @@ fn two_policies() -> [PolicyText; 2] {
     ]
 }
 
-/// Killed again and again under traffic, and policies come and go: nobody gets in who may not, and no connection that is
-/// allowed under all of them breaks.
+/// The agent is killed repeatedly under traffic, and policies come and go: no unauthorized client
+/// gets in, and no connection that is allowed by all of the policies breaks.
 #[test]
 fn no_kill_and_no_swap_lets_anybody_in_or_breaks_a_connection() -> Result<()> {
     let lab = Lab::builder().etcd().apiserver().bystanders().build()?;

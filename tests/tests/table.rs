@@ -1,6 +1,6 @@
-//! The table of who may connect to what, as the demo shows it, in three rounds: without a policy, in
-//! dry-run, enforced. In the first round everything works, so that nothing but the product can be the
-//! reason in the last; and `explain` must say the same as the packets did.
+//! The table of who may connect to what, as the demo shows it, in three rounds: without a policy,
+//! in dry-run, enforced. In the first round everything works, so that nothing but the product can
+//! be the reason in the last; and `explain` must agree with what happened to the packets.
 
 use anyhow::{Context, Result, ensure};
 use enforcer_tests::Lab;
@@ -55,18 +55,23 @@ fn the_table_holds(family: Family, more: &[&str]) -> Result<()> {
                     .event(|event| row.is_about(event))
                     .with_context(|| row.name())?;
                 let events = agent.events()?;
-                let told: Vec<_> = events.iter().filter(|event| row.is_about(event)).collect();
+                let reported: Vec<_> = events.iter().filter(|event| row.is_about(event)).collect();
                 ensure!(
-                    told.len() == 1,
-                    "{} is told {} times: {told:#?}",
+                    reported.len() == 1,
+                    "{} is reported {} times: {reported:#?}",
                     row.name(),
-                    told.len()
+                    reported.len()
                 );
-                ensure!(told[0].reason == reason, "{}: {:?}", row.name(), told[0]);
                 ensure!(
-                    told[0].verdict == "wouldDeny" && told[0].count > 0,
+                    reported[0].reason == reason,
+                    "{}: {:?}",
+                    row.name(),
+                    reported[0]
+                );
+                ensure!(
+                    reported[0].verdict == "wouldDeny" && reported[0].count > 0,
                     "{:?}",
-                    told[0]
+                    reported[0]
                 );
             }
             Expected::Path(path) => {
@@ -98,10 +103,10 @@ fn the_table_holds(family: Family, more: &[&str]) -> Result<()> {
             Expected::Path(_) | Expected::Other => {
                 ensure!(tried.worked, "enforced: {}: {}", row.name(), tried.how);
                 let events = agent.events()?;
-                let told = events.iter().find(|event| row.is_about(event));
+                let reported = events.iter().find(|event| row.is_about(event));
                 ensure!(
-                    told.is_none(),
-                    "{} is allowed and told: {told:?}",
+                    reported.is_none(),
+                    "{} is allowed and reported: {reported:?}",
                     row.name()
                 );
             }
@@ -119,15 +124,15 @@ fn explain_agrees(agent: &Agent, row: &Row) -> Result<()> {
         args.push("--bind");
     }
     // Without -p it explains what is in force.
-    let said = agent.command(&args)?;
+    let ran = agent.command(&args)?;
     let (code, word) = match row.expected {
         Expected::Denied(reason) => (1, reason),
         Expected::Path(path) => (0, path),
         Expected::Other => (0, "other"),
     };
     ensure!(
-        said.code() == Some(code) && said.stdout.contains(word),
-        "explain of {} says {said}",
+        ran.code() == Some(code) && ran.stdout.contains(word),
+        "explain of {} says {ran}",
         row.name()
     );
     Ok(())

@@ -1,5 +1,6 @@
-//! The lock `tls: Required`: on such a path, what does not begin with a ClientHello gets nowhere. Each
-//! denial is shown to work without a policy first, by the same process on the same connection.
+//! The lock `tls: Required`: on such a path, a stream that does not begin with a ClientHello is cut
+//! off. Each denial is first shown to work without a policy, by the same process on the same
+//! connection.
 
 use std::net::SocketAddr;
 
@@ -9,15 +10,16 @@ use enforcer_tests::packet::{CLIENT_HELLO, to_hex};
 use enforcer_tests::plan::{CP1, LOOPBACK, POD_B, SERVICE, W1, port};
 use enforcer_tests::probe::{Connect, Serve};
 use enforcer_tests::product::{Agent, PolicyText};
-use enforcer_tests::{Lab, Outcome, Place, net};
+use enforcer_tests::{Lab, Outcome, Workload, net};
 
-/// How long to wait for an answer that must not come, in milliseconds: on one machine, those that come take
-/// less than one.
+/// How long to wait for an answer that must not come, in milliseconds: on a single machine, those
+/// that come take less than one.
 const PATIENCE: u64 = 250;
-/// How long one may take that must come: the machine may have other work, and a lost segment takes its time.
+/// How long an answer that must come may take: the machine may be busy, and recovering a lost
+/// segment takes time.
 const LONG_PATIENCE: u64 = 5000;
 
-/// What is no TLS, though some of it begins like it.
+/// Data that is not TLS, although some of it begins like it.
 fn plaintexts() -> Vec<(&'static str, Vec<u8>)> {
     let mut server_hello = CLIENT_HELLO.to_vec();
     server_hello[5] = 2;
@@ -40,29 +42,34 @@ fn plaintexts() -> Vec<(&'static str, Vec<u8>)> {
     ]
 }
 
-/// Says something that must be answered.
-fn ask(place: &Place, to: SocketAddr, pieces: &[&[u8]]) -> Result<Outcome> {
-    say_within(place, to, pieces, LONG_PATIENCE)
+/// Sends something that must be answered.
+fn ask(workload: &Workload, to: SocketAddr, pieces: &[&[u8]]) -> Result<Outcome> {
+    say_within(workload, to, pieces, LONG_PATIENCE)
 }
 
 /// Sends something that must not arrive.
-fn say(place: &Place, to: SocketAddr, pieces: &[&[u8]]) -> Result<Outcome> {
-    say_within(place, to, pieces, PATIENCE)
+fn say(workload: &Workload, to: SocketAddr, pieces: &[&[u8]]) -> Result<Outcome> {
+    say_within(workload, to, pieces, PATIENCE)
 }
 
-fn say_within(place: &Place, to: SocketAddr, pieces: &[&[u8]], timeout_ms: u64) -> Result<Outcome> {
+fn say_within(
+    workload: &Workload,
+    to: SocketAddr,
+    pieces: &[&[u8]],
+    timeout_ms: u64,
+) -> Result<Outcome> {
     let connect = Connect {
         piece: pieces.iter().map(|piece| to_hex(piece)).collect(),
         pause_ms: 2,
         timeout_ms,
         ..Connect::to(to)
     };
-    Ok(place.connect_with(connect)?.outcome)
+    Ok(workload.connect_with(connect)?.outcome)
 }
 
-/// An echo server as a component: a client that gets an answer has passed with its first bytes.
-fn echo(place: &Place, addresses: &[SocketAddr]) -> Result<Server> {
-    place.serve(Serve {
+/// An echo server as a component: if a client gets an answer, its first bytes have passed.
+fn echo(workload: &Workload, addresses: &[SocketAddr]) -> Result<Server> {
+    workload.serve(Serve {
         tcp: addresses.to_vec(),
         // A TLS server sends nothing before that.
         after: 11,
@@ -80,16 +87,16 @@ fn policy() -> PolicyText {
 /// The route of a connection, and the hook that must cut it off.
 struct Route<'a> {
     name: &'static str,
-    from: &'a Place,
+    from: &'a Workload,
     to: Vec<SocketAddr>,
-    /// The node whose agent is alone there.
+    /// The only node with an agent.
     guard: &'static str,
     hook: &'static str,
     server: &'a Server,
 }
 
 #[test]
-fn plaintext_gets_nowhere_on_any_way() -> Result<()> {
+fn plaintext_is_cut_off_on_every_route() -> Result<()> {
     let lab = Lab::builder().build()?;
     let mut addresses = CP1.both(port::APISERVER).to_vec();
     addresses.extend(LOOPBACK.both(port::APISERVER));
@@ -215,7 +222,7 @@ fn try_route(agent: &Agent, route: &Route<'_>, to: SocketAddr) -> Result<()> {
     if to != route.to[0] {
         tried.truncate(1);
     }
-    // A closed connection keeps retransmitting; after the agent is gone, that arrives.
+    // A closed connection keeps retransmitting; once the agent is gone, that arrives.
     let mark = format!(" marked {name} {to} ");
     for (what, bytes) in &tried {
         let whole = [&bytes[..], mark.as_bytes()].concat();
@@ -270,52 +277,55 @@ fn with_hello(to: SocketAddr, cuts: &[usize]) -> Connect {
 }
 
 #[test]
-fn data_with_the_syn_is_looked_at_too() -> Result<()> {
+fn data_with_the_syn_is_checked_too() -> Result<()> {
     let lab = Lab::builder().build()?;
     let apiserver = echo(&lab.apiserver(), &CP1.both(port::APISERVER))?;
     let (scheduler, kubelet, pod) = (lab.scheduler(), lab.kubelet("w1"), lab.pod("pod-b"));
-    for place in [&scheduler, &kubelet, pod] {
-        // Both sides, without cookies, for listeners that did not ask for it (Documentation/networking/ip-sysctl).
+    for workload in [&scheduler, &kubelet, pod] {
+        // Both sides, without cookies, for listeners that did not ask for it
+        // (Documentation/networking/ip-sysctl).
         let on = "echo 1543 > /proc/sys/net/ipv4/tcp_fastopen";
-        place.run("sh", ["-c", on])?.checked()?;
+        workload.run("sh", ["-c", on])?.checked()?;
     }
-    let open = |place: &Place, to: SocketAddr, bytes: &[u8], timeout_ms: u64| -> Result<Outcome> {
-        let connect = Connect {
-            piece: vec![to_hex(bytes)],
-            fast_open: true,
-            timeout_ms,
-            ..Connect::to(to)
+    let open =
+        |workload: &Workload, to: SocketAddr, bytes: &[u8], timeout_ms: u64| -> Result<Outcome> {
+            let connect = Connect {
+                piece: vec![to_hex(bytes)],
+                fast_open: true,
+                timeout_ms,
+                ..Connect::to(to)
+            };
+            Ok(workload.connect_with(connect)?.outcome)
         };
-        Ok(place.connect_with(connect)?.outcome)
-    };
-    let places = [
+    let workloads = [
         ("over lo", &scheduler),
         ("from a node", &kubelet),
         ("from a pod", pod),
     ];
-    for (name, place) in places {
+    for (name, workload) in workloads {
         for to in CP1.both(port::APISERVER) {
-            let outcome = open(place, to, b"twin: plaintext", LONG_PATIENCE)?;
+            let outcome = open(workload, to, b"twin: plaintext", LONG_PATIENCE)?;
             ensure!(
                 outcome == Outcome::Answered,
                 "twin: {name} to {to}: {outcome}"
             );
         }
     }
-    // That it went with the SYN is the kernel's word: nothing is lost, so nothing was sent again.
+    // The kernel confirms that it went with the SYN: nothing was lost, so nothing was
+    // retransmitted.
     let agent = Agent::start(&lab, "cp1", &policy())?;
-    for (name, place) in places {
+    for (name, workload) in workloads {
         for to in CP1.both(port::APISERVER) {
-            let outcome = open(place, to, &CLIENT_HELLO, LONG_PATIENCE)?;
+            let outcome = open(workload, to, &CLIENT_HELLO, LONG_PATIENCE)?;
             ensure!(outcome == Outcome::Answered, "{name} to {to}: {outcome}");
             let mark = format!("GET / marked {name} {to}");
-            let outcome = open(place, to, mark.as_bytes(), 1500)?;
+            let outcome = open(workload, to, mark.as_bytes(), 1500)?;
             ensure!(outcome != Outcome::Answered, "{name} to {to}: {outcome}");
             ensure!(!heard(&apiserver, &mark), "{name}: {to} has heard it");
         }
     }
     drop(agent);
-    // Through a node it can not be followed; TCP tries again without.
+    // It cannot be followed through a node; TCP tries again without.
     let agent = Agent::start(&lab, "w1", &policy())?;
     let to = CP1.at(port::APISERVER);
     let outcome = open(pod, to, &CLIENT_HELLO, LONG_PATIENCE)?;
@@ -329,12 +339,13 @@ fn data_with_the_syn_is_looked_at_too() -> Result<()> {
 }
 
 #[test]
-fn a_client_hello_passes_out_of_order_and_sent_again() -> Result<()> {
+fn a_client_hello_passes_out_of_order_and_retransmitted() -> Result<()> {
     let lab = Lab::builder().build()?;
     let _apiserver = echo(&lab.apiserver(), &CP1.both(port::APISERVER))?;
     let (kubelet, pod) = (lab.kubelet("w1"), lab.pod("pod-b"));
-    // Every other segment with payload is lost, beginning with the first, so that later ones arrive earlier; but never
-    // a retransmission: closed connections keep retransmitting, and their segments must not decide about others'.
+    // Every other segment with payload is dropped, beginning with the first, so that later ones
+    // arrive earlier; but never a retransmission: closed connections keep retransmitting, and their
+    // segments must not affect others'.
     let loses = "table inet loses {
         set seen { typeof tcp sport . tcp sequence; flags dynamic; size 65535; }
         chain out {
@@ -350,14 +361,14 @@ fn a_client_hello_passes_out_of_order_and_sent_again() -> Result<()> {
     net::nft(lab.host("w1").namespace().name(), loses)?;
     net::nft(pod.namespace().name(), loses)?;
     let _agents = Agent::on_both(&lab, &policy())?;
-    for place in [&kubelet, pod] {
+    for workload in [&kubelet, pod] {
         for to in CP1.both(port::APISERVER) {
             for cuts in [&[][..], &[5], &[1, 1, 1], &[10]] {
-                let outcome = place.connect_with(with_hello(to, cuts))?.outcome;
+                let outcome = workload.connect_with(with_hello(to, cuts))?.outcome;
                 ensure!(
                     outcome == Outcome::Answered,
                     "{} to {to}, cut at {cuts:?}: {outcome}",
-                    place.party().name
+                    workload.party().name
                 );
             }
             let mark = format!("GET / again {to}");
@@ -365,7 +376,7 @@ fn a_client_hello_passes_out_of_order_and_sent_again() -> Result<()> {
                 piece: vec![to_hex(b"GE"), to_hex(b"T /"), to_hex(mark.as_bytes())],
                 ..Connect::to(to)
             };
-            let outcome = place.connect_with(connect)?.outcome;
+            let outcome = workload.connect_with(connect)?.outcome;
             ensure!(outcome == Outcome::Timeout, "plaintext to {to}: {outcome}");
         }
     }
@@ -390,25 +401,25 @@ fn a_server_that_speaks_first_is_no_tls_server() -> Result<()> {
         ..Serve::default()
     })?;
     let (kubelet, pod) = (lab.kubelet("w1"), lab.pod("pod-b"));
-    let listens = |place: &Place, to, timeout_ms| -> Result<Outcome> {
-        // An empty piece sends nothing, and waits for what comes.
+    let listens = |workload: &Workload, to, timeout_ms| -> Result<Outcome> {
+        // An empty piece sends nothing, and waits for data.
         let connect = Connect {
             piece: vec![String::new()],
             timeout_ms,
             ..Connect::to(to)
         };
-        Ok(place.connect_with(connect)?.outcome)
+        Ok(workload.connect_with(connect)?.outcome)
     };
     for (guard, hook) in [("cp1", "cgroup/egress"), ("w1", "tc/egress")] {
-        // What a pod receives leaves w1 by the pod's interface.
-        let place = if guard == "cp1" { &kubelet } else { pod };
+        // What a pod receives leaves w1 through the pod's interface.
+        let workload = if guard == "cp1" { &kubelet } else { pod };
         for to in to {
-            let outcome = listens(place, to, LONG_PATIENCE)?;
+            let outcome = listens(workload, to, LONG_PATIENCE)?;
             ensure!(outcome == Outcome::Answered, "twin: {to}: {outcome}");
         }
         let agent = Agent::start(&lab, guard, &policy())?;
         for to in to {
-            let outcome = listens(place, to, PATIENCE)?;
+            let outcome = listens(workload, to, PATIENCE)?;
             ensure!(outcome == Outcome::Timeout, "{guard}, {to}: {outcome}");
         }
         agent.event(|event| event.reason == "NotTls" && event.hook == hook)?;
@@ -427,20 +438,20 @@ fn the_lock_can_be_tried_in_dry_run_alone() -> Result<()> {
     };
     let agents = Agent::on_both(&lab, &policy)?;
     let plaintext = b"GET / HTTP/1.1\r\n\r\n";
-    for place in [&lab.kubelet("w1"), lab.pod("pod-b"), &lab.scheduler()] {
-        let outcome = ask(place, to, &[plaintext])?;
+    for workload in [&lab.kubelet("w1"), lab.pod("pod-b"), &lab.scheduler()] {
+        let outcome = ask(workload, to, &[plaintext])?;
         ensure!(
             outcome == Outcome::Answered,
             "{}: {outcome}",
-            place.party().name
+            workload.party().name
         );
     }
     for agent in &agents {
         agent.event(|event| event.reason == "NotTls" && event.verdict == "wouldDeny")?;
-        let (dropped, told) = agent.denied("NotTls")?;
+        let (dropped, reported) = agent.denied("NotTls")?;
         ensure!(
-            dropped == 0 && told > 0,
-            "{}: {dropped}, {told}",
+            dropped == 0 && reported > 0,
+            "{}: {dropped}, {reported}",
             agent.node()
         );
     }
@@ -459,25 +470,25 @@ fn the_lock_can_be_tried_in_dry_run_alone() -> Result<()> {
 fn real_programs_speak_tls_and_others_are_cut_off() -> Result<()> {
     let lab = Lab::builder().etcd().apiserver().build()?;
     let (kubelet, pod) = (lab.kubelet("w1"), lab.pod("pod-b"));
-    let plain = |place: &Place, port: u16| {
-        place.run(
+    let plain = |workload: &Workload, port: u16| {
+        workload.run(
             "curl",
             ["-s", "-m", "1", &format!("http://{}/", CP1.at(port))],
         )
     };
-    for place in [&kubelet, pod] {
-        let ran = plain(place, port::APISERVER)?;
+    for workload in [&kubelet, pod] {
+        let ran = plain(workload, port::APISERVER)?;
         ensure!(
             ran.stdout.contains("400"),
             "twin: nginx answers plain HTTP: {ran}"
         );
     }
     let agents = Agent::on_both(&lab, &policy())?;
-    for place in [&kubelet, pod] {
+    for workload in [&kubelet, pod] {
         let url = format!("https://{}/", CP1.at(port::APISERVER));
-        let ran = place.run("curl", ["-sk", "-m", "2", &url])?;
+        let ran = workload.run("curl", ["-sk", "-m", "2", &url])?;
         ensure!(ran.stdout.contains("apiserver") || ran.ok(), "{ran}");
-        let ran = plain(place, port::APISERVER)?;
+        let ran = plain(workload, port::APISERVER)?;
         ensure!(ran.stdout.is_empty() && !ran.ok(), "plain HTTP: {ran}");
     }
     let client = lab.apiserver();
@@ -503,14 +514,14 @@ fn real_programs_speak_tls_and_others_are_cut_off() -> Result<()> {
         ensure!(is_shown == (packets > 0), "{packets}: {shown}");
         cut += packets;
     }
-    // What was sent again counts as no denial of its own.
+    // Retransmissions are not counted as denials of their own.
     ensure!(cut > 0, "nothing was sent again");
     Ok(())
 }
 
 /// Once the server has the ClientHello, verdicts are kept as on any other path.
 #[test]
-fn what_has_passed_is_not_looked_at_again() -> Result<()> {
+fn streams_that_passed_are_not_checked_again() -> Result<()> {
     let lab = Lab::builder().build()?;
     let _apiserver = echo(&lab.apiserver(), &CP1.both(port::APISERVER))?;
     let agent = Agent::start(&lab, "cp1", &policy())?;
@@ -522,8 +533,8 @@ fn what_has_passed_is_not_looked_at_again() -> Result<()> {
     let report = lab.scheduler().transfer(CP1.at(port::APISERVER), 4 << 20)?;
     ensure!(report.count == 4 << 20, "{report:?}");
     let after = kept()?;
-    // One for either way at both sockets, and a few should a cgroup come or go meanwhile. One that is never found again
-    // would be kept for each segment.
+    // One for each direction at both sockets, and a few more in case a cgroup comes or goes
+    // meanwhile. If kept verdicts were never found again, there would be one for each segment.
     ensure!(
         (1..=16).contains(&(after - before)),
         "{before} verdicts kept before, {after} after"

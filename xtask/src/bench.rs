@@ -1,4 +1,4 @@
-//! `cargo xtask bench`: the product beside its peers, in labs of network namespaces.
+//! `cargo xtask bench`: the product next to its peers, in labs of network namespaces.
 
 use std::{ffi::OsString, process::ExitCode};
 
@@ -9,7 +9,7 @@ use crate::{lab, setup::Part};
 /// Options of `cargo xtask bench`.
 #[derive(Debug, clap::Args)]
 pub struct Args {
-    /// Handed to the benchmark as they are; `cargo xtask bench -- --help` lists them.
+    /// Passed to the benchmark unchanged; `cargo xtask bench -- --help` lists them.
     #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
     args: Vec<OsString>,
 }

@@ -1,6 +1,6 @@
-//! The compiler and linker for the kernel programs: where they are written down, and how they are
+//! The compiler and linker for the kernel programs: where the choice is recorded, and how they are
 //! called. `cargo xtask setup` chooses and writes; `cargo xtask test` reads; `enforcer/build.rs`
-//! reads, too, by including this file, so it uses nothing but the standard library.
+//! reads as well, by including this file, so it uses only the standard library.
 
 use std::{
     env,
@@ -10,14 +10,14 @@ use std::{
     process::Command,
 };
 
-/// A compiler that can build `core` or has it built for BPF, and a linker that reads its bitcode.
+/// A compiler that has `core` for BPF or can build it, and a linker that reads its bitcode.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct BpfToolchain {
     /// The directory of `cargo` and `rustc`.
     pub bin: PathBuf,
     /// Where `core` for the BPF target comes from.
     pub core: Core,
-    /// The major version of the LLVM in the linker; the compiler's may be the same or older.
+    /// The major version of the linker's LLVM; the compiler's is the same or older.
     pub llvm: u32,
     /// The `bpf-linker` binary.
     pub linker: PathBuf,
@@ -26,19 +26,19 @@ pub struct BpfToolchain {
 /// Where `core` for the BPF target comes from.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Core {
-    /// The toolchain has it compiled, as Debian's `libstd-rust-web-dev-bpf` brings it.
+    /// It comes precompiled with the toolchain, as in Debian's `libstd-rust-web-dev-bpf`.
     Prebuilt,
     /// Cargo compiles it from the toolchain's `rust-src`, as nightly can.
     BuildStd,
 }
 
 impl BpfToolchain {
-    /// Reads what set-up wrote. The error is a sentence that ends in what to run.
+    /// Reads what set-up wrote. The error is a sentence that ends with the command to run.
     pub fn load(workspace: &Path) -> Result<Self, String> {
         let file = record_path(workspace);
         let text = std::fs::read_to_string(&file).map_err(|_absent| NOT_SET_UP.to_owned())?;
         let toolchain = Self::parse(&text)
-            .ok_or_else(|| format!("{} can not be read, so {NOT_SET_UP}", file.display()))?;
+            .ok_or_else(|| format!("{} cannot be read, so {NOT_SET_UP}", file.display()))?;
         for tool in [
             toolchain.cargo_path(),
             toolchain.rustc_path(),
@@ -51,7 +51,7 @@ impl BpfToolchain {
         Ok(toolchain)
     }
 
-    /// Reads the text form, which is one `name=value` per line, as [`fmt::Display`] writes it.
+    /// Reads the text form, one `name=value` per line, as [`fmt::Display`] writes it.
     fn parse(text: &str) -> Option<Self> {
         let value = |name: &str| {
             text.lines()
@@ -89,8 +89,8 @@ impl BpfToolchain {
             .env("RUSTC", self.rustc_path())
             .env(linker_variable, &self.linker)
             .env("RUSTFLAGS", rustflags(arch));
-        // Set by the cargo, clippy and rustup that run us, and meant for their own toolchain. The
-        // last would win over the flags above.
+        // Set by the cargo, clippy and rustup that run this process, for their own toolchain. The
+        // last one would override the flags above.
         for name in [
             "RUSTC_WORKSPACE_WRAPPER",
             "RUSTDOC",
@@ -148,18 +148,18 @@ impl fmt::Display for BpfToolchain {
     }
 }
 
-/// The directory that set-up installs into. Always inside the clone, whatever `CARGO_TARGET_DIR`
-/// says, so that set-up runs once for all of them.
+/// The directory that set-up installs into. Always inside the clone, regardless of
+/// `CARGO_TARGET_DIR`, so that one set-up serves all target directories.
 pub fn tools_path(workspace: &Path) -> PathBuf {
     workspace.join("target").join("tools")
 }
 
-/// The file that the choice is written to.
+/// The file that the choice is recorded in.
 pub fn record_path(workspace: &Path) -> PathBuf {
     tools_path(workspace).join("bpf-toolchain")
 }
 
-/// What aya's own build helper passes: the kernel's architecture for the register layouts, and
+/// The flags of aya's own build helper: the kernel's architecture for the register layouts, and
 /// debug information, which the linker turns into BTF.
 fn rustflags(arch: &str) -> String {
     // The kernel has one riscv64; Rust has several.

@@ -9,7 +9,7 @@ use crate::{lab, setup};
 /// Options of `cargo xtask demo`.
 #[derive(Debug, clap::Args)]
 pub struct Args {
-    /// Handed to the demo as they are; `cargo xtask demo -- --help` lists them.
+    /// Passed to the demo unchanged; `cargo xtask demo -- --help` lists them.
     #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
     args: Vec<OsString>,
 }

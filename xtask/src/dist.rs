@@ -1,4 +1,5 @@
-//! `cargo xtask dist`: the Debian package. The binary writes its own man pages and completions; cargo-deb packs.
+//! `cargo xtask dist`: the Debian package. The binary writes its own man pages and completions;
+//! cargo-deb creates the package.
 
 use std::{
     fs,
@@ -10,7 +11,7 @@ use anyhow::{Context as _, Result, bail, ensure};
 
 use crate::{bpf_toolchain::tools_path, build, setup, shell};
 
-/// The version of cargo-deb that is installed.
+/// The version of cargo-deb to install.
 const CARGO_DEB: &str = "3.8.0";
 
 /// Options of `cargo xtask dist`.
@@ -21,7 +22,7 @@ pub struct Args {
     try_it: bool,
 }
 
-/// Builds the package, checks what is in it, and says where it is.
+/// Builds the package, checks its contents, and says where it is.
 pub fn run(args: &Args) -> Result<ExitCode> {
     setup::ensure(&[setup::Part::Toolchain])?;
     shell::run_in_sight(&mut build::release())?;
@@ -33,7 +34,7 @@ pub fn run(args: &Args) -> Result<ExitCode> {
     Ok(ExitCode::SUCCESS)
 }
 
-/// Packs what a release build has left, and checks the package.
+/// Packages the result of a release build, and checks the package.
 pub fn package() -> Result<PathBuf> {
     let directory = shell::workspace().join("target/dist");
     let generated = directory.join("generated");
@@ -61,7 +62,7 @@ pub fn package() -> Result<PathBuf> {
     Ok(package)
 }
 
-/// What every node needs is in the package, with the right rights.
+/// The package contains everything that a node needs, with the right permissions.
 fn check(package: &Path) -> Result<()> {
     let listed = shell::output_of(Command::new("dpkg-deb").arg("--contents").arg(package))
         .with_context(|| format!("dpkg-deb does not read {}", package.display()))?;
@@ -99,7 +100,7 @@ fn check(package: &Path) -> Result<()> {
     Ok(())
 }
 
-/// Debian's own opinion. Only errors count: what it warns of is in the log.
+/// Runs Debian's own checks. Only errors count; warnings are in the log.
 fn lint(package: &Path) -> Result<()> {
     let log = shell::log_path("lintian")?;
     let mut command = Command::new("lintian");
@@ -116,7 +117,7 @@ fn lint(package: &Path) -> Result<()> {
     Ok(())
 }
 
-/// A restart only where the agent runs is none of debhelper's snippets.
+/// Restarting only if the agent runs is none of debhelper's snippets.
 const NOT_FOR_US: [&str; 1] = ["maintainer-script-calls-systemctl"];
 
 /// Files of the package, each with its mode.
@@ -185,12 +186,12 @@ fn cargo_deb() -> Result<PathBuf> {
             shell::failure(&log)
         );
     }
-    // Only the binary is used again; what can not be removed does no harm.
+    // Only the binary is needed later; leftovers do no harm.
     let _ = fs::remove_dir_all(root.join("build"));
     Ok(tool)
 }
 
-/// A changelog as Debian wants it, of the last commit's date.
+/// A changelog in Debian's format, dated by the last commit.
 fn changelog() -> String {
     let mut date = Command::new("git");
     date.current_dir(shell::workspace())

@@ -1,5 +1,5 @@
-//! `cargo xtask fuzz`: the targets of `enforcer-fuzz` under libFuzzer, with AddressSanitizer, which finds
-//! leaks, too. `cargo xtask test` runs the same targets for seconds, without it.
+//! `cargo xtask fuzz`: the targets of `enforcer-fuzz` under libFuzzer, with AddressSanitizer, which
+//! also finds leaks. `cargo xtask test` runs the same targets for seconds, without it.
 
 use std::{fs, path::PathBuf, process::ExitCode};
 
@@ -10,23 +10,23 @@ use crate::{bpf_toolchain::tools_path, setup, shell};
 /// Options of `cargo xtask fuzz`.
 #[derive(Debug, clap::Args)]
 pub struct Args {
-    /// The targets; all of them unless some are named.
+    /// The targets; all of them if none is named.
     #[arg(value_parser = TARGETS)]
     targets: Vec<String>,
-    /// For how long each is fuzzed.
+    /// How long to fuzz each target.
     #[arg(long, value_name = "SECONDS", default_value_t = 60)]
     seconds: u32,
 }
 
 const TARGETS: [&str; 4] = ["policy", "cases", "packet", "tls"];
 
-/// The version of cargo-fuzz that is installed.
+/// The version of cargo-fuzz to install.
 const VERSION: &str = "0.13.2";
 
-/// An input that takes longer than this hangs, in seconds.
+/// An input that takes longer than this, in seconds, is reported as a hang.
 const HANG: u32 = 10;
 
-/// Runs the targets one after the other. Fails at the first finding.
+/// Runs the targets one after another. Fails at the first finding.
 pub fn run(args: &Args) -> Result<ExitCode> {
     setup::ensure(&[setup::Part::Toolchain])?;
     let program = cargo_fuzz()?;
@@ -103,11 +103,11 @@ fn figures(target: &str) -> Result<String> {
     ))
 }
 
-/// cargo-fuzz, installed in this clone if it is not there.
+/// cargo-fuzz, installed in this clone if it is missing.
 ///
 /// # Errors
 ///
-/// If it can not be installed: the end of cargo's output.
+/// It cannot be installed: the end of cargo's output.
 fn cargo_fuzz() -> Result<PathBuf> {
     if let Some(program) = shell::which("cargo-fuzz") {
         return Ok(program);
@@ -131,7 +131,7 @@ fn cargo_fuzz() -> Result<PathBuf> {
         ])
         .arg(&root);
     if !shell::run_logged(&mut install, &log)? {
-        bail!("cargo-fuzz can not be installed:\n{}", shell::failure(&log));
+        bail!("cargo-fuzz cannot be installed:\n{}", shell::failure(&log));
     }
     Ok(program)
 }

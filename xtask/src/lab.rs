@@ -1,4 +1,4 @@
-//! `cargo xtask lab`: opens the lab. Also what the demo and the lab tests share of it.
+//! `cargo xtask lab`: opens the lab. Also what the demo and the lab tests have in common with it.
 
 use std::{
     ffi::OsString,
@@ -13,7 +13,7 @@ use crate::{build, setup, shell};
 /// Options of `cargo xtask lab`.
 #[derive(Debug, clap::Args)]
 pub struct Args {
-    /// Handed to the lab as they are; `cargo xtask lab -- --help` lists them.
+    /// Passed to the lab unchanged; `cargo xtask lab -- --help` lists them.
     #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
     args: Vec<OsString>,
 }
@@ -23,13 +23,14 @@ pub fn run(args: &Args) -> Result<ExitCode> {
     run_binary("enforcer-lab", &setup::Part::FOR_LAB, &args.args)
 }
 
-/// Builds the product and a binary that uses the lab, and runs that one as root. Without root all
-/// is built, so that what is left to run with sudo compiles nothing and owns no file in `target`.
+/// Builds the product and a binary that uses the lab, and runs that binary as root. Without root,
+/// everything is built, so that the command left to run with sudo compiles nothing and creates no
+/// file in `target`.
 pub fn run_binary(name: &str, parts: &[setup::Part], args: &[OsString]) -> Result<ExitCode> {
     setup::ensure(parts)?;
     let mut build = build::release();
     for package in ["enforcer", "enforcer-tests", "enforcer-bench"] {
-        // The benchmark only where it is that: the others need not wait for it.
+        // The benchmark is built only for itself, so that others need not wait for it.
         if package != "enforcer-bench" || parts.contains(&setup::Part::Peers) {
             build.args(["--package", package]);
         }
@@ -54,7 +55,7 @@ pub fn run_binary(name: &str, parts: &[setup::Part], args: &[OsString]) -> Resul
 pub fn environment(command: &mut Command) {
     let mut path: Vec<PathBuf> =
         std::env::split_paths(&std::env::var_os("PATH").unwrap_or_default()).collect();
-    // Debian's `ip` and `nft` are here, and a user's path may not have it.
+    // Debian's `ip` and `nft` are here, which may be missing from a user's path.
     for directory in ["/usr/sbin", "/sbin"] {
         if !path.iter().any(|present| present.as_os_str() == directory) {
             path.push(directory.into());

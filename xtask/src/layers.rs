@@ -1,5 +1,6 @@
-//! Dependencies point in one direction: between crates as the layers in ARCHITECTURE.md say, between
-//! modules without cycles; and pure crates stay pure. Reads manifests and sources, and builds nothing.
+//! Dependencies point in one direction: between crates as the layers in ARCHITECTURE.md say,
+//! between modules without cycles; and pure crates stay pure. Reads manifests and sources, and
+//! builds nothing.
 
 use std::{
     collections::{BTreeMap, BTreeSet, VecDeque},
@@ -99,7 +100,7 @@ fn cycles_are_found() {
         ],
         &["  a.rs uses b\n  b.rs uses a"],
     );
-    // By way of a third module, and of a re-export in the parent.
+    // Through a third module, and through a re-export in the parent.
     check(
         &[
             ("x/mod.rs", "mod a; mod b; mod c;\npub use c::{C as D, E};"),
@@ -126,7 +127,7 @@ fn cycles_are_found() {
     );
 }
 
-/// The product's crates are this one and those below it.
+/// The highest of the product's crates; the others are below it.
 const TOP: &str = "enforcer";
 const PURE: [&str; 2] = ["enforcer-common", "enforcer-policy"];
 /// Prefixes of packages that need an operating system.
@@ -264,7 +265,7 @@ fn sources(directory: &str) -> Vec<Source> {
     sources.filter(|source| !source.is_test()).collect()
 }
 
-/// A path that is imported or used, and its name in this file.
+/// An imported or used path, and its name in this file.
 #[derive(Debug)]
 struct Import<'a> {
     path: Vec<&'a str>,

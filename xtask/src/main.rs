@@ -1,5 +1,5 @@
-//! `cargo xtask`: set-up, build, lab, demo, tests and fuzzing of this repository. Nothing else knows how
-//! these are done; CI calls `cargo xtask test` and has no logic of its own.
+//! `cargo xtask`: set-up, build, lab, demo, tests and fuzzing of this repository. This is the only
+//! place that knows how these are done; CI calls `cargo xtask test` and has no logic of its own.
 
 mod bench;
 mod bpf_toolchain;
@@ -24,7 +24,7 @@ use std::process::ExitCode;
 
 use clap::Parser;
 
-/// Everything that is done with this repository.
+/// The tasks of this repository.
 #[derive(Debug, Parser)]
 #[command(name = "cargo xtask", bin_name = "cargo xtask")]
 enum Cli {
@@ -40,7 +40,7 @@ enum Cli {
     Demo(demo::Args),
     /// Runs every check there is; the lab tests as root.
     Test(test::Args),
-    /// Tries the kernels that we claim, in emulated machines (minutes).
+    /// Tests the supported kernels, in emulated machines (minutes).
     Kernels(kernels::Args),
     /// Breaks the product's behaviour in small ways, and checks that the tests notice (minutes).
     Mutants(mutants::Args),

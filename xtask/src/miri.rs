@@ -1,5 +1,5 @@
 //! `cargo xtask miri`: the tests of what the kernel programs share with userspace, under Miri. That
-//! crate has no `unsafe` of its own; Miri looks at what it leans on.
+//! crate has no `unsafe` of its own; Miri checks what it depends on.
 
 use std::process::{Command, ExitCode};
 
@@ -11,7 +11,7 @@ use crate::shell;
 ///
 /// # Errors
 ///
-/// Miri is not here, with what to run.
+/// Miri is not installed; the error says what to run.
 pub fn run() -> Result<ExitCode> {
     if let Some(obstacle) = obstacle() {
         bail!("{obstacle}");
@@ -19,7 +19,7 @@ pub fn run() -> Result<ExitCode> {
     shell::exit_code_of(&mut command())
 }
 
-/// Why Miri can not run here, if so.
+/// Why Miri cannot run here, if so.
 pub fn obstacle() -> Option<String> {
     let version = Command::new("cargo")
         .args(["+nightly", "miri", "--version"])
@@ -33,7 +33,7 @@ pub fn obstacle() -> Option<String> {
 /// The tests, as cargo runs them.
 pub fn command() -> Command {
     let mut command = Command::new("cargo");
-    // The compiler of the cargo that runs this is none of nightly's business.
+    // Nightly must not use the compiler of the cargo that runs this.
     for variable in ["RUSTUP_TOOLCHAIN", "CARGO", "RUSTC"] {
         command.env_remove(variable);
     }

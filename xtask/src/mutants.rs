@@ -142,11 +142,12 @@ pub fn run(args: &Args) -> Result<ExitCode> {
     })
 }
 
-/// The first of the fast tests that fails, if one does.
+/// The first of the fast tests that fails, if any.
 fn is_noticed(tree: &Path) -> Result<Option<&'static str>> {
     let log = shell::log_path("mutants")?;
     for (name, arguments) in [
-        // First what builds without the kernel programs: seconds, where the last takes a minute.
+        // First those that build without the kernel programs: they take seconds, the last one a
+        // minute.
         (
             "the reader's and the lock's own tests",
             &["test", "-p", "enforcer-common"][..],
@@ -166,9 +167,9 @@ fn is_noticed(tree: &Path) -> Result<Option<&'static str>> {
             shell::target_dir().join("mutants").join("target"),
         );
         if !shell::run_logged(&mut cargo, &log)? {
-            let said = fs::read_to_string(&log).unwrap_or_default();
+            let text = fs::read_to_string(&log).unwrap_or_default();
             ensure!(
-                said.contains("test result: FAILED"),
+                text.contains("test result: FAILED"),
                 "a mutant does not build:\n{}",
                 shell::failure(&log)
             );
@@ -184,7 +185,7 @@ mod tests {
 
     /// Each text to replace must occur exactly once.
     #[test]
-    fn each_change_has_its_place() {
+    fn each_text_to_replace_occurs_once() {
         let tree = Path::new(env!("CARGO_MANIFEST_DIR")).join("..");
         for mutant in &MUTANTS {
             let text = fs::read_to_string(tree.join(mutant.file)).unwrap();

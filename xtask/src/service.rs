@@ -1,13 +1,12 @@
-//! The package on a system of its own: Debian with systemd, in an emulated machine. It is installed, started, stopped,
-//! upgraded, removed and purged there, by `service/try.sh`.
+//! The package on a separate system: Debian with systemd, in an emulated machine. It is installed,
+//! started, stopped, upgraded, removed and purged there, by `service/try.sh`.
 
 use std::{
     fs,
     os::unix::fs::{PermissionsExt as _, symlink},
     path::{Path, PathBuf},
-    process::{Command, Stdio},
-    thread,
-    time::{Duration, Instant},
+    process::Command,
+    time::Duration,
 };
 
 use anyhow::{Context as _, Result, bail, ensure};
@@ -19,12 +18,12 @@ use crate::{
     shell,
 };
 
-/// The kernel of the machine.
+/// The machine's kernel.
 const SERIES: &str = "6.1";
-/// How long all of it may take.
+/// The time limit.
 const LIMIT: Duration = Duration::from_secs(1200);
 
-/// Tries a package.
+/// Tests a package.
 pub fn try_package(package: &Path) -> Result<()> {
     if let Some(obstacle) = packages::obstacle() {
         bail!("{obstacle}");
@@ -37,42 +36,14 @@ pub fn try_package(package: &Path) -> Result<()> {
     let kernel = packages::kernel(SERIES)?;
     let image = image(package, &kernel)?;
     let log = shell::log_path("service")?;
-    let output =
-        fs::File::create(&log).with_context(|| format!("failed to create {}", log.display()))?;
     println!(
         "trying {} with systemd on Linux {}",
         package.display(),
         kernel.release
     );
-    let mut machine = emulator
-        .command()
-        .args(["-accel", "tcg", "-cpu", "max", "-smp", "1", "-m", "3072"])
-        .args(["-nographic", "-no-reboot", "-nic", "none", "-kernel"])
-        .arg(&kernel.image)
-        .arg("-initrd")
-        .arg(&image)
-        .args([
-            "-append",
-            "console=ttyS0 quiet panic=-1 random.trust_cpu=on systemd.show_status=0",
-        ])
-        .stdin(Stdio::null())
-        .stdout(output.try_clone().context("failed to share the log")?)
-        .stderr(output)
-        .spawn()
-        .context("failed to start qemu-system-x86_64")?;
-    let began = Instant::now();
-    while machine
-        .try_wait()
-        .context("failed to wait for the machine")?
-        .is_none()
-    {
-        if began.elapsed() > LIMIT {
-            machine.kill().context("failed to end the machine")?;
-        }
-        thread::sleep(Duration::from_millis(200));
-    }
-    let text = fs::read(&log).context("failed to read the machine's log")?;
-    let text = String::from_utf8_lossy(&text);
+    let mut machine = emulator.start(&kernel, &image, "systemd.show_status=0", log.clone())?;
+    machine.wait(LIMIT)?;
+    let (text, took) = (machine.text()?, machine.age());
     ensure!(text.contains("@@ all good"), "{}", shell::failure(&log));
     for line in text
         .lines()
@@ -80,11 +51,7 @@ pub fn try_package(package: &Path) -> Result<()> {
     {
         println!("       {line}");
     }
-    println!(
-        "took {} s; see {}",
-        began.elapsed().as_secs(),
-        log.display()
-    );
+    println!("took {} s; see {}", took.as_secs(), log.display());
     Ok(())
 }
 
@@ -154,17 +121,17 @@ fn image(package: &Path, kernel: &packages::Kernel) -> Result<PathBuf> {
     Ok(image)
 }
 
-/// What runs the trial in the machine.
+/// The unit that runs the trial in the machine.
 const UNIT: &str = "[Unit]\nAfter=basic.target\n[Service]\nType=oneshot\nExecStart=/root/try.sh\nStandardOutput=tty\n\
                     StandardError=tty\nTTYPath=/dev/console\n";
 
-/// The first process: it moves the system to a file system on which namespaces of mounts can be made, as the kernel's
-/// first one can not be left.
+/// The first process: moves the system to a file system that permits new mount namespaces. The
+/// kernel's first one cannot be left.
 const INIT: &str = "#!/bin/sh\nmkdir /new\nmount -t tmpfs -o size=2g,mode=755 tmpfs /new\n\
                     for part in bin boot dev etc home lib lib32 lib64 libx32 media mnt opt proc root run sbin srv sys tmp usr var; do\n\
                     [ -e /$part ] && cp -a /$part /new/\ndone\nexec switch_root /new /sbin/init\n";
 
-/// A small Debian with systemd, made once.
+/// A small Debian with systemd, created once.
 fn base() -> Result<PathBuf> {
     let directory = tools_path(shell::workspace()).join("service");
     let base = directory.join("root.tar");

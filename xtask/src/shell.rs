@@ -1,4 +1,4 @@
-//! Running commands: in sight, or with their output in a log.
+//! Runs commands: visibly, or with their output in a log.
 
 use std::{
     env, fs,
@@ -17,7 +17,7 @@ pub fn workspace() -> &'static Path {
 
 /// Where the cargo that built this program puts what it builds.
 pub fn target_dir() -> PathBuf {
-    // `…/debug/xtask`; looking at ourselves is right under every way to set the directory.
+    // `…/debug/xtask`: this program's own path is right however the directory was set.
     let own = env::current_exe().ok();
     let found = own.as_deref().and_then(|own| own.parent()?.parent());
     found.map_or_else(|| workspace().join("target"), Path::to_owned)
@@ -27,7 +27,7 @@ pub fn target_dir() -> PathBuf {
 pub fn cargo() -> Command {
     let mut command = Command::new(env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
     command.current_dir(workspace());
-    // Variables that cargo sets for our own package would make build scripts run again.
+    // Variables that cargo sets for this package would make build scripts run again.
     for (name, _value) in env::vars_os() {
         let text = name.to_string_lossy();
         if text.starts_with("CARGO_PKG_") || text.starts_with("CARGO_MANIFEST_") {
@@ -37,7 +37,7 @@ pub fn cargo() -> Command {
     command
 }
 
-/// Runs a command whose output the person wants to see.
+/// Runs a command whose output the user should see.
 pub fn run_in_sight(command: &mut Command) -> Result<()> {
     let status = command
         .status()
@@ -48,7 +48,7 @@ pub fn run_in_sight(command: &mut Command) -> Result<()> {
     Ok(())
 }
 
-/// Runs a command in our place, as if it had been started directly.
+/// Runs a command in place of this one, as if it had been started directly.
 pub fn exit_code_of(command: &mut Command) -> Result<ExitCode> {
     let status = command
         .status()
@@ -59,7 +59,7 @@ pub fn exit_code_of(command: &mut Command) -> Result<ExitCode> {
     }
 }
 
-/// Runs a command with both outputs in a log. Whether it succeeded is the first half of the answer.
+/// Runs a command with both outputs in a log. Returns whether it succeeded.
 pub fn run_logged(command: &mut Command, log: &Path) -> Result<bool> {
     let file = File::create(log).with_context(|| format!("failed to create {}", log.display()))?;
     let status = command
@@ -71,7 +71,7 @@ pub fn run_logged(command: &mut Command, log: &Path) -> Result<bool> {
     Ok(status.success())
 }
 
-/// Runs a command and returns what it printed, or nothing if it is not there or fails.
+/// Runs a command and returns its output; `None` if it does not exist or fails.
 pub fn output_of(command: &mut Command) -> Option<String> {
     let output = command.stdin(Stdio::null()).output().ok()?;
     let text = String::from_utf8_lossy(&output.stdout);
@@ -90,8 +90,8 @@ pub fn log_path(step: &str) -> Result<PathBuf> {
     Ok(directory.join(name).with_extension("log"))
 }
 
-/// What a log says of a failure: what each failed test printed, if tests failed; otherwise the end, as errors come
-/// last. A long log is better read in its file.
+/// What a log says about a failure: what each failed test printed, if tests failed; otherwise the
+/// end, as errors come last. A long log is better read in its file.
 pub fn failure(log: &Path) -> String {
     const LINES: usize = 200;
     let text = fs::read(log).unwrap_or_default();
@@ -105,8 +105,8 @@ pub fn failure(log: &Path) -> String {
     }
 }
 
-/// The parts between `failures:` and `test result:` of test binaries that failed. The tests that follow a failed one,
-/// and pass, would push it out of the end of the log.
+/// The parts between `failures:` and `test result:` of test binaries that failed. Later tests that
+/// pass would push them out of the end of the log.
 fn failed_tests(log: &str) -> Vec<&str> {
     let mut is_shown = false;
     log.lines()
@@ -150,7 +150,7 @@ pub fn is_root() -> bool {
     uids.and_then(|uids| uids.split_whitespace().nth(1)) == Some("0")
 }
 
-/// A program on the path, or in the system directories that a user's path may not have.
+/// A program on the path, or in the system directories that may be missing from a user's path.
 pub fn which(program: &str) -> Option<PathBuf> {
     let path = env::var_os("PATH").unwrap_or_default();
     env::split_paths(&path)

@@ -1,5 +1,5 @@
-//! The programs stay where they are to be: interfaces come and go, the cgroup root may be made anew, and what the
-//! kernel refused is tried again.
+//! Keeps the programs attached where they should be: interfaces come and go, the cgroup root may be
+//! recreated, and what the kernel refused is retried.
 
 use std::{fs, fs::File, mem, os::unix::fs::MetadataExt as _};
 
@@ -14,18 +14,18 @@ use super::{
 };
 use crate::kernel::{KernelError, LinkEvents, filters};
 
-/// So many names are enough for a person to see what it is about.
+/// Enough names for a person to see what the message is about.
 const NAMED: usize = 8;
 
 impl Agent {
-    pub(super) async fn look_at_links(&mut self, events: &LinkEvents) {
+    pub(super) async fn refresh_links(&mut self, events: &LinkEvents) {
         match list(events).await {
             Ok(links) => {
                 self.faults.clear(Kind::Links);
                 if self.kernel.has_filters()
                     && let Ok(found) = filters::leftovers().await
                 {
-                    self.kernel.know_filters(&found);
+                    self.kernel.set_filters(&found);
                 }
                 if links != self.links || self.kernel.has_lost_links() {
                     self.links = links;
@@ -36,14 +36,14 @@ impl Agent {
         }
     }
 
-    /// Attaches what is not attached. An interface that goes meanwhile is none that should have been.
+    /// Attaches whatever is not attached yet. An interface that disappears meanwhile is no fault.
     pub(super) async fn attach_interfaces(&mut self, events: &LinkEvents) {
-        let mut result = self.try_to_attach();
+        let mut result = self.try_attach();
         if result.is_err()
             && let Ok(links) = list(events).await
         {
             self.links = links;
-            result = self.try_to_attach();
+            result = self.try_attach();
         }
         match result {
             Ok(()) => self.faults.clear(Kind::Interfaces),
@@ -51,12 +51,12 @@ impl Agent {
         }
     }
 
-    fn try_to_attach(&mut self) -> Result<(), String> {
+    fn try_attach(&mut self) -> Result<(), String> {
         let roles = self.ready.selectors.roles(&self.links);
-        self.know_fallback_roles();
+        self.set_fallback_roles();
         for link in &self.links {
-            let who = (SubjectKind::Interface, link.index.into());
-            self.ledger.names.learn(who, &link.name);
+            let subject = (SubjectKind::Interface, link.index.into());
+            self.ledger.names.learn(subject, &link.name);
         }
         let error = match self.kernel.attach_interfaces(&roles, self.options.tc_mode) {
             Ok(changes) => {
@@ -86,15 +86,16 @@ impl Agent {
         Err(format!("{error}; without their programs: {named}{more}"))
     }
 
-    /// Others attach programs to the same interfaces, and may come before ours.
-    pub(super) fn come_first(&mut self) {
-        match self.kernel.come_first() {
+    /// Makes our programs run first again: others attach programs to the same interfaces, possibly
+    /// before ours.
+    pub(super) fn move_to_front(&mut self) {
+        match self.kernel.move_to_front() {
             Ok(changes) => changes.iter().for_each(|change| print(change)),
             Err(error) => print(&text::chain(&error)),
         }
     }
 
-    /// Removes what agents before this one left, as soon as all that is to be attached is.
+    /// Removes what earlier agents left behind, once everything is attached that should be.
     pub(super) fn retire_others(&mut self) {
         let is_whole = [Kind::Interfaces, Kind::CgroupRoot]
             .into_iter()
@@ -107,7 +108,8 @@ impl Agent {
         }
     }
 
-    /// Attaches what judges processes, unless that is done. The cgroup root may go, and come again as another.
+    /// Attaches the programs that judge processes, unless that is done. The cgroup root may be
+    /// removed and recreated as a different cgroup.
     pub(super) fn attach_root(&mut self) {
         let there = match fs::metadata(&self.cgroup_root) {
             Ok(metadata) => metadata.ino(),
@@ -120,7 +122,7 @@ impl Agent {
         };
         if self.attached_root != Some(there) {
             if self.attached_root.is_some() {
-                // Programs at a cgroup that is gone judge nobody.
+                // Programs attached to a removed cgroup judge no one.
                 self.kernel.detach_cgroup();
             }
             self.attached_root = Some(there);
@@ -136,7 +138,7 @@ impl Agent {
     }
 }
 
-/// Where no file can be opened, other errors than that come of it.
+/// When no file can be opened, other errors are only a consequence of that.
 fn out_of_files(error: &str) -> String {
     match File::open("/dev/null") {
         Err(why) => {

@@ -1,4 +1,4 @@
-//! Declared cgroups come and go, and the policies that the kernel knows hear of it.
+//! Declared cgroups come and go; keeps the policies in the kernel up to date with them.
 
 use std::{fs::File, io, path::Path};
 
@@ -13,28 +13,29 @@ use super::{
 use crate::kernel::{KernelError, KnownCgroup, Side, cgroups};
 
 impl Agent {
-    /// A declared cgroup may come at any time, with a new id each time, and go. As long as the policy has to be confirmed,
-    /// the one before is kept up to date, too: it may be in force again at any moment.
-    pub(super) fn learn_cgroups(&mut self) {
+    /// A declared cgroup may appear and disappear at any time, each time with a new id. As long as
+    /// the policy is unconfirmed, the policy before it is kept up to date as well, because it may
+    /// come into force again at any moment.
+    pub(super) fn refresh_cgroups(&mut self) {
         self.ledger.paths.retry();
         let in_force: &[CgroupRule] = &self.ready.compiled.cgroups;
         let before = self.unconfirmed.as_ref();
         let before: &[CgroupRule] = before.map_or(&[], |before| &before.compiled.cgroups);
-        // What can not be looked at is not taken for gone.
-        let looked = self.room.within(|| {
+        // A cgroup that cannot be looked up does not count as gone.
+        let found = self.reserve.within(|| {
             let root = File::open(&self.cgroup_root);
             if let Err(error) = root
                 && error.kind() != io::ErrorKind::NotFound
             {
                 return Err(error);
             }
-            Ok(look(
+            Ok(find(
                 &self.cgroup_root,
                 [in_force, before],
                 &mut self.directories,
             ))
         });
-        let [in_force, before] = match looked {
+        let [in_force, before] = match found {
             Ok(known) => known,
             Err(error) => {
                 let error = text::chain(&error);
@@ -44,13 +45,13 @@ impl Agent {
         };
         let result = self.update(Side::InForce, &in_force);
         let result = self.update(Side::Fallback, &before).and(result);
-        let has_no_room = self
+        let exceeds_limit = self
             .directories
             .as_ref()
-            .is_some_and(Directories::has_no_room);
+            .is_some_and(Directories::exceeds_limit);
         match result {
             Err(error) => self.faults.set(Kind::Cgroups, text::chain(&error)),
-            Ok(()) if has_no_room => self.faults.set(
+            Ok(()) if exceeds_limit => self.faults.set(
                 Kind::Cgroups,
                 "some directories of declared cgroups are looked at every five seconds instead of at once: \
                  the kernel's limit of inotify watches is reached; more: sysctl -w \
@@ -61,7 +62,7 @@ impl Agent {
         }
     }
 
-    /// Makes what the kernel knows of one policy's cgroups what is there.
+    /// Brings one policy's cgroups in the kernel in line with those that exist.
     fn update(&mut self, side: Side, there: &[KnownCgroup]) -> Result<(), KernelError> {
         let Some(known) = self.kernel.cgroups(side) else {
             return Ok(());
@@ -87,8 +88,9 @@ impl Agent {
     }
 }
 
-/// The declared cgroups that are there, by two policies, with all directories watched in which one may come.
-fn look(
+/// The declared cgroups that exist, under two policies. Watches every directory in which one may
+/// appear.
+fn find(
     root: &Path,
     policies: [&[CgroupRule]; 2],
     directories: &mut Option<Directories>,
@@ -98,7 +100,7 @@ fn look(
             let of = policies.map(|rules| watch::of_cgroups(root, rules));
             of.into_iter().flatten().collect()
         };
-        // What came before its parent was under watch is found by looking again.
+        // Looks again, to find what appeared before its parent was watched.
         while directories.only(watched()) {}
     }
     policies.map(|rules| cgroups::resolve(root, rules))

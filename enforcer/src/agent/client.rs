@@ -1,4 +1,4 @@
-//! Asks a running agent, and waits no longer than an answer can take.
+//! Talks to a running agent, and waits no longer than an answer can take.
 
 use std::{
     fs,
@@ -19,7 +19,7 @@ use serde::de::DeserializeOwned;
 
 use super::{
     AgentError, Event, Sources, Status,
-    control::{SIGN_OF_LIFE, ToApply, socket_path},
+    control::{KEEP_ALIVE, ToApply, socket_path},
     fallback,
     ledger::rfc3339,
 };
@@ -32,19 +32,19 @@ use crate::{
 const ANSWER: Duration = Duration::from_secs(15);
 /// How long it may take to read and compile a large policy.
 const APPLY: Duration = Duration::from_secs(60);
-/// How long it may take until thousands of interfaces are let go.
+/// How long it may take to detach from thousands of interfaces.
 const DETACH: Duration = Duration::from_secs(120);
 
-/// What is in force, and what came of it.
+/// What is in force, and its effect so far.
 ///
 /// # Errors
 ///
-/// No agent runs there, it can not tell, or it does not answer. If none runs, and what one left is in force, that is
-/// named.
+/// No agent runs there, it cannot tell, or it does not answer. If none runs but a previous agent's
+/// policy is still in force, the error names that policy.
 pub fn status(run_dir: &Path, pin_dir: &Path) -> Result<Document<Status>, AgentError> {
     match one(run_dir, &Request::Status {}, ANSWER) {
         Err(error @ AgentError::NoAgent { .. }) => {
-            let there = unattended(pin_dir).or_else(leftovers);
+            let there = left_in_force(pin_dir).or_else(leftovers);
             let there = there.or_else(|| fallback::is_there().then_some(AgentError::FallbackOnly));
             Err(there.unwrap_or(error))
         }
@@ -61,7 +61,8 @@ pub fn sources(run_dir: &Path) -> Result<Sources, AgentError> {
     one(run_dir, &Request::Sources {}, ANSWER).map(|document| document.body)
 }
 
-/// Ends the agent and enforcement. Returns when everything is detached. If none runs, what one left in force goes.
+/// Stops the agent and enforcement. Returns once everything is detached. If no agent runs, detaches
+/// what a previous one left in force.
 ///
 /// # Errors
 ///
@@ -72,7 +73,7 @@ pub fn detach(run_dir: &Path, pin_dir: &Path) -> Result<(), AgentError> {
             0 => Err(AgentError::NoAgent { socket }),
             _ => Ok(()),
         },
-        // It is gone, whatever else is different.
+        // It has detached, whatever else differs.
         Err(AgentError::Answer(ReadError::Version(difference))) if difference.is_detached() => {
             Ok(())
         }
@@ -105,11 +106,11 @@ pub fn apply(run_dir: &Path, to_apply: ToApply) -> Result<Document<Applied>, Age
         allow_session_cut: conditions.allows_session_cut,
         session,
     };
-    // Thousands of nodes take a while to compile.
+    // Policies with thousands of nodes take a while to compile.
     one(run_dir, &request, APPLY)
 }
 
-/// Keeps the policy that has to be confirmed.
+/// Keeps the policy that is waiting to be confirmed.
 ///
 /// # Errors
 ///
@@ -118,21 +119,22 @@ pub fn confirm(run_dir: &Path) -> Result<Document<Applied>, AgentError> {
     one(run_dir, &Request::Confirm {}, APPLY)
 }
 
-/// Goes back to the policy before.
+/// Goes back to the previous policy.
 ///
 /// # Errors
 ///
-/// No agent runs there, it does not answer, or there is no policy before.
+/// No agent runs there, it does not answer, or there is no previous policy.
 pub fn roll_back(run_dir: &Path) -> Result<Document<Applied>, AgentError> {
     one(run_dir, &Request::Rollback {}, APPLY)
 }
 
-/// Hands over all denials there are, and with `follow` new ones until the agent ends or `each` breaks
-/// off. One that was handed over comes again, with its new count, if the agent had to start over.
+/// Passes every recorded denial to `each`, and with `follow` new ones as well, until the agent ends
+/// or `each` breaks. A denial may be passed again, with its new count, if the agent had to start
+/// over.
 ///
 /// # Errors
 ///
-/// No agent runs there, it can not tell, or it does not answer.
+/// No agent runs there, it cannot tell, or it does not answer.
 pub fn events(
     run_dir: &Path,
     follow: bool,
@@ -142,8 +144,8 @@ pub fn events(
         follow,
         denied: false,
     };
-    // Who follows hears something every few seconds.
-    let mut answers = ask(run_dir, &request, ANSWER.max(3 * SIGN_OF_LIFE))?;
+    // A follower hears something every few seconds.
+    let mut answers = ask(run_dir, &request, ANSWER.max(3 * KEEP_ALIVE))?;
     while let Some(line) = answers.line()? {
         if !line.trim().is_empty() && each(api::read(&line)?).is_break() {
             break;
@@ -153,9 +155,9 @@ pub fn events(
 }
 
 /// What is in force without an agent, if that can be seen.
-fn unattended(pin_dir: &Path) -> Option<AgentError> {
+fn left_in_force(pin_dir: &Path) -> Option<AgentError> {
     let kept = Pins::new(pin_dir).kept()?;
-    // Where nobody confirmed the last policy in time, the programs judge by the one before.
+    // If nobody confirmed the last policy in time, the programs apply the one before.
     let KeptPolicy {
         policy,
         generation,
@@ -183,7 +185,7 @@ fn unattended(pin_dir: &Path) -> Option<AgentError> {
     })))
 }
 
-/// Filters that were left, if there are any and they can be seen.
+/// Leftover filters, if there are any and they can be seen.
 fn leftovers() -> Option<AgentError> {
     let found = super::runtime().ok()?.block_on(filters::leftovers()).ok()?;
     (!found.is_empty()).then_some(AgentError::Leftovers { filters: found })
@@ -200,7 +202,7 @@ fn one<T: Kind + DeserializeOwned>(
     }
 }
 
-/// What an agent answers, line by line, each within a time.
+/// An agent's answers, line by line, each within a time limit.
 struct Answers<'a> {
     run_dir: &'a Path,
     limit: Duration,
@@ -241,8 +243,8 @@ fn ask<'a>(
     })
 }
 
-/// Connects. While many others wait for an agent that accepts nobody, the kernel takes no more, and would have this
-/// one wait for ever.
+/// Connects. If the agent accepts no connections, the kernel's backlog fills up, and a blocking
+/// connect would then wait forever.
 fn connected(run_dir: &Path, limit: Duration) -> Result<UnixStream, AgentError> {
     let path = socket_path(run_dir);
     let failed = |errno: Errno| {
@@ -281,23 +283,23 @@ fn is_timeout(error: &io::Error) -> bool {
     )
 }
 
-/// The agent does not answer: what can be said of its process.
+/// The agent does not answer: reports what can be found out about its process.
 fn silent(run_dir: &Path, limit: Duration) -> AgentError {
     let pid = fs::read_to_string(run_dir.join("lock")).ok();
     let pid: Option<u32> = pid.and_then(|pid| pid.trim().parse().ok());
     let stat = pid.and_then(|pid| fs::read_to_string(format!("/proc/{pid}/stat")).ok());
-    // Behind the name, which is in parentheses and may hold anything.
+    // After the name, which is in parentheses and may contain anything.
     let state = stat
         .as_deref()
         .and_then(|stat| stat.rsplit_once(") "))
         .and_then(|(_, rest)| rest.chars().next());
     let state = match state {
         Some('T' | 't') => {
-            "its process is stopped; let it go on (kill -CONT), or end it (kill -KILL) and run `enforcer detach`"
+            "its process is stopped; resume it (kill -CONT), or end it (kill -KILL) and run `enforcer detach`"
         }
         Some('D') => "its process waits for a device or a file system",
-        Some(_) => "it is busy, or its machine is; what is attached goes on meanwhile",
-        None => "its process can not be seen from here",
+        Some(_) => "it is busy, or its machine is; what is attached stays in force meanwhile",
+        None => "its process cannot be seen from here",
     };
     AgentError::Silent { pid, limit, state }
 }
@@ -323,7 +325,8 @@ mod tests {
         );
     }
 
-    /// An agent that answers one connection with these lines, and what it was asked.
+    /// An agent that answers one connection with these lines. The thread returns the request that
+    /// it received.
     fn agent(run_dir: &Path, answers: &[String]) -> thread::JoinHandle<String> {
         let listener = UnixListener::bind(socket_path(run_dir)).unwrap();
         let answers = answers.join("\n") + "\n";
@@ -438,8 +441,8 @@ mod tests {
             let agent = agent(dir.path(), &[answer]);
             let error = sources(dir.path()).unwrap_err();
             assert_eq!(error.code(), code);
-            let said = text::chain(&error);
-            assert!(parts.iter().all(|part| said.contains(part)), "{said}");
+            let message = text::chain(&error);
+            assert!(parts.iter().all(|part| message.contains(part)), "{message}");
             agent.join().unwrap();
         }
     }
@@ -454,7 +457,7 @@ mod tests {
     }
 
     #[test]
-    fn an_agent_that_does_not_answer_is_not_waited_for() {
+    fn an_unresponsive_agent_is_not_waited_for() {
         let dir = tempfile::tempdir().unwrap();
         let listener = socket(
             AddressFamily::Unix,
@@ -475,7 +478,7 @@ mod tests {
             std::process::id()
         );
         assert!(error.starts_with(&expected), "{error}");
-        // Nobody accepts, until the kernel takes no more of them.
+        // Nobody accepts; connect until the backlog is full.
         let waiting: Vec<_> = (0..)
             .map(|_| connected(dir.path(), Duration::ZERO))
             .take_while(Result::is_ok)

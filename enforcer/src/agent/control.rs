@@ -1,8 +1,9 @@
-//! The control socket: a request in a line, an answer in a line, or a line per event. Whoever follows events gets
-//! an empty line now and then, too, so that he knows that somebody is there.
+//! The control socket: one request per line, answered by one line, or by one line per event.
+//! Followers of events also get an empty line from time to time, which shows that the agent is
+//! alive.
 //!
-//! Nobody can keep the agent from answering others: connections have descriptors of their own ([`Room`]), their
-//! number is limited, and so is how long any of them may take.
+//! No client can keep the agent from answering others: connections have reserved file descriptors
+//! ([`DescriptorReserve`]), and both their number and their duration are limited.
 
 use std::{
     fs, io,
@@ -23,22 +24,22 @@ use tokio::{
 
 use super::{
     AgentError, Event, Sources, Status,
+    descriptors::{CONNECTIONS, DescriptorReserve},
     metrics::Snapshot,
-    room::{CONNECTIONS, Room},
 };
 use crate::api::{
     Applied, DetachResult, Document, Ends, Error, ErrorCode, Kind, Request, read_request,
 };
 
-/// A request on its way to the agent, with the way back.
+/// A request on its way to the agent, with the channel for its answer.
 pub enum Command {
     /// See [`Request::Status`].
     Status(oneshot::Sender<Result<Status, String>>),
-    /// See [`Request::Events`]: those there are, and the source of new ones.
+    /// See [`Request::Events`]: the recorded events, and the source of new ones.
     Events(oneshot::Sender<Result<EventFeed, String>>),
     /// See [`Request::Sources`].
     Sources(oneshot::Sender<Sources>),
-    /// For [`super::scrape`], and no request of the socket.
+    /// From [`super::scrape`]; not a request of the socket.
     Metrics(oneshot::Sender<Result<Snapshot, String>>),
     /// See [`Request::Apply`].
     Apply(ToApply, Answer<Applied>),
@@ -75,18 +76,18 @@ pub struct Conditions {
 /// The way back for an answer, or for why there is none.
 pub type Answer<T> = oneshot::Sender<Result<T, Box<Error>>>;
 
-/// The denials there are, and the source of new ones.
+/// The recorded denials, and the source of new ones.
 pub type EventFeed = (Vec<Event>, broadcast::Receiver<Event>);
 
 /// The last exchange: the agent says that it is done, and waits until that is written.
 pub struct ShutdownAck {
-    /// All is detached.
+    /// Everything is detached.
     pub done: oneshot::Sender<()>,
-    /// Ends when the answer is written.
+    /// Completes when the answer has been written.
     pub written: oneshot::Receiver<()>,
 }
 
-/// The socket, as long as the agent runs.
+/// The socket; exists as long as the agent runs.
 pub struct Control {
     path: PathBuf,
     commands: mpsc::Sender<Command>,
@@ -98,22 +99,25 @@ pub fn socket_path(run_dir: &Path) -> PathBuf {
 }
 
 impl Control {
-    /// Listens. What is asked for comes out of the receiver.
-    pub fn open(run_dir: &Path, room: Room) -> Result<(Self, mpsc::Receiver<Command>), AgentError> {
+    /// Listens. Requests arrive at the receiver.
+    pub fn open(
+        run_dir: &Path,
+        reserve: DescriptorReserve,
+    ) -> Result<(Self, mpsc::Receiver<Command>), AgentError> {
         let path = socket_path(run_dir);
-        // The lock is held, so whoever left a socket here is gone.
+        // The lock is held, so whoever left a socket here no longer runs.
         let _ = fs::remove_file(&path);
         let action = format!("listen at {}", text::path(&path));
         let system = || AgentError::system(&action);
         let listener = UnixListener::bind(&path).map_err(system())?;
         fs::set_permissions(&path, fs::Permissions::from_mode(0o600)).map_err(system())?;
         listener.set_nonblocking(true).map_err(system())?;
-        // SAFETY: the descriptor is the listener's own, which never changes it and lives as long as the
-        // registration.
+        // SAFETY: the descriptor belongs to the listener, which never changes it and lives as long
+        // as the registration.
         let listener = unsafe { AsyncFd::register(listener) };
         let listener = listener.map_err(io::Error::from).map_err(system())?;
         let (sender, receiver) = mpsc::channel(16);
-        tokio::spawn(accept(listener, room, sender.clone()));
+        tokio::spawn(accept(listener, reserve, sender.clone()));
         let control = Self {
             path,
             commands: sender,
@@ -121,7 +125,7 @@ impl Control {
         Ok((control, receiver))
     }
 
-    /// Another way to the receiver.
+    /// Another sender to the receiver.
     pub fn commands(&self) -> mpsc::Sender<Command> {
         self.commands.clone()
     }
@@ -133,24 +137,28 @@ impl Drop for Control {
     }
 }
 
-/// A request is short; more than this is none.
+/// Longer lines are not requests.
 const MAX_REQUEST: u64 = 4096;
 
-/// Of all connections, so many may follow events, which takes as long as they like.
+/// How many of the connections may follow events, for as long as they like.
 const FOLLOWERS: usize = CONNECTIONS / 2;
-/// How long a connection may take to ask.
-const ASKS_WITHIN: Duration = Duration::from_secs(5);
-/// How long it may take to read what it asked for. Who follows events may be at a pager's prompt.
-const READS_WITHIN: Duration = Duration::from_secs(30);
-const FOLLOWER_READS_WITHIN: Duration = Duration::from_secs(600);
-/// How often who follows events is told that somebody is there.
-pub(super) const SIGN_OF_LIFE: Duration = Duration::from_secs(5);
+/// How long a client may take to send its request.
+const REQUEST_TIMEOUT: Duration = Duration::from_secs(5);
+/// How long a client may take to read the answer. A follower of events may be at a pager's prompt.
+const ANSWER_TIMEOUT: Duration = Duration::from_secs(30);
+const FOLLOWER_TIMEOUT: Duration = Duration::from_secs(600);
+/// How often followers of events get a sign of life.
+pub(super) const KEEP_ALIVE: Duration = Duration::from_secs(5);
 
-async fn accept(listener: AsyncFd<UnixListener>, room: Room, commands: mpsc::Sender<Command>) {
+async fn accept(
+    listener: AsyncFd<UnixListener>,
+    reserve: DescriptorReserve,
+    commands: mpsc::Sender<Command>,
+) {
     let connections = Arc::new(Semaphore::new(CONNECTIONS));
     let followers = Arc::new(Semaphore::new(FOLLOWERS));
     loop {
-        // One more waits until another has gone, which is never long.
+        // One connection over the limit waits until another ends, which never takes long.
         let Ok(permit) = Arc::clone(&connections).acquire_owned().await else {
             return;
         };
@@ -158,7 +166,8 @@ async fn accept(listener: AsyncFd<UnixListener>, room: Room, commands: mpsc::Sen
             let Ok(mut ready) = listener.readable().await else {
                 return;
             };
-            let accept = |inner: &AsyncFd<UnixListener>| room.within(|| inner.get_ref().accept());
+            let accept =
+                |inner: &AsyncFd<UnixListener>| reserve.within(|| inner.get_ref().accept());
             match ready.try_io(accept) {
                 Ok(accepted) => break accepted,
                 Err(_nobody_there) => {}
@@ -169,7 +178,7 @@ async fn accept(listener: AsyncFd<UnixListener>, room: Room, commands: mpsc::Sen
             UnixStream::from_std(stream)
         });
         let Ok(stream) = stream else {
-            // Out of file descriptors in spite of it all: others end, and then it goes on.
+            // Out of file descriptors despite the reserve: wait for other connections to end.
             sleep(Duration::from_millis(100)).await;
             continue;
         };
@@ -186,14 +195,14 @@ async fn answer(stream: UnixStream, commands: &mpsc::Sender<Command>, followers:
     let mut read = BufReader::new(from);
     let mut to = Client {
         write: to,
-        reads_within: READS_WITHIN,
+        read_timeout: ANSWER_TIMEOUT,
     };
     loop {
         let mut line = String::new();
         let mut limited = (&mut read).take(MAX_REQUEST);
-        match timeout(ASKS_WITHIN, limited.read_line(&mut line)).await {
+        match timeout(REQUEST_TIMEOUT, limited.read_line(&mut line)).await {
             Ok(Ok(1..)) => {}
-            // It has hung up, does not speak text, or does not speak.
+            // The client has hung up, sends no valid UTF-8, or sends nothing.
             Ok(Ok(0) | Err(_)) | Err(_) => return,
         }
         let result = match read_request(&line) {
@@ -206,13 +215,13 @@ async fn answer(stream: UnixStream, commands: &mpsc::Sender<Command>, followers:
     }
 }
 
-/// Who has asked.
+/// A client.
 struct Client {
     write: OwnedWriteHalf,
-    reads_within: Duration,
+    read_timeout: Duration,
 }
 
-/// Nothing if the other side, or the agent, is gone.
+/// Returns early if the client or the agent is gone.
 async fn serve(
     request: Request,
     commands: &mpsc::Sender<Command>,
@@ -257,7 +266,7 @@ async fn serve(
             let _permit = match (follow, followers.try_acquire()) {
                 (false, _) => None,
                 (true, Ok(permit)) => {
-                    to.reads_within = FOLLOWER_READS_WITHIN;
+                    to.read_timeout = FOLLOWER_TIMEOUT;
                     Some(permit)
                 }
                 (true, Err(_)) => {
@@ -285,7 +294,7 @@ async fn serve(
     }
 }
 
-/// Hands a command to the agent, and its answer back.
+/// Passes a command to the agent, and returns its answer.
 async fn answered(
     commands: &mpsc::Sender<Command>,
     to: &mut Client,
@@ -319,10 +328,10 @@ async fn events(
             return Some(());
         }
         loop {
-            match timeout(SIGN_OF_LIFE, new.recv()).await {
+            match timeout(KEEP_ALIVE, new.recv()).await {
                 Ok(Ok(event)) if !denied || event.is_denied() => write(to, event).await?,
                 Ok(Ok(_)) => {}
-                // The reader is slow. Everything is in the records still: tell it anew.
+                // The reader is slow. The records still hold everything, so start over.
                 Ok(Err(broadcast::error::RecvError::Lagged(_))) => break,
                 Ok(Err(broadcast::error::RecvError::Closed)) => return None,
                 Err(_nothing_new) => send(to, b"\n").await?,
@@ -338,7 +347,7 @@ async fn write(to: &mut Client, answer: impl Kind + Serialize) -> Option<()> {
 }
 
 async fn send(to: &mut Client, bytes: &[u8]) -> Option<()> {
-    timeout(to.reads_within, to.write.write_all(bytes))
+    timeout(to.read_timeout, to.write.write_all(bytes))
         .await
         .ok()?
         .ok()
@@ -351,7 +360,7 @@ mod tests {
     use super::*;
     use crate::api::tests::{event, status};
 
-    /// What an agent answers to lines of a client, one after the other on one connection.
+    /// An agent's answers to lines that a client sends one after another on one connection.
     fn answers(lines: &[&str]) -> Vec<Value> {
         let runtime = super::super::runtime().unwrap();
         runtime.block_on(async {

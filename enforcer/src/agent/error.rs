@@ -9,25 +9,25 @@ use crate::{
     kernel::KernelError,
 };
 
-/// Why an agent does not run, or does not answer. None says its cause itself:
-/// [`enforcer_policy::text::chain`] does.
+/// Why an agent does not run, or does not answer. No message includes its cause:
+/// [`enforcer_policy::text::chain`] adds it.
 #[derive(Debug, thiserror::Error)]
 pub enum AgentError {
-    /// Neither root nor a user with what root has of it.
+    /// The process runs neither as root nor with the capabilities it needs.
     #[error(
         "this process lacks {}: run it as root, or as a service with these capabilities",
         missing.join(", ")
     )]
     MissingCapabilities {
-        /// The capabilities, each with what it is for.
+        /// The missing capabilities, each with its purpose.
         missing: Vec<String>,
     },
-    /// Another one runs.
+    /// Another agent runs.
     #[error(
         "an agent runs here already (pid {pid}): end it first with `enforcer detach`, or give this one another --run-dir and node"
     )]
     Running {
-        /// Its process.
+        /// Its process id.
         pid: String,
     },
     /// Nobody answers at the control socket.
@@ -36,10 +36,10 @@ pub enum AgentError {
         enforcer_policy::text::path(socket)
     )]
     NoAgent {
-        /// Where it would answer.
+        /// The control socket's path.
         socket: PathBuf,
     },
-    /// Nobody runs, and filters of one that has gone are still there.
+    /// No agent runs, but filters of a previous one are still attached.
     #[error(
         "no agent runs here, and the filters of one that was killed still judge packets at {}: `enforcer detach` removes them, and `enforcer run` replaces them",
         crate::kernel::filters::list(filters)
@@ -48,7 +48,7 @@ pub enum AgentError {
         /// The filters.
         filters: Vec<Leftover>,
     },
-    /// Nobody runs, and what one left is in force.
+    /// No agent runs, but a previous one's policy is still in force.
     #[error(
         "no agent runs here, and policy `{}` ({}), generation {}, is in force without one (pinned in {}). Cgroups and interfaces that come now are not known to it, and denials are recorded but not reported. `enforcer run -p …` takes over, `enforcer detach` ends it",
         enforcer_policy::text::shown(&_0.policy),
@@ -88,26 +88,26 @@ pub enum AgentError {
     /// There is no policy to go back to.
     #[error("no policy was confirmed before the one in force")]
     NothingBefore,
-    /// It runs, and does not answer in time.
+    /// An agent runs, but does not answer in time.
     #[error("the agent here{} does not answer within {} s: {state}", of(*pid), limit.as_secs())]
     Silent {
-        /// Its process, if it can be told.
+        /// Its process id, if known.
         pid: Option<u32>,
-        /// How long was waited.
+        /// How long the client waited.
         limit: Duration,
-        /// What is known of it.
+        /// What is known about the process.
         state: &'static str,
     },
     /// The policy is not valid.
     #[error(transparent)]
     Policy(#[from] PolicyErrors),
-    /// The policy does not fit.
+    /// The policy exceeds a limit.
     #[error(transparent)]
     Compile(#[from] CompileError),
-    /// The kernel.
+    /// An error from the kernel.
     #[error(transparent)]
     Kernel(#[from] KernelError),
-    /// Which node this is can not be told.
+    /// It is unclear which node this is.
     #[error(
         "which node is this? {why}; the inventory has {}: say --node NAME",
         some(nodes)
@@ -115,18 +115,18 @@ pub enum AgentError {
     Node {
         /// What was found.
         why: String,
-        /// The nodes there are.
+        /// The nodes of the inventory.
         nodes: Vec<String>,
     },
-    /// An uplink is not there.
+    /// An uplink does not exist.
     #[error("there is no interface `{name}`, which is to be an uplink; there are {}", there.join(", "))]
     NoInterface {
-        /// What was declared.
+        /// The declared name.
         name: String,
-        /// The interfaces there are.
+        /// The interfaces that exist.
         there: Vec<String>,
     },
-    /// An interface pattern can not be read.
+    /// An interface pattern is not valid.
     #[error("`{pattern}` is no interface name or glob: {why}")]
     Pattern {
         /// The pattern.
@@ -143,15 +143,15 @@ pub enum AgentError {
         source: io::Error,
     },
     /// The agent ended before it answered.
-    #[error("the agent says: nothing: it ended before it answered")]
+    #[error("the agent ended before it answered")]
     Ended,
-    /// The agent says no, or something that this version does not understand.
+    /// The agent refuses, or answers with something that this version does not understand.
     #[error(transparent)]
     Answer(#[from] ReadError),
 }
 
 impl AgentError {
-    /// What it is, for programs.
+    /// The error's code, for programs.
     pub fn code(&self) -> Word<ErrorCode> {
         let code = match self {
             Self::MissingCapabilities { .. } => ErrorCode::MissingCapabilities,

@@ -1,5 +1,5 @@
-//! What does not work at present, and is tried again until it does: said once when it begins and once when it
-//! is over, and in the status meanwhile. None of it ends the agent.
+//! What does not work at present and is retried until it does. Each fault is reported once when it
+//! begins and once when it ends, and appears in the status meanwhile. None of them ends the agent.
 
 use std::{collections::BTreeMap, time::SystemTime};
 
@@ -9,16 +9,16 @@ use super::{
     print::{Priority, print, print_as},
 };
 
-/// What it is about. One problem of each kind is known at a time.
+/// What a fault is about. At most one fault of each kind is known at a time.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub(super) enum Kind {
-    /// An interface is without its programs.
+    /// An interface lacks its programs.
     Interfaces,
-    /// The interfaces can not be listed.
+    /// The interfaces cannot be listed.
     Links,
     /// Processes are not judged.
     CgroupRoot,
-    /// A declared cgroup can not be told to the kernel, or not be looked for.
+    /// A declared cgroup cannot be added to the kernel's map, or cannot be looked for.
     Cgroups,
     /// Cgroups are not watched.
     CgroupWatch,
@@ -26,14 +26,14 @@ pub(super) enum Kind {
     FileWatch,
     /// New denials are not announced.
     Records,
-    /// Sockets that have a port already can not be listed.
+    /// Sockets that already have a port cannot be listed.
     Sockets,
-    /// Nobody can ask for metrics.
+    /// The metrics are not available.
     Metrics,
 }
 
 impl Kind {
-    /// All of them.
+    /// All kinds.
     pub const ALL: [Self; 9] = [
         Self::Interfaces,
         Self::Links,
@@ -46,7 +46,7 @@ impl Kind {
         Self::Metrics,
     ];
 
-    /// Its name among the metrics.
+    /// Its name in the metrics.
     pub fn name(self) -> &'static str {
         match self {
             Self::Interfaces => "interfaces",
@@ -62,12 +62,12 @@ impl Kind {
     }
 }
 
-/// All that does not work.
+/// Everything that does not work at present.
 #[derive(Debug, Default)]
 pub(super) struct Faults(BTreeMap<Kind, (SystemTime, String)>);
 
 impl Faults {
-    /// Something does not work.
+    /// Records that something does not work.
     pub fn set(&mut self, kind: Kind, what: String) {
         let known = self.0.get(&kind);
         if known.is_some_and(|(_, known)| *known == what) {
@@ -81,12 +81,12 @@ impl Faults {
         self.0.insert(kind, (since, what));
     }
 
-    /// It works.
+    /// Records that it works again.
     pub fn clear(&mut self, kind: Kind) {
         if let Some((since, what)) = self.0.remove(&kind) {
             let what = what.lines().next().unwrap_or_default();
             print(&format!(
-                "works again, since {} it did not: {what}",
+                "works again, after it had failed since {}: {what}",
                 rfc3339(since)
             ));
         }
@@ -97,12 +97,12 @@ impl Faults {
         self.0.len()
     }
 
-    /// What does not work of one kind.
+    /// The current fault of a kind.
     pub fn get(&self, kind: Kind) -> Option<&str> {
         self.0.get(&kind).map(|(_, what)| what.as_str())
     }
 
-    /// All but those about interfaces, which have a place of their own in the status.
+    /// All but those about interfaces, which have their own field in the status.
     pub fn problems(&self) -> Vec<Problem> {
         let others = self.0.iter().filter(|(kind, _)| **kind != Kind::Interfaces);
         others
@@ -114,17 +114,17 @@ impl Faults {
     }
 }
 
-/// What became of the newest policy that was read.
+/// Whether the newest policy that was read could be put in force.
 #[derive(Debug, Default)]
 pub(super) struct PolicyFault {
-    /// Since when it is broken, and why.
+    /// Since when it has been broken, and why.
     broken: Option<(SystemTime, String)>,
-    /// The last time that it was.
+    /// The last repair.
     repaired: Option<Repaired>,
 }
 
 impl PolicyFault {
-    /// It can not be put in force. Whether that is news.
+    /// The policy cannot be put in force. Returns whether that is news.
     pub fn set(&mut self, error: String) -> bool {
         let known = self.broken.as_ref();
         if known.is_some_and(|(_, known)| *known == error) {
@@ -139,7 +139,7 @@ impl PolicyFault {
         true
     }
 
-    /// What the files say is in force.
+    /// What the files hold is in force.
     pub fn clear(&mut self) {
         let Some((since, error)) = self.broken.take() else {
             return;
@@ -151,7 +151,7 @@ impl PolicyFault {
         };
         let since = &repaired.broken_since;
         print(&format!(
-            "the policy is repaired, and what its files say is in force; it was broken since {since}"
+            "the policy is repaired, and what its files say is in force; it had been broken since {since}"
         ));
         self.repaired = Some(repaired);
     }
@@ -166,7 +166,7 @@ impl PolicyFault {
         self.broken.as_ref().map(|(since, _)| *since)
     }
 
-    /// The last time that a broken one was repaired.
+    /// The last time a broken policy was repaired.
     pub fn repaired(&self) -> Option<&Repaired> {
         self.repaired.as_ref()
     }
@@ -177,7 +177,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_problem_is_known_until_it_is_over() {
+    fn a_problem_is_listed_until_it_is_over() {
         let mut faults = Faults::default();
         faults.set(Kind::Cgroups, "a".to_owned());
         faults.set(Kind::Cgroups, "b".to_owned());

@@ -1,25 +1,26 @@
-//! What is told first when there are many denials, and what is kept: of each sender something, and of what he
-//! tried one of each kind, however many others there are.
+//! Which denials are reported first and which are kept when there are many: something of every
+//! sender, and one of each kind that the sender tried, however many other denials there are.
 
 use std::{cmp::Reverse, collections::HashMap};
 
 use enforcer_common::record::{RecordKey, RecordValue};
 
-use super::{Event, Subject, names, names::Who};
+use super::{Event, Subject, names, names::SubjectId};
 
-/// What repeats, with other addresses: sender, kind of port, port and reason.
-type Kind = (Who, u8, u16, u8);
+/// What repeats with different addresses: sender, kind of port, port and reason.
+type Kind = (SubjectId, u8, u16, u8);
 
 fn kind(key: &RecordKey) -> Kind {
-    (names::who(key), key.port_kind, key.port, key.reason)
+    (names::subject(key), key.port_kind, key.port, key.reason)
 }
 
-/// In the order in which records are to be kept. Senders have their turns, and each turn of a sender is of a
-/// kind that he had no turn for yet, as long as he has one. The newest of each kind comes first.
+/// Sorts records into the order in which to keep them. Senders take turns, and each turn of a
+/// sender goes to a kind that has not had one yet, as long as there is one. The newest of each kind
+/// comes first.
 pub(super) fn order_to_keep(records: &mut [(RecordKey, RecordValue)]) {
     records.sort_by_key(|(_, value)| Reverse(value.last_ns));
     let mut of_kind: HashMap<Kind, u32> = HashMap::new();
-    // How many of its kind came before it.
+    // How many records of its kind, and then of its sender, come before it.
     let mut ranks: HashMap<RecordKey, (u32, u32)> = HashMap::with_capacity(records.len());
     for (key, _) in records.iter() {
         let count = of_kind.entry(kind(key)).or_default();
@@ -27,9 +28,9 @@ pub(super) fn order_to_keep(records: &mut [(RecordKey, RecordValue)]) {
         *count += 1;
     }
     records.sort_by_key(|(key, _)| ranks[key].0);
-    let mut of_sender: HashMap<Who, u32> = HashMap::new();
+    let mut of_sender: HashMap<SubjectId, u32> = HashMap::new();
     for (key, _) in records.iter() {
-        let count = of_sender.entry(names::who(key)).or_default();
+        let count = of_sender.entry(names::subject(key)).or_default();
         if let Some(rank) = ranks.get_mut(key) {
             rank.1 = *count;
         }
@@ -38,18 +39,18 @@ pub(super) fn order_to_keep(records: &mut [(RecordKey, RecordValue)]) {
     records.sort_by_key(|(key, value)| (ranks[key].1, Reverse(value.last_ns)));
 }
 
-/// So many fit a screen or two, in the order of time.
-const FEW: usize = 100;
+/// Fits on a screen or two, in chronological order.
+const SCREENFUL: usize = 100;
 
-/// In the order in which events are listed, given in the order of time: of many, those first that are the newest
-/// between a sender and an endpoint.
+/// Sorts events, given in chronological order, for listing: if there are many, the newest between
+/// each sender and each endpoint comes first.
 pub(super) fn order_to_list(events: Vec<Event>) -> Vec<Event> {
-    if events.len() <= FEW {
+    if events.len() <= SCREENFUL {
         return events;
     }
     let mut newest: HashMap<_, usize> = HashMap::new();
     for (at, event) in events.iter().enumerate() {
-        // Which address it was does not matter where none of them is anybody's.
+        // The address does not matter if it belongs to no endpoint.
         let port = event.endpoints.is_empty();
         let port = port.then_some((event.port, &event.protocol));
         let Subject { kind, id, .. } = &event.subject;
@@ -68,44 +69,49 @@ pub(super) fn order_to_list(events: Vec<Event>) -> Vec<Event> {
         .collect()
 }
 
-/// How many lines about new denials are written in a second: of all, of one sender, and of one kind.
+/// How many lines about new denials are written per second: in total, for one sender, and for one
+/// kind.
 const LINES: [u32; 3] = [30, 15, 5];
 
-/// What has been written in this second, and what has not.
+/// What has been written in this second, and what has been left out.
 #[derive(Debug, Default)]
 pub(super) struct Budget {
     all: u32,
-    of_sender: HashMap<Who, u32>,
+    of_sender: HashMap<SubjectId, u32>,
     of_kind: HashMap<Kind, u32>,
     left_out: u64,
-    /// In all seconds.
-    left_out_in_all: u64,
+    /// Since the agent started.
+    left_out_in_total: u64,
 }
 
 impl Budget {
-    /// Whether a line about a record is written; if not, it is counted.
+    /// Whether to write a line about a record. If not, the record is counted.
     pub fn allows(&mut self, key: &RecordKey) -> bool {
-        // Under a flood nothing is kept of what will not be written.
+        // During a flood, no memory is spent on lines that will not be written.
         let is_over = self.all >= LINES[0];
-        let sender = self.of_sender.get(&names::who(key)).copied().unwrap_or(0);
+        let sender = self
+            .of_sender
+            .get(&names::subject(key))
+            .copied()
+            .unwrap_or(0);
         let of_kind = self.of_kind.get(&kind(key)).copied().unwrap_or(0);
         if is_over || sender >= LINES[1] || of_kind >= LINES[2] {
             self.left_out += 1;
-            self.left_out_in_all += 1;
+            self.left_out_in_total += 1;
             return false;
         }
         self.all += 1;
-        self.of_sender.insert(names::who(key), sender + 1);
+        self.of_sender.insert(names::subject(key), sender + 1);
         self.of_kind.insert(kind(key), of_kind + 1);
         true
     }
 
-    /// How many were left out since the agent started.
-    pub fn left_out_in_all(&self) -> u64 {
-        self.left_out_in_all
+    /// How many lines were left out since the agent started.
+    pub fn left_out_in_total(&self) -> u64 {
+        self.left_out_in_total
     }
 
-    /// A second is over. Says how many were left out.
+    /// Starts the next second. Returns how many lines were left out in the last one.
     pub fn next(&mut self) -> u64 {
         self.all = 0;
         self.of_sender.clear();
@@ -132,8 +138,9 @@ mod tests {
     }
 
     #[test]
-    fn a_flood_drives_out_nothing_rare() {
-        // One floods one port from everywhere, one floods all ports, one tried something once, long ago.
+    fn a_flood_evicts_no_rare_record() {
+        // One sender floods one port from many addresses, one floods all ports, and one tried
+        // something once, long ago.
         let mut records: Vec<_> = (0..1000)
             .map(|n| record(1, n, 2379, 1000 + u64::from(n)))
             .collect();
@@ -156,7 +163,7 @@ mod tests {
     }
 
     #[test]
-    fn of_many_events_each_pair_comes_first() {
+    fn the_newest_event_of_each_pair_is_listed_first() {
         let of = |id, endpoint: &str, source: u64| Event {
             source: Some(source.to_string()),
             endpoints: vec![endpoint.to_owned()],
@@ -179,7 +186,7 @@ mod tests {
     }
 
     #[test]
-    fn lines_are_limited_and_what_is_left_out_is_counted() {
+    fn lines_are_limited_and_omitted_ones_counted() {
         let mut budget = Budget::default();
         let mut written = |keys: Vec<(RecordKey, RecordValue)>| {
             keys.iter().filter(|(key, _)| budget.allows(key)).count()
@@ -190,7 +197,7 @@ mod tests {
         assert_eq!(written((3..100).map(|n| record(n, 0, 1, 0)).collect()), 14);
         assert_eq!(budget.next(), 297 - 30 + 1);
         assert_eq!(budget.next(), 0);
-        assert_eq!(budget.left_out_in_all(), 297 - 30 + 1);
+        assert_eq!(budget.left_out_in_total(), 297 - 30 + 1);
         assert!(budget.allows(&record(1, 0, 1, 0).0));
     }
 }

@@ -1,5 +1,6 @@
-//! The policies that may be put in force again: the one that was confirmed last, and the one before. On disk, as they are
-//! needed after a restart of the machine, when the files may hold one that nobody has confirmed.
+//! The policies that may be put in force again: the last confirmed one and the one before it. They
+//! are kept on disk because they are needed after a reboot, when the policy's files may hold a
+//! policy that nobody has confirmed.
 
 use std::{
     fs, io,
@@ -13,12 +14,12 @@ use serde::{Deserialize, Serialize};
 
 use super::AgentError;
 
-/// The file in the state directory.
+/// The file's name in the state directory.
 const FILE: &str = "policies.json";
 
 /// What is known, and where it is written.
 pub(super) struct History {
-    /// Nothing where enforcement ends with the agent: nobody needs it then.
+    /// `None` if enforcement ends with the agent: then nobody needs it.
     directory: Option<PathBuf>,
     known: Known,
 }
@@ -26,11 +27,11 @@ pub(super) struct History {
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default, rename_all = "camelCase")]
 struct Known {
-    /// Where the agent reads its policy: what was read elsewhere is no policy of this agent.
+    /// Where the agent reads its policy from. A history of other inputs is not this agent's.
     inputs: Vec<PathBuf>,
     confirmed: Vec<File>,
     previous: Vec<File>,
-    /// Digest of what the files held when it was put in force with a deadline, or was taken back.
+    /// Digest of the files' contents that were put in force with a deadline, or were rolled back.
     unconfirmed: Option<String>,
 }
 
@@ -41,7 +42,7 @@ struct File {
 }
 
 impl History {
-    /// What an agent before this one wrote, if it read its policy from the same files.
+    /// Reads what a previous agent wrote, if that agent read its policy from the same files.
     pub fn open(directory: Option<&Path>, inputs: &[PathBuf]) -> Self {
         let inputs: Vec<PathBuf> = inputs
             .iter()
@@ -65,28 +66,29 @@ impl History {
         texts(&self.known.confirmed)
     }
 
-    /// The one before.
+    /// The one before it.
     pub fn previous(&self) -> Option<Vec<SourceText>> {
         texts(&self.known.previous)
     }
 
-    /// Whether files hold what was not confirmed, or was taken back: they are not put in force unless somebody asks for it.
+    /// Whether files hold a policy that was not confirmed or was rolled back. Such a policy is put
+    /// in force only on request.
     pub fn is_unconfirmed(&self, texts: &[SourceText]) -> bool {
         let digest = self.known.unconfirmed.as_deref();
         digest.is_some_and(|digest| digest == text_digest(texts))
     }
 
-    /// The digest of what is not to be put in force by itself.
+    /// The digest of the policy that is put in force only on request.
     pub fn unconfirmed(&self) -> Option<&str> {
         self.known.unconfirmed.as_deref()
     }
 
-    /// A policy is about to be put in force with a deadline, or was taken back: it is not put in force by itself, and the one
-    /// in force is what there is instead.
+    /// A policy is about to be put in force with a deadline, or was rolled back. From now on it is
+    /// put in force only on request, and `in_force` counts as the confirmed policy.
     ///
     /// # Errors
     ///
-    /// It can not be written: after a restart of the machine it would count as any other.
+    /// The file cannot be written. After a reboot, the policy would count like any other.
     pub fn begin(
         &mut self,
         in_force: &[SourceText],
@@ -99,12 +101,12 @@ impl History {
         self.write(known)
     }
 
-    /// It was not put in force after all.
+    /// The policy was not put in force after all.
     ///
     /// # Errors
     ///
-    /// It can not be written.
-    pub fn give_up(&mut self) -> Result<(), AgentError> {
+    /// The file cannot be written.
+    pub fn cancel(&mut self) -> Result<(), AgentError> {
         let known = Known {
             unconfirmed: None,
             ..self.known.clone()
@@ -116,7 +118,7 @@ impl History {
     ///
     /// # Errors
     ///
-    /// It can not be written.
+    /// The file cannot be written.
     pub fn confirm(&mut self, texts: &[SourceText]) -> Result<(), AgentError> {
         let known = Known {
             unconfirmed: None,
@@ -125,7 +127,7 @@ impl History {
         self.write(known)
     }
 
-    /// With another policy as the one that was confirmed last.
+    /// With another policy as the last confirmed one.
     fn with_confirmed(&self, texts: &[SourceText]) -> Known {
         let confirmed = files(texts);
         if self.known.confirmed == confirmed {
@@ -139,7 +141,7 @@ impl History {
         }
     }
 
-    /// What is known now, in a file that is whole at any time.
+    /// Writes what is known now, so that the file is complete at any time.
     fn write(&mut self, known: Known) -> Result<(), AgentError> {
         if known == self.known {
             return Ok(());
@@ -194,7 +196,7 @@ mod tests {
     }
 
     #[test]
-    fn what_was_confirmed_is_there_again() {
+    fn confirmed_policies_survive_a_restart() {
         let dir = tempfile::tempdir().unwrap();
         let state = dir.path().join("state");
         let inputs = [PathBuf::from("/etc/a.yaml")];
@@ -211,11 +213,11 @@ mod tests {
         assert_eq!(open().confirmed(), Some(text("second")));
         assert_eq!(open().previous(), Some(text("first")));
         assert!(!open().is_unconfirmed(&text("second")));
-        // What is in force counts as confirmed, whatever could be written before.
+        // The policy in force counts as confirmed, whatever was written before.
         history.begin(&text("third"), &text("fourth")).unwrap();
         assert_eq!(open().confirmed(), Some(text("third")));
         assert!(open().is_unconfirmed(&text("fourth")));
-        history.give_up().unwrap();
+        history.cancel().unwrap();
         assert!(!open().is_unconfirmed(&text("fourth")));
         let elsewhere = History::open(Some(&state), &[PathBuf::from("/etc/b.yaml")]);
         assert_eq!(elsewhere.confirmed(), None, "of another agent");

@@ -10,7 +10,8 @@ use crate::kernel::{KernelError, Link, LinkEvents};
 /// How long the kernel may take to list all interfaces.
 const LIST: Duration = Duration::from_secs(5);
 
-/// All interfaces, as the agent begins. While many come and go, the kernel may not get to the end of its list.
+/// Lists all interfaces when the agent starts. While many interfaces come and go, the kernel may
+/// never reach the end of its list.
 pub(super) async fn list_at_start(links: &LinkEvents) -> Result<Vec<Link>, AgentError> {
     const TIMES: u32 = 20;
     let mut tried = 1;

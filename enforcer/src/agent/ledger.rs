@@ -1,5 +1,6 @@
-//! Records of the kernel to events for people: each denial is named once, by the policy that made it, and keeps these names when
-//! the policy, the cgroup or the interface is another or none.
+//! Turns the kernel's records into events for people. Each denial is named once, by the policy that
+//! made it, and keeps these names even when the policy, the cgroup or the interface has since
+//! changed or gone.
 
 use std::{
     collections::{HashMap, HashSet},
@@ -29,16 +30,16 @@ use super::{
 };
 use crate::kernel::CgroupPaths;
 
-/// All denials that were named, and what names them.
+/// All denials that have been named, and what names them.
 pub(super) struct Ledger {
     /// Of interfaces and cgroups.
     pub(super) names: Names,
     /// Cgroups by their ids.
     pub(super) paths: CgroupPaths,
     entries: HashMap<RecordKey, Entry>,
-    /// Shared among the entries: a flood has many with the same.
+    /// Shared among the entries: during a flood, many have the same sides.
     sides: HashMap<SidesKey, Arc<Sides>>,
-    /// The generation before, until all that it denied is named.
+    /// The previous generation, until everything that it denied is named.
     past: Option<(u32, Arc<Ready>)>,
 }
 
@@ -55,7 +56,7 @@ struct Sides {
 
 /// The names of a denial.
 struct Entry {
-    /// Of its record: another record of the same key is another denial.
+    /// From its record. A record with the same key and another time is another denial.
     first_ns: u64,
     subject: String,
     sides: Arc<Sides>,
@@ -90,7 +91,7 @@ impl Ledger {
     ) -> Event {
         let port_kind = PortKind::from_code(key.port_kind);
         let reason = Reason::from_code(key.reason).unwrap_or(Reason::NoPolicy);
-        let kind = names::who(key).0;
+        let kind = names::subject(key).0;
         let Entry {
             subject,
             sides,
@@ -134,18 +135,19 @@ impl Ledger {
         }
     }
 
-    /// Learns who a record is about, while he is there.
+    /// Looks up the name of a record's subject while it still exists.
     pub(super) fn learn(&mut self, key: &RecordKey) {
-        let who = names::who(key);
-        if who.0 == SubjectKind::Cgroup
+        let subject = names::subject(key);
+        if subject.0 == SubjectKind::Cgroup
             && let Some(path) = self.paths.get(key.subject)
         {
-            self.names.learn(who, path);
+            self.names.learn(subject, path);
         }
     }
 
-    /// Another policy is in force. What the last one denied, and nobody has named yet, is named by it, also what programs that
-    /// still run are about to deny: so it stays until [`Self::settle`].
+    /// Another policy is in force. Denials of the last policy that are not named yet are named by
+    /// that policy, including those that programs still running are about to make. So it stays
+    /// until [`Self::settle`].
     pub(super) fn succeed(
         &mut self,
         generation: u32,
@@ -156,12 +158,12 @@ impl Ledger {
         self.past = Some((generation, before));
     }
 
-    /// Whether a policy waits for [`Self::settle`].
+    /// Whether a policy is waiting for [`Self::settle`].
     pub(super) const fn is_unsettled(&self) -> bool {
         self.past.is_some()
     }
 
-    /// Names what the last policy denied, and lets go of it.
+    /// Names what the last policy denied, and drops that policy.
     pub(super) fn settle(&mut self, records: &[(RecordKey, RecordValue)]) {
         let Some((generation, _)) = self.past else {
             return;
@@ -180,14 +182,15 @@ impl Ledger {
         self.entries.remove(key);
     }
 
-    /// Forgets names that nobody needs, if there are many: neither these records nor these others.
+    /// If there are many names, forgets those that neither these records nor these other subjects
+    /// need.
     pub(super) fn keep_names<'a>(
         &mut self,
         records: impl Iterator<Item = &'a RecordKey>,
-        others: impl Iterator<Item = names::Who>,
+        others: impl Iterator<Item = names::SubjectId>,
     ) {
         if self.names.is_full() {
-            let wanted: HashSet<_> = records.map(names::who).chain(others).collect();
+            let wanted: HashSet<_> = records.map(names::subject).chain(others).collect();
             self.names.keep(&wanted);
         }
     }
@@ -213,14 +216,15 @@ impl Ledger {
         value: &RecordValue,
     ) -> Entry {
         self.learn(key);
-        let subject = self.names.get(names::who(key)).unwrap_or_default();
+        let subject = self.names.get(names::subject(key)).unwrap_or_default();
         let past = self.past.as_ref();
         let past = past.map(|(generation, ready)| InForce {
             generation: *generation,
             ready,
         });
         let mut policies = in_force.into_iter().chain(past);
-        // None is left if two others have followed within a moment; the numbers say nothing then.
+        // The generation is gone if two others followed in quick succession. The numbers mean
+        // nothing then.
         let policy = policies.find(|policy| policy.generation == value.generation);
         let policy = policy.map(|policy| policy.ready);
         let sides = (value.generation, value.sender, value.target);
@@ -232,7 +236,7 @@ impl Ledger {
         let comm = String::from_utf8_lossy(&value.comm);
         let process = Process {
             name: comm.trim_end_matches('\0'),
-            cgroup: match names::who(key).0 {
+            cgroup: match names::subject(key).0 {
                 SubjectKind::Cgroup => subject,
                 SubjectKind::Interface => "",
             },
@@ -251,7 +255,7 @@ impl Ledger {
 }
 
 impl Sides {
-    /// By the policy that denied.
+    /// Looked up in the policy that denied.
     fn of(policy: &Ready, value: &RecordValue) -> Self {
         let compiled = &policy.compiled;
         let target = usize::from(value.target);
@@ -266,7 +270,8 @@ impl Sides {
     }
 }
 
-/// What would allow it. Whoever has to be told how to open a port of another has no business there, so binds get none.
+/// What would allow the connection. Binds get no advice: a process that needs to be told how to
+/// open another component's port should not be binding it.
 fn advice(
     policy: &Ready,
     key: &RecordKey,
@@ -281,7 +286,7 @@ fn advice(
     let (Some(port_kind), Some(endpoints)) = (PortKind::from_code(key.port_kind), endpoints) else {
         return Vec::new();
     };
-    // Where TLS is asked for, the path is there already.
+    // If TLS is required, the path exists already.
     let lock = [
         Reason::NotTls,
         Reason::MultipathTls,
@@ -305,7 +310,7 @@ fn advice(
     advise(policy, Catalogue::builtin(), &denied)
 }
 
-/// A time as it is told everywhere.
+/// A time in the format used everywhere.
 pub fn rfc3339(time: SystemTime) -> String {
     humantime::format_rfc3339_millis(time).to_string()
 }
@@ -332,7 +337,7 @@ mod tests {
     use super::*;
     use crate::agent::{AgentOptions, start};
 
-    /// One node with a component that another policy calls otherwise.
+    /// One node, with a component whose name differs between policies.
     fn ready(name: &str) -> Ready {
         let text = format!(
             "apiVersion: enforcer.dev/v1alpha1\nkind: PathPolicy\nmetadata: {{ name: test }}\n\
@@ -370,14 +375,14 @@ mod tests {
     }
 
     #[test]
-    fn what_a_policy_denied_is_named_by_it() {
+    fn a_denial_is_named_by_the_policy_that_made_it() {
         let directory = tempfile::tempdir().unwrap();
         let mut ledger = Ledger::new(CgroupPaths::new(directory.path()));
         let (old, new) = (ready("visitor"), ready("guest"));
-        let who = (SubjectKind::Interface, 3);
-        ledger.names.learn(who, "eth0");
+        let subject = (SubjectKind::Interface, 3);
+        ledger.names.learn(subject, "eth0");
         let records = [record(&old, 1, 2379), record(&old, 1, 2380)];
-        // One that comes just after the switch, and one of the next policy.
+        // A record that arrives just after the switch, and one of the next policy.
         let late = record(&old, 1, 10250);
         let next = record(&new, 2, 6443);
         ledger.succeed(1, Arc::new(old), &[]);
@@ -389,7 +394,7 @@ mod tests {
         let boot = SystemTime::UNIX_EPOCH;
         let name = |ledger: &mut Ledger, (key, value): &(RecordKey, RecordValue)| {
             let event = ledger.event(in_force, key, value, boot);
-            // Behind those that are everywhere.
+            // The last one: those that apply everywhere come first.
             let sender = event.source_components.last().cloned();
             (
                 sender.unwrap_or_default(),
@@ -400,7 +405,7 @@ mod tests {
         assert_eq!(name(&mut ledger, &next).0, "guest");
         ledger.settle(&[records[0], records[1], late, next]);
         assert!(!ledger.is_unsettled());
-        ledger.names.learn(who, "renamed");
+        ledger.names.learn(subject, "renamed");
         for (record, endpoint) in records.iter().chain([&late]).zip(["client", "peer", "api"]) {
             let (senders, at, subject) = name(&mut ledger, record);
             assert_eq!(
@@ -409,11 +414,11 @@ mod tests {
             );
             assert!(at.ends_with(endpoint), "{at}");
         }
-        // Of a policy that nobody has any more there are no names, and surely not another's.
+        // A policy that is no longer known yields no names, and never another policy's names.
         let mut lost = late;
         (lost.0.port, lost.1.generation) = (22, 7);
         assert_eq!(name(&mut ledger, &lost).0, "");
-        // A record of the same key, made anew.
+        // A new record with the same key.
         let (key, _) = records[0];
         ledger.forget(&key);
         let again = record(&new, 2, 2379);

@@ -1,4 +1,4 @@
-//! One policy after another: put in force, confirmed, taken back.
+//! Policies in sequence: put in force, confirmed, rolled back.
 
 use std::{
     mem,
@@ -14,7 +14,7 @@ use super::{
     ledger::rfc3339,
     memory,
     print::{Priority, print, print_as},
-    reader::{Asked, Seen},
+    reader::{Baseline, Trigger},
     serve::Agent,
     start::{self, Ready},
 };
@@ -24,7 +24,7 @@ use crate::{
 };
 
 impl Agent {
-    /// Puts a policy in force, for good or until a deadline by which it has to be confirmed.
+    /// Puts a policy in force, either for good or until a deadline by which it must be confirmed.
     pub(super) async fn put_in_force(
         &mut self,
         ready: Ready,
@@ -35,15 +35,16 @@ impl Agent {
             ready.selectors.check(&self.links)?;
         }
         if self.is_unconfirmed() {
-            // Before anything is written about the new one: the old one is still the one that nobody has confirmed.
+            // Before anything is written about the new policy, while the old one is still the
+            // unconfirmed one.
             let generation = self.kernel.generation();
             return Err(KernelError::Unconfirmed { generation }.into());
         }
-        // The programs stay attached where they are: the root itself can not change.
+        // The programs stay attached where they are: the root itself cannot change.
         let resolve = || cgroups::resolve(&self.cgroup_root, &ready.compiled.cgroups);
-        let known = self.room.within(resolve);
+        let known = self.reserve.within(resolve);
         if within.is_some() {
-            // Should the machine start anew, it is not what is put in force.
+            // If the machine restarts, this policy is not put in force.
             self.history.begin(&self.ready.texts, &ready.texts)?;
         }
         let generation = self.kernel.generation();
@@ -51,7 +52,7 @@ impl Agent {
         let new = ready.as_new(&roles);
         if let Err(error) = self.kernel.apply(new, &cgroups::pairs(&known), within) {
             if within.is_some() {
-                self.history.give_up()?;
+                self.history.cancel()?;
             }
             return Err(error.into());
         }
@@ -62,7 +63,7 @@ impl Agent {
         } else {
             self.remember();
         }
-        // Without them, what nobody has named keeps its addresses alone.
+        // Without the records, denials that are not named yet keep only their addresses.
         let records = self.kernel.records().unwrap_or_default();
         self.ledger.succeed(generation, before, &records);
         self.attach_interfaces(links).await;
@@ -70,7 +71,7 @@ impl Agent {
         Ok(())
     }
 
-    /// The policy in force is what comes back after a restart of the machine.
+    /// Makes the policy in force the one that comes back after a reboot.
     pub(super) fn remember(&mut self) {
         if let Err(error) = self.history.confirm(&self.ready.texts) {
             let error = text::chain(&error);
@@ -83,7 +84,7 @@ impl Agent {
         }
     }
 
-    /// Whether a policy has to be confirmed.
+    /// Whether the policy in force must still be confirmed.
     pub(super) fn is_unconfirmed(&self) -> bool {
         self.unconfirmed.is_some()
     }
@@ -98,13 +99,14 @@ impl Agent {
         self.remember();
         let generation = self.kernel.generation();
         print(&format!("generation {generation} is confirmed"));
-        // Interfaces have one role from now on.
+        // From now on interfaces have a single role.
         self.attach_interfaces(links).await;
-        self.learn_cgroups();
+        self.refresh_cgroups();
         Ok(())
     }
 
-    /// Goes back to the policy before: that of before the deadline, or else the one that was confirmed before the last.
+    /// Goes back to the previous policy: the one before the deadline was set, or else the one
+    /// confirmed before the last.
     pub(super) async fn roll_back(&mut self, links: &LinkEvents) -> Result<(), AgentError> {
         if self.is_unconfirmed() {
             self.fall_back("by request", links).await;
@@ -116,13 +118,14 @@ impl Agent {
         let ready = start::prepare(&self.options, texts, &given_up.numbers)?;
         self.put_in_force(ready, None, links).await?;
         self.totals.rolled_back_by_request += 1;
-        // What the files hold stays as it is, and is not put in force by itself.
+        // The files keep their contents, which are put in force only on request.
         self.history.begin(&self.ready.texts, &given_up.texts)?;
-        self.learn_cgroups();
+        self.refresh_cgroups();
         Ok(())
     }
 
-    /// Whether nobody confirmed the policy in time: then the programs judge by the one before already.
+    /// Checks whether the deadline passed without confirmation. In that case the programs already
+    /// apply the previous policy.
     pub(super) async fn settle(&mut self, links: &LinkEvents) {
         let deadline = self.kernel.deadline();
         if deadline.is_some_and(|deadline| now() >= deadline) {
@@ -153,21 +156,21 @@ impl Agent {
         ));
         self.rolled_back = Some(what);
         self.attach_interfaces(links).await;
-        self.learn_cgroups();
+        self.refresh_cgroups();
     }
 
-    /// The roles of interfaces under the policy that the programs may fall back to.
-    pub(super) fn know_fallback_roles(&mut self) {
+    /// Sets the roles of interfaces under the policy that the programs may fall back to.
+    pub(super) fn set_fallback_roles(&mut self) {
         let roles = match (&self.unconfirmed, self.kernel.cgroups(Side::Fallback)) {
             (Some(before), Some(_)) => before.selectors.roles(&self.links),
             _ => Vec::new(),
         };
-        self.kernel.know_fallback_roles(&roles);
+        self.kernel.set_fallback_roles(&roles);
     }
 
     /// What the reader compares the files with.
-    pub(super) fn seen(&self) -> Seen<'_> {
-        Seen {
+    pub(super) fn baseline(&self) -> Baseline<'_> {
+        Baseline {
             ready: &self.ready,
             waiting: self
                 .history
@@ -182,21 +185,21 @@ impl Agent {
     pub(super) async fn follow(
         &mut self,
         ready: Ready,
-        asked: &Asked,
+        trigger: &Trigger,
         links: &LinkEvents,
     ) -> Result<(), AgentError> {
-        let within = match asked {
-            Asked::ToApply(to_apply) => to_apply.within,
-            Asked::ByPerson | Asked::ByAgent => self.options.confirm_within,
+        let within = match trigger {
+            Trigger::Apply(to_apply) => to_apply.within,
+            Trigger::Signal | Trigger::Check => self.options.confirm_within,
         };
-        let by_probes = matches!(asked, Asked::ToApply(to_apply) if to_apply.by_probes);
+        let by_probes = matches!(trigger, Trigger::Apply(to_apply) if to_apply.by_probes);
         let probes = match by_probes {
             true => Some(self.alive_before()?),
             false => None,
         };
         self.put_in_force(ready, within, links).await?;
         self.probes = probes;
-        self.learn_cgroups();
+        self.refresh_cgroups();
         self.policy_fault.clear();
         let (name, generation) = (&self.ready.policy.name, self.kernel.generation());
         print(&format!(
@@ -215,10 +218,10 @@ impl Agent {
     /// Answers those who wanted the files to be put in force.
     pub(super) fn answer_applied(
         &mut self,
-        asked: &Asked,
+        trigger: &Trigger,
         applied: Result<Option<Preflight>, AgentError>,
     ) {
-        let Asked::ToApply(ToApply { within, .. }) = asked else {
+        let Trigger::Apply(ToApply { within, .. }) = trigger else {
             return;
         };
         let answer = applied.and_then(|preflight| {
@@ -237,10 +240,10 @@ impl Agent {
         }
     }
 
-    /// Answers who asked for something to be confirmed or taken back.
+    /// Answers the client that trigger to confirm or roll back.
     pub(super) fn reply_applied(&self, reply: Answer<Applied>, done: Result<(), AgentError>) {
         let answer = done.map(|()| self.applied());
-        // Whoever asked may have gone.
+        // The client may be gone.
         drop(reply.send(answer.map_err(|error| Box::new(error.document()))));
     }
 
@@ -254,7 +257,7 @@ impl Agent {
         }
     }
 
-    /// Until when the policy in force has to be confirmed.
+    /// When the policy in force must be confirmed.
     pub(super) fn confirm_by(&self) -> Option<String> {
         let left = self.kernel.deadline()?.saturating_sub(now());
         Some(rfc3339(SystemTime::now() + Duration::from_nanos(left)))

@@ -1,5 +1,6 @@
-//! Sockets that had their port before the policy could say no: whoever holds one keeps it, and is refused when he
-//! binds it again, after a restart for one. So it is told while there is time.
+//! Sockets that got their port before the policy could refuse it. Whoever holds one keeps it, but
+//! will be refused when binding again, for example after a restart. So this is reported while there
+//! is time to act.
 
 use std::net::SocketAddr;
 
@@ -17,15 +18,15 @@ use crate::kernel::{
     sockets::{self, Bound, Holder},
 };
 
-/// More are not looked after one by one.
+/// At most this many are looked up individually.
 const MOST: usize = 128;
 
-/// Sockets of this network namespace that the policy would not let bind. `root` is the cgroup whose processes are
-/// held to the policy, as a path below the hierarchy's root.
+/// Sockets of this network namespace that the policy would not allow to bind. `root` is the cgroup
+/// whose processes are subject to the policy, as a path below the hierarchy's root.
 ///
 /// # Errors
 ///
-/// The kernel does not list them.
+/// The kernel does not list the sockets.
 pub(super) fn refused(
     compiled: &Compiled,
     paths: &mut CgroupPaths,
@@ -53,11 +54,12 @@ pub(super) fn refused(
     let holders = sockets::holders(&inodes);
     let listeners = suspects.into_iter().filter_map(|(socket, cgroup)| {
         let holder = holders.get(&socket.inode);
-        // Where the socket's own cgroup is not known, or has gone, that of its process counts.
+        // If the socket's own cgroup is unknown or gone, its process's cgroup counts.
         let cgroup = match (cgroup, holder) {
             (Some(cgroup), _) => cgroup,
             (None, Some(holder)) => below(&holder.cgroup, root)?.to_owned(),
-            // The kernel's own, for a tunnel, made by somebody who has gone: nobody knows who will make the next.
+            // A kernel socket, for example of a tunnel, whose creator is gone: nobody knows who
+            // will create the next one.
             (None, None) => return None,
         };
         let party = tables.party_of_cgroup(&cgroup);
@@ -67,7 +69,7 @@ pub(super) fn refused(
     Ok(listeners.collect())
 }
 
-/// What the hook on `bind` would say, if it is a denial.
+/// What the hook on `bind` would decide, if it is a denial.
 fn is_refused(tables: &Simulator<'_>, by: Party, socket: &Bound) -> Option<Verdict> {
     let address = Ip::from(socket.address);
     let verdict = decide::binding(tables, by, &address, socket.port_kind, socket.port);
@@ -111,7 +113,7 @@ fn listener(
     })
 }
 
-/// The declared endpoints that this port is.
+/// The declared endpoints of this port.
 fn endpoints(tables: &Simulator<'_>, socket: &Bound) -> Vec<String> {
     let compiled = tables.compiled();
     let settings = &compiled.settings;

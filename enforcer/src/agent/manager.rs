@@ -1,22 +1,22 @@
-//! What the service manager is told, by `sd_notify`: ready, reloading, stopping, a line of status, and a sign of life for
-//! its watchdog. Without a manager all of it does nothing.
+//! Reports to the service manager by `sd_notify`: ready, reloading, stopping, a status line, and
+//! the watchdog's keep-alive. Without a service manager, all of it does nothing.
 
 use std::time::Duration;
 
 use sd_notify::NotifyState;
 
-/// What the manager knows.
+/// What the manager has been told.
 #[derive(Debug, Default)]
 pub(super) struct Manager {
-    /// The status that it was told last.
+    /// The last status sent.
     status: String,
-    /// Within which time it wants a sign of life; nothing if it does not.
+    /// The watchdog interval; `None` if there is no watchdog.
     watchdog: Option<Duration>,
     is_reloading: bool,
 }
 
 impl Manager {
-    /// The one that started this process, if one did.
+    /// The manager that started this process, if any.
     pub fn new() -> Self {
         Self {
             watchdog: sd_notify::watchdog_enabled(),
@@ -31,7 +31,7 @@ impl Manager {
         self.is_reloading = false;
     }
 
-    /// The policy's files are being read because somebody asked for it.
+    /// The policy's files are being read on request.
     pub fn reloading(&mut self) {
         let Ok(now) = NotifyState::monotonic_usec_now() else {
             return;
@@ -40,14 +40,14 @@ impl Manager {
         self.is_reloading = true;
     }
 
-    /// What was asked for is done, or was refused.
+    /// The reload is done, or was refused.
     pub fn reloaded(&mut self, status: String) {
         if self.is_reloading {
             self.ready(status);
         }
     }
 
-    /// The agent lives, and this is its status.
+    /// Sends the keep-alive and the status.
     pub fn alive(&mut self, status: String) {
         if self.watchdog.is_some() {
             send(&[NotifyState::Watchdog]);
@@ -58,13 +58,13 @@ impl Manager {
         }
     }
 
-    /// The agent ends.
+    /// The agent is ending.
     pub fn stopping(&self, status: &str) {
         send(&[NotifyState::Stopping, NotifyState::Status(status)]);
     }
 }
 
-/// The manager may have gone, and enforcement goes on.
+/// The manager may be gone; enforcement continues regardless.
 fn send(states: &[NotifyState<'_>]) {
     let _ = sd_notify::notify(states);
 }

@@ -1,5 +1,5 @@
-//! The agent's state as metrics. Read when somebody asks for it, and cheap: it walks through no table, opens no file and
-//! looks for no process.
+//! The agent's state as metrics. It is collected on each request, so it has to be cheap: it
+//! iterates over no table, opens no file and looks for no process.
 
 use std::{
     collections::BTreeMap,
@@ -55,11 +55,12 @@ impl Agent {
             later_fragments: counters.get(counter::LATER_FRAGMENT),
             cut: counters.get(counter::CUT),
             kept_verdicts: counters.get(counter::KEPT_VERDICTS),
-            // Without those that wait in the verdict cache: they come and go, and a counter only grows.
+            // Without those still pending in the verdict cache: these come and go, and a counter
+            // only grows.
             records_lost: counters.get(counter::RECORDS_LOST),
             records_evicted: self.kernel.kept().evicted,
             wakes_lost: counters.get(counter::WAKES_LOST),
-            events_suppressed: self.budget.left_out_in_all(),
+            events_suppressed: self.budget.left_out_in_total(),
             is_attached: interfaces_unattached == 0 && judges.into_iter().all(works),
             attachments,
             interfaces: roles.len() as u64,

@@ -1,8 +1,8 @@
-//! What the agent exports to Prometheus: the metrics with their help, and their text. `docs/metrics.md` is made from the
-//! same table.
+//! The metrics that the agent exports to Prometheus: their names, help texts and text formats.
+//! `docs/metrics.md` is made from the same table.
 //!
-//! No label is an address, a process, a cgroup or an interface: whatever a sender can choose would make a series for each
-//! choice.
+//! No label holds an address, a process, a cgroup or an interface: anything that a sender can
+//! choose would create one series for each value.
 
 use std::{
     collections::BTreeMap,
@@ -35,15 +35,15 @@ pub(super) struct Totals {
     pub failed: u64,
     /// Policies confirmed.
     pub confirmed: u64,
-    /// Policies taken back because somebody asked for it.
+    /// Policies rolled back on request.
     pub rolled_back_by_request: u64,
-    /// Policies taken back because nobody confirmed them in time.
+    /// Policies rolled back because nobody confirmed them in time.
     pub rolled_back_unconfirmed: u64,
-    /// New denials that the kernel announced, dropped or not, by the number of the hook.
+    /// New denials that the kernel announced, dropped or not, by the hook's number.
     new_denials: [[u64; 2]; HOOKS],
 }
 
-/// Numbers of hooks are below this.
+/// The hooks' numbers are below this.
 const HOOKS: usize = 16;
 
 impl Totals {
@@ -74,7 +74,7 @@ impl Totals {
     }
 }
 
-/// Everything that is exported, at one time.
+/// Everything that is exported, at one point in time.
 #[derive(Debug, Clone)]
 pub(super) struct Snapshot {
     /// Version of this agent.
@@ -83,7 +83,7 @@ pub(super) struct Snapshot {
     pub layout: u64,
     /// What the agent has counted.
     pub totals: Totals,
-    /// What is in force.
+    /// The policy in force.
     pub policy: PolicyInForce,
     /// Packets by path: its name, forward, reply.
     pub paths: Vec<(String, u64, u64)>,
@@ -93,7 +93,7 @@ pub(super) struct Snapshot {
     pub other_traffic: u64,
     /// Later fragments that passed.
     pub later_fragments: u64,
-    /// Packets behind a cut of the TLS check.
+    /// Packets that follow a connection's failed TLS check.
     pub cut: u64,
     /// Verdicts kept on sockets.
     pub kept_verdicts: u64,
@@ -105,15 +105,15 @@ pub(super) struct Snapshot {
     pub wakes_lost: u64,
     /// New denials that were left out of the log.
     pub events_suppressed: u64,
-    /// Whether every program is attached wherever it is to be.
+    /// Whether every program is attached wherever it should be.
     pub is_attached: bool,
     /// Attached programs, by hook and method.
     pub attachments: BTreeMap<(String, String), u64>,
-    /// Interfaces that are to have programs.
+    /// Interfaces that should have programs.
     pub interfaces: u64,
-    /// Those that have not.
+    /// Those that do not have them.
     pub interfaces_unattached: u64,
-    /// What may be in trouble, and whether it is.
+    /// Kinds of problems, and whether each is present.
     pub problems: Vec<(&'static str, bool)>,
     /// The tables.
     pub tables: Vec<Table>,
@@ -132,9 +132,9 @@ pub(super) struct PolicyInForce {
     pub other_traffic: &'static str,
     /// Its generation.
     pub generation: u32,
-    /// Since when it is in force.
+    /// When it was put in force.
     pub since: SystemTime,
-    /// Until when it has to be confirmed.
+    /// When it must be confirmed.
     pub confirm_by: Option<SystemTime>,
     /// Whether it is what the files hold.
     pub is_of_files: bool,
@@ -143,14 +143,14 @@ pub(super) struct PolicyInForce {
 /// A format of the text.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum TextFormat {
-    /// Prometheus' own.
+    /// Prometheus' own format.
     Prometheus,
     /// OpenMetrics 1.0.
     OpenMetrics,
 }
 
 impl TextFormat {
-    /// The one that a client wants, by its header `Accept`.
+    /// The format that a client wants, by its `Accept` header.
     pub fn of(accept: &str) -> Self {
         match accept.contains("application/openmetrics-text") {
             true => Self::OpenMetrics,
@@ -158,7 +158,7 @@ impl TextFormat {
         }
     }
 
-    /// As the header `Content-Type` names it.
+    /// Its value for the `Content-Type` header.
     pub fn content_type(self) -> &'static str {
         match self {
             Self::Prometheus => prometheus_text::CONTENT_TYPE,
@@ -166,7 +166,7 @@ impl TextFormat {
         }
     }
 
-    /// The text of a snapshot.
+    /// A snapshot in this format.
     pub fn encode(self, snapshot: Snapshot) -> Result<String, fmt::Error> {
         let mut registry = Registry::default();
         registry.register_collector(Box::new(snapshot));
@@ -181,7 +181,7 @@ impl TextFormat {
 
 /// A metric.
 struct Family {
-    /// Its name, without what follows from its type and unit.
+    /// Its name, without the suffix that follows from its type and unit.
     name: &'static str,
     kind: Kind,
     labels: &'static [&'static str],
@@ -189,14 +189,14 @@ struct Family {
     samples: fn(&Snapshot) -> Vec<Sample>,
 }
 
-/// What a metric is.
+/// The type of a metric.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Kind {
     Counter,
     Gauge,
     /// A gauge of seconds since 1970.
     Timestamp,
-    /// A gauge that is always 1, for its labels.
+    /// A gauge that is always 1, with its information in labels.
     Info,
 }
 
@@ -225,7 +225,7 @@ enum Value {
     Time(SystemTime),
 }
 
-/// Without labels.
+/// A sample without labels.
 fn one(value: u64) -> Vec<Sample> {
     vec![sample([], value)]
 }
@@ -273,7 +273,7 @@ const fn family(
     }
 }
 
-/// All metrics, in the order in which they are exported.
+/// All metrics, in the order of export.
 static FAMILIES: [Family; 30] = [
     family(
         "enforcer_build",
@@ -570,7 +570,7 @@ fn write(metric: &mut MetricEncoder<'_>, kind: MetricType, value: &Value) -> fmt
         (_, Value::Whole(value)) => metric.encode_gauge(value),
         (_, Value::Time(time)) => {
             let since = time.duration_since(UNIX_EPOCH).unwrap_or_default();
-            // Milliseconds are what there is; more digits would only look precise.
+            // The time is known to the millisecond; more digits would only look precise.
             metric.encode_gauge(&(since.as_millis() as f64 / 1000.0))
         }
     }

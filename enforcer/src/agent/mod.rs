@@ -1,11 +1,13 @@
-//! The running whole: a policy in force on this node, what it denies told, and questions answered.
+//! The running agent: keeps a policy in force on this node, reports what it denies, and answers
+//! requests.
 //!
-//! [`run`] is the agent; [`client`] asks a running one over its control socket.
+//! [`run`] is the agent; [`client`] talks to a running one over its control socket.
 
 mod attaching;
 mod cgroups;
 pub mod client;
 mod control;
+mod descriptors;
 mod error;
 mod fallback;
 mod faults;
@@ -28,7 +30,6 @@ mod privileges;
 mod probes;
 mod probing;
 mod reader;
-mod room;
 mod scrape;
 mod serve;
 mod start;
@@ -59,46 +60,47 @@ use crate::api::{
     Status, Subject, SubjectKind,
 };
 
-/// Where the lock and the control socket are, unless said otherwise.
+/// Default directory of the lock and the control socket.
 pub const RUN_DIR: &str = "/run/enforcer";
 
-/// Where the policies that were confirmed are kept, unless said otherwise.
+/// Default directory of the confirmed policies.
 pub const STATE_DIR: &str = "/var/lib/enforcer";
 
-/// Where metrics are, unless said otherwise. The port is below those that the kernel and NodePorts hand out, and neither
-/// Kubernetes, nor a usual network plug-in, nor Prometheus' list of exporters has it.
+/// Default address of the metrics. The port is below the ranges of ephemeral ports and NodePorts,
+/// and is used neither by Kubernetes, nor by a common network plug-in, nor in Prometheus' list of
+/// exporters.
 pub const METRICS: SocketAddr = SocketAddr::new(IpAddr::V4(Ipv4Addr::LOCALHOST), 11_910);
 
-/// How to tell new denials.
+/// How to print new denials.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub enum Output {
-    /// A line for people.
+    /// One line of text for each.
     #[default]
     Text,
-    /// A JSON object in a line.
+    /// One JSON object in a line for each.
     Json,
 }
 
-/// What an agent is to do.
+/// What an agent should do.
 #[derive(Debug, Clone)]
 pub struct AgentOptions {
     /// Files and directories of the policy.
     pub inputs: Vec<PathBuf>,
-    /// Which node of the inventory this is; found by address or host name if not given.
+    /// Which node of the inventory this is; if not given, found by address or host name.
     pub node: Option<String>,
     /// Drop nothing, whatever the policy's mode.
     pub dry_run: bool,
-    /// Where the lock and the control socket are.
+    /// Directory of the lock and the control socket.
     pub run_dir: PathBuf,
     /// Whether enforcement outlives the agent, by pins.
     pub pin: bool,
-    /// Where programs' maps and links are pinned.
+    /// Where the programs' maps and links are pinned.
     pub pin_dir: PathBuf,
-    /// Where the policies that were confirmed are kept.
+    /// Where confirmed policies are kept.
     pub state_dir: PathBuf,
-    /// Whether changes of its files are put in force on request only.
+    /// Whether changes of the policy's files are put in force only on request.
     pub manual: bool,
-    /// How long a policy that its files come to hold may wait to be confirmed; nothing if it need not be.
+    /// How long a changed policy may wait to be confirmed; `None` if it need not be.
     pub confirm_within: Option<Duration>,
     /// What to do where the kernel refuses the programs.
     pub if_refused: IfRefused,
@@ -110,22 +112,24 @@ pub struct AgentOptions {
     pub metrics: Option<SocketAddr>,
     /// How programs are attached to interfaces.
     pub tc_mode: TcMode,
-    /// Names or globs instead of the inventory's.
+    /// Uplinks, as names or globs, instead of the inventory's.
     pub uplinks: Option<Vec<String>>,
-    /// Names or globs instead of the inventory's.
+    /// Pod interfaces, as names or globs, instead of the inventory's.
     pub pod_interfaces: Option<Vec<String>>,
-    /// Below the cgroup2 mount, or a directory in it, instead of the inventory's.
+    /// The cgroup root, below the cgroup2 mount or as a directory in it, instead of the
+    /// inventory's.
     pub cgroup_root: Option<PathBuf>,
-    /// How to tell new denials.
+    /// How to print new denials.
     pub output: Output,
-    /// Whether uplinks may be missing that are declared by name: they are judged from when they come.
+    /// Whether the agent starts although an uplink declared by name is missing. Such an uplink is
+    /// judged as soon as it appears.
     pub allows_missing_uplinks: bool,
     /// Print the kernel programs' own log.
     pub kernel_log: bool,
 }
 
 impl AgentOptions {
-    /// Defaults for a policy.
+    /// Default options for a policy.
     pub fn new(inputs: Vec<PathBuf>) -> Self {
         Self {
             inputs,
@@ -152,11 +156,11 @@ impl AgentOptions {
     }
 }
 
-/// Runs an agent until it is told to end by a signal or by `detach`.
+/// Runs an agent until it is stopped by a signal or by `detach`.
 ///
 /// # Errors
 ///
-/// It could not begin: what was in force before is in force still.
+/// The agent could not start. Whatever was in force before still is.
 pub fn run(options: AgentOptions) -> Result<(), AgentError> {
     runtime()?.block_on(serve::run(options))
 }
@@ -176,7 +180,7 @@ pub fn preflight(options: &AgentOptions, session: &[Ends]) -> Result<Preflight, 
         });
         (texts.collect(), options.node.clone().or(Some(node)))
     } else {
-        let texts = crate::files::read_again_and_again(&options.inputs)?;
+        let texts = crate::files::read_sources(&options.inputs)?;
         (texts, options.node.clone())
     };
     let options = AgentOptions {

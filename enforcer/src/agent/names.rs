@@ -1,4 +1,5 @@
-//! Names of interfaces and cgroups for the records of denials, kept when what they name has gone.
+//! Names of interfaces and cgroups for the records of denials. They are kept after the interface or
+//! cgroup is gone.
 
 use std::collections::{HashMap, HashSet};
 
@@ -6,11 +7,11 @@ use enforcer_common::record::{RecordKey, subject};
 
 use super::SubjectKind;
 
-/// Who a record names.
-pub(super) type Who = (SubjectKind, u64);
+/// The subject that a record names.
+pub(super) type SubjectId = (SubjectKind, u64);
 
-/// Who a record is about.
-pub(super) fn who(key: &RecordKey) -> Who {
+/// The subject of a record.
+pub(super) fn subject(key: &RecordKey) -> SubjectId {
     let kind = match key.subject_kind {
         subject::INTERFACE => SubjectKind::Interface,
         _ => SubjectKind::Cgroup,
@@ -18,34 +19,34 @@ pub(super) fn who(key: &RecordKey) -> Who {
     (kind, key.subject)
 }
 
-/// More names than this are not kept without need.
+/// Above this number, only names that are needed are kept.
 const FULL: usize = 1 << 15;
 
 #[derive(Debug, Default)]
-pub(super) struct Names(HashMap<Who, String>);
+pub(super) struct Names(HashMap<SubjectId, String>);
 
 impl Names {
-    /// What is there has this name. A new interface with an old index takes its name.
-    pub fn learn(&mut self, who: Who, name: &str) {
-        match self.0.get(&who) {
+    /// Records the current name. A new interface that reuses an index takes over its entry.
+    pub fn learn(&mut self, subject: SubjectId, name: &str) {
+        match self.0.get(&subject) {
             Some(known) if known == name => {}
-            _ => drop(self.0.insert(who, name.to_owned())),
+            _ => drop(self.0.insert(subject, name.to_owned())),
         }
     }
 
-    /// The name that it has, or had.
-    pub fn get(&self, who: Who) -> Option<&str> {
-        self.0.get(&who).map(String::as_str)
+    /// The current or the last name.
+    pub fn get(&self, subject: SubjectId) -> Option<&str> {
+        self.0.get(&subject).map(String::as_str)
     }
 
-    /// Whether it is time for [`Self::keep`].
+    /// Whether it is time to call [`Self::keep`].
     pub fn is_full(&self) -> bool {
         self.0.len() > FULL
     }
 
-    /// Keeps these alone.
-    pub fn keep(&mut self, wanted: &HashSet<Who>) {
-        self.0.retain(|who, _| wanted.contains(who));
+    /// Keeps only these.
+    pub fn keep(&mut self, wanted: &HashSet<SubjectId>) {
+        self.0.retain(|subject, _| wanted.contains(subject));
         self.0.shrink_to_fit();
     }
 }
@@ -55,7 +56,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_name_stays_until_nothing_needs_it() {
+    fn a_name_is_kept_as_long_as_it_is_needed() {
         let mut names = Names::default();
         let [pod, cgroup] = [(SubjectKind::Interface, 7), (SubjectKind::Cgroup, 7)];
         names.learn(pod, "veth1");

@@ -1,4 +1,4 @@
-//! Which node this is, and what its interfaces are for.
+//! Which node this is, and which role each of its interfaces has.
 
 use std::{collections::BTreeSet, fs, net::IpAddr};
 
@@ -13,10 +13,10 @@ use nix::ifaddrs::getifaddrs;
 use super::AgentError;
 use crate::kernel::Link;
 
-/// The node that was named, or else the one with this machine's addresses or host name.
+/// The node given by name, or else the one with this machine's addresses or host name.
 pub fn choose(policy: &Policy, named: Option<&str>) -> Result<String, AgentError> {
     if let Some(name) = named {
-        // The compiler tells an unknown one, with those there are.
+        // The compiler reports an unknown one, and lists those of the inventory.
         return Ok(name.to_owned());
     }
     let own = own_addresses();
@@ -68,7 +68,7 @@ pub fn own_addresses() -> BTreeSet<IpAddr> {
     interfaces.filter_map(address).collect()
 }
 
-/// What interfaces are for, by their names.
+/// Which role an interface has, by its name.
 #[derive(Debug, Clone)]
 pub struct Selectors {
     uplinks: Vec<Pattern>,
@@ -84,7 +84,8 @@ impl Selectors {
         })
     }
 
-    /// The role of each interface. One that nobody declared has programs, too: they deny what it does to guarded endpoints.
+    /// The role of each interface. An undeclared interface gets programs as well: they deny what it
+    /// sends to guarded endpoints.
     pub fn roles(&self, links: &[Link]) -> Vec<(Link, Role)> {
         let pods: BTreeSet<u32> = links
             .iter()
@@ -94,7 +95,7 @@ impl Selectors {
         let mut roles = Vec::new();
         for link in links {
             match self.role(link) {
-                // The host hands a pod's packets to its sockets as coming from the bridge.
+                // To its sockets, the host presents a pod's packets as coming from the bridge.
                 Role::Undeclared if pods.contains(&link.index) => {
                     roles.push((
                         Link {
@@ -110,7 +111,8 @@ impl Selectors {
         roles
     }
 
-    /// By the name alone. Where both match, the narrower pattern wins, and in doubt it is a pod's.
+    /// The role by name alone. If both kinds match, the narrower pattern wins, and a tie is a
+    /// pod's.
     fn role(&self, link: &Link) -> Role {
         if link.is_loopback() {
             return Role::Loopback;
@@ -130,7 +132,7 @@ impl Selectors {
         }
     }
 
-    /// A named uplink that is not there is an error: the node would be open on that side.
+    /// Fails if a named uplink does not exist: the node would be unprotected on that side.
     pub fn check(&self, links: &[Link]) -> Result<(), AgentError> {
         let missing = |p: &&Pattern| !is_glob(p) && !links.iter().any(|l| l.name == p.as_str());
         match self.uplinks.iter().find(missing) {
@@ -142,7 +144,7 @@ impl Selectors {
         }
     }
 
-    /// Selectors that select nothing.
+    /// Selectors that match no interface.
     pub fn notes(&self, links: &[Link]) -> Vec<String> {
         let inert = |p: &&Pattern| !links.iter().any(|link| p.matches(&link.name));
         let of = |kind: &str, patterns: &[Pattern]| -> Vec<String> {
@@ -226,7 +228,7 @@ mod tests {
             ["pod interface `cali*` matches no interface"]
         );
         assert!(selectors.check(&links).is_ok());
-        // Where both match, the narrower wins; in doubt it is a pod's.
+        // If both match, the narrower wins; a tie is a pod's.
         for (uplinks, pods, name, role) in [
             ("en*", "eni*", "eni0", Role::Pod),
             ("en*", "eni*", "ens5", Role::Uplink),

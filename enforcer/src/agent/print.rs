@@ -1,17 +1,18 @@
-//! The agent's log: lines on standard error, and denials on standard output. Where one of them is the journal, each line
-//! has its priority in front, as sd-daemon(3) says, and nothing that the journal knows by itself.
+//! The agent's log: messages on standard error, denials on standard output. If one of them is the
+//! journal, each line starts with its priority, as sd-daemon(3) describes, and contains nothing
+//! that the journal records anyway.
 
 use std::{env, fmt, io::Write as _, os::fd::AsFd, sync::LazyLock};
 
 use enforcer_policy::text;
 use nix::sys::stat::fstat;
 
-/// How important a line is: the priorities of syslog.
+/// How important a line is, as a syslog priority.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Priority {
     /// Something does not work.
     Error = 3,
-    /// Something was denied, or is not as the policy has it.
+    /// Something was denied, or does not match the policy.
     Warning = 4,
     /// Something would have been denied.
     Notice = 5,
@@ -19,12 +20,13 @@ pub(super) enum Priority {
     Info = 6,
 }
 
-/// A line of the log, or several. Nobody may be reading, and enforcement goes on.
+/// Prints one or more lines to the log. Nobody may be reading, and enforcement continues
+/// regardless.
 pub(super) fn print(line: &str) {
     print_as(Priority::Info, line);
 }
 
-/// The same, of another importance.
+/// The same, with another priority.
 pub(super) fn print_as(priority: Priority, line: &str) {
     static JOURNAL: LazyLock<bool> = LazyLock::new(|| is_journal(std::io::stderr()));
     let line = text::lines(line);
@@ -34,7 +36,7 @@ pub(super) fn print_as(priority: Priority, line: &str) {
     };
 }
 
-/// A denial on standard output.
+/// Prints a denial to standard output.
 pub(super) fn print_result(priority: Priority, line: &str) {
     let line = text::lines(line);
     let _ = match stdout_is_journal() {
@@ -49,7 +51,7 @@ pub(super) fn stdout_is_journal() -> bool {
     *JOURNAL
 }
 
-/// Lines, each with its priority and its end: to the journal each is an entry.
+/// Lines, each with its priority and a line end: each becomes a journal entry.
 struct Marked<'a>(Priority, &'a str);
 
 impl fmt::Display for Marked<'_> {
@@ -62,8 +64,8 @@ impl fmt::Display for Marked<'_> {
     }
 }
 
-/// Whether a stream is the journal that systemd connected this process to. A process that it started with another
-/// output has the variable, too.
+/// Whether a stream is the one with which systemd connected this process to the journal. A process
+/// started with another output has the variable, too.
 fn is_journal(stream: impl AsFd) -> bool {
     let Ok(named) = env::var("JOURNAL_STREAM") else {
         return false;

@@ -1,4 +1,4 @@
-//! What the agent prints: its begin, each new denial, and a table at the end.
+//! What the agent prints: a start message, each new denial, and a table at the end.
 
 use std::{
     collections::BTreeMap,
@@ -16,11 +16,11 @@ use super::{
 };
 use crate::api::Document;
 
-/// As many rows as somebody may read at the end.
+/// As many rows as anybody reads at the end.
 const ROWS: usize = 200;
 
 impl Agent {
-    /// Tells new denials.
+    /// Reports new denials.
     pub(super) fn report_denials(&mut self, keys: &[RecordKey]) {
         let is_followed = self.news.receiver_count() > 0;
         let boot = boot_time();
@@ -42,7 +42,7 @@ impl Agent {
             if is_written {
                 print_event(self.options.output, &event);
             }
-            // Nobody may be listening.
+            // There may be no receiver.
             let _ = self.news.send(event);
         }
     }
@@ -64,7 +64,7 @@ impl Agent {
         self.print_warnings();
     }
 
-    /// What about the node does not fit the policy.
+    /// Prints what about the node does not fit the policy.
     pub(super) fn print_warnings(&mut self) {
         for warning in self.warnings() {
             print_as(Priority::Warning, &format!("warning: {warning}"));
@@ -74,10 +74,10 @@ impl Agent {
         }
     }
 
-    /// A table of all denials, the most frequent first.
+    /// Prints a table of all denials, the most frequent first.
     pub(super) fn print_summary(&mut self) {
         let Ok(events) = self.events() else { return };
-        // The journal has the denials, each in an entry.
+        // The journal already has each denial as an entry.
         if events.is_empty() || self.options.output == Output::Json || stdout_is_journal() {
             return;
         }
@@ -121,6 +121,6 @@ fn print_event(output: Output, event: &Event) {
         true => Priority::Warning,
         false => Priority::Notice,
     };
-    // Enforcement goes on, whether somebody reads or not.
+    // Enforcement continues whether anybody reads or not.
     print_result(priority, &line);
 }

@@ -1,4 +1,5 @@
-//! What the kernel must allow this process, whoever runs it: root has it, and so has the service's own user.
+//! The capabilities that this process needs, whichever user runs it: root has them, and so has the
+//! service's own user.
 
 use caps::{CapSet, Capability};
 
@@ -20,11 +21,11 @@ const AGENT: [Needed; 3] = [
     ),
 ];
 
-/// Checks that this process can run an agent.
+/// Checks that this process has the capabilities to run an agent.
 ///
 /// # Errors
 ///
-/// Names the capabilities that it lacks.
+/// Names the missing capabilities.
 pub(super) fn of_agent() -> Result<(), AgentError> {
     match lacking(effective) {
         missing if missing.is_empty() => Ok(()),
@@ -35,7 +36,7 @@ pub(super) fn of_agent() -> Result<(), AgentError> {
 /// The needed capabilities that a process lacks, each with the reason.
 fn lacking(has: impl Fn(Capability) -> bool) -> Vec<String> {
     let is_missing = |(capability, _): &&Needed| match capability {
-        // The kernel takes the older capability for these two, too.
+        // For these two, the kernel also accepts the older capability.
         Capability::CAP_BPF | Capability::CAP_PERFMON => {
             !has(*capability) && !has(Capability::CAP_SYS_ADMIN)
         }
@@ -47,7 +48,8 @@ fn lacking(has: impl Fn(Capability) -> bool) -> Vec<String> {
         .collect()
 }
 
-/// Where the kernel does not tell, it is asked when it comes to that.
+/// If the kernel does not report capabilities, assumes this one: a call that needs it will then
+/// fail.
 fn effective(capability: Capability) -> bool {
     caps::has_cap(None, CapSet::Effective, capability).unwrap_or(true)
 }
@@ -57,7 +59,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_is_missing_is_named() {
+    fn missing_capabilities_are_named() {
         assert_eq!(lacking(|_| true), Vec::<String>::new());
         let old = [Capability::CAP_SYS_ADMIN, Capability::CAP_NET_ADMIN];
         assert_eq!(lacking(|one| old.contains(&one)), Vec::<String>::new());
@@ -71,10 +73,10 @@ mod tests {
         let error = AgentError::MissingCapabilities {
             missing: lacking(|one| one == Capability::CAP_SYS_ADMIN),
         };
-        let said = error.to_string();
+        let message = error.to_string();
         assert!(
-            said.contains("lacks CAP_NET_ADMIN (to load and attach"),
-            "{said}"
+            message.contains("lacks CAP_NET_ADMIN (to load and attach"),
+            "{message}"
         );
     }
 }

@@ -1,5 +1,5 @@
-//! Reads the policy's files on a thread of its own. A file system may take its time, or never answer, and a large
-//! policy takes seconds to compile: the agent is there for everything else meanwhile.
+//! Reads the policy's files on a separate thread. A file system may be slow or never answer, and a
+//! large policy takes seconds to compile. Meanwhile, the agent can do everything else.
 
 use std::{
     sync::{Arc, mpsc},
@@ -19,68 +19,69 @@ use super::{
 };
 use crate::files;
 
-/// A look that takes longer is told.
+/// A read that takes longer is reported.
 pub(super) const LIMIT: Duration = Duration::from_secs(10);
 
-/// The thread, as the agent sees it.
+/// The agent's handle to the thread.
 pub(super) struct Reader {
     jobs: mpsc::Sender<Job>,
     outcomes: news::UnboundedReceiver<Outcome>,
-    /// Since when it has been at it.
+    /// Since when the thread has been reading.
     busy: Option<Instant>,
-    again: Option<Asked>,
+    again: Option<Trigger>,
 }
 
-/// Who wants to know.
+/// Who asked to have the files read.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(super) enum Asked {
+pub(super) enum Trigger {
     /// A person, by a signal.
-    ByPerson,
-    /// Something may have changed, or some time is over.
-    ByAgent,
-    /// A person, to have what they hold put in force, whatever was said of it before.
-    ToApply(ToApply),
+    Signal,
+    /// The agent, because something may have changed or a timer expired.
+    Check,
+    /// A person, to have the files' contents put in force, even if they are otherwise put in force
+    /// only on request.
+    Apply(ToApply),
 }
 
-/// What the files hold.
+/// What the files hold, compared with what is known.
 pub(super) enum Change {
-    /// What is in force.
+    /// The policy in force.
     Same,
-    /// What is put in force on request only.
+    /// A policy that is put in force only on request.
     Waiting,
     /// Something else, and what was open held against it.
     New(Box<Ready>, Option<Preflight>),
 }
 
-/// What is known of the files.
-pub(super) struct Seen<'a> {
-    /// What is in force.
+/// What is already known about the files.
+pub(super) struct Baseline<'a> {
+    /// The policy in force.
     pub ready: &'a Ready,
-    /// Digests of what is not put in force by itself.
+    /// Digests of what is put in force only on request.
     pub waiting: Vec<&'a str>,
 }
 
-/// What is in force, to be compared.
+/// What to compare the files with.
 struct Job {
     texts: Arc<[SourceText]>,
     numbers: PathNumbers,
     waiting: Vec<String>,
-    asked: Asked,
-    /// Where the files are is watched from now on.
+    trigger: Trigger,
+    /// The watch, which is extended to where the files are.
     directories: Option<Directories>,
 }
 
-/// What came of a look.
+/// The result of a read.
 pub(super) struct Outcome {
-    pub asked: Asked,
+    pub trigger: Trigger,
     /// What the files hold.
     pub changed: Result<Change, AgentError>,
-    /// Whether the kernel's limit of watches left some of them out.
-    pub has_no_room: bool,
+    /// Whether some files are not watched because of the kernel's limit on watches.
+    pub exceeds_limit: bool,
 }
 
 impl Reader {
-    /// Starts the thread. It ends with this handle, or when it gets its answer after that.
+    /// Starts the thread. It ends when this handle is dropped, after a read that is in progress.
     pub fn start(options: AgentOptions) -> Result<Self, AgentError> {
         let (jobs, todo) = mpsc::channel::<Job>();
         let (done, outcomes) = news::unbounded_channel();
@@ -89,7 +90,7 @@ impl Reader {
             .spawn(move || {
                 let mut watched = None;
                 for job in todo {
-                    if done.send(look(&options, job, &mut watched)).is_err() {
+                    if done.send(read(&options, job, &mut watched)).is_err() {
                         break;
                     }
                 }
@@ -103,18 +104,23 @@ impl Reader {
         })
     }
 
-    /// Has the files looked at, or once more if that is being done.
-    pub fn look(&mut self, asked: Asked, seen: Seen<'_>, directories: Option<Directories>) {
+    /// Requests a read of the files, or another one if a read is in progress.
+    pub fn request(
+        &mut self,
+        trigger: Trigger,
+        baseline: Baseline<'_>,
+        directories: Option<Directories>,
+    ) {
         if self.busy.is_some() && directories.is_none() {
-            // Who waits for an answer comes first.
-            let is_less = matches!(self.again, None | Some(Asked::ByAgent));
-            if is_less || matches!(asked, Asked::ToApply(_)) {
-                self.again = Some(asked);
+            // A client that waits for an answer takes precedence.
+            let is_replaceable = matches!(self.again, None | Some(Trigger::Check));
+            if is_replaceable || matches!(trigger, Trigger::Apply(_)) {
+                self.again = Some(trigger);
             }
             return;
         }
-        let Seen { ready, waiting } = seen;
-        let is_wanted = !matches!(asked, Asked::ByAgent);
+        let Baseline { ready, waiting } = baseline;
+        let is_wanted = !matches!(trigger, Trigger::Check);
         let job = Job {
             texts: Arc::clone(&ready.texts),
             numbers: ready.numbers.clone(),
@@ -122,7 +128,7 @@ impl Reader {
                 true => Vec::new(),
                 false => waiting.into_iter().map(str::to_owned).collect(),
             },
-            asked,
+            trigger,
             directories,
         };
         // The thread ends only with this handle.
@@ -131,7 +137,7 @@ impl Reader {
         }
     }
 
-    /// Waits for what came of it. Never ends if nothing was asked for.
+    /// Waits for the result. Never completes if no read was requested.
     pub async fn outcome(&mut self) -> Outcome {
         match self.outcomes.recv().await {
             Some(outcome) => {
@@ -142,37 +148,37 @@ impl Reader {
         }
     }
 
-    /// Who asked meanwhile.
-    pub fn again(&mut self) -> Option<Asked> {
+    /// The request that arrived during the last read.
+    pub fn again(&mut self) -> Option<Trigger> {
         self.again.take()
     }
 
-    /// Whether it takes longer than it should.
+    /// Whether the read takes longer than it should.
     pub fn is_late(&self) -> bool {
         self.busy.is_some_and(|since| since.elapsed() > LIMIT)
     }
 }
 
-fn look(options: &AgentOptions, job: Job, watched: &mut Option<Directories>) -> Outcome {
+fn read(options: &AgentOptions, job: Job, watched: &mut Option<Directories>) -> Outcome {
     let Job {
         texts,
         numbers,
         waiting,
-        asked,
+        trigger,
         directories,
     } = job;
     if directories.is_some() {
         *watched = directories;
     }
-    let mut has_no_room = false;
+    let mut exceeds_limit = false;
     if let Some(watched) = watched {
         watched.only(watch::of_files(&options.inputs));
-        has_no_room = watched.has_no_room();
+        exceeds_limit = watched.exceeds_limit();
     }
     Outcome {
-        changed: changed(options, &texts, &waiting, &numbers, &asked),
-        asked,
-        has_no_room,
+        changed: changed(options, &texts, &waiting, &numbers, &trigger),
+        trigger,
+        exceeds_limit,
     }
 }
 
@@ -181,14 +187,14 @@ fn changed(
     in_force: &[SourceText],
     waiting: &[String],
     numbers: &PathNumbers,
-    asked: &Asked,
+    trigger: &Trigger,
 ) -> Result<Change, AgentError> {
     if files::is_unchanged(&options.inputs, in_force) {
         return Ok(Change::Same);
     }
     let texts = files::read_settled(&options.inputs, || thread::sleep(files::QUIET))?;
     if texts == in_force {
-        // It was only half written before.
+        // The file was only partly written at the first read.
         return Ok(Change::Same);
     }
     if !waiting.is_empty() && waiting.contains(&text_digest(&texts)) {
@@ -196,12 +202,12 @@ fn changed(
     }
     let ready = start::prepare(options, texts, numbers)?;
     // What is put in force on request only is held against what is open when it is requested.
-    if options.manual && *asked == Asked::ByAgent {
+    if options.manual && *trigger == Trigger::Check {
         return Ok(Change::New(Box::new(ready), None));
     }
-    let mut conditions = match asked {
-        Asked::ToApply(ToApply { conditions, .. }) => conditions.clone(),
-        Asked::ByPerson | Asked::ByAgent => Conditions::default(),
+    let mut conditions = match trigger {
+        Trigger::Apply(ToApply { conditions, .. }) => conditions.clone(),
+        Trigger::Signal | Trigger::Check => Conditions::default(),
     };
     conditions.requires_clean |= options.requires_clean;
     let preflight = preflight::before(&ready, &conditions)?;

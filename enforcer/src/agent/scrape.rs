@@ -1,8 +1,9 @@
-//! The listener for Prometheus: HTTP/1, one request for each connection.
+//! The listener for Prometheus: HTTP/1, one request per connection.
 //!
-//! Whoever can reach it can not keep the agent from anything else, nor others from asking: connections are few, with file
-//! descriptors of their own ([`Room`]), one more displaces the oldest, each has some seconds, a request has to be short,
-//! and the agent is asked one question at a time.
+//! Clients can neither keep the agent from its work nor keep each other from asking: the number of
+//! connections is limited, with reserved file descriptors ([`DescriptorReserve`]); a new connection
+//! displaces the oldest; each has a few seconds; a request must be short; and the agent handles one
+//! query at a time.
 
 use std::{
     collections::VecDeque, convert::Infallible, future::poll_fn, io, net::SocketAddr, pin::pin,
@@ -28,24 +29,24 @@ use tokio::{
 
 use super::{
     control::Command,
+    descriptors::{DescriptorReserve, SCRAPES},
     metrics::{Snapshot, TextFormat},
-    room::{Room, SCRAPES},
 };
 
-/// How long a connection may take to ask.
-const ASKS_WITHIN: Duration = Duration::from_secs(3);
-/// How long it may take as a whole: as long as Prometheus waits, unless that is told otherwise.
-const LASTS: Duration = Duration::from_secs(10);
-/// Connections that the kernel may hold until they are accepted, without a descriptor: one that finds no place tries
-/// again after a second.
+/// How long a client may take to send its request.
+const REQUEST_TIMEOUT: Duration = Duration::from_secs(3);
+/// How long a connection may last: Prometheus' default scrape timeout.
+const CONNECTION_TIMEOUT: Duration = Duration::from_secs(10);
+/// How many connections the kernel may queue, without a descriptor, until they are accepted. One
+/// that does not fit retries after a second.
 const BACKLOG: u32 = 128;
-/// Bytes of a request's head, the least that the library takes.
+/// The maximum size of a request's head in bytes; the smallest limit that the library allows.
 const MAX_HEAD: usize = 8192;
 const MAX_HEADERS: usize = 64;
-/// A snapshot is good for as long: whoever asks without end gets the same one again.
-const FRESH: Duration = Duration::from_millis(100);
+/// How long a snapshot is reused: frequent requests get the same one again.
+const SNAPSHOT_LIFETIME: Duration = Duration::from_millis(100);
 
-/// Listens as long as it is there.
+/// Listens until it is dropped.
 pub(super) struct Endpoint(AbortHandle);
 
 impl Drop for Endpoint {
@@ -55,18 +56,22 @@ impl Drop for Endpoint {
 }
 
 impl Endpoint {
-    /// Listens, and asks the agent by `commands`.
+    /// Listens, and queries the agent through `commands`.
     ///
     /// # Errors
     ///
-    /// The address is not one of this machine, or the port is taken.
-    pub fn open(at: SocketAddr, room: Room, commands: mpsc::Sender<Command>) -> io::Result<Self> {
-        let listener = room.within(|| {
+    /// The address is not local, or the port is taken.
+    pub fn open(
+        at: SocketAddr,
+        reserve: DescriptorReserve,
+        commands: mpsc::Sender<Command>,
+    ) -> io::Result<Self> {
+        let listener = reserve.within(|| {
             let socket = match at {
                 SocketAddr::V4(_) => TcpSocket::new_v4(),
                 SocketAddr::V6(_) => TcpSocket::new_v6(),
             }?;
-            // Connections of an agent before this one may still be in their last minute.
+            // Connections of a previous agent may still be in TIME_WAIT.
             socket.set_reuseaddr(true)?;
             socket.bind(at)?;
             socket.listen(BACKLOG)
@@ -75,33 +80,34 @@ impl Endpoint {
             commands,
             last: Mutex::new(None),
         });
-        let task = tokio::spawn(accept(listener, room, scrapers));
+        let task = tokio::spawn(accept(listener, reserve, scrapers));
         Ok(Self(task.abort_handle()))
     }
 }
 
-async fn accept(listener: TcpListener, room: Room, scrapers: Arc<Scrapers>) {
+async fn accept(listener: TcpListener, reserve: DescriptorReserve, scrapers: Arc<Scrapers>) {
     let mut open: VecDeque<JoinHandle<()>> = VecDeque::new();
     loop {
-        let accepted = poll_fn(|context| room.within(|| listener.poll_accept(context))).await;
+        let accepted = poll_fn(|context| reserve.within(|| listener.poll_accept(context))).await;
         let Ok((stream, _)) = accepted else {
-            // The client has gone, or the agent is out of file descriptors: others end, and then it goes on.
+            // The client is gone, or the agent is out of file descriptors: wait for other
+            // connections to end.
             sleep(Duration::from_millis(100)).await;
             continue;
         };
         open.retain(|connection| !connection.is_finished());
-        // Who asks is served in milliseconds: the oldest is most likely one that does not.
+        // A request is served in milliseconds, so the oldest connection is most likely an idle one.
         if open.len() >= SCRAPES
             && let Some(oldest) = open.pop_front()
         {
             oldest.abort();
-            // Its descriptor is closed then.
+            // Closes its descriptor.
             let _ = oldest.await;
         }
         let scrapers = Arc::clone(&scrapers);
         open.push_back(tokio::spawn(async move {
-            // What became of it is of interest to the client only.
-            let _ = timeout(LASTS, answer(stream, scrapers)).await;
+            // Only the client cares about the result.
+            let _ = timeout(CONNECTION_TIMEOUT, answer(stream, scrapers)).await;
         }));
     }
 }
@@ -113,7 +119,7 @@ async fn answer(stream: TcpStream, scrapers: Arc<Scrapers>) {
     });
     let connection = http1::Builder::new()
         .timer(TokioTimer::new())
-        .header_read_timeout(ASKS_WITHIN)
+        .header_read_timeout(REQUEST_TIMEOUT)
         .max_buf_size(MAX_HEAD)
         .max_headers(MAX_HEADERS)
         .keep_alive(false)
@@ -121,19 +127,19 @@ async fn answer(stream: TcpStream, scrapers: Arc<Scrapers>) {
     let _ = pin!(connection).await;
 }
 
-/// Who answers all of them.
+/// What all connections share.
 struct Scrapers {
     commands: mpsc::Sender<Command>,
     last: Mutex<Option<(Instant, Snapshot)>>,
 }
 
 impl Scrapers {
-    /// Asks the agent, or whoever has just asked it.
+    /// Queries the agent, or returns a recent snapshot.
     async fn snapshot(&self) -> Result<Snapshot, String> {
-        // Held while the agent is asked: so it has one question at a time.
+        // Held during the query, so that there is one at a time.
         let mut last = self.last.lock().await;
         if let Some((at, snapshot)) = &*last
-            && at.elapsed() < FRESH
+            && at.elapsed() < SNAPSHOT_LIFETIME
         {
             return Ok(snapshot.clone());
         }
@@ -170,7 +176,7 @@ async fn respond<B: Body>(request: &Request<B>, scrapers: &Scrapers) -> Response
     };
     match format.encode(snapshot) {
         Ok(body) => with_type(StatusCode::OK, format.content_type(), body),
-        Err(_) => unavailable("the metrics can not be written"),
+        Err(_) => unavailable("the metrics cannot be written"),
     }
 }
 

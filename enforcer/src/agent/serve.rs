@@ -1,4 +1,4 @@
-//! The agent's life: begin, turn after turn, and an end that leaves nothing behind.
+//! The agent's life cycle: start, event loop, and an end that leaves nothing behind.
 
 use std::{io, mem, path::PathBuf, sync::Arc, time::Duration};
 
@@ -13,6 +13,7 @@ use tokio::{
 use super::{
     AgentError, AgentOptions, Event, Listener, SubjectKind,
     control::{Answer, Command, Conditions, Control, ShutdownAck},
+    descriptors::DescriptorReserve,
     fallback,
     faults::{Faults, Kind, PolicyFault},
     flood,
@@ -27,15 +28,14 @@ use super::{
     print::{Priority, print, print_as},
     privileges,
     probes::{Activity, Probes},
-    reader::{Asked, Change, Outcome, Reader},
-    room::Room,
+    reader::{Change, Outcome, Reader, Trigger},
     scrape::Endpoint,
-    start::{self, CHANGED, First, Lock, Ready, UNCONFIRMED},
+    start::{self, CHANGED, InitialPolicy, Lock, Ready, UNCONFIRMED},
     watch::{self, Directories},
 };
 use crate::api::Applied;
 use crate::kernel::{
-    CgroupPaths, Found, Kernel, KernelError, Link, LinkEvents, Pins, Wakes, cgroups, filters,
+    CgroupPaths, Kernel, KernelError, Link, LinkEvents, PinnedState, Pins, Wakes, cgroups, filters,
     load::KernelLog,
 };
 
@@ -44,7 +44,7 @@ pub struct Agent {
     pub(super) options: AgentOptions,
     pub(super) kernel: Kernel,
     pub(super) ready: Arc<Ready>,
-    /// The policy before, as long as that one has to be confirmed.
+    /// The previous policy, while the one in force is unconfirmed.
     pub(super) unconfirmed: Option<Arc<Ready>>,
     /// What has to be alive again, where that confirms the policy.
     pub(super) probes: Option<Probes>,
@@ -53,19 +53,19 @@ pub struct Agent {
     /// What was taken back last, in a sentence.
     pub(super) rolled_back: Option<String>,
     pub(super) history: History,
-    /// Digest of what the files hold, where it is put in force on request only.
+    /// Digest of the files' contents, if they are put in force only on request.
     pub(super) waiting: Option<String>,
-    /// Who waits for what becomes of the files that are being read.
+    /// Clients that wait for the result of the read in progress.
     pub(super) applying: Vec<Answer<Applied>>,
     /// What does not work at present.
     pub(super) faults: Faults,
-    /// What became of the newest policy.
+    /// Whether the newest policy could be put in force.
     pub(super) policy_fault: PolicyFault,
-    pub(super) room: Room,
+    pub(super) reserve: DescriptorReserve,
     pub(super) cgroup_root: PathBuf,
-    /// The inode of the cgroup root that programs are attached to, or as many of them as can be.
+    /// The inode of the cgroup root, once all programs that the kernel accepts are attached to it.
     pub(super) attached_root: Option<u64>,
-    /// What tells where declared cgroups come and go; nothing where the kernel has no more of them.
+    /// Reports where declared cgroups come and go; `None` if the kernel has no more watches.
     pub(super) directories: Option<Directories>,
     pub(super) ledger: Ledger,
     pub(super) links: Vec<Link>,
@@ -73,11 +73,11 @@ pub struct Agent {
     pub(super) budget: flood::Budget,
     pub(super) manager: Manager,
     pub(super) totals: Totals,
-    /// Where Prometheus asks; nothing where it may not, or can not at present.
+    /// The listener for Prometheus; `None` if it is switched off or does not work at present.
     metrics: Option<Endpoint>,
     commands: mpsc::Sender<Command>,
     ticks: u32,
-    /// Whether nothing is left of agents before this one.
+    /// Whether nothing is left of previous agents.
     pub(super) has_retired_others: bool,
     /// Whether there may be more records than when they were last counted.
     has_new_records: bool,
@@ -98,7 +98,7 @@ struct EventSources {
     terminate: Signal,
 }
 
-/// One of the things that happen.
+/// One event.
 enum AgentEvent {
     Denied(Result<Vec<RecordKey>, KernelError>),
     Links,
@@ -111,12 +111,13 @@ enum AgentEvent {
     Stop,
 }
 
-/// How often what nobody announces is looked after: room for records, the kernel's log.
+/// How often to check what nothing announces: the number of records, the kernel programs' log.
 const TICK: Duration = Duration::from_secs(1);
-/// In how many ticks interfaces, cgroups and files are looked at, whose news may have been lost, or which could
-/// not be watched, and what did not work is tried again.
+/// Every how many ticks to check interfaces, cgroups and files, since their events may have been
+/// lost or could not be watched, and to retry what did not work.
 const LOOK: u32 = 5;
-/// Records are removed when there are more than this, until there are at most [`RECORDS_KEPT`].
+/// When there are more records than this, some are removed, until at most [`RECORDS_KEPT`] are
+/// left.
 const RECORDS_FULL: usize = limits::MAX_RECORDS as usize / 4 * 3;
 const RECORDS_KEPT: usize = limits::MAX_RECORDS as usize / 2;
 
@@ -125,27 +126,27 @@ pub async fn run(options: AgentOptions) -> Result<(), AgentError> {
     privileges::of_agent()?;
     let state_dir = options.pin.then_some(options.state_dir.as_path());
     let history = History::open(state_dir, &options.inputs);
-    // A policy that is not valid, where there is no other, is told before anything is touched.
-    let mut first = start::first(&options, &history, None)?;
+    // If the policy is not valid and there is no other, report that before touching anything.
+    let mut first = start::initial_policy(&options, &history, None)?;
     let lock = start::lock(&options.run_dir)?;
-    let found = look_for_pins(&options)?;
-    let kept = found.as_ref().map(Found::kept);
+    let found = find_pins(&options)?;
+    let kept = found.as_ref().map(PinnedState::kept);
     if let Some(kept) = kept.filter(|kept| kept.last != 0) {
-        first = start::first(&options, &history, Some(kept))?;
+        first = start::initial_policy(&options, &history, Some(kept))?;
     }
-    let room = Room::reserve();
-    let (control, commands) = Control::open(&options.run_dir, room)?;
+    let reserve = DescriptorReserve::set_aside();
+    let (control, commands) = Control::open(&options.run_dir, reserve)?;
     let commands = (control.commands(), commands);
-    let (mut agent, mut sources) = begin(options, history, first, found, commands, room).await?;
+    let (mut agent, mut sources) = begin(options, history, first, found, commands, reserve).await?;
     agent.print_start();
     let status = agent.status_line();
-    agent.room.within(|| agent.manager.ready(status));
-    let shutdown = agent.live(&mut sources).await;
+    agent.reserve.within(|| agent.manager.ready(status));
+    let shutdown = agent.run(&mut sources).await;
     agent.manager.stopping(match shutdown {
         None if agent.kernel.pinned_at().is_some() => "ends, and what is in force stays in force",
         _ => "ends, and detaches everything",
     });
-    // From here on nothing may fail, and all of it goes, in this order.
+    // From here on nothing may fail, and everything is removed, in this order.
     agent.print_summary();
     match (&shutdown, agent.kernel.pinned_at()) {
         (None, Some(_)) => print(
@@ -167,11 +168,11 @@ pub async fn run(options: AgentOptions) -> Result<(), AgentError> {
     Ok(())
 }
 
-/// What an agent before this one left pinned; nothing where enforcement is to end with this one.
-fn look_for_pins(options: &AgentOptions) -> Result<Option<Found>, AgentError> {
+/// What a previous agent left pinned; `None` if enforcement should end with this agent.
+fn find_pins(options: &AgentOptions) -> Result<Option<PinnedState>, AgentError> {
     let pins = Pins::new(&options.pin_dir);
     if options.pin {
-        let found = Found::look(&pins)?;
+        let found = PinnedState::find(&pins)?;
         return Ok(Some(found));
     }
     if pins.is_empty() {
@@ -181,23 +182,23 @@ fn look_for_pins(options: &AgentOptions) -> Result<Option<Found>, AgentError> {
     Err(KernelError::PinsLeft { path }.into())
 }
 
-/// Loads, applies and attaches. What can not be attached is tried again later; on failure, what was attached goes
-/// with the kernel handle.
+/// Loads, applies and attaches. What cannot be attached is retried later. On failure, dropping the
+/// kernel handle detaches what was attached.
 async fn begin(
     options: AgentOptions,
     history: History,
-    first: First,
-    found: Option<Found>,
+    first: InitialPolicy,
+    found: Option<PinnedState>,
     (to_agent, commands): (mpsc::Sender<Command>, mpsc::Receiver<Command>),
-    room: Room,
+    reserve: DescriptorReserve,
 ) -> Result<(Agent, EventSources), AgentError> {
-    // From now on a signal is a wish to end, not a sudden death half-way.
+    // From now on a signal is a request to stop, instead of killing the process halfway.
     let hangup = listen(SignalKind::hangup())?;
     let interrupt = listen(SignalKind::interrupt())?;
     let terminate = listen(SignalKind::terminate())?;
     let links = LinkEvents::open()?;
     let there = list_at_start(&links).await?;
-    let First {
+    let InitialPolicy {
         mut ready,
         mut unconfirmed,
         mut why,
@@ -206,7 +207,7 @@ async fn begin(
         ready.selectors.check(&there)?;
     }
     let cgroup_root = cgroups::root(&ready.cgroup_root)?;
-    if let Some(what) = found.as_ref().and_then(Found::describe) {
+    if let Some(what) = found.as_ref().and_then(PinnedState::describe) {
         print(&what);
     }
     let is_held = found.as_ref().is_some_and(|found| found.kept().last != 0);
@@ -218,13 +219,13 @@ async fn begin(
         }
         Err(error) => return Err(error.into()),
     };
-    kernel.know_filters(&filters::leftovers().await?);
+    kernel.set_filters(&filters::leftovers().await?);
     // The policy must be there before the first packet is judged.
     let mut totals = Totals::new();
     let mut resumed = kernel.resume(ready.as_new(&[]))?;
     if !(resumed && unconfirmed.is_some() && kernel.deadline().is_some()) {
-        // Nothing waits to be confirmed, it is too late, or what waits is not what this agent would confirm: of another
-        // version, say, whose maps it does not go on with.
+        // Nothing waits to be confirmed, or it is too late, or this agent cannot confirm what
+        // waits, for example because it is of another version whose maps this agent does not adopt.
         if kernel.fall_back()? || unconfirmed.is_some() {
             totals.rolled_back_unconfirmed += 1;
         }
@@ -285,7 +286,7 @@ async fn begin(
         applying: Vec::new(),
         faults: Faults::default(),
         policy_fault: PolicyFault::default(),
-        room,
+        reserve,
         cgroup_root,
         attached_root: None,
         links: there,
@@ -306,14 +307,16 @@ async fn begin(
     }
     agent.attach_interfaces(&sources.links).await;
     agent.attach_root();
-    agent.come_first();
+    agent.move_to_front();
     agent.retire_others();
     agent.remove_fallback();
     agent.watch(&mut sources);
     agent.serve_metrics();
-    agent.learn_cgroups();
-    // Once more, now that it is watched.
-    sources.reader.look(Asked::ByAgent, agent.seen(), None);
+    agent.refresh_cgroups();
+    // Once more, now that the files are watched.
+    sources
+        .reader
+        .request(Trigger::Check, agent.baseline(), None);
     memory::give_back();
     Ok((agent, sources))
 }
@@ -330,7 +333,7 @@ impl EventSources {
             _ = self.hangup.recv() => AgentEvent::Reload,
             _ = self.interrupt.recv() => AgentEvent::Stop,
             _ = self.terminate.recv() => AgentEvent::Stop,
-            Some(ask) = self.commands.recv() => AgentEvent::Command(ask),
+            Some(command) = self.commands.recv() => AgentEvent::Command(command),
         }
     }
 }
@@ -350,8 +353,9 @@ async fn changed(events: &mut Option<watch::Events>) {
 }
 
 impl Agent {
-    /// Until somebody ends it; by request, with whom to tell.
-    async fn live(&mut self, sources: &mut EventSources) -> Option<ShutdownAck> {
+    /// Handles events until somebody stops the agent. Returns the acknowledgement to send if that
+    /// was a request.
+    async fn run(&mut self, sources: &mut EventSources) -> Option<ShutdownAck> {
         loop {
             match sources.next().await {
                 AgentEvent::Denied(Ok(keys)) => {
@@ -362,18 +366,22 @@ impl Agent {
                     sources.wakes = None;
                     self.faults.set(Kind::Records, text::chain(&error));
                 }
-                AgentEvent::Links => self.look_at_links(&sources.links).await,
-                AgentEvent::Cgroups => self.learn_cgroups(),
-                AgentEvent::Files => sources.reader.look(Asked::ByAgent, self.seen(), None),
+                AgentEvent::Links => self.refresh_links(&sources.links).await,
+                AgentEvent::Cgroups => self.refresh_cgroups(),
+                AgentEvent::Files => sources
+                    .reader
+                    .request(Trigger::Check, self.baseline(), None),
                 AgentEvent::Read(outcome) => self.read(outcome, sources).await,
                 AgentEvent::Tick => self.tick(sources).await,
                 AgentEvent::Reload => {
-                    self.room.within(|| self.manager.reloading());
-                    sources.reader.look(Asked::ByPerson, self.seen(), None);
+                    self.reserve.within(|| self.manager.reloading());
+                    sources
+                        .reader
+                        .request(Trigger::Signal, self.baseline(), None);
                 }
                 AgentEvent::Stop => return None,
                 AgentEvent::Command(Command::Detach(shutdown)) => return Some(shutdown),
-                AgentEvent::Command(ask) => self.obey(ask, sources).await,
+                AgentEvent::Command(command) => self.execute(command, sources).await,
             }
         }
     }
@@ -399,44 +407,46 @@ impl Agent {
             self.ledger.settle(&records);
             memory::give_back();
         }
-        // To count them takes a walk through all of their table.
+        // Counting them takes a walk through the whole table.
         if mem::take(&mut self.has_new_records) {
             self.make_room();
         }
         if sources.reader.is_late() {
             self.policy_fault.set(
-                "the policy's files are being read for more than 10 s: does their file system answer?"
+                "reading the policy's files has taken more than 10 s: does their file system answer?"
                     .to_owned(),
             );
         }
         if self.ticks.is_multiple_of(LOOK) {
             self.watch(sources);
             self.serve_metrics();
-            self.look_at_links(&sources.links).await;
+            self.refresh_links(&sources.links).await;
             if self.faults.get(Kind::Interfaces).is_some() {
                 self.attach_interfaces(&sources.links).await;
             }
             self.attach_root();
-            self.come_first();
+            self.move_to_front();
             self.retire_others();
             self.sample_activity();
-            sources.reader.look(Asked::ByAgent, self.seen(), None);
+            sources
+                .reader
+                .request(Trigger::Check, self.baseline(), None);
         }
         if self.ticks.is_multiple_of(LOOK) || self.directories.is_none() {
-            self.learn_cgroups();
+            self.refresh_cgroups();
         }
         self.report_alive();
     }
 
-    async fn obey(&mut self, command: Command, sources: &mut EventSources) {
+    async fn execute(&mut self, command: Command, sources: &mut EventSources) {
         match command {
             Command::Apply(to_apply, reply) => {
                 self.settle(&sources.links).await;
                 self.applying.push(reply);
-                self.room.within(|| self.manager.reloading());
+                self.reserve.within(|| self.manager.reloading());
                 sources
                     .reader
-                    .look(Asked::ToApply(to_apply), self.seen(), None);
+                    .request(Trigger::Apply(to_apply), self.baseline(), None);
             }
             Command::Confirm(reply) => {
                 let confirmed = self.confirm(&sources.links).await;
@@ -450,16 +460,16 @@ impl Agent {
         }
     }
 
-    fn answer(&mut self, ask: Command) {
-        // Whoever asked may have gone.
-        match ask {
+    fn answer(&mut self, command: Command) {
+        // The client may be gone.
+        match command {
             Command::Status(reply) => drop(reply.send(self.status().map_err(|e| text::chain(&e)))),
             Command::Sources(reply) => drop(reply.send(self.sources())),
             Command::Metrics(reply) => {
                 drop(reply.send(self.metrics().map_err(|e| text::chain(&e))));
             }
             Command::Events(reply) => {
-                // Subscribed first, so that none is missed between.
+                // Subscribe first, so that no event is missed in between.
                 let new = self.news.subscribe();
                 let events = self.events().map(|events| (events, new));
                 drop(reply.send(events.map_err(|e| text::chain(&e))));
@@ -471,8 +481,8 @@ impl Agent {
         }
     }
 
-    /// All denials there are, in the order of their last time; if they are many, one of each sender and endpoint
-    /// comes first.
+    /// All recorded denials, ordered by when they last happened. If there are many, one of each
+    /// sender and endpoint comes first.
     pub(super) fn events(&mut self) -> Result<Vec<Event>, KernelError> {
         let mut records = self.kernel.records()?;
         records.sort_by_key(|(_, value)| value.last_ns);
@@ -487,7 +497,7 @@ impl Agent {
         Ok(flood::order_to_list(events.collect()))
     }
 
-    /// Has directories watched, unless that is done. Without that, they are looked at by the clock.
+    /// Sets up the watches that are missing. Without them, directories are checked periodically.
     fn watch(&mut self, sources: &mut EventSources) {
         let without = |what: &str, error: &io::Error| {
             let error = text::chain(error);
@@ -497,7 +507,7 @@ impl Agent {
             )
         };
         if self.directories.is_none() {
-            match self.room.within(watch::for_directories) {
+            match self.reserve.within(watch::for_directories) {
                 Ok((events, directories)) => {
                     (sources.cgroups, self.directories) = (Some(events), Some(directories));
                     self.faults.clear(Kind::CgroupWatch);
@@ -512,11 +522,13 @@ impl Agent {
             }
         }
         if sources.files.is_none() {
-            match self.room.within(watch::for_files) {
+            match self.reserve.within(watch::for_files) {
                 Ok((events, directories)) => {
                     sources.files = Some(events);
-                    let look = Some(directories);
-                    sources.reader.look(Asked::ByAgent, self.seen(), look);
+                    let watched = Some(directories);
+                    sources
+                        .reader
+                        .request(Trigger::Check, self.baseline(), watched);
                     self.faults.clear(Kind::FileWatch);
                 }
                 Err(error) => self.faults.set(
@@ -530,7 +542,8 @@ impl Agent {
         }
     }
 
-    /// Removes records when they are many; what they counted is added up. Of each sender something is kept.
+    /// Removes records when there are many, and adds up their counts. Something of each sender is
+    /// kept.
     fn make_room(&mut self) {
         let Ok(mut records) = self.kernel.records() else {
             return;
@@ -539,7 +552,7 @@ impl Agent {
             flood::order_to_keep(&mut records);
             let mut evicted = 0;
             for (key, value) in records.drain(RECORDS_KEPT..) {
-                // The count may have grown since it was read: what is removed is what counts.
+                // The count may have grown since it was read: what counts is the value at removal.
                 let count = self
                     .kernel
                     .record(&key)
@@ -557,47 +570,47 @@ impl Agent {
         self.ledger.keep_names(keys, of_links);
     }
 
-    /// Puts the policy in force if its files changed. One that is broken is told once.
+    /// Puts the policy in force if its files changed. A broken policy is reported once.
     async fn read(&mut self, outcome: Outcome, sources: &mut EventSources) {
         let Outcome {
-            asked,
+            trigger,
             changed,
-            has_no_room,
+            exceeds_limit,
         } = outcome;
         match changed {
             Ok(Change::Same) => {
                 self.policy_fault.clear();
-                if asked == Asked::ByPerson {
+                if trigger == Trigger::Signal {
                     print("the policy is unchanged");
                 }
-                self.answer_applied(&asked, Ok(None));
+                self.answer_applied(&trigger, Ok(None));
             }
             Ok(Change::Waiting) => {
                 if self.policy_fault.error().is_none() {
                     self.policy_fault.set(UNCONFIRMED.to_owned());
                 }
             }
-            Ok(Change::New(ready, _)) if self.options.manual && asked == Asked::ByAgent => {
+            Ok(Change::New(ready, _)) if self.options.manual && trigger == Trigger::Check => {
                 self.waiting = Some(text_digest(&ready.texts));
                 self.policy_fault.set(CHANGED.to_owned());
             }
             Ok(Change::New(ready, preflight)) => {
-                let applied = self.follow(*ready, &asked, &sources.links).await;
+                let applied = self.follow(*ready, &trigger, &sources.links).await;
                 if let Err(error) = &applied {
-                    self.not_put_in_force(text::chain(error), &asked);
+                    self.not_put_in_force(text::chain(error), &trigger);
                 }
-                self.answer_applied(&asked, applied.map(|()| preflight));
+                self.answer_applied(&trigger, applied.map(|()| preflight));
             }
             Err(error) => {
-                self.not_put_in_force(text::chain(&error), &asked);
-                self.answer_applied(&asked, Err(error));
+                self.not_put_in_force(text::chain(&error), &trigger);
+                self.answer_applied(&trigger, Err(error));
             }
         }
-        if asked != Asked::ByAgent {
+        if trigger != Trigger::Check {
             self.report_reloaded();
         }
         if sources.files.is_some() {
-            match has_no_room {
+            match exceeds_limit {
                 true => self.faults.set(
                     Kind::FileWatch,
                     "the policy's files are looked at every five seconds instead of at once: the kernel's \
@@ -607,19 +620,20 @@ impl Agent {
                 false => self.faults.clear(Kind::FileWatch),
             }
         }
-        if let Some(asked) = sources.reader.again() {
-            sources.reader.look(asked, self.seen(), None);
+        if let Some(trigger) = sources.reader.again() {
+            sources.reader.request(trigger, self.baseline(), None);
         }
     }
 
     /// A policy is not put in force. One that is read again and again is told and counted once.
-    fn not_put_in_force(&mut self, error: String, asked: &Asked) {
-        if self.policy_fault.set(error) || *asked != Asked::ByAgent {
+    fn not_put_in_force(&mut self, error: String, trigger: &Trigger) {
+        if self.policy_fault.set(error) || *trigger != Trigger::Check {
             self.totals.failed += 1;
         }
     }
 
-    /// Listens for Prometheus, where that is wanted and not done: an address may come later than the agent.
+    /// Listens for Prometheus, if that is wanted and not done yet: an address may be added after
+    /// the agent has started.
     fn serve_metrics(&mut self) {
         let Some(at) = self.options.metrics else {
             return;
@@ -627,14 +641,14 @@ impl Agent {
         if self.metrics.is_some() {
             return;
         }
-        match Endpoint::open(at, self.room, self.commands.clone()) {
+        match Endpoint::open(at, self.reserve, self.commands.clone()) {
             Ok(endpoint) => {
                 self.metrics = Some(endpoint);
                 self.faults.clear(Kind::Metrics);
             }
             Err(error) => {
                 let error = text::chain(&error);
-                let error = format!("nobody can ask for metrics at {at}: {error}");
+                let error = format!("metrics cannot be served at {at}: {error}");
                 self.faults.set(Kind::Metrics, error);
             }
         }
@@ -642,7 +656,7 @@ impl Agent {
 
     /// Removes the rules that held guarded ports while the kernel refused the programs: the programs do now.
     fn remove_fallback(&mut self) {
-        match self.room.within(fallback::remove) {
+        match self.reserve.within(fallback::remove) {
             Ok(false) => {}
             Ok(true) => print(
                 "the kernel takes the programs again: the rules of nftables that held the guarded ports are removed",
@@ -662,7 +676,7 @@ impl Agent {
         let root = cgroups::below_mount(&self.cgroup_root);
         let (compiled, paths) = (&self.ready.compiled, &mut self.ledger.paths);
         let found = self
-            .room
+            .reserve
             .within(|| listeners::refused(compiled, paths, &root));
         match found {
             Ok(found) => {
@@ -676,7 +690,7 @@ impl Agent {
         }
     }
 
-    /// Declared, and of no effect at present.
+    /// What is declared but has no effect at present.
     pub(super) fn notes(&self) -> Vec<String> {
         let mut notes = self.ready.policy.warnings.clone();
         notes.extend(enforcer_policy::warnings_for_node(
@@ -686,8 +700,8 @@ impl Agent {
         notes.extend(self.ready.selectors.notes(&self.links));
         for rule in &self.ready.compiled.cgroups {
             let expand = || cgroups::expand(&self.cgroup_root, &rule.pattern);
-            // That of the node's own init has no component, and need not be there.
-            if !rule.components.is_empty() && self.room.within(expand).is_empty() {
+            // The rule for the node's own init has no component, and its cgroup need not exist.
+            if !rule.components.is_empty() && self.reserve.within(expand).is_empty() {
                 let components = rule.components.join(", ");
                 notes.push(format!(
                     "cgroup `{}` of {components} does not exist yet",

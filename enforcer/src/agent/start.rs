@@ -1,4 +1,5 @@
-//! What an agent needs before it touches the kernel: the lock, a policy, and this node's parts.
+//! What an agent needs before it touches the kernel: the lock, a policy, and this node's part of
+//! it.
 
 use std::{
     fs::{self, File, OpenOptions},
@@ -33,10 +34,10 @@ use crate::{
     },
 };
 
-/// Held as long as the agent runs; the kernel lets go of it with the process.
+/// Held as long as the agent runs; the kernel releases it with the process.
 pub struct Lock(#[expect(dead_code, reason = "held, never looked at")] Flock<File>);
 
-/// Takes the lock of a run directory, which is made if it is not there.
+/// Takes the lock of a run directory, which is created if it does not exist.
 pub fn lock(run_dir: &Path) -> Result<Lock, AgentError> {
     let shown = text::path(run_dir);
     fs::DirBuilder::new()
@@ -78,22 +79,22 @@ pub fn lock(run_dir: &Path) -> Result<Lock, AgentError> {
 
 /// A policy, ready to be applied to this node.
 pub struct Ready {
-    /// As it was read. Shared with whoever looks whether it has changed.
+    /// Its source texts. Shared with the reader, which checks whether they have changed.
     pub texts: Arc<[SourceText]>,
-    /// As it was understood.
+    /// The valid policy.
     pub policy: Policy,
-    /// For this node.
+    /// Compiled for this node.
     pub compiled: Compiled,
-    /// What interfaces are for.
+    /// Which interfaces have which role.
     pub selectors: Selectors,
     /// This node's cgroup root, below the mount.
     pub cgroup_root: String,
-    /// Numbers of paths, with those that are new in it.
+    /// Numbers of paths, including those that are new in this policy.
     pub numbers: PathNumbers,
 }
 
 impl Ready {
-    /// As the kernel side takes it.
+    /// As the kernel module takes it.
     pub fn as_new<'a>(&'a self, roles: &'a [(Link, Role)]) -> NewPolicy<'a> {
         NewPolicy {
             compiled: &self.compiled,
@@ -104,30 +105,30 @@ impl Ready {
     }
 }
 
-/// What an agent begins with.
-pub struct First {
-    /// What is to be in force.
+/// What an agent starts with.
+pub struct InitialPolicy {
+    /// The policy to put in force.
     pub ready: Ready,
-    /// What is in force again unless that is confirmed, where it waits for that.
+    /// If that policy is unconfirmed: the one that comes back into force unless it is confirmed.
     pub unconfirmed: Option<Ready>,
     /// Why it is not what the files hold.
     pub why: Option<String>,
 }
 
-/// Why what the files hold is not put in force.
+/// Why the files' contents are not put in force.
 pub const UNCONFIRMED: &str = "the policy's files hold what was not confirmed, or was taken back; the last policy that was \
                                confirmed is in force: `enforcer apply` puts the files' in force again";
 
-/// Why it is not, where that is done on request only.
+/// The same, if changes are put in force only on request.
 pub const CHANGED: &str = "the policy's files hold another policy than the one in force: `enforcer apply` puts it in force";
 
-/// What an agent begins with, after another one or after a restart of the machine: what its files hold, unless nobody has
-/// confirmed that, or it is not valid and there is one that was.
-pub fn first(
+/// Chooses what an agent starts with, after a previous agent or a reboot: what its files hold,
+/// unless that was not confirmed, or is not valid and there is a confirmed policy.
+pub fn initial_policy(
     options: &AgentOptions,
     history: &History,
     kept: Option<&Kept>,
-) -> Result<First, AgentError> {
+) -> Result<InitialPolicy, AgentError> {
     // Paths keep the numbers that they have in what is pinned.
     let names = kept.map(|kept| kept.names.clone()).unwrap_or_default();
     let numbers = PathNumbers::from_names(names);
@@ -135,7 +136,7 @@ pub fn first(
         let texts = history.confirmed()?;
         prepare(options, texts, numbers).ok()
     };
-    let texts = files::read_again_and_again(&options.inputs).map_err(AgentError::from);
+    let texts = files::read_repeatable(&options.inputs).map_err(AgentError::from);
     let is_unconfirmed = texts
         .as_ref()
         .is_ok_and(|texts| history.is_unconfirmed(texts));
@@ -143,17 +144,17 @@ pub fn first(
     let waits = kept.is_some_and(|kept| kept.before.is_some() && now() < kept.deadline);
     match files {
         Ok(ready) if is_unconfirmed => match confirmed(&ready.numbers) {
-            Some(before) if waits => Ok(First {
+            Some(before) if waits => Ok(InitialPolicy {
                 ready,
                 unconfirmed: Some(before),
                 why: None,
             }),
-            Some(confirmed) => Ok(First {
+            Some(confirmed) => Ok(InitialPolicy {
                 ready: confirmed,
                 unconfirmed: None,
                 why: Some(UNCONFIRMED.to_owned()),
             }),
-            None => Ok(First {
+            None => Ok(InitialPolicy {
                 ready,
                 unconfirmed: None,
                 why: None,
@@ -163,14 +164,14 @@ pub fn first(
             let confirmed = confirmed(&ready.numbers).filter(|_| options.manual);
             let other = confirmed.filter(|confirmed| confirmed.texts != ready.texts);
             let why = other.is_some().then(|| CHANGED.to_owned());
-            Ok(First {
+            Ok(InitialPolicy {
                 ready: other.unwrap_or(ready),
                 unconfirmed: None,
                 why,
             })
         }
         Err(error) => match confirmed(&numbers) {
-            Some(ready) => Ok(First {
+            Some(ready) => Ok(InitialPolicy {
                 ready,
                 unconfirmed: None,
                 why: Some(text::chain(&error)),
@@ -180,7 +181,7 @@ pub fn first(
     }
 }
 
-/// Checks and compiles a policy that has been read. `numbers` are those of the policies before.
+/// Checks and compiles a policy's texts. `numbers` are those of the previous policies.
 pub fn prepare(
     options: &AgentOptions,
     texts: Vec<SourceText>,
@@ -228,7 +229,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn there_is_one_lock() {
+    fn a_lock_is_exclusive() {
         let dir = tempfile::tempdir().unwrap();
         let run_dir = dir.path().join("run");
         let held = lock(&run_dir).unwrap();

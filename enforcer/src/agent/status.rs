@@ -73,7 +73,8 @@ impl Agent {
         })
     }
 
-    /// What about this node and its kernel weakens what the policy says. The place for what the kernel side knows.
+    /// What about this node and its kernel weakens the policy. Belongs here: what the kernel module
+    /// knows.
     pub(super) fn warnings(&self) -> Vec<String> {
         warnings::of_node(&self.ready.compiled, self.kernel.sees_all_options())
     }
@@ -115,15 +116,15 @@ impl Agent {
         line
     }
 
-    /// Tells the manager what has become of the agent.
+    /// Reports the agent's status to the service manager.
     pub(super) fn report_alive(&mut self) {
         let status = self.status_line();
-        self.room.within(|| self.manager.alive(status));
+        self.reserve.within(|| self.manager.alive(status));
     }
 
-    /// Tells the manager that what it waits for is done.
+    /// Reports to the service manager that a reload is done.
     pub(super) fn report_reloaded(&mut self) {
         let status = self.status_line();
-        self.room.within(|| self.manager.reloaded(status));
+        self.reserve.within(|| self.manager.reloaded(status));
     }
 }

@@ -1,4 +1,4 @@
-//! What about this node and its kernel weakens what the policy says. A warning says what to do.
+//! What about this node and its kernel weakens the policy. Each warning says what to do.
 //!
 //! [`of_node`] collects all of them; a new kind is a function of its own and a line there.
 
@@ -13,7 +13,7 @@ use enforcer_common::{
 };
 use enforcer_policy::compile::{Compiled, Simulator};
 
-/// All of them, for the status and the log.
+/// All warnings, for the status and the log.
 ///
 /// `sees_all_options`: whether the programs see every `setsockopt` call.
 pub(super) fn of_node(compiled: &Compiled, sees_all_options: bool) -> Vec<String> {
@@ -29,10 +29,10 @@ const BYPASS_BY_32_BIT_CALLS: &str = "a process with CAP_NET_RAW in this node's 
     programs. Such frames are dropped on lo; those that leave by an uplink are seen by nobody here. Boot with `bpf` in \
     the list of security modules (lsm=…,bpf; CONFIG_BPF_LSM), or without 32-bit system calls (ia32_emulation=0, Linux 6.7)";
 
-/// Whether this kernel takes system calls of 32-bit programs, as far as it shows.
+/// Whether this kernel accepts system calls of 32-bit programs, as far as that can be seen.
 fn takes_32_bit_calls() -> bool {
     let command_line = fs::read_to_string("/proc/cmdline").unwrap_or_default();
-    // The file is there where IA32 emulation was built in (arch/x86/entry/vdso/vdso32-setup.c).
+    // The file exists if IA32 emulation was built in (arch/x86/entry/vdso/vdso32-setup.c).
     Path::new("/proc/sys/abi/vsyscall32").exists() && !is_emulation_off(&command_line)
 }
 
@@ -45,8 +45,8 @@ fn is_emulation_off(command_line: &str) -> bool {
     last.is_some_and(|value| matches!(value, "0" | "n" | "N" | "no" | "off" | "false"))
 }
 
-/// Ports that a component of this node binds and that the kernel may have given to somebody before: as the port
-/// of a socket that did not ask for one.
+/// Ports that a component of this node binds, but that the kernel may already have assigned to a
+/// socket that did not ask for a specific one.
 fn ephemeral_ports(compiled: &Compiled) -> Option<String> {
     let read = |name| fs::read_to_string(format!("/proc/sys/net/ipv4/{name}")).unwrap_or_default();
     let reserved = read("ip_local_reserved_ports");
@@ -78,7 +78,7 @@ fn ephemeral_ports(compiled: &Compiled) -> Option<String> {
     ))
 }
 
-/// Ports among the ephemeral ones that are guarded on this node.
+/// Guarded ports of this node that are in the ephemeral range.
 fn unreserved(compiled: &Compiled, range: &str, reserved: &str) -> Vec<(PortKind, u16)> {
     let mut range = range.split_whitespace().map(str::parse::<u16>);
     let (Some(Ok(first)), Some(Ok(last))) = (range.next(), range.next()) else {
@@ -91,7 +91,7 @@ fn unreserved(compiled: &Compiled, range: &str, reserved: &str) -> Vec<(PortKind
     // Party numbers, widened for the kernel's sake.
     let (anybody, own) = (settings.undeclared_process as Party, settings.own as Party);
     let every_address = Ip::from(IpAddr::from([0, 0, 0, 0]));
-    // Not everybody may bind it; or, where nobody knows who binds it, not everybody may send there.
+    // Not everybody may bind it; or, if nobody knows who binds it, not everybody may send there.
     let is_guarded = |port_kind, port| {
         let target = tables
             .class(port_kind, port)
@@ -108,7 +108,7 @@ fn unreserved(compiled: &Compiled, range: &str, reserved: &str) -> Vec<(PortKind
         .collect()
 }
 
-/// `8080,9148-9150` as pairs.
+/// Parses `8080,9148-9150` into pairs.
 fn parsed(list: &str) -> Vec<(u16, u16)> {
     let range = |part: &str| {
         let (first, last) = part.split_once('-').unwrap_or((part, part));
@@ -117,7 +117,7 @@ fn parsed(list: &str) -> Vec<(u16, u16)> {
     list.split(',').filter_map(range).collect()
 }
 
-/// The reverse, for ports in their order.
+/// The reverse, for ports in ascending order.
 fn ranges(ports: impl Iterator<Item = u16>) -> String {
     let mut ranges: Vec<(u16, u16)> = Vec::new();
     for port in ports {
@@ -143,7 +143,7 @@ mod tests {
     };
 
     #[test]
-    fn emulation_is_off_where_the_last_parameter_says_so() {
+    fn the_last_boot_parameter_decides_about_emulation() {
         for (line, off) in [
             ("quiet ia32_emulation=0", true),
             ("ia32_emulation=off ia32_emulation=on", false),
@@ -156,7 +156,7 @@ mod tests {
     }
 
     #[test]
-    fn guarded_ports_among_the_ephemeral_ones_are_told() {
+    fn guarded_ephemeral_ports_are_reported() {
         let text = "\
 apiVersion: enforcer.dev/v1alpha1
 kind: Inventory

@@ -1,4 +1,5 @@
-//! Directories under watch: where declared cgroups come and go, and where the policy's files are.
+//! Watches directories: those where declared cgroups come and go, and those that hold the policy's
+//! files.
 
 use std::{
     collections::{BTreeSet, HashMap},
@@ -17,18 +18,18 @@ use tokio::io::unix::AsyncFd;
 
 use crate::kernel::cgroups;
 
-/// Tells that something happened in a directory that is watched.
+/// Reports that something happened in a watched directory.
 pub struct Events(AsyncFd<Handle>);
 
-/// Directories in which something of a kind may happen.
+/// The watched directories.
 pub struct Directories {
     inotify: Arc<Inotify>,
     kinds: AddWatchFlags,
     watched: HashMap<PathBuf, WatchDescriptor>,
-    has_no_room: bool,
+    exceeds_limit: bool,
 }
 
-/// inotify as tokio wants it.
+/// An inotify instance as tokio wants it.
 struct Handle(Arc<Inotify>);
 
 impl AsRawFd for Handle {
@@ -37,7 +38,7 @@ impl AsRawFd for Handle {
     }
 }
 
-/// For directories that are made and removed.
+/// For directories that are created and removed.
 pub fn for_directories() -> io::Result<(Events, Directories)> {
     open(
         AddWatchFlags::IN_CREATE
@@ -47,8 +48,8 @@ pub fn for_directories() -> io::Result<(Events, Directories)> {
     )
 }
 
-/// For files that are replaced or written to their end. One that is just being written is not told, so that
-/// nobody reads half of it.
+/// For files that are replaced, or closed after writing. A file that is still being written causes
+/// no event, so that nobody reads half of it.
 pub fn for_files() -> io::Result<(Events, Directories)> {
     open(AddWatchFlags::IN_CLOSE_WRITE | AddWatchFlags::IN_MOVED_TO | AddWatchFlags::IN_DELETE)
 }
@@ -56,27 +57,27 @@ pub fn for_files() -> io::Result<(Events, Directories)> {
 fn open(kinds: AddWatchFlags) -> io::Result<(Events, Directories)> {
     let inotify = Inotify::init(InitFlags::IN_NONBLOCK | InitFlags::IN_CLOEXEC)?;
     let inotify = Arc::new(inotify);
-    // SAFETY: the descriptor belongs to what the handle shares, which never changes it and lives as long
-    // as the registration.
+    // SAFETY: the descriptor belongs to the shared instance in the handle, which never changes it
+    // and lives as long as the registration.
     let events = unsafe { AsyncFd::register(Handle(Arc::clone(&inotify))) }?;
     let directories = Directories {
         inotify,
         kinds,
         watched: HashMap::new(),
-        has_no_room: false,
+        exceeds_limit: false,
     };
     Ok((Events(events), directories))
 }
 
 impl Directories {
-    /// Watches these and no others. Says whether one of them is new, so that something in it may have
-    /// been missed. What is not there, or is one too many for the kernel's limit, is left to the look
-    /// that comes by the clock.
+    /// Watches exactly these directories. Returns whether one of them is new, so that something in
+    /// it may have been missed. Those that do not exist or exceed the kernel's limit are left to
+    /// the periodic check.
     pub fn only(&mut self, directories: BTreeSet<PathBuf>) -> bool {
         let inotify = &self.inotify;
         self.watched.retain(|path, watch| {
-            // The kernel forgets the watch of a directory that is gone by itself; one with the same
-            // name is another directory and is watched anew.
+            // The kernel drops the watch of a removed directory. One with the same name is another
+            // directory and needs a new watch.
             let stays = directories.contains(path) && path.is_dir();
             if !stays {
                 let _ = inotify.rm_watch(*watch);
@@ -84,41 +85,41 @@ impl Directories {
             stays
         });
         let mut is_new = false;
-        self.has_no_room = false;
+        self.exceeds_limit = false;
         for directory in directories {
             match inotify.add_watch(&directory, self.kinds) {
                 Ok(watch) => is_new |= self.watched.insert(directory, watch) != Some(watch),
-                Err(error) => self.has_no_room |= error == Errno::ENOSPC,
+                Err(error) => self.exceeds_limit |= error == Errno::ENOSPC,
             }
         }
         is_new
     }
 
-    /// Whether the kernel's limit of watches left some of them out.
-    pub fn has_no_room(&self) -> bool {
-        self.has_no_room
+    /// Whether some directories are not watched because of the kernel's limit on watches.
+    pub fn exceeds_limit(&self) -> bool {
+        self.exceeds_limit
     }
 }
 
 impl Events {
-    /// Waits until something happened in one of them; what happened at once counts once.
+    /// Waits until something happens in one of them. Several events at once count as one.
     pub async fn changed(&mut self) {
         loop {
             let Ok(mut ready) = self.0.readable_mut().await else {
-                // The runtime ends.
+                // The runtime is shutting down.
                 return std::future::pending().await;
             };
             match ready.get_inner().0.read_events() {
                 Ok(_) => return,
                 Err(Errno::EAGAIN) => ready.clear_ready(),
-                // An event that can not be read is one all the same.
+                // An event that cannot be read is an event all the same.
                 Err(_) => return,
             }
         }
     }
 }
 
-/// Where the directories of declared cgroups may come to be: all on their way.
+/// The directories in which those of declared cgroups may appear: every one on their paths.
 pub fn of_cgroups(root: &Path, rules: &[CgroupRule]) -> BTreeSet<PathBuf> {
     let mut all = BTreeSet::from([root.to_owned()]);
     for rule in rules {
@@ -130,8 +131,8 @@ pub fn of_cgroups(root: &Path, rules: &[CgroupRule]) -> BTreeSet<PathBuf> {
     all
 }
 
-/// Where the policy's files are: directories as they are named, and those that hold a file or what its
-/// link leads to.
+/// The directories to watch for a policy's files: given directories themselves, and for a file both
+/// its directory and that of its link's target.
 pub fn of_files(inputs: &[PathBuf]) -> BTreeSet<PathBuf> {
     let mut all = BTreeSet::new();
     for input in inputs {
@@ -189,7 +190,7 @@ mod tests {
         assert!(happens(&mut events).await);
         fs::remove_dir(root.path().join("a.slice/x.scope/deep")).unwrap();
         assert!(happens(&mut events).await);
-        // Made again under the same name, it is another directory.
+        // A directory recreated under the same name is another directory.
         fs::remove_dir(root.path().join("a.slice/x.scope")).unwrap();
         fs::create_dir(root.path().join("a.slice/x.scope")).unwrap();
         assert!(happens(&mut events).await);
@@ -200,7 +201,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_file_is_noticed_when_it_is_whole() {
+    async fn a_file_is_noticed_once_it_is_complete() {
         let root = tempfile::tempdir().unwrap();
         let file = root.path().join("policy.yaml");
         fs::write(&file, "a").unwrap();
@@ -218,7 +219,7 @@ mod tests {
     }
 
     #[test]
-    fn a_link_is_watched_at_both_ends() {
+    fn a_link_and_its_target_are_watched() {
         let root = tempfile::tempdir().unwrap();
         let real = root.path().join("..data");
         fs::create_dir(&real).unwrap();

@@ -4,13 +4,13 @@ use std::{thread, time::Duration};
 
 use clap::{Args, ValueEnum};
 
-use super::{AgentArguments, Failure, Format, Outcome, say, say_json};
+use super::{AgentArguments, Failure, Format, Outcome, print_json, print_result};
 use crate::{
     agent::{Conditions, ToApply, client, session},
     api::{Applied, Document, ErrorCode},
 };
 
-/// How long a policy may wait to be confirmed, unless said otherwise.
+/// How long a policy waits to be confirmed by default.
 const CONFIRM_WITHIN: &str = "60s";
 /// The same for one that probes confirm.
 const PROBED_WITHIN: Duration = Duration::from_secs(60);
@@ -21,10 +21,11 @@ const LONGEST: Duration = Duration::from_secs(24 * 60 * 60);
 
 /// Put in force what the policy's files hold now
 ///
-/// Has the agent read its files and put them in force. With --confirm-within, the kernel programs go back to the policy
-/// before by themselves unless `enforcer confirm` comes in time: that works without the agent and without this terminal.
-/// A policy that was not confirmed is not put in force again by itself, also after a restart of the machine. Applying the
-/// same policy again while it waits gives it as much time again.
+/// Has the agent read its files and put them in force. With --confirm-within, the kernel programs
+/// go back to the previous policy by themselves unless `enforcer confirm` comes in time: that works
+/// without the agent and without this terminal. A policy that was not confirmed is put in force
+/// again only on request, even after a reboot. Applying the same policy again while it waits gives
+/// it the full time again.
 ///
 /// First the connections that are open are held against the policy, as `enforcer preflight` does, and those are listed that
 /// are cut. A policy that would cut the connection over which this is called is not put in force without
@@ -57,10 +58,10 @@ enum By {
     Probes,
 }
 
-/// Keep the policy that has to be confirmed
+/// Keep the policy that is waiting to be confirmed
 ///
-/// Ends the wait of `enforcer apply --confirm-within`. It is an error if the time is over, as the policy before is in force
-/// again then.
+/// Ends the wait of `enforcer apply --confirm-within`. Fails if the time is over, because the
+/// previous policy is in force again then.
 ///
 /// Example: enforcer confirm
 #[derive(Debug, Args)]
@@ -69,10 +70,11 @@ pub struct Answered {
     agent: AgentArguments,
 }
 
-/// Go back to the policy before
+/// Go back to the previous policy
 ///
-/// Takes back a policy that has to be confirmed, at once. If there is none, puts the policy in force that was confirmed
-/// before the last one. What the files hold is not put in force again until `enforcer apply`, or until they change.
+/// Takes back a policy that is waiting to be confirmed, at once. If there is none, puts the policy
+/// in force that was confirmed before the last one. What the files hold is not put in force again
+/// until `enforcer apply`, or until they change.
 ///
 /// Example: enforcer rollback
 #[derive(Debug, Args)]
@@ -81,13 +83,13 @@ pub struct RolledBack {
     agent: AgentArguments,
 }
 
-/// A time from a second to a day.
+/// A time between a second and a day.
 pub fn limited(text: &str) -> Result<humantime::Duration, String> {
     let duration: humantime::Duration = text.parse().map_err(|error| format!("{error}"))?;
     if (Duration::from_secs(1)..=LONGEST).contains(&duration) {
         Ok(duration)
     } else {
-        Err("it is to be from a second to a day (90s, 5m)".to_owned())
+        Err("it must be between a second and a day (90s, 5m)".to_owned())
     }
 }
 
@@ -130,7 +132,9 @@ fn await_probes(agent: &AgentArguments, generation: u32, format: Format) -> Outc
     };
     if status.generation == generation {
         return match format {
-            Format::Text => say(&format!("generation {generation} is confirmed by probes")),
+            Format::Text => {
+                print_result(&format!("generation {generation} is confirmed by probes"))
+            }
             Format::Json => Ok(()),
         };
     }
@@ -145,7 +149,7 @@ fn await_probes(agent: &AgentArguments, generation: u32, format: Format) -> Outc
 
 fn print(applied: &Document<Applied>, format: Format) -> Outcome {
     if format == Format::Json {
-        return say_json(applied);
+        return print_json(applied);
     }
     let Applied {
         policy,
@@ -155,13 +159,13 @@ fn print(applied: &Document<Applied>, format: Format) -> Outcome {
     } = &applied.body;
     let name = enforcer_policy::text::shown(policy);
     if let Some(preflight) = preflight.as_ref().filter(|found| !found.is_clean()) {
-        say(&format!(
+        print_result(&format!(
             "{}:\n  {}",
             preflight.summary(),
             preflight.lines(SHOWN).join("\n  ")
         ))?;
     }
-    say(&match confirm_by {
+    print_result(&match confirm_by {
         Some(time) => format!(
             "policy `{name}` is in force, generation {generation}; the one before is in force again from {time} on unless \
              `enforcer confirm` comes"

@@ -10,7 +10,7 @@ use enforcer_policy::{
     render,
 };
 
-use super::{Failure, Format, Outcome, PolicyArguments, say, say_json};
+use super::{Failure, Format, Outcome, PolicyArguments, print_json, print_result};
 use crate::{
     api::{CheckResult, Document, ErrorCode, NodeReport, PolicyProblem},
     files,
@@ -20,13 +20,14 @@ use crate::{
 ///
 /// Reads a policy and says what was understood. Nothing is loaded, and no privilege is needed.
 ///
-/// What it says fits on a screen; --verbose shows every node, component, path and case. Senders that
-/// reach guarded endpoints and are more than one would think are listed in either.
+/// The output fits on a screen; --verbose shows every node, component, path and case. Senders that
+/// reach guarded endpoints and include more than one might expect are listed in either case.
 ///
 /// Every error names file, line and column and says what to write instead. With --cases, the
 /// policy's own tests run: connections, each with the verdict, path or reason that is expected.
 ///
-/// Example: enforcer check -p policies/control-plane-stacked-etcd.yaml --cases policies/control-plane-stacked-etcd.cases.yaml
+/// Example: enforcer check -p policies/control-plane-stacked-etcd.yaml --cases
+/// policies/control-plane-stacked-etcd.cases.yaml
 #[derive(Debug, Args)]
 pub struct Arguments {
     #[command(flatten)]
@@ -42,7 +43,7 @@ pub struct Arguments {
     verbose: bool,
 }
 
-/// What a policy comes to on a node.
+/// What a policy means on a node.
 fn on_node(
     policy: &Policy,
     compiler: &Compiler<'_>,
@@ -59,7 +60,8 @@ fn on_node(
     })
 }
 
-/// What it comes to on each node. Nodes for which it comes to the same are compiled once, as there may be thousands.
+/// What it means on each node. Nodes with the same result are compiled once, as there may be
+/// thousands.
 fn all_nodes(policy: &Policy, compiler: &Compiler<'_>) -> Result<Vec<NodeReport>, CompileError> {
     let mut reports: Vec<NodeReport> = Vec::with_capacity(policy.nodes.len());
     for (node, first) in policy.nodes.iter().zip(compiler.alike()) {
@@ -76,9 +78,9 @@ fn all_nodes(policy: &Policy, compiler: &Compiler<'_>) -> Result<Vec<NodeReport>
 
 pub fn run(arguments: &Arguments, format: Format) -> Outcome {
     match check(arguments, format) {
-        // That it is invalid is a result like any other.
+        // An invalid policy is a result like any other.
         Err(Failure::Policy(errors)) if format == Format::Json && !errors.is_unreadable() => {
-            say_json(&Document::new(CheckResult {
+            print_json(&Document::new(CheckResult {
                 valid: false,
                 errors: PolicyProblem::all(&errors),
                 policy: None,
@@ -100,7 +102,7 @@ fn check(arguments: &Arguments, format: Format) -> Outcome {
     };
     let results = run_all_cases(&policy, &compiler, &arguments.cases)?;
     if format == Format::Json {
-        say_json(&Document::new(CheckResult {
+        print_json(&Document::new(CheckResult {
             valid: true,
             errors: Vec::new(),
             policy: Some(render::summary(&policy)),
@@ -109,11 +111,11 @@ fn check(arguments: &Arguments, format: Format) -> Outcome {
         }))?;
     } else {
         if arguments.verbose {
-            tell_all(&policy, &nodes)?;
+            print_policy(&policy, &nodes)?;
         } else {
-            say(render::brief(&policy).trim_end())?;
+            print_result(render::brief(&policy).trim_end())?;
         }
-        tell_cases(&results, arguments.verbose)?;
+        print_cases(&results, arguments.verbose)?;
     }
     if results.iter().all(|result| result.passed) {
         Ok(())
@@ -144,9 +146,9 @@ fn run_all_cases(
     Ok(results)
 }
 
-fn tell_all(policy: &Policy, nodes: &[NodeReport]) -> Outcome {
-    say(render::describe(policy).trim_end())?;
-    say("")?;
+fn print_policy(policy: &Policy, nodes: &[NodeReport]) -> Outcome {
+    print_result(render::describe(policy).trim_end())?;
+    print_result("")?;
     for node in nodes {
         let NodeReport {
             node,
@@ -156,20 +158,20 @@ fn tell_all(policy: &Policy, nodes: &[NodeReport]) -> Outcome {
             targets,
             notes,
         } = node;
-        say(&format!(
+        print_result(&format!(
             "{node}: {prefixes} prefixes, {parties} sets of components, {port_classes} classes of \
              ports, {targets} sets of endpoints"
         ))?;
         for note in notes {
-            say(&format!("  - {note}"))?;
+            print_result(&format!("  - {note}"))?;
         }
     }
     Ok(())
 }
 
-fn tell_cases(results: &[CaseResult], all: bool) -> Outcome {
+fn print_cases(results: &[CaseResult], all: bool) -> Outcome {
     if !results.is_empty() {
-        say("")?;
+        print_result("")?;
     }
     for result in results {
         let CaseResult {
@@ -183,20 +185,20 @@ fn tell_cases(results: &[CaseResult], all: bool) -> Outcome {
             continue;
         }
         if *passed {
-            say(&format!("ok      {name}: {found}"))?;
+            print_result(&format!("ok      {name}: {found}"))?;
         } else {
-            say(&format!("FAILED  {name}: expected {expected}, but {found}"))?;
+            print_result(&format!("FAILED  {name}: expected {expected}, but {found}"))?;
         }
     }
     if !results.is_empty() {
         let passed = results.iter().filter(|result| result.passed).count();
-        say(&format!("{} cases, {passed} as expected", results.len()))?;
+        print_result(&format!("{} cases, {passed} as expected", results.len()))?;
     }
     io::Write::flush(&mut io::stdout())?;
     Ok(())
 }
 
 fn too_large(error: CompileError) -> Failure {
-    let message = format!("the policy is valid but can not be compiled: {error}");
+    let message = format!("the policy is valid but cannot be compiled: {error}");
     Failure::cannot(ErrorCode::from(&error), message)
 }

@@ -2,16 +2,16 @@
 
 use clap::Args;
 
-use super::{AgentArguments, Format, Outcome, say, say_json};
+use super::{AgentArguments, Format, Outcome, print_json, print_result};
 use crate::{
     agent::client,
     api::{DetachResult, Document},
 };
 
-/// End the agent and take everything off the node that it attached
+/// Stop the agent and detach everything that it attached
 ///
-/// Ends the agent of this node and takes off all that it attached, and nothing else; where no agent runs, what one left
-/// in force, of whatever version. Comes back when that is done.
+/// Stops the agent of this node and detaches everything that it attached, and nothing else. If no
+/// agent runs, detaches what one left in force, whatever its version. Returns when that is done.
 ///
 /// Example: enforcer detach
 #[derive(Debug, Args)]
@@ -24,7 +24,7 @@ pub fn run(arguments: &Arguments, format: Format) -> Outcome {
     let AgentArguments { run_dir, pin_dir } = &arguments.agent;
     client::detach(run_dir, pin_dir)?;
     match format {
-        Format::Text => say("detached: nothing is enforced on this node"),
-        Format::Json => say_json(&Document::new(DetachResult { detached: true })),
+        Format::Text => print_result("detached: nothing is enforced on this node"),
+        Format::Json => print_json(&Document::new(DetachResult { detached: true })),
     }
 }

@@ -4,7 +4,7 @@ use std::ops::ControlFlow;
 
 use clap::Args;
 
-use super::{AgentArguments, Format, Outcome, say, say_json_line};
+use super::{AgentArguments, Format, Outcome, print_json_line, print_result};
 use crate::agent::client;
 
 /// List what was denied, and why
@@ -17,10 +17,10 @@ use crate::agent::client;
 pub struct Arguments {
     #[command(flatten)]
     agent: AgentArguments,
-    /// Stay, and tell new ones as they come
+    /// Keep running, and print new denials as they happen
     #[arg(short, long)]
     follow: bool,
-    /// Only what was denied, and nothing that dry-run let pass
+    /// Only what was denied, without what dry-run let pass
     #[arg(long)]
     denied: bool,
 }
@@ -31,12 +31,12 @@ pub fn run(arguments: &Arguments, format: Format) -> Outcome {
         if arguments.denied && !event.body.is_denied() {
             return ControlFlow::Continue(());
         }
-        let said = match format {
-            Format::Json => say_json_line(&event),
-            Format::Text => say(&event.body.to_string()),
+        let printed = match format {
+            Format::Json => print_json_line(&event),
+            Format::Text => print_result(&event.body.to_string()),
         };
-        // Who stopped reading waits for no more.
-        match said {
+        // If the reader has stopped, do not wait for more events.
+        match printed {
             Ok(()) => ControlFlow::Continue(()),
             Err(failure) => {
                 result = Err(failure);

@@ -17,7 +17,7 @@ use enforcer_policy::{
     vocabulary::Decision,
 };
 
-use super::{AgentArguments, Failure, Format, Outcome, policy_of, say, say_json};
+use super::{AgentArguments, Failure, Format, Outcome, policy_of, print_json, print_result};
 use crate::{
     agent::own_addresses,
     api::{Document, ErrorCode},
@@ -25,8 +25,8 @@ use crate::{
 
 /// Say what would happen to a connection, and why
 ///
-/// Says what would happen to a connection, by which path or for which reason, with the very function
-/// that the kernel programs run.
+/// Says what would happen to a connection, by which path or for which reason, using the same
+/// function that the kernel programs run.
 ///
 /// Without -p it asks about the policy that the agent has in force. Exit status 1 means denied.
 ///
@@ -55,13 +55,13 @@ pub struct Arguments {
     /// It binds that address and port instead of sending there
     #[arg(long)]
     bind: bool,
-    /// Whether this node has the destination itself, where the policy does not say it: a service address, or
-    /// one that nodes share. Not needed on the node itself, which is looked at
+    /// Whether this node has the destination itself, if the policy does not say: a service address,
+    /// or one that nodes share. Not needed on the node itself, whose addresses are looked up
     #[arg(long, value_name = "WHERE", value_enum)]
     at: Option<Where>,
 }
 
-/// Who has an address.
+/// Which machine has an address.
 #[derive(Debug, Clone, Copy, clap::ValueEnum)]
 enum Where {
     /// The node that judges
@@ -70,12 +70,12 @@ enum Where {
     Elsewhere,
 }
 
-/// What is known of who has the destination.
-fn place(arguments: &Arguments, to: Target) -> Option<At> {
+/// What is known about the machine that has the destination.
+fn location(arguments: &Arguments, to: Target) -> Option<At> {
     match arguments.at {
         Some(Where::ThisNode) => Some(At::ThisNode),
         Some(Where::Elsewhere) => Some(At::Elsewhere),
-        // The agent's policy is asked about on the agent's node.
+        // A question about the agent's policy is about the agent's node.
         None if arguments.policy.is_empty() && arguments.node.is_none() => {
             let here = own_addresses().contains(&to.address);
             Some(if here { At::ThisNode } else { At::Elsewhere })
@@ -102,16 +102,16 @@ pub fn run(arguments: &Arguments, format: Format) -> Outcome {
         }
     };
     let compiled = compile(&policy, &node, mode, &mut PathNumbers::default()).map_err(|error| {
-        let message = format!("the policy can not be compiled: {error}");
+        let message = format!("the policy cannot be compiled: {error}");
         Failure::cannot(ErrorCode::from(&error), message)
     })?;
-    let (explanation, from, to) = asked(&policy, &compiled, arguments).map_err(|error| {
+    let (explanation, from, to) = answer(&policy, &compiled, arguments).map_err(|error| {
         let message = text::chain(error.as_ref());
         Failure::cannot(ErrorCode::BadQuestion, message)
     })?;
     match format {
-        Format::Json => say_json(&Document::new(&explanation))?,
-        Format::Text => tell(&explanation, &from.to_string(), &to.to_string())?,
+        Format::Json => print_json(&Document::new(&explanation))?,
+        Format::Text => print_explanation(&explanation, &from.to_string(), &to.to_string())?,
     }
     if explanation.is_allowed() {
         Ok(())
@@ -120,8 +120,8 @@ pub fn run(arguments: &Arguments, format: Format) -> Outcome {
     }
 }
 
-/// What was asked, and the answer.
-fn asked(
+/// The question and its answer.
+fn answer(
     policy: &Policy,
     compiled: &Compiled,
     arguments: &Arguments,
@@ -140,12 +140,12 @@ fn asked(
     } else {
         Attempt::Send(to)
     };
-    let explanation = explain(policy, compiled, &from, attempt, place(arguments, to))
+    let explanation = explain(policy, compiled, &from, attempt, location(arguments, to))
         .map_err(|error| anyhow!(error))?;
     Ok((explanation, from, to))
 }
 
-fn tell(explanation: &Explanation, from: &str, to: &str) -> Outcome {
+fn print_explanation(explanation: &Explanation, from: &str, to: &str) -> Outcome {
     let verdict = &explanation.verdict;
     let what = match (&explanation.path, &explanation.reason) {
         (Some(path), _) => format!("{verdict} by path {path}"),
@@ -155,16 +155,16 @@ fn tell(explanation: &Explanation, from: &str, to: &str) -> Outcome {
         (None, Some(reason)) => format!("{verdict}: {reason}"),
         (None, None) => verdict.to_string(),
     };
-    say(&format!("{from} to {to}: {what}"))?;
-    say(&format!("  because   {}", explanation.because))?;
+    print_result(&format!("{from} to {to}: {what}"))?;
+    print_result(&format!("  because   {}", explanation.because))?;
     for lock in &explanation.locks {
-        say(&format!("  lock      {lock}: {}", lock.meaning()))?;
+        print_result(&format!("  lock      {lock}: {}", lock.meaning()))?;
     }
     if !explanation.document.is_empty() {
-        say(&format!("  document  {}", explanation.document))?;
+        print_result(&format!("  document  {}", explanation.document))?;
     }
     if !explanation.symptom.is_empty() {
-        say(&format!("  without   {}", explanation.symptom))?;
+        print_result(&format!("  without   {}", explanation.symptom))?;
     }
     let list = |items: &[String]| {
         if items.is_empty() {
@@ -173,12 +173,12 @@ fn tell(explanation: &Explanation, from: &str, to: &str) -> Outcome {
             items.join(", ")
         }
     };
-    say(&format!("  endpoint  {}", list(&explanation.endpoints)))?;
-    say(&format!(
+    print_result(&format!("  endpoint  {}", list(&explanation.endpoints)))?;
+    print_result(&format!(
         "  sender    {}",
         list(&explanation.source_components)
     ))?;
-    say(&format!(
+    print_result(&format!(
         "  judged    on {} at {}",
         explanation.node, explanation.hook
     ))?;
@@ -186,21 +186,22 @@ fn tell(explanation: &Explanation, from: &str, to: &str) -> Outcome {
         let paths = explanation.paths_there.iter();
         let paths = paths.map(|path| format!("{} from {}", path.name, path.from.join(", ")));
         let paths: Vec<String> = paths.collect();
-        say(&format!("  paths     {}", paths.join("; ")))?;
+        print_result(&format!("  paths     {}", paths.join("; ")))?;
     }
     if !explanation.denial.is_empty() {
-        say(&format!("  there     {}", explanation.denial))?;
+        print_result(&format!("  there     {}", explanation.denial))?;
     }
     for advice in &explanation.advice {
-        say(&format!("  hint      {}", advice.sentence()))?;
+        print_result(&format!("  hint      {}", advice.sentence()))?;
     }
     if let Some(note) = &explanation.note {
-        say(&format!("  note      {note}"))?;
+        print_result(&format!("  note      {note}"))?;
     }
     Ok(())
 }
 
-/// The address in `--from`, if it names one: what is only named in `--to` must be of its family.
+/// The address in `--from`, if there is one. If `--to` is a name, its address must be of the same
+/// family.
 fn written_address(from: &str) -> Option<IpAddr> {
     let address = from
         .strip_prefix("pod:")
@@ -209,7 +210,7 @@ fn written_address(from: &str) -> Option<IpAddr> {
     address.parse().ok()
 }
 
-/// What `--to` means: an address with a port, or a declared endpoint by its name.
+/// What `--to` refers to: an address with a port, or a declared endpoint by its name.
 fn attempted(
     policy: &Policy,
     here: &Node,
@@ -248,7 +249,7 @@ fn attempted(
     })
 }
 
-/// Where an endpoint is: at an address of its component, or else at a service address.
+/// The address of an endpoint: one of its component, or else a service address.
 fn endpoint(
     policy: &Policy,
     here: &Node,
@@ -284,7 +285,7 @@ fn endpoint(
     })
 }
 
-/// Where a component is, nearest first.
+/// A component's addresses, nearest first.
 fn addresses_of<'a>(
     policy: &'a Policy,
     component: &'a Component,
@@ -308,7 +309,7 @@ fn addresses_of<'a>(
         .chain(pods)
 }
 
-/// What `--from` means.
+/// What `--from` refers to.
 fn sender(policy: &Policy, here: &Node, text: &str, to: IpAddr) -> anyhow::Result<Sender> {
     let address = |text: &str| {
         text.parse::<IpAddr>()
@@ -345,7 +346,7 @@ fn sender(policy: &Policy, here: &Node, text: &str, to: IpAddr) -> anyhow::Resul
     })?;
     let is_here = component.runs_on.is_empty() || component.runs_on(here);
     if is_here && let Some(cgroup) = component.cgroups.first() {
-        // A glob stands for some name; any that it matches will do.
+        // A glob stands for some name; any name that it matches will do.
         return Ok(process(&cgroup.replace(['*', '?'], "x")));
     }
     if component.runs_on(here) {
@@ -395,9 +396,9 @@ spec: { profile: control-plane-stacked-etcd, mode: Enforce, otherTraffic: Allow 
         from_texts(&[SourceText { name, text }]).unwrap_or_else(|errors| panic!("{errors}"))
     }
 
-    /// `--from` and `--to` on cp1, and what they mean, or what is said of them.
+    /// `--from` and `--to` on cp1, and what they refer to, or the error.
     #[test]
-    fn who_and_what_are_understood() {
+    fn from_and_to_are_understood() {
         let policy = policy();
         let here = policy.node("cp1").unwrap();
         let read = |from: &str, to: &str| -> anyhow::Result<String> {
@@ -431,7 +432,7 @@ spec: { profile: control-plane-stacked-etcd, mode: Enforce, otherTraffic: Allow 
                 "etcd:client",
                 "cgroup /a.slice -> 10.0.0.11:2379/tcp",
             ),
-            // A name means an address of the sender's family.
+            // A name refers to an address of the sender's family.
             (
                 "pod:fd01::5",
                 "etcd:client",
@@ -442,7 +443,7 @@ spec: { profile: control-plane-stacked-etcd, mode: Enforce, otherTraffic: Allow 
                 "etcd:client",
                 "address 10.0.0.21 -> 10.0.0.11:2379/tcp",
             ),
-            // Loopback only, and nowhere but at a service address.
+            // An endpoint on loopback only, and one at a service address only.
             (
                 "kubelet",
                 "scheduler:secure",
@@ -463,7 +464,7 @@ spec: { profile: control-plane-stacked-etcd, mode: Enforce, otherTraffic: Allow 
             ),
         ] {
             let found = read(from, to).unwrap_or_else(|error| panic!("{from} {to}: {error:#}"));
-            // `53/udp` comes first in the catalogue; either is the service's.
+            // `53/udp` comes first in the catalogue; either one belongs to the service.
             assert_eq!(
                 found.replace("[fd10::a]:53/udp", "[fd10::a]:53/tcp"),
                 expected

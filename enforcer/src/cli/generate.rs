@@ -1,4 +1,5 @@
-//! `enforcer generate`: what a package has beside the binary, made from the definition of the command line itself.
+//! `enforcer generate`: writes what a package contains besides the binary, from the definition of
+//! the command line itself.
 
 use std::{
     fs, io,
@@ -21,7 +22,7 @@ use super::{Cli, Outcome};
 #[derive(Debug, Args)]
 #[command(hide = true)]
 pub struct Arguments {
-    /// Where to write; made if it is not there
+    /// Where to write; created if it does not exist
     #[arg(value_name = "DIR")]
     directory: PathBuf,
 }
@@ -49,7 +50,7 @@ fn write(directory: &Path) -> io::Result<()> {
     Ok(())
 }
 
-/// The page of a command, in the section of administration.
+/// The man page of a command, in section 8.
 fn page(command: &clap::Command, name: &str, directory: &Path) -> io::Result<()> {
     let page = Man::new(command.clone().display_name(name))
         .title(name)
@@ -64,7 +65,7 @@ fn page(command: &clap::Command, name: &str, directory: &Path) -> io::Result<()>
     fs::write(directory.join(format!("{name}.8")), bytes)
 }
 
-/// What no option says: the service, its files, and what stopping it means.
+/// What no option describes: the service, its files, and what stopping it means.
 fn service(to: &mut Vec<u8>) -> io::Result<()> {
     let mut page = roff::Roff::new();
     page.control("SH", ["SERVICE"]);
@@ -86,7 +87,7 @@ const SERVICE: [&str; 5] = [
     "\"systemctl stop enforcer\" ends the agent, not enforcement: the policy stays in force, denials are counted and \
      recorded, and cgroups and interfaces that come later are not known to it. \"systemctl start enforcer\" takes over \
      without a gap.",
-    "\"enforcer detach\" ends the agent and takes everything off the node. The unit stays enabled: at the next boot it \
+    "\"enforcer detach\" ends the agent and detaches everything. The unit stays enabled: at the next boot it \
      enforces again. \"systemctl disable enforcer\" prevents that.",
     "\"systemctl reload enforcer\" is \"enforcer apply\": it reads the policy again, and fails if that is not valid.",
     "Removing the package detaches. Upgrading it starts the new agent in place of the old one; enforcement goes on meanwhile.",

@@ -1,12 +1,15 @@
 //! The command line. Results go to standard output, everything else to standard error. Exit status:
-//! 0 fine, 1 the answer is no (an invalid policy, a denied connection, a failed case), 2 wrong usage
-//! or it could not be done. Who reads the results may stop: then this ends as other tools do.
+//! 0 fine, 1 the answer is no (an invalid policy, a denied connection, a failed case), 2 wrong
+//! usage or it could not be done. If the reader of the results stops reading, this process ends as
+//! other tools do.
 //!
-//! Under `-o json` standard output has one document (`events` and `run`: one in a line for each event), or nothing. Whatever
-//! kept it from being there is a document of kind `Error`, the last line of standard error.
+//! With `-o json`, standard output holds one document (`events` and `run`: one per line for each
+//! event), or nothing. What prevented the result is a document of kind `Error`, the last line of
+//! standard error.
 //!
-//! Everything that is printed goes through `say`, `say_json` or `complain`, which let no text of others do
-//! anything to a terminal; a name within a line is [`text::shown`] besides.
+//! Everything that is printed goes through `print_result`, `print_json` or `print_message`, which keep text from
+//! elsewhere from affecting a terminal; a name within a line additionally goes through
+//! [`text::shown`].
 
 mod apply;
 mod catalog;
@@ -60,14 +63,14 @@ struct Cli {
     command: Command,
 }
 
-/// How results are written, by every command.
+/// How every command writes its results.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Format {
     Text,
     Json,
 }
 
-/// How results may be asked for.
+/// The values of `-o`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 enum Style {
     /// For people
@@ -101,7 +104,7 @@ enum Command {
     },
 }
 
-/// What there is a schema of.
+/// What there is a schema for.
 #[derive(Debug, Clone, Copy, ValueEnum)]
 enum Schema {
     /// Inventory, PathPolicy and PathCases
@@ -141,13 +144,13 @@ struct AgentArguments {
 
 /// Why a command has no result.
 enum Failure {
-    /// The answer is no, and has been said.
+    /// The answer is no, and has been printed.
     No,
     /// The policy is invalid.
     Policy(PolicyErrors),
     /// It could not be done.
     Cannot(Box<Error>),
-    /// Nobody reads any more.
+    /// The reader of the output is gone.
     Closed,
 }
 
@@ -207,22 +210,22 @@ pub fn main() -> ExitCode {
     let arguments: Vec<OsString> = env::args_os().collect();
     let cli = match Cli::try_parse_from(&arguments) {
         Ok(cli) => cli,
-        Err(said) => {
+        Err(error) => {
             let arguments = arguments.iter().skip(1);
             let format = usage::format_of(arguments.map(|argument| argument.to_string_lossy()));
-            return ExitCode::from(usage::report(&said, format));
+            return ExitCode::from(usage::report(&error, format));
         }
     };
     let format = match (cli.output, &cli.command) {
         (Style::Text, _) => Format::Text,
-        // Whoever writes YAML has it from the style itself.
+        // Commands that write YAML check the style themselves.
         (Style::Json, _) | (Style::Yaml, Command::Catalog(_)) => Format::Json,
         (Style::Yaml, _) => {
-            let said = Cli::command().error(
+            let error = Cli::command().error(
                 ErrorKind::InvalidValue,
                 "`-o yaml` is for `enforcer catalog`; here it is text or json",
             );
-            return ExitCode::from(usage::report(&said, Format::Text));
+            return ExitCode::from(usage::report(&error, Format::Text));
         }
     };
     let result = match cli.command {
@@ -238,7 +241,7 @@ pub fn main() -> ExitCode {
         Command::Rollback(arguments) => apply::roll_back(&arguments, format),
         Command::Detach(arguments) => detach::run(&arguments, format),
         Command::Generate(arguments) => generate::run(&arguments),
-        Command::Schema { of } => say(of.text().trim_end()),
+        Command::Schema { of } => print_result(of.text().trim_end()),
     };
     ExitCode::from(match result {
         Ok(()) => FINE,
@@ -251,7 +254,7 @@ const NO: u8 = 1;
 const CANNOT: u8 = 2;
 
 impl Failure {
-    /// Reports it, and says with which status to exit.
+    /// Reports the failure, and returns the exit status.
     fn report(self, format: Format) -> u8 {
         match self {
             Self::Closed => die_of_a_closed_pipe(),
@@ -265,7 +268,7 @@ impl Failure {
             }
             Self::Cannot(error) => {
                 match format {
-                    Format::Text => complain(&format!("error: {}", error.message)),
+                    Format::Text => print_message(&format!("error: {}", error.message)),
                     Format::Json => print_error(*error),
                 }
                 CANNOT
@@ -274,51 +277,53 @@ impl Failure {
     }
 }
 
-/// Ends this process as the kernel ends one that writes where nobody reads. Rust has the kernel return an error
-/// instead.
+/// Ends this process the way the kernel ends one that writes to a closed pipe. Rust ignores the
+/// signal, so that the write returns an error instead.
 fn die_of_a_closed_pipe() -> u8 {
-    // SAFETY: the default is no handler, so nothing runs at a time when it may not.
+    // SAFETY: the default action is no handler, so no code runs at a time when it must not.
     let default = unsafe { signal(Signal::SIGPIPE, SigHandler::SigDfl) };
     let _ = default.and_then(|_| raise(Signal::SIGPIPE));
-    // Who has it blocked goes on here.
+    // Reached only if the signal is blocked.
     CANNOT
 }
 
 fn print_policy_errors(errors: &PolicyErrors) {
     if io::stderr().is_terminal() {
-        // In colours, which are control sequences: what is in the errors was made harmless when they were made.
+        // In colour, that is with control sequences: text in the errors was already escaped when
+        // they were made.
         let _ = writeln!(io::stderr(), "{}", errors.render(Paint::Coloured));
     } else {
-        complain(&errors.render(Paint::Plain));
+        print_message(&errors.render(Paint::Plain));
     }
 }
 
-/// An error as a JSON document in one line to standard error: standard output has results alone.
+/// Prints an error as a JSON document in one line on standard error: standard output holds only
+/// results.
 fn print_error(error: Error) {
     let document = serde_json::to_string(&Document::new(error)).unwrap_or_default();
-    complain(&text::json(&document));
+    print_message(&text::json(&document));
 }
 
-/// A line, or several, to standard error. If nobody reads that, either, only the exit status tells.
-fn complain(message: &str) {
+/// Prints lines to standard error. If nobody reads that either, only the exit status tells.
+fn print_message(message: &str) {
     let _ = writeln!(io::stderr(), "{}", text::lines(message));
 }
 
-/// A line, or several, to standard output.
-fn say(message: &str) -> Outcome {
+/// Prints lines to standard output.
+fn print_result(message: &str) -> Outcome {
     Ok(writeln!(io::stdout().lock(), "{}", text::lines(message))?)
 }
 
-/// A JSON document to standard output.
-fn say_json(value: &impl Serialize) -> Outcome {
+/// Prints a JSON document to standard output.
+fn print_json(value: &impl Serialize) -> Outcome {
     let document = serde_json::to_string_pretty(value).map_err(anyhow::Error::from)?;
-    say(&text::json(&document))
+    print_result(&text::json(&document))
 }
 
-/// A JSON document in one line to standard output.
-fn say_json_line(value: &impl Serialize) -> Outcome {
+/// Prints a JSON document in one line to standard output.
+fn print_json_line(value: &impl Serialize) -> Outcome {
     let document = serde_json::to_string(value).map_err(anyhow::Error::from)?;
-    say(&text::json(&document))
+    print_result(&text::json(&document))
 }
 
 /// The policy from files, or else the one that the agent has in force, with its node and mode.
@@ -347,7 +352,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_definition_of_the_command_line_holds() {
+    fn the_command_line_definition_is_consistent() {
         Cli::command().debug_assert();
     }
 

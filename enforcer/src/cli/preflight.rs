@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use clap::Args;
 use enforcer_policy::text;
 
-use super::{AgentArguments, Failure, Format, Outcome, say, say_json};
+use super::{AgentArguments, Failure, Format, Outcome, print_json, print_result};
 use crate::{
     agent::{self, AgentOptions},
     api::{Document, Preflight},
@@ -68,7 +68,7 @@ pub fn run(arguments: Arguments, format: Format) -> Outcome {
     };
     let found = agent::preflight(&options, &agent::session())?;
     match format {
-        Format::Json => say_json(&Document::new(&found))?,
+        Format::Json => print_json(&Document::new(&found))?,
         Format::Text => tell(&found)?,
     }
     if require_clean && !found.is_clean() {
@@ -86,20 +86,20 @@ fn tell(found: &Preflight) -> Outcome {
         unseen,
         ..
     } = found;
-    say(&format!(
+    print_result(&format!(
         "policy `{}` on {}: {connections} connections looked at, in this network namespace and {namespaces} behind it: {}",
         text::shown(policy),
         text::shown(node),
         found.summary()
     ))?;
     for line in found.lines(usize::MAX) {
-        say(&format!("  {line}"))?;
+        print_result(&format!("  {line}"))?;
     }
     for what in unseen {
-        say(&format!("not looked at: {}", text::shown(what)))?;
+        print_result(&format!("not looked at: {}", text::shown(what)))?;
     }
     if found.session().is_some() {
-        say(
+        print_result(
             "the connection over which this is called would be cut: allow it by a path before you enforce this policy",
         )?;
     }

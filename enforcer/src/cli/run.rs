@@ -14,16 +14,17 @@ use crate::{
     files::STANDARD_INPUT,
 };
 
-/// Put a policy in force on this node, and tell what it denies
+/// Put a policy in force on this node, and report what it denies
 ///
-/// Puts a policy in force on this node and stays in the foreground. Each new denial is told once,
-/// with its reason; its repeats are counted. Of many at once the log holds some; `enforcer events` has all.
+/// Puts a policy in force on this node and stays in the foreground. Each new denial is reported
+/// once, with its reason; its repeats are counted. If there are many at once, the log holds some of
+/// them; `enforcer events` has all.
 ///
-/// The policy is read again when a file changes and on SIGHUP. A broken one changes nothing. What can
-/// not be attached is told, and tried again until it can.
+/// The policy is read again when a file changes and on SIGHUP. A broken one changes nothing. What
+/// cannot be attached is reported, and tried again until it can.
 ///
-/// What is in force stays in force when the agent ends, however it ends, until `enforcer detach`; another agent takes over
-/// without a gap. With --no-pin it ends with the agent.
+/// What is in force stays in force when the agent ends, however it ends, until `enforcer detach`;
+/// another agent takes over without a gap. With --no-pin it ends with the agent.
 ///
 /// Example: enforcer run -p policies/control-plane-stacked-etcd.yaml --dry-run
 #[derive(Debug, Args)]
@@ -32,7 +33,7 @@ pub struct Arguments {
     policy: PolicyArguments,
     #[command(flatten)]
     agent: AgentArguments,
-    /// Attach, judge and tell, but drop nothing, whatever the policy's mode
+    /// Attach, judge and report, but drop nothing, whatever the policy's mode
     #[arg(long)]
     dry_run: bool,
     /// Which node of the inventory this is; found by its addresses or host name if not given
@@ -53,17 +54,19 @@ pub struct Arguments {
     /// End enforcement with the agent, instead of leaving it in force; for trials
     #[arg(long)]
     no_pin: bool,
-    /// Directory where the policies that were confirmed are kept
+    /// Directory of the confirmed policies
     #[arg(long, value_name = "DIR", default_value = STATE_DIR, env = "ENFORCER_STATE_DIR")]
     state_dir: PathBuf,
-    /// Put changes of the policy's files in force only on `enforcer apply` or SIGHUP, and not by themselves
+    /// Put changes of the policy's files in force only on `enforcer apply` or SIGHUP, not
+    /// automatically
     #[arg(long)]
     manual: bool,
-    /// Whenever the policy's files change: go back to the policy before unless `enforcer confirm` comes within this time
+    /// Whenever the policy's files change: go back to the previous policy unless `enforcer confirm`
+    /// comes within this time
     #[arg(long, value_name = "DURATION", value_parser = super::apply::limited)]
     confirm_within: Option<humantime::Duration>,
-    /// Start although an uplink that is declared by name does not exist yet, as when the machine boots; it is judged
-    /// from the moment it comes
+    /// Start although an uplink that is declared by name does not exist yet, as when the machine
+    /// boots; it is judged from the moment it appears
     #[arg(long)]
     allow_missing_uplinks: bool,
     /// What holds the guarded ports if the kernel refuses the programs and nothing is in force from an agent before
@@ -137,7 +140,7 @@ pub fn run(arguments: Arguments, format: Format) -> Outcome {
     {
         return Err(Failure::cannot(
             ErrorCode::Usage,
-            "a policy in force is read again when it changes, and standard input can not be: give a file",
+            "a policy in force is read again when it changes, and standard input cannot be: give a file",
         ));
     }
     let given = |patterns: Vec<String>| (!patterns.is_empty()).then_some(patterns);

@@ -3,18 +3,19 @@
 use clap::Args;
 use enforcer_policy::{model::Mode, text::shown};
 
-use super::{AgentArguments, Format, Outcome, say, say_json};
+use super::{AgentArguments, Format, Outcome, print_json, print_result};
 use crate::{
     agent::client,
     api::{Attachment, PathCount, Status, Word},
 };
 
-/// Say what is in force here, and what came of it
+/// Say what is in force here, and its effect so far
 ///
 /// Says what is in force on this node: mode, policy, attachments, what has no effect, and how many
 /// packets each path and each reason saw.
 ///
-/// Interfaces, and paths that no packet used, are summed up; --verbose shows each, and the JSON has all.
+/// Interfaces, and paths that no packet used, are summed up; --verbose shows each, and the JSON has
+/// all.
 ///
 /// Example: enforcer status -o json
 #[derive(Debug, Args)]
@@ -26,48 +27,48 @@ pub struct Arguments {
     verbose: bool,
 }
 
-/// So many names are enough for a person to see what it is about.
+/// Enough names for a person to see what the line is about.
 const NAMED: usize = 8;
-/// Where a line of names ends.
+/// Where a line of names is cut.
 const COLUMNS: usize = 100;
 
 pub fn run(arguments: &Arguments, format: Format) -> Outcome {
     let status = client::status(&arguments.agent.run_dir, &arguments.agent.pin_dir)?;
     if format == Format::Json {
-        say_json(&status)
+        print_json(&status)
     } else {
-        tell(&status.body, arguments.verbose)
+        print_status(&status.body, arguments.verbose)
     }
 }
 
 /// What a person should look at.
-fn tell_troubles(status: &Status) -> Outcome {
+fn print_problems(status: &Status) -> Outcome {
     if let Some(time) = &status.confirm_by {
-        say(&format!(
+        print_result(&format!(
             "CONFIRM   generation {} waits for `enforcer confirm`: the policy before is in force again from {time} on",
             status.generation
         ))?;
     }
     if let Some(probing) = &status.probing {
         let (expected, silent) = (probing.expected, probing.silent.len() as u64);
-        say(&format!(
+        print_result(&format!(
             "          by probes: {} of {expected} that were alive before are alive",
             expected.saturating_sub(silent)
         ))?;
         for what in &probing.silent {
-            say(&format!("          silent: {}", shown(what)))?;
+            print_result(&format!("          silent: {}", shown(what)))?;
         }
     }
     if let Some(what) = &status.rolled_back {
-        say(&format!("ROLLBACK  {what}"))?;
+        print_result(&format!("ROLLBACK  {what}"))?;
     }
     if let Some(error) = &status.last_error {
         let since = status.last_error_since.as_deref().unwrap_or_default();
-        say(&format!(
+        print_result(&format!(
             "ERROR     a newer policy is not in force: {error}\n          broken since {since}"
         ))?;
     } else if let Some(repaired) = &status.repaired {
-        say(&format!(
+        print_result(&format!(
             "repaired  the policy was broken from {} to {}: {}",
             repaired.broken_since,
             repaired.repaired_at,
@@ -75,19 +76,19 @@ fn tell_troubles(status: &Status) -> Outcome {
         ))?;
     }
     if let Some(error) = &status.not_attached {
-        say(&format!("ERROR     an interface is not enforced: {error}"))?;
+        print_result(&format!("ERROR     an interface is not enforced: {error}"))?;
     }
     for problem in &status.problems {
-        say(&format!(
+        print_result(&format!(
             "ERROR     since {}: {}",
             problem.since, problem.what
         ))?;
     }
     for warning in &status.warnings {
-        say(&format!("WARNING   {}", shown(warning)))?;
+        print_result(&format!("WARNING   {}", shown(warning)))?;
     }
     for table in status.tables.iter().filter(|table| table.is_nearly_full()) {
-        say(&format!(
+        print_result(&format!(
             "WARNING   table {} has {} of {} entries. When it is full: {}",
             shown(&table.name),
             table.entries.unwrap_or_default(),
@@ -96,22 +97,22 @@ fn tell_troubles(status: &Status) -> Outcome {
         ))?;
     }
     for listener in &status.listeners {
-        say(&format!("WARNING   {listener}"))?;
+        print_result(&format!("WARNING   {listener}"))?;
     }
     Ok(())
 }
 
-fn tell(status: &Status, all: bool) -> Outcome {
+fn print_status(status: &Status, all: bool) -> Outcome {
     let mode = match &status.mode {
         Word::Known(Mode::DryRun) => "dry-run: nothing is dropped".to_owned(),
         Word::Known(Mode::Enforce) => "enforced: denied connections are dropped".to_owned(),
-        // Of a newer agent.
+        // From a newer agent.
         other => other.to_string(),
     };
-    say(&format!("node      {} (agent {})", status.node, status.pid))?;
-    say(&format!("mode      {mode}"))?;
-    say(&format!("other     otherTraffic: {}", status.other_traffic))?;
-    say(&format!(
+    print_result(&format!("node      {} (agent {})", status.node, status.pid))?;
+    print_result(&format!("mode      {mode}"))?;
+    print_result(&format!("other     otherTraffic: {}", status.other_traffic))?;
+    print_result(&format!(
         "policy    {}, generation {} since {}, digest {}",
         status.policy,
         status.generation,
@@ -119,41 +120,41 @@ fn tell(status: &Status, all: bool) -> Outcome {
         status.digest.get(..12).unwrap_or(&status.digest)
     ))?;
     match &status.pinned_at {
-        Some(path) => say(&format!(
+        Some(path) => print_result(&format!(
             "pinned    at {}: enforcement outlives the agent",
             shown(path)
         ))?,
-        None => say("pinned    no: enforcement ends with the agent")?,
+        None => print_result("pinned    no: enforcement ends with the agent")?,
     }
-    tell_troubles(status)?;
-    tell_attachments(&status.attachments, all)?;
+    print_problems(status)?;
+    print_attachments(&status.attachments, all)?;
     for feature in &status.kernel {
-        say(&format!("kernel    {feature}"))?;
+        print_result(&format!("kernel    {feature}"))?;
     }
     for note in &status.notes {
-        say(&format!("note      {}", shown(note)))?;
+        print_result(&format!("note      {}", shown(note)))?;
     }
-    say("")?;
-    tell_paths(&status.paths, all)?;
-    say(&format!(
+    print_result("")?;
+    print_paths(&status.paths, all)?;
+    print_result(&format!(
         "other     {:10}             passed by otherTraffic",
         status.other_traffic_packets
     ))?;
     for reason in &status.reasons {
         let (denied, would) = (reason.denied, reason.would_deny);
-        say(&format!(
+        print_result(&format!(
             "denied    {denied:10} {would:10}  {} (denied, would deny)",
             reason.reason
         ))?;
     }
     if status.cut_packets > 0 {
-        say(&format!(
+        print_result(&format!(
             "cut       {:10}             packets of connections that a TLS lock has cut off already",
             status.cut_packets
         ))?;
     }
     if status.records_lost + status.records_evicted > 0 {
-        say(&format!(
+        print_result(&format!(
             "records   {} denials had no room, {} were removed for others; the counters hold all",
             status.records_lost, status.records_evicted
         ))?;
@@ -162,7 +163,7 @@ fn tell(status: &Status, all: bool) -> Outcome {
         let entries = table
             .entries
             .map_or_else(|| "?".to_owned(), |entries| entries.to_string());
-        say(&format!(
+        print_result(&format!(
             "table     {entries:>10} {:10}  {} (entries, room for)",
             table.capacity,
             shown(&table.name)
@@ -171,9 +172,9 @@ fn tell(status: &Status, all: bool) -> Outcome {
     Ok(())
 }
 
-/// One line for all programs at a cgroup, and for all interfaces that have the same ones.
-fn tell_attachments(attachments: &[Attachment], all: bool) -> Outcome {
-    // What is at a place, and in which way.
+/// One line for all programs at a cgroup, and one for all interfaces with the same programs.
+fn print_attachments(attachments: &[Attachment], all: bool) -> Outcome {
+    // The hooks at each place, by method.
     let mut places: Vec<(&Attachment, Vec<String>)> = Vec::new();
     for attachment in attachments {
         let same = |a: &Attachment| a.place == attachment.place && a.how == attachment.how;
@@ -182,13 +183,13 @@ fn tell_attachments(attachments: &[Attachment], all: bool) -> Outcome {
             hook = format!("{hook} {}", shown(&attachment.program));
         }
         match places.last_mut() {
-            // Programs for IPv4 and for IPv6 are at one hook.
+            // IPv4 and IPv6 programs share a hook.
             Some((first, hooks)) if same(first) && hooks.last() == Some(&hook) => {}
             Some((first, hooks)) if same(first) => hooks.push(hook),
             _ => places.push((attachment, vec![hook])),
         }
     }
-    // The same programs in the same role, and where.
+    // The same programs in the same role, and the places.
     let mut lines: Vec<(String, String, Vec<String>)> = Vec::new();
     for (first, hooks) in places {
         let what = format!("{} by {}", hooks.join(", "), first.how);
@@ -204,12 +205,12 @@ fn tell_attachments(attachments: &[Attachment], all: bool) -> Outcome {
         }
     }
     for (what, role, places) in lines {
-        say(&format!("attached  {what} at {}{role}", listed(&places)))?;
+        print_result(&format!("attached  {what} at {}{role}", listed(&places)))?;
     }
     Ok(())
 }
 
-fn tell_paths(paths: &[PathCount], all: bool) -> Outcome {
+fn print_paths(paths: &[PathCount], all: bool) -> Outcome {
     let is_used = |path: &PathCount| path.forward + path.reply > 0;
     for path in paths.iter().filter(|path| all || is_used(path)) {
         let unused = match (is_used(path), path.elsewhere) {
@@ -219,7 +220,7 @@ fn tell_paths(paths: &[PathCount], all: bool) -> Outcome {
         };
         let name = shown(&path.name);
         let (forward, reply) = (path.forward, path.reply);
-        say(&format!(
+        print_result(&format!(
             "path      {forward:10} {reply:10}  {name}{unused}"
         ))?;
     }
@@ -235,15 +236,15 @@ fn tell_paths(paths: &[PathCount], all: bool) -> Outcome {
             let comma = if index < last { "," } else { "" };
             let name = format!(" {}{comma}", shown(&path.name));
             if line.len() + name.len() > COLUMNS {
-                say(&line)?;
+                print_result(&line)?;
                 line = " ".repeat(9);
             }
             line += &name;
         }
-        say(&line)?;
+        print_result(&line)?;
     }
     if !elsewhere.is_empty() {
-        say(&format!(
+        print_result(&format!(
             "elsewhere {} of {} paths do not concern this node",
             elsewhere.len(),
             paths.len()
@@ -252,7 +253,7 @@ fn tell_paths(paths: &[PathCount], all: bool) -> Outcome {
     Ok(())
 }
 
-/// Names in a line, the first of them if they are many.
+/// Names in a line; only the first ones if there are many.
 fn listed(names: &[String]) -> String {
     let named = names.iter().take(NAMED).cloned().collect::<Vec<_>>();
     match names.len() - named.len() {

@@ -1,4 +1,4 @@
-//! What is wrong with the arguments, also for programs.
+//! Errors in the arguments, for people and for programs.
 
 use std::{
     borrow::Cow,
@@ -10,22 +10,22 @@ use clap::error::ErrorKind;
 use super::{CANNOT, Failure, Format, print_error};
 use crate::api::{Error, ErrorCode};
 
-/// Prints what clap has to say: help, the version, or what is wrong with the arguments. Says with which status to exit.
-pub(super) fn report(said: &clap::Error, format: Format) -> u8 {
-    let status = u8::try_from(said.exit_code()).unwrap_or(CANNOT);
-    if said.use_stderr() && format == Format::Json {
-        print_error(error_of(said));
+/// Prints clap's message: help, the version, or an error in the arguments. Returns the exit status.
+pub(super) fn report(error: &clap::Error, format: Format) -> u8 {
+    let status = u8::try_from(error.exit_code()).unwrap_or(CANNOT);
+    if error.use_stderr() && format == Format::Json {
+        print_error(error_of(error));
         return status;
     }
-    match said.print().and_then(|()| io::stdout().flush()) {
+    match error.print().and_then(|()| io::stdout().flush()) {
         Ok(()) => status,
         Err(error) => Failure::from(error).report(format),
     }
 }
 
-fn error_of(said: &clap::Error) -> Error {
-    let text = said.render().to_string();
-    if said.kind() == ErrorKind::DisplayHelpOnMissingArgumentOrSubcommand {
+fn error_of(error: &clap::Error) -> Error {
+    let text = error.render().to_string();
+    if error.kind() == ErrorKind::DisplayHelpOnMissingArgumentOrSubcommand {
         return Error {
             help: Some(text.trim().to_owned()),
             ..Error::new(ErrorCode::Usage, "a subcommand is missing")
@@ -42,7 +42,7 @@ fn error_of(said: &clap::Error) -> Error {
     }
 }
 
-/// The format that arguments ask for, which may be wrong in everything else.
+/// The format that the arguments ask for, even if everything else in them is wrong.
 pub(super) fn format_of<'a>(arguments: impl IntoIterator<Item = Cow<'a, str>>) -> Format {
     let mut arguments = arguments.into_iter();
     while let Some(argument) = arguments.next() {
@@ -66,7 +66,7 @@ pub(super) fn format_of<'a>(arguments: impl IntoIterator<Item = Cow<'a, str>>) -
     Format::Text
 }
 
-/// What follows `-o`, which may be behind other flags.
+/// The value of `-o`, which may follow other flags in one argument.
 fn short_value(argument: &str) -> Option<&str> {
     const WITHOUT_VALUE: [char; 4] = ['f', 'h', 'v', 'V'];
     let flags = argument.strip_prefix('-')?;
@@ -82,7 +82,7 @@ mod tests {
     use crate::cli::Cli;
 
     #[test]
-    fn json_is_found_in_wrong_arguments() {
+    fn the_json_format_is_found_in_invalid_arguments() {
         for (arguments, expected) in [
             ("status --nonsense -o json", Format::Json),
             ("-ojson frobnicate", Format::Json),
@@ -102,7 +102,7 @@ mod tests {
     }
 
     #[test]
-    fn what_clap_says_is_a_sentence_and_help() {
+    fn errors_of_clap_become_a_sentence_and_help() {
         let error = |arguments: &[&str]| {
             let arguments = ["enforcer"].iter().chain(arguments);
             error_of(&Cli::try_parse_from(arguments).unwrap_err())

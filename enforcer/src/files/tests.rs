@@ -69,7 +69,7 @@ fn a_directory_is_its_policy_files_in_order() {
 }
 
 #[test]
-fn a_file_of_comments_is_none_of_the_policys() {
+fn a_file_with_only_comments_is_skipped() {
     let all = [
         ("a.yaml", SMALL.as_bytes()),
         ("b.yaml", &b"# to be written\n"[..]),
@@ -79,12 +79,15 @@ fn a_file_of_comments_is_none_of_the_policys() {
     let with = directory(&all);
     assert!(load(&[with.path().to_owned()]).is_ok());
     let without = directory(&all[1..]);
-    let said = error_of(&[without.path().to_owned()]);
-    assert!(said.contains("there is no document in this file"), "{said}");
+    let message = error_of(&[without.path().to_owned()]);
+    assert!(
+        message.contains("there is no document in this file"),
+        "{message}"
+    );
 }
 
 #[test]
-fn what_cannot_be_read_is_told() {
+fn unreadable_files_are_reported() {
     let long = vec![b'#'; SourceText::MAX_BYTES as usize + 1];
     let directory = directory(&[
         ("long.yaml", &long),
@@ -117,11 +120,11 @@ fn what_cannot_be_read_is_told() {
             &["missing.yaml", "failed to read", "No such file"],
         ),
     ] {
-        let said = error_of(&file(name));
+        let message = error_of(&file(name));
         for fragment in fragments {
             assert!(
-                said.contains(fragment),
-                "{name}: no {fragment:?} in\n{said}"
+                message.contains(fragment),
+                "{name}: no {fragment:?} in\n{message}"
             );
         }
     }
@@ -133,50 +136,50 @@ fn what_cannot_be_read_is_told() {
 }
 
 #[test]
-fn what_is_no_file_is_refused_and_not_waited_for() {
+fn special_files_are_refused_without_waiting() {
     let directory = tempfile::tempdir().unwrap();
     let pipe = directory.path().join("pipe.yaml");
     nix::unistd::mkfifo(&pipe, nix::sys::stat::Mode::S_IRUSR).unwrap();
     let link = directory.path().join("loop.yaml");
     std::os::unix::fs::symlink("loop.yaml", &link).unwrap();
     for (input, expected) in [
-        (pipe.as_path(), "a named pipe is no file"),
+        (pipe.as_path(), "a named pipe is not a file"),
         (
             directory.path(),
             "failed to read: Too many levels of symbolic links",
         ),
-        (Path::new("/dev/zero"), "a device is no file"),
+        (Path::new("/dev/zero"), "a device is not a file"),
         (
             link.as_path(),
             "failed to read: Too many levels of symbolic links",
         ),
     ] {
         let inputs = [input.to_owned()];
-        let errors = read_again_and_again(&inputs).unwrap_err();
+        let errors = read_repeatable(&inputs).unwrap_err();
         assert!(errors.is_unreadable());
-        let said = errors.to_string();
-        assert!(said.contains(expected), "{said}");
+        let message = errors.to_string();
+        assert!(message.contains(expected), "{message}");
         let source = SourceText {
             name: text::path(input),
             text: String::new(),
         };
         assert!(!is_unchanged(&inputs, &[source]));
     }
-    // Nor is a pipe in a directory waited for by those who read once.
+    // Those who read once do not wait for a pipe in a directory either.
     fs::remove_file(&link).unwrap();
-    let said = read_sources(&[directory.path().to_owned()])
+    let message = read_sources(&[directory.path().to_owned()])
         .unwrap_err()
         .to_string();
-    assert!(said.contains("a named pipe is no file"), "{said}");
+    assert!(message.contains("a named pipe is not a file"), "{message}");
 }
 
 #[test]
-fn what_is_unchanged_is_what_would_be_read_again() {
+fn unchanged_files_are_recognized() {
     let directory = tempfile::tempdir().unwrap();
     let inputs = [directory.path().to_owned()];
     let write = |name: &str, text: &str| fs::write(directory.path().join(name), text).unwrap();
     assert!(!is_unchanged(&inputs, &[]), "nothing there is an error");
-    // Longer than what is read at a time.
+    // Longer than one read.
     let long = "# a policy\n".repeat(20_000);
     write("a.yaml", &long);
     write("b.yaml", "");
@@ -201,13 +204,13 @@ fn what_is_unchanged_is_what_would_be_read_again() {
 }
 
 #[test]
-fn a_file_that_is_being_written_is_not_read_by_halves() {
+fn a_file_being_written_is_not_read_halfway() {
     let dir = tempfile::tempdir().unwrap();
     let file = dir.path().join("a.yaml");
     let whole = "first: half\nsecond: half\n";
     fs::write(&file, "first: half\n").unwrap();
     let inputs = [file.clone()];
-    // Whoever writes it has a pause after each line.
+    // The writer pauses after each line.
     let mut lines = whole.lines();
     let mut written = String::new();
     let texts = read_settled(&inputs, || {
@@ -220,7 +223,8 @@ fn a_file_that_is_being_written_is_not_read_by_halves() {
     .unwrap();
     assert_eq!(texts[0].text, whole);
 
-    // One that is exchanged for another is not mixed with it, and one that is gone is told at the end.
+    // If one file is exchanged for another, the two are not mixed; a file that disappears is
+    // reported at the end.
     let other = dir.path().join("other");
     let mut gone = false;
     let error = read_settled(&inputs, || {
@@ -234,12 +238,12 @@ fn a_file_that_is_being_written_is_not_read_by_halves() {
     .unwrap_err();
     assert!(error.to_string().contains("a.yaml"), "{error}");
 
-    // One that never stays as it is is not waited for without end.
+    // A file that never stops changing is not waited for indefinitely.
     let mut count = 0;
     let error = read_settled(&inputs, || {
         count += 1;
         fs::write(&file, "x".repeat(count)).unwrap();
     })
     .unwrap_err();
-    assert!(error.to_string().contains("without a pause"), "{error}");
+    assert!(error.to_string().contains("keep changing"), "{error}");
 }

@@ -1,4 +1,4 @@
-//! What an agent before this one left pinned, and what this one goes on with.
+//! What a previous agent left pinned, and what this agent adopts of it.
 
 use aya::maps::{Array, HashMap, Map};
 use enforcer_common::tables::{self, active};
@@ -12,8 +12,8 @@ use super::{
     state::{Generation, Pinned, Slots},
 };
 
-/// What is pinned, for this process alone, before anything is loaded.
-pub struct Found {
+/// What is pinned, locked for this process before anything is loaded.
+pub struct PinnedState {
     pins: Pins,
     lock: PinsLock,
     adopted: Option<(Instance, Store)>,
@@ -21,22 +21,23 @@ pub struct Found {
     kept: Kept,
 }
 
-/// What is loaded into, and what goes on from there.
+/// The instance to load into, and what is adopted.
 pub(super) struct Target {
     pub(super) lock: PinsLock,
     pub(super) instance: Instance,
-    /// Nothing for a new instance.
+    /// `None` for a new instance.
     pub(super) store: Option<Store>,
     pub(super) others: Vec<Instance>,
 }
 
-impl Found {
-    /// Looks, and makes the directory unless it is there. `netns` is the cookie of this network namespace.
+impl PinnedState {
+    /// Looks for pins, and creates the directory unless it exists. `netns` is the cookie of this
+    /// network namespace.
     ///
     /// # Errors
     ///
-    /// Nothing can be pinned there, or what is there is enforced in another network namespace.
-    pub fn look(pins: &Pins) -> Result<Self, KernelError> {
+    /// Nothing can be pinned there, or the pinned programs enforce in another network namespace.
+    pub fn find(pins: &Pins) -> Result<Self, KernelError> {
         pins.prepare()?;
         let lock = pins.lock()?;
         let netns = super::netns::netns_cookie()?;
@@ -45,7 +46,7 @@ impl Found {
             let store = Store::open(&instance.map(kept::NAME)).ok();
             let found = store.and_then(|store| Some((store.read()?, store)));
             let Some((kept, store)) = found else {
-                // An agent died as it began, or somebody removed a pin.
+                // An agent died while starting, or somebody removed a pin.
                 others.push(instance);
                 continue;
             };
@@ -74,12 +75,12 @@ impl Found {
         })
     }
 
-    /// What is kept of it: by that, paths have their numbers.
+    /// The saved state of the instance to adopt. Paths have their numbers from it.
     pub fn kept(&self) -> &Kept {
         &self.kept
     }
 
-    /// What there was, for the log; nothing if there was nothing.
+    /// A description for the log; `None` if nothing was pinned.
     pub fn describe(&self) -> Option<String> {
         let version = enforcer_policy::text::shown(&self.kept.version);
         let generation = self.kept.in_force.generation;
@@ -97,7 +98,7 @@ impl Found {
         }
     }
 
-    /// The instance to work on: that one, or a new one.
+    /// The instance to work on: the adopted one, or a new one.
     pub(super) fn target(self) -> Result<(Target, Kept), KernelError> {
         let Self {
             pins,
@@ -121,14 +122,15 @@ impl Found {
 }
 
 impl Pins {
-    /// What the agent kept whose pins these are; nothing if there is none, or it can not be read.
+    /// What the owner of these pins saved; `None` if it saved nothing, or nothing readable.
     pub fn kept(&self) -> Option<Kept> {
         let mut instances = self.instances().into_iter();
         instances.find_map(|instance| Store::open(&instance.map(kept::NAME)).ok()?.read())
     }
 }
 
-/// Whether all maps are there, as this version makes them. Their names could be another's.
+/// Whether all maps exist and are of the kind that this version creates. The names alone could be
+/// another program's.
 fn is_whole(instance: &Instance) -> bool {
     layout::maps().all(|expected| {
         let Ok(map) = Owned::from_pin(instance.map(expected.name)) else {
@@ -145,7 +147,8 @@ fn is_whole(instance: &Instance) -> bool {
 }
 
 impl Pinned {
-    /// With the map of the agent's state, made if this is a new instance: without it, an instance is not whole.
+    /// With the map of the agent's state, which is created for a new instance: an instance without
+    /// it is incomplete.
     pub(super) fn new(target: Target) -> Result<Self, KernelError> {
         let Target {
             lock,
@@ -169,12 +172,12 @@ impl Pinned {
 }
 
 impl Slots {
-    /// Reads back what is in force, and what would be without an agent.
+    /// Reads back what is in force, and what would come into force without an agent.
     pub(super) fn read_back(&mut self, instance: &Instance) -> Result<(), KernelError> {
         let word = self.active.u32(0).ok_or(KernelError::Missing("ACTIVE"))?;
         let word = word.load(std::sync::atomic::Ordering::Acquire);
         if active::parts(word).1 == 0 {
-            // An agent died before it had put anything in force.
+            // An agent died before it put anything in force.
             return Ok(());
         }
         self.current = self.generation(word, instance)?;
@@ -191,14 +194,15 @@ impl Slots {
         Ok(())
     }
 
-    /// The generation that a word means.
+    /// The generation that a word of `ACTIVE` refers to.
     fn generation(&self, word: u32, instance: &Instance) -> Result<Generation, KernelError> {
         let failed = || KernelError::map("read what is in force");
         let (slot, epoch) = active::parts(word);
         let pinned = |name| Owned::from_pin(instance.inner_map(name, slot));
         let settings = match pinned("SETTINGS") {
             Ok(map) => Array::try_from(Map::Array(map)),
-            // Its pin was removed. That takes more than an agent needs otherwise.
+            // Its pin was removed. Opening the map this way takes more privileges than an agent
+            // otherwise needs.
             Err(_) => self.settings.get(&slot, 0),
         };
         let settings = settings.map_err(failed())?;

@@ -1,4 +1,4 @@
-//! A compiled policy into the maps, all at once.
+//! Writes a compiled policy into the maps and switches to it at once.
 
 use std::{
     collections::HashMap,
@@ -34,13 +34,13 @@ use super::{
     },
 };
 
-/// The kernel takes inner arrays of different sizes if they are made with this flag (Linux 5.10).
+/// With this flag, the kernel accepts inner arrays of different sizes (Linux 5.10).
 const BPF_F_INNER_MAP: u32 = 1 << 12;
-/// An array's elements begin with a page if it is made with this flag (Linux 5.5).
+/// With this flag, an array's elements begin at a page boundary (Linux 5.5).
 const BPF_F_MMAPABLE: u32 = 1 << 10;
 const BPF_F_NO_PREALLOC: u32 = 1;
 
-/// The inner maps of one generation, filled and not in use yet.
+/// The inner maps of one generation: filled, but not in use yet.
 struct Filled {
     settings: Array<Owned, Settings>,
     addresses: Arc<Addresses>,
@@ -71,8 +71,8 @@ impl Slots {
         })
     }
 
-    /// Puts a generation into a slot that is not in force. An update of a map in a map waits for all
-    /// programs that run; all of them at once wait as long as one.
+    /// Writes a generation into a slot that is not in force. Updating a map in a map waits for all
+    /// running programs; updating all of them in parallel takes as long as one.
     fn fill(&mut self, slot: u32, filled: &Filled) -> Result<(), KernelError> {
         let Self {
             settings,
@@ -111,10 +111,11 @@ impl Slots {
         Ok(())
     }
 
-    /// Puts the current generation in force, and begins an epoch: what programs have found out so far is found out anew.
-    /// Where there is a fallback, that gets an epoch, too: what was found out under either must not be true under the other.
+    /// Puts the current generation in force and begins an epoch, so that programs discard cached
+    /// results. A fallback gets a new epoch as well: what was cached under either policy must not
+    /// apply under the other.
     ///
-    /// One store puts it in force: the next program sees all of it or nothing.
+    /// A single store puts it in force: the next program sees all of it or nothing.
     fn publish(&mut self) -> Result<(), KernelError> {
         self.current.epoch = active::next(self.epoch);
         self.epoch = self.current.epoch;
@@ -128,7 +129,7 @@ impl Slots {
         self.store()
     }
 
-    /// Writes the word of what is in force.
+    /// Writes the word that says what is in force.
     fn store(&self) -> Result<(), KernelError> {
         let word = self.active.u32(0).ok_or(KernelError::Missing("ACTIVE"))?;
         let Generation {
@@ -161,23 +162,23 @@ impl Slots {
     }
 }
 
-/// One of the two policies that the kernel knows while the last one has to be confirmed.
+/// One of the two policies that the kernel holds while the last one is unconfirmed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Side {
-    /// The last one.
+    /// The last policy.
     InForce,
-    /// The one before, which is in force again after the deadline.
+    /// The one before it, which comes back into force after the deadline.
     Fallback,
 }
 
 /// The clock that programs compare a deadline with, in nanoseconds.
 pub fn now() -> u64 {
-    // It can not fail for a clock that the kernel has.
+    // Cannot fail for a clock that the kernel supports.
     let now = clock_gettime(ClockId::CLOCK_MONOTONIC);
     now.map_or(0, |now| Duration::from(now).as_nanos() as u64)
 }
 
-/// A policy as it is put in force.
+/// A policy to put in force.
 #[derive(Clone, Copy)]
 pub struct NewPolicy<'a> {
     /// Its tables.
@@ -186,20 +187,21 @@ pub struct NewPolicy<'a> {
     pub numbers: &'a PathNumbers,
     /// Its name.
     pub name: &'a str,
-    /// What interfaces are for under it.
+    /// The roles of interfaces under it.
     pub roles: &'a [(Link, Role)],
 }
 
 impl Kernel {
-    /// Puts a policy in force, as the next generation. Every packet is judged wholly by the one before or wholly by this
-    /// one.
+    /// Puts a policy in force, as the next generation. Every packet is judged entirely by the
+    /// previous policy or entirely by this one.
     ///
-    /// With `within`, it has to be [confirmed](Self::confirm) within that time: from then on the programs judge by the
-    /// policy before again, by themselves.
+    /// With `within`, the policy must be [confirmed](Self::confirm) within that time. Otherwise the
+    /// programs go back to the previous policy by themselves.
     ///
     /// # Errors
     ///
-    /// A map could not be made or filled, or the policy in force is not confirmed yet; what was in force stays in force.
+    /// A map could not be created or filled, or the policy in force is not confirmed yet. What was
+    /// in force stays in force.
     pub fn apply(
         &mut self,
         policy: NewPolicy<'_>,
@@ -212,7 +214,8 @@ impl Kernel {
             });
         }
         let compiled = policy.compiled;
-        // Never 0, which is no policy. One that was put in force and taken back keeps its number for itself.
+        // Never 0, which means no policy. A generation that was rolled back keeps its number, which
+        // is not reused.
         let last = self.slots.current.number.max(self.kept.last);
         let number = last.checked_add(1).unwrap_or(1);
         let slots = &mut self.slots;
@@ -224,7 +227,7 @@ impl Kernel {
         let filled = Filled::of(compiled, number, cgroups, addresses)?;
         let slot = active::free_slot(slots.current.slot, slots.slot_before);
         slots.fill(slot, &filled)?;
-        // Before the switch: nobody reads them of a slot that is not in force.
+        // Before the switch: no program reads these of a slot that is not in force.
         if let Some(pinned) = &self.pinned {
             let instance = &pinned.instance;
             instance.pin_inner_map("SETTINGS", slot, filled.settings.map().fd())?;
@@ -232,18 +235,19 @@ impl Kernel {
         }
         let within = within.filter(|_| slots.current.number != 0);
         let deadline = within.map(|within| now() + within.as_nanos() as u64);
-        // In the half that nobody reads yet: they change with the policy.
+        // In the half that no program reads yet: roles change together with the policy.
         let upper_roles = !self.slots.current.upper_roles;
         for (link, role) in policy.roles {
             let word = link.role_word(*role);
             match self.attached.roles.set_half(link.index, upper_roles, word) {
-                // A fault of that interface, which is reported when it is attached, and not of the policy.
+                // A fault of that interface and not of the policy; reported when the interface is
+                // attached.
                 Ok(()) | Err(KernelError::NoRoomForInterface { .. }) => {}
                 Err(error) => return Err(error),
             }
         }
-        // Before the switch: should the agent die between, what is kept is of a generation that is not in force, and
-        // says so. The numbers of paths only ever grow, so they are right in any case.
+        // Before the switch: if the agent dies in between, the saved generation is not the one in
+        // force, which shows. The numbers of paths only ever grow, so they are right in any case.
         self.keep(policy, number, deadline)?;
         let slots = &mut self.slots;
         let new = Generation {
@@ -266,7 +270,8 @@ impl Kernel {
         slots.publish()
     }
 
-    /// When the programs fall back to the policy before, by [`now`]; nothing if the policy in force is confirmed.
+    /// When the programs fall back to the previous policy, by [`now`]; `None` if the policy in
+    /// force is confirmed.
     pub fn deadline(&self) -> Option<u64> {
         self.slots.fallback.as_ref()?;
         Some(self.kept.deadline)
@@ -310,15 +315,16 @@ impl Kernel {
         }
     }
 
-    /// Goes back to the policy before, now, or where the programs have done so already. Whether there was one.
+    /// Goes back to the previous policy, either now or because the programs have already done so.
+    /// Returns whether there was one.
     ///
     /// # Errors
     ///
-    /// What is to be kept can not be written. The policy before is in force all the same.
+    /// The state cannot be saved. The previous policy is in force all the same.
     pub fn fall_back(&mut self) -> Result<bool, KernelError> {
         let slots = &mut self.slots;
         if slots.fallback.is_some() {
-            // The programs do it, in one store, if they have not done so already.
+            // The programs switch in a single store, unless they have done so already.
             slots
                 .pending_word(active::DEADLINE)?
                 .store(0, Ordering::Release);
@@ -338,12 +344,12 @@ impl Kernel {
         Ok(true)
     }
 
-    /// Goes on with the policy in force that an agent before this one put there, if it is the same. So what is remembered
-    /// under its generation goes on, too.
+    /// Continues with the policy that a previous agent put in force, if it is the same. What is
+    /// cached under its generation stays valid.
     ///
     /// # Errors
     ///
-    /// What is to be kept can not be written.
+    /// The state cannot be saved.
     pub fn resume(&mut self, policy: NewPolicy<'_>) -> Result<bool, KernelError> {
         let adopted = self.pinned.as_ref().is_some_and(|pinned| pinned.adopted);
         let number = self.slots.current.number;
@@ -409,25 +415,25 @@ impl Kernel {
         self.slots.current.number
     }
 
-    /// What is kept of the policy in force.
+    /// What is saved about the policy in force.
     pub fn kept(&self) -> &Kept {
         &self.kept
     }
 
-    /// Where all this is pinned; nothing where it ends with this process.
+    /// Where all this is pinned; `None` if it ends with this process.
     pub fn pinned_at(&self) -> Option<&Path> {
         let pinned = self.pinned.as_ref()?;
         Some(pinned.instance.path())
     }
 
-    /// Adds to the denials whose records were removed.
+    /// Adds to the number of denials whose records were removed.
     pub fn count_evicted(&mut self, count: u64) {
         self.kept.evicted += count;
-        // What can not be written now is written with the next one.
+        // If this write fails, the next one includes the count.
         let _ = self.write_kept();
     }
 
-    /// The cgroups that a policy knows; nothing if there is none on that side.
+    /// The cgroups of the policy on that side; `None` if there is no policy.
     pub fn cgroups(&self, side: Side) -> Option<&HashMap<u64, Party>> {
         match side {
             Side::InForce => Some(&self.slots.current.parties),
@@ -435,7 +441,7 @@ impl Kernel {
         }
     }
 
-    /// Adds a cgroup that came to be after its policy was applied.
+    /// Adds a cgroup that appeared after its policy was applied.
     ///
     /// # Errors
     ///
@@ -450,15 +456,15 @@ impl Kernel {
         live.insert(id, u32::from(party), 0)
             .map_err(KernelError::map("add a cgroup"))?;
         generation.parties.insert(id, party);
-        // Sockets of this cgroup may have been asked for before.
+        // Results for sockets of this cgroup may be cached.
         self.slots.publish()
     }
 
-    /// Forgets a cgroup of a policy that is gone: its id may come back as another one's.
+    /// Removes a cgroup that is gone, since another one may get the same id.
     ///
     /// # Errors
     ///
-    /// The kernel does not take it out.
+    /// The kernel does not remove it.
     pub fn forget_cgroup(&mut self, side: Side, id: u64) -> Result<(), KernelError> {
         let Some(generation) = self.slots.side(side) else {
             return Ok(());
@@ -477,8 +483,8 @@ impl Kernel {
     }
 }
 
-/// Tells one compiled policy from another. Another version of the compiler of this program may compute another number, and
-/// then the same policy is put in force once more.
+/// Distinguishes compiled policies. Another version of this program's compiler may compute another
+/// number; then the same policy is put in force once more.
 fn fingerprint(compiled: &Compiled) -> u64 {
     let mut hasher = DefaultHasher::new();
     hasher.write(compiled.settings.as_bytes());
@@ -503,7 +509,7 @@ impl Addresses {
         let (table, networks) = hosts::split(prefixes);
         Ok(Self {
             prefixes: Arc::clone(prefixes),
-            // From the beginning of a page on, so that each bucket is in one cache line.
+            // Starts at a page boundary, so that each bucket lies in one cache line.
             hosts: array_with(BPF_F_INNER_MAP | BPF_F_MMAPABLE, table.buckets.as_bytes())?,
             first_v4: table.first_v4,
             first_v6: table.first_v6,
@@ -563,7 +569,7 @@ fn trie(networks: &[&PrefixEntry]) -> Result<Networks, KernelError> {
     Ok(map)
 }
 
-/// An array of its own size.
+/// An array sized to its elements.
 fn array<const N: usize>(elements: &[u8]) -> Result<Array<Owned, [u8; N]>, KernelError> {
     array_with(BPF_F_INNER_MAP, elements)
 }
@@ -581,7 +587,8 @@ fn array_with<const N: usize>(
     Ok(array)
 }
 
-/// A map has at least one element. The compiler keeps within the limits, which fit.
+/// A map has at least one element. The compiler keeps the count within the limits, which fit a
+/// `u32`.
 fn fitting(count: usize) -> u32 {
     u32::try_from(count).unwrap_or(u32::MAX).max(1)
 }

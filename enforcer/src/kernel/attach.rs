@@ -1,5 +1,5 @@
-//! Programs to their hooks. What is attached already, by an agent before this one, gets its program in place: there is
-//! no moment without one.
+//! Attaches programs to their hooks. Where a previous agent has attached one already, the program
+//! is replaced in place, so that enforcement has no gap.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -28,7 +28,7 @@ use crate::api::{AttachMethod, Attachment, Leftover};
 /// How programs are attached to interfaces.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub enum TcMode {
-    /// TCX where the kernel has it, else clsact.
+    /// TCX if the kernel has it, else clsact.
     #[default]
     Auto,
     /// TCX (Linux 6.6).
@@ -38,7 +38,7 @@ pub enum TcMode {
 }
 
 impl Interface {
-    /// Whether the programs that are attached are those that an interface is to have.
+    /// Whether the attached programs are those that the interface should have.
     fn is_as_wanted(&self, role: Role, wanted: &[TcAttachType]) -> bool {
         let has = |direction| self.links.iter().any(|(there, _)| *there == direction);
         self.role == role
@@ -46,8 +46,8 @@ impl Interface {
             && wanted.iter().all(|direction| has(*direction))
     }
 
-    /// Whether all that was attached is attached still: an interface may have been made anew with the name and the index
-    /// of the one that it was attached to. `filters` are those there are.
+    /// Whether everything is still attached: an interface may have been recreated with the name and
+    /// the index of the one that programs were attached to. `filters` are the existing filters.
     fn is_alive(&self, filters: &BTreeSet<(u32, bool)>) -> bool {
         self.links.iter().all(|(direction, hold)| match hold {
             Hold::Filter => filters.contains(&key(&self.link, *direction)),
@@ -57,13 +57,14 @@ impl Interface {
 }
 
 impl Kernel {
-    /// Attaches the programs for processes to a cgroup directory, all but those that are attached to it
-    /// already: after an error it can be called again.
+    /// Attaches the programs for processes to a cgroup directory, except those that are attached to
+    /// it already: after an error, it can be called again.
     ///
     /// # Errors
     ///
-    /// The directory can not be opened, or the kernel refuses, for instance because another holds
-    /// a hook for itself: the first that it refused. The others are attached all the same.
+    /// The directory cannot be opened, or the kernel refuses, for example because another program
+    /// holds a hook exclusively. Returns the first error; the other programs are attached all the
+    /// same.
     pub fn attach_cgroup(&mut self, root: &Path) -> Result<(), KernelError> {
         if self.attached.cgroups.is_empty() && !self.sees_all_options() {
             self.attach_lsm();
@@ -99,7 +100,7 @@ impl Kernel {
     }
 
     fn missing_cgroup_hooks(&self) -> Vec<&'static str> {
-        // The other one would tell the same calls a second time.
+        // Both programs would report the same calls.
         let is_wanted = |name: &str| !(self.sees_all_options() && name == SETSOCKOPT);
         let is_there = |name: &str| self.attached.cgroups.iter().any(|hook| hook.name == name);
         let names = CGROUP.into_iter();
@@ -108,7 +109,7 @@ impl Kernel {
             .collect()
     }
 
-    /// Detaches the programs for processes from the cgroup that they are attached to, which may be gone.
+    /// Detaches the programs for processes from their cgroup, which may be gone.
     pub fn detach_cgroup(&mut self) {
         for CgroupHook { hold, .. } in self.attached.cgroups.drain(..) {
             match hold {
@@ -119,11 +120,11 @@ impl Kernel {
         }
     }
 
-    /// Detaches everything, and removes what is pinned.
+    /// Detaches everything, and removes the pins.
     ///
     /// # Errors
     ///
-    /// The first pin that could not be removed. Everything else is gone all the same.
+    /// The first pin that could not be removed. Everything else is removed all the same.
     pub fn detach(&mut self) -> Result<(), KernelError> {
         self.detach_cgroup();
         self.attached.lsm = None;
@@ -146,8 +147,8 @@ impl Kernel {
         result
     }
 
-    /// Removes what agents before this one left, when all that is to be attached is: links that nothing took over, and
-    /// the maps of other layouts.
+    /// Removes what previous agents left, once everything is attached that should be: links that
+    /// were not taken over, and the maps of other layouts.
     ///
     /// # Errors
     ///
@@ -179,57 +180,54 @@ impl Kernel {
         result
     }
 
-    /// Whether anything is attached by a filter at the clsact qdisc, which no link tells of.
+    /// Whether anything is attached by a filter at the clsact qdisc, which no link event reports.
     pub fn has_filters(&self) -> bool {
         let mut links = self.attached.interfaces.values().flat_map(|i| &i.links);
         links.any(|(_, hold)| matches!(hold, Hold::Filter))
     }
 
-    /// Filters at the clsact qdisc that are ours, all there are: they are replaced in place.
-    pub fn know_filters(&mut self, filters: &[Leftover]) {
+    /// Sets which of our filters exist at clsact qdiscs. They are replaced in place.
+    pub fn set_filters(&mut self, filters: &[Leftover]) {
         let of = |filter: &Leftover| (filter.index, filter.hook == Hook::TcIngress);
         self.attached.filters = filters.iter().map(of).collect();
     }
 
-    /// Makes the roles and attachments of interfaces what they are to be, given all interfaces that
-    /// there are and the role of each that has one. Says what was attached or went.
+    /// Brings the roles and attachments of interfaces up to date, given all existing interfaces,
+    /// each with its role. Returns messages about what was attached or has disappeared.
     ///
     /// # Errors
     ///
-    /// The first of them that the kernel refused. The others are attached all the same.
+    /// The first one that the kernel refused. The others are attached all the same.
     pub fn attach_interfaces(
         &mut self,
         links: &[(Link, Role)],
         mode: TcMode,
     ) -> Result<Vec<String>, KernelError> {
-        let mut said = self.forget_interfaces(links);
+        let mut messages = self.forget_interfaces(links);
         let mut result = Ok(());
         for (link, role) in links {
             let known = self.attached.interfaces.get(&link.index);
             let wanted = self.directions(link, *role);
             let known = known.map(|known| (known.role, known.is_as_wanted(*role, &wanted)));
             let done = match known {
-                Some((_, true)) => self.know_anew(link, *role),
-                Some((before, false)) => self
-                    .change_interface(link, *role, mode)
-                    .map(|()| said.extend(change(link, before, *role))),
-                None => self
-                    .attach_interface(link, *role, mode)
-                    .map(|()| said.push(format!("{} is {}", link.name, role.word()))),
+                Some((_, true)) => self.update_link(link, *role),
+                _ => self.attach_interface(link, *role, mode).map(|()| {
+                    messages.extend(change(link, known.map(|(before, _)| before), *role))
+                }),
             };
             result = result.and(done);
         }
-        result.map(|()| said)
+        result.map(|()| messages)
     }
 
-    /// Makes our programs the first ones again where others were attached before them: what those accept, ours would never
-    /// see. (Of the cgroup hooks all programs run, whatever one of them says, and the filters of clsact have a priority.)
-    /// Says what was found.
+    /// Moves our programs to the front where other programs were attached before them: ours would
+    /// never see what those accept. (At the cgroup hooks all programs run, whatever one of them
+    /// returns, and clsact filters have a priority.) Returns messages about what was found.
     ///
     /// # Errors
     ///
-    /// The first that could not be attached anew. It is where it was.
-    pub fn come_first(&mut self) -> Result<Vec<String>, KernelError> {
+    /// The first program that could not be attached anew. It stays where it was.
+    pub fn move_to_front(&mut self) -> Result<Vec<String>, KernelError> {
         let mut late = Vec::new();
         for interface in self.attached.interfaces.values() {
             let link = &interface.link;
@@ -244,15 +242,16 @@ impl Kernel {
         if late.is_empty() {
             return Ok(Vec::new());
         }
-        // The kernel attaches a program to a place once only, but one with the same code beside it.
+        // The kernel attaches a program only once to each place, but accepts a second program with
+        // the same code.
         if self.pinned.is_some() {
             self.load_again()?;
         }
-        let mut said = Vec::new();
+        let mut messages = Vec::new();
         let mut result = Ok(());
         for (link, direction, other) in late {
             match self.attach_first(&link, direction) {
-                Ok(()) => said.push(format!(
+                Ok(()) => messages.push(format!(
                     "{other} was attached before ours at {} ({}), which would not have seen what that accepts; ours is \
                      first again",
                     link.name,
@@ -261,18 +260,19 @@ impl Kernel {
                 Err(error) => result = result.and(Err(error)),
             }
         }
-        result.map(|()| said)
+        result.map(|()| messages)
     }
 
-    /// Attaches a program once more, before all others, and removes the link that it has there.
+    /// Attaches a program a second time, before all others, and removes the link that it had there.
     fn attach_first(&mut self, link: &Link, direction: TcAttachType) -> Result<(), KernelError> {
         let name = program_name(link, direction);
         let program = self.bpf.program(name).ok_or(KernelError::Missing(name))?;
         let interface = self.attached.interfaces.get_mut(&link.index);
         let links = interface.into_iter().flat_map(|known| &mut known.links);
         for (_, hold) in links.filter(|(there, _)| *there == direction) {
-            // What is pinned stays until the other one is there, and both judge for a moment. Without pins there are no
-            // maps to load the programs on once more: for a moment none is there, where another had its way already.
+            // A pinned link stays until the new one exists, and both judge for a moment. Without
+            // pins there are no maps on which to load the programs a second time: for a moment no
+            // program of ours is attached, but before that another one already took precedence.
             if let Hold::Open(link) = hold {
                 let _ = calls::detach_link(link);
             }
@@ -283,14 +283,14 @@ impl Kernel {
         Ok(())
     }
 
-    /// Whether an interface has lost its programs, as far as links tell: it may have been made anew with the same name and
-    /// index.
+    /// Whether an interface has lost its programs, as far as links tell: it may have been recreated
+    /// with the same name and index.
     pub fn has_lost_links(&self) -> bool {
         let mut interfaces = self.attached.interfaces.values();
         interfaces.any(|interface| !interface.is_alive(&self.attached.filters))
     }
 
-    /// Those that are no more, or are others with the same name and number.
+    /// Forgets interfaces that are gone, or were replaced by others with the same name and index.
     fn forget_interfaces(&mut self, links: &[(Link, Role)]) -> Vec<String> {
         let wanted: BTreeMap<u32, &(Link, Role)> = links
             .iter()
@@ -302,29 +302,29 @@ impl Kernel {
         };
         let interfaces = self.attached.interfaces.values();
         let gone: Vec<u32> = interfaces.filter(gone).map(|i| i.link.index).collect();
-        let mut said = Vec::new();
+        let mut messages = Vec::new();
         for index in gone {
             let Some(interface) = self.attached.interfaces.remove(&index) else {
                 continue;
             };
             let _ = self.attached.roles.remove(index);
             detach_classifiers(&interface.link, interface.links);
-            said.push(format!(
+            messages.push(format!(
                 "{} is no longer {}",
                 interface.link.name,
                 interface.role.word()
             ));
         }
-        // Of those that went while no agent was there, the role is all that is left.
+        // Of interfaces that disappeared while no agent ran, only the role is left.
         for index in self.attached.roles.interfaces() {
             if !wanted.contains_key(&index) {
                 let _ = self.attached.roles.remove(index);
             }
         }
-        said
+        messages
     }
 
-    /// Writes the role of an interface, as programs look it up.
+    /// Writes the role of an interface for the programs to look up.
     fn set_role(&mut self, link: &Link, role: Role) -> Result<(), KernelError> {
         let fallback = self.attached.fallback_roles.get(&link.index);
         let other = link.role_word(*fallback.unwrap_or(&role));
@@ -334,14 +334,15 @@ impl Kernel {
         self.attached.roles.set(link.index, both)
     }
 
-    /// Sets the roles that interfaces have under the policy that the programs fall back to. To be called before
-    /// [`Self::attach_interfaces`], with nothing where there is no such policy.
-    pub fn know_fallback_roles(&mut self, roles: &[(Link, Role)]) {
+    /// Sets the roles of interfaces under the policy that the programs may fall back to; empty if
+    /// there is no such policy. Must be called before [`Self::attach_interfaces`].
+    pub fn set_fallback_roles(&mut self, roles: &[(Link, Role)]) {
         let roles = roles.iter();
         self.attached.fallback_roles = roles.map(|(link, role)| (link.index, *role)).collect();
     }
 
-    /// Where programs are attached to an interface: for either role, as long as it may come to have either.
+    /// Where programs are attached to an interface: wherever either of its two roles needs them,
+    /// while it has two.
     fn directions(&self, link: &Link, role: Role) -> Vec<TcAttachType> {
         let mut wanted = directions(link, role).to_vec();
         if let Some(fallback) = self.attached.fallback_roles.get(&link.index) {
@@ -351,9 +352,9 @@ impl Kernel {
         wanted
     }
 
-    /// Something about an interface has changed that its programs need not be attached anew for, such as the bridge that
-    /// it is a port of, or its name.
-    fn know_anew(&mut self, link: &Link, role: Role) -> Result<(), KernelError> {
+    /// Records a change of an interface that does not affect its programs, such as its name or the
+    /// bridge that it is a port of.
+    fn update_link(&mut self, link: &Link, role: Role) -> Result<(), KernelError> {
         if let Some(known) = self.attached.interfaces.get_mut(&link.index)
             && known.link != *link
         {
@@ -362,18 +363,24 @@ impl Kernel {
         self.set_role(link, role)
     }
 
-    /// An interface is for something else from now on. What is attached stays where it is, without a gap.
-    fn change_interface(
+    /// Attaches to an interface what its role needs. What is attached already stays, without a gap.
+    /// After an error, a new interface has nothing attached; a known one keeps its role for now.
+    fn attach_interface(
         &mut self,
         link: &Link,
         role: Role,
         mode: TcMode,
     ) -> Result<(), KernelError> {
+        // The role must be in place when the first packet arrives.
         self.set_role(link, role)?;
         let wanted = self.directions(link, role);
-        let Some(mut interface) = self.attached.interfaces.remove(&link.index) else {
-            return Ok(());
-        };
+        let known = self.attached.interfaces.remove(&link.index);
+        let is_new = known.is_none();
+        let mut interface = known.unwrap_or_else(|| Interface {
+            link: link.clone(),
+            role,
+            links: Vec::new(),
+        });
         let mut result = Ok(());
         for direction in &wanted {
             if interface.links.iter().any(|(there, _)| there == direction) {
@@ -381,6 +388,12 @@ impl Kernel {
             }
             match self.attach_classifier(link, *direction, mode) {
                 Ok(hold) => interface.links.push((*direction, hold)),
+                Err(error) if is_new => {
+                    // The interface may be gone by now, and nothing would remove its role later.
+                    let _ = self.attached.roles.remove(link.index);
+                    detach_classifiers(link, interface.links);
+                    return Err(error);
+                }
                 Err(error) => result = result.and(Err(error)),
             }
         }
@@ -390,43 +403,13 @@ impl Kernel {
             let (keep, too_many) = links.partition(|(direction, _)| wanted.contains(direction));
             interface.links = keep;
             detach_classifiers(link, too_many);
+            self.drop_directions(link, &wanted);
         }
         self.attached.interfaces.insert(link.index, interface);
         result
     }
 
-    fn attach_interface(
-        &mut self,
-        link: &Link,
-        role: Role,
-        mode: TcMode,
-    ) -> Result<(), KernelError> {
-        // The role must be there when the first packet comes.
-        self.set_role(link, role)?;
-        let mut links = Vec::new();
-        let wanted = self.directions(link, role);
-        for direction in &wanted {
-            match self.attach_classifier(link, *direction, mode) {
-                Ok(hold) => links.push((*direction, hold)),
-                Err(error) => {
-                    // It may have gone meanwhile, and nothing would take its role away later.
-                    let _ = self.attached.roles.remove(link.index);
-                    detach_classifiers(link, links);
-                    return Err(error);
-                }
-            }
-        }
-        self.drop_directions(link, &wanted);
-        let interface = Interface {
-            link: link.clone(),
-            role,
-            links,
-        };
-        self.attached.interfaces.insert(link.index, interface);
-        Ok(())
-    }
-
-    /// What an agent before this one attached to an interface, and nobody wants any more.
+    /// Detaches what a previous agent attached to an interface and is no longer wanted.
     fn drop_directions(&mut self, link: &Link, wanted: &[TcAttachType]) {
         for direction in [TcAttachType::Ingress, TcAttachType::Egress] {
             if wanted.contains(&direction) {
@@ -441,7 +424,7 @@ impl Kernel {
         }
     }
 
-    /// Attaches the program for a direction, in place of one that is there.
+    /// Attaches the program for a direction, replacing one that is there.
     fn attach_classifier(
         &mut self,
         link: &Link,
@@ -484,14 +467,14 @@ impl Kernel {
         )
         .map_err(|error| failed(name, &link.name, error))?;
         if let Some(pinned) = &self.pinned {
-            // An agent before this one may have attached it by a link.
+            // A previous agent may have attached it by a link.
             let _ = pins::remove_link(&pin(&pinned.instance));
         }
         self.attached.filters.insert(key(link, direction));
         Ok(Hold::Filter)
     }
 
-    /// At how many places a program is attached.
+    /// How many times programs are attached.
     pub fn count_attachments(&self) -> usize {
         let of_interfaces = self.attached.interfaces.values();
         let of_interfaces: usize = of_interfaces.map(|interface| interface.links.len()).sum();
@@ -536,7 +519,7 @@ impl Kernel {
         all
     }
 
-    /// The role of an interface that has one.
+    /// The role of an interface, if it has one.
     pub fn role(&self, index: u32) -> Role {
         self.attached
             .interfaces
@@ -553,17 +536,20 @@ impl Kernel {
     }
 }
 
-/// Those of an interface that is gone went with it.
+/// The programs of a removed interface disappeared with it.
 fn detach_classifiers(link: &Link, links: Vec<Classifier>) {
     for (direction, hold) in links.into_iter().rev() {
         hold.detach(link, direction);
     }
 }
 
-/// What is to be told of an interface that is for something else from now on.
-fn change(link: &Link, before: Role, now: Role) -> Option<String> {
-    let (before, now) = (before.word(), now.word());
-    (before != now).then(|| format!("{} is {now}, no longer {before}", link.name))
+/// The message about an interface that is new or whose role has changed.
+fn change(link: &Link, before: Option<Role>, now: Role) -> Option<String> {
+    let (name, now) = (&link.name, now.word());
+    match before.map(Role::word) {
+        None => Some(format!("{name} is {now}")),
+        Some(before) => (before != now).then(|| format!("{name} is {now}, no longer {before}")),
+    }
 }
 
 fn key(link: &Link, direction: TcAttachType) -> (u32, bool) {
@@ -588,8 +574,8 @@ fn attach_to_cgroup(
     Ok(Hold::of(link, pinned.map(|pinned| pin(&pinned.instance)))?)
 }
 
-/// Removes the filters that an agent left which did not end by itself. Unlike links, filters stay
-/// when the process goes. Says how many there were.
+/// Removes the filters of an agent that was killed: unlike links, filters stay when the process
+/// ends. Returns how many there were.
 pub fn remove_leftovers(links: &[Link]) -> usize {
     let mut removed = 0;
     for link in links {
@@ -601,14 +587,17 @@ pub fn remove_leftovers(links: &[Link]) -> usize {
     removed
 }
 
-/// Where a packet enters or leaves this host: at every interface, as whoever may send by a packet socket may choose one.
+/// Where a packet enters or leaves this host: at every interface, since a sender with a packet
+/// socket can choose any.
 fn directions(link: &Link, role: Role) -> &'static [TcAttachType] {
     match role {
-        // A bridge that holds pods' ports has a role and nothing to attach: its ports have it all.
+        // A bridge of pods' ports has a role but no programs: its ports have them.
         Role::Pod if link.controls_pods => &[],
-        // What comes in by a port of a bridge or a bond comes in by that, and is judged there, or is for others.
+        // What arrives through a port of a bridge or a bond either arrives through the bridge, and
+        // is judged there, or is not for this host.
         Role::Undeclared if link.is_port => &[TcAttachType::Egress],
-        // What leaves by lo is marked before anything asks for the mark where it comes in.
+        // What leaves through lo must be marked before the ingress program there checks for the
+        // mark.
         Role::Loopback => &[TcAttachType::Egress, TcAttachType::Ingress],
         Role::Undeclared | Role::Uplink | Role::Pod => {
             &[TcAttachType::Ingress, TcAttachType::Egress]

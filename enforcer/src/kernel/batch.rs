@@ -24,7 +24,8 @@ struct Batch {
     flags: u64,
 }
 
-/// Writes elements of an array, one behind the other, from its first on. There must be room for all of them.
+/// Writes consecutive elements of an array, starting with the first. The array must be large
+/// enough.
 pub(super) fn fill(map: &MapData, elements: &[u8]) -> io::Result<()> {
     if elements.is_empty() {
         return Ok(());
@@ -32,11 +33,11 @@ pub(super) fn fill(map: &MapData, elements: &[u8]) -> io::Result<()> {
     let info = map.info().map_err(io::Error::other)?;
     let length = info.value_size() as usize;
     let count = elements.len().checked_div(length).unwrap_or(0);
-    // All of them or none: what is not written would be a hole in a table.
+    // All or nothing: an element that is not written would be a hole in a table.
     if count * length != elements.len() || count > info.max_entries() as usize {
         return Err(io::ErrorKind::InvalidInput.into());
     }
-    // The map has as many elements, so their number fits.
+    // The map has at least as many elements, so the count fits.
     let keys: Vec<u32> = (0..count as u32).collect();
     let mut batch = Batch {
         in_batch: 0,
@@ -48,8 +49,8 @@ pub(super) fn fill(map: &MapData, elements: &[u8]) -> io::Result<()> {
         elem_flags: 0,
         flags: 0,
     };
-    // SAFETY: the structure has the length that is told. `keys` and `elements` hold `count` of the map's own sizes
-    // each, and outlive the call; the kernel only reads them.
+    // SAFETY: the structure has the length that is passed. `keys` and `elements` hold `count` keys
+    // and values of the map's own sizes, and outlive the call; the kernel only reads them.
     let result = unsafe {
         libc::syscall(
             libc::SYS_bpf,

@@ -1,11 +1,12 @@
-//! Where the running kernel has fields of its own structs, by its type information (BTF, Documentation/bpf/btf.rst).
+//! Finds fields of the running kernel's own structs by its type information (BTF,
+//! Documentation/bpf/btf.rst).
 //!
-//! A program is told of the fields that a context has, and of no other. The loader of the programs finds types by name
-//! but shows nothing of their members, so the few that are needed are looked up here.
+//! Programs get only the fields of their context. The loader finds types by name but exposes none
+//! of their members, so the few that are needed are looked up here.
 
 use std::{fs, io, path::Path};
 
-/// Where the kernel shows its type information.
+/// Where the kernel exposes its type information.
 const VMLINUX: &str = "/sys/kernel/btf/vmlinux";
 
 const MAGIC: u16 = 0xeb9f;
@@ -21,7 +22,7 @@ const DATASEC: u32 = 15;
 const DECL_TAG: u32 = 17;
 const ENUM64: u32 = 19;
 
-/// How deep structs without a name may stand in each other.
+/// How deeply anonymous structs may be nested.
 const DEPTH: u32 = 16;
 
 /// Type information.
@@ -29,28 +30,29 @@ pub(super) struct TypeInfo {
     bytes: Vec<u8>,
     types: std::ops::Range<usize>,
     strings: std::ops::Range<usize>,
-    /// Where each type begins; that of number 0, which is `void`, nowhere.
+    /// Where each type begins; type 0, which is `void`, has no entry.
     offsets: Vec<usize>,
 }
 
-/// A type's description: a name, its kind and number of parts, and its size or the type that it refers to.
+/// A type's header: its name, its kind, the number of its parts, and its size or the type that it
+/// refers to.
 struct Header {
     name: u32,
     kind: u32,
     parts: usize,
-    /// Members tell the width of bit fields beside their offsets.
+    /// Members hold the widths of bit fields in addition to their offsets.
     with_widths: bool,
     target: u32,
-    /// What is behind it.
+    /// The offset of what follows the header.
     rest: usize,
 }
 
 impl TypeInfo {
-    /// That of the running kernel.
+    /// The running kernel's type information.
     ///
     /// # Errors
     ///
-    /// It can not be read, or is not what its document says.
+    /// It cannot be read, or does not follow the documented format.
     pub(super) fn of_kernel() -> io::Result<Self> {
         Self::read(Path::new(VMLINUX))
     }
@@ -106,7 +108,8 @@ impl TypeInfo {
         })
     }
 
-    /// Where a struct has a field, in bits; also within structs and unions of it that have no name.
+    /// The offset of a struct's field in bits, including fields within its anonymous structs and
+    /// unions.
     pub(super) fn field(&self, container: &str, field: &str) -> Option<u32> {
         self.offsets.iter().skip(1).find_map(|at| {
             let header = self.header(*at)?;
@@ -141,7 +144,7 @@ impl TypeInfo {
 }
 
 impl Header {
-    /// How many bytes there are behind what all types have; nothing for a kind that is not known.
+    /// How many bytes follow the common header; `None` for an unknown kind.
     fn size_of_rest(&self) -> Option<usize> {
         let _ = self.target;
         Some(match self.kind {
@@ -149,7 +152,8 @@ impl Header {
             ARRAY => 12,
             STRUCT | UNION | DATASEC | ENUM64 => self.parts * 12,
             ENUM | FUNC_PROTO => self.parts * 8,
-            // Pointers, forward declarations, names, qualifiers, functions, floats and tags have no more.
+            // Pointers, forward declarations, names, qualifiers, functions, floats and tags have no
+            // more.
             2 | 7..=12 | 16 | 18 => 0,
             _ => return None,
         })
@@ -161,21 +165,21 @@ fn word(bytes: &[u8], at: usize) -> Option<u32> {
     Some(u32::from_ne_bytes(word.try_into().ok()?))
 }
 
-/// Where the kernel's `struct sk_buff` has what the programs ask for beside its context.
+/// Where the kernel's `struct sk_buff` has what the programs need beyond their context.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct SkbFields {
     /// The byte that holds `ip_summed`.
     pub summed: u64,
     /// The bits of that byte below it.
     pub summed_shift: u64,
-    /// `csum_start`, with `csum_offset` behind it.
+    /// `csum_start`, followed by `csum_offset`.
     pub csum_start: u64,
-    /// `head`, with `data` behind it.
+    /// `head`, followed by `data`.
     pub head: u64,
 }
 
 impl SkbFields {
-    /// Those of the running kernel; nothing where it has them in another way than all that are known.
+    /// The running kernel's fields; `None` if their arrangement differs from all known ones.
     pub(super) fn of(info: &TypeInfo) -> Option<Self> {
         let field = |name| info.field("sk_buff", name);
         let bytes = |bits: u32| u64::from(bits / 8);
@@ -197,7 +201,7 @@ impl SkbFields {
     }
 }
 
-/// Where it has the network namespace of a socket, in bytes.
+/// Where the kernel holds a socket's network namespace, in bytes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct SocketFields {
     /// `struct socket`: `sk`.
@@ -209,10 +213,10 @@ pub(super) struct SocketFields {
 }
 
 impl SocketFields {
-    /// Those of the running kernel; nothing where it has them in another way than all that are known.
+    /// The running kernel's fields; `None` if their arrangement differs from all known ones.
     pub(super) fn of(info: &TypeInfo) -> Option<Self> {
         let field = |container, name| info.field(container, name).map(|bits| u64::from(bits / 8));
-        // A socket begins with what all kinds of them have in common.
+        // A socket begins with what all kinds of sockets have in common.
         if field("sock", "__sk_common") != Some(0) {
             return None;
         }
@@ -228,7 +232,7 @@ impl SocketFields {
 mod tests {
     use super::*;
 
-    /// A struct with a named field and a union without a name, in which there is a struct without one.
+    /// A struct with a named field and an anonymous union, which contains an anonymous struct.
     #[rustfmt::skip]
     fn sample() -> Vec<u8> {
         let strings = b"\0outer\0first\0inner\0";
@@ -241,9 +245,9 @@ mod tests {
             0, kind(STRUCT, 1) | 1 << 31, 4, inner, 1, 2 << 24 | 5,
             // 3: a union of it
             0, kind(UNION, 1), 4, 0, 2, 0,
-            // 4: the outer one, with a padding of a word at its end
+            // 4: the outer one, with a word of padding at its end
             outer, kind(STRUCT, 2), 12, first, 1, 0, 0, 3, 64_u32,
-            // 5: a name for it, with nothing behind
+            // 5: a name for it, with nothing after the header
             0, kind(8, 0), 4,
             // 6: a pointer
             0, kind(2, 0),
@@ -261,7 +265,7 @@ mod tests {
     }
 
     #[test]
-    fn fields_are_found_also_where_structs_have_no_name() {
+    fn fields_are_found_inside_anonymous_structs() {
         let info = TypeInfo::parse(sample()).unwrap();
         assert_eq!(info.field("outer", "first"), Some(0));
         assert_eq!(info.field("outer", "inner"), Some(69));
@@ -270,7 +274,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_cut_off_or_strange_is_no_type_information() {
+    fn truncated_or_invalid_type_information_is_refused() {
         let whole = sample();
         for length in 0..whole.len() {
             assert!(
@@ -282,7 +286,7 @@ mod tests {
             for value in [0, 0x7f, 0xff] {
                 let mut bytes = whole.clone();
                 bytes[at] = value;
-                // Whatever it says, it is read without a panic.
+                // Whatever the contents, parsing must not panic.
                 if let Some(info) = TypeInfo::parse(bytes) {
                     let _ = info.field("outer", "inner");
                 }
@@ -291,8 +295,8 @@ mod tests {
     }
 
     #[test]
-    fn this_kernel_tells_where_its_fields_are() {
-        // Machines without BPF have none; the product says so at start.
+    fn the_fields_of_this_kernel_are_found() {
+        // Machines without BPF have none; the product reports that when it starts.
         let Ok(info) = TypeInfo::of_kernel() else {
             return;
         };

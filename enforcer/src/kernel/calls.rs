@@ -1,5 +1,5 @@
-//! The calls of `bpf(2)` for links and pins that aya does not offer: a link found at its pin gets another program in
-//! place, and is detached at once and not when the kernel gets around to it.
+//! The `bpf(2)` calls for links and pins that aya does not offer: replacing the program of a pinned
+//! link in place, and detaching a link at once instead of when the kernel gets around to it.
 
 use std::{
     ffi::CString,
@@ -31,13 +31,14 @@ const TYPE_TCX: u32 = 11;
 pub(super) enum LinkTarget {
     /// The cgroup with an id.
     Cgroup(u64),
-    /// The interface with an index; 0 if it has gone.
+    /// The interface with an index; 0 if it is gone.
     Interface(u32),
     /// Something else.
     Other,
 }
 
-/// The parts of `union bpf_attr` that these commands read, and no more: the kernel takes the rest for zero.
+/// The parts of `union bpf_attr` that these commands read, and no more: the kernel treats the rest
+/// as zero.
 #[repr(C)]
 struct PathAndFd {
     path: u64,
@@ -51,7 +52,7 @@ struct Create {
     target: u32,
     attach_type: u32,
     flags: u32,
-    /// For TCX: a link or program to be before or behind of, and a revision of the list. None of them.
+    /// For TCX: a link or program to go before or after, and a revision of the list. Not used.
     relative: [u64; 2],
 }
 
@@ -70,7 +71,8 @@ struct Info {
     at: u64,
 }
 
-/// The beginning of `struct bpf_link_info`. Whatever it is attached to begins in the first word of the union.
+/// The beginning of `struct bpf_link_info`. Every kind of target begins in the first word of the
+/// union.
 #[repr(C)]
 #[derive(Default)]
 struct LinkInfo {
@@ -91,11 +93,12 @@ pub(super) fn open_pin(path: &Path) -> io::Result<OwnedFd> {
     };
     // SAFETY: the request is as long as it says, and the path outlives the call.
     let fd = unsafe { call(OBJ_GET, &mut request) }?;
-    // SAFETY: the kernel made this descriptor for this call, with close-on-exec, and nobody else knows it.
+    // SAFETY: the kernel created this descriptor for this call, with close-on-exec, and nothing
+    // else owns it.
     Ok(unsafe { OwnedFd::from_raw_fd(fd) })
 }
 
-/// Pins at a path that is free (`BPF_OBJ_PIN`, Linux 4.4).
+/// Pins at a path that must not exist (`BPF_OBJ_PIN`, Linux 4.4).
 pub(super) fn pin(object: &impl AsFd, path: &Path) -> io::Result<()> {
     let path = CString::new(path.as_os_str().as_bytes())?;
     let mut request = PathAndFd {
@@ -107,8 +110,8 @@ pub(super) fn pin(object: &impl AsFd, path: &Path) -> io::Result<()> {
     unsafe { call(OBJ_PIN, &mut request) }.map(drop)
 }
 
-/// Attaches a program to a cgroup (`BPF_LINK_CREATE`, Linux 5.7). Without flags, the kernel lets others attach, too. The
-/// type of attachment is a number of `enum bpf_attach_type`.
+/// Attaches a program to a cgroup (`BPF_LINK_CREATE`, Linux 5.7). Without flags, others may attach,
+/// too. The attach type is a number of `enum bpf_attach_type`.
 pub(super) fn attach_to_cgroup(
     program: &impl AsFd,
     cgroup: &impl AsFd,
@@ -118,7 +121,8 @@ pub(super) fn attach_to_cgroup(
     create_link(program, cgroup, attach_type, 0)
 }
 
-/// Attaches a program to an interface by TCX (Linux 6.6), before all others: one that says "accept" would end the chain.
+/// Attaches a program to an interface by TCX (Linux 6.6), before all others: one that accepts would
+/// end the chain.
 pub(super) fn attach_to_interface(
     program: &impl AsFd,
     index: u32,
@@ -142,18 +146,19 @@ fn create_link(
     };
     // SAFETY: the request is as long as it says, and holds no pointers.
     let fd = unsafe { call(LINK_CREATE, &mut request) }?;
-    // SAFETY: the kernel made this descriptor for this call, with close-on-exec, and nobody else knows it.
+    // SAFETY: the kernel created this descriptor for this call, with close-on-exec, and nothing
+    // else owns it.
     Ok(unsafe { OwnedFd::from_raw_fd(fd) })
 }
 
-/// Attaches a program to the hook of the kernel's security modules that it was loaded for. The descriptor of a link that a
-/// library holds takes CAP_SYS_ADMIN to come by, and a link of our own does not.
+/// Attaches a program to the hook of the kernel's security modules that it was loaded for. To get
+/// the descriptor of a link that the library holds takes CAP_SYS_ADMIN; a link of our own does not.
 pub(super) fn attach_to_lsm(program: &impl AsFd) -> io::Result<OwnedFd> {
     create_link(program, 0, LSM_MAC, 0)
 }
 
-/// Gives a link another program, in place (`BPF_LINK_UPDATE`, Linux 5.7). `ENOLINK` if what it was attached to has
-/// gone.
+/// Replaces a link's program in place (`BPF_LINK_UPDATE`, Linux 5.7). Fails with `ENOLINK` if the
+/// link's target is gone.
 pub(super) fn update_link(link: &impl AsFd, program: &impl AsFd) -> io::Result<()> {
     let mut request = Update {
         link: link.as_fd().as_raw_fd() as u32,
@@ -165,7 +170,8 @@ pub(super) fn update_link(link: &impl AsFd, program: &impl AsFd) -> io::Result<(
     unsafe { call(LINK_UPDATE, &mut request) }.map(drop)
 }
 
-/// Detaches a link's program, however many descriptors and pins the link has (`BPF_LINK_DETACH`, Linux 5.9).
+/// Detaches a link's program, regardless of the link's other descriptors and pins
+/// (`BPF_LINK_DETACH`, Linux 5.9).
 pub(super) fn detach_link(link: &impl AsFd) -> io::Result<()> {
     let mut request = link.as_fd().as_raw_fd() as u32;
     // SAFETY: as above.
@@ -177,7 +183,8 @@ pub(super) fn program_of(link: &impl AsFd) -> io::Result<u32> {
     info_of(link).map(|info| info.program)
 }
 
-/// What a link is attached to (`BPF_OBJ_GET_INFO_BY_FD` for links, Linux 5.8). An error for what is no link.
+/// What a link is attached to (`BPF_OBJ_GET_INFO_BY_FD` for links, Linux 5.8). Fails if the object
+/// is not a link.
 pub(super) fn target_of(link: &impl AsFd) -> io::Result<LinkTarget> {
     let info = info_of(link)?;
     let [first, ..] = info.union;
@@ -199,8 +206,8 @@ fn info_of(link: &impl AsFd) -> io::Result<LinkInfo> {
         length: size_of::<LinkInfo>() as u32,
         at: (&raw mut info) as u64,
     };
-    // SAFETY: the request is as long as it says; the kernel writes at most `length` bytes to `info`, which is as long and
-    // outlives the call.
+    // SAFETY: the request is as long as it says; the kernel writes at most `length` bytes to
+    // `info`, which is that long and outlives the call.
     unsafe { call(OBJ_GET_INFO_BY_FD, &mut request) }?;
     Ok(info)
 }
@@ -209,7 +216,8 @@ fn info_of(link: &impl AsFd) -> io::Result<LinkInfo> {
 ///
 /// The request must be the beginning of what the command reads, and what it points to must outlive the call.
 unsafe fn call<T>(command: libc::c_long, request: &mut T) -> io::Result<i32> {
-    // SAFETY: the pointer is to so many bytes, which outlive the call; the rest is the caller's to see to.
+    // SAFETY: the pointer is to that many bytes, which outlive the call; the rest is up to the
+    // caller.
     let result = unsafe {
         libc::syscall(
             libc::SYS_bpf,

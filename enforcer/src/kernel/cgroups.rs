@@ -1,4 +1,4 @@
-//! Directories of cgroups: where they are, which are declared, and whose id it is.
+//! Directories of cgroups: where they are, which of them are declared, and which cgroup has an id.
 
 use std::{
     collections::{HashMap, HashSet},
@@ -30,7 +30,7 @@ pub struct KnownCgroup {
     pub party: Party,
 }
 
-/// The cgroup v2 mount, and below it the root that a node declares.
+/// The directory of the cgroup root that a node declares, below the cgroup v2 mount.
 ///
 /// # Errors
 ///
@@ -62,7 +62,8 @@ pub fn root(below: &str) -> Result<PathBuf, KernelError> {
     }
 }
 
-/// The path of a cgroup's directory below the mount, as processes name their own; `/` for the mount itself.
+/// The path of a cgroup's directory below the mount, as in /proc/PID/cgroup; `/` for the mount
+/// itself.
 pub fn below_mount(directory: &Path) -> String {
     let mounts = fs::read_to_string("/proc/self/mountinfo").unwrap_or_default();
     let mount = mounts.lines().find_map(cgroup2_mount);
@@ -70,8 +71,8 @@ pub fn below_mount(directory: &Path) -> String {
     format!("/{}", below.unwrap_or(Path::new("")).display())
 }
 
-/// The mount point, if a line of mountinfo is about the whole cgroup v2 hierarchy. The fields before
-/// the separator are as many as there are optional ones, see proc_pid_mountinfo(5).
+/// The mount point, if a line of mountinfo is about the whole cgroup v2 hierarchy. The number of
+/// fields before the separator depends on the optional ones, see proc_pid_mountinfo(5).
 fn cgroup2_mount(line: &str) -> Option<PathBuf> {
     let (mount, kind) = line.split_once(" - ")?;
     if kind.split(' ').next()? != "cgroup2" {
@@ -83,8 +84,8 @@ fn cgroup2_mount(line: &str) -> Option<PathBuf> {
         .map(|path| PathBuf::from(path.replace("\\040", " ")))
 }
 
-/// All existing cgroups that the rules declare. Where several rules mean one directory, the narrowest has it, as
-/// [`rule_at`] says.
+/// All existing cgroups that the rules declare. If several rules match one directory, the narrowest
+/// applies, as in [`rule_at`].
 pub fn resolve(root: &Path, rules: &[CgroupRule]) -> Vec<KnownCgroup> {
     let mut found: Vec<KnownCgroup> = Vec::new();
     let mut seen = HashSet::new();
@@ -110,7 +111,7 @@ fn narrowest<'r>(root: &Path, rules: &'r [CgroupRule], path: &Path) -> Option<&'
     rule_at(rules, &segments(&below))
 }
 
-/// The directories that a pattern means.
+/// The directories that a pattern matches.
 pub fn expand(root: &Path, pattern: &str) -> Vec<PathBuf> {
     let mut level = vec![root.to_owned()];
     for segment in pattern.split('/').filter(|segment| !segment.is_empty()) {
@@ -138,20 +139,20 @@ fn matching(directory: &Path, glob: &Glob) -> Vec<PathBuf> {
 }
 
 fn children(directory: &Path) -> impl Iterator<Item = PathBuf> {
-    // A directory that is gone has none.
+    // A removed directory has none.
     let entries = fs::read_dir(directory).into_iter().flatten().flatten();
     entries
         .filter(|e| e.file_type().is_ok_and(|kind| kind.is_dir()))
         .map(|entry| entry.path())
 }
 
-/// Cgroups as the kernel takes them.
+/// Cgroups in the form that the kernel module takes.
 pub fn pairs<'a>(known: impl IntoIterator<Item = &'a KnownCgroup>) -> Vec<(u64, Party)> {
     let known = known.into_iter();
     known.map(|cgroup| (cgroup.id, cgroup.party)).collect()
 }
 
-/// Paths of cgroups by their id, for people. Kept, and read anew when an id is not known.
+/// Paths of cgroups by their ids, for people. Cached, and read again when an id is unknown.
 #[derive(Debug)]
 pub struct CgroupPaths {
     mount: PathBuf,
@@ -160,7 +161,7 @@ pub struct CgroupPaths {
 }
 
 impl CgroupPaths {
-    /// Those below a directory.
+    /// The cgroups below a directory.
     pub fn new(root: &Path) -> Self {
         Self {
             mount: root.to_owned(),
@@ -169,8 +170,7 @@ impl CgroupPaths {
         }
     }
 
-    /// The path below the root, `/` for the root itself. Nothing for a cgroup that is gone or
-    /// elsewhere.
+    /// The path below the root, `/` for the root itself. `None` if the cgroup is gone or elsewhere.
     pub fn get(&mut self, id: u64) -> Option<&str> {
         if !self.paths.contains_key(&id) && self.missed.insert(id, ()).is_none() {
             self.refresh();
@@ -178,7 +178,8 @@ impl CgroupPaths {
         self.paths.get(&id).map(String::as_str)
     }
 
-    /// Whether there is a process in a cgroup that a pattern means, or below. One that does not say so counts.
+    /// Whether there is a process in or below a cgroup that a pattern matches. If that cannot be
+    /// determined, the cgroup counts as populated.
     pub fn is_populated(&self, pattern: &str) -> bool {
         let is_empty = |path: &PathBuf| {
             let events = fs::read_to_string(path.join("cgroup.events"));
@@ -189,18 +190,18 @@ impl CgroupPaths {
             .any(|path| !is_empty(path))
     }
 
-    /// Forgets which ids were looked for in vain, as a cgroup may have come since.
+    /// Forgets which ids were looked up in vain, as their cgroups may exist by now.
     pub fn retry(&mut self) {
         self.missed.clear();
     }
 
     fn refresh(&mut self) {
-        // Somebody makes and removes cgroups without end.
+        // Somebody keeps creating and removing cgroups.
         if self.paths.len() > MAX_KEPT {
             self.paths.clear();
         }
         let mut open = vec![(self.mount.clone(), String::new())];
-        // Paths of cgroups that are gone stay: their records may come to be told yet.
+        // Paths of removed cgroups stay: their records may still have to be reported.
         while let Some((directory, name)) = open.pop() {
             if let Ok(metadata) = fs::metadata(&directory) {
                 let shown = if name.is_empty() {
@@ -221,7 +222,7 @@ impl CgroupPaths {
     }
 }
 
-/// More paths of cgroups than this are not kept for those that are gone.
+/// Above this number, paths of removed cgroups are dropped.
 const MAX_KEPT: usize = 1 << 16;
 
 #[cfg(test)]

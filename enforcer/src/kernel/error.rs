@@ -1,4 +1,4 @@
-//! What can go wrong at the kernel's border, in the words of who has to repair it.
+//! What can go wrong between the agent and the kernel, in the words of whoever has to fix it.
 
 use std::{io, path::PathBuf};
 
@@ -10,17 +10,18 @@ use aya::{
 
 use crate::api::ErrorCode;
 
-/// Why something with the kernel failed. None says its cause itself: [`enforcer_policy::text::chain`] does.
+/// Why something with the kernel failed. No message includes its cause:
+/// [`enforcer_policy::text::chain`] adds it.
 #[derive(Debug, thiserror::Error)]
 pub enum KernelError {
-    /// Loading needs more rights.
+    /// Loading takes more privileges.
     #[error(
         "the kernel refused to {action} (it takes root, or CAP_BPF, CAP_NET_ADMIN and CAP_PERFMON)"
     )]
     NotAllowed {
         /// What was tried.
         action: String,
-        /// What the kernel said.
+        /// The kernel's error.
         source: io::Error,
     },
     /// The kernel has no type information.
@@ -28,12 +29,12 @@ pub enum KernelError {
         "this kernel has no BTF (no /sys/kernel/btf/vmlinux): one built with CONFIG_DEBUG_INFO_BTF is needed"
     )]
     NoBtf,
-    /// The kernel's packets are laid out in another way than on any kernel that is known.
+    /// The layout of the kernel's packets differs from every known kernel's.
     #[error(
         "this kernel's type information does not say where a packet (struct sk_buff) has its checksum: please report the kernel's version"
     )]
     UnknownLayout,
-    /// The object can not be loaded.
+    /// The object cannot be loaded.
     #[error("failed to load the kernel programs")]
     Load(#[source] Box<EbpfError>),
     /// The verifier refused a program.
@@ -41,15 +42,15 @@ pub enum KernelError {
     Refused {
         /// The program.
         program: &'static str,
-        /// What the kernel said. No source: its place is before the log.
+        /// The kernel's error. Not a source, since it has to be printed before the log.
         cause: io::Error,
         /// The last lines of the verifier's log.
         log: String,
     },
-    /// The object does not hold what this version needs.
+    /// The object lacks something that this version needs.
     #[error("the built-in kernel object has no {0}: it was built from another version")]
     Missing(&'static str),
-    /// A map could not be made, read or written.
+    /// A map could not be created, read or written.
     #[error("failed to {action}")]
     Map {
         /// What was tried.
@@ -76,9 +77,9 @@ pub enum KernelError {
     /// No cgroup v2.
     #[error("no cgroup v2 hierarchy is mounted: mount one (mount -t cgroup2 none /sys/fs/cgroup)")]
     NoCgroup2,
-    /// The cgroup root is not there.
+    /// The cgroup root does not exist.
     #[error(
-        "the cgroup root {} can not be opened (see cgroupRoot in the inventory, or --cgroup-root)",
+        "the cgroup root {} cannot be opened (see cgroupRoot in the inventory, or --cgroup-root)",
         enforcer_policy::text::path(path)
     )]
     CgroupRoot {
@@ -87,7 +88,7 @@ pub enum KernelError {
         /// Why it failed.
         source: io::Error,
     },
-    /// The directory of pins is elsewhere.
+    /// The directory of pins is on another file system.
     #[error(
         "{} is not on a BPF file system, where enforcement could outlive the agent: mount one (mount -t bpf bpf /sys/fs/bpf), name a directory on one (--pin-dir), or let enforcement end with the agent (--no-pin)",
         enforcer_policy::text::path(path)
@@ -96,16 +97,16 @@ pub enum KernelError {
         /// The directory.
         path: PathBuf,
     },
-    /// Somebody else could exchange what is pinned.
+    /// Somebody else could replace what is pinned.
     #[error(
-        "{} is not a directory that only root, or the user of this agent, can write: whoever can could take enforcement off. If the service's agent left it, start the service or `enforcer detach`; else remove it, or name another one (--pin-dir)",
+        "{} is not a directory that only root, or the user of this agent, can write: whoever can write it could remove enforcement. If the service's agent left it, start the service or `enforcer detach`; else remove it, or name another one (--pin-dir)",
         enforcer_policy::text::path(path)
     )]
     PinsOfOthers {
         /// The directory.
         path: PathBuf,
     },
-    /// What is pinned is enforced in another network namespace.
+    /// The pinned programs enforce in another network namespace.
     #[error(
         "what is pinned in {} is enforced in another network namespace than this one: name another directory (--pin-dir)",
         enforcer_policy::text::path(path)
@@ -114,7 +115,7 @@ pub enum KernelError {
         /// The directory.
         path: PathBuf,
     },
-    /// Another agent works with what is pinned.
+    /// Another agent uses the pins.
     #[error(
         "another agent works with what is pinned in {}: end it first, or name another directory (--pin-dir)",
         enforcer_policy::text::path(path)
@@ -123,16 +124,16 @@ pub enum KernelError {
         /// The directory.
         path: PathBuf,
     },
-    /// Enforcement was to end with the agent, and there is some that does not.
+    /// Enforcement should end with the agent, but a previous agent left some that does not.
     #[error(
-        "an agent before this one left enforcement in {}, which would go on beside: remove it first (`enforcer detach`), or take it over (without --no-pin)",
+        "a previous agent left enforcement in {}, which would stay in force: remove it first (`enforcer detach`), or take it over (without --no-pin)",
         enforcer_policy::text::path(path)
     )]
     PinsLeft {
         /// The directory.
         path: PathBuf,
     },
-    /// Something could not be done with a pin.
+    /// An operation on a pin failed.
     #[error("failed to {action} {}", enforcer_policy::text::path(path))]
     Pins {
         /// What was tried.
@@ -142,12 +143,12 @@ pub enum KernelError {
         /// Why it failed.
         source: io::Error,
     },
-    /// Another policy can not be put in force before the last one is confirmed.
+    /// Another policy cannot be put in force before the last one is confirmed.
     #[error(
         "generation {generation} waits to be confirmed: `enforcer confirm` or `enforcer rollback` first"
     )]
     Unconfirmed {
-        /// It.
+        /// The unconfirmed generation.
         generation: u32,
     },
     /// There is no deadline.
@@ -158,7 +159,7 @@ pub enum KernelError {
         "it is too late: generation {generation} was not confirmed in time, and the policy before is in force again"
     )]
     TooLate {
-        /// It.
+        /// The generation that was not confirmed.
         generation: u32,
     },
     /// A system call failed.
@@ -169,7 +170,7 @@ pub enum KernelError {
         /// Why it failed.
         source: io::Error,
     },
-    /// Too many interfaces with roles have numbers that are too much alike.
+    /// Too many interfaces with roles have indices that hash to the same places.
     #[error(
         "there is no room for the role of the interface with index {index}: all {} places where it may stand are taken by others; remove and add it again to give it another index",
         enforcer_common::interfaces::REACH
@@ -178,7 +179,7 @@ pub enum KernelError {
         /// The interface.
         index: u32,
     },
-    /// The policy does not fit.
+    /// The policy exceeds a limit.
     #[error("{count} cgroups match the declared ones, more than {max}: use fewer globs")]
     TooManyCgroups {
         /// How many there are.
@@ -189,7 +190,7 @@ pub enum KernelError {
 }
 
 impl KernelError {
-    /// What it is, for programs.
+    /// The error's code, for programs.
     pub fn code(&self) -> ErrorCode {
         match self {
             Self::NoBpfFs { .. } => ErrorCode::NoBpfFs,
@@ -213,7 +214,7 @@ impl KernelError {
         }
     }
 
-    /// For a load error of a program.
+    /// For an error when loading a program.
     pub(super) fn program(program: &'static str, error: ProgramError) -> Self {
         match error {
             ProgramError::LoadError { io_error, .. }
@@ -243,7 +244,7 @@ impl KernelError {
         }
     }
 
-    /// For the load of the whole object.
+    /// For an error when loading the whole object.
     pub(super) fn load(error: EbpfError) -> Self {
         match os_error(&error) {
             Some(code) if code == libc::EPERM => Self::NotAllowed {
@@ -255,7 +256,7 @@ impl KernelError {
     }
 }
 
-/// The code of the system call at the bottom of an error.
+/// The error code of the system call that caused an error.
 fn os_error(error: &(dyn std::error::Error + 'static)) -> Option<i32> {
     let mut cause = Some(error);
     while let Some(error) = cause {

@@ -1,5 +1,5 @@
-//! Filters that an agent left which was killed. Unlike links, filters at the clsact qdisc stay when their
-//! process goes, and they go on judging packets by the policy that was in force.
+//! Filters of an agent that was killed. Unlike links, filters at the clsact qdisc stay when their
+//! process ends, and continue to judge packets by the policy that was in force.
 
 use enforcer_common::record::Hook;
 use futures_util::TryStreamExt as _;
@@ -11,7 +11,7 @@ use rtnetlink::{
 use super::{KernelError, LinkEvents, programs::TC};
 use crate::api::Leftover;
 
-/// Filters for a sentence.
+/// Filters as text for a sentence.
 pub fn list(filters: &[Leftover]) -> String {
     const SHOWN: usize = 8;
     let mut list: Vec<String> = filters
@@ -25,7 +25,8 @@ pub fn list(filters: &[Leftover]) -> String {
     list.join(", ")
 }
 
-/// All filters of ours at the interfaces of this network namespace. Within a runtime.
+/// All filters of ours at the interfaces of this network namespace. Must be called within a
+/// runtime.
 ///
 /// # Errors
 ///
@@ -57,7 +58,8 @@ pub async fn leftovers() -> Result<Vec<Leftover>, KernelError> {
     Ok(found)
 }
 
-/// Whether one of the filters has the name of a program of ours. An interface that has gone has none.
+/// Whether one of the filters has the name of one of our programs. An interface that is gone has
+/// none.
 async fn has_ours(request: TrafficFilterGetRequest) -> bool {
     let filters: Result<Vec<TcMessage>, _> = request.execute().try_collect().await;
     let attributes = filters.into_iter().flatten().flat_map(|f| f.attributes);

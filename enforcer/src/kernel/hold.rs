@@ -1,5 +1,5 @@
-//! What keeps a program attached: a link, pinned or open, or a filter at the clsact qdisc. How it is made, taken over from an
-//! agent before, and looked after.
+//! What keeps a program attached: a link, pinned or open, or a filter at the clsact qdisc. Creates
+//! it, takes it over from a previous agent, and checks it.
 
 use std::{io, os::fd::OwnedFd, path::PathBuf};
 
@@ -24,7 +24,7 @@ use super::{
 };
 
 impl Hold {
-    /// A new link: pinned, or open as long as this process wants.
+    /// A new link: pinned, or open as long as this process keeps it.
     pub(super) fn of(link: OwnedFd, pin: Option<PathBuf>) -> io::Result<Self> {
         let Some(path) = pin else {
             return Ok(Self::Open(link));
@@ -38,15 +38,16 @@ impl Hold {
         Ok(Self::Pinned(path))
     }
 
-    /// Puts a new link in the place of one of the same program, without a moment that has none.
+    /// Replaces a link by a new one for the same program, without a gap.
     pub(super) fn replace(&mut self, new: Self) -> io::Result<()> {
         match (&*self, new) {
             (Self::Pinned(path), Self::Open(link)) => {
-                // Should this process die between, both are there, and the next one removes this.
-                let beside = pins::beside(path);
-                let _ = pins::remove_link(&beside);
-                calls::pin(&link, &beside)?;
-                std::fs::rename(&beside, path)
+                // If this process dies in between, both links exist, and the next agent removes
+                // this one.
+                let replacement = pins::replacement(path);
+                let _ = pins::remove_link(&replacement);
+                calls::pin(&link, &replacement)?;
+                std::fs::rename(&replacement, path)
             }
             (_, new) => {
                 *self = new;
@@ -55,7 +56,7 @@ impl Hold {
         }
     }
 
-    /// The id of the program that its link runs.
+    /// The id of the link's program.
     pub(super) fn program(&self) -> Option<u32> {
         match self {
             Self::Open(link) => calls::program_of(link).ok(),
@@ -64,7 +65,7 @@ impl Hold {
         }
     }
 
-    /// Whether a link is attached to an interface still. A filter has none.
+    /// Whether a link is still attached to an interface. A filter has no link.
     pub(super) fn is_alive(&self, index: u32) -> bool {
         let target = match self {
             Self::Open(link) => calls::target_of(link),
@@ -73,7 +74,7 @@ impl Hold {
             }
             Self::Filter => return true,
         };
-        // Without a file descriptor to spare, nothing is known, and nothing is done.
+        // Without a spare file descriptor, nothing is known, and nothing is done.
         target.map_or_else(
             |error| error.kind() != io::ErrorKind::NotFound,
             |target| target == LinkTarget::Interface(index),
@@ -89,7 +90,8 @@ impl Hold {
             Self::Pinned(path) => {
                 let _ = pins::remove_link(&path);
             }
-            // By the name alone it could be another's by now. Where the interface is gone, the filter is, too.
+            // The name alone could be another interface's by now. If the interface is gone, so is
+            // the filter.
             Self::Filter if if_nametoindex(link.name.as_str()) != Ok(link.index) => {}
             Self::Filter => {
                 let attached = SchedClassifierLink::attached(
@@ -107,8 +109,9 @@ impl Hold {
 }
 
 impl Pinned {
-    /// Takes over a link that is pinned, here or in another instance, if it is attached to what it is to be attached to:
-    /// it gets the program in place. Others are left where they are, to be removed when there is another in their stead.
+    /// Takes over a pinned link, of this or another instance, if it is attached to the right
+    /// target, by replacing its program in place. Other links are left alone; they are removed once
+    /// there is a replacement.
     pub(super) fn take_over(
         &self,
         pin: impl Fn(&super::pins::Instance) -> PathBuf,
@@ -118,8 +121,8 @@ impl Pinned {
         let here = pin(&self.instance);
         for instance in std::iter::once(&self.instance).chain(&self.others) {
             let path = pin(instance);
-            // Of an agent that died as it put one in the place of another: the one that comes first.
-            let _ = std::fs::rename(pins::beside(&path), &path);
+            // From an agent that died while replacing one link by another: the new one comes first.
+            let _ = std::fs::rename(pins::replacement(&path), &path);
             let Ok(link) = calls::open_pin(&path) else {
                 continue;
             };
@@ -131,7 +134,8 @@ impl Pinned {
             if path != here {
                 let directory = here.parent()?;
                 pins::make_directory(directory).ok()?;
-                // A link may have several pins. One that can not get another stays with the one that it has.
+                // A link may have several pins. If it cannot get another, it keeps the one that it
+                // has.
                 if calls::pin(&link, &here).is_err() {
                     return Some(Hold::Pinned(path));
                 }
@@ -144,7 +148,8 @@ impl Pinned {
     }
 }
 
-/// Ours among the filters of an interface. One priority and handle, so that no two are ever there.
+/// Identifies our filters at an interface. All have one priority and handle, so that there are
+/// never two.
 const CLSACT_PRIORITY: u16 = 1;
 const CLSACT_HANDLE: TcHandle = TcHandle::new(0, 0x0e_f0);
 
@@ -171,7 +176,7 @@ pub(super) fn link_refused(io_error: io::Error) -> ProgramError {
     .into()
 }
 
-/// Adds our filter at the clsact qdisc, or gives it another program in place.
+/// Adds our filter at the clsact qdisc, or replaces its program in place.
 pub(super) fn attach_filter(
     program: &mut SchedClassifier,
     name: &str,
@@ -185,10 +190,10 @@ pub(super) fn attach_filter(
         if let Ok(replaced) = program.attach_to_link(there) {
             return keep_filter(program, replaced);
         }
-        // It has gone, or is one of another kind.
+        // It is gone, or of another kind.
         let _ = remove_leftover(&link.name, direction, name);
     }
-    // It may be there already, for others' filters; what matters is whether ours can be added.
+    // The qdisc may exist already, for other filters; what matters is whether ours can be added.
     let _ = qdisc_add_clsact(&link.name);
     let options = NlOptions {
         priority,
@@ -200,7 +205,7 @@ pub(super) fn attach_filter(
     keep_filter(program, added)
 }
 
-/// Takes a filter out of aya's keeping, which would remove it with this process.
+/// Takes a filter out of aya's management, which would remove it when this process ends.
 fn keep_filter(
     program: &mut SchedClassifier,
     link: SchedClassifierLinkId,
@@ -213,7 +218,7 @@ fn keep_filter(
 pub(super) fn runs_before(own: u32, link: &Link, direction: TcAttachType) -> Option<String> {
     let (_, programs) = SchedClassifier::query_tcx(&link.name, direction).ok()?;
     let first = programs.first()?;
-    // Where ours is not among them, it is lost and not late.
+    // If ours is not among them, it was detached, not displaced.
     let has_ours = programs.iter().any(|program| program.id() == own);
     (first.id() != own && has_ours).then(|| {
         let name = first.name_as_str().unwrap_or_default();
@@ -225,8 +230,8 @@ pub(super) fn runs_before(own: u32, link: &Link, direction: TcAttachType) -> Opt
     })
 }
 
-/// Whether there was one and it is gone.
+/// Removes a leftover filter. Returns whether there was one.
 pub(super) fn remove_leftover(interface: &str, direction: TcAttachType, name: &str) -> bool {
-    // Most often there is none, and that is an error, too.
+    // Usually there is none, which is an error as well.
     qdisc_detach_program(interface, direction, name).is_ok()
 }

@@ -3,20 +3,21 @@
 use enforcer_common::hosts::{self, Bucket, Kind, REACH, takes};
 use enforcer_policy::compile::PrefixEntry;
 
-/// Length of a prefix that is an address.
+/// The prefix length of a single address.
 const WHOLE: u32 = 128;
 
-/// Buckets for some addresses, those for IPv4 first.
+/// The buckets for a set of addresses; those for IPv4 come first.
 pub(super) struct Table {
     /// All of them.
     pub buckets: Vec<Bucket>,
-    /// In how many of those for IPv4 a search may begin; [`REACH`] - 1 more only take what finds no room before.
+    /// How many of the IPv4 buckets a search may begin in. Another [`REACH`] - 1 only take
+    /// overflow.
     pub first_v4: u32,
     /// Likewise for IPv6.
     pub first_v6: u32,
 }
 
-/// The table of all addresses, and what are networks or have no place in a table.
+/// The table of all addresses, and the entries that are networks or do not fit the table.
 pub(super) fn split(prefixes: &[PrefixEntry]) -> (Table, Vec<&PrefixEntry>) {
     let is_host = |entry: &&PrefixEntry| entry.length == WHOLE && takes(&entry.network);
     let (hosts, networks): (Vec<_>, Vec<_>) = prefixes.iter().partition(is_host);
@@ -33,17 +34,17 @@ pub(super) fn split(prefixes: &[PrefixEntry]) -> (Table, Vec<&PrefixEntry>) {
     (table, networks)
 }
 
-/// Buckets with all addresses, and in how many of them a search may begin.
+/// Buckets with all addresses, and how many of them a search may begin in.
 fn filled(kind: Kind, hosts: &[&PrefixEntry]) -> (Vec<Bucket>, u32) {
-    // Few searches are to go beyond their first bucket, and the smaller the table, the more of it is in the processor's
-    // caches. Where chance has it that an address finds no room, a table with more room is tried.
+    // Few searches should go beyond their first bucket, and the smaller the table, the more of it
+    // is in the processor's caches. If by chance an address does not fit, a larger table is tried.
     let room = match kind {
         Kind::V4 => hosts.len() * 5 / 3,
         Kind::V6 => hosts.len() * 2,
     };
     let mut wanted = room.div_ceil(kind.slots()).max(1);
     loop {
-        // MAX_PREFIXES is far below.
+        // MAX_PREFIXES is far below that.
         let first_buckets = u32::try_from(wanted).unwrap_or(u32::MAX);
         if let Some(buckets) = filled_into(kind, hosts, first_buckets) {
             return (buckets, first_buckets);
@@ -96,7 +97,7 @@ mod tests {
     }
 
     #[test]
-    fn all_are_found_and_no_others() {
+    fn exactly_the_stored_addresses_are_found() {
         for count in [0_u32, 1, 2, 3, 10, 1000, 60_000] {
             let at = |number: u32| match number % 3 {
                 0 => Ip::v4((0x0a80_0000 + number).to_be_bytes()),
@@ -138,7 +139,7 @@ mod tests {
     }
 
     #[test]
-    fn no_address_stands_with_the_networks() {
+    fn no_address_is_among_the_networks() {
         for network in [Ip::UNSPECIFIED, Ip::v4([0; 4])] {
             let nowhere = PrefixEntry {
                 network,

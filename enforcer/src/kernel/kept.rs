@@ -1,5 +1,6 @@
-//! What a restarted agent needs to know beside what stands in the maps of the programs, in a map of its own that is
-//! pinned with them: it lives exactly as long as they do. A file could be lost, or left over.
+//! What a restarted agent needs to know beyond what the programs' maps contain. It is in a separate
+//! map that is pinned with them, so it lives exactly as long as they do. A file could get lost, or
+//! be left over.
 
 use std::{
     path::Path,
@@ -15,35 +16,36 @@ use super::{KernelError, batch};
 
 /// The map's name among the pins.
 pub(super) const NAME: &str = "STATE";
-/// Enough for the names of all paths that there may be.
+/// Enough for the names of the maximum number of paths.
 const BYTES: usize = 1 << 20;
 const _: () = assert!(BYTES > limits::MAX_PATHS as usize * 128);
-/// An array's elements begin with a page, and can be mapped (Linux 5.5).
+/// With this flag, an array's elements begin at a page boundary and can be mapped (Linux 5.5).
 const BPF_F_MMAPABLE: u32 = 1 << 10;
 
-/// What is kept.
+/// The saved state.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default, rename_all = "camelCase")]
 pub struct Kept {
     /// The version of the agent that wrote this.
     pub version: String,
-    /// Cookie of the network namespace that is enforced in.
+    /// Cookie of the network namespace in which the policy is enforced.
     pub netns: u64,
     /// Names of paths, in the order of their numbers.
     pub names: Vec<String>,
-    /// The policy in force, or the one that the agent was about to put in force when it died: its generation tells.
+    /// The policy in force, or the one that the agent was about to put in force when it died: its
+    /// generation tells which.
     pub in_force: KeptPolicy,
-    /// The one before, as long as that one has to be confirmed.
+    /// The previous policy, while the one in force is unconfirmed.
     pub before: Option<KeptPolicy>,
-    /// Until when, in nanoseconds of the kernel's monotonic clock.
+    /// The deadline, in nanoseconds of the kernel's monotonic clock.
     pub deadline: u64,
-    /// The last generation that was put in force, also if it was taken back.
+    /// The last generation that was put in force, even if it was rolled back.
     pub last: u32,
-    /// Denials of records that were removed to make room.
+    /// Denials in records that were removed to make room.
     pub evicted: u64,
 }
 
-/// What is kept of a policy.
+/// What is saved about a policy.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default, rename_all = "camelCase")]
 pub struct KeptPolicy {
@@ -51,7 +53,7 @@ pub struct KeptPolicy {
     pub generation: u32,
     /// Tells one compiled policy from another.
     pub fingerprint: u64,
-    /// Name of the policy.
+    /// The policy's name.
     pub policy: String,
     /// The node that it was compiled for.
     pub node: String,
@@ -67,7 +69,7 @@ impl KeptPolicy {
         UNIX_EPOCH + std::time::Duration::from_millis(self.since)
     }
 
-    /// Sets that.
+    /// Sets the time when it was put in force.
     pub fn set_since(&mut self, time: SystemTime) {
         let since = time.duration_since(UNIX_EPOCH).unwrap_or_default();
         self.since = since.as_millis().try_into().unwrap_or(u64::MAX);
@@ -80,7 +82,7 @@ pub(super) struct Store(MapData);
 type Element = [u8; BYTES];
 
 impl Store {
-    /// Makes one and pins it.
+    /// Creates the map and pins it.
     pub(super) fn create(path: &Path) -> Result<Self, KernelError> {
         let map = Array::<MapData, Element>::create(1, BPF_F_MMAPABLE)
             .map_err(KernelError::map("create the map of the agent's state"))?;
@@ -88,14 +90,14 @@ impl Store {
         Self::open(path)
     }
 
-    /// Opens one that is pinned.
+    /// Opens a pinned map.
     pub(super) fn open(path: &Path) -> Result<Self, KernelError> {
         MapData::from_pin(path)
             .map(Self)
             .map_err(KernelError::map("open the map of the agent's state"))
     }
 
-    /// What is in it; nothing if that is not ours, or was never written.
+    /// Its contents; `None` if they are not ours, or were never written.
     pub(super) fn read(&self) -> Option<Kept> {
         let info = self.0.info().ok()?;
         if info.value_size() as usize != BYTES || info.max_entries() != 1 {
@@ -107,11 +109,11 @@ impl Store {
         serde_json::from_slice(rest.get(..length)?).ok()
     }
 
-    /// All of it, copied.
+    /// A copy of all its bytes.
     fn bytes(&self) -> Option<Vec<u8>> {
         let length = std::num::NonZeroUsize::new(BYTES)?;
         let fd = std::os::fd::AsFd::as_fd(self.0.fd());
-        // SAFETY: a mapping of its own, wherever the kernel puts it.
+        // SAFETY: a new mapping, wherever the kernel puts it.
         let at = unsafe {
             mmap(
                 None,
@@ -123,14 +125,15 @@ impl Store {
             )
         }
         .ok()?;
-        // SAFETY: so many bytes are mapped, and nobody writes them: the agent that holds the lock is this one.
+        // SAFETY: that many bytes are mapped, and nobody writes them: this agent holds the lock.
         let bytes = unsafe { std::slice::from_raw_parts(at.cast::<u8>().as_ptr(), BYTES) }.to_vec();
-        // SAFETY: the mapping from above, to which there is no reference any more.
+        // SAFETY: the mapping from above, to which no reference is left.
         let _ = unsafe { munmap(at, BYTES) };
         Some(bytes)
     }
 
-    /// Writes it, in one call: an agent that is killed meanwhile has written all or nothing.
+    /// Writes the contents in one call: an agent that is killed meanwhile has written all or
+    /// nothing.
     pub(super) fn write(&self, kept: &Kept) -> Result<(), KernelError> {
         let failed = |source| KernelError::System {
             action: "write the agent's state",

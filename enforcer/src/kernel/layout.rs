@@ -1,13 +1,13 @@
-//! The layout of what programs and agent share, by which a later agent knows whether it can go on with the maps there
-//! are. It is written down in `layout.txt`, and a test holds that it is true.
+//! The layout of what programs and agent share, by which a later agent recognizes whether it can
+//! adopt existing maps. It is recorded in `layout.txt`, and a test keeps that file up to date.
 
-/// The maps with their sizes, and a digest of the source of everything that stands in them.
+/// The maps with their sizes, and a digest of the source code of everything that they contain.
 const TEXT: &str = include_str!("layout.txt");
 
-/// Tells one layout from another.
+/// Distinguishes layouts.
 pub(super) const DIGEST: u64 = digest(TEXT.as_bytes());
 
-/// A map as the layout has it.
+/// A map in the layout.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct MapLayout {
     /// Its name.
@@ -18,7 +18,7 @@ pub(super) struct MapLayout {
     pub(super) key: u32,
     /// Bytes of a value.
     pub(super) value: u32,
-    /// How many elements there may be.
+    /// The maximum number of elements.
     pub(super) entries: u32,
 }
 
@@ -38,7 +38,7 @@ pub(super) fn maps() -> impl Iterator<Item = MapLayout> {
     })
 }
 
-/// FNV-1a: not against forgery, only to tell versions apart.
+/// FNV-1a: protects against no forgery, only tells versions apart.
 const fn digest(bytes: &[u8]) -> u64 {
     let mut hash = 0xcbf2_9ce4_8422_2325_u64;
     let mut at = 0;
@@ -58,7 +58,7 @@ mod tests {
     use super::*;
     use crate::kernel::programs::OBJECT;
 
-    /// What stands in maps, on sockets and between hooks.
+    /// The source of everything that is stored in maps, on sockets and between hooks.
     const SOURCES: [&str; 11] = [
         "enforcer-common/src/addr.rs",
         "enforcer-common/src/cache.rs",
@@ -73,7 +73,8 @@ mod tests {
         "enforcer-common/src/verdict.rs",
     ];
 
-    /// The code without its tests, comments and blanks: what may change without a change of layout.
+    /// The code without its tests, comments and blanks, which may change without changing the
+    /// layout.
     fn code(source: &str) -> String {
         let code = source.split("#[cfg(test)]").next().unwrap_or_default();
         let lines = code.lines().map(str::trim);
@@ -89,7 +90,7 @@ mod tests {
         let mut maps: Vec<_> = object.maps.iter().collect();
         maps.sort_by_key(|(name, _)| *name);
         for (name, map) in maps {
-            // Those of the compiler and of the log belong to one process.
+            // The compiler's and the log's maps belong to one process.
             if name.starts_with('.') || name.starts_with("AYA_") {
                 continue;
             }

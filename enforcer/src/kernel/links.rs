@@ -1,5 +1,5 @@
-//! Network interfaces, as the kernel tells them for this network namespace. (`/sys/class/net` tells
-//! those of the namespace that mounted it, which may be another.)
+//! Network interfaces of this network namespace, as the kernel lists them by netlink.
+//! (`/sys/class/net` shows those of the namespace in which it was mounted, which may be another.)
 
 use enforcer_common::tables::Role;
 use futures_util::{StreamExt as _, TryStreamExt as _};
@@ -24,10 +24,10 @@ pub struct Link {
     pub name: String,
     /// The kind of its link layer (`ARPHRD_…`).
     pub layer: u16,
-    /// The index of the bridge, or other device, that it is a port of.
+    /// The index of its controller, such as the bridge that it is a port of.
     pub controller: Option<u32>,
-    /// It is a port of a bridge, a bond or a team: what comes in by it is then taken for the controller's before any protocol
-    /// sees it.
+    /// It is a port of a bridge, a bond or a team: whatever arrives through it counts as the
+    /// controller's before any protocol sees it.
     pub is_port: bool,
     /// It has its role only as the bridge of pods' interfaces.
     pub controls_pods: bool,
@@ -36,12 +36,12 @@ pub struct Link {
 }
 
 impl Link {
-    /// The loopback interface.
+    /// Whether it is the loopback interface.
     pub fn is_loopback(&self) -> bool {
         self.layer == libc::ARPHRD_LOOPBACK
     }
 
-    /// A role of it, as programs look it up.
+    /// One of its roles, as programs look it up.
     pub(super) fn role_word(&self, role: Role) -> u32 {
         match self.has_ethernet_header() {
             true => role as u32,
@@ -49,13 +49,13 @@ impl Link {
         }
     }
 
-    /// Whether its packets begin with an Ethernet header; on lo it is one of zeros.
+    /// Whether its packets begin with an Ethernet header; on lo, that header is all zeros.
     pub fn has_ethernet_header(&self) -> bool {
         self.is_loopback() || self.layer == libc::ARPHRD_ETHER
     }
 }
 
-/// Lists interfaces, and tells when one comes, goes or changes.
+/// Lists interfaces, and reports when one appears, disappears or changes.
 pub struct LinkEvents {
     handle: Handle,
     messages:
@@ -67,7 +67,7 @@ impl LinkEvents {
     ///
     /// # Errors
     ///
-    /// The kernel gives no netlink socket.
+    /// The kernel provides no netlink socket.
     pub fn open() -> Result<Self, KernelError> {
         let (connection, handle, messages) =
             rtnetlink::new_multicast_connection(&[MulticastGroup::Link])
@@ -79,7 +79,7 @@ impl LinkEvents {
         })
     }
 
-    /// All interfaces there are.
+    /// All interfaces.
     ///
     /// # Errors
     ///
@@ -96,7 +96,7 @@ impl LinkEvents {
         Ok(links.into_iter().filter_map(link).collect())
     }
 
-    /// Waits for a change. Never ends without one.
+    /// Waits for a change. Never completes without one.
     pub async fn changed(&mut self) {
         if self.messages.next().await.is_none() {
             std::future::pending::<()>().await;

@@ -1,4 +1,4 @@
-//! The object into the kernel.
+//! Loads the object into the kernel.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -14,7 +14,7 @@ use aya::{
 };
 
 use super::{
-    Found, Kept, KernelError,
+    Kept, KernelError, PinnedState,
     adopt::Target,
     btf::{SkbFields, SocketFields, TypeInfo},
     layout, lsm,
@@ -26,14 +26,15 @@ use super::{
 };
 
 impl Kernel {
-    /// Loads all programs. Nothing is attached yet, and no policy is in the maps: unless an agent before this one left
-    /// maps that this one goes on with. Without `found`, nothing is pinned, and all ends with this process. `log` lets
-    /// the programs log what they return, see [`Self::log`].
+    /// Loads all programs. Nothing is attached yet, and the maps contain no policy, unless a
+    /// previous agent left maps that this one adopts. Without `found`, nothing is pinned, and
+    /// everything ends with this process. With `log`, the programs log what they return, see
+    /// [`Self::log`].
     ///
     /// # Errors
     ///
-    /// Missing rights, a kernel without what is needed, or a verifier that refuses a program.
-    pub fn load(found: Option<Found>, log: bool) -> Result<Self, KernelError> {
+    /// Missing privileges, a kernel without a needed feature, or a verifier that refuses a program.
+    pub fn load(found: Option<PinnedState>, log: bool) -> Result<Self, KernelError> {
         let Some(found) = found else {
             let kept = Kept {
                 netns: netns_cookie()?,
@@ -62,15 +63,16 @@ impl Kernel {
             let instance = target.as_ref().map(|target| &target.instance);
             load_object(&fields, kept.netns, skb_netns, instance, log)
         };
-        // The verifier refuses the whole program where the helper may not be called, so the newer
-        // kernels' way is tried, once, before the older ones'.
+        // The verifier refuses the whole program if it may not call the helper, so the variant for
+        // newer kernels is tried first, and once.
         let (mut bpf, netns_of_packets) = match load(1) {
             Err(KernelError::Refused { program, .. }) if is_refused_for_netns(program) => {
                 (load(0)?, false)
             }
             loaded => (loaded?, true),
         };
-        // While all maps are there: what is taken out may be closed, and a program is loaded with their descriptors.
+        // While the object still has all maps: a map that was taken out may be closed, and loading
+        // a program takes the maps' descriptors.
         let lsm_loaded = lsm::load(&mut bpf);
         let mut slots = Slots::take(&mut bpf)?;
         let readers = Readers::take(&mut bpf)?;
@@ -80,7 +82,7 @@ impl Kernel {
         if let Some(pinned) = before {
             slots.read_back(&pinned.instance)?;
         } else {
-            // Generations go on, so that records and events of different ones can be told apart.
+            // Generations continue, so that records and events of different ones can be told apart.
             slots.current.number = kept.in_force.generation;
         }
         let attached = Attached {
@@ -104,8 +106,8 @@ impl Kernel {
         })
     }
 
-    /// Loads all programs once more, on the maps that there are: as other programs, which can be attached beside those
-    /// there are.
+    /// Loads all programs a second time, on the existing maps: as different programs, they can be
+    /// attached alongside the first ones.
     ///
     /// # Errors
     ///
@@ -120,7 +122,7 @@ impl Kernel {
         Ok(())
     }
 
-    /// What this kernel offers and is made use of.
+    /// The kernel features that are available and used.
     pub fn features(&self) -> Vec<String> {
         let mut features = Vec::new();
         if self.netns_of_packets {
@@ -134,14 +136,14 @@ impl Kernel {
         features.push(match &self.lsm {
             Ok(()) => "every setsockopt call is seen (BPF LSM)".to_owned(),
             Err(why) => {
-                format!("setsockopt calls are seen by the cgroup hook, which 32-bit ones pass: no BPF LSM ({why})")
+                format!("setsockopt calls are seen by the cgroup hook, which 32-bit ones bypass: no BPF LSM ({why})")
             }
         });
         features
     }
 
-    /// How many instructions the verifier went through for each program: an account of how near it is
-    /// to the kernel's limit of a million. Empty where the kernel does not tell (before 5.16).
+    /// How many instructions the verifier processed for each program, which shows how close it is
+    /// to the kernel's limit of a million. Empty if the kernel does not report it (before 5.16).
     pub fn verified_instructions(&self) -> Vec<(String, u32)> {
         let count = |program: &Program| {
             program
@@ -163,8 +165,8 @@ impl Kernel {
         TC.into_iter().chain(CGROUP)
     }
 
-    /// How many instructions each program has, as the verifier left them. Empty where the kernel does not
-    /// tell.
+    /// How many instructions each program has after verification. Empty if the kernel does not
+    /// report it.
     pub fn instructions(&self) -> Vec<(String, u32)> {
         // An instruction has eight bytes (include/uapi/linux/bpf.h).
         let length = |program: &Program| Some(program.info().ok()?.size_translated()? / 8);
@@ -190,7 +192,7 @@ impl Kernel {
 }
 
 impl Drop for Kernel {
-    /// What is not pinned ends with this process: filters, too, which would stay.
+    /// What is not pinned ends with this process, including filters, which would otherwise stay.
     fn drop(&mut self) {
         if self.pinned.is_none() {
             let _ = self.detach();
@@ -202,18 +204,18 @@ impl Drop for Kernel {
 pub struct KernelLog(aya_log::EbpfLogger<&'static dyn log::Log>);
 
 impl KernelLog {
-    /// Hands what there is to the logger.
+    /// Passes pending messages to the logger.
     pub fn flush(&mut self) {
         self.0.flush();
     }
 }
 
-/// Whether a program is one that asks for the network namespace of packets, where the kernel lets it.
+/// Whether a program queries the network namespace of packets, if the kernel allows it.
 fn is_refused_for_netns(program: &str) -> bool {
     program.starts_with("enforcer_skb") || program == TC[1]
 }
 
-/// Where the running kernel has what the programs ask for beside their contexts.
+/// Where the running kernel has what the programs need beyond their contexts.
 struct Fields {
     skb: SkbFields,
     socket: SocketFields,

@@ -1,4 +1,5 @@
-//! The LSM program for `setsockopt`. Not every kernel loads it, and not every one calls it.
+//! The LSM program for `setsockopt`. Not every kernel loads it, and not every kernel that does
+//! calls it.
 
 use std::{io, os::fd::AsRawFd as _};
 
@@ -15,8 +16,8 @@ use super::{
 };
 
 impl Kernel {
-    /// Attaches the program for `setsockopt` to the kernel's security modules, where BPF is one of them. It sees calls that
-    /// the cgroup hook does not. Whether it does, by trying.
+    /// Attaches the program for `setsockopt` to the kernel's security modules, if BPF is one of
+    /// them. It sees calls that the cgroup hook does not. Returns whether that works, by trying it.
     pub(super) fn attach_lsm(&mut self) -> bool {
         self.lsm = self.try_lsm();
         self.lsm.is_ok()
@@ -28,8 +29,8 @@ impl Kernel {
         let program = program.fd().map_err(|error| text::chain(&error))?;
         let link = calls::attach_to_lsm(program)
             .map_err(|error| format!("failed to attach `{LSM}`: {}", text::chain(&error)))?;
-        // It may be attached, and never asked. Otherwise it goes with its handle.
-        if is_asked() {
+        // It may be attached and yet never called. Otherwise it is detached with its handle.
+        if is_called() {
             let pin = self.pinned.as_ref().map(|pinned| pinned.instance.lsm());
             let hold = Hold::of(link, pin).map_err(|error| text::chain(&error))?;
             self.attached.lsm = Some(hold);
@@ -49,7 +50,7 @@ pub(super) fn load(bpf: &mut Ebpf) -> Result<(), String> {
     let btf = Btf::from_sys_fs().map_err(|error| text::chain(&error))?;
     program(bpf)?
         .load("socket_setsockopt", &btf)
-        .map_err(|error| gist(&text::chain(&error)))
+        .map_err(|error| summary(&text::chain(&error)))
 }
 
 fn program(bpf: &mut Ebpf) -> Result<&mut Lsm, String> {
@@ -59,8 +60,8 @@ fn program(bpf: &mut Ebpf) -> Result<&mut Lsm, String> {
     }
 }
 
-/// What an error comes down to: of the verifier's log, the last line before its account.
-fn gist(text: &str) -> String {
+/// The essential part of an error: of the verifier's log, the last line before its statistics.
+fn summary(text: &str) -> String {
     let is_account = |line: &&str| {
         [
             "verification time",
@@ -80,8 +81,9 @@ fn gist(text: &str) -> String {
     }
 }
 
-/// Whether the program for security modules is asked: it answers `EPERM` to an option that there is not.
-fn is_asked() -> bool {
+/// Whether the program for security modules is called: it answers `EPERM` to a probe option that
+/// does not exist.
+fn is_called() -> bool {
     const PROBE: libc::c_int = 0x656e_6672;
     let Ok(socket) = std::net::UdpSocket::bind("127.0.0.1:0") else {
         return false;

@@ -1,5 +1,5 @@
-//! Arrays in memory that the agent and the kernel's programs share (`BPF_F_MMAPABLE`, Linux 5.5): a word is written or
-//! counted in one instruction, where system calls would read and write.
+//! Arrays in memory that the agent shares with the kernel's programs (`BPF_F_MMAPABLE`, Linux 5.5):
+//! writing or adding to a word takes one instruction, where system calls would read and write.
 
 use std::{
     io,
@@ -15,7 +15,7 @@ use nix::{
     sys::mman::{MapFlags, ProtFlags, mmap, munmap},
 };
 
-/// Bytes from one element to the next, of whatever is not larger.
+/// The distance between elements in bytes, if they are no larger than this.
 const STRIDE: usize = 8;
 
 /// The elements of an array, each of up to eight bytes.
@@ -24,7 +24,7 @@ pub(super) struct Mapped {
     elements: usize,
 }
 
-// SAFETY: the memory is the process's, and all access is atomic.
+// SAFETY: the memory belongs to the process, and all access is atomic.
 unsafe impl Send for Mapped {}
 // SAFETY: likewise.
 unsafe impl Sync for Mapped {}
@@ -40,19 +40,20 @@ impl Mapped {
         }
         let read_and_write = ProtFlags::PROT_READ | ProtFlags::PROT_WRITE;
         let (flags, fd) = (MapFlags::MAP_SHARED, map.fd().as_fd());
-        // SAFETY: a mapping of its own, wherever the kernel puts it.
+        // SAFETY: a new mapping, wherever the kernel puts it.
         let at = unsafe { mmap(None, length, read_and_write, flags, fd, 0) }?;
         Ok(Self { at, elements })
     }
 
-    /// An element that is a `u32`; nothing behind the last.
+    /// An element that is a `u32`; `None` after the last.
     pub(super) fn u32(&self, index: u32) -> Option<&AtomicU32> {
         let at = self.element(index)?;
-        // SAFETY: within the mapping, which is there as long as `self`, and aligned, as it begins with a page.
+        // SAFETY: within the mapping, which exists as long as `self`, and aligned, as it begins at
+        // a page boundary.
         Some(unsafe { AtomicU32::from_ptr(at.cast().as_ptr()) })
     }
 
-    /// An element that is a `u64`; nothing behind the last.
+    /// An element that is a `u64`; `None` after the last.
     pub(super) fn u64(&self, index: u32) -> Option<&AtomicU64> {
         let at = self.element(index)?;
         // SAFETY: as above.
@@ -68,7 +69,7 @@ impl Mapped {
 
 impl Drop for Mapped {
     fn drop(&mut self) {
-        // SAFETY: the mapping that `new` made, whose borrows have ended. It can not fail.
+        // SAFETY: the mapping that `new` created, whose borrows have ended. This cannot fail.
         let _ = unsafe { munmap(self.at, self.elements * STRIDE) };
     }
 }

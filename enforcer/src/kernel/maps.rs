@@ -7,7 +7,7 @@ use aya::{
 
 use super::{KernelError, mapped::Mapped};
 
-/// The data of a map that is owned.
+/// A map that this process owns.
 pub(super) type Owned = MapData;
 
 /// Takes a map out of the object, so that it can be used while the programs are borrowed.
@@ -19,7 +19,7 @@ where
     T::try_from(map).map_err(KernelError::map("open a map of the kernel programs"))
 }
 
-/// Takes an array out of the object, into memory.
+/// Takes an array out of the object and maps it into memory.
 pub(super) fn mapped(bpf: &mut Ebpf, name: &'static str) -> Result<Mapped, KernelError> {
     let Some(Map::Array(array)) = bpf.take_map(name) else {
         return Err(KernelError::Missing(name));

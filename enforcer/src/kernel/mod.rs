@@ -1,5 +1,5 @@
-//! The kernel's side: loads the programs, fills their maps, attaches them and reads what they say.
-//! The only module that knows the loader.
+//! The kernel side: loads the programs, fills their maps, attaches them and reads what they report.
+//! The only module that depends on the loader.
 
 mod adopt;
 pub mod apply;
@@ -32,7 +32,7 @@ mod state;
 pub mod trial;
 mod usage;
 
-pub use adopt::Found;
+pub use adopt::PinnedState;
 pub use apply::Side;
 pub use attach::TcMode;
 pub use cgroups::{CgroupPaths, KnownCgroup};

@@ -1,5 +1,5 @@
-//! What the oldest kernel that we claim asks of programs and newer ones do not: Linux 6.1 counts more of the stack for each
-//! call, and knows fewer loops.
+//! What the oldest supported kernel demands of programs and newer ones do not: Linux 6.1 counts
+//! more of the stack for each call, and accepts fewer loops.
 
 use std::collections::{BTreeMap, HashSet};
 
@@ -69,8 +69,9 @@ fn functions(program: &[bpf_insn]) -> BTreeMap<usize, Function> {
     functions
 }
 
-/// The most that a function needs with all that it calls, and how many frames that is: `check_max_stack_depth` in
-/// kernel/bpf/verifier.c. Frames in steps of 32 bytes, where newer kernels count in steps of 16.
+/// The maximum stack use of a function with everything that it calls, and the number of frames:
+/// `check_max_stack_depth` in kernel/bpf/verifier.c. Frames are rounded up to 32 bytes, where newer
+/// kernels round up to 16.
 fn depth(functions: &BTreeMap<usize, Function>, start: usize) -> (u32, usize) {
     let Function { frame, calls } = &functions[&start];
     let below = calls.iter().map(|call| depth(functions, *call));
@@ -80,7 +81,8 @@ fn depth(functions: &BTreeMap<usize, Function>, start: usize) -> (u32, usize) {
     ((*frame).max(1).next_multiple_of(32) + most, frames + 1)
 }
 
-/// Where an instruction may lead within its function, and whether it jumps: `visit_insn` in kernel/bpf/verifier.c.
+/// Where control may go from an instruction within its function, and whether by a jump:
+/// `visit_insn` in kernel/bpf/verifier.c.
 fn successors(at: usize, insn: &bpf_insn) -> Vec<(usize, bool)> {
     let next = at + if insn.code == LOAD_WIDE { 2 } else { 1 };
     let target = || (at + 1).strict_add_signed(isize::from(insn.off));
@@ -95,8 +97,9 @@ fn successors(at: usize, insn: &bpf_insn) -> Vec<(usize, bool)> {
     }
 }
 
-/// An instruction that leads back into a loop and is no jump, in the function that begins there. Linux 6.1 takes
-/// no program with one (6.12 does), and where a compiler puts a loop's last block is its own affair.
+/// An instruction that leads back into a loop without being a jump, in the function that begins
+/// there. Linux 6.1 refuses programs with one (6.12 does not), and where a compiler puts a loop's
+/// last block is up to the compiler.
 fn falls_back(program: &[bpf_insn], start: usize) -> Option<usize> {
     #[derive(Clone, Copy, PartialEq)]
     enum Seen {
@@ -127,7 +130,7 @@ fn falls_back(program: &[bpf_insn], start: usize) -> Option<usize> {
     None
 }
 
-/// All programs with what they call, by their names.
+/// All programs, linked with what they call, by name.
 fn linked() -> BTreeMap<String, Vec<bpf_insn>> {
     let mut object = Object::parse(OBJECT).unwrap();
     let sections: HashSet<usize> = object
@@ -145,7 +148,7 @@ fn linked() -> BTreeMap<String, Vec<bpf_insn>> {
         .collect()
 }
 
-/// The kernel that a change is tried on may count in smaller steps than the oldest that we claim.
+/// The kernel on which a change is tested may round frames up less than the oldest supported one.
 #[test]
 fn chains_of_calls_fit_on_the_stack_of_every_kernel() {
     let programs = linked();
@@ -160,7 +163,7 @@ fn chains_of_calls_fit_on_the_stack_of_every_kernel() {
 }
 
 #[test]
-fn loops_go_back_by_jumps() {
+fn loops_end_in_a_jump() {
     for (name, program) in &linked() {
         for start in functions(program).into_keys() {
             let at = falls_back(program, start);
@@ -185,7 +188,8 @@ fn a_loop_that_falls_back_is_found() {
             imm,
         }
     };
-    // Forward over the last block to the loop's head; from there back to it, or to the end.
+    // Forward over the last block to the loop's head; from there back to the last block, or to the
+    // end.
     let falls = [
         insn(ALWAYS, 1),
         insn(MOVE, 0),

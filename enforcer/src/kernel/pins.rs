@@ -5,15 +5,15 @@
 //!   5f3a90c1d2e4b607-1/                 an instance: the layout of its maps, and a number
 //!     maps/ACTIVE, maps/COUNTERS, …     by the map's name
 //!     maps/SETTINGS-1, maps/CGROUPS-1   what a restart reads of each slot
-//!     maps/STATE                        what a restart needs beside them, see `kept`
+//!     maps/STATE                        what else a restart needs, see `kept`
 //!     cgroup/enforcer_conn4, …          by the program's name
 //!     interfaces/7/ingress, …           by the interface's index
 //!     lsm
 //! ```
 //!
-//! An agent goes on with the instance whose maps have its own layout. Where there is none, it makes another beside those
-//! there are, and moves their links over, one by one, each in place. Filters at the clsact qdisc are not pinned: they
-//! stay without that.
+//! An agent adopts the instance whose maps have its own layout. If there is none, it creates a new
+//! instance next to the existing ones and moves their links over, one by one, each in place. Filters
+//! at the clsact qdisc are not pinned: they stay anyway.
 
 use std::{
     fs, io,
@@ -34,7 +34,7 @@ use nix::{
 
 use super::{KernelError, calls};
 
-/// Where pins are, unless said otherwise.
+/// The default directory of pins.
 pub const PIN_DIR: &str = "/sys/fs/bpf/enforcer";
 
 /// The directory of all pins.
@@ -46,7 +46,7 @@ pub struct Pins {
 /// Held as long as an agent works with what is pinned.
 pub(super) struct PinsLock(#[expect(dead_code, reason = "held, never looked at")] Flock<fs::File>);
 
-/// One set of maps, and the links of the programs that work on them.
+/// One set of maps, with the links of the programs that work on them.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct Instance {
     path: PathBuf,
@@ -55,7 +55,7 @@ pub(super) struct Instance {
 }
 
 impl Pins {
-    /// Those in a directory, which need not be there.
+    /// The pins in a directory, which need not exist.
     pub fn new(root: &Path) -> Self {
         Self {
             root: root.to_owned(),
@@ -67,11 +67,12 @@ impl Pins {
         &self.root
     }
 
-    /// Makes the directory, unless it is there.
+    /// Creates the directory, unless it exists.
     ///
     /// # Errors
     ///
-    /// It is not on a BPF file system, can not be made, or can be written by others than root and the user of this process.
+    /// It is not on a BPF file system, cannot be created, or is writable by users other than root
+    /// and this process's user.
     pub fn prepare(&self) -> Result<(), KernelError> {
         let failed = |source| KernelError::Pins {
             action: "create",
@@ -87,8 +88,8 @@ impl Pins {
         }
         make_directory(&self.root).map_err(failed)?;
         let metadata = fs::symlink_metadata(&self.root).map_err(failed)?;
-        // Whoever owns it decides what is in force: root may, and so may the user that this agent runs as. A root's agent
-        // trusts no other user.
+        // Whoever owns the directory decides what is in force: root may, and so may the user that
+        // this agent runs as. An agent of root trusts no other user.
         let is_ours = [0, geteuid().as_raw()].contains(&metadata.uid());
         if !metadata.is_dir() || !is_ours || metadata.mode() & 0o022 != 0 {
             return Err(KernelError::PinsOfOthers {
@@ -98,12 +99,12 @@ impl Pins {
         Ok(())
     }
 
-    /// Takes the directory for this process alone: two agents on the same maps would undo each other's work. The kernel lets
-    /// go of it with the process.
+    /// Locks the directory for this process: two agents on the same maps would undo each other's
+    /// work. The kernel releases the lock with the process.
     ///
     /// # Errors
     ///
-    /// Another agent has it, or it can not be opened.
+    /// Another agent holds it, or it cannot be opened.
     pub(super) fn lock(&self) -> Result<PinsLock, KernelError> {
         let failed = |source| KernelError::Pins {
             action: "lock",
@@ -120,16 +121,18 @@ impl Pins {
         }
     }
 
-    /// Whether anything of an agent's is pinned there.
+    /// Whether an agent has pinned anything there.
     pub fn is_empty(&self) -> bool {
         self.instances().is_empty()
     }
 
-    /// Detaches everything that is pinned here, and removes the directory. Says how many links there were.
+    /// Detaches everything that is pinned here, and removes the directory. Returns how many links
+    /// there were.
     ///
     /// # Errors
     ///
-    /// An agent runs with it, or the first pin that could not be removed. The others are gone all the same.
+    /// An agent uses it, or the first pin that could not be removed. The others are removed all the
+    /// same.
     pub fn remove(&self) -> Result<usize, KernelError> {
         if self.is_empty() {
             return Ok(0);
@@ -140,7 +143,8 @@ impl Pins {
             links += instance.links().len();
             result = result.and(instance.remove());
         }
-        // Something else may be in it. That of a service's user is there before its agent, and stays.
+        // The directory may contain something else. That of a service's user was there before its
+        // agent, and stays.
         if fs::symlink_metadata(&self.root).is_ok_and(|root| root.uid() == geteuid().as_raw()) {
             let _ = fs::remove_dir(&self.root);
         }
@@ -165,7 +169,7 @@ impl Pins {
         found
     }
 
-    /// A new instance, with its directories.
+    /// Creates a new instance and its directories.
     pub(super) fn add(&self, layout: u64) -> Result<Instance, KernelError> {
         let last = self.instances().first().map_or(0, |newest| newest.number);
         let number = last.saturating_add(1);
@@ -202,12 +206,12 @@ impl Instance {
         self.path.join("maps").join(name)
     }
 
-    /// Where a map within a map is pinned, by its slot. To open it by its id would take CAP_SYS_ADMIN.
+    /// Where an inner map is pinned, by its slot. Opening it by its id would take CAP_SYS_ADMIN.
     pub(super) fn inner_map(&self, name: &str, slot: u32) -> PathBuf {
         self.map(&format!("{name}-{slot}"))
     }
 
-    /// Pins a map within a map, in the stead of the one that was in this slot.
+    /// Pins an inner map, replacing the previous one of this slot.
     pub(super) fn pin_inner_map(
         &self,
         name: &str,
@@ -223,12 +227,12 @@ impl Instance {
         })
     }
 
-    /// Where the link of a program is pinned that is attached to the cgroup root.
+    /// Where the link of a program that is attached to the cgroup root is pinned.
     pub(super) fn cgroup(&self, program: &str) -> PathBuf {
         self.path.join("cgroup").join(program)
     }
 
-    /// Where the link of a program is pinned that is attached to an interface.
+    /// Where the link of a program that is attached to an interface is pinned.
     pub(super) fn interface(&self, index: u32, direction: TcAttachType) -> PathBuf {
         let name = match direction {
             TcAttachType::Ingress => "ingress",
@@ -259,7 +263,7 @@ impl Instance {
         of_interfaces.chain(of_cgroup).chain(of_lsm).collect()
     }
 
-    /// Detaches all of it, and removes its directory.
+    /// Detaches everything, and removes the instance's directory.
     pub(super) fn remove(&self) -> Result<(), KernelError> {
         let mut result = Ok(());
         for path in self.links() {
@@ -280,10 +284,12 @@ impl Instance {
     }
 }
 
-/// Detaches the program of a pinned link, and removes the pin. One that is gone is no error.
+/// Detaches the program of a pinned link, and removes the pin. It is no error if the pin does not
+/// exist.
 pub(super) fn remove_link(path: &Path) -> Result<(), KernelError> {
     if let Ok(link) = calls::open_pin(path) {
-        // Not every kind of link can be detached, and one whose target is gone is; without its pin it goes all the same.
+        // Not every kind of link can be detached, and one whose target is gone already is. Without
+        // its pin, the link goes in any case.
         let _ = calls::detach_link(&link);
     }
     unpin(path)?;
@@ -291,14 +297,14 @@ pub(super) fn remove_link(path: &Path) -> Result<(), KernelError> {
     Ok(())
 }
 
-/// Where a link is pinned for a moment that takes the place of another.
-pub(super) fn beside(path: &Path) -> PathBuf {
+/// Where a link is pinned for a moment before it replaces another.
+pub(super) fn replacement(path: &Path) -> PathBuf {
     let mut name = path.file_name().unwrap_or_default().to_owned();
     name.push("-new");
     path.with_file_name(name)
 }
 
-/// Removes the directory of an interface, with its last link.
+/// Removes the directory of an interface after its last link.
 pub(super) fn remove_directory_of(path: &Path) {
     if let Some(directory) = path.parent() {
         let _ = fs::remove_dir(directory);
@@ -309,7 +315,7 @@ fn unpin(path: &Path) -> Result<(), KernelError> {
     removed(path, |path| fs::remove_file(path))
 }
 
-/// What is gone already is removed.
+/// Removes something; it is no error if it does not exist.
 fn removed(path: &Path, remove: impl Fn(&Path) -> io::Result<()>) -> Result<(), KernelError> {
     match remove(path) {
         Err(error) if error.kind() != io::ErrorKind::NotFound => Err(KernelError::Pins {
@@ -321,7 +327,7 @@ fn removed(path: &Path, remove: impl Fn(&Path) -> io::Result<()>) -> Result<(), 
     }
 }
 
-/// Makes a directory that is only for root, and those above it.
+/// Creates a directory that only its owner may access, and its parents.
 pub(super) fn make_directory(path: &Path) -> io::Result<()> {
     fs::DirBuilder::new()
         .recursive(true)
@@ -329,7 +335,7 @@ pub(super) fn make_directory(path: &Path) -> io::Result<()> {
         .create(path)
 }
 
-/// What is in a directory; nothing if it is not there.
+/// The contents of a directory; empty if it does not exist.
 fn entries(directory: &Path) -> impl Iterator<Item = PathBuf> + use<> {
     let entries = fs::read_dir(directory).into_iter().flatten().flatten();
     entries.map(|entry| entry.path())

@@ -2,12 +2,12 @@
 
 use enforcer_common::record::Hook;
 
-/// The programs that are attached to interfaces: for what comes in, for what goes out, and for what comes in by lo.
+/// The programs for interfaces: for ingress, for egress, and for ingress of lo.
 pub(super) const TC: [&str; 3] = ["enforcer_tc_in", "enforcer_tc_out", "enforcer_lo_in"];
-/// The one of them below for `setsockopt`.
+/// The one below that handles `setsockopt`.
 pub(super) const SETSOCKOPT: &str = "enforcer_setopt";
-/// The programs that are attached to the cgroup root, in the order of their attachment: sockets are
-/// stamped before anything judges by the stamp.
+/// The programs for the cgroup root, in the order of attachment: sockets are stamped before any
+/// program relies on the stamp.
 pub(super) const CGROUP: [&str; 12] = [
     "enforcer_sock",
     "enforcer_conn4",
@@ -23,11 +23,12 @@ pub(super) const CGROUP: [&str; 12] = [
     "enforcer_skb_in",
 ];
 
-/// What programs are attached to an interface as, by TCX: numbers of `enum bpf_attach_type`.
+/// The attach types of programs at an interface, by TCX: numbers of `enum bpf_attach_type`.
 pub(super) const TCX_INGRESS: u32 = 46;
 pub(super) const TCX_EGRESS: u32 = 47;
 
-/// What a program is attached to a cgroup as: its number of `enum bpf_attach_type` in include/uapi/linux/bpf.h.
+/// The attach type of a program at a cgroup: its number of `enum bpf_attach_type` in
+/// include/uapi/linux/bpf.h.
 pub(super) fn attach_type(name: &str) -> Option<u32> {
     Some(match name {
         "enforcer_skb_in" => 0,
@@ -49,7 +50,8 @@ pub(super) fn attach_type(name: &str) -> Option<u32> {
 /// The program for security modules, which not every kernel loads.
 pub(super) const LSM: &str = "enforcer_lsm_opt";
 
-/// Where a program is attached. Those for IPv4 and IPv6 are at one hook, and so is what takes another's place.
+/// Where a program is attached. IPv4 and IPv6 variants share a hook, and so does a program that
+/// replaces another.
 pub(super) fn hook(program: &str) -> Hook {
     match program {
         "enforcer_tc_in" | "enforcer_lo_in" => Hook::TcIngress,

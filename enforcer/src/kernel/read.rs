@@ -1,4 +1,4 @@
-//! What the programs say: counters, records of denials, and that there is a new one.
+//! Reads what the programs report: counters, records of denials, and announcements of new ones.
 
 use std::{
     collections::{BTreeMap, HashMap as StdHashMap},
@@ -42,13 +42,13 @@ impl Counters {
         self.0.get(&index).copied().unwrap_or(0)
     }
 
-    /// Packets on a path, forward and back.
+    /// Packets on a path, forward and reply.
     pub fn path(&self, number: u16) -> (u64, u64) {
         let of = |direction| self.get(counter::of_path(number, direction));
         (of(Direction::Forward), of(Direction::Reply))
     }
 
-    /// Packets and calls dropped, and those that would have been, for a reason.
+    /// Packets and calls that were dropped for a reason, and those that dry-run would have dropped.
     pub fn reason(&self, reason: Reason) -> (u64, u64) {
         let of = |dry_run| self.get(counter::of_reason(reason, dry_run));
         (of(false), of(true))
@@ -60,7 +60,7 @@ impl Kernel {
     ///
     /// # Errors
     ///
-    /// The map can not be read.
+    /// The map cannot be read.
     pub fn counters(&self, paths: usize) -> Result<Counters, KernelError> {
         let last = counter::PATHS + 2 * u32::try_from(paths).unwrap_or(0);
         let indices = (0..=counter::CUT).chain(counter::PATHS..last.min(counter::COUNT));
@@ -78,18 +78,18 @@ impl Kernel {
     ///
     /// # Errors
     ///
-    /// The map can not be read.
+    /// The map cannot be read.
     pub fn counter(&self, index: u32) -> Result<u64, KernelError> {
         let values = self.readers.counters.get(&index, 0);
         let values = values.map_err(KernelError::map("read a counter"))?;
         Ok(values.iter().flatten().sum())
     }
 
-    /// All records of denials, with what CPUs have counted since.
+    /// All records of denials, including what CPUs have counted since.
     ///
     /// # Errors
     ///
-    /// A map can not be read.
+    /// A map cannot be read.
     pub fn records(&self) -> Result<Vec<(RecordKey, RecordValue)>, KernelError> {
         let records = self.readers.records.iter();
         let read = |record: Result<(KeyBytes, ValueBytes), _>| {
@@ -102,7 +102,8 @@ impl Kernel {
         if records.is_empty() {
             return Ok(records);
         }
-        // Read after the records: what is added to one meanwhile is missed now, and not counted twice.
+        // Read after the records: what is added to a record meanwhile is missed now, but not
+        // counted twice.
         let pending = self.pending()?;
         if !pending.is_empty() {
             for (key, value) in &mut records {
@@ -112,19 +113,19 @@ impl Kernel {
         Ok(records)
     }
 
-    /// Denials that were counted beside the records and whose record found no room, or is there no more: what
-    /// [`counter::RECORDS_LOST`] will have of them later.
+    /// Denials that were counted outside the records and whose record did not fit, or no longer
+    /// exists: what [`counter::RECORDS_LOST`] will include later.
     ///
     /// # Errors
     ///
-    /// A map can not be read.
+    /// A map cannot be read.
     pub fn pending_without_record(&self) -> Result<u64, KernelError> {
         let pending = self.pending()?;
         let lost = pending.iter().filter(|(key, _)| self.record(key).is_none());
         Ok(lost.map(|(_, count)| count).sum())
     }
 
-    /// Denials that stand in no record yet, by the one they belong to.
+    /// Denials that are in no record yet, by the record that they belong to.
     fn pending(&self) -> Result<StdHashMap<RecordKey, u64>, KernelError> {
         let mut pending = StdHashMap::new();
         for index in 0..cache::ENTRIES {
@@ -132,8 +133,9 @@ impl Kernel {
             if entries.iter().all(|entry| entry.pending == 0) {
                 continue;
             }
-            // An entry that is written while it is read is half of one and half of another. Its version is read first, so
-            // that what has the same one a second time was whole the first. The next reading has the others.
+            // An entry that is being written may be read as half old and half new. Its version is
+            // read first, so if the version is the same at a second reading, the first one was
+            // consistent. The next reading gets the others.
             let again = self.entries(index)?;
             for (entry, again) in entries.iter().zip(again) {
                 if entry.pending != 0
@@ -156,7 +158,7 @@ impl Kernel {
         Ok(entries.iter().map(entry).collect())
     }
 
-    /// The record of a key, if it is there still, as it stood when the last moment began.
+    /// The record of a key, if it still exists, without repeats that have not been added to it yet.
     pub fn record(&self, key: &RecordKey) -> Option<RecordValue> {
         let bytes: KeyBytes = zerocopy::transmute!(*key);
         self.readers
@@ -166,18 +168,18 @@ impl Kernel {
             .map(|value| zerocopy::transmute!(value))
     }
 
-    /// Forgets a record.
+    /// Removes a record.
     ///
     /// # Errors
     ///
-    /// It was not there.
+    /// It does not exist.
     pub fn delete_record(&mut self, key: &RecordKey) -> Result<(), KernelError> {
         let bytes: KeyBytes = zerocopy::transmute!(*key);
         self.readers
             .records
             .remove(&bytes)
             .map_err(KernelError::map("delete a record"))?;
-        // After it, so that there are never fewer than there are records.
+        // Only afterwards, so that the counter is never below the number of records.
         let counter = key.counter();
         if let Some(counts) = self.readers.record_counts.u64(counter.word()) {
             counts.fetch_sub(counter.one(), Ordering::Relaxed);
@@ -188,18 +190,18 @@ impl Kernel {
         Ok(())
     }
 
-    /// The source of new records. To be asked for once, within a runtime.
+    /// The source of new records. May be called once, within a runtime.
     ///
     /// # Errors
     ///
-    /// It was asked for before, or the runtime can not watch it.
+    /// It was called before, or the runtime cannot watch the source.
     pub fn wakes(&mut self) -> Result<Wakes, KernelError> {
         let ring = self
             .readers
             .wakes
             .take()
             .ok_or(KernelError::Missing("second `WAKES`"))?;
-        // SAFETY: the descriptor is that of the map, which the ring buffer owns, keeps open as long
+        // SAFETY: the descriptor belongs to the map, which the ring buffer owns, keeps open as long
         // as it lives, and never exchanges.
         let watched = unsafe { AsyncFd::register_with_interest(ring, Interest::READABLE) };
         watched
@@ -208,15 +210,15 @@ impl Kernel {
     }
 }
 
-/// Tells keys of new records.
+/// Reports the keys of new records.
 pub struct Wakes(AsyncFd<RingBuf<Owned>>);
 
 impl Wakes {
-    /// Waits, and returns all keys that are there.
+    /// Waits, and returns all pending keys.
     ///
     /// # Errors
     ///
-    /// The runtime can not watch the ring buffer.
+    /// The runtime cannot watch the ring buffer.
     pub async fn next(&mut self) -> Result<Vec<RecordKey>, KernelError> {
         loop {
             let mut guard = self.0.readable_mut().await.map_err(watch_failed)?;

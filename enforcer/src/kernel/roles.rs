@@ -1,4 +1,4 @@
-//! The table of interfaces ([`enforcer_common::interfaces`]) and what stands in it.
+//! The table of interfaces ([`enforcer_common::interfaces`]) and its contents.
 
 use std::collections::HashMap;
 
@@ -10,14 +10,14 @@ use super::{
     maps::{Owned, take},
 };
 
-/// The kernel's table, and the same here.
+/// The kernel's table, and a copy of it.
 pub(super) struct Roles {
     map: Array<Owned, u64>,
     elements: HashMap<u32, u64>,
 }
 
 impl Roles {
-    /// The table of the programs, with what an agent before this one wrote there.
+    /// Takes the programs' table, with what a previous agent wrote there.
     pub(super) fn take(bpf: &mut Ebpf, adopted: bool) -> Result<Self, KernelError> {
         let map: Array<Owned, u64> = take(bpf, "INTERFACES")?;
         let mut elements = HashMap::new();
@@ -33,14 +33,15 @@ impl Roles {
         Ok(Self { map, elements })
     }
 
-    /// The interfaces that have one.
+    /// The interfaces that have a role.
     pub(super) fn interfaces(&self) -> Vec<u32> {
         let there = self.elements.values();
         let there = there.filter(|element| !matches!(**element, 0 | interfaces::GONE));
         there.map(|element| *element as u32).collect()
     }
 
-    /// Gives an interface a role under one generation, by its word. The other stays as it is.
+    /// Sets the role of an interface under one generation, as its word. The other half stays as it
+    /// is.
     pub(super) fn set_half(
         &mut self,
         interface: u32,
@@ -51,7 +52,7 @@ impl Roles {
         self.set(interface, Role::with_half(roles, upper, word))
     }
 
-    /// Gives an interface both its roles.
+    /// Sets both roles of an interface.
     pub(super) fn set(&mut self, interface: u32, role: u32) -> Result<(), KernelError> {
         let Some(slot) = interfaces::slot(interface, |slot| self.element(slot)) else {
             return Err(KernelError::NoRoomForInterface { index: interface });
@@ -63,7 +64,7 @@ impl Roles {
         self.write(slot, element)
     }
 
-    /// Takes it away.
+    /// Removes both roles of an interface.
     pub(super) fn remove(&mut self, interface: u32) -> Result<(), KernelError> {
         let mut slots = interfaces::slots(interface);
         match slots.find(|slot| self.element(*slot) as u32 == interface) {

@@ -27,13 +27,13 @@ use super::KernelError;
 pub struct Bound {
     /// TCP or UDP.
     pub port_kind: PortKind,
-    /// Where; unspecified for every address.
+    /// Its address; unspecified for every address.
     pub address: IpAddr,
     /// Its port.
     pub port: u16,
-    /// Its inode: how processes name it.
+    /// Its inode, by which a process's descriptors refer to it.
     pub inode: u32,
-    /// The cgroup of the process that made it, where the kernel tells (Linux 5.9).
+    /// The cgroup of the process that created it, if the kernel reports it (Linux 5.9).
     pub cgroup: Option<u64>,
 }
 
@@ -44,11 +44,11 @@ pub struct Holder {
     pub pid: u32,
     /// Its name.
     pub comm: String,
-    /// Its cgroup, as a path below the hierarchy's root; empty if it can not be told.
+    /// Its cgroup, as a path below the hierarchy's root; empty if unknown.
     pub cgroup: String,
 }
 
-/// Of an answer's attributes (`INET_DIAG_CGROUP_ID`, include/uapi/linux/inet_diag.h).
+/// One of an answer's attributes (`INET_DIAG_CGROUP_ID`, include/uapi/linux/inet_diag.h).
 const CGROUP_ID: u16 = 21;
 
 /// A TCP connection that is open, or a UDP socket that is connected.
@@ -73,12 +73,13 @@ pub struct Connected {
 ///
 /// # Errors
 ///
-/// The kernel gives no socket for the question, or does not answer it.
+/// The kernel provides no socket for the query, or does not answer it.
 pub fn bound() -> Result<Vec<Bound>, KernelError> {
     let mut found = Vec::new();
     for (protocol, port_kind, states) in [
         (IPPROTO_TCP, PortKind::Tcp, StateFlags::LISTEN),
-        // Of a UDP socket that is not connected; one that is has a peer, and takes no port from others.
+        // The state of an unconnected UDP socket; a connected one has a peer, and takes no port
+        // from others.
         (IPPROTO_UDP, PortKind::Udp, StateFlags::CLOSE),
     ] {
         let answers = dump(protocol, &states)?;
@@ -88,7 +89,7 @@ pub fn bound() -> Result<Vec<Bound>, KernelError> {
                 .map(|answer| bound_of(port_kind, answer)),
         );
     }
-    // A UDP socket that nobody bound has no port.
+    // An unbound UDP socket has no port.
     found.retain(|socket| socket.port != 0);
     Ok(found)
 }
@@ -213,14 +214,14 @@ fn ask(socket: &Socket, request: InetRequest, answers: &mut Vec<InetResponse>) -
                 NetlinkPayload::Error(error) => return Err(error.to_io()),
                 _ => {}
             }
-            // Each message begins at a multiple of four.
+            // Each message begins at a multiple of four bytes.
             rest = rest.get(length.max(4).next_multiple_of(4)..).unwrap_or(&[]);
         }
     }
 }
 
-/// The processes that hold sockets, by the sockets' inodes; of several that share one, the first. Who has
-/// ended, or may not be looked at, is left out.
+/// The processes that hold sockets, by the sockets' inodes; of several that share one, the first.
+/// Processes that have ended or may not be inspected are left out.
 pub fn holders(inodes: &[u32]) -> HashMap<u32, Holder> {
     let inodes: HashSet<u32> = inodes.iter().copied().collect();
     let mut found = HashMap::new();
@@ -259,7 +260,7 @@ fn directories(path: &Path) -> impl Iterator<Item = PathBuf> {
     entries.map(|entry| entry.path())
 }
 
-/// The inode of the socket that an open file is.
+/// The inode, if an open file is a socket.
 fn inode(file: &Path) -> Option<u32> {
     let target = fs::read_link(file).ok()?;
     let inode = target.to_str()?.strip_prefix("socket:[")?;

@@ -1,9 +1,10 @@
-//! What is in the kernel: programs, maps, attachments. The modules above this one load them, apply policies, attach and
-//! read.
+//! What is in the kernel: programs, maps, attachments. The modules above this one load them, apply
+//! policies, attach and read.
 //!
-//! What must survive a restart of the agent is here and nowhere else, and each part has one place that it is read back
-//! from: slot and epoch from `ACTIVE`, the generation from the slot's settings, cgroups from the slot's map of them, roles
-//! from `INTERFACES`, attachments from the pins, and all else ([`Kept`]) from a map of its own.
+//! What must survive a restart of the agent is here and nowhere else, and each part is read back
+//! from exactly one place: slot and epoch from `ACTIVE`, the generation from the slot's settings,
+//! cgroups from the slot's map of them, roles from `INTERFACES`, attachments from the pins, and
+//! everything else ([`Kept`]) from a map of its own.
 
 use std::{
     collections::{BTreeMap, BTreeSet, HashMap as StdHashMap},
@@ -35,21 +36,21 @@ use super::{
     roles::Roles,
 };
 
-/// The programs and maps in the kernel. Dropping it detaches everything, unless that is pinned.
+/// The programs and maps in the kernel. Dropping it detaches everything that is not pinned.
 pub struct Kernel {
     pub(super) bpf: Ebpf,
-    /// Where it is pinned; nothing where it ends with this process.
+    /// Where it is pinned; `None` if it ends with this process.
     pub(super) pinned: Option<Pinned>,
-    /// What is kept beside the maps.
+    /// What is saved in addition to the maps.
     pub(super) kept: Kept,
     pub(super) slots: Slots,
     pub(super) readers: Readers,
     pub(super) attached: Attached,
-    /// Whether `cgroup_skb` programs can ask for a packet's network namespace.
+    /// Whether `cgroup_skb` programs can query a packet's network namespace.
     pub(super) netns_of_packets: bool,
     /// Whether every call of `setsockopt` is seen, see [`Self::sees_all_options`].
     pub(super) lsm: Result<(), String>,
-    /// Whether the program for it could be loaded.
+    /// Whether the LSM program could be loaded.
     pub(super) lsm_loaded: Result<(), String>,
 }
 
@@ -57,9 +58,9 @@ pub struct Kernel {
 pub(super) struct Pinned {
     pub(super) instance: Instance,
     pub(super) store: Store,
-    /// Instances whose links come over to this one.
+    /// Instances whose links this one takes over.
     pub(super) others: Vec<Instance>,
-    /// Whether the instance was there before.
+    /// Whether the instance existed before.
     pub(super) adopted: bool,
     pub(super) _lock: PinsLock,
 }
@@ -73,15 +74,15 @@ pub(super) type Cgroups = HashMap<Owned, u64, u32>;
 pub(super) type Hosts = Array<Owned, [u8; size_of::<Bucket>()]>;
 pub(super) type Networks = LpmTrie<Owned, [u8; 16], [u8; 4]>;
 
-/// The slots, the word that says which is in force, and the live map of cgroups.
+/// The slots, the word that says which one is in force, and the live map of cgroups.
 pub(super) struct Slots {
     pub(super) active: Mapped,
-    /// The deadline of a policy that has to be confirmed, and what is in force from then on.
+    /// The deadline of an unconfirmed policy, and what is in force from then on.
     pub(super) pending: Mapped,
-    /// The last one that was given out, see [`tables::active::next`].
+    /// The last epoch that was assigned, see [`tables::active::next`].
     pub(super) epoch: u32,
     pub(super) current: Generation,
-    /// The generation before, as long as it may be in force again without an agent: the programs fall back to it.
+    /// The previous generation, while the programs may fall back to it without an agent.
     pub(super) fallback: Option<Generation>,
     /// The slot that was in force before the last switch.
     pub(super) slot_before: u32,
@@ -95,29 +96,29 @@ pub(super) struct Slots {
     pub(super) cgroups: ArrayOfMaps<Owned, Cgroups>,
 }
 
-/// A policy as it is in its slot.
+/// A policy in its slot.
 #[derive(Default)]
 pub(super) struct Generation {
     pub(super) slot: u32,
-    /// Which half of the roles of interfaces is its own.
+    /// Which half of the interfaces' role words is its own.
     pub(super) upper_roles: bool,
     /// The epoch that it was put in force with, or will be.
     pub(super) epoch: u32,
     /// 0 for none.
     pub(super) number: u32,
-    /// Its map of cgroups, which go on coming and going.
+    /// Its map of cgroups, which changes as cgroups come and go.
     pub(super) live: Option<Cgroups>,
-    /// What is in that.
+    /// The contents of that map.
     pub(super) parties: StdHashMap<u64, Party>,
-    /// Its addresses: most policies that follow have the same.
+    /// Its addresses: consecutive policies mostly have the same ones.
     pub(super) addresses: Option<Arc<Addresses>>,
 }
 
-/// Who is where, as the kernel holds it.
+/// Who has which address, as the kernel holds it.
 pub(super) struct Addresses {
     pub(super) prefixes: Arc<[PrefixEntry]>,
     pub(super) hosts: Hosts,
-    /// In how many buckets a search for an IPv4 address may begin.
+    /// How many of the IPv4 buckets a search may begin in.
     pub(super) first_v4: u32,
     /// Likewise for IPv6.
     pub(super) first_v6: u32,
@@ -138,17 +139,17 @@ pub(super) struct Readers {
     pub(super) wakes: Option<RingBuf<Owned>>,
 }
 
-/// What is attached, and what interfaces are for.
+/// What is attached, and the roles of interfaces.
 pub(super) struct Attached {
     pub(super) roles: Roles,
     pub(super) interfaces: BTreeMap<u32, Interface>,
     /// In the order of [`CGROUP`](super::programs::CGROUP).
     pub(super) cgroups: Vec<CgroupHook>,
-    /// Filters at the clsact qdisc that an agent left, by interface: whether on ingress.
+    /// A previous agent's filters at the clsact qdisc: interface, and whether on ingress.
     pub(super) filters: BTreeSet<(u32, bool)>,
     /// The link of the program for security modules.
     pub(super) lsm: Option<Hold>,
-    /// The roles that interfaces have under the fallback, where there is one.
+    /// The roles of interfaces under the fallback, if there is one.
     pub(super) fallback_roles: BTreeMap<u32, Role>,
 }
 
@@ -161,11 +162,11 @@ pub(super) struct CgroupHook {
 
 /// What keeps a program attached.
 pub(super) enum Hold {
-    /// The link, as long as this process has it open.
+    /// A link that this process keeps open.
     Open(OwnedFd),
-    /// The link, by its pin.
+    /// A pinned link.
     Pinned(PathBuf),
-    /// The qdisc.
+    /// A filter at the clsact qdisc.
     Filter,
 }
 

@@ -1,4 +1,4 @@
-//! A packet through a loaded program without sending it (`BPF_PROG_TEST_RUN`).
+//! Runs a packet through a loaded program without sending it (`BPF_PROG_TEST_RUN`).
 
 use std::time::Duration;
 
@@ -6,28 +6,29 @@ use aya::programs::{Program, TestRun as _, TestRunOptions, TestRunResult};
 
 use super::{Kernel, KernelError};
 
-/// Which program a packet is tried on.
+/// Which program to try a packet on.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Trial {
-    /// As if it came in by an interface.
+    /// As if it arrived through an interface.
     Arrives,
     /// As if a socket of the calling process's cgroup sent it.
     Sent,
-    /// As if it left by an interface, sent by a socket of that cgroup and of the calling thread's network namespace.
+    /// As if it left through an interface, sent by a socket of that cgroup and of the calling
+    /// thread's network namespace.
     Leaves,
-    /// As if it had come in by an interface for a socket of that cgroup.
+    /// As if it had arrived through an interface for a socket of that cgroup.
     Received,
 }
 
 impl Kernel {
-    /// Runs a program on an Ethernet frame as if it were on an interface, and tells whether the frame
-    /// may pass. Counters and records move as they would for a real one.
+    /// Runs a program on an Ethernet frame as if it were on an interface, and returns whether the
+    /// frame may pass. Counters and records change as they would for a real one.
     ///
     /// The kernel refuses frames with less than a whole IP header (up to 6.18 at least).
     ///
     /// # Errors
     ///
-    /// The kernel does not run it.
+    /// The kernel does not run the program.
     pub fn try_frame(
         &mut self,
         trial: Trial,
@@ -36,13 +37,13 @@ impl Kernel {
     ) -> Result<bool, KernelError> {
         let returned = self.trial(trial, frame, interface, 1)?.return_value;
         Ok(match trial {
-            // TC_ACT_SHOT is 2, everything else lets the next one decide.
+            // TC_ACT_SHOT is 2; any other value lets the next program decide.
             Trial::Arrives | Trial::Leaves => returned != 2,
             Trial::Sent | Trial::Received => returned & 1 == 1,
         })
     }
 
-    /// How long a program takes for a frame, on average over so many.
+    /// How long a program takes for a frame, averaged over this many runs.
     ///
     /// # Errors
     ///

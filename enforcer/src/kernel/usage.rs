@@ -1,4 +1,4 @@
-//! How full the maps are whose elements are counted anyway. Nothing here walks through a map.
+//! How full the maps are whose elements are counted anyway. Nothing here iterates over a map.
 
 use std::sync::atomic::Ordering;
 
@@ -7,7 +7,7 @@ use enforcer_common::record::RecordCounter;
 use super::{Kernel, layout};
 
 impl Kernel {
-    /// How many records of denials there are; rather one too many than one too few, see [`RecordCounter`].
+    /// How many records of denials there are; rather too high than too low, see [`RecordCounter`].
     pub fn records_held(&self) -> u64 {
         let all = self.readers.record_counts.u64(RecordCounter::ALL);
         all.map_or(0, |all| all.load(Ordering::Relaxed))

@@ -29,7 +29,7 @@ fn main() -> ExitCode {
     }
 }
 
-/// What became of a row in the three rounds.
+/// A row's outcomes in the three rounds.
 struct Line {
     row: Row,
     rounds: Vec<Tried>,
@@ -71,7 +71,7 @@ fn run(arguments: &Arguments) -> Result<bool> {
         .map(|node| Agent::start_with(&lab, node, &PolicyText::default(), &["--dry-run"]));
     let agents = agents.into_iter().collect::<Result<Vec<_>>>()?;
     attempt(&lab, &mut lines)?;
-    let told = told(&agents)?;
+    let reported = reported(&agents)?;
     for agent in agents {
         agent
             .stop()?
@@ -82,14 +82,14 @@ fn run(arguments: &Arguments) -> Result<bool> {
     println!("3. enforced: enforcer run -p lab.yaml, on cp1 and w1\n");
     let agents = Agent::on_both(&lab, &PolicyText::default())?;
     attempt(&lab, &mut lines)?;
-    let denied = self::told(&agents)?;
+    let denied = self::reported(&agents)?;
     for line in &mut lines {
-        line.judge(&told, &denied, &agents)?;
+        line.judge(&reported, &denied, &agents)?;
     }
     print_table(&lines);
     println!("\nwhat cp1's agent says was denied, and why (enforcer events):\n");
-    let said = agents[0].command(&["events"])?.checked()?;
-    for line in said.stdout.lines().take(12) {
+    let ran = agents[0].command(&["events"])?.checked()?;
+    for line in ran.stdout.lines().take(12) {
         println!("  {line}");
     }
     let fine = lines.iter().all(|line| line.as_expected);
@@ -111,7 +111,7 @@ fn attempt(lab: &Lab, lines: &mut [Line]) -> Result<()> {
     Ok(())
 }
 
-fn told(agents: &[Agent]) -> Result<Vec<(String, Event)>> {
+fn reported(agents: &[Agent]) -> Result<Vec<(String, Event)>> {
     let mut all = Vec::new();
     for agent in agents {
         all.extend(
@@ -121,7 +121,7 @@ fn told(agents: &[Agent]) -> Result<Vec<(String, Event)>> {
                 .map(|event| (agent.node().to_owned(), event)),
         );
     }
-    ensure!(!all.is_empty(), "the agents tell no denial at all");
+    ensure!(!all.is_empty(), "the agents report no denial at all");
     Ok(all)
 }
 

@@ -6,7 +6,7 @@ use std::time::Instant;
 
 use anyhow::{Context, Result};
 use clap::Parser;
-use enforcer_tests::{Lab, Place, plan::OUT};
+use enforcer_tests::{Lab, Workload, plan::OUT};
 use nix::sys::signal::{SigSet, Signal};
 
 /// Builds a small cluster on this machine and keeps it until Ctrl-C
@@ -25,7 +25,7 @@ struct Arguments {
     /// Hide pods behind their node's address
     #[arg(long)]
     masquerade_pods: bool,
-    /// Three control-plane nodes, two workers, a load balancer and all that belongs to it
+    /// Three control-plane nodes, two workers, a load balancer and everything else of a cluster
     #[arg(long)]
     cluster: bool,
     /// The same, with a VXLAN tunnel between the nodes
@@ -44,7 +44,8 @@ fn main() -> ExitCode {
 }
 
 fn run(arguments: &Arguments) -> Result<()> {
-    // Before the first thread starts, so that no thread dies of what this one waits for.
+    // Before the first thread starts, so that the signals that this one waits for kill no other
+    // thread.
     let ends: SigSet = [Signal::SIGINT, Signal::SIGTERM, Signal::SIGHUP]
         .into_iter()
         .collect();
@@ -106,33 +107,33 @@ fn describe(lab: &Lab, started: Instant) -> Result<()> {
         println!("{:8}{:14}{}", party.name, party.v4.to_string(), party.v6);
     }
     println!("\nTo be there, in another terminal, as root:");
-    for (who, place) in places(lab) {
-        println!("\n# {who}\n{}", place.shell_line());
+    for (who, workload) in workloads(lab) {
+        println!("\n# {who}\n{}", workload.shell_line());
     }
     println!("\nCtrl-C ends the lab");
     Ok(())
 }
 
-fn places(lab: &Lab) -> Vec<(String, Place)> {
+fn workloads(lab: &Lab) -> Vec<(String, Workload)> {
     let topology = lab.topology();
-    let mut places = Vec::new();
+    let mut workloads = Vec::new();
     for node in topology.control_plane.iter().map(|node| node.name) {
         for name in ["apiserver", "controller-manager"] {
-            let place = lab.static_pod(node, name);
-            places.push((format!("the {name} on {node}"), place));
+            let workload = lab.static_pod(node, name);
+            workloads.push((format!("the {name} on {node}"), workload));
         }
     }
     for node in topology.nodes.iter().map(|node| node.name) {
-        places.push((format!("a hostNetwork pod on {node}"), lab.hostnet(node)));
+        workloads.push((format!("a hostNetwork pod on {node}"), lab.hostnet(node)));
     }
     for host in topology.hosts.iter().filter(|host| **host != OUT) {
         let who = format!("somebody who logged in on {}", host.name);
-        places.push((who, lab.login(host.name)));
+        workloads.push((who, lab.login(host.name)));
     }
     for pod in topology.pods {
         let (name, host) = (pod.party.name, pod.host);
-        places.push((format!("pod {name} on {host}"), lab.pod(name).clone()));
+        workloads.push((format!("pod {name} on {host}"), lab.pod(name).clone()));
     }
-    places.push(("the outside neighbour".to_owned(), lab.neighbour()));
-    places
+    workloads.push(("the outside neighbour".to_owned(), lab.neighbour()));
+    workloads
 }

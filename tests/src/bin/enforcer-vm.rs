@@ -1,6 +1,6 @@
-//! The first process of a virtual machine in which `cargo xtask kernels` tries another kernel: mounts
-//! what a host has, loads modules, runs the steps of its plan one after the other, and powers off. What a
-//! step prints goes to the console between two lines that begin with `@@`.
+//! The first process of a virtual machine in which `cargo xtask kernels` tests another kernel:
+//! mounts what a host has, loads modules, runs the steps of its plan one after another, and powers
+//! off. The output of a step goes to the console between two lines that begin with `@@`.
 
 use std::fs::{self, File};
 use std::path::Path;
@@ -14,10 +14,10 @@ use nix::mount::{MsFlags, mount};
 use nix::sys::reboot::{RebootMode, reboot};
 use serde::Deserialize;
 
-/// What to do, as `cargo xtask kernels` has written it to `/plan.json`.
+/// What to do, as `cargo xtask kernels` writes it to `/plan.json`.
 #[derive(Debug, Deserialize)]
 struct Plan {
-    /// Files of kernel modules, those first that others need.
+    /// Files of kernel modules, in the order of their dependencies.
     modules: Vec<String>,
     steps: Vec<Step>,
 }
@@ -28,7 +28,7 @@ struct Step {
     program: String,
     arguments: Vec<String>,
     environment: Vec<(String, String)>,
-    /// After so long it is ended, and has failed.
+    /// After this time, the step is killed and counts as failed.
     seconds: u64,
 }
 
@@ -36,7 +36,7 @@ fn main() {
     if let Err(error) = run() {
         println!("@@ failed {error:#}");
     }
-    // A kernel whose first process ends panics, and that is no way to go.
+    // If a kernel's first process ends, the kernel panics instead of powering off.
     let _ = reboot(RebootMode::RB_POWER_OFF);
 }
 
@@ -75,7 +75,7 @@ fn mounts() -> Result<()> {
         ("cgroup2", "/sys/fs/cgroup"),
         ("bpf", "/sys/fs/bpf"),
     ];
-    // In memory as it is, and the clone that built this may be below it.
+    // The root file system is in memory already, and the clone that built this may be below `/tmp`.
     fs::create_dir_all("/tmp").context("failed to make /tmp")?;
     for (kind, directory) in rows {
         fs::create_dir_all(directory).with_context(|| format!("failed to make {directory}"))?;

@@ -1,4 +1,4 @@
-//! The lab's helper in a namespace: performs one action there and prints the outcome as JSON.
+//! The lab's helper within a namespace: performs one action there and prints the outcome as JSON.
 
 use std::process::ExitCode;
 

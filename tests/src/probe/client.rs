@@ -1,4 +1,4 @@
-//! Those who open connections and send datagrams.
+//! Clients: open connections and send datagrams.
 
 use std::io::{Read, Write};
 use std::net::{Shutdown, SocketAddr, TcpStream, UdpSocket};
@@ -17,7 +17,8 @@ use nix::sys::socket::{
 use crate::packet::{CLIENT_HELLO, from_hex};
 
 use super::{
-    Connect, Failure, Hold, Outcome, Report, Transfer, Udp, compat, milliseconds, socket, tell,
+    Connect, Failure, Hold, Outcome, Report, Transfer, Udp, compat, milliseconds, print_line,
+    socket,
 };
 
 pub(super) fn connect(what: &Connect) -> Report {
@@ -39,9 +40,9 @@ pub(super) fn connect(what: &Connect) -> Report {
     timed(Report { local, ..report }, started)
 }
 
-/// The first piece is under way already where it went with the SYN.
+/// With TCP Fast Open, the first piece was already sent with the SYN.
 fn send_pieces(stream: &mut TcpStream, what: &Connect) -> Report {
-    // Each piece is a segment of its own.
+    // Each piece is a separate segment.
     if let Err(error) = stream.set_nodelay(true) {
         return Report::of_error(&error, "nodelay");
     }
@@ -78,14 +79,15 @@ pub(super) fn transfer(what: &Transfer) -> Report {
     };
     let local = stream.local_addr().ok();
     let report = thread::scope(|scope| {
-        // Both at the same time: an echo server whose answers are not read stops reading. The path may require TLS.
+        // Both directions at the same time: an echo server whose answers are not read stops
+        // reading. The path may require TLS.
         let mut bytes = vec![b'x'; what.bytes];
         let hello = CLIENT_HELLO.len().min(bytes.len());
         bytes[..hello].copy_from_slice(&CLIENT_HELLO[..hello]);
         let stream = &stream;
         scope.spawn(move || { stream }.write_all(&bytes));
         let report = take_back(stream, what.bytes);
-        // A sender that is stuck has no receiver any more.
+        // If the sender is stuck, no one receives any more.
         let _ = stream.shutdown(Shutdown::Both);
         report
     });
@@ -134,7 +136,7 @@ pub(super) fn hold(what: &Hold) -> Report {
                 started,
             );
         }
-        tell(&format!("answer {}", count + 1));
+        print_line(&format!("answer {}", count + 1));
         thread::sleep(milliseconds(what.every_ms));
     }
     Report::new(Outcome::Closed, "end of numbers")
@@ -170,7 +172,7 @@ fn open_stream(what: &Connect) -> Result<TcpStream, Failure> {
     if let Some(device) = &what.device {
         setsockopt(&socket, BindToDevice, &device.into()).map_err(at("device"))?;
     }
-    // A port that an earlier connection still has in TIME_WAIT will do.
+    // Also takes a port that an earlier connection still holds in TIME_WAIT.
     setsockopt(&socket, ReuseAddr, &what.from.is_some()).map_err(at("reuse"))?;
     setsockopt(&socket, IpTransparent, &what.transparent).map_err(at("transparent"))?;
     bind_to(&socket, what.from, what.mapped).map_err(at("bind"))?;
@@ -218,7 +220,7 @@ fn send_datagrams(what: &Udp) -> Result<UdpSocket, Failure> {
     let at = |step: &'static str| move |errno| (errno, step);
     let to = socket::mapped(what.to, what.mapped);
     let socket = socket::towards(to, SockType::Datagram, what.timeout_ms).map_err(at("socket"))?;
-    // It takes no privilege.
+    // Needs no privilege.
     setsockopt(&socket, Broadcast, &true).map_err(at("broadcast"))?;
     bind_to(&socket, what.from, what.mapped).map_err(at("bind"))?;
     let peer = what.but_connect.or(what.connected.then_some(what.to));

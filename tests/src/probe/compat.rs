@@ -1,5 +1,5 @@
-//! System calls as a 32-bit program makes them. Any program can, and the kernel runs no cgroup program
-//! for options that are set this way.
+//! System calls in the way of a 32-bit program. Any program can make them, and the kernel runs no
+//! cgroup program for options that are set this way.
 
 use std::net::SocketAddr;
 use std::num::NonZeroUsize;
@@ -22,7 +22,7 @@ pub(super) const IO_URING_SETUP: u32 = 425;
 
 const PAGE: usize = 4096;
 
-/// A page that 32-bit programs can address.
+/// A page that 32-bit addresses can reach.
 pub(super) struct LowPage(NonNull<libc::c_void>);
 
 impl LowPage {
@@ -30,12 +30,12 @@ impl LowPage {
         let length = NonZeroUsize::new(PAGE).ok_or(Errno::EINVAL)?;
         let flags = MapFlags::MAP_PRIVATE | low();
         let access = ProtFlags::PROT_READ | ProtFlags::PROT_WRITE;
-        // SAFETY: a new mapping, which nobody else knows of.
+        // SAFETY: a new mapping, which nothing else refers to.
         let page = Self(unsafe { mmap_anonymous(None, length, access, flags) }?);
         if bytes.len() > PAGE {
             return Err(Errno::E2BIG);
         }
-        // SAFETY: the page is as long as that, and nobody else writes to it.
+        // SAFETY: the page is that long, and nothing else writes to it.
         unsafe {
             page.0
                 .cast::<u8>()
@@ -49,14 +49,14 @@ impl LowPage {
     }
 
     pub(super) fn bytes(&self) -> &[u8] {
-        // SAFETY: mapped for as long as this lives, and written to by system calls only.
+        // SAFETY: mapped as long as this value lives, and written only by system calls.
         unsafe { std::slice::from_raw_parts(self.0.cast().as_ptr(), PAGE) }
     }
 }
 
 impl Drop for LowPage {
     fn drop(&mut self) {
-        // SAFETY: mapped by this type alone; nobody has the address any more.
+        // SAFETY: mapped only by this type; no references are left.
         let _ = unsafe { munmap(self.0, PAGE) };
     }
 }
@@ -71,7 +71,7 @@ fn low() -> MapFlags {
     MapFlags::empty()
 }
 
-/// Makes a 32-bit system call; `ENOSYS` where this kernel or processor has none.
+/// Makes a 32-bit system call; `ENOSYS` if this kernel or processor does not support them.
 pub(super) fn call(number: u32, arguments: [u32; 5]) -> Result<u32, Errno> {
     if !is_there() {
         return Err(Errno::ENOSYS);
@@ -83,12 +83,12 @@ pub(super) fn call(number: u32, arguments: [u32; 5]) -> Result<u32, Errno> {
     Ok(result.cast_unsigned())
 }
 
-/// `bind` of a 32-bit program.
+/// The 32-bit `bind`.
 pub(super) fn bind(socket: &OwnedFd, at: SocketAddr) -> Result<(), Errno> {
     with_address(BIND, socket, at)
 }
 
-/// `connect` of one.
+/// The 32-bit `connect`.
 pub(super) fn connect(socket: &OwnedFd, to: SocketAddr) -> Result<(), Errno> {
     with_address(CONNECT, socket, to)
 }
@@ -104,9 +104,10 @@ fn with_address(number: u32, socket: &OwnedFd, address: SocketAddr) -> Result<()
     call(number, [file, page.address()?, length, 0, 0]).map(drop)
 }
 
-/// Whether a child survives one.
+/// Whether a child survives a 32-bit call.
 fn is_there() -> bool {
-    // SAFETY: this program has one thread when it asks, and the child makes system calls only.
+    // SAFETY: this program has only one thread at this point, and the child only makes system
+    // calls.
     match unsafe { fork() } {
         Ok(ForkResult::Child) => {
             let pid = interrupt(GETPID, [0; 5]);
@@ -123,8 +124,8 @@ fn is_there() -> bool {
 #[cfg(target_arch = "x86_64")]
 fn interrupt(number: u32, [a, b, c, d, e]: [u32; 5]) -> i32 {
     let result: u32;
-    // SAFETY: the calls made here read and write memory that their callers own. The first argument's
-    // register is the compiler's own, so it is put back.
+    // SAFETY: the calls made here read and write memory that their callers own. The first
+    // argument's register is reserved by the compiler, so it is restored.
     unsafe {
         std::arch::asm!(
             "push rbx",

@@ -1,4 +1,5 @@
-//! An `AF_XDP` socket that sends: its frames go to the driver and come by no queueing discipline.
+//! An `AF_XDP` socket that sends: its frames go straight to the driver, past every queueing
+//! discipline.
 
 use std::num::NonZeroUsize;
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
@@ -18,16 +19,16 @@ const RING: u32 = 64;
 // include/uapi/linux/if_xdp.h
 const TX_RING_OFFSET: i64 = 0x8000_0000;
 
-/// A socket of that family.
+/// An `AF_XDP` socket.
 pub(super) fn open() -> Result<OwnedFd, Errno> {
     // SAFETY: takes numbers only.
     let socket = unsafe { libc::socket(libc::AF_XDP, libc::SOCK_RAW | libc::SOCK_CLOEXEC, 0) };
     let socket = Errno::result(socket)?;
-    // SAFETY: just made, and nobody else has it.
+    // SAFETY: just created, and nothing else owns it.
     Ok(unsafe { OwnedFd::from_raw_fd(socket) })
 }
 
-/// A ring by which it could send to a driver's queue.
+/// Sets up a ring for sending to a driver's queue.
 pub(super) fn ask_for_ring(socket: &OwnedFd, call: Call) -> Result<(), Errno> {
     let option = (libc::SOL_XDP, libc::XDP_TX_RING);
     socket::set_option(socket, option, &RING.to_ne_bytes(), call)
@@ -45,7 +46,7 @@ pub(super) fn send_all(interface: &str, frames: &[Vec<u8>], call: Call) -> Resul
         if frame.len() > CHUNK {
             return Err((Errno::EMSGSIZE, "send"));
         }
-        // SAFETY: a chunk is as long as that, and nobody else writes to it.
+        // SAFETY: a chunk is that long, and nothing else writes to it.
         unsafe {
             let chunk = memory.byte_add(number * CHUNK).cast::<u8>();
             chunk.copy_from(NonNull::from(&frame[..]).cast(), frame.len());
@@ -60,7 +61,7 @@ pub(super) fn send_all(interface: &str, frames: &[Vec<u8>], call: Call) -> Resul
 fn share(socket: &OwnedFd) -> Result<NonNull<libc::c_void>, Errno> {
     let length = NonZeroUsize::new(CHUNK * CHUNKS).ok_or(Errno::EINVAL)?;
     let access = ProtFlags::PROT_READ | ProtFlags::PROT_WRITE;
-    // SAFETY: a new mapping, which nobody else knows of.
+    // SAFETY: a new mapping, which nothing else refers to.
     let memory = unsafe { mmap_anonymous(None, length, access, MapFlags::MAP_PRIVATE) }?;
     // `struct xdp_umem_reg`
     let region = [
@@ -126,7 +127,7 @@ impl Sender {
         };
         let length = size_of_val(&address) as libc::socklen_t;
         let address = (&raw const address).cast();
-        // The kernel takes its time to give a queue back that another socket had.
+        // The kernel takes time to release a queue that another socket had.
         for tries in 0.. {
             // SAFETY: the pointer is to a valid address of this length.
             let bound = unsafe { libc::bind(socket.as_raw_fd(), address, length) };
@@ -143,10 +144,10 @@ impl Sender {
         })
     }
 
-    /// Puts a chunk into the ring, each number once and in order.
+    /// Puts a chunk into the ring; each number is used once and in order.
     fn put(&self, number: usize, length: usize) {
         let descriptor = [(number * CHUNK) as u64, length as u64];
-        // SAFETY: there are more descriptors than chunks, and the producer's end is this program's.
+        // SAFETY: there are more descriptors than chunks, and this program owns the producer's end.
         unsafe {
             self.ring
                 .byte_add(self.descriptors + number * 16)

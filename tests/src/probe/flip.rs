@@ -1,5 +1,6 @@
-//! Bytes that change after the kernel was given them and before it is done with them: what judges them
-//! has to read them once, and to make what it read the last word.
+//! Bytes that change after they were passed to the kernel and before it is done with them: a
+//! verdict is safe only if they are read once, and if the value that was read is the one that is
+//! sent.
 
 use std::fs::File;
 use std::io::{self, IoSlice};
@@ -45,8 +46,8 @@ fn reported(done: Result<(), Failure>, count: u32) -> Report {
     }
 }
 
-/// Runs something many times while a byte goes there and back. Each time begins with the other value,
-/// so that both are seen on one processor, too.
+/// Runs something many times while a byte alternates between two values. Each run begins with the
+/// other value, so that both occur even on a single processor.
 fn while_it_flips(
     byte: &AtomicU8,
     other: u8,
@@ -91,13 +92,13 @@ fn send_frames(what: &FlipFrame) -> Result<(), Failure> {
     ring.fill(&frame).map_err(at("ring"))?;
     let byte = ring.byte(what.at).map_err(at("ring"))?;
     while_it_flips(byte, what.to, what.count, || match ring.send() {
-        // The sender gets one of these for what is dropped at egress.
+        // The sender gets one of these errors for a packet that is dropped at egress.
         Ok(()) | Err(Errno::ENOBUFS | Errno::EPERM | Errno::ENOMEM) => Ok(()),
         Err(errno) => Err((errno, "send")),
     })
 }
 
-/// A page that is in a file and in memory.
+/// A page of a file that is mapped into memory.
 struct Page {
     file: File,
     memory: NonNull<libc::c_void>,
@@ -115,7 +116,7 @@ impl Page {
         if bytes.len() > PAGE {
             return Err(Errno::E2BIG);
         }
-        // SAFETY: the page is as long as that, and nobody else writes to it yet.
+        // SAFETY: the page is that long, and nothing else writes to it yet.
         unsafe {
             memory
                 .cast::<u8>()
@@ -133,9 +134,10 @@ impl Page {
         unsafe { self.memory.cast::<AtomicU8>().as_ref() }
     }
 
-    /// Its bytes, for calls that hand their address on.
+    /// Its bytes, for calls that pass their address on.
     fn bytes(&self) -> &[u8] {
-        // SAFETY: mapped as long as this program lives. One byte changes meanwhile: nothing here reads it.
+        // SAFETY: mapped as long as this program lives. One byte changes meanwhile, but nothing
+        // here reads it.
         unsafe { std::slice::from_raw_parts(self.memory.cast().as_ptr(), self.length) }
     }
 

@@ -1,4 +1,5 @@
-//! Connects to one address over and over, without waiting: whether there is a moment at which it can be reached.
+//! Connects to one address over and over, without waiting, to find any moment at which it is
+//! reachable.
 
 use std::collections::VecDeque;
 use std::io::Write as _;
@@ -13,23 +14,24 @@ use nix::sys::socket::{SockType, SockaddrStorage, connect, getpeername, getsockn
 
 use super::{Knock, Report, socket};
 
-/// So many in a row, and a pause, so that others get to do something, too.
+/// Attempts in a row before a pause that lets other processes run.
 const IN_A_ROW: u32 = 16;
 const PAUSE: Duration = Duration::from_millis(1);
-/// So many are waited for at a time.
+/// The maximum number of attempts in progress.
 const WAITING: usize = 512;
 
-/// Ends when it is killed. Prints a line for each connection that stands, and one for each thousand that do not.
+/// Ends when it is killed. Prints a line for each established connection, and one for every
+/// thousand failed attempts.
 pub(super) fn knock(what: &Knock) -> Report {
     let mut waiting = VecDeque::new();
     let mut tried = 0_u64;
-    tell("ready");
+    print_line("ready");
     loop {
         for _ in 0..IN_A_ROW {
             match begin(what.to) {
                 Ok(socket) => waiting.push_back(socket),
                 Err(Errno::EPERM | Errno::ECONNREFUSED) => {}
-                // Out of ports or descriptors: some end soon.
+                // Out of ports or descriptors: some are released soon.
                 Err(Errno::EADDRNOTAVAIL | Errno::EMFILE | Errno::EAGAIN) => {
                     waiting.pop_front();
                 }
@@ -42,10 +44,10 @@ pub(super) fn knock(what: &Knock) -> Report {
             }
             tried += 1;
             if tried.is_multiple_of(1000) {
-                tell(&format!("tried {tried}"));
+                print_line(&format!("tried {tried}"));
             }
         }
-        // Those of a while ago would have answered.
+        // An attempt this old would have been answered by now.
         if let Some(first) = waiting.pop_front() {
             look(&first);
         }
@@ -57,7 +59,7 @@ fn begin(to: SocketAddr) -> Result<OwnedFd, Errno> {
     let socket = socket::towards(to, SockType::Stream, 0)?;
     let flags = OFlag::from_bits_retain(fcntl(&socket, FcntlArg::F_GETFL)?);
     fcntl(&socket, FcntlArg::F_SETFL(flags | OFlag::O_NONBLOCK))?;
-    // It ends without a trace: nobody's port is taken for a minute.
+    // Closes with a reset, so that no port is blocked for a minute.
     let linger = nix::libc::linger {
         l_onoff: 1,
         l_linger: 0,
@@ -73,11 +75,11 @@ fn look(socket: &OwnedFd) {
     if getpeername::<SockaddrStorage>(socket.as_raw_fd()).is_ok() {
         let from = getsockname::<SockaddrStorage>(socket.as_raw_fd());
         let from = from.map(|from| from.to_string()).unwrap_or_default();
-        tell(&format!("open from {from}"));
+        print_line(&format!("open from {from}"));
     }
 }
 
-fn tell(line: &str) {
+fn print_line(line: &str) {
     let mut out = std::io::stdout();
     let _ = writeln!(out, "{line}").and_then(|()| out.flush());
 }

@@ -1,4 +1,4 @@
-//! Those who wait to be talked to.
+//! Servers: wait for clients.
 
 use std::io::{Read, Write};
 use std::net::{SocketAddr, TcpListener, TcpStream, UdpSocket};
@@ -8,17 +8,17 @@ use nix::errno::Errno;
 use nix::sys::socket::{Backlog, SockType, listen};
 use serde::{Deserialize, Serialize};
 
-use super::{Bind, Outcome, READY, Report, Serve, Take, compat, socket, tell};
+use super::{Bind, Outcome, READY, Report, Serve, Take, compat, print_line, socket};
 use crate::Lab;
 
 /// What a server reports about a client.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Heard {
-    /// From where.
+    /// The client's address.
     pub from: SocketAddr,
-    /// On which of its addresses.
+    /// The server's own address.
     pub at: SocketAddr,
-    /// What came; nothing for a connection that was only opened.
+    /// What it sent; `None` for a connection that was only opened.
     pub data: Option<String>,
 }
 
@@ -54,7 +54,7 @@ pub(super) fn serve(what: &Serve) -> Report {
         (Ok(tcp), Ok(udp)) => (tcp, udp),
         (Err(errno), _) | (_, Err(errno)) => return Report::of_errno(errno, "bind"),
     };
-    tell(READY);
+    print_line(READY);
     thread::scope(|scope| {
         for listener in &tcp {
             scope.spawn(|| accept(listener, what));
@@ -69,7 +69,7 @@ pub(super) fn serve(what: &Serve) -> Report {
 pub(super) fn keep_lab() -> Report {
     match Lab::builder().build() {
         Ok(lab) => {
-            tell(&lab.id().to_string());
+            print_line(&lab.id().to_string());
             loop {
                 thread::park();
             }
@@ -157,13 +157,13 @@ fn answer_datagrams(socket: &UdpSocket, say: Option<&str>) {
             at,
             data: Some(String::from_utf8_lossy(data).into_owned()),
         });
-        // Whom the answer does not reach, it does not reach.
+        // If the answer does not arrive, the client will notice.
         let _ = socket.send_to(say.map_or(data, str::as_bytes), from);
     }
 }
 
 fn hear(heard: &Heard) {
     if let Ok(line) = serde_json::to_string(heard) {
-        tell(&line);
+        print_line(&line);
     }
 }

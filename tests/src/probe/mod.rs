@@ -1,5 +1,5 @@
-//! The actions of `lab-probe` and their outcomes: one definition for the program, which parses its command line into
-//! these types, and for the lab, which makes command lines from them.
+//! The actions of `lab-probe` and their outcomes: one definition for the program, which parses its
+//! command line into these types, and for the lab, which makes command lines from them.
 
 use std::fmt;
 use std::io;
@@ -34,8 +34,8 @@ pub use options::{
 };
 pub use sniff::Frame;
 
-/// How long `lab-probe` waits at most by default, in milliseconds: on one machine everything that works takes less than
-/// one.
+/// How long `lab-probe` waits at most by default, in milliseconds: on a single machine, everything
+/// that works takes less than one.
 pub const TIMEOUT_MS: u64 = 700;
 
 /// The line that a server prints once it can be reached.
@@ -47,11 +47,11 @@ pub const READY: &str = "ready";
 pub enum Probe {
     /// Opens a TCP connection, and sends and receives something if asked to
     Connect(Connect),
-    /// Sends much over a TCP connection to an echo server, and takes all of it back
+    /// Sends a lot of data over a TCP connection to an echo server, and reads all of it back
     Transfer(Transfer),
     /// Keeps a TCP connection open and sends something over it again and again
     Hold(Hold),
-    /// Connects over and over, and tells when a connection stands
+    /// Connects over and over, and reports each established connection
     Knock(Knock),
     /// Sends UDP datagrams and waits for the answer to the last
     Udp(Udp),
@@ -59,23 +59,23 @@ pub enum Probe {
     Bind(Bind),
     /// Sends an ICMP echo request through a raw socket
     Ping(Ping),
-    /// Sends frames made elsewhere through a packet socket
+    /// Sends given frames through a packet socket
     Inject(Inject),
-    /// Sends IP packets made elsewhere through a raw socket
+    /// Sends given IP packets through a raw socket
     Raw(Raw),
     /// Answers on TCP and UDP addresses and reports its clients
     Serve(Serve),
-    /// Tells which frames pass an interface
+    /// Reports the frames that pass an interface
     Sniff(Sniff),
     /// Asks a DNS server for a name
     Dns(Dns),
-    /// Waits for konnectivity agents, and leads clients through their connections
+    /// Waits for konnectivity agents, and forwards clients through their connections
     TunnelServer(TunnelServer),
     /// Connects to a tunnel server, and on request to a target
     TunnelAgent(TunnelAgent),
     /// Asks for a ring to send by an AF_XDP socket
     Ring(Ring),
-    /// Sends frames made elsewhere out of a tap device of its own
+    /// Sends given frames out of a tap device of its own
     Tap(Tap),
     /// Sends a frame that changes while it is sent
     FlipFrame(FlipFrame),
@@ -87,7 +87,7 @@ pub enum Probe {
     KeepLab,
 }
 
-/// How a try ended.
+/// How an attempt ended.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Outcome {
@@ -105,13 +105,13 @@ pub enum Outcome {
     Refused,
     /// The kernel, or a program in it, forbids it (`EPERM`).
     Eperm,
-    /// It takes a privilege that the process has not (`EACCES`).
+    /// The process lacks a needed privilege (`EACCES`).
     Eacces,
-    /// Nothing came back.
+    /// There was no answer.
     Timeout,
     /// No route (`EHOSTUNREACH`, `ENETUNREACH`).
     Unreachable,
-    /// The other side broke it off (`ECONNRESET`, `EPIPE`).
+    /// The other side reset the connection (`ECONNRESET`, `EPIPE`).
     Reset,
     /// The other side closed it.
     Closed,
@@ -130,7 +130,7 @@ impl fmt::Display for Outcome {
 }
 
 impl Outcome {
-    /// Whether traffic got through, or may for all we see.
+    /// Whether traffic got through, or at least may have.
     pub fn worked(self) -> bool {
         matches!(
             self,
@@ -143,7 +143,8 @@ impl Outcome {
             Errno::ECONNREFUSED => Self::Refused,
             Errno::EPERM => Self::Eperm,
             Errno::EACCES => Self::Eacces,
-            // A blocking call that reached its socket's time limit fails with one of the first three.
+            // A blocking call that reaches its socket's time limit fails with one of the first
+            // three.
             Errno::EINPROGRESS | Errno::EAGAIN | Errno::EALREADY | Errno::ETIMEDOUT => {
                 Self::Timeout
             }
@@ -161,12 +162,12 @@ impl Outcome {
 pub struct Report {
     /// How it ended.
     pub outcome: Outcome,
-    /// The step that it got to.
+    /// The step that it reached.
     pub step: String,
-    /// The kernel's error, in its words.
+    /// The text of the kernel's error.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub os_error: Option<String>,
-    /// The own address and port.
+    /// The local address and port.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub local: Option<SocketAddr>,
     /// What the other side answered.
@@ -218,7 +219,7 @@ impl Report {
 }
 
 impl Probe {
-    /// Performs it. Servers print their reports and return when they are done.
+    /// Performs the action. Servers print their reports and return when they are done.
     pub fn perform(&self) -> Report {
         match self {
             Self::Connect(what) => client::connect(what),
@@ -244,9 +245,9 @@ impl Probe {
         }
     }
 
-    /// The command line that means this.
+    /// The command line that stands for this action.
     pub fn arguments(&self) -> Vec<String> {
-        // Plain data with string keys: there is nothing in it that could fail.
+        // Plain data with string keys, which cannot fail.
         let value = serde_json::to_value(self).unwrap_or_default();
         match &value {
             serde_json::Value::Object(fields) => fields.iter().flat_map(subcommand).collect(),
@@ -274,10 +275,10 @@ fn argument(name: &str, value: &serde_json::Value) -> Vec<String> {
 }
 
 /// Prints one line for the process that started this program.
-fn tell(line: &str) {
+fn print_line(line: &str) {
     use std::io::Write;
     let mut out = io::stdout().lock();
-    // A reader that has gone wants to know no more.
+    // If the reader is gone, nobody needs the line.
     let _ = writeln!(out, "{line}").and_then(|()| out.flush());
 }
 
@@ -297,7 +298,7 @@ mod tests {
         probe: Probe,
     }
 
-    /// What the lab writes, the program must read as the same.
+    /// What the lab writes, the program must parse to the same value.
     #[test]
     fn arguments_are_understood() -> Result<(), Box<dyn std::error::Error>> {
         let to: SocketAddr = "[::1]:8080".parse()?;

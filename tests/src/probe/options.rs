@@ -14,7 +14,7 @@ pub struct Connect {
     /// Where to
     #[arg(long)]
     pub to: SocketAddr,
-    /// The own address and port to bind first
+    /// The local address and port to bind first
     #[arg(long)]
     pub from: Option<SocketAddr>,
     /// Use an IPv6 socket and the IPv4-mapped form of the destination
@@ -23,8 +23,7 @@ pub struct Connect {
     /// What to send; its answer is reported
     #[arg(long)]
     pub send: Option<String>,
-    /// What to send, in hexadecimal, each piece by itself; the answer to the first that is answered is
-    /// reported
+    /// What to send, in hexadecimal, each piece separately; the first answer is reported
     #[arg(long, conflicts_with = "send")]
     pub piece: Vec<String>,
     /// Pieces to send before those, as urgent data (MSG_OOB)
@@ -39,7 +38,7 @@ pub struct Connect {
     /// Speak multipath TCP
     #[arg(long)]
     pub multipath: bool,
-    /// Take the address to bind though this host does not have it (IP_TRANSPARENT)
+    /// Bind an address even if this host does not have it (IP_TRANSPARENT)
     #[arg(long, requires = "from")]
     pub transparent: bool,
     /// Bind the socket to this interface (SO_BINDTODEVICE)
@@ -48,7 +47,7 @@ pub struct Connect {
     /// Connect by the system call for 32-bit programs
     #[arg(long)]
     pub compat: bool,
-    /// Connect to this address first, and then with the same socket to the other
+    /// Connect to this address first, and then to the other with the same socket
     #[arg(long)]
     pub first: Option<SocketAddr>,
     /// What to send there, in hexadecimal, --first-count times, reading each answer
@@ -96,12 +95,12 @@ pub struct Transfer {
     /// How many bytes to send, and to wait for
     #[arg(long)]
     pub bytes: usize,
-    /// How long it may make no progress
+    /// How long there may be no progress
     #[arg(long, default_value_t = TIMEOUT_MS)]
     pub timeout_ms: u64,
 }
 
-/// `lab-probe hold`: prints a line for each answer, and a report when there is none any more.
+/// `lab-probe hold`: prints a line for each answer, and a report once there are no more.
 #[derive(Debug, Clone, Args, Serialize)]
 pub struct Hold {
     /// Where to
@@ -152,13 +151,13 @@ pub struct Udp {
     /// Where to
     #[arg(long)]
     pub to: SocketAddr,
-    /// The own address and port to bind first
+    /// The local address and port to bind first
     #[arg(long)]
     pub from: Option<SocketAddr>,
     /// Connect the socket, to the destination or, with --but-connect, elsewhere
     #[arg(long)]
     pub connected: bool,
-    /// Connect the socket to this address, and send to the destination all the same
+    /// Connect the socket to this address, but send to the destination anyway
     #[arg(long)]
     pub but_connect: Option<SocketAddr>,
     /// Use an IPv6 socket and the IPv4-mapped form of the destination
@@ -221,18 +220,18 @@ pub struct Bind {
     pub compat: bool,
 }
 
-/// How a socket comes by its port.
+/// How a socket gets its port.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, ValueEnum, Serialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Take {
     /// It is bound to it.
     #[default]
     Bind,
-    /// It is bound to an address that this host need not have (IP_FREEBIND).
+    /// It is bound to an address that this host may not have (IP_FREEBIND).
     Free,
-    /// It is bound to port 0, where the own range of ports holds that one only (IP_LOCAL_PORT_RANGE).
+    /// It is bound to port 0, with a port range that contains only this one (IP_LOCAL_PORT_RANGE).
     Range,
-    /// It is never bound, and has such a range: `listen` takes the port, or the first datagram.
+    /// It is never bound, and has such a range: `listen` or the first datagram gets the port.
     Unbound,
 }
 
@@ -283,10 +282,10 @@ pub struct Inject {
     /// Send from memory shared with the kernel (PACKET_TX_RING)
     #[arg(long)]
     pub ring: bool,
-    /// Say that the frames are of this protocol, whatever is written in them
+    /// Declare this protocol for the frames, whatever their contents
     #[arg(long)]
     pub protocol: Option<u16>,
-    /// By a socket of the kind that came before packet sockets (SOCK_PACKET)
+    /// Use the kind of socket that preceded packet sockets (SOCK_PACKET)
     #[arg(long, conflicts_with_all = ["cooked", "offload", "ring"])]
     pub old: bool,
     /// Send by an AF_XDP socket instead, and ask for its ring by this call
@@ -310,7 +309,7 @@ pub enum Call {
 }
 
 impl Inject {
-    /// Frames by a packet socket as most have it.
+    /// Frames through a packet socket with the usual settings.
     pub fn frames(interface: &str, frames: &[Vec<u8>]) -> Self {
         Self {
             interface: interface.to_owned(),
@@ -329,18 +328,18 @@ impl Inject {
 /// `lab-probe ring`.
 #[derive(Debug, Clone, Copy, Default, Args, Serialize)]
 pub struct Ring {
-    /// By this call
+    /// The call to use
     #[arg(long, value_enum, default_value_t)]
     pub call: Call,
 }
 
-/// `lab-probe tap`: frames that come out of a tap device of one's own.
+/// `lab-probe tap`: sends frames out of its own tap device.
 #[derive(Debug, Clone, Args, Serialize)]
 pub struct Tap {
     /// The device's name; or, with a slash in it, the file of a macvtap device
     #[arg(long)]
     pub device: String,
-    /// The frames in hexadecimal; a tap device's own hardware address is put in as their destination
+    /// The frames in hexadecimal; the tap device's own hardware address replaces their destination
     #[arg(long = "frame", required = true)]
     pub frame: Vec<String>,
     /// A header with offloads in hexadecimal that goes before each frame (IFF_VNET_HDR)
@@ -348,8 +347,8 @@ pub struct Tap {
     pub offload: String,
 }
 
-/// `lab-probe flip-frame`: sends one frame again and again from memory shared with the kernel, while
-/// one of its bytes changes all the time.
+/// `lab-probe flip-frame`: sends one frame repeatedly from memory shared with the kernel, while one
+/// of its bytes keeps changing.
 #[derive(Debug, Clone, Args, Serialize)]
 pub struct FlipFrame {
     /// The interface to send on
@@ -361,7 +360,7 @@ pub struct FlipFrame {
     /// Which byte changes
     #[arg(long)]
     pub at: usize,
-    /// To this value and back
+    /// The value that it changes to and back
     #[arg(long)]
     pub to: u8,
     /// How often to send it
@@ -381,17 +380,17 @@ pub enum ZeroCopy {
     Memory,
 }
 
-/// `lab-probe flip-page`: opens connections again and again, and sends a page whose first byte changes all
-/// the time.
+/// `lab-probe flip-page`: opens connections repeatedly, and sends a page whose first byte keeps
+/// changing.
 #[derive(Debug, Clone, Args, Serialize)]
 pub struct FlipPage {
     /// Where to
     #[arg(long)]
     pub connect: SocketAddr,
-    /// What is in the page, in hexadecimal
+    /// The page's contents, in hexadecimal
     #[arg(long)]
     pub page: String,
-    /// To this value and back
+    /// The value that it changes to and back
     #[arg(long)]
     pub to: u8,
     /// How many connections
@@ -402,16 +401,16 @@ pub struct FlipPage {
     pub method: ZeroCopy,
 }
 
-/// `lab-probe talk`: a TCP client of its own on a packet socket.
+/// `lab-probe talk`: implements a TCP client on a packet socket.
 #[derive(Debug, Clone, Args, Serialize)]
 pub struct Talk {
     /// The interface to send on
     #[arg(long)]
     pub interface: String,
-    /// The own hardware address and that of the next hop, in hexadecimal
+    /// The local hardware address and that of the next hop, in hexadecimal
     #[arg(long)]
     pub macs: String,
-    /// The own address and port
+    /// The local address and port
     #[arg(long)]
     pub from: SocketAddr,
     /// Where to
@@ -448,12 +447,12 @@ impl Talk {
         }
     }
 
-    /// With one more segment.
+    /// Adds a segment.
     pub fn segment(self, flags: u8, urgent: u16, at: i32, data: &[u8]) -> Self {
         self.odd_segment(flags, urgent, at, data, "nothing")
     }
 
-    /// The same, with something wrong with it: `checksum`, `acknowledgement` or `hops`.
+    /// Adds a segment with a flaw: `checksum`, `acknowledgement` or `hops`.
     pub fn odd_segment(mut self, flags: u8, urgent: u16, at: i32, data: &[u8], odd: &str) -> Self {
         let data = to_hex(data);
         self.segment
@@ -468,10 +467,10 @@ pub struct Raw {
     /// The packets in hexadecimal, from the IP header on
     #[arg(long = "packet", required = true)]
     pub packet: Vec<String>,
-    /// By a socket of TCP's own: the kernel writes the IP header anew
+    /// Use TCP's own raw socket: the kernel writes the IP header itself
     #[arg(long)]
     pub tcp: bool,
-    /// Connected to where they go
+    /// Connect the socket to the destination
     #[arg(long)]
     pub connected: bool,
 }
@@ -485,13 +484,13 @@ pub struct Serve {
     /// UDP addresses to listen on
     #[arg(long = "udp")]
     pub udp: Vec<SocketAddr>,
-    /// Answer with this instead of what came
+    /// Answer with this instead of echoing
     #[arg(long)]
     pub say: Option<String>,
     /// Send this first to every client
     #[arg(long)]
     pub greet: Option<String>,
-    /// Answer only when so many bytes have come over a connection
+    /// Answer only once this many bytes have arrived over a connection
     #[arg(long, default_value_t = 0)]
     pub after: usize,
     /// Speak multipath TCP
@@ -505,7 +504,8 @@ pub struct Serve {
     pub mapped: bool,
 }
 
-/// `lab-probe sniff`: prints [`READY`](super::READY), then a [`Frame`](super::Frame) per frame that matches.
+/// `lab-probe sniff`: prints [`READY`](super::READY), then a [`Frame`](super::Frame) per frame that
+/// matches.
 ///
 /// A packet socket sees incoming frames *before* a TC program judges them, and outgoing ones after.
 #[derive(Debug, Clone, Default, Args, Serialize)]
@@ -519,7 +519,7 @@ pub struct Sniff {
     /// Only frames from or to this address
     #[arg(long)]
     pub address: Option<IpAddr>,
-    /// How long to look; for ever unless given
+    /// How long to capture; unlimited unless given
     #[arg(long)]
     pub for_ms: Option<u64>,
 }
@@ -533,7 +533,7 @@ pub struct Dns {
     /// The name
     #[arg(long)]
     pub name: String,
-    /// Ask for texts instead of addresses
+    /// Ask for TXT records instead of addresses
     #[arg(long)]
     pub text: bool,
     /// Ask over TCP
@@ -545,7 +545,7 @@ pub struct Dns {
 }
 
 impl Dns {
-    /// For a name's address, over UDP.
+    /// Asks for a name's address, over UDP.
     pub fn name(server: SocketAddr, name: &str) -> Self {
         Self {
             server,
@@ -560,13 +560,13 @@ impl Dns {
 /// `lab-probe tunnel-server`.
 #[derive(Debug, Clone, Default, Args, Serialize)]
 pub struct TunnelServer {
-    /// Where clients come
+    /// Where clients connect
     #[arg(long = "frontend")]
     pub frontend: Vec<SocketAddr>,
-    /// Where agents come
+    /// Where agents connect
     #[arg(long = "agents")]
     pub agents: Vec<SocketAddr>,
-    /// Where others ask whether it is there
+    /// Where health checks connect
     #[arg(long = "health")]
     pub health: Vec<SocketAddr>,
 }
@@ -577,7 +577,7 @@ pub struct TunnelAgent {
     /// The server to dial
     #[arg(long)]
     pub server: SocketAddr,
-    /// Where its clients are led
+    /// Where to connect the clients to
     #[arg(long)]
     pub target: SocketAddr,
 }

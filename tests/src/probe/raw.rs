@@ -1,4 +1,4 @@
-//! Those who make their packets themselves.
+//! Senders that make their own packets.
 
 use std::net::{IpAddr, SocketAddr};
 use std::os::fd::{AsRawFd, OwnedFd};
@@ -17,7 +17,7 @@ use super::{
 };
 use crate::packet::from_hex;
 
-/// The kernel looks into the frame for its protocol.
+/// The kernel takes the protocol from the frame.
 const ANY: u16 = nix::libc::ETH_P_ALL as u16;
 /// An echo reply of ICMP and of ICMPv6.
 const REPLIES: [u8; 2] = [0, 129];
@@ -86,7 +86,7 @@ pub(super) fn inject(what: &Inject) -> Report {
     })
 }
 
-/// A packet socket for all frames: the kernel waits for all processors when one is closed.
+/// A packet socket for all frames: closing one makes the kernel wait for all processors.
 struct Injector {
     socket: OwnedFd,
     offload: Vec<u8>,
@@ -199,7 +199,7 @@ fn echo(what: &Ping) -> Result<(), Failure> {
     while Instant::now() < deadline {
         let length =
             recv(socket.as_raw_fd(), &mut buffer, MsgFlags::empty()).map_err(at("receive"))?;
-        // IPv4 hands over the IP header, too; IPv6 does not.
+        // IPv4 also returns the IP header; IPv6 does not.
         let header = if to.is_ipv4() {
             usize::from(buffer[0] & 0xf) * 4
         } else {
@@ -216,7 +216,7 @@ fn echo(what: &Ping) -> Result<(), Failure> {
     Err((Errno::ETIMEDOUT, "receive"))
 }
 
-/// Takes a frame apart, for the kernel to put it together again.
+/// Splits a frame for a socket that has the kernel write the link header.
 fn cooked<'a>(interface: &str, frame: &'a [u8]) -> Result<(LinkAddr, &'a [u8]), Errno> {
     let (header, rest) = frame.split_first_chunk::<14>().ok_or(Errno::EINVAL)?;
     let [a, b, c, d, e, f, _, _, _, _, _, _, high, low] = *header;
@@ -228,7 +228,7 @@ fn cooked<'a>(interface: &str, frame: &'a [u8]) -> Result<(LinkAddr, &'a [u8]), 
 }
 
 fn packet_socket(kind: SockType) -> Result<OwnedFd, Errno> {
-    // Protocol 0: it sends only, and nothing queues up in it.
+    // Protocol 0: it only sends, and nothing is queued for receiving.
     socket::open(AddressFamily::Packet, kind, None, TIMEOUT_MS)
 }
 
@@ -250,7 +250,7 @@ fn destination(packet: &[u8]) -> Option<SocketAddr> {
     Some(SocketAddr::new(ip, 0))
 }
 
-/// What is behind the IP header.
+/// What follows the IP header.
 fn segment(packet: &[u8]) -> Option<&[u8]> {
     let first = packet.first()?;
     let header = match first >> 4 {

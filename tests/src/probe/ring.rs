@@ -1,5 +1,5 @@
-//! A packet socket that sends from memory shared with the kernel (`PACKET_TX_RING`): frames are not copied, so they can
-//! change until they are read for the last time.
+//! A packet socket that sends from memory shared with the kernel (`PACKET_TX_RING`): frames are not
+//! copied, so they can change until they are read for the last time.
 
 use std::num::NonZeroUsize;
 use std::os::fd::{AsRawFd, OwnedFd};
@@ -20,9 +20,9 @@ const TPACKET_V2: libc::c_int = 1;
 const AVAILABLE: u32 = 0;
 const SEND_REQUEST: u32 = 1;
 const WRONG_FORMAT: u32 = 4;
-/// Where the frame begins, behind its header (`struct tpacket2_hdr`).
+/// Where the frame begins, after its header (`struct tpacket2_hdr`).
 const DATA: usize = 32;
-/// Length of the one frame that the ring has.
+/// Length of the ring's single frame.
 const FRAME: usize = 4096;
 
 /// A ring of one frame.
@@ -31,12 +31,12 @@ pub(super) struct TxRing {
     frame: NonNull<libc::c_void>,
 }
 
-// SAFETY: the memory stays mapped as long as the program lives, and it is read and written by atomic
-// operations, except for `fill`, which asks for the ring alone.
+// SAFETY: the memory stays mapped as long as the program lives, and it is read and written by
+// atomic operations, except for `fill`, which takes exclusive access.
 unsafe impl Sync for TxRing {}
 
 impl TxRing {
-    /// Makes one of a socket that is bound to its interface.
+    /// Creates one from a socket that is bound to its interface.
     pub(super) fn of(socket: OwnedFd) -> Result<Self, Errno> {
         let set = |option, value: &[u8]| {
             socket::set_option(&socket, (libc::SOL_PACKET, option), value, Call::Native)
@@ -57,7 +57,7 @@ impl TxRing {
         if bytes.len() > FRAME - DATA {
             return Err(Errno::EMSGSIZE);
         }
-        // SAFETY: the frame is as long as that, and nobody else writes to it.
+        // SAFETY: the frame is that long, and nothing else writes to it.
         unsafe {
             let data = self.frame.byte_add(DATA).cast::<u8>();
             data.copy_from(NonNull::from(bytes).cast(), bytes.len());
@@ -87,7 +87,7 @@ impl TxRing {
                     status.store(AVAILABLE, Ordering::Release);
                     return Err(Errno::EINVAL);
                 }
-                // What was refused on its way is not sent again.
+                // A frame that was refused is not sent again.
                 SEND_REQUEST if sent.is_err() => {
                     status.store(AVAILABLE, Ordering::Release);
                     return sent.map(drop);

@@ -1,4 +1,4 @@
-//! Looking at what passes an interface.
+//! Captures the frames that pass an interface.
 
 use std::net::{IpAddr, SocketAddr};
 use std::os::fd::AsRawFd;
@@ -7,18 +7,18 @@ use std::time::Instant;
 use etherparse::{NetSlice, SlicedPacket, TransportSlice};
 use nix::errno::Errno;
 use nix::libc;
-use nix::sys::socket::{AddressFamily, LinkAddr, SockProtocol, SockType, bind, recvfrom};
+use nix::sys::socket::{LinkAddr, recvfrom};
 use serde::{Deserialize, Serialize};
 
-use super::{Failure, Outcome, READY, Report, Sniff, milliseconds, socket, tell};
+use super::{Failure, Outcome, READY, Report, Sniff, milliseconds, print_line, socket};
 
-/// How often it looks at the clock while nothing passes.
+/// How often it checks the time while nothing passes.
 const TICK_MS: u64 = 20;
 
 /// A frame that passed. Ports are 0 where the packet has none.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Frame {
-    /// Whether it left by the interface instead of coming in.
+    /// Whether it left through the interface instead of arriving.
     pub outgoing: bool,
     /// Source.
     pub from: SocketAddr,
@@ -26,7 +26,7 @@ pub struct Frame {
     pub to: SocketAddr,
     /// `tcp`, `udp`, `icmp`, `icmpv6` or `other`.
     pub protocol: String,
-    /// TCP flags as letters, as `SA`.
+    /// TCP flags as letters, such as `SA`.
     pub flags: String,
 }
 
@@ -41,13 +41,8 @@ pub(super) fn sniff(what: &Sniff) -> Report {
 }
 
 fn watch(what: &Sniff) -> Result<u64, Failure> {
-    let at = |step: &'static str| move |errno| (errno, step);
-    let protocol = Some(SockProtocol::EthAll);
-    let socket = socket::open(AddressFamily::Packet, SockType::Raw, protocol, TICK_MS)
-        .map_err(at("socket"))?;
-    let address = socket::link_address(&what.interface).map_err(at("interface"))?;
-    bind(socket.as_raw_fd(), &address).map_err(at("bind"))?;
-    tell(READY);
+    let socket = socket::all_frames(&what.interface, TICK_MS)?;
+    print_line(READY);
     let deadline = what
         .for_ms
         .map(|number| Instant::now() + milliseconds(number));
@@ -62,7 +57,7 @@ fn watch(what: &Sniff) -> Result<u64, Failure> {
         let frame = parse(buffer.get(..length).unwrap_or_default(), outgoing);
         if let Some(frame) = frame.filter(|frame| wanted(frame, what)) {
             count += 1;
-            tell(&serde_json::to_string(&frame).unwrap_or_default());
+            print_line(&serde_json::to_string(&frame).unwrap_or_default());
         }
     }
     Ok(count)

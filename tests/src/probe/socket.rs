@@ -12,7 +12,7 @@ use nix::sys::socket::{
 };
 use nix::sys::time::TimeVal;
 
-use super::{Call, Take, compat, milliseconds, uring};
+use super::{Call, Failure, Take, compat, milliseconds, uring};
 
 // include/uapi/linux/if_packet.h, include/uapi/linux/in.h
 const PACKET_VNET_HDR: libc::c_int = 15;
@@ -24,19 +24,19 @@ pub(super) fn bypass_queue(socket: &OwnedFd, call: Call) -> Result<(), Errno> {
     set_option(socket, option, &1i32.to_ne_bytes(), call)
 }
 
-/// Lets a packet socket take a header with offloads before each frame.
+/// Makes a packet socket expect an offload header before each frame.
 pub(super) fn take_offloads(socket: &OwnedFd) -> Result<(), Errno> {
     let option = (libc::SOL_PACKET, PACKET_VNET_HDR);
     set_option(socket, option, &1i32.to_ne_bytes(), Call::Native)
 }
 
-/// Sends a frame by a socket of type `SOCK_PACKET`, which names its interface.
+/// Sends a frame through a socket of type `SOCK_PACKET`, which names its interface.
 pub(super) fn send_as_of_old(interface: &str, frame: &[u8]) -> Result<(), Errno> {
     const SOCK_PACKET: libc::c_int = 10;
     // SAFETY: takes numbers only.
     let socket = unsafe { libc::socket(libc::AF_PACKET, SOCK_PACKET | libc::SOCK_CLOEXEC, 0) };
     let socket = Errno::result(socket)?;
-    // SAFETY: just made, and nobody else has it.
+    // SAFETY: just created, and nothing else owns it.
     let socket = unsafe { OwnedFd::from_raw_fd(socket) };
     // `struct sockaddr_pkt`: a family, a name and a protocol.
     let mut address = [0u8; 18];
@@ -53,7 +53,7 @@ pub(super) fn send_as_of_old(interface: &str, frame: &[u8]) -> Result<(), Errno>
     Errno::result(sent).map(drop)
 }
 
-/// Sets an option by any of the calls that can.
+/// Sets an option by any of the available calls.
 pub(super) fn set_option(
     socket: &OwnedFd,
     (level, option): (libc::c_int, libc::c_int),
@@ -79,7 +79,7 @@ pub(super) fn set_option(
     }
 }
 
-/// A socket for talking to an address: its family follows from it.
+/// A socket for connecting to an address, of that address's family.
 pub(super) fn towards(to: SocketAddr, kind: SockType, timeout_ms: u64) -> Result<OwnedFd, Errno> {
     let family = if to.is_ipv4() {
         AddressFamily::Inet
@@ -87,6 +87,17 @@ pub(super) fn towards(to: SocketAddr, kind: SockType, timeout_ms: u64) -> Result
         AddressFamily::Inet6
     };
     open(family, kind, None, timeout_ms)
+}
+
+/// A packet socket for all frames of an interface.
+pub(super) fn all_frames(interface: &str, timeout_ms: u64) -> Result<OwnedFd, Failure> {
+    let at = |step: &'static str| move |errno| (errno, step);
+    let protocol = Some(SockProtocol::EthAll);
+    let socket =
+        open(AddressFamily::Packet, SockType::Raw, protocol, timeout_ms).map_err(at("socket"))?;
+    let address = link_address(interface).map_err(at("interface"))?;
+    bind(socket.as_raw_fd(), &address).map_err(at("bind"))?;
+    Ok(socket)
 }
 
 /// A socket whose calls wait no longer than the given time.
@@ -101,7 +112,7 @@ pub(super) fn open(
     Ok(socket)
 }
 
-/// A multipath TCP socket for talking to an address.
+/// A multipath TCP socket for connecting to an address.
 pub(super) fn multipath(to: SocketAddr, timeout_ms: u64) -> Result<OwnedFd, Errno> {
     let family = if to.is_ipv4() {
         libc::AF_INET
@@ -112,7 +123,7 @@ pub(super) fn multipath(to: SocketAddr, timeout_ms: u64) -> Result<OwnedFd, Errn
     // SAFETY: takes numbers only.
     let socket = unsafe { libc::socket(family, kind, libc::IPPROTO_MPTCP) };
     let socket = Errno::result(socket)?;
-    // SAFETY: just made, and nobody else has it.
+    // SAFETY: just created, and nothing else owns it.
     let socket = unsafe { OwnedFd::from_raw_fd(socket) };
     limit(&socket, timeout_ms)?;
     Ok(socket)
@@ -174,7 +185,7 @@ pub(super) fn bound(
     if take != Take::Unbound {
         bind(socket.as_raw_fd(), &SockaddrStorage::from(at))?;
     } else if kind == SockType::Datagram {
-        // The first datagram gets it a port; it need not arrive.
+        // The first datagram assigns a port; it need not arrive.
         let nobody = SocketAddr::new(loopback(at), 9);
         sendto(
             socket.as_raw_fd(),
@@ -208,7 +219,7 @@ pub(super) fn link_address(interface: &str) -> Result<LinkAddr, Errno> {
     destination(interface, libc::ETH_P_ALL as u16, [0; 6])
 }
 
-/// The same with a protocol and a hardware address, for a kernel that writes the link header.
+/// The same with a protocol and a hardware address, for when the kernel writes the link header.
 pub(super) fn destination(interface: &str, protocol: u16, hop: [u8; 6]) -> Result<LinkAddr, Errno> {
     let [a, b, c, d, e, f] = hop;
     let index = nix::net::if_::if_nametoindex(interface)?;

@@ -1,4 +1,4 @@
-//! TCP, segment by segment: what a kernel's own TCP would never send.
+//! TCP, segment by segment: sends what a kernel's own TCP never would.
 
 use std::net::SocketAddr;
 use std::os::fd::{AsRawFd, OwnedFd};
@@ -10,8 +10,7 @@ use nix::errno::Errno;
 use nix::libc;
 use nix::sys::socket::sockopt::ReuseAddr;
 use nix::sys::socket::{
-    AddressFamily, Backlog, MsgFlags, SockProtocol, SockType, SockaddrStorage, bind, listen, recv,
-    sendto, setsockopt,
+    Backlog, MsgFlags, SockType, SockaddrStorage, bind, listen, recv, sendto, setsockopt,
 };
 
 use super::{Failure, Outcome, Report, Talk, milliseconds, socket};
@@ -21,7 +20,7 @@ use crate::packet::from_hex;
 const SYN: u8 = 0x02;
 const RST: u8 = 0x04;
 const ACK: u8 = 0x10;
-/// The own first sequence number.
+/// The initial sequence number of this side.
 const FIRST: u32 = 7_000;
 const TICK_MS: u64 = 50;
 
@@ -65,7 +64,7 @@ fn converse(what: &Talk) -> Result<Vec<u8>, Failure> {
         thread::sleep(milliseconds(what.pause_ms));
     }
     let answer = line.wait(|tcp| !tcp.payload().is_empty() || tcp.rst(), "receive");
-    // The peer must not keep the connection for ever.
+    // So that the peer does not keep the connection forever.
     line.send(Segment::flags(RST | ACK), end, line.acknowledged)?;
     let (data, _) = answer?;
     if data.is_empty() {
@@ -74,7 +73,7 @@ fn converse(what: &Talk) -> Result<Vec<u8>, Failure> {
     Ok(data)
 }
 
-/// For what a segment is thrown away.
+/// The flaw for which a segment is discarded.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Odd {
     Nothing,
@@ -98,12 +97,13 @@ fn read(text: &str) -> Option<(u8, u16, i32, Vec<u8>, Odd)> {
     Some((flags, urgent, at, data, odd))
 }
 
-/// The kernel would reset a connection that it does not know. A raw socket that receives nothing prevents that.
+/// The kernel would reset a connection that it does not know. A raw socket that receives nothing
+/// prevents that.
 fn silence(at: SocketAddr) -> Result<OwnedFd, Errno> {
     let socket = socket::towards(at, SockType::Stream, 0)?;
     setsockopt(&socket, ReuseAddr, &true)?;
     bind(socket.as_raw_fd(), &SockaddrStorage::from(at))?;
-    // BPF_RET: nothing.
+    // BPF_RET: accept nothing.
     let mut nothing = [libc::sock_filter {
         code: 6,
         jt: 0,
@@ -124,7 +124,7 @@ fn silence(at: SocketAddr) -> Result<OwnedFd, Errno> {
     Ok(socket)
 }
 
-/// Leaves one hop, which a router takes away.
+/// Leaves one hop, which a router uses up.
 fn spend_hops(frame: &mut [u8]) {
     match frame.get(14).map(|byte| byte >> 4) {
         Some(4) => {
@@ -145,11 +145,7 @@ struct Wire<'a> {
 impl<'a> Wire<'a> {
     fn open(what: &'a Talk) -> Result<Self, Failure> {
         let at = |step: &'static str| move |errno| (errno, step);
-        let protocol = Some(SockProtocol::EthAll);
-        let socket = socket::open(AddressFamily::Packet, SockType::Raw, protocol, TICK_MS)
-            .map_err(at("socket"))?;
-        let address = socket::link_address(&what.interface).map_err(at("interface"))?;
-        bind(socket.as_raw_fd(), &address).map_err(at("bind"))?;
+        let socket = socket::all_frames(&what.interface, TICK_MS)?;
         if let Some(call) = what.bypass {
             socket::bypass_queue(&socket, call).map_err(at("bypass"))?;
         }
@@ -188,7 +184,7 @@ impl<'a> Wire<'a> {
             },
         );
         if odd == Odd::Checksum {
-            // Of the checksum itself.
+            // Of the checksum field itself.
             bytes[16] ^= 0xff;
         }
         let packet = Crafted::carrying(from.ip(), to.ip(), 0, protocol::TCP, bytes);
@@ -200,13 +196,14 @@ impl<'a> Wire<'a> {
             spend_hops(&mut frame);
         }
         match sendto(self.socket.as_raw_fd(), &frame, &address, MsgFlags::empty()) {
-            // The sender gets an error for what is dropped at egress; the next segment may pass.
+            // The sender gets an error for a segment that is dropped at egress; the next one may
+            // pass.
             Ok(_) | Err(Errno::ENOBUFS | Errno::EPERM) => Ok(()),
             Err(errno) => Err((errno, "send")),
         }
     }
 
-    /// Waits for a segment of the other side: its data and its sequence number.
+    /// Waits for a segment from the other side: its data and its sequence number.
     fn wait(
         &self,
         wanted: impl Fn(&TcpSlice<'_>) -> bool,

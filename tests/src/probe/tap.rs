@@ -1,4 +1,5 @@
-//! A tap device: what is written to it comes in by an interface, with a header of offloads before it.
+//! A tap device: a frame that is written to it arrives through an interface, preceded by an offload
+//! header.
 
 use std::fs::{File, OpenOptions};
 use std::io::Write;
@@ -52,7 +53,7 @@ fn write_all(what: &Tap) -> Result<u64, Failure> {
     Ok(count)
 }
 
-/// Makes the device and brings it up; it goes with the file.
+/// Creates the device and brings it up; it is removed with the file.
 fn open(name: &str) -> Result<(File, [u8; 6]), Failure> {
     let at = |step: &'static str| move |errno| (errno, step);
     let device = open_file("/dev/net/tun")?;
@@ -65,7 +66,7 @@ fn open(name: &str) -> Result<(File, [u8; 6]), Failure> {
     ioctl(socket.as_raw_fd(), libc::SIOCSIFFLAGS, &mut request).map_err(at("up"))?;
     let mut request = named(name)?;
     ioctl(socket.as_raw_fd(), libc::SIOCGIFHWADDR, &mut request).map_err(at("address"))?;
-    // SAFETY: the kernel has written this one.
+    // SAFETY: the kernel has written this variant.
     let [a, b, c, d, e, f, ..] = unsafe { request.ifr_ifru.ifru_hwaddr.sa_data };
     Ok((device, [a, b, c, d, e, f].map(|byte| byte.cast_unsigned())))
 }
@@ -79,7 +80,7 @@ fn open_file(path: &str) -> Result<File, Failure> {
 }
 
 fn named(name: &str) -> Result<libc::ifreq, Failure> {
-    // SAFETY: plain numbers, for which zero is a value.
+    // SAFETY: plain numbers, for which zero is valid.
     let mut request: libc::ifreq = unsafe { std::mem::zeroed() };
     if name.len() >= request.ifr_name.len() {
         return Err((Errno::ENAMETOOLONG, "device"));

@@ -1,4 +1,4 @@
-//! Konnectivity's two ends: agents dial out to a server and wait, and a connection to the server's
+//! Konnectivity's two ends: agents connect to a server and wait, and a connection to the server's
 //! front end goes back through one of theirs.
 
 use std::io::{self, Read, Write};
@@ -9,9 +9,9 @@ use std::time::Duration;
 
 use crate::packet::CLIENT_HELLO;
 
-use super::{Outcome, READY, Report, TunnelAgent, TunnelServer, tell};
+use super::{Outcome, READY, Report, TunnelAgent, TunnelServer, print_line};
 
-/// What the server sends to an agent whose connection is taken.
+/// What the server sends to an agent when it uses the agent's connection.
 const GO: u8 = b'!';
 /// How many connections an agent keeps waiting.
 const WAITING: usize = 4;
@@ -28,7 +28,7 @@ pub(super) fn server(what: &TunnelServer) -> Report {
         Ok(listeners) => listeners,
         Err(error) => return Report::of_error(&error, "bind"),
     };
-    tell(READY);
+    print_line(READY);
     let (arrived, waiting) = mpsc::channel::<TcpStream>();
     let waiting = Mutex::new(waiting);
     thread::scope(|scope| {
@@ -61,13 +61,13 @@ pub(super) fn server(what: &TunnelServer) -> Report {
     Report::new(Outcome::Closed, "tunnel-server")
 }
 
-/// Whether an agent begins as konnectivity's do, which speak TLS: on its path nothing else passes.
+/// Whether an agent begins like konnectivity's, which use TLS: nothing else passes on its path.
 fn greeted(mut agent: &TcpStream) -> bool {
     let mut hello = [0; CLIENT_HELLO.len()];
     agent.read_exact(&mut hello).is_ok() && hello == CLIENT_HELLO
 }
 
-/// Joins a client with the next agent that is still there.
+/// Joins a client with the next agent that is still connected.
 fn pair(client: TcpStream, waiting: &Mutex<mpsc::Receiver<TcpStream>>) {
     loop {
         let next = waiting
@@ -92,7 +92,7 @@ fn is_there(agent: &TcpStream) -> bool {
 }
 
 pub(super) fn agent(what: &TunnelAgent) -> Report {
-    tell(READY);
+    print_line(READY);
     thread::scope(|scope| {
         for _ in 0..WAITING {
             scope.spawn(|| {
@@ -126,7 +126,7 @@ fn join(one: TcpStream, other: TcpStream) {
 }
 
 fn copy(mut from: &TcpStream, mut to: &TcpStream) {
-    // A side that breaks off ends the other one, too.
+    // If one side closes, the other is closed as well.
     let _ = io::copy(&mut from, &mut to);
     let _ = to.shutdown(Shutdown::Write);
 }

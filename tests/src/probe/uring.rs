@@ -1,4 +1,4 @@
-//! Socket options set by io_uring, which is a system call of another name.
+//! Sets socket options through io_uring, which is a system call of another name.
 
 use std::num::NonZeroUsize;
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
@@ -24,7 +24,7 @@ const SQ_TAIL: usize = 11;
 const SQ_ARRAY: usize = 16;
 const CQ_ENTRIES: usize = 25;
 
-/// Sets an option; `compat` says that the ring is made by a 32-bit system call.
+/// Sets an option; with `compat`, the ring is created by a 32-bit system call.
 pub(super) fn set_option(
     socket: &OwnedFd,
     (level, option): (libc::c_int, libc::c_int),
@@ -43,8 +43,8 @@ pub(super) fn set_option(
     entry[20..24].copy_from_slice(&option.to_ne_bytes());
     entry[44..48].copy_from_slice(&(value.len() as u32).to_ne_bytes());
     entry[48..56].copy_from_slice(&(value.as_ptr().addr() as u64).to_ne_bytes());
-    // SAFETY: both are pages that the kernel shares with this process alone; the offsets are its own,
-    // and it reads and writes them in the call only.
+    // SAFETY: both are pages that the kernel shares only with this process; the offsets are the
+    // kernel's, and it accesses them only during the call.
     let result = unsafe {
         entries.cast::<[u8; 64]>().write(entry);
         queue.byte_add(at(SQ_ARRAY)).cast::<u32>().write(0);
@@ -77,11 +77,11 @@ fn set_up(compat: bool) -> Result<(OwnedFd, [u32; PARAMETERS]), Errno> {
         let ring = unsafe { libc::syscall(SETUP, 1, parameters.as_mut_ptr()) };
         i32::try_from(Errno::result(ring)?).map_err(|_beyond| Errno::EBADF)?
     };
-    // SAFETY: just made, and nobody else has it.
+    // SAFETY: just created, and nothing else owns it.
     Ok((unsafe { OwnedFd::from_raw_fd(ring) }, parameters))
 }
 
-/// A page of the ring. It lives as long as this program.
+/// A page of the ring. It stays mapped as long as this program lives.
 fn map(ring: &OwnedFd, offset: i64) -> Result<NonNull<libc::c_void>, Errno> {
     let length = NonZeroUsize::new(PAGE).ok_or(Errno::EINVAL)?;
     let access = ProtFlags::PROT_READ | ProtFlags::PROT_WRITE;

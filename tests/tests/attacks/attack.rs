@@ -10,15 +10,15 @@ use crate::stage::Stage;
 /// The attacker.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Attacker {
-    /// A pod that may forge packets, which is what container runtimes give by default.
+    /// A pod that may forge packets, which container runtimes permit by default.
     Pod,
     /// A pod in the node's network namespace.
     HostPod,
-    /// A process without any privilege in the node's network namespace.
+    /// An unprivileged process in the node's network namespace.
     User,
-    /// A machine on the segment that is no node.
+    /// A machine on the segment that is not a node.
     Neighbour,
-    /// A node that does not run `enforcer`, or that an attacker has taken over.
+    /// A node that does not run `enforcer`, or that an attacker controls.
     OtherNode,
     /// Any host, from anywhere.
     World,
@@ -53,7 +53,7 @@ impl fmt::Display for Attacker {
     }
 }
 
-/// Under which policy an attack is tried.
+/// The policy under which an attack is tried.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Others {
     /// `otherTraffic: Allow`.
@@ -62,13 +62,13 @@ pub enum Others {
     Drop,
 }
 
-/// One row: tried without a policy, where it must reach its target, and with one, where it must not, and must be
-/// reported with the expected reason.
+/// One row: tried without a policy, where it must reach its target, and with one, where it must
+/// not, and must be reported with the expected reason.
 pub struct Attack {
     /// Its name.
     pub id: &'static str,
     pub who: Attacker,
-    /// What he does, for the documentation.
+    /// What the attacker does, for the documentation.
     pub what: &'static str,
     pub others: Others,
     /// The node whose agent reports it.
@@ -77,6 +77,48 @@ pub struct Attack {
     pub hook: &'static str,
     pub reason: &'static str,
     pub attempt: fn(&Stage) -> Result<Attempt<'_>>,
+}
+
+/// An attack under `otherTraffic: Allow`.
+pub const fn row(
+    id: &'static str,
+    who: Attacker,
+    what: &'static str,
+    judge: &'static str,
+    (hook, reason): (&'static str, &'static str),
+    attempt: fn(&Stage) -> Result<Attempt<'_>>,
+) -> Attack {
+    Attack {
+        id,
+        who,
+        what,
+        others: Others::Allow,
+        judge,
+        hook,
+        reason,
+        attempt,
+    }
+}
+
+/// The same, reported by cp1's agent.
+pub const fn row_on_cp1(
+    id: &'static str,
+    who: Attacker,
+    what: &'static str,
+    denial: (&'static str, &'static str),
+    attempt: fn(&Stage) -> Result<Attempt<'_>>,
+) -> Attack {
+    row(id, who, what, "cp1", denial, attempt)
+}
+
+/// The same, of a hostNetwork pod.
+pub const fn row_of_host_pod(
+    id: &'static str,
+    what: &'static str,
+    denial: (&'static str, &'static str),
+    attempt: fn(&Stage) -> Result<Attempt<'_>>,
+) -> Attack {
+    row_on_cp1(id, Attacker::HostPod, what, denial, attempt)
 }
 
 impl Attack {
@@ -91,35 +133,36 @@ impl Attack {
 
 /// An attack that was made.
 pub struct Attempt<'a> {
-    /// How much reaches its aim if nothing stops it.
+    /// How many packets or calls reach the target if nothing stops them.
     pub aimed: u64,
-    /// How much is denied, at least, if something does.
+    /// How many are denied, at least, if something does.
     pub denials: u64,
-    /// The destination that must be reported; a port of 0 is any, and no address is one that could not be parsed.
-    pub told: Option<SocketAddr>,
-    /// How much has reached its aim so far.
+    /// The destination that must be reported. Port 0 stands for any port; `None` for a packet that
+    /// could not be parsed.
+    pub reported: Option<SocketAddr>,
+    /// How many have reached the target so far.
     pub arrived: Box<dyn Fn() -> Result<u64> + 'a>,
-    /// Why it was not made: what this kernel has not got.
+    /// Why the attack was not made: a feature that this kernel lacks.
     pub skipped: Option<&'static str>,
 }
 
 impl<'a> Attempt<'a> {
-    /// So many things that arrive, each denied once or more.
+    /// A number of arrivals, each denied at least once.
     pub fn new(
         aimed: u64,
-        told: Option<SocketAddr>,
+        reported: Option<SocketAddr>,
         arrived: impl Fn() -> Result<u64> + 'a,
     ) -> Self {
         Self {
             aimed,
             denials: aimed,
-            told,
+            reported,
             arrived: Box::new(arrived),
             skipped: None,
         }
     }
 
-    /// An attack that can not be made on this kernel.
+    /// An attack that cannot be made on this kernel.
     pub fn skipped(why: &'static str) -> Self {
         Self {
             skipped: Some(why),
@@ -127,7 +170,8 @@ impl<'a> Attempt<'a> {
         }
     }
 
-    /// There are more denials than arrivals without a policy: parts of a packet, for example.
+    /// There are more denials than there are arrivals without a policy, for example one for each
+    /// fragment.
     pub fn denied(self, denials: u64) -> Self {
         Self { denials, ..self }
     }

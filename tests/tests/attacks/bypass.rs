@@ -1,15 +1,14 @@
-//! Attacks by frames that bypass the queueing discipline, and TC egress with it, requested in ways that the kernel's
-//! hook on `setsockopt` does not see either. On lo they still have to come in.
+//! Attacks with frames that bypass the queueing discipline, and TC egress with it, requested in
+//! ways that the kernel's hook on `setsockopt` does not see either. On lo, they still have to
+//! arrive through ingress.
 
 use anyhow::Result;
-use enforcer_tests::craft::Crafted;
 use enforcer_tests::plan::{LOOPBACK, port};
 use enforcer_tests::probe::{Call, Inject, Probe, Ring, Talk};
 
-use crate::attack::{Attack, Attacker, Attempt, Others};
-use crate::stage::{At, Stage};
+use crate::attack::{Attack, Attempt, row_of_host_pod as row};
+use crate::stage::{At, Stage, to_insecure_on_lo};
 
-const SYN: u8 = 0x02;
 const ACK: u8 = 0x18;
 const FROM: u16 = 41_500;
 const INPUT: At = At::Input("cp1");
@@ -18,25 +17,7 @@ const ARRIVED: (&str, &str) = ("tc/ingress", "BypassesHooks");
 const NO_COMPAT: &str = "this kernel takes no 32-bit system calls";
 const NO_URING: &str = "this kernel's io_uring sets no socket options";
 
-const fn row(
-    id: &'static str,
-    what: &'static str,
-    (hook, reason): (&'static str, &'static str),
-    attempt: fn(&Stage) -> Result<Attempt<'_>>,
-) -> Attack {
-    Attack {
-        id,
-        who: Attacker::HostPod,
-        what,
-        others: Others::Allow,
-        judge: "cp1",
-        hook,
-        reason,
-        attempt,
-    }
-}
-
-/// Whether an option can be set by a call, if only for harm: a pod is not refused it.
+/// Whether a call can set an option, even though it only does harm: a pod is not refused it.
 pub fn is_possible(stage: &Stage, call: Call) -> Result<bool> {
     let report = stage.lab.pod("pod-a").probe(&Probe::Ring(Ring { call }))?;
     Ok(report.outcome.worked())
@@ -56,15 +37,8 @@ fn on_lo<'a>(stage: &'a Stage, how: impl Fn(Inject) -> Inject) -> Result<Attempt
         }
     }
     stage.inject_with(&stage.lab.hostnet("cp1"), INPUT, |mark| {
-        let to = port::INSECURE;
-        let frames = [
-            Crafted::tcp(LOOPBACK.at(FROM), LOOPBACK.at(to), mark, SYN, b""),
-            Crafted::tcp(LOOPBACK.at6(FROM), LOOPBACK.at6(to), mark, SYN, b""),
-        ];
-        how(Inject::frames(
-            "lo",
-            &frames.map(|packet| packet.frame([0; 6], [0; 6])),
-        ))
+        let frames = to_insecure_on_lo(FROM, mark).map(|packet| packet.frame([0; 6], [0; 6]));
+        how(Inject::frames("lo", &frames))
     })
 }
 
@@ -78,7 +52,7 @@ pub fn rows() -> Vec<Attack> {
             if !is_possible(stage, Call::Compat)? {
                 return Ok(Attempt::skipped(NO_COMPAT));
             }
-            let from = LOOPBACK.at6(42_000 + stage.fresh());
+            let from = LOOPBACK.at6(42_000 + stage.unique_number());
             let to = LOOPBACK.at6(port::INSECURE);
             let how = Talk { bypass: Some(Call::Compat), ..Talk::to(to, from, "lo", [[0; 6]; 2]) };
             stage.talk(&stage.lab.hostnet("cp1"), &stage.insecure, how)
@@ -105,14 +79,14 @@ pub fn rows() -> Vec<Attack> {
 }
 
 impl Stage {
-    /// A word by a TCP of one's own.
+    /// Data sent by a TCP implementation of the attacker's own.
     pub fn talk<'a>(
         &'a self,
-        from: &enforcer_tests::Place,
+        from: &enforcer_tests::Workload,
         victim: &'a enforcer_tests::Server,
         talk: Talk,
     ) -> Result<Attempt<'a>> {
-        let word = format!("word-{}", self.fresh());
+        let word = format!("word-{}", self.unique_number());
         let timeout_ms = 400;
         let talk = Talk { timeout_ms, ..talk };
         from.probe(&Probe::Talk(talk.segment(ACK, 0, 0, word.as_bytes())))?;

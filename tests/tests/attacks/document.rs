@@ -1,4 +1,4 @@
-//! `docs/threat-model.md`: the text, and the tables that the run generates.
+//! `docs/threat-model.md`: the text, and the tables that the test run generates.
 
 use std::collections::BTreeSet;
 use std::fmt::Write as _;
@@ -129,7 +129,7 @@ And these, which no test can show or which need none:
   component whose cgroup is new then counts as a process in no declared cgroup, and what comes in by a new interface is
   judged only at the sockets and where it leaves by another interface. After a reboot nothing is enforced before the agent
   has started.
-- **Sockets older than the attachment.** They are judged from the next packet on. On kernels where a program can not get the
+- **Sockets older than the attachment.** They are judged from the next packet on. On kernels where a program cannot get the
   network namespace of a socket (before 6.18), their namespace is unknown, and they count as the node's own. For what the
   node itself sends and receives that is the strictest case. It is not for a pod with a macvlan, an ipvlan or a VLAN of an
   uplink: there its older sockets, and its packet sockets of any age, are distinguished from the node's by their cgroup only,
@@ -146,7 +146,7 @@ And these, which no test can show or which need none:
   pod.
 - **A pod with a macvlan or a VLAN of an uplink, `CAP_NET_ADMIN` in its own namespace, and an accomplice on the segment**: a
   packet from the accomplice can be rewritten and forwarded by an interface with the same index as the uplink, and is then
-  judged as if it had come in by the uplink. A program can not find out in which namespace a packet without a socket was
+  judged as if it had come in by the uplink. A program cannot find out in which namespace a packet without a socket was
   forwarded.
 - **Undeclared addresses of other nodes**: a process with this node's address has the rights of this node's components there, as
   the local agent does not know that the address is a node's. `otherTraffic: Drop` drops it.
@@ -176,7 +176,7 @@ And these, which no test can show or which need none:
 - **Sockets that systemd binds** (`ssh.socket`, process 1 in `/init.scope`) may hold any component's port: they are bound for a
   unit that will be started later, and only root can create one.
 - **Time between a new cgroup and its name**: a restarted unit counts as undeclared for some milliseconds, and is denied. This
-  can not be used to impersonate a component.
+  cannot be used to impersonate a component.
 - **Tunnels other than VXLAN, Geneve and IPIP** (GRE, IPv6 in IP, IP in IPv6): under `Allow` they are other traffic, and what
   a tunnel device unpacks is judged at that device by its inner source address.
 - **Remembered replies.** A UDP reply passes for 180 seconds after the last packet of the flow's opener, and never to a guarded

@@ -1,5 +1,6 @@
-//! What is not defended, demonstrated: each of these reaches its target under the policy, too. If one of them no longer
-//! does, it has become an attack that is stopped, and the documentation must say so.
+//! What is not defended against, demonstrated: each of these reaches its target under the policy,
+//! too. If one no longer does, it has become an attack that is stopped, and the documentation must
+//! say so.
 
 use anyhow::Result;
 use enforcer_tests::craft::Crafted;
@@ -23,7 +24,7 @@ pub struct Limit {
     pub id: &'static str,
     pub who: Attacker,
     pub what: &'static str,
-    /// What the attacker gains, and what helps.
+    /// What the attacker gains, and what helps against it.
     pub therefore: &'static str,
     pub others: Others,
     pub attempt: fn(&Stage) -> Result<Attempt<'_>>,

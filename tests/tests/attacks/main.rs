@@ -25,7 +25,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, bail, ensure};
 use enforcer_tests::probe::{Probe, Ring};
 use enforcer_tests::product::{Agent, Event, PolicyText};
-use enforcer_tests::{Lab, Outcome, Place};
+use enforcer_tests::{Lab, Outcome, Workload};
 
 use attack::{Attack, Attempt, Others};
 use stage::Stage;
@@ -53,7 +53,7 @@ fn rows() -> Vec<Attack> {
 fn every_attack_is_stopped_and_reported() -> Result<()> {
     let stage = Stage::build()?;
     let (mut rows, mut limits) = (rows(), limits::rows());
-    // To look at some of them.
+    // To run only some of them.
     let only = std::env::var("ENFORCER_ATTACKS").ok();
     if let Some(only) = &only {
         rows.retain(|row| row.id.contains(only));
@@ -100,7 +100,7 @@ fn every_attack_is_stopped_and_reported() -> Result<()> {
         for limit in limits.iter().filter(|limit| limit.others == others) {
             let attempt = (limit.attempt)(&stage);
             let works = attempt.and_then(|attempt| arrives(&attempt));
-            note(limit.id, works.context("is said not to be defended"));
+            note(limit.id, works.context("is documented as not defended"));
         }
     }
     println!(
@@ -117,7 +117,7 @@ fn every_attack_is_stopped_and_reported() -> Result<()> {
     stage.lab.close()
 }
 
-/// All of it reaches its aim.
+/// Everything reaches its target.
 fn arrives(attempt: &Attempt<'_>) -> Result<()> {
     let deadline = Instant::now() + SOON;
     loop {
@@ -145,14 +145,14 @@ fn is_stopped(stage: &Stage, agents: &[Agent], row: &Attack) -> Result<()> {
     let count = |events: &[Event]| -> u64 {
         let about = events
             .iter()
-            .filter(|event| is_about(row, attempt.told, event));
+            .filter(|event| is_about(row, attempt.reported, event));
         about.map(|event| event.count).sum()
     };
     let deadline = Instant::now() + SOON;
     loop {
         let events = agent.events()?;
-        let told = count(&events) - count(&before);
-        if told >= attempt.denials {
+        let reported = count(&events) - count(&before);
+        if reported >= attempt.denials {
             break;
         }
         if Instant::now() > deadline {
@@ -162,7 +162,7 @@ fn is_stopped(stage: &Stage, agents: &[Agent], row: &Attack) -> Result<()> {
                 .map(|event| format!("{event:?}"))
                 .collect();
             bail!(
-                "told {told} of {} times, {} of {} arrive; new: {}",
+                "reported {reported} of {} times, {} of {} arrive; new: {}",
                 attempt.denials,
                 (attempt.arrived)()?,
                 attempt.aimed,
@@ -180,12 +180,14 @@ fn same(a: &Event, b: &Event) -> bool {
     format!("{a:?}") == format!("{b:?}")
 }
 
-fn is_about(row: &Attack, told: Option<SocketAddr>, event: &Event) -> bool {
+fn is_about(row: &Attack, reported: Option<SocketAddr>, event: &Event) -> bool {
     let right = event.verdict == "denied" && event.reason == row.reason && event.hook == row.hook;
-    let Some(told) = told else { return right };
+    let Some(reported) = reported else {
+        return right;
+    };
     // An unspecified address matches several.
-    let ip = told.ip().is_unspecified() || event.destination == Some(told.ip().to_string());
-    let port = told.port() == 0 || event.port == Some(told.port());
+    let ip = reported.ip().is_unspecified() || event.destination == Some(reported.ip().to_string());
+    let port = reported.port() == 0 || event.port == Some(reported.port());
     right && ip && port
 }
 
@@ -203,7 +205,7 @@ fn is_documented(text: &str) -> Result<()> {
 }
 
 #[test]
-fn offloads_that_are_what_they_say_go_on() -> Result<()> {
+fn legitimate_offloads_still_work() -> Result<()> {
     let stage = Stage::build()?;
     offloads::honest_ones_pass(&stage).context("without a policy")?;
     let agents = Agent::on_both(&stage.lab, &PolicyText::default())?;
@@ -212,14 +214,14 @@ fn offloads_that_are_what_they_say_go_on() -> Result<()> {
     stage.lab.close()
 }
 
-/// In dry-run a bypass of the hooks is granted and reported; a pod, which is judged where its packets leave its own
-/// network, is always granted it.
+/// In dry-run, bypassing the hooks is permitted and reported. A pod is always permitted to: it is
+/// judged where its packets leave its network namespace.
 #[test]
-fn ways_around_the_hooks_are_granted_where_they_lead_to_no_harm() -> Result<()> {
+fn harmless_bypasses_of_the_hooks_are_permitted() -> Result<()> {
     let lab = Lab::builder().build()?;
     let agent = Agent::start(&lab, "cp1", &PolicyText::dry_run())?;
-    let ring = |place: &Place| {
-        place
+    let ring = |workload: &Workload| {
+        workload
             .probe(&Probe::Ring(Ring::default()))
             .map(|report| report.outcome)
     };
@@ -238,7 +240,7 @@ fn ways_around_the_hooks_are_granted_where_they_lead_to_no_harm() -> Result<()> 
 }
 
 #[test]
-fn the_tests_that_hold_the_other_attacks_are_there() -> Result<()> {
+fn the_tests_of_the_other_attacks_exist() -> Result<()> {
     let mut ids: BTreeSet<&str> = rows().iter().map(|row| row.id).collect();
     ensure!(ids.len() == rows().len(), "two attacks have one name");
     for limit in limits::rows() {

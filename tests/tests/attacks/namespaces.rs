@@ -1,5 +1,5 @@
-//! Attacks by interfaces: of a pod that has a link on top of its node's uplink, and of a node with undeclared
-//! interfaces.
+//! Attacks through interfaces: from a pod that has a link on top of its node's uplink, and from a
+//! node with undeclared interfaces.
 
 use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
 
@@ -10,7 +10,7 @@ use enforcer_tests::net;
 use enforcer_tests::plan::{CP1, OUT, Party, W1, port};
 use enforcer_tests::probe::{Connect, Udp};
 
-use crate::attack::{Attack, Attacker, Attempt, Others};
+use crate::attack::{Attack, Attacker, Attempt, row};
 use crate::packets::{in_ipip, in_vxlan, syn_of_pod_b};
 use crate::stage::{At, CP1_MAC, Stage, TUNNEL, UNDECLARED, UNDECLARED_MAC, W1_MAC};
 
@@ -20,7 +20,7 @@ const SYN: u8 = 0x02;
 const ETCD: u16 = port::ETCD_CLIENT;
 const EGRESS: &str = "tc/egress";
 
-/// A pod with a part of w1's uplink.
+/// A pod with a share of w1's uplink.
 const SIDE: Party = Party {
     name: "side",
     v4: Ipv4Addr::new(10, 77, 0, 77),
@@ -31,26 +31,6 @@ const SIDE: Party = Party {
 /// The hardware address of another interface of the pod.
 const INNER_MAC: [u8; 6] = [0x02, 0x77, 0, 0, 0, 0x78];
 
-const fn row(
-    id: &'static str,
-    who: Attacker,
-    what: &'static str,
-    judge: &'static str,
-    (hook, reason): (&'static str, &'static str),
-    attempt: fn(&Stage) -> Result<Attempt<'_>>,
-) -> Attack {
-    Attack {
-        id,
-        who,
-        what,
-        others: Others::Allow,
-        judge,
-        hook,
-        reason,
-        attempt,
-    }
-}
-
 /// A kind of link on top of another one.
 #[derive(Debug, Clone, Copy)]
 enum Child {
@@ -60,7 +40,7 @@ enum Child {
 }
 
 impl Child {
-    /// A link that has gone holds its hardware address for a while: each has another one.
+    /// A removed link blocks its hardware address for a while, so each gets a new one.
     fn words(self, number: u16) -> String {
         let [high, low] = number.to_be_bytes();
         match self {
@@ -81,8 +61,8 @@ impl Child {
     }
 }
 
-/// A pod's namespace with a child of w1's uplink in it, which has an address; nothing if this kernel has no
-/// such links.
+/// A pod's namespace with a child of w1's uplink in it, which has an address; `None` if this kernel
+/// has no such links.
 fn annexed(stage: &Stage, child: Child, address: &Party) -> Result<Option<Annex>> {
     let (lab, host) = (&stage.lab, stage.lab.host("w1").namespace().name());
     let annex = Annex::create(lab, "w1", SIDE)?;
@@ -91,7 +71,7 @@ fn annexed(stage: &Stage, child: Child, address: &Party) -> Result<Option<Annex>
         .namespace()
         .within(|| nix::net::if_::if_nametoindex("eth0"))??;
     let inner = INNER_MAC.map(|byte| format!("{byte:02x}")).join(":");
-    // What comes in there looks as if it came in by the node's uplink.
+    // What arrives there looks as if it had arrived through the node's uplink.
     net::ip(
         Some(annex.name()),
         &format!(
@@ -100,7 +80,10 @@ fn annexed(stage: &Stage, child: Child, address: &Party) -> Result<Option<Annex>
     )?;
     if net::ip(
         Some(host),
-        &format!("link add part0 link eth0 {}\n", child.words(stage.fresh())),
+        &format!(
+            "link add part0 link eth0 {}\n",
+            child.words(stage.unique_number())
+        ),
     )
     .is_err()
     {
@@ -128,7 +111,7 @@ fn connects(stage: &Stage, child: Child, address: Party, at: At) -> Result<Attem
     let Some(annex) = annexed(stage, child, &address)? else {
         return Ok(Attempt::skipped(child.missing()));
     };
-    let from = 43_000 + stage.fresh();
+    let from = 43_000 + stage.unique_number();
     let expression = format!("tcp sport {from} tcp dport {ETCD}");
     let expression = match child {
         // Behind its tag.
@@ -137,7 +120,7 @@ fn connects(stage: &Stage, child: Child, address: Party, at: At) -> Result<Attem
     };
     let arrivals = stage.counted(at, &expression)?;
     for to in CP1.both(ETCD) {
-        annex.place().connect_with(Connect {
+        annex.workload().connect_with(Connect {
             from: Some(SocketAddr::new(address.like(to.ip()), from)),
             timeout_ms: 150,
             ..Connect::to(to)
@@ -147,12 +130,12 @@ fn connects(stage: &Stage, child: Child, address: Party, at: At) -> Result<Attem
         let _held = &annex;
         Ok(arrivals.so_far()?.min(2))
     });
-    Ok(attempt.told(Ipv6Addr::UNSPECIFIED.into(), ETCD))
+    Ok(attempt.reported(Ipv6Addr::UNSPECIFIED.into(), ETCD))
 }
 
 const INPUT: At = At::Input("cp1");
 
-/// SYNs to etcd of a packet or a raw socket there, from an address.
+/// SYNs to etcd for a packet or a raw socket there, from an address.
 fn crafted(from: &Party, mark: u16) -> [Crafted; 2] {
     [
         Crafted::tcp(from.at(43_100), CP1.at(ETCD), mark, SYN, b""),
@@ -167,7 +150,7 @@ fn holding<'a>(annex: Annex, attempt: Attempt<'a>) -> Attempt<'a> {
         arrived()
     });
     let attempt = Attempt { arrived, ..attempt };
-    attempt.told(Ipv6Addr::UNSPECIFIED.into(), ETCD)
+    attempt.reported(Ipv6Addr::UNSPECIFIED.into(), ETCD)
 }
 
 #[rustfmt::skip]
@@ -189,7 +172,7 @@ pub fn rows() -> Vec<Attack> {
             let Some(annex) = annexed(stage, Child::Macvlan, &SIDE)? else {
                 return Ok(Attempt::skipped(Child::Macvlan.missing()));
             };
-            let attempt = stage.inject(annex.place(), "part0", INPUT, |mark| {
+            let attempt = stage.inject(annex.workload(), "part0", INPUT, |mark| {
                 crafted(&SIDE, mark).map(|packet| packet.frame(SIDE.mac, CP1_MAC)).to_vec()
             })?;
             Ok(holding(annex, attempt))
@@ -198,7 +181,7 @@ pub fn rows() -> Vec<Attack> {
             let Some(annex) = annexed(stage, Child::Macvlan, &SIDE)? else {
                 return Ok(Attempt::skipped(Child::Macvlan.missing()));
             };
-            let attempt = stage.inject(annex.place(), "part0", INPUT, |mark| {
+            let attempt = stage.inject(annex.workload(), "part0", INPUT, |mark| {
                 crafted(&W1, mark).map(|packet| packet.frame(W1_MAC, CP1_MAC)).to_vec()
             })?;
             Ok(holding(annex, attempt))
@@ -207,7 +190,7 @@ pub fn rows() -> Vec<Attack> {
             let Some(annex) = annexed(stage, Child::Macvlan, &SIDE)? else {
                 return Ok(Attempt::skipped(Child::Macvlan.missing()));
             };
-            let attempt = stage.raw(annex.place(), INPUT, |mark| vec![crafted(&W1, mark)[0].clone()])?;
+            let attempt = stage.raw(annex.workload(), INPUT, |mark| vec![crafted(&W1, mark)[0].clone()])?;
             Ok(holding(annex, attempt))
         }),
         row("macvlan-forwarded", Pod, "forwards to a macvlan of its node's uplink what came in by an interface whose number is the uplink's", "w1", (EGRESS, "NoPath"), |stage| {
@@ -223,54 +206,54 @@ pub fn rows() -> Vec<Attack> {
             let Some(annex) = annexed(stage, Child::Macvlan, &Party { name: "side", ..W1 })? else {
                 return Ok(Attempt::skipped(Child::Macvlan.missing()));
             };
-            let from = 43_000 + stage.fresh();
+            let from = 43_000 + stage.unique_number();
             let arrivals = stage.counted(INPUT, &format!("udp sport {from} udp dport {TUNNEL}"))?;
-            annex.place().udp_with(Udp { from: Some(W1.at(from)), no_answer: true, ..Udp::to(CP1.at(TUNNEL)) })?;
+            annex.workload().udp_with(Udp { from: Some(W1.at(from)), no_answer: true, ..Udp::to(CP1.at(TUNNEL)) })?;
             let attempt = Attempt::new(1, None, move || {
                 let _held = &annex;
                 arrivals.so_far()
             });
-            Ok(attempt.told(CP1.v4.into(), TUNNEL))
+            Ok(attempt.reported(CP1.v4.into(), TUNNEL))
         }),
         row("macvlan-packet-tunnel", Pod, "sends that way into another node's tunnel, from an undeclared cgroup", "w1", (EGRESS, "ForgedSource"), |stage| {
             let Some(annex) = annexed(stage, Child::Macvlan, &SIDE)? else {
                 return Ok(Attempt::skipped(Child::Macvlan.missing()));
             };
-            let stranger = annex.place().in_cgroup(stage.lab.login("w1").cgroup());
+            let stranger = annex.workload().in_cgroup(stage.lab.login("w1").cgroup());
             let attempt = stage.inject(&stranger, "part0", INPUT, |mark| {
                 vec![Crafted::udp(W1.at(43_103), CP1.at(TUNNEL), mark, b"tunnelled").frame(W1_MAC, CP1_MAC)]
             })?;
-            Ok(holding(annex, attempt).told(CP1.v4.into(), TUNNEL))
+            Ok(holding(annex, attempt).reported(CP1.v4.into(), TUNNEL))
         }),
         row("macvlan-tunnel-undeclared", Pod, "sends that way by a UDP socket, from an address of its own", "w1", (EGRESS, "NoPath"), |stage| {
             let Some(annex) = annexed(stage, Child::Macvlan, &SIDE)? else {
                 return Ok(Attempt::skipped(Child::Macvlan.missing()));
             };
-            let stranger = annex.place().in_cgroup(stage.lab.login("w1").cgroup());
-            let from = 43_000 + stage.fresh();
+            let stranger = annex.workload().in_cgroup(stage.lab.login("w1").cgroup());
+            let from = 43_000 + stage.unique_number();
             let arrivals = stage.counted(INPUT, &format!("udp sport {from} udp dport {TUNNEL}"))?;
             stranger.udp_with(Udp { from: Some(SIDE.at(from)), no_answer: true, ..Udp::to(CP1.at(TUNNEL)) })?;
             let attempt = Attempt::new(1, None, move || {
                 let _held = &annex;
                 arrivals.so_far()
             });
-            Ok(attempt.told(CP1.v4.into(), TUNNEL))
+            Ok(attempt.reported(CP1.v4.into(), TUNNEL))
         }),
         row("vxlan-undeclared", Neighbour, "puts a pod's packet to etcd into VXLAN, and sends it from a node's address by an undeclared interface", "cp1", ("tc/ingress", "NoPath"), |stage| {
             let attempt = by_undeclared(stage, |mark| in_vxlan(W1.at(43_200), &syn_of_pod_b(mark)))?;
-            Ok(attempt.told(CP1.v4.into(), TUNNEL))
+            Ok(attempt.reported(CP1.v4.into(), TUNNEL))
         }),
         row("ipip-undeclared", Neighbour, "puts it into IPIP, and sends it by such an interface", "cp1", ("tc/ingress", "NoPath"), |stage| {
             let attempt = by_undeclared(stage, |mark| in_ipip(OUT.v4.into(), mark))?;
-            Ok(attempt.told(CP1.v4.into(), enforcer_tests::craft::protocol::IPIP.into()))
+            Ok(attempt.reported(CP1.v4.into(), enforcer_tests::craft::protocol::IPIP.into()))
         }),
         row("ipip-undeclared-node-address", Neighbour, "the same from a node's address", "cp1", ("tc/ingress", "NoPath"), |stage| {
             let attempt = by_undeclared(stage, |mark| in_ipip(W1.v4.into(), mark))?;
-            Ok(attempt.told(CP1.v4.into(), enforcer_tests::craft::protocol::IPIP.into()))
+            Ok(attempt.reported(CP1.v4.into(), enforcer_tests::craft::protocol::IPIP.into()))
         }),
         row("node-address-undeclared", Neighbour, "connects to etcd from a node's address by an undeclared interface", "cp1", ("tc/ingress", "NoPath"), |stage| {
             let attempt = by_undeclared(stage, |mark| Crafted::tcp(W1.at(43_201), CP1.at(ETCD), mark, SYN, b""))?;
-            Ok(attempt.told(CP1.v4.into(), ETCD))
+            Ok(attempt.reported(CP1.v4.into(), ETCD))
         }),
     ]
 }
@@ -282,10 +265,10 @@ fn forwards<'a>(
     let Some(annex) = annexed(stage, Child::Macvlan, &SIDE)? else {
         return Ok(Attempt::skipped(Child::Macvlan.missing()));
     };
-    let attempt = stage.inject(annex.place(), "in1", INPUT, |mark| {
+    let attempt = stage.inject(annex.workload(), "in1", INPUT, |mark| {
         vec![make(mark).frame([2; 6], INNER_MAC)]
     })?;
-    Ok(holding(annex, attempt).told(CP1.v4.into(), port))
+    Ok(holding(annex, attempt).reported(CP1.v4.into(), port))
 }
 
 fn by_undeclared(stage: &Stage, make: impl FnOnce(u16) -> Crafted) -> Result<Attempt<'_>> {

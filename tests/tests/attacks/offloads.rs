@@ -1,5 +1,5 @@
-//! Attacks by work that is left to the kernel: a checksum that it is to complete, written over a port, an
-//! address, flags or a protocol, once TC has seen another one there.
+//! Attacks with work that is left to the kernel: a checksum that it has to complete, which
+//! overwrites a port, an address, flags or a protocol after TC has seen another value there.
 
 use std::net::{IpAddr, SocketAddr};
 
@@ -9,9 +9,9 @@ use enforcer_tests::offload::{Offload, disguised, source_port_for};
 use enforcer_tests::packet::to_hex;
 use enforcer_tests::plan::{CP1, OUT, POD_A, POD_B, POD_GATEWAY_MAC, W1, port};
 use enforcer_tests::probe::{Inject, Probe, Tap};
-use enforcer_tests::{Place, net};
+use enforcer_tests::{Workload, net};
 
-use crate::attack::{Attack, Attacker, Attempt, Others};
+use crate::attack::{Attack, Attacker, Attempt, Others, row};
 use crate::stage::{At, BEHIND_UNDECLARED, CP1_MAC, Stage, TUNNEL, UNDECLARED, W1_MAC};
 
 use Attacker::{HostPod, Neighbour, Pod};
@@ -20,8 +20,8 @@ const SYN: u8 = 0x02;
 const ETCD: u16 = port::ETCD_CLIENT;
 /// An unguarded port.
 const SHOWN: u16 = 9_999;
-/// Where the words are in a frame: the lower half of IPv4's destination, and the ports and flags behind
-/// it.
+/// Where the words are in a frame: the lower half of IPv4's destination, and the ports and flags
+/// after it.
 const ADDRESS: usize = 32;
 const PORT: usize = 36;
 const FLAGS: usize = 46;
@@ -30,26 +30,6 @@ const UDP_DATA: usize = 42;
 const PORT_V6: usize = 56;
 const SENT: (&str, &str) = ("tc/egress", "ChecksumElsewhere");
 const ENTERED: (&str, &str) = ("tc/ingress", "ChecksumElsewhere");
-
-const fn row(
-    id: &'static str,
-    who: Attacker,
-    what: &'static str,
-    judge: &'static str,
-    (hook, reason): (&'static str, &'static str),
-    attempt: fn(&Stage) -> Result<Attempt<'_>>,
-) -> Attack {
-    Attack {
-        id,
-        who,
-        what,
-        others: Others::Allow,
-        judge,
-        hook,
-        reason,
-        attempt,
-    }
-}
 
 fn completed(start: usize, field: usize) -> String {
     let checksum = Some((start as u16, (field - start) as u16));
@@ -62,7 +42,7 @@ fn completed(start: usize, field: usize) -> String {
     )
 }
 
-/// From w1's hostNetwork pod by its uplink to cp1: what the kernel makes of it is a SYN to etcd.
+/// From w1's hostNetwork pod through its uplink to cp1: the kernel turns it into a SYN to etcd.
 fn by_uplink<'a>(
     stage: &'a Stage,
     counted: &str,
@@ -82,31 +62,31 @@ fn by_uplink<'a>(
     )
 }
 
-/// A SYN to etcd with a right checksum, once the port is written.
+/// A SYN to etcd whose checksum is right once the port is overwritten.
 fn syn(from: IpAddr, to: SocketAddr, mark: u16, field: usize) -> (Vec<u8>, usize, usize) {
     let from = SocketAddr::new(from, source_port_for(from, to.ip(), 20, SHOWN));
     let frame = Crafted::tcp(from, to, mark, SYN, b"").frame(W1_MAC, CP1_MAC);
-    // No tuning is needed: the source port does it.
+    // No steering word is needed: the source port takes its role.
     let mut shown = frame.clone();
     shown[field..field + 2].copy_from_slice(&SHOWN.to_be_bytes());
     (shown, field, field)
 }
 
-/// A frame with the neighbour's own hardware address, to another than it was made for.
+/// A frame with the neighbour's hardware address as its source, to another hop than the original.
 fn by_neighbour(mut frame: Vec<u8>, hop: [u8; 6]) -> Vec<u8> {
     frame[..6].copy_from_slice(&hop);
     frame[6..12].copy_from_slice(&OUT.mac);
     frame
 }
 
-/// A datagram without a checksum, which IPv4 allows, to a tunnel.
+/// A datagram without a checksum, which IPv4 permits, to a tunnel.
 fn datagram(from: SocketAddr, to: SocketAddr, mark: u16) -> Crafted {
     let mut packet = Crafted::udp(from, to, mark, b"\0\0 steered");
     packet.payload[6..8].fill(0);
     packet
 }
 
-/// The same from a pod's namespace, by any interface there.
+/// The same from a pod's namespace, through any interface there.
 fn to_far_tunnel(mark: u16, from: IpAddr) -> Vec<u8> {
     let packet = datagram(SocketAddr::new(from, 41_900), W1.at(TUNNEL), mark);
     let pod = POD_A.party.mac;
@@ -114,10 +94,10 @@ fn to_far_tunnel(mark: u16, from: IpAddr) -> Vec<u8> {
     disguised(&frame, PORT, PORT, SHOWN, UDP_DATA)
 }
 
-/// A tap device in a namespace, which stays: agents have had their time with it.
-fn tap(place: &Place, device: &str) -> Result<bool> {
-    let name = place.namespace().name();
-    if place.run("ip", ["link", "show", "dev", device])?.ok() {
+/// A tap device in a namespace, created early so that agents have had time to attach to it.
+fn tap(workload: &Workload, device: &str) -> Result<bool> {
+    let name = workload.namespace().name();
+    if workload.run("ip", ["link", "show", "dev", device])?.ok() {
         return Ok(true);
     }
     let made = format!("tuntap add dev {device} mode tap vnet_hdr\n");
@@ -125,7 +105,7 @@ fn tap(place: &Place, device: &str) -> Result<bool> {
         return Ok(false);
     }
     net::ip(Some(name), &format!("link set {device} up\n"))?;
-    place.namespace().set_sysctls(&[
+    workload.namespace().set_sysctls(&[
         ("ipv4/ip_forward", "1"),
         ("ipv4/conf/all/rp_filter", "0"),
         (&format!("ipv4/conf/{device}/rp_filter"), "0"),
@@ -137,14 +117,14 @@ fn tap(place: &Place, device: &str) -> Result<bool> {
 /// Out of a tap device towards w1's tunnel.
 fn out_of_tap<'a>(
     stage: &'a Stage,
-    from: &Place,
+    from: &Workload,
     device: &str,
     source: IpAddr,
 ) -> Result<Attempt<'a>> {
     if !tap(from, device)? {
         return Ok(Attempt::skipped("this kernel has no tap devices"));
     }
-    let mark = stage.fresh();
+    let mark = stage.unique_number();
     let arrivals = stage.counted(At::Input("w1"), &format!("ip id {mark} udp dport {TUNNEL}"))?;
     let report = from.probe(&Probe::Tap(Tap {
         device: device.to_owned(),
@@ -227,8 +207,8 @@ pub fn rows() -> Vec<Attack> {
     ]
 }
 
-/// What virtual machines and user space network stacks ask for is done as before: checksums where they
-/// belong, and segments.
+/// Legitimate requests of virtual machines and user-space network stacks are served as before:
+/// checksums in the right place, and segmentation.
 pub fn honest_ones_pass(stage: &Stage) -> Result<()> {
     let (host, pod) = (stage.lab.hostnet("w1"), stage.lab.pod("pod-b"));
     let (node, own) = (W1, pod.party());
@@ -240,7 +220,10 @@ pub fn honest_ones_pass(stage: &Stage) -> Result<()> {
             .into_iter()
             .enumerate()
         {
-            let source = SocketAddr::new(addresses.like(to.ip()), 41_910 + stage.fresh() % 1000);
+            let source = SocketAddr::new(
+                addresses.like(to.ip()),
+                41_910 + stage.unique_number() % 1000,
+            );
             let headers: usize = if to.is_ipv4() { 34 } else { 54 };
             let kind = if to.is_ipv4() {
                 enforcer_tests::offload::GSO_TCP4
@@ -266,10 +249,10 @@ pub fn honest_ones_pass(stage: &Stage) -> Result<()> {
             };
             let mut tried: Vec<(Offload, Crafted, u16)> = Vec::new();
             for (what, packet) in tcp {
-                let mark = stage.fresh();
+                let mark = stage.unique_number();
                 tried.push((what, packet(mark), mark));
             }
-            let mark = stage.fresh();
+            let mark = stage.unique_number();
             tried.push((udp, Crafted::udp(source, to, mark, b"data"), mark));
             for (what, packet, mark) in tried {
                 let counted = if to.is_ipv4() {
@@ -277,10 +260,10 @@ pub fn honest_ones_pass(stage: &Stage) -> Result<()> {
                 } else {
                     format!("ip6 flowlabel {mark}")
                 };
-                // Segments of one packet are numbered on from the first.
+                // The segments of a packet are numbered consecutively.
                 if what.segments.is_some() {
-                    stage.fresh();
-                    stage.fresh();
+                    stage.unique_number();
+                    stage.unique_number();
                 }
                 let kind = if packet.protocol == protocol::UDP {
                     "udp"

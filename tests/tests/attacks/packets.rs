@@ -1,14 +1,14 @@
-//! Attacks with crafted packets from a pod, from the segment and from the world: what no socket would
-//! send.
+//! Attacks with crafted packets from a pod, from the segment and from outside, which no socket
+//! would send.
 
 use std::net::{IpAddr, Ipv6Addr, SocketAddr};
 
 use anyhow::Result;
-use enforcer_tests::Place;
+use enforcer_tests::Workload;
 use enforcer_tests::craft::{Crafted, ethernet, fix_ipv4_checksum, protocol, tagged, tcp};
 use enforcer_tests::plan::{CP1, LOOPBACK, OUT, POD_A, POD_B, SERVICE, W1, port};
 
-use crate::attack::{Attack, Attacker, Attempt, Others};
+use crate::attack::{Attack, Attacker, Attempt, Others, row_on_cp1 as row};
 use crate::stage::{At, CP1_MAC, Stage, TUNNEL, W1_MAC};
 
 use Attacker::{Neighbour, Pod, World};
@@ -20,25 +20,6 @@ pub const INPUT: At = At::Input("cp1");
 pub const WIRE: At = At::Device("cp1", "eth0");
 const BROADCAST: [u8; 6] = [0xff; 6];
 const ETCD: u16 = port::ETCD_CLIENT;
-
-const fn row(
-    id: &'static str,
-    who: Attacker,
-    what: &'static str,
-    (hook, reason): (&'static str, &'static str),
-    attempt: fn(&Stage) -> Result<Attempt<'_>>,
-) -> Attack {
-    Attack {
-        id,
-        who,
-        what,
-        others: Others::Allow,
-        judge: "cp1",
-        hook,
-        reason,
-        attempt,
-    }
-}
 
 const fn if_others_are_dropped(attack: Attack) -> Attack {
     Attack {
@@ -63,7 +44,7 @@ pub fn rows() -> Vec<Attack> {
     .collect()
 }
 
-/// From pod-a to cp1, by the pod's gateway.
+/// From pod-a to cp1, through the pod's gateway.
 fn from_pod(stage: &Stage, at: At, make: impl FnOnce(u16) -> Vec<Crafted>) -> Result<Attempt<'_>> {
     let pod = stage.lab.pod("pod-a");
     stage.craft(pod, pod.next_hop(CP1.v4.into()), at, make)
@@ -84,7 +65,7 @@ fn pod_to_etcd() -> [(SocketAddr, SocketAddr); 2] {
 }
 
 fn to_etcd(attempt: Attempt<'_>) -> Attempt<'_> {
-    attempt.told(CP1.v4.into(), ETCD)
+    attempt.reported(CP1.v4.into(), ETCD)
 }
 
 fn with_flags(mark: u16, flags: &[u8]) -> Vec<Crafted> {
@@ -116,12 +97,12 @@ fn with_extensions(mark: u16, extensions: Vec<(u8, Vec<u8>)>) -> Crafted {
     }
 }
 
-/// A fragment that is all of its packet (RFC 6946).
+/// A fragment that is its whole packet (RFC 6946).
 fn atomic(whole: Crafted) -> Crafted {
     whole.part(0, &whole.payload, false)
 }
 
-/// An extension header of 8 bytes with nothing but padding in it, without its first byte.
+/// An extension header of 8 bytes that contains only padding, without its first byte.
 fn padding() -> Vec<u8> {
     vec![0, 1, 4, 0, 0, 0, 0]
 }
@@ -150,7 +131,7 @@ fn headers() -> Vec<Attack> {
         row("source-route", Neighbour, "sends to a worker what a source route leads on to etcd", ("tc/egress", "NoPath"), |stage| {
             stage.craft(&stage.lab.neighbour(), W1_MAC, INPUT, |mark| {
                 let [a, b, c, d] = CP1.v4.octets();
-                // The checksum of TCP is for the last destination.
+                // TCP's checksum is for the final destination.
                 let segment = tcp(OUT.at(FROM), CP1.at(ETCD), SYN, &[], b"");
                 let options = vec![131, 7, 4, a, b, c, d, 0];
                 vec![Crafted { options, ..Crafted::carrying(OUT.v4.into(), W1.v4.into(), mark, protocol::TCP, segment) }]
@@ -163,7 +144,7 @@ fn headers() -> Vec<Attack> {
                 let extensions = vec![(protocol::ROUTING, header)];
                 vec![Crafted { extensions, ..Crafted::carrying(OUT.v6.into(), W1.v6.into(), mark, protocol::TCP, segment) }]
             })?;
-            Ok(attempt.told(CP1.v6.into(), ETCD))
+            Ok(attempt.reported(CP1.v6.into(), ETCD))
         }).judged_on_w1(),
         row("extension-headers", Pod, "hides the ports behind IPv6 extension headers: hop-by-hop, routing, destination options, eight of them, a fragment header of a whole packet", NO_PATH, |stage| {
             let attempt = from_pod(stage, INPUT, |mark| vec![
@@ -173,7 +154,7 @@ fn headers() -> Vec<Attack> {
                 with_extensions(mark, vec![(protocol::DESTINATION_OPTIONS, padding()); 8]),
                 atomic(with_extensions(mark, Vec::new())),
             ])?;
-            Ok(attempt.told(CP1.v6.into(), ETCD))
+            Ok(attempt.reported(CP1.v6.into(), ETCD))
         }),
         row("too-many-headers", Pod, "hides them behind more extension headers than are read, or puts one where it is not allowed", (TC, "TooManyHeaders"), |stage| {
             from_pod(stage, INPUT, |mark| vec![
@@ -205,13 +186,13 @@ fn headers() -> Vec<Attack> {
             })
         }),
         row("fast-open-blind", World, "sends data with a SYN from an address that is not its own, to a server that takes it (TCP Fast Open)", NO_PATH, |stage| {
-            let attempt = stage.whisper(&stage.lab.neighbour(), &stage.etcd, |word| vec![fast(&stage.fresh(), "203.0.113.9", word)])?;
+            let attempt = stage.send_frames(&stage.lab.neighbour(), &stage.etcd, |word| vec![fast(&stage.unique_number(), "203.0.113.9", word)])?;
             Ok(to_etcd(attempt))
         }),
     ]
 }
 
-/// A SYN with data to etcd, with an empty request for a cookie.
+/// A SYN with data to etcd, and with an empty request for a cookie.
 pub fn fast(mark: &u16, source: &str, word: &[u8]) -> Vec<u8> {
     let from = SocketAddr::new(
         source.parse().unwrap_or(IpAddr::V4(OUT.v4)),
@@ -222,9 +203,9 @@ pub fn fast(mark: &u16, source: &str, word: &[u8]) -> Vec<u8> {
         .frame(OUT.mac, CP1_MAC)
 }
 
-/// Of both families: any address of cp1.
+/// Reports either family: any address of cp1.
 fn to_v4_or_v6(attempt: Attempt<'_>) -> Attempt<'_> {
-    attempt.told(Ipv6Addr::UNSPECIFIED.into(), ETCD)
+    attempt.reported(Ipv6Addr::UNSPECIFIED.into(), ETCD)
 }
 
 #[rustfmt::skip]
@@ -276,14 +257,14 @@ fn fragments() -> Vec<Attack> {
     ]
 }
 
-/// Two fragments of one packet that overlap: an innocent one, and one that is counted.
+/// Two overlapping fragments of one packet: an innocent one, and one that is counted.
 fn overlapping<'a>(
     stage: &'a Stage,
     from: SocketAddr,
     second: impl FnOnce(&Crafted, u16) -> Crafted,
     expression: &str,
 ) -> Result<Attempt<'a>> {
-    let mark = stage.fresh();
+    let mark = stage.unique_number();
     let whole = Crafted::tcp(from, CP1.at(port::ECHO), mark, SYN, b"0123456789ab");
     let parts = [whole.part(0, &whole.payload, true), second(&whole, mark)];
     let counted = format!("ip id {mark} {expression}");
@@ -294,7 +275,7 @@ fn overlapping<'a>(
     Ok(Attempt::new(1, None, move || arrivals.so_far()))
 }
 
-/// One SYN from an address that the attacker claims.
+/// One SYN from a claimed address.
 fn claims(from: IpAddr, to: SocketAddr) -> impl FnOnce(u16) -> Vec<Crafted> {
     move |mark| {
         vec![Crafted::tcp(
@@ -313,22 +294,22 @@ fn addresses() -> Vec<Attack> {
     vec![
         row("loopback-from-pod", Pod, "sends to 127.0.0.1 of its node, while `route_localnet` is set", off_lo, |stage| {
             let to = LOOPBACK.at(port::INSECURE);
-            Ok(from_pod(stage, INPUT, claims(POD_A.party.v4.into(), to))?.told(to.ip(), to.port()))
+            Ok(from_pod(stage, INPUT, claims(POD_A.party.v4.into(), to))?.reported(to.ip(), to.port()))
         }),
         row("loopback-source-from-pod", Pod, "sends from 127.0.0.1", off_lo, |stage| {
             let to = CP1.at(port::ECHO);
-            Ok(from_pod(stage, INPUT, claims(LOOPBACK.v4.into(), to))?.told(to.ip(), to.port()))
+            Ok(from_pod(stage, INPUT, claims(LOOPBACK.v4.into(), to))?.reported(to.ip(), to.port()))
         }),
         row("loopback-source-from-wire", Neighbour, "sends from 127.0.0.1, while `route_localnet` is set (CVE-2020-8558)", off_lo, |stage| {
             let to = CP1.at(port::INSECURE);
-            Ok(from_wire(stage, INPUT, claims(LOOPBACK.v4.into(), to))?.told(to.ip(), to.port()))
+            Ok(from_wire(stage, INPUT, claims(LOOPBACK.v4.into(), to))?.reported(to.ip(), to.port()))
         }),
         row("loopback-v6-from-wire", Neighbour, "sends to ::1 and from ::1", off_lo, |stage| {
             let attempt = from_wire(stage, WIRE, |mark| vec![
                 Crafted::tcp(OUT.at6(FROM), LOOPBACK.at6(port::INSECURE), mark, SYN, b""),
                 Crafted::tcp(LOOPBACK.at6(FROM), CP1.at6(port::INSECURE), mark, SYN, b""),
             ])?;
-            Ok(attempt.told(Ipv6Addr::UNSPECIFIED.into(), port::INSECURE))
+            Ok(attempt.reported(Ipv6Addr::UNSPECIFIED.into(), port::INSECURE))
         }),
         row("nobody-from-pod", Pod, "sends from 0.0.0.0, from ::, and from link-local addresses", NO_PATH, |stage| {
             let attempt = from_pod(stage, At::Device("cp1", "cali-pod-a"), |mark| {
@@ -376,21 +357,21 @@ fn addresses() -> Vec<Attack> {
             let expression = format!("arp saddr ip {}", CP1.v4);
             let arrivals = stage.counted(At::Device("cp1", "cali-pod-a"), &expression)?;
             pod.inject("eth0", &[announcement(pod)])?;
-            Ok(Attempt::new(1, None, move || arrivals.so_far()).told(CP1.v4.into(), 0))
+            Ok(Attempt::new(1, None, move || arrivals.so_far()).reported(CP1.v4.into(), 0))
         }),
         row("broadcast", Neighbour, "broadcasts a datagram on the segment, to a guarded port", ("cgroup/ingress", "NoPath"), |stage| {
-            let attempt = stage.whisper(&stage.lab.neighbour(), &stage.tunnel, |word| {
+            let attempt = stage.send_frames(&stage.lab.neighbour(), &stage.tunnel, |word| {
                 ["255.255.255.255:4789", "10.77.0.255:4789", "[ff02::1]:4789"].into_iter()
                     .flat_map(|text| text.parse::<SocketAddr>())
                     .map(|to| Crafted::udp(SocketAddr::new(OUT.like(to.ip()), FROM), to, 1, word).frame(OUT.mac, BROADCAST))
                     .collect()
             })?;
-            Ok(attempt.told(Ipv6Addr::UNSPECIFIED.into(), TUNNEL))
+            Ok(attempt.reported(Ipv6Addr::UNSPECIFIED.into(), TUNNEL))
         }).judged_on_w1(),
     ]
 }
 
-fn announcement(pod: &Place) -> Vec<u8> {
+fn announcement(pod: &Workload) -> Vec<u8> {
     let (mac, ip) = (pod.party().mac, CP1.v4.octets());
     let message = [&[0, 1, 8, 0, 6, 4, 0, 1][..], &mac, &ip, &[0; 6], &ip].concat();
     ethernet(mac, BROADCAST, 0x0806, &message)
@@ -420,41 +401,41 @@ fn links() -> Vec<Attack> {
             with_tags(stage, INPUT, &[(AD, 0), (Q, 0)]).map(to_etcd)
         }),
         row("vlan-many", Neighbour, "puts more tags before it than are read: the socket's hook sees what the kernel makes of it", ("cgroup/ingress", "NoPath"), |stage| {
-            let attempt = stage.whisper(&stage.lab.neighbour(), &stage.etcd, |word| {
-                let plain = fast(&stage.fresh(), "10.77.0.200", word);
+            let attempt = stage.send_frames(&stage.lab.neighbour(), &stage.etcd, |word| {
+                let plain = fast(&stage.unique_number(), "10.77.0.200", word);
                 vec![(0..4).fold(plain, |frame, _| tagged(Q, 0, &frame))]
             })?;
             Ok(to_etcd(attempt))
         }),
         row("ipip", Neighbour, "puts a pod's packet into IPIP", NO_PATH, |stage| {
             let attempt = from_wire(stage, INPUT, |mark| vec![in_ipip(OUT.v4.into(), mark)])?;
-            Ok(attempt.told(CP1.v4.into(), protocol::IPIP.into()))
+            Ok(attempt.reported(CP1.v4.into(), protocol::IPIP.into()))
         }),
         row("ipip-pod", Pod, "puts another pod's packet into IPIP", NO_PATH, |stage| {
             let attempt = from_pod(stage, INPUT, |mark| vec![in_ipip(POD_A.party.v4.into(), mark)])?;
-            Ok(attempt.told(CP1.v4.into(), protocol::IPIP.into()))
+            Ok(attempt.reported(CP1.v4.into(), protocol::IPIP.into()))
         }),
         row("vxlan", Neighbour, "puts a pod's packet to etcd into VXLAN, and the node's tunnel unpacks it", NO_PATH, |stage| {
             let attempt = from_wire(stage, INPUT, |mark| vec![in_vxlan(OUT.at(FROM), &syn_of_pod_b(mark))])?;
-            Ok(attempt.told(CP1.v4.into(), TUNNEL))
+            Ok(attempt.reported(CP1.v4.into(), TUNNEL))
         }),
         row("vxlan-pod", Pod, "puts another pod's packet to etcd into VXLAN", NO_PATH, |stage| {
             let attempt = from_pod(stage, INPUT, |mark| vec![in_vxlan(POD_A.party.at(FROM), &syn_of_pod_b(mark))])?;
-            Ok(attempt.told(CP1.v4.into(), TUNNEL))
+            Ok(attempt.reported(CP1.v4.into(), TUNNEL))
         }),
         row("vxlan-own", Attacker::OtherNode, "sends by the tunnel a packet from the node's own address", (TC, "NoPath"), |stage| {
             let node = stage.lab.login("w1");
-            let attempt = stage.whisper(&node, &stage.tunnel_here, |word| {
+            let attempt = stage.send_frames(&node, &stage.tunnel_here, |word| {
                 let inner = Crafted::udp(CP1.at6(FROM), CP1.at6(8472), 1, word);
                 vec![in_vxlan(W1.at(FROM), &inner).frame(W1_MAC, CP1_MAC)]
             })?;
-            Ok(attempt.told(CP1.v6.into(), 8472))
+            Ok(attempt.reported(CP1.v6.into(), 8472))
         }),
         row("vxlan-node", Attacker::OtherNode, "sends by the tunnel, which it may, a pod's packet to etcd", (TC, "NoPath"), |stage| {
             let node = stage.lab.login("w1");
-            let attempt = stage.whisper(&node, &stage.etcd, |word| {
+            let attempt = stage.send_frames(&node, &stage.etcd, |word| {
                 // No host has this address, so none resets a connection that it did not open.
-                let from = SocketAddr::new([10, 78, 2, 77].into(), FROM + stage.fresh() % 1000);
+                let from = SocketAddr::new([10, 78, 2, 77].into(), FROM + stage.unique_number() % 1000);
                 let segment = tcp(from, CP1.at(ETCD), SYN, &[34, 2, 1, 1], word);
                 let inner = Crafted::carrying(from.ip(), CP1.v4.into(), 1, protocol::TCP, segment);
                 vec![in_vxlan(W1.at(FROM), &inner).frame(W1_MAC, CP1_MAC)]
@@ -479,7 +460,7 @@ pub fn in_vxlan(from: SocketAddr, inner: &Crafted) -> Crafted {
     Crafted::udp(from, CP1.at(TUNNEL), 1, &[&header[..], &frame].concat())
 }
 
-/// An ICMP error from the neighbour to cp1 about a packet: a way that is too narrow, of either family.
+/// An ICMP error from the neighbour to cp1 that reports a packet as too big, of either family.
 pub fn too_narrow(mark: u16, about: &Crafted, quoted: usize) -> Crafted {
     let to = CP1.like(about.source);
     let kind = if to.is_ipv4() { (3, 4) } else { (2, 0) };
@@ -521,17 +502,17 @@ fn dropped() -> Vec<Attack> {
                 let [about, _] = both(&CP1, FROM, port::ECHO);
                 vec![Crafted::icmp(OUT.v4.into(), CP1.v4.into(), mark, (5, 1), OUT.v4.octets(), &about.packet())]
             })?;
-            Ok(attempt.told(CP1.v4.into(), 5))
+            Ok(attempt.reported(CP1.v4.into(), 5))
         }),
         row("unasked-answer", Neighbour, "sends a UDP reply without a request", other, |stage| {
             let attempt = from_wire(stage, INPUT, |mark| {
                 [(OUT.at(53), CP1.at(FROM)), (OUT.at6(53), CP1.at6(FROM))].map(|(from, to)| Crafted::udp(from, to, mark, b"answer")).to_vec()
             })?;
-            Ok(attempt.told(Ipv6Addr::UNSPECIFIED.into(), FROM))
+            Ok(attempt.reported(Ipv6Addr::UNSPECIFIED.into(), FROM))
         }),
         row("other-protocol", Neighbour, "uses another protocol (SCTP)", other, |stage| {
             let attempt = from_wire(stage, INPUT, |mark| vec![Crafted::carrying(OUT.v4.into(), CP1.v4.into(), mark, 132, vec![0; 24])])?;
-            Ok(attempt.told(CP1.v4.into(), 132))
+            Ok(attempt.reported(CP1.v4.into(), 132))
         }),
         row("no-ip", Neighbour, "uses neither IP nor ARP (MPLS)", unknown, |stage| {
             let arrivals = stage.counted(WIRE, "meta protocol 0x8847")?;

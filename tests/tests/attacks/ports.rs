@@ -1,4 +1,5 @@
-//! Attacks on a component's ports: taken without `bind` to the number, or at undeclared addresses.
+//! Attacks on a component's ports: ports taken without binding the number, or at undeclared
+//! addresses.
 
 use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr, SocketAddrV6};
 
@@ -7,36 +8,18 @@ use enforcer_tests::Outcome;
 use enforcer_tests::plan::{VIP, port};
 use enforcer_tests::probe::{Bind, Take};
 
-use crate::attack::{Attack, Attacker, Attempt, Others};
+use crate::attack::{Attack, Attempt, row_of_host_pod as row};
 use crate::sockets::link_local;
 use crate::stage::Stage;
 
 const FOREIGN: (&str, &str) = ("cgroup/bind", "BindForeignPort");
 const EXPOSED: (&str, &str) = ("cgroup/bind", "BindNotLoopback");
 
-const fn row(
-    id: &'static str,
-    what: &'static str,
-    (hook, reason): (&'static str, &'static str),
-    attempt: fn(&Stage) -> Result<Attempt<'_>>,
-) -> Attack {
-    Attack {
-        id,
-        who: Attacker::HostPod,
-        what,
-        others: Others::Allow,
-        judge: "cp1",
-        hook,
-        reason,
-        attempt,
-    }
-}
-
-/// What the hostNetwork pod of cp1 binds, and whether it gets it.
+/// cp1's hostNetwork pod binds; counts whether it gets the port.
 fn takes(stage: &Stage, bind: Bind) -> Result<Attempt<'_>> {
-    let told = Some(bind.at);
+    let reported = Some(bind.at);
     let bound = stage.lab.hostnet("cp1").bind_with(bind)?.outcome == Outcome::Bound;
-    Ok(Attempt::new(1, told, move || Ok(u64::from(bound))))
+    Ok(Attempt::new(1, reported, move || Ok(u64::from(bound))))
 }
 
 #[rustfmt::skip]
@@ -56,7 +39,7 @@ pub fn rows() -> Vec<Attack> {
             let scope = stage.lab.host("cp1").namespace().within(|| nix::net::if_::if_nametoindex("eth0"))??;
             let at: SocketAddr = SocketAddrV6::new(at, port::ETCD_PEER, 0, scope).into();
             let attempt = takes(stage, Bind::at(at))?;
-            Ok(attempt.told(at.ip(), at.port()))
+            Ok(attempt.reported(at.ip(), at.port()))
         }),
         row("bind-free", "binds it at an address that its node does not have yet (`IP_FREEBIND`)", FOREIGN, |stage| {
             let at = SocketAddr::new(Ipv4Addr::new(10, 99, 9, 9).into(), port::ETCD_PEER);

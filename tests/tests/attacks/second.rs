@@ -1,5 +1,5 @@
-//! The second attack: odder options, kinds of sockets, offloads, cgroups and interfaces, tried on what stopped
-//! the first one.
+//! The second series of attacks: odder options, kinds of sockets, offloads, cgroups and interfaces,
+//! tried on the defences that stopped the first one.
 
 use std::net::SocketAddr;
 
@@ -10,11 +10,11 @@ use enforcer_tests::offload::{GSO_TCP4, GSO_UDP, Offload, disguised};
 use enforcer_tests::packet::to_hex;
 use enforcer_tests::plan::{CP1, LOOPBACK, OUT, POD_A, POD_GATEWAY_MAC, W1, port};
 use enforcer_tests::probe::{Bind, Call, Connect, Inject, Probe, Tap, Udp};
-use enforcer_tests::{Outcome, Place};
+use enforcer_tests::{Outcome, Workload};
 
-use crate::attack::{Attack, Attacker, Attempt, Others};
+use crate::attack::{Attack, Attacker, Attempt, row};
 use crate::bypass::is_possible;
-use crate::stage::{At, CP1_MAC, Stage, TUNNEL, W1_MAC};
+use crate::stage::{At, CP1_MAC, Stage, TUNNEL, W1_MAC, to_etcd_from_w1, to_insecure_on_lo};
 
 use Attacker::{HostPod, Pod, User};
 
@@ -29,50 +29,17 @@ const CHECKSUM: (&str, &str) = ("tc/egress", "ChecksumElsewhere");
 /// LLDP, which is not guarded.
 const HARMLESS: u16 = 0x88cc;
 
-const fn row(
-    id: &'static str,
-    who: Attacker,
-    what: &'static str,
-    judge: &'static str,
-    (hook, reason): (&'static str, &'static str),
-    attempt: fn(&Stage) -> Result<Attempt<'_>>,
-) -> Attack {
-    Attack {
-        id,
-        who,
-        what,
-        others: Others::Allow,
-        judge,
-        hook,
-        reason,
-        attempt,
-    }
-}
-
 fn on_lo<'a>(stage: &'a Stage, how: impl Fn(Inject) -> Inject) -> Result<Attempt<'a>> {
     stage.inject_with(&stage.lab.hostnet("cp1"), INPUT, |mark| {
-        let to = port::INSECURE;
-        let frames = [
-            Crafted::tcp(LOOPBACK.at(FROM), LOOPBACK.at(to), mark, SYN, b""),
-            Crafted::tcp(LOOPBACK.at6(FROM), LOOPBACK.at6(to), mark, SYN, b""),
-        ];
-        how(Inject::frames(
-            "lo",
-            &frames.map(|packet| packet.frame([0; 6], [0; 6])),
-        ))
+        let frames = to_insecure_on_lo(FROM, mark).map(|packet| packet.frame([0; 6], [0; 6]));
+        how(Inject::frames("lo", &frames))
     })
 }
 
 fn by_uplink<'a>(stage: &'a Stage, how: impl Fn(Inject) -> Inject) -> Result<Attempt<'a>> {
     stage.inject_with(&stage.lab.hostnet("w1"), INPUT, |mark| {
-        let frames = [
-            Crafted::tcp(W1.at(FROM), CP1.at(ETCD), mark, SYN, b""),
-            Crafted::tcp(W1.at6(FROM), CP1.at6(ETCD), mark, SYN, b""),
-        ];
-        how(Inject::frames(
-            "eth0",
-            &frames.map(|packet| packet.frame(W1_MAC, CP1_MAC)),
-        ))
+        let frames = to_etcd_from_w1(FROM, mark).map(|packet| packet.frame(W1_MAC, CP1_MAC));
+        how(Inject::frames("eth0", &frames))
     })
 }
 
@@ -90,7 +57,7 @@ fn by_pod<'a>(stage: &'a Stage, how: impl Fn(Inject) -> Inject) -> Result<Attemp
     })
 }
 
-/// A frame of w1's with an offload header, and what it is counted by.
+/// A frame of w1 with an offload header, and the expression by which it is counted.
 fn offloaded<'a>(
     stage: &'a Stage,
     counted: &str,
@@ -114,27 +81,30 @@ fn completed(start: usize, field: usize) -> Offload {
     }
 }
 
-/// A datagram to cp1's tunnel without a checksum, with two bytes to steer by, in a frame.
+/// A datagram to cp1's tunnel without a checksum, with two steering bytes, in a frame.
 fn datagram(from: SocketAddr, mark: u16) -> Vec<u8> {
     let mut packet = Crafted::udp(from, CP1.at(TUNNEL), mark, b"\0\0 steered");
     packet.payload[6..8].fill(0);
     packet.frame(W1_MAC, CP1_MAC)
 }
 
-/// Where the steering bytes of it are.
+/// Where its steering bytes are.
 const STEER: usize = 42;
 
-/// A place in a cgroup that is so many levels below the pods'.
-fn deep(stage: &Stage, host: &str, levels: usize) -> Result<Place> {
+/// A workload in a cgroup that is this many levels below the pods' cgroup.
+fn deep(stage: &Stage, host: &str, levels: usize) -> Result<Workload> {
     let below = vec!["deep"; levels].join("/");
-    stage.lab.place_in(host, &format!("kubepods.slice/{below}"))
+    stage
+        .lab
+        .workload_in(host, &format!("kubepods.slice/{below}"))
 }
 
-/// A datagram into cp1's tunnel by a macvtap device of w1's uplink, opened by a process that was given access to it.
-fn by_macvtap<'a>(stage: &'a Stage, from: &Place) -> Result<Attempt<'a>> {
+/// A datagram into cp1's tunnel through a macvtap device of w1's uplink, opened by a process with
+/// access to it.
+fn by_macvtap<'a>(stage: &'a Stage, from: &Workload) -> Result<Attempt<'a>> {
     let host = stage.lab.login("w1");
     let namespace = host.namespace().name();
-    let name = format!("mt{}", stage.fresh());
+    let name = format!("mt{}", stage.unique_number());
     let made = format!("link add {name} link eth0 type macvtap mode bridge\nlink set {name} up\n");
     if net::ip(Some(namespace), &made).is_err() {
         return Ok(Attempt::skipped("this kernel has no macvtap"));
@@ -145,7 +115,7 @@ fn by_macvtap<'a>(stage: &'a Stage, from: &Place) -> Result<Attempt<'a>> {
         file.display()
     );
     host.run("sh", ["-c", &line])?.checked()?;
-    let mark = stage.fresh();
+    let mark = stage.unique_number();
     let arrivals = stage.counted(INPUT, &format!("ip id {mark} udp dport {TUNNEL}"))?;
     let frame = Crafted::udp(W1.at(FROM), CP1.at(TUNNEL), mark, b"tapped").frame(W1_MAC, CP1_MAC);
     let report = from.probe(&Probe::Tap(Tap {
@@ -234,7 +204,7 @@ pub fn rows() -> Vec<Attack> {
         row("checksum-over-fragment", HostPod, "the same over the offset of a fragment", "w1", CHECKSUM, |stage| {
             offloaded(stage, "udp dport 4789", |mark| {
                 let mut frame = datagram(W1.at(FROM), mark);
-                // "Do not fragment", for a checksum is never zero.
+                // "Do not fragment", because a checksum is never zero.
                 frame[20] = 0x40;
                 fix_ipv4_checksum(&mut frame[14..34]);
                 (disguised(&frame, 20, 20, 0x0100, STEER), completed(20, 20))
@@ -256,8 +226,8 @@ pub fn rows() -> Vec<Attack> {
             stage.send(&deep(stage, "cp1", 20)?, &stage.tunnel, Udp::to(W1.at(TUNNEL)))
         }),
         row("deep-cgroup-packet", HostPod, "injects on the uplink from there", "w1", INJECTED, |stage| {
-            let place = deep(stage, "w1", 20)?;
-            stage.inject(&place, "eth0", INPUT, |mark| {
+            let workload = deep(stage, "w1", 20)?;
+            stage.inject(&workload, "eth0", INPUT, |mark| {
                 vec![Crafted::udp(W1.at(FROM), CP1.at(TUNNEL), mark, b"deep").frame(W1_MAC, CP1_MAC)]
             })
         }),
@@ -267,7 +237,7 @@ pub fn rows() -> Vec<Attack> {
             }
             let to = LOOPBACK.at(port::INSECURE);
             let user = stage.lab.daemon("cp1", "somebody").as_user(65534);
-            stage.say(&user, &stage.insecure, Connect { compat: true, ..Connect::to(to) })
+            stage.send_tcp(&user, &stage.insecure, Connect { compat: true, ..Connect::to(to) })
         }),
         row("compat-bind", HostPod, "binds a component's port by a 32-bit system call", "cp1", ("cgroup/bind", "BindForeignPort"), |stage| {
             if !is_possible(stage, Call::Compat)? {
@@ -279,7 +249,7 @@ pub fn rows() -> Vec<Attack> {
         }),
         row("macvlan-of-its-own", HostPod, "injects by a macvlan of the uplink in its node's namespace", "w1", INJECTED, |stage| {
             let host = stage.lab.host("w1").namespace().name();
-            let name = format!("mv{}", stage.fresh());
+            let name = format!("mv{}", stage.unique_number());
             if net::ip(Some(host), &format!("link add {name} link eth0 type macvlan mode bridge\nlink set {name} up\n")).is_err() {
                 return Ok(Attempt::skipped("this kernel has no macvlan"));
             }

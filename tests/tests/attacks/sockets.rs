@@ -1,4 +1,4 @@
-//! Attacks with sockets: what a process can ask its own kernel for.
+//! Attacks with sockets: what a process can request from its own kernel.
 
 use std::net::{IpAddr, Ipv4Addr, SocketAddr, SocketAddrV6};
 use std::thread;
@@ -7,52 +7,25 @@ use std::time::Duration;
 use anyhow::{Context, Result, ensure};
 use enforcer_tests::plan::{CP1, LOOPBACK, OUT, POD_A, VIP, W1, port};
 use enforcer_tests::probe::{Bind, Connect, Udp};
-use enforcer_tests::{Lab, Outcome, Place, net};
+use enforcer_tests::{Lab, Outcome, Workload, net};
 
-use crate::attack::{Attack, Attacker, Attempt, Others};
+use crate::attack::{Attack, Attacker, Attempt, row_on_cp1 as row};
 use crate::stage::{At, DETOUR, Stage, TRANSLATED, TRANSLATED_LOOPBACK, TUNNEL};
 
 use Attacker::{HostPod, Neighbour, Pod, User, World};
 
 /// An unprivileged process of cp1, in an undeclared cgroup.
-fn user(lab: &Lab) -> Place {
+fn user(lab: &Lab) -> Workload {
     lab.daemon("cp1", "somebody").as_user(65534)
 }
 
 fn to_insecure(stage: &Stage, to: SocketAddr, how: Connect) -> Result<Attempt<'_>> {
     let connect = Connect { to, ..how };
-    stage.say(&user(&stage.lab), &stage.insecure, connect)
+    stage.send_tcp(&user(&stage.lab), &stage.insecure, connect)
 }
 
 fn plain(to: SocketAddr) -> Connect {
     Connect::to(to)
-}
-
-/// A row about a socket of cp1, under `otherTraffic: Allow`.
-const fn row(
-    id: &'static str,
-    who: Attacker,
-    what: &'static str,
-    (hook, reason): (&'static str, &'static str),
-    attempt: fn(&Stage) -> Result<Attempt<'_>>,
-) -> Attack {
-    Attack {
-        id,
-        who,
-        what,
-        others: Others::Allow,
-        judge: "cp1",
-        hook,
-        reason,
-        attempt,
-    }
-}
-
-const fn on_w1(attack: Attack) -> Attack {
-    Attack {
-        judge: "w1",
-        ..attack
-    }
 }
 
 const CONNECT: &str = "cgroup/connect";
@@ -199,7 +172,7 @@ fn tcp() -> Vec<Attack> {
             |stage| {
                 let to = CP1.at(port::INSECURE);
                 let device = Some("lo".to_owned());
-                stage.say(
+                stage.send_tcp(
                     &stage.lab.hostnet("cp1"),
                     &stage.insecure,
                     Connect {
@@ -209,14 +182,14 @@ fn tcp() -> Vec<Attack> {
                 )
             },
         ),
-        on_w1(row(
+        row(
             "multipath-away",
             HostPod,
             "speaks multipath TCP to another node's etcd",
             (CONNECT, "NoPath"),
             |stage| {
                 let to = CP1.at(port::ETCD_CLIENT);
-                stage.say(
+                stage.send_tcp(
                     &stage.lab.hostnet("w1"),
                     &stage.etcd,
                     Connect {
@@ -225,8 +198,9 @@ fn tcp() -> Vec<Attack> {
                     },
                 )
             },
-        )),
-        on_w1(row(
+        )
+        .judged_on_w1(),
+        row(
             "transparent",
             HostPod,
             "takes another node's address for its own (`IP_TRANSPARENT`)",
@@ -251,7 +225,8 @@ fn tcp() -> Vec<Attack> {
                     Ok(u64::from(arrivals.so_far()? > before))
                 }))
             },
-        )),
+        )
+        .judged_on_w1(),
     ]
 }
 
@@ -321,11 +296,11 @@ fn udp() -> Vec<Attack> {
     ]
 }
 
-/// What the hostNetwork pod of cp1 binds, and whether it gets it.
+/// cp1's hostNetwork pod binds; counts whether it gets the port.
 fn takes(stage: &Stage, bind: Bind) -> Result<Attempt<'_>> {
-    let told = Some(bind.at);
+    let reported = Some(bind.at);
     let bound = stage.lab.hostnet("cp1").bind_with(bind)?.outcome == Outcome::Bound;
-    Ok(Attempt::new(1, told, move || Ok(u64::from(bound))))
+    Ok(Attempt::new(1, reported, move || Ok(u64::from(bound))))
 }
 
 fn binding() -> Vec<Attack> {
@@ -403,8 +378,8 @@ fn binding() -> Vec<Attack> {
     ]
 }
 
-/// The hostNetwork pod of cp1 opens a connection, which is all that it takes where it can say what is
-/// expected of it, as with a stolen certificate.
+/// cp1's hostNetwork pod opens a connection. That is enough if it can satisfy the server, for
+/// example with a stolen certificate.
 fn opens(stage: &Stage, to: SocketAddr) -> Result<Attempt<'_>> {
     let opened = stage.lab.hostnet("cp1").connect(to)?.worked();
     Ok(Attempt::new(1, Some(to), move || Ok(u64::from(opened))))
@@ -442,29 +417,29 @@ fn around() -> Vec<Attack> {
                 opens(stage, to)
             },
         ),
-        on_w1(row(
+        row(
             "own-translation",
             HostPod,
             "connects to a service address behind which the node's own output translation has put etcd",
             ("cgroup/egress", "NoPath"),
             |stage| {
                 let to = DETOUR.parse()?;
-                let attempt = stage.say(&stage.lab.hostnet("w1"), &stage.etcd, plain(to))?;
-                Ok(attempt.told(CP1.v4.into(), port::ETCD_CLIENT))
+                let attempt = stage.send_tcp(&stage.lab.hostnet("w1"), &stage.etcd, plain(to))?;
+                Ok(attempt.reported(CP1.v4.into(), port::ETCD_CLIENT))
             },
-        )),
+        ).judged_on_w1(),
         row(
             "redirected-port",
             World,
             "connects to a port of the node that is redirected to etcd",
             ("cgroup/ingress", "NoPath"),
             |stage| {
-                let attempt = stage.say(
+                let attempt = stage.send_tcp(
                     &stage.lab.neighbour(),
                     &stage.etcd,
                     plain(CP1.at(TRANSLATED)),
                 )?;
-                Ok(attempt.told(CP1.v4.into(), port::ETCD_CLIENT))
+                Ok(attempt.reported(CP1.v4.into(), port::ETCD_CLIENT))
             },
         ),
         row(
@@ -473,12 +448,12 @@ fn around() -> Vec<Attack> {
             "connects to a port of the node that is translated to 127.0.0.1:8080",
             ("cgroup/ingress", "LoopbackOffLo"),
             |stage| {
-                let attempt = stage.say(
+                let attempt = stage.send_tcp(
                     &stage.lab.neighbour(),
                     &stage.insecure,
                     plain(CP1.at(TRANSLATED_LOOPBACK)),
                 )?;
-                Ok(attempt.told(LOOPBACK.v4.into(), port::INSECURE))
+                Ok(attempt.reported(LOOPBACK.v4.into(), port::INSECURE))
             },
         ),
         row(
@@ -489,7 +464,7 @@ fn around() -> Vec<Attack> {
             |stage| {
                 let interface = POD_A.host_interface();
                 let to = on_link(&stage.lab, stage.lab.pod("pod-a"), ("cp1", &interface))?;
-                stage.say(stage.lab.pod("pod-a"), &stage.kubelet, plain(to))
+                stage.send_tcp(stage.lab.pod("pod-a"), &stage.kubelet, plain(to))
             },
         ),
         row(
@@ -499,7 +474,7 @@ fn around() -> Vec<Attack> {
             ("cgroup/ingress", "NoPath"),
             |stage| {
                 let to = on_link(&stage.lab, &stage.lab.neighbour(), ("cp1", "eth0"))?;
-                stage.say(&stage.lab.neighbour(), &stage.kubelet, plain(to))
+                stage.send_tcp(&stage.lab.neighbour(), &stage.kubelet, plain(to))
             },
         ),
         row(
@@ -512,8 +487,9 @@ fn around() -> Vec<Attack> {
     ]
 }
 
-/// The address of the kubelet at a node's link-local address of an interface, as seen from the other end.
-pub fn on_link(lab: &Lab, from: &Place, on: (&str, &str)) -> Result<SocketAddr> {
+/// The kubelet's address at a node's link-local address on an interface, as seen from the other
+/// end.
+pub fn on_link(lab: &Lab, from: &Workload, on: (&str, &str)) -> Result<SocketAddr> {
     let address = link_local(lab, on)?;
     let index = || nix::net::if_::if_nametoindex("eth0");
     let index = from.namespace().within(index)??;
@@ -533,9 +509,12 @@ pub fn link_local(lab: &Lab, (node, interface): (&str, &str)) -> Result<String> 
     Ok(address.to_owned())
 }
 
-/// etcd's process opens from its peer port; its SYN is lost, and the neighbour's comes.
+/// etcd's process connects from its peer port; its SYN is lost, and the neighbour's SYN arrives.
 fn simultaneous_open(stage: &Stage) -> Result<Attempt<'_>> {
-    let (here, there) = (CP1.at(port::ETCD_PEER), OUT.at(40_000 + stage.fresh()));
+    let (here, there) = (
+        CP1.at(port::ETCD_PEER),
+        OUT.at(40_000 + stage.unique_number()),
+    );
     let lab = &stage.lab;
     net::nft(
         lab.host("out").namespace().name(),
@@ -572,6 +551,6 @@ fn simultaneous_open(stage: &Stage) -> Result<Attempt<'_>> {
         "{opening:?} {crossing:?}"
     );
     let both = opening.outcome.worked() && crossing.outcome.worked();
-    let told: IpAddr = here.ip();
-    Ok(Attempt::new(1, None, move || Ok(u64::from(both))).told(told, here.port()))
+    let reported: IpAddr = here.ip();
+    Ok(Attempt::new(1, None, move || Ok(u64::from(both))).reported(reported, here.port()))
 }

@@ -1,5 +1,5 @@
-//! The lab that is attacked: victims that report what they received, everything open that an operator might leave open,
-//! and methods to count what arrives.
+//! The attacked lab: victims that report what they receive, everything open that an operator might
+//! leave open, and ways to count what arrives.
 
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::sync::atomic::{AtomicU16, Ordering};
@@ -7,35 +7,36 @@ use std::sync::atomic::{AtomicU16, Ordering};
 use anyhow::Result;
 use enforcer_tests::arrivals::Arrivals;
 use enforcer_tests::craft::Crafted;
-use enforcer_tests::plan::{CP1, POD_A, VIP, W1, port};
+use enforcer_tests::plan::{CP1, LOOPBACK, POD_A, VIP, W1, port};
 use enforcer_tests::probe::{Connect, Inject, Serve, Udp};
-use enforcer_tests::{Lab, Place, Server, net};
+use enforcer_tests::{Lab, Server, Workload, net};
 
 use crate::attack::Attempt;
 
-/// Where VXLAN packets go.
+/// The port of VXLAN packets.
 pub const TUNNEL: u16 = 4789;
-/// Behind this port of cp1 an operator has put etcd, by address translation.
+/// A port of cp1 that an operator has redirected to etcd by address translation.
 pub const TRANSLATED: u16 = 9998;
-/// Behind this one, the insecure port on loopback.
+/// One that is redirected to the insecure port on loopback.
 pub const TRANSLATED_LOOPBACK: u16 = 9997;
 /// A service address that leads to etcd.
 pub const DETOUR: &str = "10.96.0.99:80";
-/// The end of cp1's tunnel.
+/// The hardware address of cp1's end of the tunnel.
 pub const TUNNEL_MAC: [u8; 6] = [2, 0x99, 0, 0, 0, 1];
 /// The tunnel's number.
 pub const TUNNEL_ID: u8 = 99;
 
-/// An interface of cp1 and of the neighbour that the inventory knows nothing of, with a link between them.
+/// An interface of cp1 and of the neighbour that the inventory does not mention, with a link
+/// between them.
 pub const UNDECLARED: &str = "eth1";
 /// The hardware address of cp1's end.
 pub const UNDECLARED_MAC: [u8; 6] = [2, 0x98, 0, 0, 0, 1];
 
-/// An address that cp1 forwards to by that interface.
+/// An address to which cp1 forwards through that interface.
 pub const BEHIND_UNDECLARED: Ipv4Addr = Ipv4Addr::new(10, 79, 0, 9);
 
-/// Everything that an operator might leave open: packets to 127.0.0.1 and source routes are accepted from the wire, and
-/// data with a SYN from any host.
+/// Everything that an operator might leave open: packets to 127.0.0.1 and source routes are
+/// accepted from the wire, and data with a SYN from any host.
 const OPEN: [(&str, &str); 7] = [
     ("ipv4/conf/all/route_localnet", "1"),
     ("ipv4/conf/eth0/route_localnet", "1"),
@@ -46,12 +47,12 @@ const OPEN: [(&str, &str); 7] = [
     ("ipv6/conf/eth0/seg6_enabled", "1"),
 ];
 
-/// Where an arrival is seen.
+/// Where an arrival is counted.
 #[derive(Debug, Clone, Copy)]
 pub enum At {
-    /// In a host's input, behind TC and the kernel's own checks.
+    /// At a host's input hook, after TC and the kernel's own checks.
     Input(&'static str),
-    /// Behind TC on an interface: for what the kernel itself throws away later.
+    /// After TC ingress of an interface: for packets that the kernel itself discards later.
     Device(&'static str, &'static str),
 }
 
@@ -78,11 +79,11 @@ impl Stage {
         let host = lab.host("cp1").namespace();
         host.set_sysctls(&[(&pod, "1")])?;
         lab.neighbour().namespace().set_sysctls(&OPEN[4..5])?;
-        // An address that the inventory of this small lab knows nothing of.
+        // An address that the inventory of this small lab does not mention.
         lab.claim(&CP1, &VIP)?;
         translate(&lab)?;
-        dig_tunnel(&lab)?;
-        connect_again(&lab)?;
+        create_tunnel(&lab)?;
+        add_second_link(&lab)?;
         for (node, device) in [("cp1", "eth0"), ("cp1", UNDECLARED), ("w1", "eth0")] {
             net::complete_checksums(lab.host(node).namespace(), device)?;
         }
@@ -106,38 +107,40 @@ impl Stage {
     }
 
     /// A number that no other attempt has.
-    pub fn fresh(&self) -> u16 {
+    pub fn unique_number(&self) -> u16 {
         self.marks.fetch_add(1, Ordering::Relaxed)
     }
 
-    /// Injects frames by a packet socket, and counts the packets with their mark where they go.
+    /// Injects frames through a packet socket, and counts the packets with their mark at their
+    /// destination.
     pub fn inject(
         &self,
-        from: &Place,
+        from: &Workload,
         interface: &str,
         at: At,
         make: impl FnOnce(u16) -> Vec<Vec<u8>>,
     ) -> Result<Attempt<'_>> {
-        let mark = self.fresh();
+        let mark = self.unique_number();
         let frames = make(mark);
         let count = frames.len() as u64;
         let arrivals = self.marked(at, mark)?;
-        // Each is sent separately, and errors of the socket are ignored: what is dropped at egress is an error there,
-        // and must not keep the next from being tried.
+        // Each is sent separately, and errors of the socket are ignored: dropping at egress is an
+        // error there, and must not prevent the next attempt.
         for frame in frames {
             from.inject(interface, &[frame])?;
         }
         Ok(Attempt::new(count, None, move || total(&arrivals)))
     }
 
-    /// Sends one frame in a special way, and counts what an expression of nftables matches beside the mark.
+    /// Sends one frame in a special way, and counts what an nftables expression matches in addition
+    /// to the mark.
     pub fn inject_one(
         &self,
-        from: &Place,
+        from: &Workload,
         (at, counted): (At, &str),
         make: impl FnOnce(u16) -> Result<Inject>,
     ) -> Result<Attempt<'_>> {
-        let mark = self.fresh();
+        let mark = self.unique_number();
         let inject = make(mark)?;
         let arrivals = [
             self.counted(at, &format!("ip id {mark} {counted}"))?,
@@ -150,7 +153,7 @@ impl Stage {
     /// Sends crafted packets on `eth0` to a hardware address, and counts those with their mark.
     pub fn craft(
         &self,
-        from: &Place,
+        from: &Workload,
         hop: [u8; 6],
         at: At,
         make: impl FnOnce(u16) -> Vec<Crafted>,
@@ -165,17 +168,17 @@ impl Stage {
         })
     }
 
-    /// Sends crafted packets by a raw socket.
+    /// Sends crafted packets through a raw socket.
     pub fn raw(
         &self,
-        from: &Place,
+        from: &Workload,
         at: At,
         make: impl FnOnce(u16) -> Vec<Crafted>,
     ) -> Result<Attempt<'_>> {
-        let mark = self.fresh();
+        let mark = self.unique_number();
         let packets: Vec<Vec<u8>> = make(mark).iter().map(Crafted::packet).collect();
         let arrivals = self.marked(at, mark)?;
-        // Each alone: the first that is refused must not keep the others from being tried.
+        // Each separately: the first that is refused must not prevent the others.
         for packet in &packets {
             from.raw_bytes(std::slice::from_ref(packet))?;
         }
@@ -184,14 +187,14 @@ impl Stage {
         }))
     }
 
-    /// Sends crafted packets by a packet socket in a special way.
+    /// Sends crafted packets through a packet socket in a special way.
     pub fn inject_with(
         &self,
-        from: &Place,
+        from: &Workload,
         at: At,
         make: impl FnOnce(u16) -> Inject,
     ) -> Result<Attempt<'_>> {
-        let mark = self.fresh();
+        let mark = self.unique_number();
         let all = make(mark);
         let count = all.frame.len() as u64;
         let arrivals = self.marked(at, mark)?;
@@ -205,9 +208,9 @@ impl Stage {
         Ok(Attempt::new(count, None, move || total(&arrivals)))
     }
 
-    /// Counts by an expression of nftables instead of the mark.
+    /// Counts by an nftables expression instead of the mark.
     pub fn counted(&self, at: At, expression: &str) -> Result<Arrivals> {
-        let name = self.fresh().to_string();
+        let name = self.unique_number().to_string();
         match at {
             At::Input(host) => Arrivals::matching(&self.lab.login(host), &name, expression),
             At::Device(host, device) => {
@@ -223,44 +226,49 @@ impl Stage {
         ])
     }
 
-    /// A connection with its own payload, opened in a special way; the victim counts what arrived.
-    pub fn say<'a>(
+    /// A connection with a unique payload, opened in a special way; the victim counts what arrived.
+    pub fn send_tcp<'a>(
         &'a self,
-        from: &Place,
+        from: &Workload,
         victim: &'a Server,
         connect: Connect,
     ) -> Result<Attempt<'a>> {
-        let word = format!("word-{}", self.fresh());
-        let told = Some(connect.to);
+        let word = format!("word-{}", self.unique_number());
+        let reported = Some(connect.to);
         let timeout_ms = 400;
         from.connect_with(Connect {
             send: Some(word.clone()),
             timeout_ms,
             ..connect
         })?;
-        Ok(Attempt::new(1, told, move || Ok(heard(victim, &word))))
+        Ok(Attempt::new(1, reported, move || Ok(heard(victim, &word))))
     }
 
     /// The same with a datagram.
-    pub fn send<'a>(&'a self, from: &Place, victim: &'a Server, udp: Udp) -> Result<Attempt<'a>> {
-        let word = format!("word-{}", self.fresh());
-        let told = Some(udp.to);
+    pub fn send<'a>(
+        &'a self,
+        from: &Workload,
+        victim: &'a Server,
+        udp: Udp,
+    ) -> Result<Attempt<'a>> {
+        let word = format!("word-{}", self.unique_number());
+        let reported = Some(udp.to);
         from.udp_with(Udp {
             send: word.clone(),
             no_answer: true,
             ..udp
         })?;
-        Ok(Attempt::new(1, told, move || Ok(heard(victim, &word))))
+        Ok(Attempt::new(1, reported, move || Ok(heard(victim, &word))))
     }
 
-    /// Frames that carry a word to a victim's socket.
-    pub fn whisper<'a>(
+    /// Frames with a unique payload for a victim's socket.
+    pub fn send_frames<'a>(
         &'a self,
-        from: &Place,
+        from: &Workload,
         victim: &'a Server,
         make: impl FnOnce(&[u8]) -> Vec<Vec<u8>>,
     ) -> Result<Attempt<'a>> {
-        let word = format!("word-{}", self.fresh());
+        let word = format!("word-{}", self.unique_number());
         let frames = make(word.as_bytes());
         let count = frames.len() as u64;
         from.inject("eth0", &frames)?;
@@ -269,15 +277,16 @@ impl Stage {
 }
 
 impl Attempt<'_> {
-    /// With the destination that must be reported.
-    pub fn told(self, ip: IpAddr, port: u16) -> Self {
+    /// Sets the destination that must be reported.
+    pub fn reported(self, ip: IpAddr, port: u16) -> Self {
         Self {
-            told: Some(SocketAddr::new(ip, port)),
+            reported: Some(SocketAddr::new(ip, port)),
             ..self
         }
     }
 
-    /// Fewer arrive than are sent: parts of a packet, for example.
+    /// Sets how many arrive if that is fewer than are sent, for example when fragments are
+    /// reassembled.
     pub fn aimed(self, aimed: u64) -> Self {
         Self { aimed, ..self }
     }
@@ -300,8 +309,8 @@ fn everywhere(port: u16) -> SocketAddr {
     SocketAddr::new(std::net::Ipv6Addr::UNSPECIFIED.into(), port)
 }
 
-fn listen(place: &Place, port: u16) -> Result<Server> {
-    place.serve(Serve {
+fn listen(workload: &Workload, port: u16) -> Result<Server> {
+    workload.serve(Serve {
         tcp: vec![everywhere(port)],
         ..Serve::default()
     })
@@ -328,8 +337,8 @@ fn translate(lab: &Lab) -> Result<()> {
     )
 }
 
-/// A tunnel's end on cp1 that the inventory knows nothing of.
-fn dig_tunnel(lab: &Lab) -> Result<()> {
+/// A tunnel end on cp1 that the inventory does not mention.
+fn create_tunnel(lab: &Lab) -> Result<()> {
     let mac = TUNNEL_MAC.map(|byte| format!("{byte:02x}")).join(":");
     let host = lab.host("cp1").namespace();
     net::ip(
@@ -343,8 +352,8 @@ fn dig_tunnel(lab: &Lab) -> Result<()> {
     host.set_sysctls(&[("ipv4/conf/overlay/rp_filter", "0")])
 }
 
-/// A second link between the neighbour and cp1, which is not declared.
-fn connect_again(lab: &Lab) -> Result<()> {
+/// A second, undeclared link between the neighbour and cp1.
+fn add_second_link(lab: &Lab) -> Result<()> {
     let [out, host] = ["out", "cp1"].map(|name| lab.host(name).namespace().name());
     net::ip(
         Some(host),
@@ -364,5 +373,25 @@ fn connect_again(lab: &Lab) -> Result<()> {
 
 /// The hardware address under which a pod, or the segment, reaches cp1.
 pub const CP1_MAC: [u8; 6] = CP1.mac;
-/// And w1.
+/// The same for w1.
 pub const W1_MAC: [u8; 6] = W1.mac;
+
+/// SYNs to the insecure port on loopback, of both families.
+pub fn to_insecure_on_lo(from: u16, mark: u16) -> [Crafted; 2] {
+    let to = port::INSECURE;
+    [
+        Crafted::tcp(LOOPBACK.at(from), LOOPBACK.at(to), mark, SYN, b""),
+        Crafted::tcp(LOOPBACK.at6(from), LOOPBACK.at6(to), mark, SYN, b""),
+    ]
+}
+
+/// SYNs from w1 to cp1's etcd, of both families.
+pub fn to_etcd_from_w1(from: u16, mark: u16) -> [Crafted; 2] {
+    let to = port::ETCD_CLIENT;
+    [
+        Crafted::tcp(W1.at(from), CP1.at(to), mark, SYN, b""),
+        Crafted::tcp(W1.at6(from), CP1.at6(to), mark, SYN, b""),
+    ]
+}
+
+const SYN: u8 = 0x02;

@@ -1,6 +1,6 @@
 //! Every documented path in every profile, with all other traffic dropped: what it allows works and
-//! moves its counter, and the nearest thing that it does not allow is denied for the reason that is
-//! expected; without a policy both work. `explain` says the same. The documentation's table is made
+//! increments its counter, and the nearest thing that it does not allow is denied for the expected
+//! reason; without a policy, both work. `explain` says the same. The documentation's table is made
 //! from the same rows.
 
 mod rows;
@@ -68,10 +68,10 @@ fn for_each(rows: &[Row], work: impl Fn(&Row) -> Result<()> + Sync) -> Result<()
     Ok(())
 }
 
-/// Without a policy both connections of a row work.
+/// Without a policy, both connections of a row work.
 fn works_without(lab: &Lab, row: &Row) -> Result<()> {
     for (who, what) in [row.allowed, row.forbidden] {
-        let outcome = what.attempt(&who.place(lab))?;
+        let outcome = what.attempt(&who.workload(lab))?;
         ensure!(
             outcome.is_none_or(|outcome| outcome.worked()),
             "without a policy: {} to {}: {outcome:?}",
@@ -98,10 +98,10 @@ fn holds(lab: &Lab, agents: &[Agent], row: &Row) -> Result<()> {
     let (who, what) = row.allowed;
     let agent = agent_of(agents, who.judge(what)).context("no agent judges this")?;
     let (before, _) = agent.path_packets(row.path)?;
-    let outcome = what.attempt(&who.place(lab))?;
+    let outcome = what.attempt(&who.workload(lab))?;
     ensure!(
         outcome.is_none_or(|outcome| outcome.worked()),
-        "{} to {}: {outcome:?}; told: {:#?}",
+        "{} to {}: {outcome:?}; reported: {:#?}",
         who.words(),
         what.to(),
         agent
@@ -118,15 +118,15 @@ fn holds(lab: &Lab, agents: &[Agent], row: &Row) -> Result<()> {
         what.to(),
         explain(lab, agent, who, what)?
     );
-    let said = explain(lab, agent, who, what)?;
+    let ran = explain(lab, agent, who, what)?;
     ensure!(
-        said.contains(row.path),
-        "explain of what is allowed says {said}"
+        ran.contains(row.path),
+        "explain of what is allowed says {ran}"
     );
 
     let (who, what) = row.forbidden;
     let agent = agent_of(agents, who.judge(what)).context("no agent judges this")?;
-    let outcome = what.attempt(&who.place(lab))?;
+    let outcome = what.attempt(&who.workload(lab))?;
     ensure!(
         outcome.is_none_or(|outcome| !outcome.worked()),
         "{} to {} works",
@@ -135,18 +135,18 @@ fn holds(lab: &Lab, agents: &[Agent], row: &Row) -> Result<()> {
     );
     let event = agent.event(|event| about(lab, who, what, event))?;
     ensure!(event.reason == row.reason, "not {}: {event:?}", row.reason);
-    let said = explain(lab, agent, who, what)?;
+    let ran = explain(lab, agent, who, what)?;
     ensure!(
-        said.contains(row.reason),
-        "explain of what is denied says {said}"
+        ran.contains(row.reason),
+        "explain of what is denied says {ran}"
     );
     Ok(())
 }
 
 fn explain(lab: &Lab, agent: &Agent, who: Who, what: What) -> Result<String> {
     let (from, to) = (who.from(lab, what.ip().is_ipv6()), what.to());
-    let said = agent.command(&["explain", "--from", &from, "--to", &to])?;
-    Ok(said.stdout)
+    let ran = agent.command(&["explain", "--from", &from, "--to", &to])?;
+    Ok(ran.stdout)
 }
 
 fn about(lab: &Lab, who: Who, what: What, event: &Event) -> bool {
@@ -160,7 +160,7 @@ fn about(lab: &Lab, who: Who, what: What, event: &Event) -> bool {
     }
 }
 
-/// The rows of a round, after the policy was put in force.
+/// Runs the rows of a round, after putting the policy in force.
 fn round(lab: &Lab, agents: &[Agent], policy: &PolicyText, rows: Vec<Row>) -> Result<Vec<Row>> {
     let rows = chosen(rows, &paths(lab, policy)?, agents);
     ensure!(!rows.is_empty(), "no row for {:?}", policy.options);
@@ -181,9 +181,9 @@ const ADDED: [&str; 4] = [
     "insecure-port",
 ];
 
-/// Every path of a policy has had its row, but for those that no packet of a test can show.
+/// Every path of a policy has had a row, except those that no packet of a test can show.
 fn all_were_there(lab: &Lab, policy: &PolicyText, rows: &[Row]) -> Result<()> {
-    // ARP is there whenever anything is; its denial has a test of its own.
+    // ARP is used whenever anything is; its denial has a test of its own.
     let shown: BTreeSet<&str> = rows.iter().map(|row| row.path).chain(["arp"]).collect();
     let missing: Vec<String> = paths(lab, policy)?
         .into_iter()
@@ -279,8 +279,8 @@ fn every_path_of_a_stacked_control_plane() -> Result<()> {
     lab.close()
 }
 
-/// A node that has no pod of the service sends on to the one that has, with its own address: over UDP
-/// the answer is known only by what left.
+/// A node that has no pod of the service forwards to the one that has, with its own address as the
+/// source: over UDP, only the forwarded request identifies the answer.
 fn node_ports_are_forwarded(lab: &Lab) -> Result<()> {
     let at = CP3.at(port::NODE_PORT);
     ensure!(lab.neighbour().udp(at)?.worked(), "no UDP node port");
@@ -313,7 +313,7 @@ fn every_path_of_a_single_control_plane() -> Result<()> {
     let agents = start_on(&lab, &["cp1", "w1", "w2"], &policy)?;
     let shown = round(&lab, &agents, &policy, all)?;
     all_were_there(&lab, &policy, &shown)?;
-    // The peer port, which one member needs not, is closed even to itself.
+    // The peer port, which a single member does not need, is closed even to itself.
     let peer = CP1.at(port::ETCD_PEER);
     ensure!(
         !lab.etcd().connect(peer)?.worked(),
@@ -346,7 +346,7 @@ fn every_path_of_an_external_etcd_and_its_control_plane() -> Result<()> {
     all_were_there(&lab, &control_plane, &shown)?;
     let mut on_members = round(&lab, &members, &etcd, all)?;
     on_members.extend(round(&lab, &members, &etcd, on_etcd_node())?);
-    // What the option has for other nodes.
+    // What the option allows on other nodes.
     let elsewhere = ["monitoring-to-apiserver", "monitoring-to-dns"];
     let others = rows::rows(CP2, CP3).into_iter();
     on_members.extend(others.filter(|row| elsewhere.contains(&row.path)));
@@ -354,7 +354,7 @@ fn every_path_of_an_external_etcd_and_its_control_plane() -> Result<()> {
     lab.close()
 }
 
-/// On a node of etcd alone: what comes from the control plane, and what every node has.
+/// On a node with only etcd: what comes from the control plane, and what every node has.
 #[rustfmt::skip]
 fn on_etcd_node() -> Vec<Row> {
     use enforcer_tests::plan::{ADMIN, INFRA, LOOPBACK, METADATA, METRICS, OUT, W2};
@@ -400,7 +400,8 @@ fn every_path_of_a_worker() -> Result<()> {
         all.retain(|known| known.path != row.path);
         all.push(row);
     };
-    // What the control plane opens is judged where it arrives; and what has another twin there.
+    // What the control plane opens is judged where it arrives, and rows that have another twin
+    // there.
     let here = |path, allowed, forbidden, reason| Row {
         path,
         allowed,
@@ -474,7 +475,7 @@ fn every_path_of_a_worker() -> Result<()> {
     ] {
         swap(&mut all, row);
     }
-    // These two are judged on the control plane alone.
+    // These two are judged only on the control plane.
     all.retain(|row| {
         !["monitoring-to-apiserver", "load-balancer-to-apiserver"].contains(&row.path)
     });
@@ -504,7 +505,7 @@ fn start_on(lab: &Lab, nodes: &[&str], policy: &PolicyText) -> Result<Vec<Agent>
         .collect()
 }
 
-/// The table of the documentation is what the tests above try.
+/// The documentation's table is what the tests above try.
 #[test]
 fn the_documented_matrix_is_what_is_tested() -> Result<()> {
     let text = documentation()?;

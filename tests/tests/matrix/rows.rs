@@ -1,4 +1,5 @@
-//! One row for each documented path: a connection that it allows, and the nearest one that it does not.
+//! One row for each documented path: a connection that it allows, and the nearest one that it does
+//! not.
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 
@@ -10,7 +11,7 @@ use enforcer_tests::plan::{
     WEBHOOK_SERVICE, port,
 };
 use enforcer_tests::probe::{Dns, Outcome};
-use enforcer_tests::{Lab, Place};
+use enforcer_tests::{Lab, Workload};
 
 /// The sender.
 #[derive(Debug, Clone, Copy)]
@@ -25,13 +26,13 @@ pub enum Who {
     Session(&'static str),
     /// A pod behind its interface.
     Pod(PodPlan),
-    /// A machine that is no node.
+    /// A machine that is not a node.
     Host(Party),
     /// The apiserver of a node, as another node sees it.
     Apiserver(Party),
 }
 
-/// To what.
+/// The target.
 #[derive(Debug, Clone, Copy)]
 pub enum What {
     /// A TCP connection.
@@ -48,7 +49,7 @@ pub enum What {
     Message(Ipv6Addr, u8),
 }
 
-/// A path, what it allows and what not.
+/// A path, what it allows and what it does not.
 #[derive(Debug, Clone, Copy)]
 pub struct Row {
     pub path: &'static str,
@@ -85,8 +86,8 @@ const fn row(
     }
 }
 
-/// Rows of the profiles themselves and of the options that take nothing away. `etcd` is a node that
-/// the apiserver of `cp1` finds its etcd on, `member` another one.
+/// Rows of the profiles themselves and of the options that only add paths. `etcd` is a node whose
+/// etcd the apiserver of `cp1` uses, `member` another one.
 #[rustfmt::skip]
 pub fn rows(etcd: Party, member: Party) -> Vec<Row> {
     let api = Static("cp1", "apiserver");
@@ -179,7 +180,7 @@ pub fn ssh_tunnels() -> Vec<Row> {
     ]
 }
 
-/// Paths that are off by default and leave the others as they are.
+/// Paths that are off by default and affect no others.
 #[rustfmt::skip]
 pub fn narrow() -> Vec<Row> {
     let api = Static("cp1", "apiserver");
@@ -216,8 +217,8 @@ pub fn wide() -> Vec<Row> {
 }
 
 impl Who {
-    /// Where it is in the lab.
-    pub fn place(self, lab: &Lab) -> Place {
+    /// The sender's workload in the lab.
+    pub fn workload(self, lab: &Lab) -> Workload {
         match self {
             Self::Static(node, name) => lab.static_pod(node, name),
             Self::Daemon(node, name) => lab.daemon(node, name),
@@ -229,7 +230,7 @@ impl Who {
         }
     }
 
-    /// In the words of `explain --from`.
+    /// The sender as an argument of `explain --from`.
     pub fn from(self, lab: &Lab, v6: bool) -> String {
         let address = |party: &Party| match v6 {
             true => party.v6.to_string(),
@@ -243,8 +244,8 @@ impl Who {
             | Self::Hostnet(node)
             | Self::Session(node) => {
                 let root = lab.host(node).cgroup_root().to_owned();
-                let place = self.place(lab);
-                let below = place.cgroup().directory().strip_prefix(root);
+                let workload = self.workload(lab);
+                let below = workload.cgroup().directory().strip_prefix(root);
                 format!(
                     "cgroup:/{}",
                     below.map(|p| p.display().to_string()).unwrap_or_default()
@@ -253,7 +254,7 @@ impl Who {
         }
     }
 
-    /// In the words of the documentation.
+    /// The sender in the words of the documentation.
     pub fn words(self) -> String {
         match self {
             Self::Static(node, name) | Self::Daemon(node, name) => format!("{name} on {node}"),
@@ -288,7 +289,7 @@ impl What {
         }
     }
 
-    /// What an event calls its port.
+    /// What an event reports as its port.
     pub fn number(self) -> u16 {
         match self {
             Self::Tcp(at) | Self::Udp(at) | Self::Name(at) => at.port(),
@@ -297,7 +298,7 @@ impl What {
         }
     }
 
-    /// The node that it comes to from outside.
+    /// The node that it reaches from outside.
     fn node(self) -> &'static str {
         let ip = self.ip();
         let all = enforcer_tests::plan::Topology::CLUSTER;
@@ -309,7 +310,7 @@ impl What {
         pod.map_or("cp1", |pod| pod.host)
     }
 
-    /// In the words of `explain --to`.
+    /// The target as an argument of `explain --to`.
     pub fn to(self) -> String {
         match self {
             Self::Tcp(at) => format!("{at}/tcp"),
@@ -320,8 +321,8 @@ impl What {
         }
     }
 
-    /// Attempts it. `None` for what is not answered.
-    pub fn attempt(self, from: &Place) -> anyhow::Result<Option<Outcome>> {
+    /// Attempts it. `None` if there is no answer to expect.
+    pub fn attempt(self, from: &Workload) -> anyhow::Result<Option<Outcome>> {
         let own = |ip: IpAddr| SocketAddr::new(from.party().like(ip), 0);
         let outcome = match self {
             Self::Tcp(at) => from.connect(at)?,

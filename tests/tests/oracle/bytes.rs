@@ -1,5 +1,6 @@
-//! Bytes, valid, odd and broken, and their meaning, implemented again: from the standards and from the project's rules
-//! about fragments and broken packets, without a look at the product's parser.
+//! Bytes, valid, odd and malformed, and their meaning, implemented again: from the standards and
+//! from the project's rules about fragments and malformed packets, without looking at the product's
+//! parser.
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 
@@ -9,12 +10,12 @@ use enforcer_tests::packet::{Content, Forged};
 use crate::plainly::Kind;
 use crate::random::{self, Random};
 
-/// What a frame is.
+/// The meaning of a frame.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Meaning {
-    /// A packet from here to there.
+    /// A packet: source, destination, and kind.
     Packet(IpAddr, IpAddr, Kind),
-    /// An ICMP error from here to there about a packet from there to elsewhere.
+    /// An ICMP error from `from` to `to` about a packet that `to` sent elsewhere.
     Error {
         src: IpAddr,
         dst: IpAddr,
@@ -22,7 +23,7 @@ pub enum Meaning {
     },
     /// Neither IP nor ARP.
     Unknown,
-    /// It can not be read, for this reason.
+    /// It cannot be read, for this reason.
     Broken(&'static str),
 }
 
@@ -76,7 +77,8 @@ struct Head<'a> {
     protocol: u8,
     /// What follows, as far as it was captured.
     payload: &'a [u8],
-    /// How much of that belongs to the packet by its own account; it may be less, or more.
+    /// How much of that belongs to the packet according to the header, which may be less or more
+    /// than there is.
     length: Option<usize>,
     fragment: Fragment,
 }
@@ -90,12 +92,13 @@ enum Fragment {
 }
 
 impl Head<'_> {
-    /// What is too short is worse in a first fragment: the rest might come later, and be read by others.
+    /// A first fragment that is too short is worse: the rest might arrive later, and be read by
+    /// others.
     fn too_short(&self) -> &'static str {
         too_short(self.fragment)
     }
 
-    /// The first bytes of the payload, if the packet has as many.
+    /// The first bytes of the payload, if the packet has that many.
     fn first(&self, count: usize) -> Read<&[u8]> {
         if self.length.is_some_and(|length| length < count) {
             return Err(self.too_short());
@@ -115,7 +118,7 @@ fn too_short(fragment: Fragment) -> &'static str {
 fn ip(bytes: &[u8]) -> Read<Meaning> {
     let head = head(bytes, true)?;
     if let Fragment::Later(offset) = head.fragment {
-        // A TCP fragment at offset 8 would write over the flags.
+        // A TCP fragment at offset 8 would overwrite the flags.
         if head.protocol == 6 && offset == 1 {
             return Err("FragmentTooShort");
         }
@@ -157,7 +160,7 @@ fn message(port_kind: PortKind, number: u8) -> Kind {
     }
 }
 
-/// An error quotes the beginning of a packet, behind eight bytes of its own.
+/// An error quotes the beginning of a packet, after eight bytes of its own.
 fn error(outer: &Head<'_>) -> Read<Meaning> {
     let bad = |_| "IcmpBadQuote";
     let quote = outer.payload.get(8..).unwrap_or_default();
@@ -173,7 +176,7 @@ fn error(outer: &Head<'_>) -> Read<Meaning> {
                 let (from, to) = ports(head.first(4).map_err(bad)?);
                 Kind::Segment(from, to)
             }
-            // A quoted datagram may have gone either way, as a segment.
+            // A quoted datagram may have gone in either direction, like a segment.
             17 => {
                 let (from, to) = ports(head.first(4).map_err(bad)?);
                 Kind::Udp(from, to)
@@ -198,7 +201,7 @@ fn head(bytes: &[u8], is_whole: bool) -> Read<Head<'_>> {
     }
 }
 
-/// RFC 791. A length of 0 is one of a large segment that has not been cut yet.
+/// RFC 791. A length of 0 is that of a large packet that is not segmented yet.
 fn head_v4(bytes: &[u8], is_whole: bool) -> Read<Head<'_>> {
     let fixed = bytes.get(..20).ok_or("TruncatedHeader")?;
     let size = usize::from(fixed[0] % 16) * 4;
@@ -222,7 +225,8 @@ fn head_v4(bytes: &[u8], is_whole: bool) -> Read<Head<'_>> {
     })
 }
 
-/// RFC 8200, with at most eight extension headers of a kilobyte in all, and hop-by-hop options in the first place only.
+/// RFC 8200, with at most eight extension headers of a kilobyte in total, and hop-by-hop options
+/// only in the first place.
 fn head_v6(bytes: &[u8], is_whole: bool) -> Read<Head<'_>> {
     let fixed = bytes.get(..40).ok_or("TruncatedHeader")?;
     let (src, dst) = (v6(&fixed[8..]), v6(&fixed[24..]));
@@ -233,13 +237,13 @@ fn head_v6(bytes: &[u8], is_whole: bool) -> Read<Head<'_>> {
     {
         return Err("BadHeader");
     }
-    let said = usize::from(u16::from_be_bytes([fixed[4], fixed[5]]));
+    let declared = usize::from(u16::from_be_bytes([fixed[4], fixed[5]]));
     let mut head = Head {
         src,
         dst,
         protocol: fixed[6],
         payload: &bytes[40..],
-        length: (is_whole && said > 0).then_some(said),
+        length: (is_whole && declared > 0).then_some(declared),
         fragment: Fragment::Whole,
     };
     let (mut seen, mut taken) = (0, 0);
@@ -272,7 +276,7 @@ fn head_v6(bytes: &[u8], is_whole: bool) -> Read<Head<'_>> {
         }
         head.payload = head.payload.get(size..).unwrap_or_default();
         taken += size;
-        // So much can be made the kernel's own before it is read.
+        // This much can be made linear in the kernel before it is read.
         if taken > 1024 {
             return Err("TooManyHeaders");
         }
@@ -299,7 +303,7 @@ fn v6(bytes: &[u8]) -> IpAddr {
     Ipv6Addr::from(octets).into()
 }
 
-/// A frame between two addresses that mean something: as it should be, or odd, or broken.
+/// A frame between two addresses of the policies: valid, odd, or malformed.
 pub fn frame(random: &mut Random) -> Vec<u8> {
     let (src, dst) = random::addresses(random);
     let mut packet = packet(random, src, dst);
@@ -307,7 +311,7 @@ pub fn frame(random: &mut Random) -> Vec<u8> {
         packet = quoting(random, src, dst, &packet);
     }
     if random.chance(8) {
-        // A tunnel: IPIP, IPv6 in IPv4, GRE, whatever it holds.
+        // A tunnel: IPIP, IPv6 in IPv4, or GRE, with any contents.
         let outer = random::addresses(random);
         packet = wrapped(random, outer.0, outer.1, &packet);
     }
@@ -318,7 +322,7 @@ pub fn frame(random: &mut Random) -> Vec<u8> {
         fragment(random, &mut packet);
     }
     if src.is_ipv6() && random.chance(20) {
-        // An IPv4 address in the clothes of IPv6, at one end.
+        // An IPv4-mapped IPv6 address at one end.
         let at = *random.pick(&[8, 24]);
         packet[at..at + 12].copy_from_slice(&[0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0xff, 0xff]);
     }
@@ -342,7 +346,7 @@ pub fn frame(random: &mut Random) -> Vec<u8> {
     }
     if random.chance(3) {
         for _ in 0..=random.below(3) {
-            // Mostly the headers.
+            // Mostly cuts into the headers.
             let end = if random.chance(2) {
                 frame.len()
             } else {
@@ -378,7 +382,7 @@ fn packet(random: &mut Random, src: IpAddr, dst: IpAddr) -> Vec<u8> {
             return around(src, dst, random.below(256) as u8, &bytes);
         }
     };
-    // What is remembered of datagrams is never answered by a later one.
+    // Ports are chosen so that no later datagram answers a remembered one.
     let from = if matches!(content, Content::Tcp { .. }) {
         from
     } else {
@@ -406,7 +410,7 @@ fn payload(random: &mut Random) -> Vec<u8> {
     }
 }
 
-/// Extension headers of all kinds, as many as are read and more.
+/// Extension headers of all kinds, both as many as are read and more.
 fn extended(random: &mut Random, bytes: &[u8]) -> Vec<u8> {
     let (head, rest) = bytes.split_at(40.min(bytes.len()));
     let mut head = head.to_vec();
@@ -435,7 +439,7 @@ fn extended(random: &mut Random, bytes: &[u8]) -> Vec<u8> {
     [head, rest].concat()
 }
 
-/// An ICMP error about a packet: its receiver sent it, or did not.
+/// An ICMP error about a packet, sent by the packet's receiver or by someone else.
 fn quoting(random: &mut Random, src: IpAddr, dst: IpAddr, packet: &[u8]) -> Vec<u8> {
     let honest = random.chance(2);
     let (from, to) = if honest { (dst, src) } else { (src, dst) };
@@ -491,7 +495,7 @@ fn options(random: &mut Random, packet: &mut Vec<u8>) {
     packet.extend(after);
 }
 
-/// A fragment, and a length that may be less, more or none at all.
+/// A fragment, and a length that may be too small, too large or missing.
 fn fragment(random: &mut Random, packet: &mut [u8]) {
     let is_v4 = packet.first().is_some_and(|first| first >> 4 == 4);
     if packet.len() < 20 {

@@ -2,10 +2,9 @@
 
 use std::collections::HashSet;
 use std::fs::{self, File};
-use std::process::Command;
 
 use anyhow::{Context, Result, ensure};
-use enforcer::kernel::{Kernel, Link, TcMode, apply::NewPolicy, cgroups, trial::Trial};
+use enforcer::kernel::{Kernel, TcMode, apply::NewPolicy, cgroups, trial::Trial};
 use enforcer_common::packet::{Packet, Phase, Shape};
 use enforcer_common::parse::{Start, parse};
 use enforcer_common::tables::{FlowKey, Role};
@@ -13,28 +12,28 @@ use enforcer_common::verdict::{Direction, Reason, Verdict, counter};
 use enforcer_common::{decide, tls};
 use enforcer_policy::compile::{Compiled, PathNumbers};
 use enforcer_tests::cgroup::OwnTree;
-use nix::net::if_::if_nametoindex;
+use enforcer_tests::sandbox::{ip, link};
 use nix::sched::{CloneFlags, setns, unshare};
 
-use crate::plainly::{Came, Entry};
+use crate::plainly::{Entry, ReceivedVia};
 use crate::random::CGROUPS;
 
-/// A network namespace and a cgroup of this test's own, with the programs loaded.
+/// A network namespace and a cgroup for this test alone, with the programs loaded.
 pub struct Judge {
     kernel: Kernel,
     root: OwnTree,
     uplink: u32,
-    /// By this interface pods are reached.
+    /// The interface through which pods are reached.
     home: u32,
-    /// An interface that is behind no pod's route.
+    /// An interface to which no pod's route leads.
     other: u32,
     lo: u32,
     /// An undeclared interface.
     undeclared: u32,
     here: File,
-    /// Another network namespace, where an interface has the uplink's number.
+    /// Another network namespace, where an interface has the uplink's index.
     elsewhere: File,
-    /// Datagrams that a path let pass.
+    /// Datagrams that a path allowed.
     asked: HashSet<FlowKey>,
 }
 
@@ -42,7 +41,7 @@ pub struct Judge {
 #[derive(Debug, Clone, Copy)]
 pub struct Expected {
     pub verdict: Verdict,
-    /// Whether it is counted there.
+    /// Whether the denial is counted there.
     pub reported: bool,
 }
 
@@ -52,10 +51,11 @@ pub enum At {
     Arrives(Entry),
     /// Sent by a socket of the process; `true` over lo.
     Sent(bool),
-    /// Sent by a socket of the process in another network namespace, by an interface on top of the uplink.
+    /// Sent by a socket of the process in another network namespace, through an interface on top of
+    /// the uplink.
     Elsewhere,
-    /// For a socket of the process.
-    Received(Came),
+    /// To be received by a socket of the process.
+    Received(ReceivedVia),
 }
 
 impl Judge {
@@ -70,7 +70,8 @@ impl Judge {
         ] {
             ip(line)?;
         }
-        // Otherwise it reports its multicast groups to `cali0`, where that is counted beside the trials.
+        // Otherwise it would report its multicast groups to `cali0`, which would be counted along
+        // with the trials.
         fs::write("/proc/sys/net/ipv6/conf/peer1/disable_ipv6", "1")
             .context("failed to silence")?;
         for line in [
@@ -89,16 +90,6 @@ impl Judge {
             root.make(cgroup)?;
         }
         let mut kernel = Kernel::load(None, false)?;
-        let link = |name: &str, layer| -> Result<Link> {
-            Ok(Link {
-                index: if_nametoindex(name)?,
-                name: name.to_owned(),
-                layer,
-                controller: None,
-                is_port: false,
-                controls_pods: false,
-            })
-        };
         let links = [
             (link("lo", nix::libc::ARPHRD_LOOPBACK)?, Role::Loopback),
             (link("eth0", nix::libc::ARPHRD_ETHER)?, Role::Uplink),
@@ -143,8 +134,8 @@ impl Judge {
         self.root.enter(cgroup)
     }
 
-    /// The programs do to a frame what the verdict says, and count it as that; and so they do at once again,
-    /// when they remember what they have decided.
+    /// The programs treat a frame as the verdict says, and count it accordingly; and they do so
+    /// again right away, from the verdict cache.
     pub fn agrees(&mut self, at: At, frame: &[u8], expected: Expected) -> Result<()> {
         let Expected { verdict, reported } = expected;
         let (trial, interface) = match at {
@@ -154,10 +145,10 @@ impl Judge {
             At::Sent(true) => (Trial::Sent, self.lo),
             At::Sent(false) => (Trial::Sent, self.uplink),
             At::Elsewhere => (Trial::Leaves, self.uplink),
-            At::Received(Came::Lo) => (Trial::Received, self.lo),
-            At::Received(Came::Uplink) => (Trial::Received, self.uplink),
-            At::Received(Came::Pod) => (Trial::Received, self.home),
-            At::Received(Came::Undeclared) => (Trial::Received, self.undeclared),
+            At::Received(ReceivedVia::Lo) => (Trial::Received, self.lo),
+            At::Received(ReceivedVia::Uplink) => (Trial::Received, self.uplink),
+            At::Received(ReceivedVia::Pod) => (Trial::Received, self.home),
+            At::Received(ReceivedVia::Undeclared) => (Trial::Received, self.undeclared),
         };
         if self.answers(frame, verdict) {
             return Ok(());
@@ -187,8 +178,8 @@ impl Judge {
 }
 
 impl Judge {
-    /// Whether a datagram answers one that a path let pass before: the kernel remembers those, and the
-    /// evaluator does not.
+    /// Whether a datagram answers one that a path allowed before: the kernel remembers those, and
+    /// the evaluator does not.
     fn answers(&mut self, frame: &[u8], verdict: Verdict) -> bool {
         let Ok(packet) = parse(frame, Start::Ethernet) else {
             return false;
@@ -207,8 +198,8 @@ impl Judge {
     }
 }
 
-/// The verdict in the kernel if the path requires TLS. A trial has no open connection: what comes in is checked only if
-/// it has data with a SYN, and the socket that sends in a trial is not TCP.
+/// The verdict in the kernel if the path requires TLS. A trial has no open connection: an incoming
+/// packet is checked only if it has data with a SYN, and the sending socket in a trial is not TCP.
 pub fn with_lock<T: enforcer_common::tables::Tables>(
     tables: &T,
     at: At,
@@ -227,7 +218,7 @@ pub fn with_lock<T: enforcer_common::tables::Tables>(
     }
     let holds = match at {
         At::Sent(_) | At::Elsewhere => segment.is_empty(),
-        // It is no TCP socket: a raw one gets a copy.
+        // The receiver is no TCP socket: a raw one gets a copy.
         At::Received(_) => true,
         At::Arrives(_) => !is_looked_at || tls::may_follow(frame, segment, segment.start()),
     };
@@ -238,7 +229,8 @@ pub fn with_lock<T: enforcer_common::tables::Tables>(
     }
 }
 
-/// Whether the kernel tries a frame at all: it wants a whole IP header where the link header announces one.
+/// Whether the kernel runs a frame at all: it requires a whole IP header if the link header
+/// announces one.
 pub fn takes(frame: &[u8]) -> bool {
     let least = match frame.get(12..14) {
         Some([0x08, 0x00]) => 34,
@@ -249,26 +241,11 @@ pub fn takes(frame: &[u8]) -> bool {
     frame.len() >= least
 }
 
-/// Whether it is a packet right behind the link header, as sockets send them.
+/// Whether it is a packet directly after the link header, as sockets send it.
 pub fn is_plain_ip(frame: &[u8]) -> bool {
     matches!(frame.get(12..14), Some([0x08, 0x00] | [0x86, 0xdd]))
 }
 
 fn own_namespace() -> Result<File> {
     File::open("/proc/thread-self/ns/net").context("failed to open the network namespace")
-}
-
-fn ip(line: &str) -> Result<()> {
-    let family = if line.contains("::") { "-6" } else { "-4" };
-    let said = Command::new("ip")
-        .arg(family)
-        .args(line.split_whitespace())
-        .output()
-        .context("failed to run ip")?;
-    ensure!(
-        said.status.success(),
-        "ip {line}: {}",
-        String::from_utf8_lossy(&said.stderr)
-    );
-    Ok(())
 }

@@ -1,8 +1,8 @@
-//! The compiled tables, the decision and the loaded kernel programs against an evaluator that was written for
-//! nothing but to be right: random policies, random packets, and not one difference.
+//! Compares the compiled tables, the decision and the loaded kernel programs with an evaluator that
+//! was written only to be right: random policies, random packets, and not a single difference.
 //!
 //! `ENFORCER_TEST_SEED` repeats a run; `ENFORCER_ORACLE_PACKETS` makes it longer, and
-//! `ENFORCER_ORACLE_EACH` asks more of each policy.
+//! `ENFORCER_ORACLE_EACH` tries more packets for each policy.
 
 mod bytes;
 mod kernel;
@@ -27,7 +27,7 @@ use enforcer_policy::compile::{Compiled, PathNumbers, Simulator, compile};
 use enforcer_policy::{Policy, SourceText, from_texts};
 use enforcer_tests::packet::{Content, Forged};
 use kernel::{At, Expected, Judge};
-use plainly::{Came, Entry, Kind, Oracle, Said, Through};
+use plainly::{Entry, ForwardedFrom, Judgement, Kind, Oracle, ReceivedVia};
 use random::{CGROUPS, Random};
 
 /// Packets in total, by default.
@@ -40,29 +40,25 @@ const EACH: usize = 500;
 enum Question {
     Arrives(Entry, IpAddr, IpAddr, Kind),
     Sends(&'static str, bool, IpAddr, IpAddr, Kind),
-    /// Bytes that come in by an interface.
+    /// Bytes that arrive through an interface.
     Frame(Entry, Vec<u8>),
     /// The same from a process.
     SentFrame(&'static str, bool, Vec<u8>),
-    /// From a process in another network namespace, by an interface on top of the uplink.
+    /// From a process in another network namespace, through an interface on top of the uplink.
     SendsFromElsewhere(&'static str, IpAddr, IpAddr, Kind),
-    /// For a socket of a process.
-    Receives(&'static str, Came, IpAddr, IpAddr, Kind),
+    /// To be received by a socket of a process.
+    Receives(&'static str, ReceivedVia, IpAddr, IpAddr, Kind),
     /// Forwarded.
-    Leaves(Through, IpAddr, IpAddr, Kind),
+    Leaves(ForwardedFrom, IpAddr, IpAddr, Kind),
     Connects(&'static str, IpAddr, PortKind, u16),
     Binds(&'static str, IpAddr, PortKind, u16),
 }
 
 #[test]
 fn tables_say_what_the_policy_means() -> Result<()> {
-    let seed = match std::env::var("ENFORCER_TEST_SEED") {
-        Ok(seed) => seed.parse().context("ENFORCER_TEST_SEED is no number")?,
-        Err(_) => std::time::UNIX_EPOCH.elapsed()?.as_nanos() as u64,
-    };
     let wanted = number_from("ENFORCER_ORACLE_PACKETS", PACKETS)?;
     let each = number_from("ENFORCER_ORACLE_EACH", EACH)?;
-    println!("ENFORCER_TEST_SEED={seed}");
+    let seed = enforcer_tests::random::seed()?;
     let mut random = Random::new(seed);
     let mut judge_in_kernel = Judge::new()?;
     let began = Instant::now();
@@ -127,12 +123,12 @@ fn tables_say_what_the_policy_means() -> Result<()> {
         outcomes.len(),
         began.elapsed().as_secs()
     );
-    // A test that meets a few outcomes proves little.
+    // A test that sees few outcomes proves little.
     ensure!(denials >= 9 && outcomes.len() > 60, "{outcomes:?}");
     Ok(())
 }
 
-/// A number from the environment, or another.
+/// A number from the environment, or else a default.
 fn number_from(variable: &str, otherwise: usize) -> Result<usize> {
     match std::env::var(variable) {
         Ok(number) => number
@@ -145,18 +141,23 @@ fn number_from(variable: &str, otherwise: usize) -> Result<usize> {
 fn ask(random: &mut Random, here: &'static str) -> Question {
     let (src, dst) = random::addresses(random);
     let kind = match random::kind(random, src.is_ipv4()) {
-        // The kernel remembers flows from one question to the next, and no port of these answers.
+        // The kernel remembers flows between questions, and with these ports none answers another.
         Kind::Udp(_, port) => Kind::Udp(49_152 + random.below(16_384) as u16, port),
         kind => kind,
     };
     match random.below(18) {
         14 => Question::SendsFromElsewhere(here, src, dst, kind),
         15 | 16 => {
-            let came = *random.pick(&[Came::Lo, Came::Uplink, Came::Pod, Came::Undeclared]);
+            let came = *random.pick(&[
+                ReceivedVia::Lo,
+                ReceivedVia::Uplink,
+                ReceivedVia::Pod,
+                ReceivedVia::Undeclared,
+            ]);
             Question::Receives(here, came, src, dst, kind)
         }
         17 => {
-            let through = *random.pick(&[Through::Uplink, Through::Pod]);
+            let through = *random.pick(&[ForwardedFrom::Uplink, ForwardedFrom::Pod]);
             Question::Leaves(through, src, dst, kind)
         }
         8..=12 => {
@@ -206,7 +207,7 @@ fn cgroup(random: &mut Random) -> &'static str {
     all[random.below(all.len())]
 }
 
-fn answer(oracle: &Oracle<'_>, question: &Question) -> Said {
+fn answer(oracle: &Oracle<'_>, question: &Question) -> Judgement {
     match *question {
         Question::Frame(entry, ref frame) => oracle.frame_arrives(entry, &bytes::meaning(frame)),
         Question::SentFrame(cgroup, on_lo, ref frame) => {
@@ -232,8 +233,12 @@ fn answer(oracle: &Oracle<'_>, question: &Question) -> Said {
     }
 }
 
-/// The verdict of the tables, and a trial in the kernel if there can be one.
-fn judge(compiled: &Compiled, question: &Question, here: &str) -> Result<(Said, Option<Tried>)> {
+/// The verdict of the tables, and a trial in the kernel if one is possible.
+fn judge(
+    compiled: &Compiled,
+    question: &Question,
+    here: &str,
+) -> Result<(Judgement, Option<Tried>)> {
     let tables = Simulator::new(compiled);
     let expected = |vantage, verdict| Expected {
         verdict,
@@ -339,10 +344,10 @@ fn judge(compiled: &Compiled, question: &Question, here: &str) -> Result<(Said, 
         Question::Receives(cgroup, came, src, dst, kind) => {
             let (packet, bytes) = packet(src, dst, kind)?;
             let (role, judged) = match came {
-                Came::Lo => (Role::Loopback, true),
-                Came::Uplink => (Role::Uplink, true),
-                Came::Pod => (Role::Pod, true),
-                Came::Undeclared => (Role::Undeclared, false),
+                ReceivedVia::Lo => (Role::Loopback, true),
+                ReceivedVia::Uplink => (Role::Uplink, true),
+                ReceivedVia::Pod => (Role::Pod, true),
+                ReceivedVia::Undeclared => (Role::Undeclared, false),
             };
             let vantage = Vantage::new(View::Received {
                 receiver: tables.party_of_cgroup(cgroup),
@@ -360,8 +365,8 @@ fn judge(compiled: &Compiled, question: &Question, here: &str) -> Result<(Said, 
         Question::Leaves(through, src, dst, kind) => {
             let (packet, _) = packet(src, dst, kind)?;
             let entered = match through {
-                Through::Uplink => Entered::ByUplink(None),
-                Through::Pod => Entered::FromPod,
+                ForwardedFrom::Uplink => Entered::ByUplink(None),
+                ForwardedFrom::Pod => Entered::FromPod,
             };
             let to_pod = false;
             let vantage = Vantage::new(View::Left { entered, to_pod });
@@ -378,7 +383,7 @@ fn judge(compiled: &Compiled, question: &Question, here: &str) -> Result<(Said, 
             (verdict, None)
         }
     };
-    Ok((said(compiled, verdict)?, tried))
+    Ok((judgement(compiled, verdict)?, tried))
 }
 
 fn role(entry: Entry) -> (Role, bool) {
@@ -420,7 +425,7 @@ fn frame(packet: Vec<u8>, is_v4: bool) -> Vec<u8> {
     [&[4; 6][..], &[2; 6], &kind, &packet].concat()
 }
 
-fn said(compiled: &Compiled, verdict: Verdict) -> Result<Said> {
+fn judgement(compiled: &Compiled, verdict: Verdict) -> Result<Judgement> {
     Ok(match verdict.outcome() {
         Outcome::Path(number, _) => {
             let name = compiled
@@ -428,17 +433,17 @@ fn said(compiled: &Compiled, verdict: Verdict) -> Result<Said> {
                 .get(&number)
                 .context("a path without a name")?;
             if verdict.is_tls_path() {
-                Said::TlsPath(name.clone())
+                Judgement::TlsPath(name.clone())
             } else {
-                Said::Path(name.clone())
+                Judgement::Path(name.clone())
             }
         }
-        Outcome::Other | Outcome::LaterFragment => Said::Other,
-        Outcome::Denied(denial) => Said::Denied(denial.reason.name()),
+        Outcome::Other | Outcome::LaterFragment => Judgement::Other,
+        Outcome::Denied(denial) => Judgement::Denied(denial.reason.name()),
     })
 }
 
-/// The packet as bytes and parsed again, if it can be written as bytes.
+/// The packet as bytes and parsed again, if it can be expressed as bytes.
 fn packet(src: IpAddr, dst: IpAddr, kind: Kind) -> Result<(Packet, Option<Vec<u8>>)> {
     let (content, from, to) = match kind {
         Kind::Syn(from, to) => (Content::SYN, from, to),
@@ -472,7 +477,8 @@ fn packet(src: IpAddr, dst: IpAddr, kind: Kind) -> Result<(Packet, Option<Vec<u8
     Ok((packet, Some(bytes)))
 }
 
-/// Leaves out lines of the policy as long as the difference stays: what is left is the case to keep.
+/// Removes lines of the policy as long as the difference remains: what is left is the case to
+/// report.
 fn shrink<'q>(text: &str, question: &'q Question) -> (&'q Question, String) {
     let mut lines: Vec<&str> = text.lines().collect();
     let differs = |lines: &[&str]| -> bool {

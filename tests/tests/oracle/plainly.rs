@@ -1,5 +1,6 @@
-//! The meaning of a policy, implemented as naively as possible: from the project's documents, over the policy as it was
-//! read. No tables, no classes, no numbers. Slow, and meant to be obviously right.
+//! The meaning of a policy, implemented as naively as possible: from the project's documents, on
+//! the policy as it was read. No tables, no classes, no numbers. Slow, and meant to be obviously
+//! right.
 
 use std::collections::BTreeSet;
 use std::net::{IpAddr, Ipv6Addr};
@@ -13,7 +14,7 @@ use crate::bytes::Meaning;
 
 /// The verdict on a packet or a call.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Said {
+pub enum Judgement {
     Path(String),
     /// A path that requires TLS.
     TlsPath(String),
@@ -21,29 +22,29 @@ pub enum Said {
     Denied(&'static str),
 }
 
-/// The same, with what counts when two sayings meet: whether a guarded port is meant.
+/// A verdict, with what decides between two of them: whether a guarded port is the target.
 #[derive(Debug, Clone)]
 struct Opinion {
-    said: Said,
+    judgement: Judgement,
     guarded: bool,
-    /// It is about what comes back.
+    /// It is about the reverse direction.
     back: bool,
 }
 
 impl Opinion {
-    /// Of what was judged before, only what is denied for a guarded port's sake is denied.
-    fn only_guarded(self) -> Said {
-        match self.said {
-            Said::Denied(_) if !self.guarded => Said::Other,
-            said => said,
+    /// A packet that was judged before is denied only for the sake of a guarded port.
+    fn only_guarded(self) -> Judgement {
+        match self.judgement {
+            Judgement::Denied(_) if !self.guarded => Judgement::Other,
+            judgement => judgement,
         }
     }
 }
 
-/// A denial for what the packet is, whatever it is for.
+/// A denial because of what the packet is, whatever its target.
 fn denied(reason: &'static str) -> Opinion {
     Opinion {
-        said: Said::Denied(reason),
+        judgement: Judgement::Denied(reason),
         guarded: true,
         back: false,
     }
@@ -57,7 +58,7 @@ pub enum Kind {
     /// Any other TCP segment.
     Segment(u16, u16),
     Udp(u16, u16),
-    /// An ICMP or ICMPv6 message that is no error and no echo reply.
+    /// An ICMP or ICMPv6 message that is neither an error nor an echo reply.
     Message(PortKind, u8),
     EchoReply(PortKind),
     /// Another protocol.
@@ -68,7 +69,7 @@ pub enum Kind {
 }
 
 impl Kind {
-    /// What its numbers name, the sender's and the receiver's; nothing where it has none.
+    /// The sender's and the receiver's port; `None` if it has none.
     fn numbers(self) -> Option<(PortKind, u16, u16)> {
         match self {
             Kind::Syn(own, other) | Kind::Segment(own, other) => Some((PortKind::Tcp, own, other)),
@@ -85,27 +86,27 @@ impl Kind {
     }
 }
 
-/// From where the packet comes.
+/// Where the packet enters.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Entry {
     Uplink,
-    /// `true`: by the interface by which its source address is reached.
+    /// `true`: through the interface to which its source address is routed.
     Pod(bool),
 }
 
-/// Where a packet came in that a socket of this node receives.
+/// Through which interface a packet arrived that a socket of this node receives.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Came {
+pub enum ReceivedVia {
     Lo,
     Uplink,
     Pod,
-    /// By an undeclared interface, where nothing has judged it yet.
+    /// Through an undeclared interface, where nothing has judged it yet.
     Undeclared,
 }
 
-/// Where a packet came in that leaves this node again.
+/// Through which interface a packet arrived that leaves this node again.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Through {
+pub enum ForwardedFrom {
     Uplink,
     Pod,
 }
@@ -116,7 +117,7 @@ struct Sender<'a> {
     is: BTreeSet<&'a str>,
     node: Option<&'a str>,
     process: bool,
-    /// Known by the address alone.
+    /// Known only by its address.
     by_address: bool,
 }
 
@@ -133,7 +134,7 @@ struct Spot<'a> {
     own: bool,
     other_node: bool,
     pod: bool,
-    /// A component among the pods is declared by this address.
+    /// A component among the pods is declared with this address.
     named: bool,
 }
 
@@ -143,72 +144,72 @@ pub struct Oracle<'a> {
 }
 
 impl<'a> Oracle<'a> {
-    /// What a frame means that enters by an interface.
-    pub fn frame_arrives(&self, entry: Entry, meaning: &Meaning) -> Said {
+    /// The verdict on a frame that enters through an interface.
+    pub fn frame_arrives(&self, entry: Entry, meaning: &Meaning) -> Judgement {
         match *meaning {
             Meaning::Packet(src, dst, kind) => self.arrives(entry, src, dst, kind),
             Meaning::Error { src, dst, about } => match self.may_come_from(entry, src, dst) {
                 Ok(()) => self.reports(dst, about),
-                Err(reason) => Said::Denied(reason),
+                Err(reason) => Judgement::Denied(reason),
             },
             Meaning::Unknown => self.unknown(),
-            Meaning::Broken(reason) => Said::Denied(reason),
+            Meaning::Broken(reason) => Judgement::Denied(reason),
         }
     }
 
-    /// What a frame means that a process of this node sends.
-    pub fn frame_is_sent(&self, cgroup: &str, on_lo: bool, meaning: &Meaning) -> Said {
+    /// The verdict on a frame that a process of this node sends.
+    pub fn frame_is_sent(&self, cgroup: &str, on_lo: bool, meaning: &Meaning) -> Judgement {
         match *meaning {
             Meaning::Packet(src, dst, kind) => self.sends(cgroup, on_lo, src, dst, kind),
             Meaning::Error { src, dst, about } => {
                 if !on_lo && (src.is_loopback() || dst.is_loopback()) {
-                    Said::Denied("LoopbackOffLo")
+                    Judgement::Denied("LoopbackOffLo")
                 } else if self.spot(src).other_node {
-                    Said::Denied("ForgedSource")
+                    Judgement::Denied("ForgedSource")
                 } else {
                     self.reports(dst, about)
                 }
             }
             Meaning::Unknown => self.unknown(),
-            Meaning::Broken(reason) => Said::Denied(reason),
+            Meaning::Broken(reason) => Judgement::Denied(reason),
         }
     }
 
-    fn unknown(&self) -> Said {
+    fn unknown(&self) -> Judgement {
         match self.policy.other_traffic {
-            OtherTraffic::Allow => Said::Other,
-            OtherTraffic::Drop => Said::Denied("UnknownProtocol"),
+            OtherTraffic::Allow => Judgement::Other,
+            OtherTraffic::Drop => Judgement::Denied("UnknownProtocol"),
         }
     }
 
-    /// An ICMP error is what the packet is that it quotes, if its receiver has sent that.
-    fn reports(&self, to: IpAddr, (src, dst, kind): (IpAddr, IpAddr, Kind)) -> Said {
+    /// An ICMP error is treated like the packet that it quotes, if its receiver has sent that.
+    fn reports(&self, to: IpAddr, (src, dst, kind): (IpAddr, IpAddr, Kind)) -> Judgement {
         if src != to {
-            return Said::Denied("IcmpBadQuote");
+            return Judgement::Denied("IcmpBadQuote");
         }
         let (from, to) = (self.spot(src), self.spot(dst));
         let Some((port_kind, back, there)) = kind.numbers() else {
             let known = self.knows(&from.sender, &to) || self.knows(&to.sender, &from);
             return if self.policy.other_traffic == OtherTraffic::Allow || known {
-                Said::Other
+                Judgement::Other
             } else {
-                Said::Denied("FragmentWithoutPath")
+                Judgement::Denied("FragmentWithoutPath")
             };
         };
-        let opinion = weightier(
+        let opinion = stronger(
             self.toward(&from.sender, &to, port_kind, there),
             self.toward(&to.sender, &from, port_kind, back),
         );
-        match opinion.said {
-            Said::Denied(_) if opinion.guarded => Said::Denied("IcmpQuotesDenied"),
-            said => said,
+        match opinion.judgement {
+            Judgement::Denied(_) if opinion.guarded => Judgement::Denied("IcmpQuotesDenied"),
+            judgement => judgement,
         }
     }
 
-    /// A packet that enters by an interface.
-    pub fn arrives(&self, entry: Entry, src: IpAddr, dst: IpAddr, kind: Kind) -> Said {
+    /// A packet that enters through an interface.
+    pub fn arrives(&self, entry: Entry, src: IpAddr, dst: IpAddr, kind: Kind) -> Judgement {
         if let Err(reason) = self.may_come_from(entry, src, dst) {
-            return Said::Denied(reason);
+            return Judgement::Denied(reason);
         }
         let (from, to) = (self.spot(src), self.spot(dst));
         let sender = match entry {
@@ -216,7 +217,7 @@ impl<'a> Oracle<'a> {
             Entry::Pod(true) if from.pod && from.named => from.sender.clone(),
             Entry::Pod(_) => self.pods(),
         };
-        self.decide(&sender, &to.sender, &from, &to, kind).said
+        self.decide(&sender, &to.sender, &from, &to, kind).judgement
     }
 
     fn may_come_from(&self, entry: Entry, src: IpAddr, dst: IpAddr) -> Result<(), &'static str> {
@@ -240,13 +241,20 @@ impl<'a> Oracle<'a> {
     }
 
     /// A packet that a process of this node sends.
-    pub fn sends(&self, cgroup: &str, on_lo: bool, src: IpAddr, dst: IpAddr, kind: Kind) -> Said {
+    pub fn sends(
+        &self,
+        cgroup: &str,
+        on_lo: bool,
+        src: IpAddr,
+        dst: IpAddr,
+        kind: Kind,
+    ) -> Judgement {
         if !on_lo && (src.is_loopback() || dst.is_loopback()) {
-            return Said::Denied("LoopbackOffLo");
+            return Judgement::Denied("LoopbackOffLo");
         }
         let (mut from, mut to) = (self.spot(src), self.spot(dst));
         if from.other_node {
-            return Said::Denied("ForgedSource");
+            return Judgement::Denied("ForgedSource");
         }
         if let (true, Some((port_kind, own, other))) = (on_lo, kind.numbers()) {
             from = self.spot_on_lo(from, port_kind, own);
@@ -258,98 +266,114 @@ impl<'a> Oracle<'a> {
             to.sender.clone()
         };
         self.decide(&self.process(cgroup), &receiver, &from, &to, kind)
-            .said
+            .judgement
     }
 
     /// A packet of a process in another network namespace, whose interface is on top of an uplink.
-    pub fn sends_from_elsewhere(&self, cgroup: &str, src: IpAddr, dst: IpAddr, kind: Kind) -> Said {
+    pub fn sends_from_elsewhere(
+        &self,
+        cgroup: &str,
+        src: IpAddr,
+        dst: IpAddr,
+        kind: Kind,
+    ) -> Judgement {
         if src.is_loopback() || dst.is_loopback() {
-            return Said::Denied("LoopbackOffLo");
+            return Judgement::Denied("LoopbackOffLo");
         }
         let (from, to) = (self.spot(src), self.spot(dst));
         if from.own || from.other_node {
-            return Said::Denied("ForgedSource");
+            return Judgement::Denied("ForgedSource");
         }
         let mut sender = self.process(cgroup);
-        // A sender that counts as nothing in particular is a pod there.
+        // A sender that belongs to no component counts as a pod there.
         if sender.is == self.with_wholes(self.undeclared()) {
             sender = self.pods();
         }
-        self.decide(&sender, &to.sender, &from, &to, kind).said
+        self.decide(&sender, &to.sender, &from, &to, kind).judgement
     }
 
     /// A packet that a socket of a process is about to receive.
     pub fn is_received(
         &self,
         cgroup: &str,
-        came: Came,
+        came: ReceivedVia,
         src: IpAddr,
         dst: IpAddr,
         kind: Kind,
-    ) -> Said {
+    ) -> Judgement {
         let (mut from, mut to) = (self.spot(src), self.spot(dst));
         let mut sender = self.anybody_here();
-        if came != Came::Lo {
+        if came != ReceivedVia::Lo {
             if src.is_loopback() || dst.is_loopback() {
-                return Said::Denied("LoopbackOffLo");
+                return Judgement::Denied("LoopbackOffLo");
             }
             if from.own {
-                return Said::Denied("ForgedSource");
+                return Judgement::Denied("ForgedSource");
             }
-            // A node's packets come by its uplink; elsewhere a new pod may have taken its address.
-            if came == Came::Undeclared && from.other_node {
-                from = self.nobodys(self.pods());
+            // A node's packets arrive through its uplink; elsewhere, a new pod may have taken its
+            // address.
+            if came == ReceivedVia::Undeclared && from.other_node {
+                from = self.no_receiver(self.pods());
             }
             sender = match came {
-                Came::Pod => self.pods(),
-                Came::Lo | Came::Uplink | Came::Undeclared => from.sender.clone(),
+                ReceivedVia::Pod => self.pods(),
+                ReceivedVia::Lo | ReceivedVia::Uplink | ReceivedVia::Undeclared => {
+                    from.sender.clone()
+                }
             };
         }
         if let Some((port_kind, _, number)) = kind.numbers() {
             to = self.spot_on_lo(to, port_kind, number);
         }
         let opinion = self.decide(&sender, &self.process(cgroup), &from, &to, kind);
-        // A component's port may be held by another process.
-        if let (Said::Path(_) | Said::TlsPath(_), Some((port_kind, _, number))) =
-            (&opinion.said, kind.numbers())
+        // Another process may hold a component's port.
+        if let (Judgement::Path(_) | Judgement::TlsPath(_), Some((port_kind, _, number))) =
+            (&opinion.judgement, kind.numbers())
             && opinion.guarded
             && !opinion.back
-            && self.holds(cgroup, &to, port_kind, number) == Said::Denied("BindForeignPort")
+            && self.holds(cgroup, &to, port_kind, number) == Judgement::Denied("BindForeignPort")
         {
-            return Said::Denied("ForeignListener");
+            return Judgement::Denied("ForeignListener");
         }
         match came {
-            Came::Undeclared => opinion.said,
-            Came::Lo | Came::Uplink | Came::Pod => opinion.only_guarded(),
+            ReceivedVia::Undeclared => opinion.judgement,
+            ReceivedVia::Lo | ReceivedVia::Uplink | ReceivedVia::Pod => opinion.only_guarded(),
         }
     }
 
     /// A packet that this node has let in and forwards.
-    pub fn leaves(&self, through: Through, src: IpAddr, dst: IpAddr, kind: Kind) -> Said {
+    pub fn leaves(
+        &self,
+        through: ForwardedFrom,
+        src: IpAddr,
+        dst: IpAddr,
+        kind: Kind,
+    ) -> Judgement {
         let (mut from, to) = (self.spot(src), self.spot(dst));
         let sender = match through {
-            Through::Pod => {
-                // Its source may have been translated to the node's address: it is a pod's all the same.
+            ForwardedFrom::Pod => {
+                // Its source may have been translated to the node's address: it is a pod's all the
+                // same.
                 if from.own || from.other_node {
-                    from = self.nobodys(self.pods());
+                    from = self.no_receiver(self.pods());
                 }
                 self.pods()
             }
-            // The same, and it is not a process of this node: those have sockets.
-            Through::Uplink if from.own => Sender {
+            // The same, but not from a process of this node: those have sockets.
+            ForwardedFrom::Uplink if from.own => Sender {
                 is: self.with_wholes(BTreeSet::new()),
                 node: None,
                 process: false,
                 by_address: false,
             },
-            Through::Uplink => from.sender.clone(),
+            ForwardedFrom::Uplink => from.sender.clone(),
         };
         self.decide(&sender, &to.sender, &from, &to, kind)
             .only_guarded()
     }
 
-    /// An address where nothing is that could be answered from.
-    fn nobodys(&self, sender: Sender<'a>) -> Spot<'a> {
+    /// An address at which nothing exists that could have been asked.
+    fn no_receiver(&self, sender: Sender<'a>) -> Spot<'a> {
         Spot {
             node: sender.node,
             sender,
@@ -364,9 +388,10 @@ impl<'a> Oracle<'a> {
         }
     }
 
-    /// A packet on lo goes from this node to itself, so both addresses are its own, even if they are not declared or
-    /// are declared as something else. But a component that declares this very port there has it; of a service's
-    /// address that is the service alone, and not the pods behind it.
+    /// A packet on lo goes from this node to itself, so both addresses are its own, even if they
+    /// are not declared or are declared as something else. But if a component declares this very
+    /// port there, it has the port; at a service's address that is only the service, and not the
+    /// pods behind it.
     fn spot_on_lo(&self, spot: Spot<'a>, port_kind: PortKind, number: u16) -> Spot<'a> {
         let has_port = |(component, port): &(&Component, &Port)| {
             !component.is_elsewhere() && !port.matches.contains(&PortMatch::Any)
@@ -387,19 +412,26 @@ impl<'a> Oracle<'a> {
     }
 
     /// A process connects, or sends a datagram. The unspecified address is this host.
-    pub fn connects(&self, cgroup: &str, to: IpAddr, port_kind: PortKind, number: u16) -> Said {
+    pub fn connects(
+        &self,
+        cgroup: &str,
+        to: IpAddr,
+        port_kind: PortKind,
+        number: u16,
+    ) -> Judgement {
         let to = match to {
             IpAddr::V4(v4) if v4.is_unspecified() => IpAddr::from([127, 0, 0, 1]),
             IpAddr::V6(v6) if v6.is_unspecified() => IpAddr::V6(Ipv6Addr::LOCALHOST),
             to => to,
         };
         self.toward(&self.process(cgroup), &self.spot(to), port_kind, number)
-            .said
+            .judgement
     }
 
-    /// A process asks to bind. A wildcard is every address of this node, so also those that are no
-    /// loopback address; and so is any other, whatever it is declared as, but for its own ports.
-    pub fn binds(&self, cgroup: &str, at: IpAddr, port_kind: PortKind, number: u16) -> Said {
+    /// A process asks to bind. A wildcard stands for every address of this node, so it includes
+    /// those that are not loopback; the same holds for any other address, whatever it is declared
+    /// as, except for its own ports.
+    pub fn binds(&self, cgroup: &str, at: IpAddr, port_kind: PortKind, number: u16) -> Judgement {
         let own = self.node.addresses.iter().min();
         let at = match own {
             Some(own) if at.is_unspecified() => *own,
@@ -410,7 +442,7 @@ impl<'a> Oracle<'a> {
     }
 
     /// Whether a process may hold a port at an address.
-    fn holds(&self, cgroup: &str, spot: &Spot<'a>, port_kind: PortKind, number: u16) -> Said {
+    fn holds(&self, cgroup: &str, spot: &Spot<'a>, port_kind: PortKind, number: u16) -> Judgement {
         let by = self.process(cgroup);
         let mut refused = None;
         for (component, port) in self.ends(spot, port_kind, number) {
@@ -420,14 +452,14 @@ impl<'a> Oracle<'a> {
             let is_foreign =
                 !component.cgroups.is_empty() && !by.is.contains(component.name.as_str());
             if port.loopback_only && !spot.loopback {
-                refused.get_or_insert(Said::Denied("BindNotLoopback"));
+                refused.get_or_insert(Judgement::Denied("BindNotLoopback"));
             } else if is_foreign {
-                refused.get_or_insert(Said::Denied("BindForeignPort"));
+                refused.get_or_insert(Judgement::Denied("BindForeignPort"));
             } else {
-                return Said::Other;
+                return Judgement::Other;
             }
         }
-        refused.unwrap_or(Said::Other)
+        refused.unwrap_or(Judgement::Other)
     }
 
     fn decide(
@@ -446,24 +478,24 @@ impl<'a> Oracle<'a> {
         match kind {
             Kind::Syn(_, port) => forward(PortKind::Tcp, port),
             Kind::Segment(own, port) => {
-                weightier(forward(PortKind::Tcp, port), back(PortKind::Tcp, own))
+                stronger(forward(PortKind::Tcp, port), back(PortKind::Tcp, own))
             }
             // Nothing was sent before that this could answer.
             Kind::Udp(_, port) => forward(PortKind::Udp, port),
             Kind::Message(port_kind, number) => forward(port_kind, number.into()),
             Kind::EchoReply(port_kind) => back(port_kind, request_of(port_kind)),
-            Kind::Protocol(number) => weightier(
+            Kind::Protocol(number) => stronger(
                 forward(PortKind::Protocol, number.into()),
                 back(PortKind::Protocol, number.into()),
             ),
-            Kind::Arp => weightier(forward(PortKind::Arp, 0), back(PortKind::Arp, 0)),
+            Kind::Arp => stronger(forward(PortKind::Arp, 0), back(PortKind::Arp, 0)),
             Kind::LaterFragment => {
-                // What is known by a cgroup or an interface has no ports by that.
+                // A sender known by a cgroup or an interface has no declared ports.
                 let there = receiver.by_address && self.knows(sender, to);
                 let here = sender.by_address && self.knows(receiver, from);
                 if self.policy.other_traffic == OtherTraffic::Allow || there || here {
                     Opinion {
-                        said: Said::Other,
+                        judgement: Judgement::Other,
                         ..denied("")
                     }
                 } else {
@@ -485,7 +517,7 @@ impl<'a> Oracle<'a> {
         })
     }
 
-    /// The ports that are meant by a number at an address.
+    /// The ports that a number at an address stands for.
     fn ends(
         &self,
         to: &Spot<'a>,
@@ -520,8 +552,8 @@ impl<'a> Oracle<'a> {
     ) -> Opinion {
         let mut ends = self.ends(to, port_kind, number);
         let guarded = ends.iter().any(|(component, _)| component.guard);
-        let opinion = |said| Opinion {
-            said,
+        let opinion = |judgement| Opinion {
+            judgement,
             guarded,
             back: false,
         };
@@ -537,11 +569,12 @@ impl<'a> Oracle<'a> {
                 .find(|(c, p)| c.name == path.to_component && p.name == path.to_port);
             paths.extend(end.map(|(_, port)| (path, *port)));
         }
-        // The narrowest first; in the order of the policy where that is the same.
+        // The narrowest first; ties in the order of the policy.
         paths.sort_by_key(|(_, port)| port.width());
         let reaches =
             |path: &Path, port: &Port| to.loopback || !(path.loopback || port.loopback_only);
-        // What this node sees of another one has left that, or is yet to reach it: so it is on one node with nothing.
+        // What this node sees of another node has already left it, or has yet to reach it, so it is
+        // on the same node as nothing else.
         let near = |path: &Path| match (path.locality, sender.node, to.node) {
             (Locality::Any, ..) => true,
             (Locality::SameNode, Some(a), Some(b)) => a == b && a == self.node.name,
@@ -555,20 +588,20 @@ impl<'a> Oracle<'a> {
         allows.retain(|(_, port)| Some(port.width()) == narrowest);
         // A path grants a permission: if one path requires no TLS, none is required.
         if let Some((path, _)) = allows.iter().find(|(path, _)| !path.tls) {
-            let said = Said::Path(path.name.clone());
-            return opinion(said);
+            let judgement = Judgement::Path(path.name.clone());
+            return opinion(judgement);
         }
         if let Some((path, _)) = allows.first() {
-            return opinion(Said::TlsPath(path.name.clone()));
+            return opinion(Judgement::TlsPath(path.name.clone()));
         }
         let mine = |(path, port): &(&Path, &Port)| is_from(path, sender) && reaches(path, port);
         if !guarded {
-            let said = match self.policy.other_traffic {
-                OtherTraffic::Allow => Said::Other,
-                OtherTraffic::Drop if paths.iter().any(mine) => Said::Denied("OtherNode"),
-                OtherTraffic::Drop => Said::Denied("OtherTraffic"),
+            let judgement = match self.policy.other_traffic {
+                OtherTraffic::Allow => Judgement::Other,
+                OtherTraffic::Drop if paths.iter().any(mine) => Judgement::Denied("OtherNode"),
+                OtherTraffic::Drop => Judgement::Denied("OtherTraffic"),
             };
-            return opinion(said);
+            return opinion(judgement);
         }
         let for_process_here = |(path, port): &(&Path, &Port)| {
             let known = |name: &String| {
@@ -589,7 +622,7 @@ impl<'a> Oracle<'a> {
         } else {
             "NoPath"
         };
-        opinion(Said::Denied(reason))
+        opinion(Judgement::Denied(reason))
     }
 
     fn spot(&self, at: IpAddr) -> Spot<'a> {
@@ -693,8 +726,8 @@ impl<'a> Oracle<'a> {
         }
     }
 
-    /// A process in a cgroup: what declares the deepest one above it; without, whatever is here,
-    /// declares none and needs none.
+    /// A process in a cgroup: it belongs to the components of the deepest declared cgroup above it.
+    /// If there is none, it belongs to those that are here, and neither declare nor need a cgroup.
     fn process(&self, cgroup: &str) -> Sender<'a> {
         let may = |c: &Component| c.runs_on.is_empty() || c.runs_on(self.node);
         let mut above: Vec<&str> = cgroup.split('/').filter(|s| !s.is_empty()).collect();
@@ -728,7 +761,7 @@ impl<'a> Oracle<'a> {
             .collect()
     }
 
-    /// Everybody is also what he is part of, and everyone.
+    /// Whatever belongs to a component also belongs to those that contain it, and to everyone.
     fn with_wholes(&self, mut names: BTreeSet<&'a str>) -> BTreeSet<&'a str> {
         names.extend(self.named(Component::is_everyone));
         loop {
@@ -755,9 +788,14 @@ fn is_from(path: &Path, sender: &Sender<'_>) -> bool {
 }
 
 /// For a packet that may go in either direction: verdicts about a guarded port take precedence.
-fn weightier(forward: Opinion, back: Opinion) -> Opinion {
-    let is_path = |opinion: &Opinion| matches!(opinion.said, Said::Path(_) | Said::TlsPath(_));
-    let is_denied = |opinion: &Opinion| matches!(opinion.said, Said::Denied(_));
+fn stronger(forward: Opinion, back: Opinion) -> Opinion {
+    let is_path = |opinion: &Opinion| {
+        matches!(
+            opinion.judgement,
+            Judgement::Path(_) | Judgement::TlsPath(_)
+        )
+    };
+    let is_denied = |opinion: &Opinion| matches!(opinion.judgement, Judgement::Denied(_));
     for wanted in [
         &(|o: &Opinion| o.guarded && is_path(o)) as &dyn Fn(&Opinion) -> bool,
         &|o: &Opinion| o.guarded && is_denied(o),

@@ -1,43 +1,13 @@
-//! Random policies and packets, made from a seed.
+//! Random policies and packets, derived from a seed.
 
 use std::fmt::Write as _;
 use std::net::IpAddr;
 
 use enforcer_common::packet::PortKind;
 use enforcer_policy::catalogue::Catalogue;
+pub use enforcer_tests::random::Random;
 
 use crate::plainly::Kind;
-
-/// Random numbers that one number repeats.
-pub struct Random(u64);
-
-impl Random {
-    pub fn new(seed: u64) -> Self {
-        Self(seed | 1)
-    }
-
-    /// xorshift64.
-    pub fn below(&mut self, end: usize) -> usize {
-        self.0 ^= self.0 << 13;
-        self.0 ^= self.0 >> 7;
-        self.0 ^= self.0 << 17;
-        (self.0 % end.max(1) as u64) as usize
-    }
-
-    pub fn chance(&mut self, one_in: usize) -> bool {
-        self.below(one_in) == 0
-    }
-
-    pub fn pick<'a, T>(&mut self, from: &'a [T]) -> &'a T {
-        &from[self.below(from.len())]
-    }
-
-    fn some<'a>(&mut self, from: &[&'a str], one_in: usize) -> Vec<&'a str> {
-        let mut found: Vec<&str> = from.to_vec();
-        found.retain(|_| self.chance(one_in));
-        found
-    }
-}
 
 /// cgroups that policies declare and processes are in.
 pub const CGROUPS: [&str; 7] = [
@@ -50,7 +20,7 @@ pub const CGROUPS: [&str; 7] = [
     "/a/b",
 ];
 
-/// Addresses that mean something in the policies below, and some that do not.
+/// Addresses that occur in the policies below, and some that do not.
 const ADDRESSES: [&str; 24] = [
     "10.0.0.11",
     "10.0.0.12",
@@ -160,7 +130,7 @@ pub fn policy(random: &mut Random) -> String {
     text
 }
 
-/// Where a component is, or some of it.
+/// Where a component is, or part of that.
 fn place(random: &mut Random) -> String {
     let mut fields = Vec::new();
     if random.chance(2) {
@@ -178,13 +148,13 @@ fn place(random: &mut Random) -> String {
         ];
         fields.push(format!(
             "addresses: [{}]",
-            random.some(&networks, 5).join(", ")
+            random.subset(&networks, 5).join(", ")
         ));
     }
     if random.chance(2) {
         fields.push(format!(
             "cgroups: [{}]",
-            random.some(&CGROUPS, 4).join(", ")
+            random.subset(&CGROUPS, 4).join(", ")
         ));
     }
     if random.chance(6) {
@@ -228,7 +198,7 @@ fn ports(random: &mut Random) -> String {
         "echo/icmp",
         "80/tcp",
     ];
-    let mut chosen = random.some(&texts, 6);
+    let mut chosen = random.subset(&texts, 6);
     if chosen.is_empty() {
         chosen.push("7000/tcp");
     }
@@ -241,7 +211,7 @@ fn choose(random: &mut Random, text: &mut String) {
     if !random.chance(5) {
         let profile = random.pick(catalogue.profiles());
         let options: Vec<&str> = profile.options.iter().map(|o| o.name.as_str()).collect();
-        let options = random.some(&options, 4);
+        let options = random.subset(&options, 4);
         let _ = writeln!(
             text,
             "  profile: {}\n  options: [{}]",
@@ -249,10 +219,10 @@ fn choose(random: &mut Random, text: &mut String) {
             options.join(", ")
         );
         let on = profile.paths_with(&options);
-        let disable = random.some(&on, 12);
+        let disable = random.subset(&on, 12);
         let all: Vec<&str> = catalogue.paths().iter().map(|p| p.name.as_str()).collect();
         let off: Vec<&str> = all.into_iter().filter(|p| !on.contains(p)).collect();
-        let enable = random.some(&off, 8);
+        let enable = random.subset(&off, 8);
         let _ = writeln!(
             text,
             "  disable: [{}]\n  enable: [{}]",
@@ -308,7 +278,7 @@ pub fn addresses(random: &mut Random) -> (IpAddr, IpAddr) {
     }
 }
 
-/// A port, most often one that means something.
+/// A port, usually one that occurs in the policies.
 pub fn port(random: &mut Random) -> u16 {
     match random.below(3) {
         0 => random.below(65_536) as u16,
@@ -324,7 +294,7 @@ fn icmp(is_v4: bool) -> PortKind {
     }
 }
 
-/// What a packet is. ARP is for IPv4 alone.
+/// A kind of packet. ARP is only for IPv4.
 pub fn kind(random: &mut Random, is_v4: bool) -> Kind {
     let (a, b) = (port(random), port(random));
     match random.below(12) {

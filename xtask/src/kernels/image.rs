@@ -1,4 +1,4 @@
-//! The file system of a machine: the tests and what they run, with their shared libraries, and the
+//! A machine's file system: the tests and what they run, with their shared libraries, and the
 //! kernel's modules, in one archive that the kernel unpacks into memory.
 
 use std::{
@@ -15,7 +15,7 @@ use serde_json::{Value, json};
 use super::packages::{Kernel, files};
 use crate::{build, setup, shell};
 
-/// Modules that the lab needs; what they depend on comes along.
+/// Modules that the lab needs; their dependencies are added.
 const MODULES: [&str; 16] = [
     "veth",
     "bridge",
@@ -39,9 +39,9 @@ const TOOLS: [&str; 13] = [
     "ip", "tc", "nft", "sh", "openssl", "curl", "ls", "mv", "rm", "ln", "mkdir", "rmdir", "chmod",
 ];
 
-/// What has been built to be run in machines.
+/// Programs that were built to run in machines.
 pub struct Programs {
-    /// The product, the lab's helper, the first process.
+    /// The product, the lab's helper, the machine's first process.
     binaries: Vec<PathBuf>,
     /// Test binaries by the names of their targets.
     tests: Vec<(String, PathBuf)>,
@@ -57,7 +57,7 @@ impl Programs {
     }
 }
 
-/// Builds them, as the tests of this machine are built.
+/// Builds them like the tests of this machine.
 pub fn build_programs() -> Result<Programs> {
     shell::run_in_sight(build::release().arg("--quiet"))?;
     let mut command = shell::cargo();
@@ -148,10 +148,10 @@ pub fn make(
     Ok(archive)
 }
 
-/// How much is run in each machine.
+/// How much to run in each machine.
 #[derive(Debug, Clone)]
 pub enum Extent {
-    /// What fits into minutes.
+    /// What takes minutes.
     Some,
     /// All tests of every binary.
     All,
@@ -159,7 +159,7 @@ pub enum Extent {
     One(String),
 }
 
-/// The binaries that there are.
+/// The available test binaries.
 pub fn tests() -> impl Iterator<Item = &'static str> {
     STEPS.iter().map(|step| step.test)
 }
@@ -167,13 +167,13 @@ pub fn tests() -> impl Iterator<Item = &'static str> {
 /// A test binary to run in each machine.
 struct Step {
     test: &'static str,
-    /// Part of a test's name, or several; all tests if there is none. And options of the test runner.
+    /// Parts of test names, or none to run all tests; and options of the test runner.
     filters: &'static [&'static str],
-    /// It ends within this time; 0 for one that is run only if it is asked for.
+    /// The time limit; 0 for a binary that runs only on request.
     seconds: u64,
 }
 
-/// What fits into minutes; `--all` runs these binaries without filters.
+/// What takes minutes; `--all` runs these binaries without filters.
 const STEPS: [Step; 6] = [
     Step {
         test: "options",
@@ -187,12 +187,12 @@ const STEPS: [Step; 6] = [
     },
     Step {
         test: "tls",
-        filters: &["dry_run", "not_looked_at_again", "speaks_first"],
+        filters: &["dry_run", "not_checked_again", "speaks_first"],
         seconds: 1200,
     },
     Step {
         test: "survival",
-        // Takes longer than all others together: `--all`, or `--test survival`.
+        // Takes longer than all others together: only with `--all` or `--test survival`.
         filters: &[],
         seconds: 0,
     },
@@ -205,9 +205,9 @@ const STEPS: [Step; 6] = [
         test: "enforcement",
         filters: &[
             "an_injected_frame_is_known_by_its_cgroup",
-            "translation_opens_no_way_around",
-            "ports_can_not_be_taken_by_others",
-            "a_path_that_goes_takes_its_connections_along",
+            "address_translation_does_not_bypass_the_policy",
+            "ports_cannot_be_taken_by_other_processes",
+            "removing_a_path_ends_its_connections",
             "a_forged_source_reaches_nothing",
         ],
         seconds: 1200,
@@ -253,15 +253,15 @@ fn plan(modules: &[String], extent: &Extent) -> Value {
     json!({ "modules": modules, "steps": steps })
 }
 
-/// A path of this machine as one inside of the root.
+/// A path of this machine as it is inside the root.
 fn inside(path: &Path) -> PathBuf {
     path.strip_prefix("/").unwrap_or(path).to_owned()
 }
 
-/// The root directory while it is made.
+/// The root directory while it is assembled.
 struct Stage {
     root: PathBuf,
-    /// Shared libraries that the programs ask for.
+    /// Shared libraries that the programs need.
     libraries: BTreeSet<PathBuf>,
 }
 
@@ -295,7 +295,7 @@ impl Stage {
             .with_context(|| format!("failed to copy {} to {}", from.display(), to.display()))
     }
 
-    /// A program without its debug information, which would fill the machine's memory.
+    /// Adds a program without its debug information, which would fill the machine's memory.
     fn program(&mut self, from: &Path, to: &Path) -> Result<()> {
         self.libraries_of(from);
         let to = self.room_for(to)?;
@@ -314,8 +314,10 @@ impl Stage {
     }
 
     fn libraries_of(&mut self, program: &Path) {
-        let said = shell::output_of(Command::new("ldd").arg(program)).unwrap_or_default();
-        let paths = said.split_whitespace().filter(|word| word.starts_with('/'));
+        let output = shell::output_of(Command::new("ldd").arg(program)).unwrap_or_default();
+        let paths = output
+            .split_whitespace()
+            .filter(|word| word.starts_with('/'));
         self.libraries
             .extend(paths.map(|path| PathBuf::from(path.trim_end_matches(':'))));
     }
@@ -329,7 +331,7 @@ impl Stage {
         Ok(())
     }
 
-    /// A directory with all that is in it.
+    /// Adds a directory with everything in it.
     fn tree(&mut self, from: &Path, to: &Path) -> Result<()> {
         self.directory(to)?;
         for entry in files(from) {
@@ -351,7 +353,8 @@ impl Stage {
         Ok(())
     }
 
-    /// The kernel's modules that the lab needs, those first that others need.
+    /// Adds the kernel modules that the lab needs, and returns them in the order of their
+    /// dependencies.
     fn modules(&self, kernel: &Kernel) -> Result<Vec<String>> {
         let mut all = Vec::new();
         walk(&kernel.modules.join("kernel"), &mut all);
@@ -371,7 +374,7 @@ impl Stage {
             let file = super::name_of(path).replace('-', "_");
             file.split('.').next() == Some(name)
         });
-        // What is built in is no file.
+        // A built-in module has no file.
         let Some(path) = found else { return Ok(()) };
         let bytes = if path.extension().is_some_and(|extension| extension == "xz") {
             let output = Command::new("xz").args(["-dc"]).arg(path).output();
@@ -449,7 +452,7 @@ fn walk(directory: &Path, found: &mut Vec<PathBuf>) {
     }
 }
 
-/// Directories, too, each before what is in it.
+/// Includes directories, each before its contents.
 fn walk_all(directory: &Path, found: &mut Vec<PathBuf>) {
     for entry in files(directory) {
         let enter = entry.is_dir() && !entry.is_symlink();
@@ -465,7 +468,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_module_says_what_it_needs() {
+    fn dependencies_are_read_from_a_module() {
         let module = b"\x7fELF\0license=GPL\0depends=nf-conntrack,nf_nat\0name=x\0";
         assert_eq!(dependencies(module), ["nf_conntrack", "nf_nat"]);
         assert!(dependencies(b"\0depends=\0").is_empty());

@@ -1,7 +1,8 @@
-//! `cargo xtask kernels`: the kernels that we claim, in virtual machines. In each, all programs are
-//! loaded, the shipped cases and random packets go through them, and connections are made in a lab.
+//! `cargo xtask kernels`: the supported kernels, in virtual machines. In each, all programs are
+//! loaded, the shipped cases and random packets run through them, and connections are made in a
+//! lab.
 //!
-//! The machines are emulated (no KVM), so this is slow and needs nothing of its host but qemu.
+//! The machines are emulated (no KVM), so this is slow and needs nothing from its host but qemu.
 
 mod emulator;
 mod image;
@@ -9,9 +10,9 @@ mod outcome;
 pub mod packages;
 
 use std::{
-    fs::{self, File},
-    path::{Path, PathBuf},
-    process::{Child, Command, ExitCode, Stdio},
+    fs,
+    path::Path,
+    process::{Command, ExitCode},
     thread,
     time::{Duration, Instant},
 };
@@ -20,17 +21,20 @@ use anyhow::{Context as _, Result, bail};
 
 use crate::{lab, setup, shell};
 pub use emulator::Emulator;
+use emulator::Machine;
 use image::Extent;
 use outcome::Outcome;
 
-/// The series that are tried, oldest first. The README's supported kernels are these, and the one that
-/// the tests run on.
+/// The series to test, oldest first. The README's supported kernels are these, and the one that the
+/// tests run on.
 const SERIES: [&str; 2] = ["6.1", "6.12"];
+/// How long a machine may run.
+const LIMIT: Duration = Duration::from_secs(3600);
 
 /// Options of `cargo xtask kernels`.
 #[derive(Debug, clap::Args)]
 pub struct Args {
-    /// Tries this series only (6.1, 6.12).
+    /// Tests only this series (6.1, 6.12).
     #[arg(long, value_name = "SERIES", value_parser = SERIES)]
     only: Option<String>,
     /// Runs all end-to-end tests of the small lab in each machine (half an hour).
@@ -39,12 +43,12 @@ pub struct Args {
     /// Runs all tests of this binary in each machine, and nothing else.
     #[arg(long, value_name = "TEST", value_parser = image::tests().collect::<Vec<_>>(), conflicts_with = "all")]
     test: Option<String>,
-    /// Writes docs/kernels.md anew, with this machine's own kernel beside the others (as root).
+    /// Writes docs/kernels.md, including this machine's own kernel (as root).
     #[arg(long, conflicts_with_all = ["only", "all", "test"])]
     write: bool,
 }
 
-/// Tries all of them and prints a table. Fails if one failed.
+/// Tests all of them and prints a table. Fails if one failed.
 pub fn run(args: &Args) -> Result<ExitCode> {
     setup::ensure(&[setup::Part::Toolchain, setup::Part::Lab])?;
     let chosen = |series: &&str| args.only.as_deref().is_none_or(|only| only == *series);
@@ -75,26 +79,26 @@ pub fn run(args: &Args) -> Result<ExitCode> {
 /// For `cargo xtask test`: the result of each kernel, or what failed.
 pub fn check() -> Result<()> {
     let outcomes = try_all(&SERIES, &Extent::Some)?;
-    let said: String = outcomes.iter().map(Outcome::to_string).collect();
+    let report: String = outcomes.iter().map(Outcome::to_string).collect();
     if outcomes.iter().all(Outcome::is_good) {
         return Ok(());
     }
-    bail!("{said}")
+    bail!("{report}")
 }
 
-/// Whether the machines would take far more than ten minutes here, too long for every test run: a
-/// sentence about it if so. Tells by how long one takes to boot, which is two or three seconds elsewhere.
+/// Whether the machines would take far more than ten minutes here, which is too long for every test
+/// run: if so, a sentence about it. Measures how long one takes to boot, which is two or three
+/// seconds elsewhere.
 pub fn slowness() -> Result<Option<String>> {
     const PATIENCE: Duration = Duration::from_secs(6);
     let emulator = Emulator::install()?;
     let programs = image::build_programs()?;
     let series = SERIES[0];
     let kernel = packages::kernel(series)?;
-    // It ends when it is dropped.
-    let machine = Machine::start(&emulator, series, &kernel, &programs, &Extent::Some)?;
-    while machine.began.elapsed() < PATIENCE {
-        let text = fs::read(&machine.log).context("failed to read a machine's log")?;
-        if String::from_utf8_lossy(&text).contains("@@ kernel") {
+    // Dropping it stops it.
+    let machine = start(&emulator, series, &kernel, &programs, &Extent::Some)?;
+    while machine.age() < PATIENCE {
+        if machine.text()?.contains("@@ kernel") {
             return Ok(None);
         }
         thread::sleep(Duration::from_millis(50));
@@ -106,12 +110,12 @@ pub fn slowness() -> Result<Option<String>> {
     )))
 }
 
-/// Why machines can not be had here, if so.
+/// Why machines cannot run here, if so.
 pub fn obstacle() -> Option<String> {
     packages::obstacle()
 }
 
-/// Runs the machines beside each other: each has one processor.
+/// Runs the machines in parallel: each has one processor.
 fn try_all(series: &[&str], extent: &Extent) -> Result<Vec<Outcome>> {
     if let Some(obstacle) = obstacle() {
         bail!("{obstacle}");
@@ -121,14 +125,18 @@ fn try_all(series: &[&str], extent: &Extent) -> Result<Vec<Outcome>> {
     let mut machines = Vec::new();
     for series in series {
         let kernel = packages::kernel(series)?;
-        machines.push(Machine::start(
-            &emulator, series, &kernel, &programs, extent,
-        )?);
+        let machine = start(&emulator, series, &kernel, &programs, extent)?;
+        machines.push((kernel.release, machine));
     }
-    machines.into_iter().map(Machine::wait).collect()
+    let outcome = |(release, mut machine): (String, Machine)| {
+        machine.wait(LIMIT)?;
+        let (text, log) = (machine.text()?, machine.log().to_owned());
+        Ok(Outcome::read(release, &text, log, machine.age()))
+    };
+    machines.into_iter().map(outcome).collect()
 }
 
-/// What this machine's own kernel makes of the programs.
+/// How this machine's own kernel loads the programs.
 fn here() -> Result<Outcome> {
     let programs = image::build_programs()?;
     let mut cases = Command::new(programs.test("cases")?);
@@ -150,84 +158,17 @@ fn here() -> Result<Outcome> {
     ))
 }
 
-/// A machine that runs.
-struct Machine {
-    release: String,
-    child: Child,
-    log: PathBuf,
-    began: Instant,
-    limit: Duration,
-}
-
-impl Machine {
-    fn start(
-        emulator: &Emulator,
-        series: &str,
-        kernel: &packages::Kernel,
-        programs: &image::Programs,
-        extent: &Extent,
-    ) -> Result<Self> {
-        let image = image::make(series, kernel, programs, extent)?;
-        let log = shell::log_path(&format!("kernel-{series}"))?;
-        let output =
-            File::create(&log).with_context(|| format!("failed to create {}", log.display()))?;
-        let child = emulator
-            .command()
-            // KVM inside of a virtual machine may hang; emulation is slow and always there.
-            .args(["-accel", "tcg", "-cpu", "max", "-smp", "1", "-m", "3072"])
-            .args(["-nographic", "-no-reboot", "-nic", "none", "-kernel"])
-            .arg(&kernel.image)
-            .arg("-initrd")
-            .arg(&image)
-            .args([
-                "-append",
-                "console=ttyS0 quiet panic=-1 random.trust_cpu=on",
-            ])
-            .stdin(Stdio::null())
-            .stdout(output.try_clone().context("failed to share the log")?)
-            .stderr(output)
-            .spawn()
-            .context("failed to start qemu-system-x86_64")?;
-        Ok(Self {
-            release: kernel.release.clone(),
-            child,
-            log,
-            began: Instant::now(),
-            limit: Duration::from_secs(3600),
-        })
-    }
-
-    fn wait(mut self) -> Result<Outcome> {
-        while self
-            .child
-            .try_wait()
-            .context("failed to wait for a machine")?
-            .is_none()
-        {
-            if self.began.elapsed() > self.limit {
-                // The end of its log shows how far it came.
-                self.child.kill().context("failed to end a machine")?;
-            }
-            thread::sleep(Duration::from_millis(100));
-        }
-        let text = fs::read(&self.log).context("failed to read a machine's log")?;
-        let text = String::from_utf8_lossy(&text);
-        let took = self.began.elapsed();
-        Ok(Outcome::read(
-            self.release.clone(),
-            &text,
-            self.log.clone(),
-            took,
-        ))
-    }
-}
-
-impl Drop for Machine {
-    /// Nothing is left running where another machine could not be started.
-    fn drop(&mut self) {
-        let _ = self.child.kill();
-        let _ = self.child.wait();
-    }
+/// Starts a machine that runs the tests on a kernel.
+fn start(
+    emulator: &Emulator,
+    series: &str,
+    kernel: &packages::Kernel,
+    programs: &image::Programs,
+    extent: &Extent,
+) -> Result<Machine> {
+    let image = image::make(series, kernel, programs, extent)?;
+    let log = shell::log_path(&format!("kernel-{series}"))?;
+    emulator.start(kernel, &image, "", log)
 }
 
 /// A file's name.

@@ -4,12 +4,12 @@ use std::{fmt, path::PathBuf, time::Duration};
 
 use crate::shell;
 
-/// How a kernel fared.
+/// The results on a kernel.
 pub struct Outcome {
     release: String,
-    /// Programs, and how many instructions the verifier went through for each.
+    /// Programs, and how many instructions the verifier processed for each.
     programs: Vec<(String, u64)>,
-    /// What the kernel offers to the programs.
+    /// The features that the kernel offers to the programs.
     features: Vec<String>,
     /// Steps, and how each ended: `12s passed`.
     steps: Vec<(String, String)>,
@@ -55,7 +55,7 @@ impl Outcome {
         }
     }
 
-    /// Whether all that was to be tried was tried, and passed.
+    /// Whether everything was tried, and passed.
     pub fn is_good(&self) -> bool {
         self.done
             && self.failures.is_empty()
@@ -99,7 +99,7 @@ impl fmt::Display for Outcome {
     }
 }
 
-/// The document that `--write` leaves: what was tried where, and how near each program is to the
+/// The document that `--write` writes: what was tested where, and how close each program is to the
 /// verifier's limit.
 pub fn document(tried: &[Outcome], here: &Outcome) -> String {
     let all: Vec<&Outcome> = tried.iter().chain([here]).collect();
@@ -148,7 +148,7 @@ mod tests {
     }
 
     #[test]
-    fn only_what_came_to_its_end_is_good() {
+    fn only_complete_runs_are_good() {
         let good = "verifier: enforcer_tc_in 100\n@@ end cases 3s passed\r\n@@ done\n";
         assert!(read(good).is_good());
         for bad in [

@@ -14,13 +14,13 @@ use crate::{bpf_toolchain::tools_path, setup::apt, shell};
 pub struct Kernel {
     /// The release as `uname -r` prints it.
     pub release: String,
-    /// What is booted.
+    /// The image to boot.
     pub image: PathBuf,
     /// Its modules, in directories.
     pub modules: PathBuf,
 }
 
-/// Why this can not be done here, if so.
+/// Why this cannot be done here, if so.
 pub fn obstacle() -> Option<String> {
     if env::consts::ARCH != "x86_64" {
         return Some("the kernels that are tried are built for x86-64, and this is not".to_owned());
@@ -40,7 +40,7 @@ pub fn obstacle() -> Option<String> {
     None
 }
 
-/// The newest kernel of a series that there is, unpacked below `target/tools`.
+/// The newest available kernel of a series, unpacked below `target/tools`.
 pub fn kernel(series: &str) -> Result<Kernel> {
     let directory = tools_path(shell::workspace()).join("kernels").join(series);
     if let Some(kernel) = unpacked(&directory) {
@@ -121,7 +121,7 @@ fn newest(series: &str) -> Option<String> {
         .map(str::to_owned)
 }
 
-/// The numbers in a name, in their order: 6.1.0-9 is before 6.1.0-10.
+/// The numbers in a name, in order, so that 6.1.0-9 sorts before 6.1.0-10.
 fn numbers(name: &str) -> Vec<u64> {
     name.split(|c: char| !c.is_ascii_digit())
         .filter_map(|part| part.parse().ok())

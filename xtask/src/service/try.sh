@@ -1,6 +1,6 @@
 #!/bin/bash
 # Runs in the machine, as a service: installs, starts, upgrades, removes and purges the package. Each step says what it
-# expects; the first that is not so ends it.
+# expects, and the first one that fails ends the trial.
 set -u
 step() { echo "@@ step $*"; }
 fail() {
@@ -10,7 +10,7 @@ fail() {
     systemctl poweroff -f
     exit 1
 }
-# What becomes of a connection to etcd's port from a process that is not the apiserver: nothing listens there.
+# The result of a connection to etcd's port from a process that is not the apiserver: nothing listens there.
 connects() {
     local said
     said=$( (: </dev/tcp/127.0.0.1/2379) 2>&1) && { echo connected; return; }

@@ -26,7 +26,7 @@ pub fn install(packages: &[&str]) -> Result<()> {
     }
     let mut arguments = vec!["install", "-y", "--no-install-recommends", "--no-remove"];
     arguments.extend(packages);
-    // A list that is out of date names files that are gone; a fresh one helps.
+    // An outdated list names files that no longer exist; updating it helps.
     if run(&arguments).is_ok() {
         return Ok(());
     }
@@ -34,7 +34,7 @@ pub fn install(packages: &[&str]) -> Result<()> {
     run(&arguments)
 }
 
-/// Whether this is a machine with apt.
+/// Whether this machine has apt.
 pub fn available() -> bool {
     shell::which("apt-get").is_some() && shell::which("dpkg-deb").is_some()
 }
@@ -48,8 +48,8 @@ pub fn candidate(package: &str) -> Option<String> {
     (version != "(none)").then(|| version.to_owned())
 }
 
-/// Reads the lists of packages anew: once in a run, and as root only. A failure shows later, in
-/// what is missing then.
+/// Updates the package lists: once per run, and only as root. A failure shows up later, when
+/// something is missing.
 pub fn update() {
     static ONCE: OnceLock<()> = OnceLock::new();
     if available() && shell::is_root() {
@@ -59,11 +59,11 @@ pub fn update() {
     }
 }
 
-/// Runs `apt-get`, with its output in a log that is shown if it fails.
+/// Runs `apt-get`, with its output in a log that is shown on failure.
 pub fn run(arguments: &[&str]) -> Result<()> {
     let log = shell::log_path("setup-apt")?;
     let mut command = apt("apt-get");
-    // Another apt may be at work, as on a machine that has just started.
+    // Another apt may be running, as on a machine that has just started.
     command
         .args(["-q", "-o", "DPkg::Lock::Timeout=300"])
         .args(arguments);

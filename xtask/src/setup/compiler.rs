@@ -22,7 +22,7 @@ pub struct Compiler {
     pub llvm: u32,
 }
 
-/// The best compiler that is there. One whose LLVM no linker can serve is none.
+/// The best compiler that is installed. One whose LLVM is too new for every linker does not count.
 pub fn find() -> Option<Compiler> {
     [nightly_sysroot(), Some("/usr".into())]
         .into_iter()
@@ -31,9 +31,10 @@ pub fn find() -> Option<Compiler> {
         .find(|compiler| linker::source(compiler.llvm).is_some())
 }
 
-/// Installs Debian's compiler. Its files are apart from rustup's, and nothing is made a default.
+/// Installs Debian's compiler. Its files are separate from rustup's, and it does not become a
+/// default.
 pub fn install() -> Result<()> {
-    // The second row is what newer Debian releases call the same.
+    // The second row has the names in newer Debian releases.
     const PACKAGES: [[&str; 3]; 2] = [
         ["rustc-web", "cargo-web", "libstd-rust-web-dev-bpf"],
         ["rustc", "cargo", "libstd-rust-dev-bpf"],
@@ -52,7 +53,7 @@ pub fn install() -> Result<()> {
     });
     match chosen {
         Some(packages) => apt::install(packages),
-        // The lists may be old, and only root can read them anew.
+        // The lists may be old, and only root can update them.
         None if apt::available() && !shell::is_root() => apt::install(&PACKAGES[0]),
         None => bail!(
             "neither rustup's nightly with rust-src is here, nor do this system's packages have a \
@@ -69,7 +70,7 @@ fn nightly_sysroot() -> Option<PathBuf> {
     let mut command = Command::new("rustup");
     command
         .args(["run", "nightly", "rustc", "--print", "sysroot"])
-        // To look must not install.
+        // Looking must not install.
         .env("RUSTUP_AUTO_INSTALL", "0");
     Some(shell::output_of(&mut command)?.into())
 }

@@ -24,7 +24,7 @@ const PROGRAMS: [&str; 9] = [
     "usr/bin/prometheus",
     "usr/bin/promtool",
 ];
-/// nginx's load balancer at layer 4, which nginx looks for where it was built to.
+/// nginx's load balancer at layer 4, which nginx looks for at a path set when it was built.
 const MODULE: &str = "usr/lib/nginx/modules/ngx_stream_module.so";
 const PACKAGES: [&str; 7] = [
     "etcd-server",
@@ -69,7 +69,7 @@ pub fn install() -> Result<()> {
     apt::install(&names).with_context(|| format!("libraries are missing: {}", missing.join(", ")))
 }
 
-/// Downloads need no root, but lists that are out of date name files that are gone.
+/// Downloading needs no root, but outdated lists name files that no longer exist.
 fn unpack() -> Result<()> {
     let debs = tools_path(shell::workspace()).join("debs");
     download(&debs).or_else(|_outdated| {
@@ -88,12 +88,12 @@ fn unpack() -> Result<()> {
             bail!("{} failed", shell::display(&command));
         }
     }
-    // Of no more use; what can not be removed does no harm.
+    // No longer needed; leftovers do no harm.
     let _ = fs::remove_dir_all(&debs);
     let (tree, old) = (lab_tools(), tools_path(shell::workspace()).join("lab.old"));
     recreate(&old)?;
     if tree.exists() {
-        // Out of the way in one step: a lab that is running may start another server any moment.
+        // Moved away in one step: a running lab may start another server at any moment.
         fs::rename(&tree, &old).context("failed to move the old tree away")?;
     }
     fs::rename(&fresh, &tree).context("failed to put the new tree in place")?;
@@ -127,7 +127,7 @@ fn recreate(directory: &Path) -> Result<()> {
         .with_context(|| format!("failed to create {}", directory.display()))
 }
 
-/// The libraries that a program wants and does not find.
+/// The libraries that a program needs and does not find.
 fn lacks(program: &Path) -> Vec<String> {
     let listed = shell::output_of(Command::new("ldd").arg(program)).unwrap_or_default();
     let missing = listed.lines().filter(|line| line.ends_with("not found"));
@@ -137,7 +137,8 @@ fn lacks(program: &Path) -> Vec<String> {
         .collect()
 }
 
-/// The libraries that the packages depend on; the rest of what they depend on is for a service.
+/// The libraries that the packages depend on; their other dependencies are needed only for a
+/// service.
 fn library_packages() -> Result<Vec<String>> {
     let mut packages = Vec::new();
     for package in PACKAGES {
@@ -146,7 +147,7 @@ fn library_packages() -> Result<Vec<String>> {
         let libraries = depends
             .lines()
             .filter_map(|line| line.trim().strip_prefix("Depends: "))
-            // Those of a web page are no libraries of a program.
+            // The libraries of web pages are not libraries of a program.
             .filter(|name| name.starts_with("lib") && !name.starts_with("libjs-"));
         packages.extend(libraries.map(str::to_owned));
     }

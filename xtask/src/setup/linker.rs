@@ -1,4 +1,5 @@
-//! bpf-linker. It reads the compiler's bitcode, so its LLVM must be at least the compiler's.
+//! bpf-linker. It reads the compiler's bitcode, so its LLVM must be at least as new as the
+//! compiler's.
 
 use std::{
     path::{Path, PathBuf},
@@ -13,10 +14,10 @@ use crate::{
     shell,
 };
 
-/// The version that is installed.
+/// The version to install.
 pub const VERSION: &str = "0.13.0";
 
-/// The LLVM versions which that bpf-linker can be built for.
+/// The LLVM versions that this bpf-linker can be built with.
 const LLVM: std::ops::RangeInclusive<u32> = 21..=23;
 
 /// Where a linker for a compiler comes from.
@@ -24,13 +25,13 @@ const LLVM: std::ops::RangeInclusive<u32> = 21..=23;
 pub enum Source {
     /// It is built with the LLVM in a directory.
     Llvm { major: u32, prefix: PathBuf },
-    /// It is built with the LLVM of a package that is still to be installed.
+    /// It is built with the LLVM of a package that is not installed yet.
     Package { major: u32 },
-    /// The person has installed one.
+    /// The user has installed one.
     OnPath(PathBuf),
 }
 
-/// The toolchain of this compiler and a linker that is there and runs.
+/// The toolchain of this compiler and an installed linker that runs.
 pub fn find(compiler: &Compiler) -> Option<BpfToolchain> {
     let recorded = BpfToolchain::load(shell::workspace()).ok();
     let (linker, llvm) = match recorded {
@@ -48,8 +49,8 @@ pub fn find(compiler: &Compiler) -> Option<BpfToolchain> {
     })
 }
 
-/// Where a linker for a compiler with this LLVM can come from. The person's own is the last
-/// choice, for it does not say which LLVM it has.
+/// Where a linker for a compiler with this LLVM can come from. The user's own is the last choice,
+/// since it does not say which LLVM it has.
 pub fn source(compiler_llvm: u32) -> Option<Source> {
     let majors = || LLVM.filter(move |major| *major >= compiler_llvm);
     let installed = majors().find_map(|major| {
@@ -121,12 +122,12 @@ fn build(major: u32, prefix: &Path) -> Result<()> {
             shell::failure(&log)
         );
     }
-    // Only the binary is used again; what can not be removed does no harm.
+    // Only the binary is needed later; leftovers do no harm.
     let _ = std::fs::remove_dir_all(scratch);
     Ok(())
 }
 
-/// One directory for each LLVM, so that the path says what the binary can read.
+/// One directory for each LLVM, so that the path shows what the binary can read.
 fn root(major: u32) -> PathBuf {
     tools_path(shell::workspace()).join(format!("llvm-{major}"))
 }
@@ -154,6 +155,6 @@ fn prefix_of(major: u32) -> Option<PathBuf> {
 }
 
 fn has_version(linker: &Path) -> bool {
-    let said = shell::output_of(Command::new(linker).arg("--version"));
-    said.is_some_and(|said| said.split_whitespace().nth(1) == Some(VERSION))
+    let version = shell::output_of(Command::new(linker).arg("--version"));
+    version.is_some_and(|version| version.split_whitespace().nth(1) == Some(VERSION))
 }

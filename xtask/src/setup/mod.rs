@@ -1,6 +1,6 @@
-//! `cargo xtask setup`: installs what is missing. Every step is check, act, verify: it looks whether the
-//! thing is there, installs it if not, and looks again. What can come from a package comes from
-//! apt; what is ours alone goes into the clone's `target/tools`.
+//! `cargo xtask setup`: installs what is missing. Every step is check, act, verify: it checks
+//! whether the thing is there, installs it if not, and checks again. Packages come from apt;
+//! everything else goes into the clone's `target/tools`.
 
 pub mod apt;
 mod compiler;
@@ -23,7 +23,7 @@ pub enum Part {
     Clippy,
     /// The lab's servers and clients.
     Lab,
-    /// What the benchmark measures beside the product.
+    /// The peers that the benchmark compares the product with.
     Peers,
 }
 
@@ -34,8 +34,8 @@ impl Part {
     pub const FOR_LAB: [Self; 2] = [Self::Toolchain, Self::Lab];
 }
 
-/// Installs what is missing of the parts. Continues after a failure where possible, so that one run names everything
-/// that must be done by hand.
+/// Installs what is missing of the parts. Continues after a failure where possible, so that one run
+/// names everything that must be done by hand.
 pub fn ensure(parts: &[Part]) -> Result<()> {
     let mut failures = Vec::new();
     let compiler = part_toolchain(parts).unwrap_or_else(|error| {
@@ -102,7 +102,8 @@ fn part_clippy(compiler: &Compiler) -> Result<()> {
     .context("`cargo xtask test` will leave out clippy of the kernel programs")
 }
 
-/// What the lab calls on the host. Clients only: nothing that starts a service when installed.
+/// The programs that the lab calls on the host. Only clients: nothing that starts a service when
+/// installed.
 fn part_clients() -> Result<()> {
     const CLIENTS: [(&str, &str); 5] = [
         ("ip", "iproute2"),
@@ -115,7 +116,7 @@ fn part_clients() -> Result<()> {
         .context("programs are missing (`cargo xtask lab`, `demo` and `test` need them)")
 }
 
-/// Neither of them changes a rule by being installed.
+/// Installing them changes no rules.
 fn part_peers() -> Result<()> {
     const PEERS: [(&str, &str); 2] = [("iptables-legacy", "iptables"), ("ipset", "ipset")];
     programs("the peers", &PEERS).context("programs are missing (`cargo xtask bench` needs them)")
@@ -140,14 +141,14 @@ fn part_daemons() -> Result<()> {
         .context("servers are missing (`cargo xtask lab`, `demo` and `test` need them)")
 }
 
-/// Check, act, verify, and print a line about it.
+/// Checks, acts, verifies, and prints a line about it.
 fn step<T>(
     name: &str,
     check: impl Fn() -> Option<T>,
     act: impl FnOnce() -> Result<()>,
 ) -> Result<T> {
     print!("setup: {name} … ");
-    // A line half written is for the eyes only; that it can not be is no reason to stop.
+    // An incomplete line is only for display; failing to show it is no reason to stop.
     let _ = std::io::stdout().flush();
     if let Some(found) = check() {
         println!("present");
@@ -162,7 +163,7 @@ fn step<T>(
     outcome
 }
 
-/// Tells the build script. Written only when it differs: cargo looks at the time of change.
+/// Tells the build script. Written only if it differs, since cargo checks the modification time.
 fn write_record(toolchain: &BpfToolchain) -> Result<()> {
     if BpfToolchain::load(shell::workspace()).as_ref() == Ok(toolchain) {
         return Ok(());

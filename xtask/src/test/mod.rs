@@ -1,5 +1,5 @@
-//! `cargo xtask test`: every check there is, one line for each that passes. What a check printed is
-//! in `target/xtask-logs`; of one that fails it is shown, with the command to run by hand.
+//! `cargo xtask test`: every check, with one line for each that passes. The output of each check is
+//! in `target/xtask-logs`; that of a failed one is shown, with the command to run by hand.
 
 mod readme;
 mod report;
@@ -79,14 +79,14 @@ pub fn run(args: &Args) -> Result<ExitCode> {
     Ok(report.finish())
 }
 
-/// Tests that can run for as long as somebody wants.
+/// Tests that can run for any length of time.
 struct Long {
     /// Arguments of `cargo test`.
     arguments: &'static [&'static str],
     environment: &'static [(&'static str, &'static str)],
 }
 
-/// Random policies and packets by the million.
+/// Millions of random policies and packets.
 const ORACLE: Long = Long {
     arguments: &["--release", "--test", "oracle", "--", "--nocapture"],
     environment: &[
@@ -134,7 +134,7 @@ fn long_run(long: &Long) -> Result<ExitCode> {
     shell::exit_code_of(&mut command)
 }
 
-/// What needs no test to run: format, lints, documentation.
+/// The checks that run no tests: format, lints, documentation.
 fn static_checks(report: &mut Report) {
     report.command("format", shell::cargo().args(["fmt", "--all", "--check"]));
     let mut clippy = shell::cargo();
@@ -160,7 +160,7 @@ fn static_checks(report: &mut Report) {
     report.command("documentation", &mut documentation);
 }
 
-/// Clippy on the kernel programs, for the target they are made for.
+/// Clippy on the kernel programs, for their target.
 fn bpf_clippy(report: &mut Report) {
     const NAME: &str = "clippy of the kernel programs";
     let toolchain = match BpfToolchain::load(shell::workspace()) {
@@ -184,7 +184,7 @@ fn bpf_clippy(report: &mut Report) {
     report.command(NAME, &mut clippy);
 }
 
-/// The tests that need neither root nor a network: randomized ones are among them.
+/// The tests that need neither root nor a network, including randomized ones.
 fn unit_tests(filter: Option<&str>) -> Command {
     let mut command = shell::cargo();
     command.args(["test", "--workspace", "--no-fail-fast"]);
@@ -216,7 +216,7 @@ fn lab_tests(report: &mut Report, args: &Args) {
     } else if shell::is_root() {
         report.command(NAME, &mut command);
     } else {
-        // Cargo stays with the user, so that no file in `target` belongs to root.
+        // Cargo runs as the user, so that no file in `target` belongs to root.
         command.env(runner_variable(), "sudo -E");
         report.miss(
             NAME,
@@ -226,7 +226,7 @@ fn lab_tests(report: &mut Report, args: &Args) {
     }
 }
 
-/// The kernels that we claim and this machine does not run.
+/// The supported kernels that this machine does not run.
 fn other_kernels(report: &mut Report, left_out: bool) {
     const NAME: &str = "other kernels (6.1, 6.12)";
     if left_out {

@@ -1,5 +1,5 @@
-//! Are the commands in the documents right? Each subcommand and flag must be in the help text of its command, and
-//! `enforcer check` on shipped files is run as written.
+//! Checks the commands in the documents: each subcommand and flag must be in the help text of its
+//! command, and `enforcer check` on shipped files is run as written.
 
 use std::{
     env, fs,
@@ -40,7 +40,7 @@ pub fn check() -> Result<()> {
     Ok(())
 }
 
-/// Whose command line it is.
+/// Which command line it belongs to.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Tool {
     Enforcer,
@@ -56,7 +56,7 @@ impl Tool {
     }
 }
 
-/// This program, or what a build has put in its place since it was started.
+/// This program, or the one that a build has put in its place since it was started.
 fn this_program() -> Result<PathBuf> {
     const GONE: &str = " (deleted)";
     let program = env::current_exe().context("failed to find this program")?;
@@ -82,8 +82,8 @@ fn documents() -> Result<Vec<PathBuf>> {
     Ok(documents)
 }
 
-/// The commands in a document, each with the number of its first line. In a ```sh block every line
-/// is one; in a ```console block those after a `$` are. A `\` at the end joins lines.
+/// The commands in a document, each with the number of its first line. In a ```sh block, every line
+/// is one; in a ```console block, those after a `$` are. A `\` at the end joins lines.
 fn command_lines(document: &str) -> Vec<(usize, String)> {
     let mut commands: Vec<(usize, String)> = Vec::new();
     let mut fence = None;
@@ -120,7 +120,7 @@ fn command_lines(document: &str) -> Vec<(usize, String)> {
 }
 
 /// The tool and its arguments, if the line calls one of ours: without `sudo`, variables, and what
-/// comes after the command in a pipe, list or comment.
+/// follows the command in a pipe, list or comment.
 fn invocation(line: &str) -> Option<(Tool, Vec<String>)> {
     let end = |word: &&str| {
         !matches!(*word, "|" | "||" | "&&" | ";" | "&") && !word.starts_with(['#', '>', '<'])
@@ -197,8 +197,8 @@ fn run_policy_check(arguments: &[String]) -> Result<()> {
         .env("RUST_BACKTRACE", "0");
     let output = command.output().context("failed to run")?;
     if !output.status.success() {
-        let said = String::from_utf8_lossy(&output.stderr);
-        bail!("fails ({}):\n{}", output.status, said.trim_end());
+        let stderr = String::from_utf8_lossy(&output.stderr);
+        bail!("fails ({}):\n{}", output.status, stderr.trim_end());
     }
     Ok(())
 }
@@ -238,7 +238,7 @@ enforcer check -p policies/
     }
 
     #[test]
-    fn only_our_commands_are_ours() {
+    fn only_our_own_commands_are_checked() {
         let rows = [
             ("ls -l", None),
             ("cargo build --release", None),

@@ -1,4 +1,4 @@
-//! What the checks came to: a line for each, and the sum at the end.
+//! The results of the checks: a line for each, and the sum at the end.
 
 use std::{
     io::Write as _,
@@ -20,7 +20,7 @@ pub struct Report {
     times: Vec<(String, u64)>,
 }
 
-/// How many tests did what. A check that is no test runner counts as one test.
+/// How many tests had which result. A check that runs no tests counts as one test.
 #[derive(Debug, Default, Clone, Copy, PartialEq, Eq)]
 struct Counts {
     passed: u32,
@@ -51,13 +51,13 @@ impl Report {
         self.run(name, None, || check().map(|()| Ok(Counts::default())));
     }
 
-    /// Notes a check that was left out on purpose.
+    /// Records a check that was left out on purpose.
     pub fn skip(&mut self, name: &str, why: &str) {
         self.total.skipped += 1;
         println!("test: {name} … not run: {why}");
     }
 
-    /// Notes a check that should have run and could not: the whole is no success then.
+    /// Records a check that should have run and could not, which makes the whole run fail.
     pub fn miss(&mut self, name: &str, why: &str, by_hand: &Command) {
         self.skip(name, why);
         self.missed.push(format!(
@@ -108,7 +108,7 @@ impl Report {
         check: impl FnOnce() -> Result<Result<Counts, (Counts, String)>>,
     ) -> bool {
         print!("test: {name} … ");
-        // For the eyes only, while the check runs.
+        // Only for display while the check runs.
         let _ = std::io::stdout().flush();
         let start = Instant::now();
         let outcome =
@@ -134,8 +134,8 @@ impl Report {
 }
 
 impl Counts {
-    /// Adds up the lines with which test binaries end:
-    /// `test result: ok. 5 passed; 0 failed; 0 ignored; …`.
+    /// Adds up the final lines of test binaries: `test result: ok. 5 passed; 0 failed; 0 ignored;
+    /// …`.
     fn read(log: &str) -> Self {
         let mut sum = Self::default();
         for line in log
@@ -177,7 +177,7 @@ impl Counts {
         }
     }
 
-    /// A command can fail without a failed test, as when it does not compile.
+    /// A command can fail without a failed test, for example when it does not compile.
     fn with_a_failure(self) -> Self {
         Self {
             failed: self.failed.max(1),

@@ -109,7 +109,7 @@ fn a_snapshot_is_written_in_both_formats() {
 }
 
 #[test]
-fn what_is_not_so_is_zero() {
+fn absent_states_are_exported_as_zero() {
     let mut snapshot = snapshot();
     snapshot.is_attached = false;
     has(
@@ -145,7 +145,7 @@ fn new_denials_are_counted_by_hook() {
 }
 
 #[test]
-fn names_are_as_prometheus_wants_them() {
+fn names_follow_the_conventions_of_prometheus() {
     let mut names = Vec::new();
     for family in &FAMILIES {
         let name = full_name(family);
@@ -179,7 +179,7 @@ fn names_are_as_prometheus_wants_them() {
 }
 
 #[test]
-fn the_format_is_what_is_asked_for() {
+fn the_accept_header_chooses_the_format() {
     let prometheus = "application/openmetrics-text;version=1.0.0,text/plain;version=0.0.4;q=0.5";
     assert_eq!(TextFormat::of(prometheus), TextFormat::OpenMetrics);
     assert_eq!(TextFormat::of("*/*"), TextFormat::Prometheus);
@@ -204,7 +204,7 @@ fn read(path: &str) -> String {
 const BEGIN: &str = "<!-- metrics:begin -->\n";
 const END: &str = "<!-- metrics:end -->\n";
 
-/// The table in the page is this module's.
+/// The table on the page is the one in this module.
 #[test]
 fn the_page_lists_every_metric() {
     let mut table = "| metric | type | labels | meaning |\n|---|---|---|---|\n".to_owned();
@@ -232,9 +232,9 @@ fn the_page_lists_every_metric() {
     );
 }
 
-/// What rules and page name is there, and the page names every alert.
+/// Rules and the page name only metrics that exist, and the page names every alert.
 #[test]
-fn rules_name_what_is_exported() {
+fn rules_name_only_exported_metrics() {
     let names: Vec<String> = FAMILIES.iter().map(full_name).collect();
     let (rules, page) = (
         read("packaging/prometheus/enforcer.rules.yaml"),
@@ -245,7 +245,7 @@ fn rules_name_what_is_exported() {
         for word in
             words.filter(|word| word.starts_with("enforcer_") && word.len() > "enforcer_".len())
         {
-            // Names of chains, programs and labels are others'.
+            // These names of chains, programs and labels belong to others.
             assert!(
                 names.iter().any(|name| name == word),
                 "{word} is not exported"
@@ -265,12 +265,12 @@ fn rules_name_what_is_exported() {
     }
 }
 
-/// The port is nobody else's that a node may have.
+/// The port collides with nothing that a node usually runs.
 #[test]
 fn the_port_is_free() {
     let port = super::super::METRICS.port();
     assert!(!read("policies/catalogue.yaml").contains(&port.to_string()));
     assert!(super::super::METRICS.ip().is_loopback());
-    // Exporters, NodePorts and what the kernel hands out.
+    // The ports of exporters, NodePorts and ephemeral ports.
     assert!(!(9100..10_000).contains(&port) && port < 30_000);
 }

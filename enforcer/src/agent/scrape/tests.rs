@@ -9,30 +9,34 @@ use super::*;
 
 const ANY: SocketAddr = SocketAddr::new(std::net::IpAddr::V4(Ipv4Addr::LOCALHOST), 0);
 
-/// An endpoint whose agent says why it has no metrics, and how often it was asked.
+/// Runs `check` with an endpoint whose agent has no metrics and says why. The semaphore counts the
+/// queries.
 fn with_endpoint<F: Future<Output = ()>>(check: impl FnOnce(SocketAddr, Arc<Semaphore>) -> F) {
     let runtime = super::super::runtime().unwrap();
     runtime.block_on(async {
         let taken = TcpListener::bind(ANY).await.unwrap();
         let at = taken.local_addr().unwrap();
         let (commands, mut asked) = mpsc::channel(1);
-        let room = Room::reserve();
-        assert!(Endpoint::open(at, room, commands.clone()).is_err(), "taken");
+        let reserve = DescriptorReserve::set_aside();
+        assert!(
+            Endpoint::open(at, reserve, commands.clone()).is_err(),
+            "taken"
+        );
         drop(taken);
-        let endpoint = Endpoint::open(at, room, commands).unwrap();
+        let endpoint = Endpoint::open(at, reserve, commands).unwrap();
         let count = Arc::new(Semaphore::new(0));
         let counted = Arc::clone(&count);
         tokio::spawn(async move {
             while let Some(command) = asked.recv().await {
                 counted.add_permits(1);
                 if let Command::Metrics(reply) = command {
-                    drop(reply.send(Err("a map\ncan not be read".to_owned())));
+                    drop(reply.send(Err("a map\ncannot be read".to_owned())));
                 }
             }
         });
         check(at, count).await;
         drop(endpoint);
-        // The listener goes with it.
+        // The listener ends with it.
         for _ in 0..100 {
             if TcpStream::connect(at).await.is_err() {
                 return;
@@ -43,10 +47,10 @@ fn with_endpoint<F: Future<Output = ()>>(check: impl FnOnce(SocketAddr, Arc<Sema
     });
 }
 
-/// What comes back for bytes, until the end of the connection.
+/// Everything that comes back for these bytes until the connection ends.
 async fn answer_to(at: SocketAddr, request: &[u8]) -> String {
     let mut stream = TcpStream::connect(at).await.unwrap();
-    // It may have been refused before it was read.
+    // The connection may have been refused before the request was read.
     let _ = stream.write_all(request).await;
     let mut answer = Vec::new();
     let _ = stream.read_to_end(&mut answer).await;
@@ -63,7 +67,7 @@ fn requests_are_answered_and_others_refused() {
         let answer = answer_to(at, &get("/metrics")).await;
         assert!(answer.starts_with("HTTP/1.1 503"), "{answer}");
         assert!(
-            answer.ends_with("\r\n\r\na map\\ncan not be read\n"),
+            answer.ends_with("\r\n\r\na map\\ncannot be read\n"),
             "{answer}"
         );
         assert!(answer.contains("connection: close"), "{answer}");
@@ -98,9 +102,9 @@ fn requests_are_answered_and_others_refused() {
     });
 }
 
-/// One more displaces the oldest, and who only sits there is dropped.
+/// A new connection displaces the oldest, and an idle one is dropped.
 #[test]
-fn nobody_can_hold_it() {
+fn no_client_can_block_the_endpoint() {
     with_endpoint(|at, _| async move {
         let mut silent = Vec::new();
         for _ in 0..3 * SCRAPES {
@@ -111,10 +115,14 @@ fn nobody_can_hold_it() {
         let began = Instant::now();
         let answer = answer_to(at, &get("/metrics")).await;
         assert!(answer.starts_with("HTTP/1.1 503"), "{answer}");
-        assert!(began.elapsed() < ASKS_WITHIN / 2, "{:?}", began.elapsed());
+        assert!(
+            began.elapsed() < REQUEST_TIMEOUT / 2,
+            "{:?}",
+            began.elapsed()
+        );
         let mut last = silent.pop().unwrap();
         let mut rest = Vec::new();
-        let end = timeout(2 * ASKS_WITHIN, last.read_to_end(&mut rest)).await;
-        assert!(end.is_ok(), "it has {ASKS_WITHIN:?} to ask");
+        let end = timeout(2 * REQUEST_TIMEOUT, last.read_to_end(&mut rest)).await;
+        assert!(end.is_ok(), "it has {REQUEST_TIMEOUT:?} to ask");
     });
 }

@@ -1,4 +1,4 @@
-//! The catalogue, or what of it a name means, for programs.
+//! The catalogue, or the part of it that a name refers to, for programs.
 
 use enforcer_policy::{
     catalogue::{Catalogue, Profile, ProfileOption},
@@ -11,7 +11,7 @@ use crate::api::{
     ProfileListing, RoleListing,
 };
 
-/// What the catalogue says of a path.
+/// What the catalogue says about a path.
 pub(super) fn path_listing<'a>(catalogue: &'a Catalogue, path: &'a Path) -> PathListing<'a> {
     let port = catalogue
         .components()
@@ -176,7 +176,7 @@ pub(super) fn profiles_with<'a>(catalogue: &'a Catalogue, option: &ProfileOption
         .collect()
 }
 
-/// Where a component is before an Inventory says so.
+/// Where a component is unless an Inventory says otherwise.
 pub(super) fn whereabouts(component: &Component) -> String {
     if component.runs_on.iter().any(|role| role == "*") {
         "every node".to_owned()

@@ -11,7 +11,7 @@ use enforcer_policy::{
     written,
 };
 
-use super::{Failure, Outcome, Style, say, say_json};
+use super::{Failure, Outcome, Style, print_json, print_result};
 use crate::api::{Document, ErrorCode};
 use listing::listing;
 use text::{describe, overview};
@@ -31,7 +31,7 @@ pub struct Arguments {
     name: Option<String>,
 }
 
-/// What a name may mean.
+/// What a name may refer to.
 #[derive(Clone, Copy)]
 enum Item<'a> {
     Path(&'a Path),
@@ -52,18 +52,18 @@ pub fn run(arguments: &Arguments, format: Style) -> Outcome {
     match format {
         Style::Yaml => {
             let text = yaml(catalogue, arguments.name.as_deref(), &items)?;
-            say(text.trim_end())
+            print_result(text.trim_end())
         }
-        Style::Json => say_json(&Document::new(listing(catalogue, &items))),
-        Style::Text if items.is_empty() => say(overview(catalogue).trim_end()),
+        Style::Json => print_json(&Document::new(listing(catalogue, &items))),
+        Style::Text if items.is_empty() => print_result(overview(catalogue).trim_end()),
         Style::Text => {
             let texts: Vec<String> = items.iter().map(|i| describe(catalogue, *i)).collect();
-            say(texts.join("\n").trim_end())
+            print_result(texts.join("\n").trim_end())
         }
     }
 }
 
-/// Everything of that name: `etcd` is a component, a role and a profile.
+/// Everything with that name: `etcd` is a component, a role and a profile.
 fn find<'a>(catalogue: &'a Catalogue, name: &str) -> Result<Vec<Item<'a>>, Failure> {
     let mut found = Vec::new();
     found.extend(catalogue.path(name).map(Item::Path));
@@ -127,7 +127,7 @@ fn yaml(catalogue: &Catalogue, name: Option<&str>, items: &[Item<'_>]) -> Result
         .map_err(|error| anyhow::Error::from(error).into())
 }
 
-/// Whether a component is what an item is about.
+/// Whether an item concerns a component.
 fn is_about(item: Item<'_>, component: &Component) -> bool {
     match item {
         Item::Component(own) | Item::Port(own, _) => own.name == component.name,
@@ -180,7 +180,7 @@ mod tests {
     }
 
     #[test]
-    fn whatever_is_printed_as_yaml_is_a_policy_that_means_the_same() {
+    fn yaml_output_is_an_equivalent_policy() {
         let catalogue = Catalogue::builtin();
         for name in names(catalogue).iter().map(Some).chain([None]) {
             let items = name.map(|name| found(name)).unwrap_or_default();
@@ -215,7 +215,7 @@ mod tests {
     }
 
     #[test]
-    fn everything_is_told_of_a_path() {
+    fn a_path_is_described_completely() {
         let text = describe(Catalogue::builtin(), found("insecure-port")[0]);
         for part in [
             "controller-manager, scheduler",

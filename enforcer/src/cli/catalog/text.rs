@@ -90,7 +90,7 @@ fn locks(listing: &PathListing<'_>) -> String {
     locks.join(", ")
 }
 
-/// The default in a table's cell: profiles are counted where they are many.
+/// The default, for a table cell: several profiles are only counted.
 fn short_default(catalogue: &Catalogue, listing: &PathListing<'_>) -> String {
     let profiles = listing.profiles.len();
     let mut text = match profiles {
@@ -210,14 +210,14 @@ fn guarded(catalogue: &Catalogue, component: &Component) -> String {
         .collect();
     match (component.guard, options.is_empty()) {
         (true, _) => {
-            "yes: who is on no path to it is denied, whatever `otherTraffic` says".to_owned()
+            "yes: a sender on no path to it is denied, whatever `otherTraffic` says".to_owned()
         }
         (false, false) => format!("with option {}", options.join(", ")),
         (false, true) => "no: `otherTraffic` decides where no path leads".to_owned(),
     }
 }
 
-/// Which processes of a node count as it.
+/// Which processes of a node belong to it.
 fn processes(component: &Component) -> String {
     if component.needs_cgroup {
         "those in its `cgroups`, and none before the Inventory has some".to_owned()
@@ -287,7 +287,7 @@ fn table(header: &[&str]) -> Table {
         .set_content_arrangement(ContentArrangement::Dynamic)
         .set_width(WIDTH)
         .set_header(header.iter().copied());
-    // Names are looked for, so they are never broken.
+    // People search for names, so they are never broken across lines.
     if let Some(names) = table.column_mut(0) {
         names.set_constraint(ColumnConstraint::ContentWidth);
     }

@@ -1,5 +1,5 @@
-//! A place where a process can be: a network namespace together with a cgroup. Everything that a test
-//! does in the lab, it does from a place.
+//! A workload of the lab: a network namespace together with a cgroup, where processes run.
+//! Everything that a test does in the lab, it does as a workload.
 
 use std::ffi::{CString, OsStr, OsString};
 use std::fs::File;
@@ -26,10 +26,10 @@ use crate::plan::{self, POD_GATEWAY_MAC, Party};
 use crate::process::{Ran, Running, spawn};
 use crate::tools::{self, Tool};
 
-/// Longer than anything takes that works, shorter than a test's patience.
+/// Longer than anything that works takes, shorter than a test waits.
 const RUN_AT_MOST: Duration = Duration::from_secs(20);
 
-/// What every place of a lab has at hand.
+/// What all workloads of a lab share.
 #[derive(Debug)]
 pub(crate) struct Kit {
     /// The lab's certificates.
@@ -40,7 +40,7 @@ pub(crate) struct Kit {
 
 /// A network namespace, a cgroup and, if it is not root, a user. Cheap to clone.
 #[derive(Debug, Clone)]
-pub struct Place {
+pub struct Workload {
     pub(crate) party: Party,
     pub(crate) namespace: Arc<Namespace>,
     pub(crate) kit: Arc<Kit>,
@@ -49,7 +49,7 @@ pub struct Place {
     user: Option<u32>,
 }
 
-impl Place {
+impl Workload {
     pub(crate) fn on_host(
         party: Party,
         namespace: Arc<Namespace>,
@@ -73,16 +73,12 @@ impl Place {
         cgroup: Cgroup,
     ) -> Self {
         Self {
-            party,
-            namespace,
-            kit,
-            cgroup,
             behind_gateway: true,
-            user: None,
+            ..Self::on_host(party, namespace, kit, cgroup)
         }
     }
 
-    /// The same place, for an unprivileged user.
+    /// The same workload as an unprivileged user.
     pub fn as_user(&self, user: u32) -> Self {
         Self {
             user: Some(user),
@@ -98,7 +94,7 @@ impl Place {
         }
     }
 
-    /// Whose network namespace it is, with its addresses.
+    /// The host or pod that owns the network namespace, with its addresses.
     pub fn party(&self) -> &Party {
         &self.party
     }
@@ -126,12 +122,12 @@ impl Place {
         self.command_of(&tool)
     }
 
-    /// The same for a tool that was found already.
+    /// The same for a tool that was already found.
     pub fn command_of(&self, tool: &Tool) -> Result<Action> {
         let mut command = Command::new(&tool.path);
         command.stdin(Stdio::null());
         command.envs(libraries_of(tool)?);
-        // The product's, on a file system that is the host's own.
+        // For the product: on a file system that belongs to the host alone.
         command.env("ENFORCER_STATE_DIR", "/run/enforcer-state");
         self.enter_before_exec(&mut command)?;
         Ok(Action {
@@ -163,65 +159,56 @@ impl Place {
         self.etcdctl_command(endpoint, identity)?.args(args).run()
     }
 
-    /// The same, still to be given arguments and started: for `watch`.
+    /// The same, but only prepared, to add arguments and start it: for `watch`.
     pub fn etcdctl_command(
         &self,
         endpoint: SocketAddr,
         identity: Option<&Identity>,
     ) -> Result<Action> {
-        let mut action = self
+        let action = self
             .command("etcdctl")?
             .env("ETCDCTL_API", "3")
             .arg(format!("--endpoints=https://{endpoint}"))
-            .args(["--dial-timeout=1s", "--command-timeout=2s", "--cacert"])
-            .arg(self.kit.certs.authority());
-        if let Some(Identity {
-            certificate,
-            key,
-            name: _,
-        }) = identity
-        {
-            action = action.arg("--cert").arg(certificate).arg("--key").arg(key);
-        }
-        Ok(action)
+            .args(["--dial-timeout=1s", "--command-timeout=2s"]);
+        Ok(self.with_certificates(action, identity))
     }
 
     /// `curl` for a URL, with a client certificate or without; the body is in `stdout`. Fails like
     /// curl itself: status 7 for a refused or forbidden connection, 28 for a time-out.
     pub fn curl(&self, url: &str, identity: Option<&Identity>) -> Result<Ran> {
-        let mut action = self
-            .command("curl")?
-            .args([
-                "-sS",
-                "--fail",
-                "--noproxy",
-                "*",
-                "-m",
-                "2",
-                "--connect-timeout",
-                "0.8",
-            ])
-            .arg("--cacert")
-            .arg(self.kit.certs.authority());
-        if let Some(Identity {
-            certificate,
-            key,
-            name: _,
-        }) = identity
-        {
-            action = action.arg("--cert").arg(certificate).arg("--key").arg(key);
+        let action = self.command("curl")?.args([
+            "-sS",
+            "--fail",
+            "--noproxy",
+            "*",
+            "-m",
+            "2",
+            "--connect-timeout",
+            "0.8",
+        ]);
+        self.with_certificates(action, identity).arg(url).run()
+    }
+
+    fn with_certificates(&self, action: Action, identity: Option<&Identity>) -> Action {
+        let action = action.arg("--cacert").arg(self.kit.certs.authority());
+        match identity {
+            Some(identity) => action
+                .arg("--cert")
+                .arg(&identity.certificate)
+                .arg("--key")
+                .arg(&identity.key),
+            None => action,
         }
-        action.arg(url).run()
     }
 
     /// The hardware address to which a frame for `destination` goes from here: the gateway's in a
-    /// pod, the host's own on the segment.
+    /// pod, the destination host's on the segment.
     pub fn next_hop(&self, destination: IpAddr) -> [u8; 6] {
         if self.behind_gateway {
             return POD_GATEWAY_MAC;
         }
         let is_at = |party: &Party| party.like(destination) == destination;
-        // A small lab is a part of the large one.
+        // The small lab is part of the large one.
         let all = plan::Topology::CLUSTER;
         let host_of_pod = all
             .pods
@@ -232,7 +219,7 @@ impl Place {
         host.unwrap_or(&plan::ROUTER).mac
     }
 
-    /// A shell command that brings a person's terminal to this place while the lab lives.
+    /// A shell command that enters this workload from a person's terminal while the lab exists.
     pub fn shell_line(&self) -> String {
         use std::os::fd::AsRawFd;
         let own = std::process::id();
@@ -261,14 +248,14 @@ impl Place {
             user: self.user,
             parent: Pid::this(),
         };
-        // SAFETY: between fork and exec `Entry::enter` makes system calls only; it allocates nothing
-        // and takes no lock.
+        // SAFETY: between fork and exec, `Entry::enter` only makes system calls; it allocates
+        // nothing and takes no lock.
         unsafe { command.pre_exec(move || entry.enter()) };
         Ok(())
     }
 }
 
-/// A command that knows its place.
+/// A command that will run as a workload.
 #[derive(Debug)]
 pub struct Action {
     what: String,
@@ -294,13 +281,13 @@ impl Action {
         self
     }
 
-    /// Lets what it starts find the libraries of a tool.
+    /// Lets the processes that it starts find the libraries of a tool.
     pub fn with_libraries_of(mut self, tool: &Tool) -> Result<Self> {
         self.command.envs(libraries_of(tool)?);
         Ok(self)
     }
 
-    /// Has the kernel refuse it a system call, as if something it needs for it had run out.
+    /// Makes the kernel refuse it a system call, as if a resource for it had run out.
     pub fn refused(mut self, call: libc::c_long, error: Errno) -> Self {
         let refusal = Refusal::of(call, None, error);
         // SAFETY: between fork and exec it makes one system call with what was made before the fork.
@@ -322,12 +309,12 @@ impl Action {
         self
     }
 
-    /// Runs it to its end, or kills it when it takes unreasonably long.
+    /// Runs it to its end, or kills it if it takes unreasonably long.
     pub fn run(self) -> Result<Ran> {
         self.run_within(patient(RUN_AT_MOST))
     }
 
-    /// Runs it to its end, or kills it when the time is over.
+    /// Runs it to its end, or kills it after this time.
     pub fn run_within(self, at_most: Duration) -> Result<Ran> {
         self.spawn()?.finish(at_most)
     }
@@ -398,7 +385,7 @@ impl Refusal {
     }
 }
 
-/// All that a child needs to get to its place; made before the fork.
+/// Everything that a child needs to enter the workload; prepared before the fork.
 struct Entry {
     cgroup: File,
     namespace: Arc<Namespace>,
@@ -408,12 +395,13 @@ struct Entry {
 }
 
 impl Entry {
-    /// Runs in the child. The cgroup comes first: a socket belongs to the cgroup in which it was made.
+    /// Runs in the child. The cgroup comes first: a socket belongs to the cgroup in which it was
+    /// created.
     fn enter(&self) -> io::Result<()> {
         nix::unistd::write(&self.cgroup, b"0")?;
         if let Some(mounts) = self.namespace.mounts() {
             setns(mounts, CloneFlags::CLONE_NEWNS)?;
-            // Entering other mounts moves a process to their root directory.
+            // Entering another mount namespace changes the working directory to its root.
             nix::unistd::chdir(self.directory.as_c_str())?;
         }
         setns(self.namespace.net(), CloneFlags::CLONE_NEWNET)?;
@@ -423,7 +411,7 @@ impl Entry {
             setresgid(group, group, group)?;
             setresuid(user, user, user)?;
         }
-        // Last, because a change of user clears it.
+        // Last, because changing the user clears it.
         set_pdeathsig(Signal::SIGKILL)?;
         if getppid() == self.parent {
             Ok(())
@@ -433,7 +421,7 @@ impl Entry {
     }
 }
 
-/// The variable that points a tool to its libraries; none if it finds them itself.
+/// The variable that tells a tool where its libraries are; `None` if it finds them itself.
 fn libraries_of(tool: &Tool) -> Result<Option<(&'static str, OsString)>> {
     if tool.libraries.is_empty() {
         return Ok(None);
