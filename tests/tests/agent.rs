@@ -27,7 +27,7 @@ use serde_json::Value;
 
 /// How long the agent may take, on a busy machine, for anything that it does at once or in its
 /// periodic checks.
-const SOON: Duration = Duration::from_secs(10);
+const SOON: Duration = Duration::from_secs(40);
 /// Characters that must not affect a line of output: each occurs in names that others chose.
 const HARMFUL: &[char] = &[
     '\u{1b}', '\r', '\u{7}', '\u{202e}', '\u{2028}', '\u{200b}', '\u{85}',

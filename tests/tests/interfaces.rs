@@ -218,5 +218,19 @@ fn another_program_does_not_stay_before_ours() -> Result<()> {
         agent.stop()?.checked()?;
         ensure!(arrives()?, "after");
     }
+    // Filters at clsact come after every TCX program, wherever they are. So it is reported.
+    let agent = Agent::start_with(&lab, "cp1", &PolicyText::default(), &["--tc", "clsact"])?;
+    let warned = || -> Result<bool> {
+        let status = agent.status()?;
+        let warnings = status["warnings"].as_array().into_iter().flatten();
+        let mut texts = warnings.filter_map(|warning| warning.as_str());
+        Ok(texts.any(|text| text.contains("`accepter`") && text.contains("by TCX")))
+    };
+    ensure!(!arrives()? && !warned()?, "before");
+    let accepter = take()?;
+    ensure!(arrives()? && warned()?, "another program comes first");
+    drop(accepter);
+    ensure!(!arrives()? && !warned()?, "it is gone");
+    agent.stop()?.checked()?;
     lab.close()
 }

@@ -76,7 +76,9 @@ impl Agent {
     /// What about this node and its kernel weakens the policy. Belongs here: what the kernel module
     /// knows.
     pub(super) fn warnings(&self) -> Vec<String> {
-        warnings::of_node(&self.ready.compiled, self.kernel.sees_all_options())
+        let mut warnings = warnings::of_node(&self.ready.compiled, self.kernel.sees_all_options());
+        warnings.extend(self.kernel.overtaken());
+        warnings
     }
 
     pub(super) fn sources(&self) -> Sources {

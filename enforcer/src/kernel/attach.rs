@@ -18,7 +18,7 @@ use enforcer_policy::vocabulary::Vocabulary as _;
 use super::{
     KernelError, Link,
     calls::{self, LinkTarget},
-    hold::{attach_filter, attach_tcx, link_refused, remove_leftover, runs_before},
+    hold::{attach_filter, attach_tcx, first_by_tcx, link_refused, remove_leftover, runs_before},
     pins,
     programs::{self, CGROUP, LSM, SETSOCKOPT, TC, attach_type},
     state::{CgroupHook, Classifier, Hold, Interface, Kernel, Pinned},
@@ -261,6 +261,28 @@ impl Kernel {
             }
         }
         result.map(|()| messages)
+    }
+
+    /// Programs of others that run before ours, and stay there: our filters at clsact come after every TCX program.
+    pub fn overtaken(&self) -> Vec<String> {
+        let mut found = Vec::new();
+        for Interface { link, links, .. } in self.attached.interfaces.values() {
+            let filters = links
+                .iter()
+                .filter(|(_, hold)| matches!(hold, Hold::Filter));
+            for (direction, _) in filters {
+                let Some(other) = first_by_tcx(link, *direction) else {
+                    continue;
+                };
+                found.push(format!(
+                    "{other} is attached to {} ({}) by TCX, which the kernel runs before filters at clsact: what it accepts \
+                     is not seen by ours. Attach ours by TCX, too (without --tc clsact), where they come first",
+                    enforcer_policy::text::shown(&link.name),
+                    programs::hook(program_name(link, *direction)).name()
+                ));
+            }
+        }
+        found
     }
 
     /// Attaches a program a second time, before all others, and removes the link that it had there.

@@ -5,7 +5,7 @@ use std::{io, os::fd::OwnedFd, path::PathBuf};
 
 use aya::{
     programs::{
-        Program, ProgramError, SchedClassifier, TcAttachType,
+        Program, ProgramError, ProgramInfo, SchedClassifier, TcAttachType,
         tc::{
             NlOptions, SchedClassifierLink, SchedClassifierLinkId, TcAttachOptions, TcHandle,
             qdisc_add_clsact, qdisc_detach_program,
@@ -220,14 +220,20 @@ pub(super) fn runs_before(own: u32, link: &Link, direction: TcAttachType) -> Opt
     let first = programs.first()?;
     // If ours is not among them, it was detached, not displaced.
     let has_ours = programs.iter().any(|program| program.id() == own);
-    (first.id() != own && has_ours).then(|| {
-        let name = first.name_as_str().unwrap_or_default();
-        format!(
-            "program `{}` (id {})",
-            enforcer_policy::text::shown(name),
-            first.id()
-        )
-    })
+    (first.id() != own && has_ours).then(|| described(first))
+}
+
+/// The name of the first TCX program at an interface that is not ours, if there is one. It runs before every filter at
+/// clsact.
+pub(super) fn first_by_tcx(link: &Link, direction: TcAttachType) -> Option<String> {
+    let (_, programs) = SchedClassifier::query_tcx(&link.name, direction).ok()?;
+    programs.first().map(described)
+}
+
+fn described(program: &ProgramInfo) -> String {
+    let name = program.name_as_str().unwrap_or_default();
+    let name = enforcer_policy::text::shown(name);
+    format!("program `{name}` (id {})", program.id())
 }
 
 /// Removes a leftover filter. Returns whether there was one.
