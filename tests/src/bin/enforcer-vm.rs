@@ -28,6 +28,8 @@ struct Step {
     program: String,
     arguments: Vec<String>,
     environment: Vec<(String, String)>,
+    /// Whether the JIT compiler of BPF is hardened meanwhile.
+    hardened: bool,
     /// After this time, the step is killed and counts as failed.
     seconds: u64,
 }
@@ -101,6 +103,10 @@ fn load(module: &Path) -> Result<()> {
 }
 
 fn perform(step: &Step) -> Result<()> {
+    let value = if step.hardened { "2" } else { "0" };
+    fs::write("/proc/sys/net/core/bpf_jit_harden", value)
+        .context("failed to set bpf_jit_harden")?;
+    println!("net.core.bpf_jit_harden={value}");
     let mut child = Command::new(&step.program)
         .args(&step.arguments)
         .envs(step.environment.iter().map(|(name, value)| (name, value)))

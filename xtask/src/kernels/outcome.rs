@@ -109,11 +109,19 @@ pub fn document(tried: &[Outcome], here: &Outcome) -> String {
     };
     let mut text = String::from(
         "# Kernels\n\nMade by `cargo xtask kernels --write`; the tests run the same machines, without the last column, which is the \
-         kernel\nthat all other tests run on. The machines are emulated and take Debian's newest cloud kernel of the series.\n\n",
+         kernel\nthat all other tests run on. The machines are emulated and take Debian's newest cloud kernel of the series.\n\
+         `options` and `enforcement` run there with a hardened JIT compiler (`net.core.bpf_jit_harden=2`).\n\n",
     );
     text += &row("kernel", &|outcome| outcome.release.clone());
     text += &row("---", &|_| "---".to_owned());
-    for name in ["cases", "tls", "enforcement"] {
+    for name in [
+        "options",
+        "cases",
+        "tls",
+        "confirm",
+        "preflight",
+        "enforcement",
+    ] {
         text += &row(&format!("test `{name}`"), &|outcome| {
             let step = outcome.steps.iter().find(|(step, _)| step == name);
             step.map_or("passed", |(_, how)| how.rsplit(' ').next().unwrap_or(how))
