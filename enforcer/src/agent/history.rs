@@ -21,6 +21,8 @@ const FILE: &str = "policies.json";
 pub(super) struct History {
     /// `None` if enforcement ends with the agent: then nobody needs it.
     directory: Option<PathBuf>,
+    /// Why nothing is known of previous policies, although something was written.
+    problem: Option<String>,
     known: Known,
 }
 
@@ -48,10 +50,14 @@ impl History {
             .iter()
             .map(|input| std::path::absolute(input).unwrap_or_else(|_| input.clone()))
             .collect();
-        let read = directory.and_then(|directory| fs::read(directory.join(FILE)).ok());
-        let known = read.and_then(|json| serde_json::from_slice::<Known>(&json).ok());
+        let (known, problem) = match directory.map(read) {
+            None => (None, None),
+            Some(Ok(known)) => (known, None),
+            Some(Err(error)) => (None, Some(text::chain(&error))),
+        };
         Self {
             directory: directory.map(Path::to_owned),
+            problem,
             known: known
                 .filter(|known| known.inputs == inputs)
                 .unwrap_or(Known {
@@ -59,6 +65,11 @@ impl History {
                     ..Known::default()
                 }),
         }
+    }
+
+    /// Why what was written cannot be used. Then the policy's files count as confirmed, as without it.
+    pub fn problem(&self) -> Option<&str> {
+        self.problem.as_deref()
     }
 
     /// The policy that was confirmed last.
@@ -156,6 +167,19 @@ impl History {
     }
 }
 
+/// What was written; `None` if nothing was.
+fn read(directory: &Path) -> Result<Option<Known>, AgentError> {
+    let file = directory.join(FILE);
+    let action = format!("read {}", text::path(&file));
+    let json = match fs::read(&file) {
+        Ok(json) => json,
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
+        Err(error) => return Err(AgentError::system(action)(error)),
+    };
+    let known = serde_json::from_slice(&json).map_err(io::Error::from);
+    known.map(Some).map_err(AgentError::system(action))
+}
+
 fn write(directory: &Path, file: &Path, known: &Known) -> io::Result<()> {
     fs::DirBuilder::new()
         .recursive(true)
@@ -221,9 +245,12 @@ mod tests {
         assert!(!open().is_unconfirmed(&text("fourth")));
         let elsewhere = History::open(Some(&state), &[PathBuf::from("/etc/b.yaml")]);
         assert_eq!(elsewhere.confirmed(), None, "of another agent");
+        assert_eq!(elsewhere.problem(), None);
         for broken in ["", "{", "[]", r#"{"confirmed":[{"name":1}]}"#] {
             fs::write(state.join(FILE), broken).unwrap();
             assert_eq!(open().confirmed(), None, "{broken}");
+            let problem = open().problem().map(str::to_owned).unwrap();
+            assert!(problem.contains("policies.json"), "{problem}");
         }
         let mut nowhere = History::open(None, &inputs);
         nowhere.confirm(&text("first")).unwrap();

@@ -126,6 +126,15 @@ pub async fn run(options: AgentOptions) -> Result<(), AgentError> {
     privileges::of_agent()?;
     let state_dir = options.pin.then_some(options.state_dir.as_path());
     let history = History::open(state_dir, &options.inputs);
+    if let Some(problem) = history.problem() {
+        print_as(
+            Priority::Warning,
+            &format!(
+                "{problem}\nwhich policies were confirmed is not known: what the policy's files hold is put in force, and counts \
+                 as confirmed"
+            ),
+        );
+    }
     // If the policy is not valid and there is no other, report that before touching anything.
     let mut first = start::initial_policy(&options, &history, None)?;
     let lock = start::lock(&options.run_dir)?;
