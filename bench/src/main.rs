@@ -1,5 +1,6 @@
 //! `cargo xtask bench`: the product beside its peers in one run, in labs of network namespaces.
 
+mod beside;
 mod bpf;
 mod chart;
 mod connections;
@@ -26,6 +27,8 @@ use anyhow::{Result, bail};
 use clap::Parser;
 use enforcer_tests::sweep;
 
+use beside::Build;
+use filter::Filter;
 use load::Work;
 use measure::Measures;
 
@@ -49,6 +52,20 @@ pub struct Effort {
     pub paths: &'static [u16],
     /// Scales.
     pub nodes: &'static [u16],
+    /// Other builds of the product that are measured with it.
+    pub beside: Vec<Build>,
+}
+
+impl Effort {
+    /// The filters to compare, with the other builds behind the product.
+    pub fn with_builds(&self, filters: &[Filter]) -> Vec<Filter> {
+        let others = self.beside.iter().map(|build| Filter::Beside(*build));
+        let mut all = filters.to_vec();
+        if let Some(product) = all.iter().position(|one| *one == Filter::Enforcer) {
+            all.splice(product + 1..product + 1, others);
+        }
+        all
+    }
 }
 
 const FULL: Effort = Effort {
@@ -60,6 +77,7 @@ const FULL: Effort = Effort {
     addresses: &[10, 1000, 100_000],
     paths: &[1, 30, 1000],
     nodes: &[100, 1000, 5000, 15_000],
+    beside: Vec::new(),
 };
 
 const QUICK: Effort = Effort {
@@ -71,6 +89,7 @@ const QUICK: Effort = Effort {
     addresses: &[10, 100_000],
     paths: &[1, 1000],
     nodes: &[100, 5000],
+    beside: Vec::new(),
 };
 
 /// Measures the product beside its peers.
@@ -87,6 +106,9 @@ struct Cli {
     /// history there.
     #[arg(long, value_name = "DIRECTORY")]
     write: Option<PathBuf>,
+    /// Measures another build of `enforcer` in the same rounds, as a column of its own. May be given several times.
+    #[arg(long, value_name = "PATH", conflicts_with = "write")]
+    beside: Vec<PathBuf>,
     #[command(subcommand)]
     end: Option<End>,
 }
@@ -156,7 +178,14 @@ fn run(cli: &Cli) -> Result<ExitCode> {
         );
     }
     sweep::sweep()?;
-    let effort = if cli.quick { &QUICK } else { &FULL };
+    let effort = &Effort {
+        beside: cli
+            .beside
+            .iter()
+            .map(|file| Build::of(file))
+            .collect::<Result<_>>()?,
+        ..if cli.quick { QUICK } else { FULL }
+    };
     let wanted = |part: Part| cli.only.is_none_or(|only| only == part);
     let began = Instant::now();
     let mut measures = Measures::default();
@@ -184,6 +213,8 @@ fn run(cli: &Cli) -> Result<ExitCode> {
     }
     let machine = report::Machine::here(began.elapsed());
     print!("{machine}\n{}", measures.tables());
+    let others: Vec<&str> = effort.beside.iter().map(|build| build.name).collect();
+    print!("{}", measures.beside(Filter::Enforcer.name(), &others));
     let verdicts = targets::judge(&measures);
     print!("{}", targets::table(&verdicts));
     if let Some(directory) = &cli.write {

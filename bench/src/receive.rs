@@ -55,7 +55,7 @@ pub fn denied(measures: &mut Measures, effort: &Effort) -> Result<()> {
                 addresses,
                 paths: 30,
             };
-            let sites = sites(scale, Empty::Drops)?;
+            let sites = sites(scale, effort)?;
             for site in &sites {
                 drops(site, family)?;
             }
@@ -85,7 +85,8 @@ pub fn denied_by_paths(measures: &mut Measures, effort: &Effort) -> Result<()> {
             addresses: 1000,
             paths,
         };
-        for filter in [Filter::EmptyTc, Filter::Enforcer, Filter::NftInput] {
+        let filters = [Filter::EmptyTc, Filter::Enforcer, Filter::NftInput];
+        for filter in effort.with_builds(&filters) {
             sites.push((paths, Site::build(filter, scale, Empty::Drops)?));
         }
     }
@@ -111,14 +112,14 @@ pub fn accepted(measures: &mut Measures, effort: &Effort) -> Result<()> {
         let client = SocketAddr::new(family.of(&W1), 40_000);
         let datagrams = frames::datagrams(CP1.mac, client, 1, family.guarded());
         let mut sites = Vec::new();
-        for filter in [
+        for filter in effort.with_builds(&[
             Filter::Nothing,
             Filter::EmptyTc,
             Filter::EmptyHooks,
             Filter::Enforcer,
             Filter::NftInput,
             Filter::Iptables,
-        ] {
+        ]) {
             let site = Site::build(filter, scale, Empty::LetsPass)?;
             let socket = open_flow(&site, &datagrams, client)?;
             let connection = Established::open(&site, family)?;
@@ -173,7 +174,7 @@ fn open_flow(site: &Site, generator: &Generator, client: SocketAddr) -> Result<U
     Ok(socket)
 }
 
-fn sites(scale: Scale, empty: Empty) -> Result<Vec<Site>> {
+fn sites(scale: Scale, effort: &Effort) -> Result<Vec<Site>> {
     let mut filters = vec![
         Filter::EmptyTc,
         Filter::OneLine,
@@ -187,8 +188,10 @@ fn sites(scale: Scale, empty: Empty) -> Result<Vec<Site>> {
         filters.push(Filter::Iptables);
     }
     let build = |filter| {
-        Site::build(filter, scale, empty).with_context(|| format!("failed to set up {filter:?}"))
+        Site::build(filter, scale, Empty::Drops)
+            .with_context(|| format!("failed to set up {filter:?}"))
     };
+    let filters = effort.with_builds(&filters);
     filters.into_iter().map(build).collect()
 }
 
