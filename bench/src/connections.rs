@@ -56,7 +56,7 @@ pub fn connections(measures: &mut Measures, effort: &Effort) -> Result<()> {
         paths: 30,
     };
     let mut sites = Vec::new();
-    for filter in effort.with_builds(&[
+    for filter in effort.filters(&[
         Filter::Nothing,
         Filter::EmptyHooks,
         Filter::Enforcer,

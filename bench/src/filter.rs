@@ -38,6 +38,14 @@ pub enum Filter {
 }
 
 impl Filter {
+    /// Whether it is another product.
+    pub const fn is_peer(self) -> bool {
+        matches!(
+            self,
+            Self::NftIngress | Self::NftInput | Self::IptablesSet | Self::Iptables
+        )
+    }
+
     /// As the tables call it.
     pub const fn name(self) -> &'static str {
         match self {

@@ -31,6 +31,7 @@ use beside::Build;
 use filter::Filter;
 use load::Work;
 use measure::Measures;
+use policy::Family;
 
 /// How much is done.
 #[derive(Debug)]
@@ -48,6 +49,8 @@ pub struct Effort {
     pub load: Duration,
     /// Scales.
     pub addresses: &'static [u32],
+    /// Of addresses.
+    pub families: &'static [Family],
     /// Scales.
     pub paths: &'static [u16],
     /// Scales.
@@ -57,14 +60,29 @@ pub struct Effort {
 }
 
 impl Effort {
-    /// The filters to compare, with the other builds behind the product.
-    pub fn with_builds(&self, filters: &[Filter]) -> Vec<Filter> {
-        let others = self.beside.iter().map(|build| Filter::Beside(*build));
-        let mut all = filters.to_vec();
-        if let Some(product) = all.iter().position(|one| *one == Filter::Enforcer) {
-            all.splice(product + 1..product + 1, others);
+    /// The same for a comparison with other builds, if there are any: more rounds, one scale, one family.
+    fn beside(self, beside: Vec<Build>) -> Self {
+        if beside.is_empty() {
+            return self;
         }
-        all
+        let last = self.addresses.len() - 1;
+        Self {
+            addresses: &self.addresses[last..],
+            families: &[Family::V4],
+            packet_rounds: self.packet_rounds * 8,
+            beside,
+            ..self
+        }
+    }
+
+    /// The filters to compare: all of them, or the product and the other builds, with what costs least.
+    pub fn filters(&self, all: &[Filter]) -> Vec<Filter> {
+        if self.beside.is_empty() {
+            return all.to_vec();
+        }
+        let own = all.iter().copied().filter(|filter| !filter.is_peer());
+        let others = self.beside.iter().map(|build| Filter::Beside(*build));
+        own.chain(others).collect()
     }
 }
 
@@ -75,6 +93,7 @@ const FULL: Effort = Effort {
     load_rounds: 25,
     load: Duration::from_millis(280),
     addresses: &[10, 1000, 100_000],
+    families: &[Family::V4, Family::V6],
     paths: &[1, 30, 1000],
     nodes: &[100, 1000, 5000, 15_000],
     beside: Vec::new(),
@@ -87,6 +106,7 @@ const QUICK: Effort = Effort {
     load_rounds: 5,
     load: Duration::from_millis(100),
     addresses: &[10, 100_000],
+    families: &[Family::V4, Family::V6],
     paths: &[1, 1000],
     nodes: &[100, 5000],
     beside: Vec::new(),
@@ -106,8 +126,9 @@ struct Cli {
     /// history there.
     #[arg(long, value_name = "DIRECTORY")]
     write: Option<PathBuf>,
-    /// Measures another build of `enforcer` in the same rounds, as a column of its own. May be given several times.
-    #[arg(long, value_name = "PATH", conflicts_with = "write")]
+    /// Measures another build of `enforcer` in the same rounds, as a column of its own. May be given several times. Peers,
+    /// smaller policies and IPv6 are left out, for more rounds.
+    #[arg(long, value_name = "PATH")]
     beside: Vec<PathBuf>,
     #[command(subcommand)]
     end: Option<End>,
@@ -178,14 +199,9 @@ fn run(cli: &Cli) -> Result<ExitCode> {
         );
     }
     sweep::sweep()?;
-    let effort = &Effort {
-        beside: cli
-            .beside
-            .iter()
-            .map(|file| Build::of(file))
-            .collect::<Result<_>>()?,
-        ..if cli.quick { QUICK } else { FULL }
-    };
+    let builds = cli.beside.iter().map(|file| Build::of(file));
+    let effort = if cli.quick { QUICK } else { FULL };
+    let effort = &effort.beside(builds.collect::<Result<_>>()?);
     let wanted = |part: Part| cli.only.is_none_or(|only| only == part);
     let began = Instant::now();
     let mut measures = Measures::default();
@@ -193,7 +209,9 @@ fn run(cli: &Cli) -> Result<ExitCode> {
     if wanted(Part::Denied) {
         step("denied packets");
         receive::denied(&mut measures, effort)?;
-        receive::denied_by_paths(&mut measures, effort)?;
+        if effort.beside.is_empty() {
+            receive::denied_by_paths(&mut measures, effort)?;
+        }
     }
     if wanted(Part::Accepted) {
         step("packets of open connections");

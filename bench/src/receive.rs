@@ -48,7 +48,7 @@ pub fn accepted_row(kind: &str, family: Family) -> String {
 
 /// Denied packets, over scales.
 pub fn denied(measures: &mut Measures, effort: &Effort) -> Result<()> {
-    for family in [Family::V4, Family::V6] {
+    for &family in effort.families {
         for &addresses in effort.addresses {
             let scale = Scale {
                 family,
@@ -59,11 +59,17 @@ pub fn denied(measures: &mut Measures, effort: &Effort) -> Result<()> {
             for site in &sites {
                 drops(site, family)?;
             }
-            for _ in 0..effort.packet_rounds {
+            for round in 0..effort.packet_rounds {
                 for random in [false, true] {
                     let many = if random { addresses } else { 1 };
                     let generator = from_the_many(family, many);
-                    for site in &sites {
+                    // Each round begins with another, so that none is always behind the same one.
+                    for site in sites
+                        .iter()
+                        .cycle()
+                        .skip(round % sites.len())
+                        .take(sites.len())
+                    {
                         let ns = cost(site, &generator, effort.frames)?;
                         let row = denied_row(family, addresses, random);
                         measures.add(DENIED, &row, site.filter.name(), NS, ns);
@@ -86,7 +92,7 @@ pub fn denied_by_paths(measures: &mut Measures, effort: &Effort) -> Result<()> {
             paths,
         };
         let filters = [Filter::EmptyTc, Filter::Enforcer, Filter::NftInput];
-        for filter in effort.with_builds(&filters) {
+        for filter in filters {
             sites.push((paths, Site::build(filter, scale, Empty::Drops)?));
         }
     }
@@ -103,7 +109,7 @@ pub fn denied_by_paths(measures: &mut Measures, effort: &Effort) -> Result<()> {
 /// Packets of what is open in both directions. Datagrams, to a socket whose queue is full, and segments that acknowledge
 /// once more: what comes after the filter costs the same for all.
 pub fn accepted(measures: &mut Measures, effort: &Effort) -> Result<()> {
-    for family in [Family::V4, Family::V6] {
+    for &family in effort.families {
         let scale = Scale {
             family,
             addresses: 1000,
@@ -112,7 +118,7 @@ pub fn accepted(measures: &mut Measures, effort: &Effort) -> Result<()> {
         let client = SocketAddr::new(family.of(&W1), 40_000);
         let datagrams = frames::datagrams(CP1.mac, client, 1, family.guarded());
         let mut sites = Vec::new();
-        for filter in effort.with_builds(&[
+        for filter in effort.filters(&[
             Filter::Nothing,
             Filter::EmptyTc,
             Filter::EmptyHooks,
@@ -191,7 +197,7 @@ fn sites(scale: Scale, effort: &Effort) -> Result<Vec<Site>> {
         Site::build(filter, scale, Empty::Drops)
             .with_context(|| format!("failed to set up {filter:?}"))
     };
-    let filters = effort.with_builds(&filters);
+    let filters = effort.filters(&filters);
     filters.into_iter().map(build).collect()
 }
 
