@@ -170,12 +170,6 @@ impl CacheEntry {
             && self.dst == key.packet.dst
     }
 
-    /// Whether it has the same stamp as a key.
-    #[inline(always)]
-    pub fn has_same_stamp(&self, key: &CacheKey<'_>) -> bool {
-        self.tick == key.stamp.tick && self.epoch == key.stamp.epoch
-    }
-
     /// Whether an entry with that version is being written.
     pub const fn is_written(version: u32) -> bool {
         version & 1 != 0
@@ -379,18 +373,6 @@ mod tests {
             let (mut vantage, mut now, mut packet) = (HERE, NOW, first);
             change(&mut vantage, &mut now, &mut packet);
             assert!(!entry.matches(&key(vantage, now, &packet)), "{number}");
-        }
-    }
-
-    /// An entry with another stamp may be replaced by any key, whether it holds a verdict or not.
-    #[test]
-    fn an_entry_is_taken_for_its_moment() {
-        let (one, mut other) = (packet(Phase::Datagram), packet(Phase::Datagram));
-        let entry = entry(&key(HERE, NOW, &one));
-        other.ports.destination += 1;
-        assert!(entry.has_same_stamp(&key(HERE, NOW, &other)));
-        for later in [Stamp { tick: 8, ..NOW }, Stamp { epoch: 4, ..NOW }] {
-            assert!(!entry.has_same_stamp(&key(HERE, later, &one)));
         }
     }
 

@@ -364,17 +364,6 @@ pub fn count(hook: Hook, index: u32) {
     }
 }
 
-/// The value of a counter on this CPU.
-#[inline(always)]
-pub fn counted(index: u32) -> u64 {
-    let Some(counter) = COUNTERS.get_ptr(index) else {
-        return 0;
-    };
-    // SAFETY: as above.
-    let [first, second] = unsafe { counter.read() };
-    first.wrapping_add(second)
-}
-
 /// Counts what is lost, in the lane that any hook may use.
 #[inline(always)]
 fn count_lost(index: u32, more: u64) {
