@@ -74,7 +74,7 @@ impl CachedVerdict {
 }
 
 /// The judgement on a packet, from the cache or made by `judge`. With `HERE`, the cache is looked up without a call, which
-/// saves some nanoseconds and takes 80 bytes of the caller's stack frame.
+/// saves 5 % of a denied packet (docs/bench/notes.md) and takes 80 bytes of the caller's stack frame.
 #[inline(always)]
 pub fn verdict<const HERE: bool>(
     vantage: Vantage,
