@@ -56,13 +56,13 @@ pub fn connections(measures: &mut Measures, effort: &Effort) -> Result<()> {
         paths: 30,
     };
     let mut sites = Vec::new();
-    for filter in [
+    for filter in effort.filters(&[
         Filter::Nothing,
         Filter::EmptyHooks,
         Filter::Enforcer,
         Filter::NftInput,
         Filter::Iptables,
-    ] {
+    ]) {
         let site = Site::build(filter, scale, Empty::LetsPass)?;
         let servers = [Route::Loopback, Route::BetweenNodes].map(|route| server(&site.lab, route));
         let [here, there] = servers;
@@ -81,7 +81,10 @@ pub fn connections(measures: &mut Measures, effort: &Effort) -> Result<()> {
     }
     for _ in 0..effort.rounds {
         for (site, _servers) in &sites {
-            if !matches!(site.filter, Filter::EmptyHooks | Filter::Enforcer) {
+            if !matches!(
+                site.filter,
+                Filter::EmptyHooks | Filter::Enforcer | Filter::Beside(_)
+            ) {
                 continue;
             }
             for route in [Route::Loopback, Route::BetweenNodes] {
@@ -95,7 +98,11 @@ pub fn connections(measures: &mut Measures, effort: &Effort) -> Result<()> {
                         _ => Kernel::program_names().find(|name| in_use::is_called(&program, name)),
                     };
                     let Some(row) = row else { continue };
-                    in_use::record(measures, route.name(), row, runs, connections);
+                    let route = match site.filter {
+                        Filter::Beside(build) => &format!("{}, {}", build.name, route.name()),
+                        _ => route.name(),
+                    };
+                    in_use::record(measures, route, row, runs, connections);
                 }
             }
         }

@@ -2,6 +2,7 @@
 
 use std::fs::{self, File};
 use std::os::fd::{AsRawFd as _, OwnedFd};
+use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result};
@@ -10,6 +11,7 @@ use enforcer_tests::product::Agent;
 use enforcer_tests::{Lab, net, tools};
 use nix::net::if_::if_nametoindex;
 
+use crate::beside::{Build, OtherAgent};
 use crate::bpf::{Kind, Lines, Program};
 use crate::frames;
 use crate::policy::{Family, Scale};
@@ -27,6 +29,8 @@ pub enum Filter {
     /// Programs that let everything pass, at all hooks where the product judges packets: the floor of these.
     EmptyHooks,
     Enforcer,
+    /// Another build of the product.
+    Beside(Build),
     NftIngress,
     NftInput,
     IptablesSet,
@@ -34,6 +38,14 @@ pub enum Filter {
 }
 
 impl Filter {
+    /// Whether it is another product.
+    pub const fn is_peer(self) -> bool {
+        matches!(
+            self,
+            Self::NftIngress | Self::NftInput | Self::IptablesSet | Self::Iptables
+        )
+    }
+
     /// As the tables call it.
     pub const fn name(self) -> &'static str {
         match self {
@@ -42,6 +54,7 @@ impl Filter {
             Self::OneLine => "one line of a table",
             Self::EmptyHooks => "empty programs",
             Self::Enforcer => "enforcer",
+            Self::Beside(build) => build.name,
             Self::NftIngress => "nftables, ingress, no conntrack",
             Self::NftInput => "nftables, conntrack",
             Self::IptablesSet => "iptables, conntrack, ipset",
@@ -56,6 +69,7 @@ pub struct Site {
     pub filter: Filter,
     /// The product, where it is that.
     pub agent: Option<Agent>,
+    _other: Option<OtherAgent>,
     /// How long it took to put the rules in force, programs' start included.
     pub took: Duration,
     _links: Vec<OwnedFd>,
@@ -80,7 +94,7 @@ impl Site {
         for node in ["cp1", "w1"] {
             net::nft(lab.host(node).namespace().name(), "flush ruleset")?;
         }
-        let (mut agent, mut links) = (None, Vec::new());
+        let (mut agent, mut other, mut links) = (None, None, Vec::new());
         let mut took = Duration::ZERO;
         let mut clocked = |work: &mut dyn FnMut() -> Result<()>| {
             let began = Instant::now();
@@ -110,13 +124,15 @@ impl Site {
             }
             Filter::EmptyHooks => links = empty_hooks(&lab)?,
             Filter::Enforcer => {
-                let file = lab.directory().join("policy.yaml");
-                fs::write(&file, scale.yaml(&lab.id().lab_name()))
-                    .context("failed to write the policy")?;
+                let file = policy(scale, &lab)?;
                 clocked(&mut || {
                     agent = Some(Agent::start_on_file(&lab, "cp1", &file)?);
                     Ok(())
                 })?;
+            }
+            Filter::Beside(build) => {
+                let file = policy(scale, &lab)?;
+                other = Some(OtherAgent::start(build, &lab, &file)?);
             }
             Filter::NftIngress => {
                 let rules = scale.nft_ingress();
@@ -141,11 +157,19 @@ impl Site {
         Ok(Self {
             filter,
             agent,
+            _other: other,
             took,
             _links: links,
             lab,
         })
     }
+}
+
+/// The product's policy, in a file.
+fn policy(scale: Scale, lab: &Lab) -> Result<PathBuf> {
+    let file = lab.directory().join("policy.yaml");
+    fs::write(&file, scale.yaml(&lab.id().lab_name())).context("failed to write the policy")?;
+    Ok(file)
 }
 
 /// Empty programs where the product has its own for packets of the node: at lo, at the uplink, and at its sockets.

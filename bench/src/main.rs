@@ -1,5 +1,6 @@
 //! `cargo xtask bench`: the product beside its peers in one run, in labs of network namespaces.
 
+mod beside;
 mod bpf;
 mod chart;
 mod connections;
@@ -26,8 +27,11 @@ use anyhow::{Result, bail};
 use clap::Parser;
 use enforcer_tests::sweep;
 
+use beside::Build;
+use filter::Filter;
 use load::Work;
 use measure::Measures;
+use policy::Family;
 
 /// How much is done.
 #[derive(Debug)]
@@ -45,10 +49,41 @@ pub struct Effort {
     pub load: Duration,
     /// Scales.
     pub addresses: &'static [u32],
+    /// Of addresses.
+    pub families: &'static [Family],
     /// Scales.
     pub paths: &'static [u16],
     /// Scales.
     pub nodes: &'static [u16],
+    /// Other builds of the product that are measured with it.
+    pub beside: Vec<Build>,
+}
+
+impl Effort {
+    /// The same for a comparison with other builds, if there are any: more rounds, one scale, one family.
+    fn beside(self, beside: Vec<Build>) -> Self {
+        if beside.is_empty() {
+            return self;
+        }
+        let last = self.addresses.len() - 1;
+        Self {
+            addresses: &self.addresses[last..],
+            families: &[Family::V4],
+            packet_rounds: self.packet_rounds * 8,
+            beside,
+            ..self
+        }
+    }
+
+    /// The filters to compare: all of them, or the product and the other builds, with what costs least.
+    pub fn filters(&self, all: &[Filter]) -> Vec<Filter> {
+        if self.beside.is_empty() {
+            return all.to_vec();
+        }
+        let own = all.iter().copied().filter(|filter| !filter.is_peer());
+        let others = self.beside.iter().map(|build| Filter::Beside(*build));
+        own.chain(others).collect()
+    }
 }
 
 const FULL: Effort = Effort {
@@ -58,8 +93,10 @@ const FULL: Effort = Effort {
     load_rounds: 25,
     load: Duration::from_millis(280),
     addresses: &[10, 1000, 100_000],
+    families: &[Family::V4, Family::V6],
     paths: &[1, 30, 1000],
     nodes: &[100, 1000, 5000, 15_000],
+    beside: Vec::new(),
 };
 
 const QUICK: Effort = Effort {
@@ -69,8 +106,10 @@ const QUICK: Effort = Effort {
     load_rounds: 5,
     load: Duration::from_millis(100),
     addresses: &[10, 100_000],
+    families: &[Family::V4, Family::V6],
     paths: &[1, 1000],
     nodes: &[100, 5000],
+    beside: Vec::new(),
 };
 
 /// Measures the product beside its peers.
@@ -87,6 +126,10 @@ struct Cli {
     /// history there.
     #[arg(long, value_name = "DIRECTORY")]
     write: Option<PathBuf>,
+    /// Measures another build of `enforcer` in the same rounds, as a column of its own. May be given several times. Peers,
+    /// smaller policies and IPv6 are left out, for more rounds.
+    #[arg(long, value_name = "PATH")]
+    beside: Vec<PathBuf>,
     #[command(subcommand)]
     end: Option<End>,
 }
@@ -156,7 +199,9 @@ fn run(cli: &Cli) -> Result<ExitCode> {
         );
     }
     sweep::sweep()?;
-    let effort = if cli.quick { &QUICK } else { &FULL };
+    let builds = cli.beside.iter().map(|file| Build::of(file));
+    let effort = if cli.quick { QUICK } else { FULL };
+    let effort = &effort.beside(builds.collect::<Result<_>>()?);
     let wanted = |part: Part| cli.only.is_none_or(|only| only == part);
     let began = Instant::now();
     let mut measures = Measures::default();
@@ -164,7 +209,9 @@ fn run(cli: &Cli) -> Result<ExitCode> {
     if wanted(Part::Denied) {
         step("denied packets");
         receive::denied(&mut measures, effort)?;
-        receive::denied_by_paths(&mut measures, effort)?;
+        if effort.beside.is_empty() {
+            receive::denied_by_paths(&mut measures, effort)?;
+        }
     }
     if wanted(Part::Accepted) {
         step("packets of open connections");
@@ -184,6 +231,8 @@ fn run(cli: &Cli) -> Result<ExitCode> {
     }
     let machine = report::Machine::here(began.elapsed());
     print!("{machine}\n{}", measures.tables());
+    let others: Vec<&str> = effort.beside.iter().map(|build| build.name).collect();
+    print!("{}", measures.beside(Filter::Enforcer.name(), &others));
     let verdicts = targets::judge(&measures);
     print!("{}", targets::table(&verdicts));
     if let Some(directory) = &cli.write {

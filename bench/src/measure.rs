@@ -34,6 +34,15 @@ impl Measure {
         self.by_round(other, |mine, others| mine / others)
     }
 
+    /// The same, with the quarters of the rounds below and above.
+    fn ratio_and_quartiles(&self, other: &Self) -> [f64; 3] {
+        let pairs = self.values.iter().zip(&other.values);
+        let mut ratios: Vec<f64> = pairs.map(|(mine, others)| mine / others).collect();
+        ratios.sort_by(f64::total_cmp);
+        let at = |quarter: usize| ratios.get(ratios.len() * quarter / 4).copied();
+        [2, 1, 3].map(|quarter| at(quarter).unwrap_or(f64::NAN))
+    }
+
     /// What is more than another's, likewise.
     pub fn excess(&self, other: &Self) -> f64 {
         self.by_round(other, |mine, others| mine - others)
@@ -90,6 +99,33 @@ impl Measures {
             }
         }
         groups.iter().map(|group| self.table(group)).collect()
+    }
+
+    /// How many times the product's each other build's figures are, in the middle of all rounds, and between which two ratios
+    /// the middle half of the rounds is.
+    pub fn beside(&self, product: &str, others: &[&str]) -> String {
+        if others.is_empty() {
+            return String::new();
+        }
+        let mut table = Table::new();
+        table.load_style(presets::ASCII_MARKDOWN);
+        table.set_header([&["", product], others].concat());
+        for measure in self.0.iter().filter(|measure| measure.subject == product) {
+            let Measure {
+                group, what, unit, ..
+            } = measure;
+            let ratios = others.iter().map(|other| {
+                self.get(group, what, other)
+                    .map_or_else(String::new, |other| {
+                        let [middle, low, high] = other.ratio_and_quartiles(measure);
+                        format!("{middle:.3} ({low:.2}–{high:.2})")
+                    })
+            });
+            let own = format!("{} {unit}", rounded(measure.median()));
+            let row = [format!("{group}: {what}"), own].into_iter().chain(ratios);
+            table.add_row(row);
+        }
+        format!("\n### Builds beside each other\n\n{table}\n")
     }
 
     fn table(&self, group: &str) -> String {

@@ -48,22 +48,28 @@ pub fn accepted_row(kind: &str, family: Family) -> String {
 
 /// Denied packets, over scales.
 pub fn denied(measures: &mut Measures, effort: &Effort) -> Result<()> {
-    for family in [Family::V4, Family::V6] {
+    for &family in effort.families {
         for &addresses in effort.addresses {
             let scale = Scale {
                 family,
                 addresses,
                 paths: 30,
             };
-            let sites = sites(scale, Empty::Drops)?;
+            let sites = sites(scale, effort)?;
             for site in &sites {
                 drops(site, family)?;
             }
-            for _ in 0..effort.packet_rounds {
+            for round in 0..effort.packet_rounds {
                 for random in [false, true] {
                     let many = if random { addresses } else { 1 };
                     let generator = from_the_many(family, many);
-                    for site in &sites {
+                    // Each round begins with another, so that none is always behind the same one.
+                    for site in sites
+                        .iter()
+                        .cycle()
+                        .skip(round % sites.len())
+                        .take(sites.len())
+                    {
                         let ns = cost(site, &generator, effort.frames)?;
                         let row = denied_row(family, addresses, random);
                         measures.add(DENIED, &row, site.filter.name(), NS, ns);
@@ -85,7 +91,8 @@ pub fn denied_by_paths(measures: &mut Measures, effort: &Effort) -> Result<()> {
             addresses: 1000,
             paths,
         };
-        for filter in [Filter::EmptyTc, Filter::Enforcer, Filter::NftInput] {
+        let filters = [Filter::EmptyTc, Filter::Enforcer, Filter::NftInput];
+        for filter in filters {
             sites.push((paths, Site::build(filter, scale, Empty::Drops)?));
         }
     }
@@ -102,7 +109,7 @@ pub fn denied_by_paths(measures: &mut Measures, effort: &Effort) -> Result<()> {
 /// Packets of what is open in both directions. Datagrams, to a socket whose queue is full, and segments that acknowledge
 /// once more: what comes after the filter costs the same for all.
 pub fn accepted(measures: &mut Measures, effort: &Effort) -> Result<()> {
-    for family in [Family::V4, Family::V6] {
+    for &family in effort.families {
         let scale = Scale {
             family,
             addresses: 1000,
@@ -111,14 +118,14 @@ pub fn accepted(measures: &mut Measures, effort: &Effort) -> Result<()> {
         let client = SocketAddr::new(family.of(&W1), 40_000);
         let datagrams = frames::datagrams(CP1.mac, client, 1, family.guarded());
         let mut sites = Vec::new();
-        for filter in [
+        for filter in effort.filters(&[
             Filter::Nothing,
             Filter::EmptyTc,
             Filter::EmptyHooks,
             Filter::Enforcer,
             Filter::NftInput,
             Filter::Iptables,
-        ] {
+        ]) {
             let site = Site::build(filter, scale, Empty::LetsPass)?;
             let socket = open_flow(&site, &datagrams, client)?;
             let connection = Established::open(&site, family)?;
@@ -173,7 +180,7 @@ fn open_flow(site: &Site, generator: &Generator, client: SocketAddr) -> Result<U
     Ok(socket)
 }
 
-fn sites(scale: Scale, empty: Empty) -> Result<Vec<Site>> {
+fn sites(scale: Scale, effort: &Effort) -> Result<Vec<Site>> {
     let mut filters = vec![
         Filter::EmptyTc,
         Filter::OneLine,
@@ -187,8 +194,10 @@ fn sites(scale: Scale, empty: Empty) -> Result<Vec<Site>> {
         filters.push(Filter::Iptables);
     }
     let build = |filter| {
-        Site::build(filter, scale, empty).with_context(|| format!("failed to set up {filter:?}"))
+        Site::build(filter, scale, Empty::Drops)
+            .with_context(|| format!("failed to set up {filter:?}"))
     };
+    let filters = effort.filters(&filters);
     filters.into_iter().map(build).collect()
 }
 

@@ -56,20 +56,6 @@ impl Hook {
         Some(Self::ALL[code as usize - 1])
     }
 
-    /// 0 if its programs run with the kernel's bottom halves off, so that they run one after the other on a CPU; 1 if they
-    /// can be interrupted by programs of either lane.
-    pub const fn counter_lane(self) -> usize {
-        match self {
-            Self::TcIngress | Self::TcEgress | Self::CgroupIngress => 0,
-            Self::CgroupEgress
-            | Self::Connect
-            | Self::Sendmsg
-            | Self::Bind
-            | Self::Setsockopt
-            | Self::SockCreate => 1,
-        }
-    }
-
     /// Its name in reports.
     pub const fn name(self) -> &'static str {
         match self {
@@ -185,8 +171,9 @@ impl RecordKey {
 }
 
 /// A bucket of counts: how many records there are between two addresses, in either direction. Where the count is 0, a
-/// denial without a record skips the search for one, which matters in a flood. The count is never too low: a record is
-/// counted before it is inserted, and uncounted after it was removed.
+/// denial without a record skips the search for one: without that, a packet of a flood from many sources takes 7 % longer
+/// (docs/bench/notes.md). The count is never too low: a record is counted before it is inserted, and uncounted after it was
+/// removed.
 ///
 /// Four counts of 16 bits share a word, so that more of them fit into the processor's caches. None can overflow into the
 /// next, as there are fewer records than that.

@@ -404,10 +404,6 @@ pub mod counter {
     use super::{Direction, Reason, Verdict};
     use crate::limits::MAX_PATHS;
 
-    /// A counter of one CPU: one word for each [`Hook::counter_lane`](crate::record::Hook::counter_lane). Its value is
-    /// their sum.
-    pub type Words = [u64; 2];
-
     /// `0..64`: denied and dropped, by reason: its code minus one. So the denial of an unset table entry counts as
     /// [`Reason::NoPolicy`].
     pub const DENIED: u32 = 0;

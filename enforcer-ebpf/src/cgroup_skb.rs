@@ -57,7 +57,7 @@ pub fn egress(ctx: &SkBuffContext) -> i32 {
             active.epoch(),
         )
     {
-        count(Hook::CgroupEgress, kept);
+        count(kept);
         return PASS;
     }
     if !socket::skb_is_host(skb, state) {
@@ -113,13 +113,13 @@ pub fn egress(ctx: &SkBuffContext) -> i32 {
     match report(vantage, PacketMark::NONE, verdict, lock) {
         judge::Report::Nothing => {}
         judge::Report::Cut => {
-            count(Hook::CgroupEgress, counter::CUT);
+            count(counter::CUT);
             return DROP;
         }
         judge::Report::Verdict if verdict.is_recorded() => {
             report_sent(skb, active, vantage, verdict, Some(&packet));
         }
-        judge::Report::Verdict => count(Hook::CgroupEgress, counter::of(verdict)),
+        judge::Report::Verdict => count(counter::of(verdict)),
     }
     connected.keep(SocketDirection::Sent, lock, active, verdict);
     action(verdict)
@@ -170,7 +170,7 @@ pub fn ingress(ctx: &SkBuffContext) -> i32 {
         )
     {
         if !judged {
-            count(Hook::CgroupIngress, kept);
+            count(kept);
         }
         return PASS;
     }
@@ -221,13 +221,13 @@ pub fn ingress(ctx: &SkBuffContext) -> i32 {
     match report(vantage, mark, verdict, lock) {
         judge::Report::Nothing => {}
         judge::Report::Cut => {
-            count(Hook::CgroupIngress, counter::CUT);
+            count(counter::CUT);
             return DROP;
         }
         judge::Report::Verdict if verdict.is_recorded() => {
             report_received(skb, active, vantage, verdict, Some(&packet));
         }
-        judge::Report::Verdict => count(Hook::CgroupIngress, counter::of(verdict)),
+        judge::Report::Verdict => count(counter::of(verdict)),
     }
     connected.keep(SocketDirection::Received, lock, active, verdict);
     action(verdict)
@@ -513,7 +513,7 @@ impl Connected {
                 SocketDirection::Received => (*state).ingress = kept,
             }
         }
-        count(direction.hook(), counter::KEPT_VERDICTS);
+        count(counter::KEPT_VERDICTS);
     }
 
     /// Whether the connection has failed the TLS check.

@@ -19,7 +19,6 @@ use aya_ebpf::{
 use enforcer_common::{
     decide,
     packet::{Packet, Segment},
-    record::Hook,
     tables::FlowKey,
     tls::{self, Answer, HELLO, Lock, Stream, stage},
     verdict::{Direction, Verdict},
@@ -42,16 +41,6 @@ pub enum SocketDirection {
     Sent = 0,
     /// The socket receives it.
     Received = 1,
-}
-
-impl SocketDirection {
-    /// The hook that sees it.
-    pub const fn hook(self) -> Hook {
-        match self {
-            Self::Sent => Hook::CgroupEgress,
-            Self::Received => Hook::CgroupIngress,
-        }
-    }
 }
 
 /// The TLS check at a socket of this node, for what it sends or receives. `is_cut` says that the connection has failed the

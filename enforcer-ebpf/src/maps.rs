@@ -86,7 +86,7 @@ static TLS_STREAMS: LruHashMap<FlowKey, Stream, { limits::MAX_TLS_STREAMS as usi
 static TLS_ACCEPTED: LruHashMap<FlowKey, u32, { limits::MAX_TLS_ACCEPTED as usize }> =
     LruHashMap::new();
 #[btf_map]
-pub static COUNTERS: PerCpuArray<counter::Words, { counter::COUNT as usize }> = PerCpuArray::new();
+pub static COUNTERS: PerCpuArray<u64, { counter::COUNT as usize }> = PerCpuArray::new();
 #[btf_map]
 pub static RECORDS: HashMap<
     RecordKey,

@@ -67,7 +67,7 @@ impl Report {
     /// Takes much of a stack frame: its caller should not need much more.
     #[inline(always)]
     pub fn packet(&self, verdict: Verdict, packet: Option<&Packet>) {
-        count(self.hook, counter::of(verdict));
+        count(counter::of(verdict));
         if !verdict.is_recorded() {
             return;
         }
@@ -114,7 +114,7 @@ impl Report {
 
     /// Counts a denied call, and keeps a record.
     pub fn call(&self, verdict: Verdict, dst: Ip, (port_kind, port): (PortKind, u16)) {
-        count(self.hook, counter::of(verdict));
+        count(counter::of(verdict));
         let Outcome::Denied(denial) = verdict.outcome() else {
             return;
         };
@@ -144,7 +144,7 @@ impl Report {
         }
         let has_room = takes_room(tick) || (guarded && is_first_of_pair(key));
         if !has_room {
-            return count(self.hook, counter::RECORDS_LOST);
+            return count(counter::RECORDS_LOST);
         }
         let (vantage, mark) = (self.vantage.word(), self.mark.word());
         // Before the next call and not within it, so that their stack frames do not add up.
@@ -186,10 +186,10 @@ impl Report {
         };
         let counter = key.counter();
         let Some(counts) = RECORD_COUNTS.get_ptr_mut(counter.word()) else {
-            return count_lost(counter::RECORDS_LOST, 1);
+            return count(counter::RECORDS_LOST);
         };
         let Some(all) = RECORD_COUNTS.get_ptr_mut(RecordCounter::ALL) else {
-            return count_lost(counter::RECORDS_LOST, 1);
+            return count(counter::RECORDS_LOST);
         };
         // SAFETY: words of the map.
         unsafe {
@@ -198,7 +198,7 @@ impl Report {
         }
         if RECORDS.insert(key, value, BPF_NOEXIST.into()).is_ok() {
             if WAKES.output_untyped::<RecordKey>(key, 0).is_err() {
-                count_lost(counter::WAKES_LOST, 1);
+                count(counter::WAKES_LOST);
             }
             return;
         }
@@ -208,7 +208,7 @@ impl Report {
             add_to(all, 1_u64.wrapping_neg());
         }
         if !is_counted(key, tick) {
-            count_lost(counter::RECORDS_LOST, 1);
+            count(counter::RECORDS_LOST);
             if let Some(room) = ROOM.get_ptr_mut(0) {
                 // SAFETY: this CPU's own words.
                 unsafe { (*room).left = 0 };
@@ -261,7 +261,7 @@ pub fn settle(entry: &mut CacheEntry) {
         // The record's times are right: it was updated when the entry was written, in the same tick.
         // SAFETY: as in `is_counted`; if userspace deletes it meanwhile, these counts are lost with it.
         Some(value) => unsafe { add_to(&raw mut (*value).count, pending) },
-        None => count_lost(counter::RECORDS_LOST, pending),
+        None => add(counter::RECORDS_LOST, pending),
     }
 }
 
@@ -345,42 +345,18 @@ fn is_counted(key: &RecordKey, tick: u64) -> bool {
     true
 }
 
-/// Counts a verdict, call or packet of a hook, on this CPU.
+/// Counts one more, on this CPU.
 #[inline(always)]
-pub fn count(hook: Hook, index: u32) {
-    let Some(counter) = COUNTERS.get_ptr_mut(index) else {
-        return;
-    };
-    let lane = hook.counter_lane();
-    // SAFETY: an element of this CPU's own array. A hook that nothing interrupts adds without a lock, which would take longer
-    // than the rest of this.
-    unsafe {
-        let counter = &raw mut (*counter)[lane];
-        if lane == 0 {
-            *counter += 1;
-        } else {
-            add_to(counter, 1);
-        }
-    }
+pub fn count(index: u32) {
+    add(index, 1);
 }
 
-/// The value of a counter on this CPU.
+/// Adds to a counter on this CPU.
 #[inline(always)]
-pub fn counted(index: u32) -> u64 {
-    let Some(counter) = COUNTERS.get_ptr(index) else {
-        return 0;
-    };
-    // SAFETY: as above.
-    let [first, second] = unsafe { counter.read() };
-    first.wrapping_add(second)
-}
-
-/// Counts what is lost, in the lane that any hook may use.
-#[inline(always)]
-fn count_lost(index: u32, more: u64) {
+fn add(index: u32, more: u64) {
     if let Some(counter) = COUNTERS.get_ptr_mut(index) {
-        // SAFETY: as above.
-        unsafe { add_to(&raw mut (*counter)[1], more) };
+        // SAFETY: an element of this CPU's own array.
+        unsafe { add_to(counter, more) };
     }
 }
 

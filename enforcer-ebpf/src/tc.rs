@@ -84,16 +84,16 @@ pub fn ingress(ctx: &TcContext) -> i32 {
     skb.set_mark(mark);
     if found.is_recalled() && found.verdict().is_denied() {
         // A denial that is recorded has been counted in the cache entry.
-        count(Hook::TcIngress, counter::of(verdict));
+        count(counter::of(verdict));
         return action(verdict);
     }
     match report(vantage, PacketMark::NONE, verdict, lock) {
         judge::Report::Nothing => {}
-        judge::Report::Cut => count(Hook::TcIngress, counter::CUT),
+        judge::Report::Cut => count(counter::CUT),
         judge::Report::Verdict if verdict.is_recorded() => {
             report_at::<true>(skb, active, vantage, verdict, Some(&packet));
         }
-        judge::Report::Verdict => count(Hook::TcIngress, counter::of(verdict)),
+        judge::Report::Verdict => count(counter::of(verdict)),
     }
     action(verdict)
 }
@@ -376,7 +376,7 @@ fn forwarded(skb: Skb, active: Active) -> i32 {
     );
     match report(vantage, carried, verdict, lock) {
         judge::Report::Nothing => {}
-        judge::Report::Cut => count(Hook::TcEgress, counter::CUT),
+        judge::Report::Cut => count(counter::CUT),
         judge::Report::Verdict => report_at::<false>(skb, active, vantage, verdict, Some(&packet)),
     }
     action(verdict)

@@ -82,7 +82,7 @@ impl Kernel {
     pub fn counter(&self, index: u32) -> Result<u64, KernelError> {
         let values = self.readers.counters.get(&index, 0);
         let values = values.map_err(KernelError::map("read a counter"))?;
-        Ok(values.iter().flatten().sum())
+        Ok(values.iter().sum())
     }
 
     /// All records of denials, including what CPUs have counted since.

@@ -23,7 +23,6 @@ use enforcer_common::{
     hosts::Bucket,
     record::{RecordKey, RecordValue},
     tables::{self, CLASSES_PER_BLOCK, Party, Role},
-    verdict::counter,
 };
 use enforcer_policy::compile::PrefixEntry;
 
@@ -132,7 +131,7 @@ pub(super) type ValueBytes = [u8; size_of::<RecordValue>()];
 
 /// The maps that userspace reads.
 pub(super) struct Readers {
-    pub(super) counters: PerCpuArray<Owned, counter::Words>,
+    pub(super) counters: PerCpuArray<Owned, u64>,
     pub(super) records: HashMap<Owned, KeyBytes, ValueBytes>,
     pub(super) record_counts: Mapped,
     pub(super) verdicts: PerCpuArray<Owned, EntryBytes>,
