@@ -13,7 +13,7 @@ pub const GONE: u64 = u32::MAX as u64;
 
 /// The slot where the search for an interface begins.
 #[inline(always)]
-pub const fn first(interface: u32) -> u32 {
+const fn first(interface: u32) -> u32 {
     // Indices are assigned in sequence, so old interfaces are neighbours, and newer ones may be equal to them modulo any
     // power of two: the golden ratio spreads neighbours far apart.
     interface.wrapping_mul(0x9e37_79b1) >> 16

@@ -196,7 +196,7 @@ impl Segment {
     }
 
     /// Whether its sequence numbers pick it, as they do about one segment in 128: short connections most often have none,
-    /// and long ones soon have one. A peer that controls this gains nothing.
+    /// and long ones soon have one. A peer that controls this gains nothing. What that saves is in docs/bench/notes.md.
     #[inline(always)]
     pub const fn is_sampled(&self) -> bool {
         // The golden ratio spreads numbers that are some steps apart.

@@ -67,7 +67,8 @@ static RELATED: ArrayOfMaps<Array<u32, 1, INNER>, SLOTS> = ArrayOfMaps::new();
 static CGROUPS: ArrayOfMaps<HashMap<u64, u32, 1, { BPF_F_NO_PREALLOC as usize }>, SLOTS> =
     ArrayOfMaps::new();
 
-/// A cache of the parties of cgroups, declared or not, for one epoch.
+/// A cache of the parties of cgroups, declared or not, for one epoch. Without it, the programs at sockets take 1.6 to 1.9
+/// times as long (docs/bench/notes.md).
 #[btf_map]
 static CGROUP_PARTIES: PerCpuArray<CgroupParty, { cache::CGROUPS as usize }> = PerCpuArray::new();
 /// The roles of interfaces, see [`enforcer_common::interfaces`].
@@ -122,14 +123,10 @@ pub struct Room {
 /// The role of an interface, as a word.
 #[inline(always)]
 pub fn role(interface: u32, active: Active) -> u32 {
-    let found = interface_at(interfaces::first(interface));
-    // Without a call if it is in its first slot, as most are.
-    let word = if found as u32 == interface {
-        (found >> 32) as u32
-    } else {
-        role_searched(interface)
-    };
-    Role::half(word, active.0 & active::UPPER_ROLES != 0)
+    Role::half(
+        role_searched(interface),
+        active.0 & active::UPPER_ROLES != 0,
+    )
 }
 
 #[inline(never)]
