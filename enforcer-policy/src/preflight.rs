@@ -1,8 +1,8 @@
 //! What a policy does to connections that were open before it came into force.
 //!
 //! The kernel judges packets and not connections, so an open connection is cut if a packet of it is denied, in either
-//! direction. Its packets may match a path in either direction, too, so a connection can outlive a policy that would not
-//! let it be opened again: that is told apart.
+//! direction. Since its packets may also match a path in either direction, a connection can survive under a policy that
+//! would not let it be opened again; the two effects are distinguished.
 
 use std::net::SocketAddr;
 
@@ -177,7 +177,7 @@ type Refused = (Reason, Hook);
 
 fn verdict(compiled: &Compiled, connection: &Connection<'_>) -> Option<(Effect, Refused)> {
     if connection.port_kind == PortKind::Udp {
-        // A connected UDP socket does not tell which end sent first, and either may have.
+        // Which end of a connected UDP socket sent first is unknown.
         return [End::Local, End::Remote]
             .map(|opener| {
                 let connection = Connection {
@@ -217,7 +217,7 @@ fn passage(compiled: &Compiled, connection: &Connection<'_>, phase: Phase) -> Op
         End::Local => [End::Local, End::Remote],
         End::Remote => [End::Remote, End::Local],
     };
-    // A datagram is answered by another; a SYN by what follows it.
+    // A SYN is judged in its own direction only.
     let ends = match phase {
         Phase::Opening => ends.iter().take(1),
         _ => ends.iter().take(2),

@@ -1,4 +1,4 @@
-//! What holds the guarded ports where the kernel refuses the programs: rules for nftables, which know addresses alone.
+//! Protects the guarded ports with nftables where the kernel refuses the programs. The rules know only addresses.
 
 use std::{
     env,
@@ -16,20 +16,20 @@ use enforcer_policy::{
 use super::{AgentError, start::Ready};
 use crate::kernel::{KernelError, Link};
 
-/// What to do where the kernel refuses the programs, and nothing is in force from an agent before.
+/// What to do if the kernel refuses the programs and no previous agent left any in force.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub enum IfRefused {
-    /// nftables lets in to guarded ports what the policy allows by address. The default: it keeps strangers and pods out, and
-    /// breaks no documented path, so neither choice that an attacker or an update forces is the worse one.
+    /// nftables admits to the guarded ports the addresses that the policy allows. The default, because an update that makes the
+    /// kernel refuse the programs then neither opens the ports to pods and strangers nor stops the control plane.
     #[default]
     Guard,
-    /// nftables closes guarded ports to everything but lo.
+    /// nftables closes the guarded ports except over lo.
     Close,
-    /// Nothing: the ports are as open as without an agent.
+    /// The ports stay as open as without an agent.
     Leave,
 }
 
-/// Holds the guarded ports as well as can be, and says how in the error that ends this agent.
+/// Protects the guarded ports as far as nftables can. The returned error, with which the agent ends, says how far.
 pub(super) fn instead(
     ready: &Ready,
     links: &[Link],
@@ -48,7 +48,7 @@ pub(super) fn instead(
         }
     };
     if ready.compiled.settings.dry_run != 0 {
-        // Dry-run drops nothing, and neither does what stands in for it.
+        // Dry-run drops nothing, so its substitute must not either.
         return refused.into();
     }
     let roles = ready.selectors.roles(links);
@@ -79,7 +79,7 @@ pub(super) fn instead(
     }
 }
 
-/// Removes the rules, if there are any. Whether there were.
+/// Removes the rules. Returns whether there were any.
 pub(super) fn remove() -> io::Result<bool> {
     if !is_there() {
         return Ok(false);
@@ -88,13 +88,13 @@ pub(super) fn remove() -> io::Result<bool> {
     Ok(true)
 }
 
-/// Whether there are such rules. Where there is no nftables, there are none.
+/// Whether the rules exist. Without nftables they do not.
 pub(super) fn is_there() -> bool {
     let listed = run(&["list", "table", "inet", TABLE], "");
     listed.is_ok_and(|output| output.status.success())
 }
 
-/// Whether an error means that the kernel takes no programs, and not that another agent or a wrong option is in the way.
+/// Whether an error means that the kernel refuses the programs, rather than a conflict with another agent or a wrong option.
 pub(super) const fn is_for(error: &KernelError) -> bool {
     matches!(
         error,
@@ -115,13 +115,13 @@ fn run(arguments: &[&str], script: &str) -> io::Result<Output> {
         .stderr(Stdio::piped())
         .spawn()?;
     if let Some(mut input) = child.stdin.take() {
-        // What it does not read it complains about itself.
+        // If nft does not read all of it, it reports the reason itself.
         let _ = input.write_all(script.as_bytes());
     }
     child.wait_with_output()
 }
 
-/// A user's shell may not have the directories where nft is.
+/// `PATH` with the directories where nft usually is, which a user's shell may lack.
 fn search_path() -> OsString {
     let mut path = env::var_os("PATH").unwrap_or_default();
     path.push(":/usr/sbin:/sbin");

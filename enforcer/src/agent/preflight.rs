@@ -1,4 +1,4 @@
-//! What is open on this node and would not be under a policy: connections, and sockets that have a port.
+//! Finds open connections and bound sockets on this node that a policy would deny.
 
 use std::{
     collections::{BTreeMap, HashMap, HashSet},
@@ -29,12 +29,11 @@ use crate::{
     },
 };
 
-/// Holds what is open now against a policy that is about to be put in force. `None` where nothing can be cut, as it is put in
-/// force in dry-run.
+/// Checks what is open now against a policy that is about to be put in force. `None` in dry-run, which cuts nothing.
 ///
 /// # Errors
 ///
-/// The policy would cut what it must not under these conditions, or whether it would cannot be found out.
+/// The policy would cut what these conditions forbid it to cut, or that cannot be determined.
 pub(super) fn before(
     ready: &Ready,
     conditions: &Conditions,
@@ -47,7 +46,7 @@ pub(super) fn before(
         Err(error) if conditions.requires_clean => return Err(error),
         Err(error) => {
             let error = text::chain(&error);
-            let what = format!("open connections were not held against the policy: {error}");
+            let what = format!("open connections were not checked against the policy: {error}");
             print_as(Priority::Warning, &what);
             return Ok(None);
         }
@@ -71,14 +70,14 @@ pub(super) fn before(
 /// How many findings the log has.
 const SHOWN: usize = 10;
 
-/// Holds what is open now against a policy, as if that were enforced. `session` are the connections that the policy is
-/// applied over. Takes as long as listing all sockets does, so it is not for the event loop.
+/// Checks what is open now against a policy as if it were enforced. `session` holds the connections over which the policy is
+/// applied. Lists all sockets, which takes too long for the event loop.
 ///
 /// # Errors
 ///
 /// The kernel does not list sockets or interfaces, or there is no such cgroup root.
 pub(super) fn look(ready: &Ready, session: &[Ends]) -> Result<Preflight, AgentError> {
-    // On a thread of its own, as the caller may be within a runtime already.
+    // On its own thread, because the caller may already be inside a runtime.
     let looked = std::thread::scope(|scope| {
         let looking = scope.spawn(|| super::runtime()?.block_on(look_at(ready, session)));
         looking.join()
@@ -89,7 +88,7 @@ pub(super) fn look(ready: &Ready, session: &[Ends]) -> Result<Preflight, AgentEr
     }
 }
 
-/// A connection, and where this end is.
+/// A connection, as seen from one end.
 struct Seen {
     socket: Connected,
     opener: End,
@@ -152,7 +151,7 @@ async fn here(roles: &[(Link, Role)]) -> Result<Vec<Seen>, AgentError> {
     Ok(seen)
 }
 
-/// Those of other network namespaces that an interface of this one leads to, and how many of these there are.
+/// Connections in other network namespaces that an interface of this one leads to, and the number of those namespaces.
 async fn elsewhere(
     roles: &[(Link, Role)],
     unseen: &mut Vec<String>,
@@ -166,7 +165,7 @@ async fn elsewhere(
     let routes = Routes::open()?;
     let (mut seen, mut looked_into, mut refused) = (Vec::new(), 0, None);
     for namespace in namespaces {
-        // Another without a number is behind no interface of this one.
+        // No interface of this namespace leads to one without a number.
         let Some(number) = routes.number_of(&namespace).await else {
             continue;
         };
@@ -181,7 +180,7 @@ async fn elsewhere(
             Role::Pod => Role::Pod,
             _ => strictest,
         });
-        // The other side of an uplink is another machine, or a namespace that stands for one.
+        // Behind an uplink is another machine, or a namespace that stands for one.
         if matches!(role, Role::Uplink) {
             continue;
         }
@@ -199,7 +198,7 @@ async fn elsewhere(
         seen.extend(
             connected
                 .into_iter()
-                // Within the namespace, no packet of it comes here.
+                // Connections within the namespace never reach this node.
                 .filter(|socket| {
                     let to = socket.remote.ip();
                     !to.is_loopback() && !own.contains(&to)
@@ -220,7 +219,7 @@ async fn elsewhere(
     Ok((seen, looked_into))
 }
 
-/// Which ports have a listener: a connection from such a port was accepted there.
+/// Ports with a listener: a connection from such a port was accepted.
 pub(super) struct Openers(HashSet<u16>);
 
 impl Openers {
@@ -238,13 +237,13 @@ impl Openers {
         }
     }
 
-    /// Whether this end opened it. Of UDP nobody knows, and it is taken for so.
+    /// Whether this end opened it. For UDP that is unknown, and assumed.
     pub(super) fn is_opened_here(&self, socket: &Connected) -> bool {
         socket.port_kind != PortKind::Tcp || !self.0.contains(&socket.local.port())
     }
 }
 
-/// What connections have in common that are told as one.
+/// What connections that are reported as one have in common.
 #[derive(PartialEq, Eq, PartialOrd, Ord)]
 struct Group {
     /// Those of the own session come first, then those that would be cut.
@@ -284,7 +283,7 @@ fn findings(
         };
         refusal(&ready.policy, &ready.compiled, &connection)
     };
-    // Who holds a socket takes a walk through all processes, so it is asked for suspects only.
+    // Finding the holder of a socket takes a walk through all processes, so only suspects are looked up.
     let mut suspects = Vec::new();
     for seen in seen {
         let cgroup = seen.socket.cgroup.and_then(|id| paths.get(id));
@@ -293,7 +292,7 @@ fn findings(
             suspects.push((seen, cgroup, refusal));
         }
     }
-    // Both ends of a connection may be seen here. The one that opened it says more.
+    // Both ends of a connection may be visible here. The one that opened it is reported.
     let opened: HashSet<_> = suspects
         .iter()
         .filter(|(seen, ..)| seen.opener == End::Local)
@@ -316,13 +315,13 @@ fn findings(
         let (cgroup, refusal) = match (cgroup, seen.namespace) {
             (Some(cgroup), _) => (Some(cgroup), refusal),
             (None, Some(_)) => (of_holder(), refusal),
-            // Where the socket's own cgroup is not known, or has gone, that of its process counts.
+            // If the socket's own cgroup is unknown or gone, its process's cgroup counts.
             (None, None) => match of_holder() {
                 Some(cgroup) => match judged(seen, &cgroup) {
                     Some(refusal) => (Some(cgroup), refusal),
                     None => continue,
                 },
-                // Beside the cgroup root, where sockets are not judged.
+                // Outside the cgroup root, where sockets are not judged.
                 None if holder.is_some() => continue,
                 None => (None, refusal),
             },
@@ -337,7 +336,7 @@ fn findings(
     groups.into_values().collect()
 }
 
-/// A cgroup that nobody declares.
+/// A cgroup that no component declares.
 const ANY_CGROUP: &str = "/";
 
 fn finding(
@@ -390,8 +389,8 @@ fn group(found: &OpenConnection, seen: &Seen) -> Group {
     }
 }
 
-/// The connections over which a person drives this process: those of its ancestors, such as the SSH server's. Not those of
-/// the first process, which is everybody's ancestor.
+/// The connections over which a person controls this process: those of its ancestors, such as the SSH server. The first
+/// process is left out, as it is an ancestor of every process.
 pub fn session() -> Vec<Ends> {
     let mut ends: Vec<Ends> = std::env::var("SSH_CONNECTION")
         .ok()
@@ -402,7 +401,7 @@ pub fn session() -> Vec<Ends> {
         return ends;
     };
     let mut pid = parent(std::process::id());
-    // More generations than that are none: a process number that was used again while this looked.
+    // Bounded, because process numbers may be reused during the walk.
     for _ in 0..64 {
         let Some(ancestor) = pid.filter(|pid| *pid > 1) else {
             break;

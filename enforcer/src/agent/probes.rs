@@ -1,10 +1,10 @@
-//! What has to be alive for a policy to be confirmed by itself: paths that packets used before the switch, and connections of this node that
-//! received data. Only what was alive before is asked for after; what failed before is not held against the new policy.
+//! What must be alive again before a policy is confirmed: paths that packets used before the switch, and connections of this
+//! node over which data arrived. Only what was alive before counts; what failed before is not held against the new policy.
 //!
-//! Nothing is sent. A path is alive if its counters grow. A connection of this node's own network namespace is alive if it
-//! receives data, which the kernel tells of every TCP socket: an open connection whose verdict is kept is not counted on its
-//! path. So the apiserver answers if its clients on this node hear from it, and the kubelet's lease is renewed over such a
-//! connection.
+//! No probe packets are sent. A path is alive if its counters grow. A TCP connection in the node's own network namespace is
+//! alive if data arrives, which the kernel reports for each socket; the packets of an open connection whose verdict is kept
+//! are not counted on its path. So the apiserver answers if its clients on this node receive data from it, and the kubelet
+//! renews its lease over such a connection.
 
 use std::{
     collections::{BTreeMap, BTreeSet, VecDeque},
@@ -20,7 +20,7 @@ use crate::kernel::{CgroupPaths, sockets};
 
 /// How long before the switch something counts as alive.
 const RECENT: Duration = Duration::from_secs(60);
-/// How often path counters are looked at, at most; so often do they have to grow in [`RECENT`].
+/// In how many sampling intervals a path's counters must grow within [`RECENT`].
 const OFTEN: usize = 2;
 /// What arrived before the switch may be reported a little later.
 const MARGIN: Duration = Duration::from_secs(1);
@@ -28,12 +28,12 @@ const MARGIN: Duration = Duration::from_secs(1);
 /// Packets of a path, forward and back.
 pub(super) type Packets = (u64, u64);
 
-/// What path counters were in the last minute.
+/// Samples of the path counters over the last minute.
 #[derive(Debug, Default)]
 pub(super) struct Activity(VecDeque<(Instant, BTreeMap<u16, Packets>)>);
 
 impl Activity {
-    /// Remembers what they are now.
+    /// Adds a sample.
     pub(super) fn sample(&mut self, at: Instant, paths: BTreeMap<u16, Packets>) {
         while self
             .0
@@ -125,7 +125,7 @@ fn connections(paths: &mut CgroupPaths) -> Result<Connections, AgentError> {
     Ok(found)
 }
 
-/// What is waited for.
+/// What must come back.
 #[derive(Debug)]
 pub(super) struct Probes {
     begun: Instant,

@@ -27,9 +27,8 @@ const LONGEST: Duration = Duration::from_secs(24 * 60 * 60);
 /// again only on request, even after a reboot. Applying the same policy again while it waits gives
 /// it the full time again.
 ///
-/// First the connections that are open are held against the policy, as `enforcer preflight` does, and those are listed that
-/// are cut. A policy that would cut the connection over which this is called is not put in force without
-/// --allow-session-cut.
+/// First, open connections are checked against the policy as `enforcer preflight` does, and those that it cuts are listed. A
+/// policy that would cut your own connection is not put in force without --allow-session-cut.
 ///
 /// Example: enforcer apply --confirm-within 60s
 #[derive(Debug, Args)]
@@ -39,14 +38,14 @@ pub struct Arguments {
     /// Go back unless `enforcer confirm` comes within this time; 60 s if it is not given a time
     #[arg(long, value_name = "DURATION", num_args = 0..=1, default_missing_value = CONFIRM_WITHIN, value_parser = limited)]
     confirm_within: Option<humantime::Duration>,
-    /// Wait, and confirm it once every path and every connection of this node that was alive in the last minute is alive
-    /// again; with --confirm-within, which is 60 s if it is not given
+    /// Wait, and confirm the policy once every path and every connection of this node that was alive in the last minute is
+    /// alive again. Implies --confirm-within 60s unless another time is given
     #[arg(long, value_name = "WHAT", value_enum)]
     confirm_by: Option<By>,
-    /// Put it in force only if it would cut no open connection, and refuse no port that is taken
+    /// Put it in force only if it cuts no open connection and refuses no port that is in use
     #[arg(long)]
     require_clean: bool,
-    /// Put it in force although it would cut the connection over which this is called
+    /// Put it in force although it would cut the connection over which you run this command
     #[arg(long)]
     allow_session_cut: bool,
 }

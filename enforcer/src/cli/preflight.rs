@@ -13,13 +13,13 @@ use crate::{
 
 /// Say which open connections a policy would cut
 ///
-/// Holds the connections that are open on this node, and the sockets that have a port, against a policy, as if it were
+/// Checks the connections that are open on this node, and the sockets that hold a port, against a policy as if it were
 /// enforced. Changes nothing. Lists what would be cut, what could not be opened again, and which sockets would not get their
-/// port again; the connection over which this is called comes first.
+/// port again. The connection over which you run this command comes first.
 ///
-/// Looks into the node's own network namespace and into those behind its interfaces, as root. A connection says nothing about
-/// what is not open at the moment: dry-run does. Where address translation stands between two ends, it is judged at the
-/// addresses that its own socket has, and a path that requires TLS is not tried on a stream that has begun.
+/// As root, it also looks into the network namespaces behind the node's interfaces. It sees only what is open now; dry-run
+/// reports the rest. A connection whose addresses are translated is judged by the addresses of its own socket, and whether
+/// an open connection began with TLS cannot be determined.
 ///
 /// Example: enforcer preflight -p policies/control-plane-stacked-etcd.yaml --require-clean
 #[derive(Debug, Args)]
@@ -100,7 +100,7 @@ fn tell(found: &Preflight) -> Outcome {
     }
     if found.session().is_some() {
         print_result(
-            "the connection over which this is called would be cut: allow it by a path before you enforce this policy",
+            "your own connection would be cut: allow it by a path before you enforce this policy",
         )?;
     }
     Ok(())

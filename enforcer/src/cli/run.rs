@@ -69,13 +69,13 @@ pub struct Arguments {
     /// boots; it is judged from the moment it appears
     #[arg(long)]
     allow_missing_uplinks: bool,
-    /// What holds the guarded ports if the kernel refuses the programs and nothing is in force from an agent before
+    /// What protects the guarded ports if the kernel refuses the programs and no previous agent left any in force
     #[arg(long, value_enum, value_name = "WHAT", default_value_t = Refused::Guard)]
     if_refused: Refused,
-    /// Put a policy in force only if it would cut no open connection, and refuse no port that is taken (see `enforcer preflight`)
+    /// Put a policy in force only if it cuts no open connection and refuses no port that is in use (see `enforcer preflight`)
     #[arg(long)]
     require_clean: bool,
-    /// Start although the policy would cut the connection over which this is started
+    /// Start although the policy would cut the connection over which you run this command
     #[arg(long)]
     allow_session_cut: bool,
     /// Serve metrics for Prometheus over HTTP, at 127.0.0.1:11910 unless an address is given; anyone who reaches the
@@ -89,11 +89,11 @@ pub struct Arguments {
 
 #[derive(Debug, Clone, Copy, ValueEnum)]
 enum Refused {
-    /// nftables, which lets in what the policy allows by address
+    /// nftables, which admits the addresses that the policy allows
     Guard,
-    /// nftables, which closes them to everything but lo
+    /// nftables, which closes them except over lo
     Close,
-    /// Nothing: they are open
+    /// Nothing: they stay open
     Leave,
 }
 
