@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, bail, ensure};
 use enforcer_tests::process::Running;
-use enforcer_tests::{Lab, Place};
+use enforcer_tests::{Lab, Workload};
 
 /// How long one may take until it answers.
 const START: Duration = Duration::from_secs(20);
@@ -43,7 +43,7 @@ pub struct OtherAgent {
 }
 
 #[derive(Debug)]
-struct InForce(Place, Build);
+struct InForce(Workload, Build);
 
 impl Drop for InForce {
     fn drop(&mut self) {
@@ -55,13 +55,13 @@ impl Drop for InForce {
 impl OtherAgent {
     /// Starts it on the node and waits until it answers.
     pub fn start(build: Build, lab: &Lab, policy: &Path) -> Result<Self> {
-        let place = lab.daemon("cp1", "enforcer");
-        let action = place.command(build.path)?;
+        let workload = lab.daemon("cp1", "enforcer");
+        let action = workload.command(build.path)?;
         let running = action.args(["run", "--node", "cp1", "-p"]).arg(policy);
         let mut running = running.spawn()?;
-        let in_force = InForce(place.clone(), build);
+        let in_force = InForce(workload.clone(), build);
         let deadline = Instant::now() + START;
-        while !place.run(build.path, ["status"])?.ok() {
+        while !workload.run(build.path, ["status"])?.ok() {
             if running.exited()?.is_some() || Instant::now() > deadline {
                 bail!("{} does not answer: {}", build.path, running.stderr());
             }
