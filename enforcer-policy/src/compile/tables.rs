@@ -63,9 +63,9 @@ impl PathNumbers {
         let number = self.names.len();
         if number >= limits::MAX_PATHS as usize {
             return Err(CompileError::TooMany {
-                what: "path names since the agent started",
+                what: "path names since enforcement began",
                 max: limits::MAX_PATHS,
-                help: "each keeps its number for its counters; start the agent again, or have fewer paths",
+                help: "each keeps its number for its counters; `enforcer detach` and start again, or have fewer paths",
             });
         }
         // The number is below MAX_PATHS.

@@ -69,9 +69,9 @@ pub(super) const ALL: [Limited; 14] = [
     },
     Limited {
         name: "paths",
-        holds: "names of paths since the first agent, as each keeps its number and counter",
+        holds: "names of paths since enforcement began, as each keeps its number and counter",
         capacity: MAX_PATHS,
-        when_full: REFUSED,
+        when_full: "the policy is refused before anything changes; after `enforcer detach`, numbers begin anew",
         entries: Entries::Paths,
     },
     Limited {
@@ -141,7 +141,7 @@ pub(super) const ALL: [Limited; 14] = [
         name: "tls_accepted",
         holds: "accepted connections on such paths, until their first bytes are checked",
         capacity: MAX_TLS_ACCEPTED,
-        when_full: "the one that was used longest ago is forgotten: if it ends its handshake with data, that is dropped and sent again",
+        when_full: "the one that was used longest ago is forgotten: if the last packet of its handshake carries data, the connection is denied (NotTls)",
         entries: Entries::Unknown,
     },
 ];
