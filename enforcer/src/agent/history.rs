@@ -177,7 +177,12 @@ fn read(directory: &Path) -> Result<Option<Known>, AgentError> {
         Err(error) => return Err(AgentError::system(action)(error)),
     };
     let known = serde_json::from_slice(&json).map_err(io::Error::from);
-    known.map(Some).map_err(AgentError::system(action))
+    let known = known.and_then(|known: Known| match known.inputs.is_empty() {
+        // Every history names the files that it is about.
+        true => Err(io::Error::other("it names no files")),
+        false => Ok(Some(known)),
+    });
+    known.map_err(AgentError::system(action))
 }
 
 fn write(directory: &Path, file: &Path, known: &Known) -> io::Result<()> {
