@@ -6,10 +6,15 @@ use anyhow::{Context as _, Result, ensure};
 
 use crate::{build, copy::copy_tree, lab, setup, shell};
 
-/// A size of a map, which is part of the layout, and another one.
-const FILE: &str = "enforcer-common/src/limits.rs";
-const SIZE: &str = "pub const MAX_PAIRS: u32 = 2048;";
-const OTHER_SIZE: &str = "pub const MAX_PAIRS: u32 = 1024;";
+/// A size of a map and its line in the written layout, each with the text that makes the other build.
+const CHANGES: [(&str, &str, &str); 2] = [
+    (
+        "enforcer-common/src/limits.rs",
+        "pub const MAX_PAIRS: u32 = 2048;",
+        "pub const MAX_PAIRS: u32 = 1024;",
+    ),
+    ("enforcer/src/kernel/layout.txt", " 2048\n", " 1024\n"),
+];
 
 /// Options of `cargo xtask upgrades`.
 #[derive(Debug, clap::Args)]
@@ -26,12 +31,18 @@ pub fn run(args: &Args) -> Result<ExitCode> {
     shell::run_in_sight(&mut build::release())?;
     let tree = shell::target_dir().join("upgrades").join("tree");
     copy_tree(&tree)?;
-    let file = tree.join(FILE);
-    let text =
-        fs::read_to_string(&file).with_context(|| format!("failed to read {}", file.display()))?;
-    ensure!(text.contains(SIZE), "`{SIZE}` is not in {FILE} any more");
-    fs::write(&file, text.replacen(SIZE, OTHER_SIZE, 1))
-        .with_context(|| format!("failed to write {}", file.display()))?;
+    for (name, from, to) in CHANGES {
+        let file = tree.join(name);
+        let text = fs::read_to_string(&file)
+            .with_context(|| format!("failed to read {}", file.display()))?;
+        ensure!(
+            text.matches(from).count() == 1,
+            "`{}` is not in {name} once",
+            from.trim()
+        );
+        fs::write(&file, text.replacen(from, to, 1))
+            .with_context(|| format!("failed to write {}", file.display()))?;
+    }
     let target = shell::target_dir().join("upgrades").join("target");
     let mut other = build::release();
     other.current_dir(&tree).env("CARGO_TARGET_DIR", &target);
