@@ -95,7 +95,7 @@ pub fn rules(
                     let allowed = match strictness {
                         Strictness::Closed => Vec::new(),
                         Strictness::ByAddress => joined(spans.iter().filter(|(first, _)| {
-                            !question.verdict(role, *first, address, range).is_denied()
+                            question.verdict(role, *first, address, range).passes()
                         })),
                     };
                     if !allowed.is_empty() {
@@ -207,7 +207,7 @@ impl Question<'_> {
         judge(&self.tables, vantage, &packet, || true).verdict
     }
 
-    /// Whether somebody is denied there whatever happens to other traffic.
+    /// Whether strangers are kept from it whatever happens to other traffic.
     fn is_guarded(&self, address: IpAddr, range: &Range) -> bool {
         // Addresses for documentation (RFC 5737, RFC 3849), of which no policy of a real cluster names this one.
         let stranger = match address.is_ipv4() {
@@ -216,7 +216,7 @@ impl Question<'_> {
         };
         [Role::Uplink, Role::Pod].into_iter().any(|role| {
             let verdict = self.verdict(role, stranger.into(), address, range);
-            verdict.is_guarded_denial()
+            is_held(verdict)
         })
     }
 
@@ -243,7 +243,7 @@ impl Question<'_> {
             for address in others.filter(|address| address.is_ipv4() == is_v4) {
                 for range in &self.ports {
                     let verdict = self.verdict(Role::Pod, pod, *address, range);
-                    if verdict.is_guarded_denial() {
+                    if is_held(verdict) {
                         closed.entry(*range).or_default().push(address.to_string());
                     }
                 }
@@ -266,6 +266,11 @@ impl Question<'_> {
         }
         rules
     }
+}
+
+/// Whether the programs would drop it at a guarded port. What a path's own dry-run lets pass, they would only report.
+const fn is_held(verdict: Verdict) -> bool {
+    verdict.is_guarded_denial() && !verdict.passes()
 }
 
 /// What nftables calls a family: in expressions, and as a protocol.
@@ -355,6 +360,7 @@ mod tests {
         SourceText,
         compile::{PathNumbers, compile},
         from_texts,
+        model::Mode,
     };
 
     fn shipped(name: &str) -> Policy {
@@ -367,8 +373,10 @@ mod tests {
     }
 
     fn rules_of(name: &str, node: &str, strictness: Strictness) -> Rules {
+        // The policies that are shipped are in dry-run, which holds nothing.
+        let mode = Some(Mode::Enforce);
         let policy = shipped(name);
-        let compiled = compile(&policy, node, None, &mut PathNumbers::default()).unwrap();
+        let compiled = compile(&policy, node, mode, &mut PathNumbers::default()).unwrap();
         rules(&policy, &compiled, &["eth0".to_owned()], strictness)
     }
 
@@ -398,6 +406,7 @@ mod tests {
     #[test]
     fn closed_ports_are_closed_to_everybody() {
         let rules = rules_of("control-plane-stacked-etcd", "cp1", Strictness::Closed);
+        assert!(rules.ports.contains(&"2379/tcp".to_owned()), "{rules:?}");
         let accepting = rules.script.lines().filter(|line| line.contains("accept"));
         let accepting: Vec<&str> = accepting
             .filter(|line| !line.contains("policy accept"))
@@ -405,7 +414,16 @@ mod tests {
         assert_eq!(accepting, ["    iifname \"lo\" accept"]);
     }
 
-    /// What the rules accept by address is what the decision allows, for every range that the policy tells apart.
+    #[test]
+    fn dry_run_holds_nothing() {
+        let policy = shipped("control-plane-stacked-etcd");
+        let compiled = compile(&policy, "cp1", None, &mut PathNumbers::default()).unwrap();
+        let rules = rules(&policy, &compiled, &[], Strictness::Closed);
+        assert_eq!(rules.ports, Vec::<String>::new());
+        assert!(!rules.script.contains("drop"), "{}", rules.script);
+    }
+
+    /// Without a gap or an overlap, so that every source has one rule.
     #[test]
     fn ranges_cover_every_address_once() {
         let policy = shipped("worker");

@@ -120,8 +120,8 @@ pub struct Refusal {
     pub advice: Vec<Advice>,
 }
 
-/// What becomes of an open connection when the policy is enforced, whatever its mode; `None` if it stays and could be opened
-/// again.
+/// What becomes of an open connection under the policy, in the mode that it was compiled for; `None` if it stays and could be
+/// opened again.
 ///
 /// Where address translation stands between the two ends, the connection is judged at the addresses that its own socket has.
 pub fn refusal(
@@ -285,8 +285,9 @@ fn hook(vantage: Vantage) -> Hook {
 
 fn reason(verdict: Verdict) -> Option<Reason> {
     match verdict.outcome() {
-        Outcome::Denied(Denial { reason, .. }) => Some(reason),
-        Outcome::Path(..) | Outcome::Other | Outcome::LaterFragment => None,
+        // A denial in dry-run passes: the policy's, or that of the paths to one endpoint.
+        Outcome::Denied(Denial { reason, .. }) if !verdict.passes() => Some(reason),
+        _ => None,
     }
 }
 
@@ -486,6 +487,30 @@ spec:
                 "{found:?}"
             );
         }
+    }
+
+    #[test]
+    fn a_denial_in_dry_run_cuts_nothing() {
+        let policy = policy("Allow");
+        let from_pod = tcp(
+            "10.244.1.5:40000",
+            "10.0.0.11:2379",
+            End::Local,
+            Seat::Behind(Role::Pod),
+        );
+        let compiled_for = |policy: &Policy, mode| {
+            compile(policy, "cp1", mode, &mut PathNumbers::default()).unwrap()
+        };
+        assert_eq!(
+            refusal(&policy, &compiled_for(&policy, None), &from_pod),
+            None
+        );
+        let mut only_there = policy;
+        for path in &mut only_there.paths {
+            path.mode = Some(Mode::DryRun);
+        }
+        let enforced = compiled_for(&only_there, Some(Mode::Enforce));
+        assert_eq!(refusal(&only_there, &enforced, &from_pod), None);
     }
 
     #[test]

@@ -126,6 +126,13 @@ fn guarded_ports_are_held_by_address() -> Result<()> {
     // Once more, as systemd does: the same.
     refused_agent(&lab, &policy, &[])?;
     all(&lab, true)?;
+    // What was held is not, once the policy or the option says so.
+    for option in ["--dry-run", "--if-refused=leave"] {
+        refused_agent(&lab, &policy, &[option])?;
+        all(&lab, false)?;
+        refused_agent(&lab, &policy, &[])?;
+        all(&lab, true)?;
+    }
     // What it does not hold, it says; and it is so.
     let process = lab.hostnet("cp1").connect(LOOPBACK.at(port::INSECURE))?;
     ensure!(process == Outcome::Connected, "{process}");

@@ -22,6 +22,18 @@ fn json(ran: &Ran) -> Result<Value> {
     serde_json::from_str(&ran.stdout).with_context(|| format!("no JSON: {ran}"))
 }
 
+/// A file that holds the policy.
+fn written(lab: &Lab, policy: &PolicyText) -> Result<String> {
+    let file = lab.directory().join("policy.yaml");
+    fs::write(&file, policy.yaml(lab))?;
+    Ok(file.to_string_lossy().into_owned())
+}
+
+fn preflight_of(lab: &Lab, about: &[&str]) -> Result<Value> {
+    let ran = enforcer(lab, &[&["preflight", "-o", "json"], about].concat())?;
+    json(&ran.checked()?)
+}
+
 fn findings(preflight: &Value) -> Vec<Value> {
     preflight["findings"]
         .as_array()
@@ -44,12 +56,9 @@ fn what_would_be_cut_is_named_and_is_what_is_cut() -> Result<()> {
     let by_node = lab.login("w1").hold(Hold::to(CP1.at(port::ETCD_CLIENT)))?;
 
     let policy = PolicyText::default();
-    let file = lab.directory().join("policy.yaml");
-    fs::write(&file, policy.yaml(&lab))?;
-    let file = file.to_string_lossy().into_owned();
+    let file = written(&lab, &policy)?;
     let about = ["--node", "cp1", "-p", &file];
-    let ran = enforcer(&lab, &[&["preflight", "-o", "json"][..], &about].concat())?.checked()?;
-    let preflight = json(&ran)?;
+    let preflight = preflight_of(&lab, &about)?;
     let found = findings(&preflight);
     let find = |source: &str, port: u16| {
         let mut matching = found
@@ -148,12 +157,9 @@ fn ports_that_are_taken_are_named() -> Result<()> {
         tcp: vec![CP1.at(port::ETCD_CLIENT)],
         ..Serve::default()
     })?;
-    let file = lab.directory().join("policy.yaml");
-    fs::write(&file, policy.yaml(&lab))?;
-    let file = file.to_string_lossy().into_owned();
+    let file = written(&lab, &policy)?;
     let about = ["--node", "cp1", "-p", &file];
-    let ran = enforcer(&lab, &[&["preflight", "-o", "json"][..], &about].concat())?.checked()?;
-    let preflight = json(&ran)?;
+    let preflight = preflight_of(&lab, &about)?;
     let listeners = preflight["listeners"]
         .as_array()
         .cloned()
@@ -208,6 +214,13 @@ fn who_cuts_himself_off_has_to_say_so() -> Result<()> {
     ))?;
     let own = findings(&json(&seen.checked()?)?);
     ensure!(own.iter().any(|found| found["session"] == true), "{own:#?}");
+    // Where the end that opened it is visible as well, in a pod's namespace, it is still one's own.
+    let command = format!("{} apply", enforcer.display());
+    let from_pod = ssh::run(&lab, lab.pod("pod-b"), to, &command)?;
+    ensure!(
+        from_pod.code() == Some(2) && from_pod.stderr.contains("--allow-session-cut"),
+        "{from_pod}"
+    );
     // With the flag, the answer comes when the policy before is in force again.
     let cut = over_ssh("apply --allow-session-cut --confirm-within 3s")?.checked()?;
     ensure!(

@@ -40,24 +40,19 @@ pub(super) fn instead(
         IfRefused::Guard => Strictness::ByAddress,
         IfRefused::Close => Strictness::Closed,
         IfRefused::Leave => {
-            let held = "The guarded ports are open (--if-refused leave)".to_owned();
-            return AgentError::ProgramsRefused {
-                held,
-                source: refused,
-            };
+            return without_rules("The guarded ports are open (--if-refused leave)", refused);
         }
     };
     if ready.compiled.settings.dry_run != 0 {
         // Dry-run drops nothing, so its substitute must not either.
-        return refused.into();
+        return without_rules("It is in dry-run, so nothing takes their place", refused);
     }
-    let roles = ready.selectors.roles(links);
-    let uplinks: Vec<String> = roles
-        .into_iter()
-        .filter(|(_, role)| *role == Role::Uplink)
-        .map(|(link, _)| link.name)
-        .collect();
-    let Rules { script, ports } = rules(&ready.policy, &ready.compiled, &uplinks, strictness);
+    let Rules { script, ports } = rules(
+        &ready.policy,
+        &ready.compiled,
+        &uplinks(ready, links),
+        strictness,
+    );
     let held = match run(&["-f", "-"], &script).and_then(succeeded) {
         Ok(()) => format!(
             "Until they can be loaded, nftables holds {} (table inet {TABLE}): {}. It judges neither what processes of this \
@@ -77,6 +72,35 @@ pub(super) fn instead(
         held,
         source: refused,
     }
+}
+
+/// Removes what an earlier policy or option had nftables hold.
+fn without_rules(what: &str, refused: KernelError) -> AgentError {
+    let held = match remove() {
+        Ok(_) => what.to_owned(),
+        Err(error) => format!(
+            "{what}; but table inet {TABLE} of nftables still drops what it held ({})",
+            text::chain(&error)
+        ),
+    };
+    AgentError::ProgramsRefused {
+        held,
+        source: refused,
+    }
+}
+
+/// The uplinks that exist, and those that are declared by name and may come later: nobody adds them then.
+fn uplinks(ready: &Ready, links: &[Link]) -> Vec<String> {
+    let roles = ready.selectors.roles(links).into_iter();
+    let existing = roles
+        .filter(|(_, role)| *role == Role::Uplink)
+        .map(|(link, _)| link.name);
+    let mut names: Vec<String> = existing.chain(ready.selectors.named_uplinks()).collect();
+    names.sort();
+    names.dedup();
+    // nftables has no escape for it. Such an interface is held like a pod's.
+    names.retain(|name| !name.contains('"'));
+    names
 }
 
 /// Removes the rules. Returns whether there were any.

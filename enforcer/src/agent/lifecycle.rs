@@ -14,6 +14,7 @@ use super::{
     ledger::rfc3339,
     memory,
     print::{Priority, print, print_as},
+    probes::Probes,
     reader::{Baseline, Trigger},
     serve::Agent,
     start::{self, Ready},
@@ -198,7 +199,8 @@ impl Agent {
             false => None,
         };
         self.put_in_force(ready, within, links).await?;
-        self.probes = probes;
+        // What is alive counts from here on.
+        self.probes = probes.map(Probes::restarted);
         self.refresh_cgroups();
         self.policy_fault.clear();
         let (name, generation) = (&self.ready.policy.name, self.kernel.generation());

@@ -144,6 +144,12 @@ impl Selectors {
         }
     }
 
+    /// Uplinks that are declared by name, whether they exist or not.
+    pub fn named_uplinks(&self) -> impl Iterator<Item = String> {
+        let named = self.uplinks.iter().filter(|pattern| !is_glob(pattern));
+        named.map(|pattern| pattern.as_str().to_owned())
+    }
+
     /// Selectors that match no interface.
     pub fn notes(&self, links: &[Link]) -> Vec<String> {
         let inert = |p: &&Pattern| !links.iter().any(|link| p.matches(&link.name));

@@ -3,7 +3,7 @@
 use std::{
     collections::{BTreeMap, HashMap, HashSet},
     fs,
-    net::SocketAddr,
+    net::{IpAddr, SocketAddr},
     path::Path,
 };
 
@@ -23,7 +23,7 @@ use super::{
 use crate::{
     api::{Ends, OpenConnection, Preflight},
     kernel::{
-        CgroupPaths, Link, LinkEvents, cgroups, netns,
+        CgroupPaths, KernelError, Link, LinkEvents, cgroups, netns,
         routes::Routes,
         sockets::{self, Bound, Connected, Holder},
     },
@@ -57,6 +57,11 @@ pub(super) fn before(
     if !preflight.is_clean() && conditions.requires_clean {
         return Err(AgentError::NotClean(preflight));
     }
+    Ok(Some(*preflight))
+}
+
+/// Prints what a policy cuts that is put in force.
+pub(super) fn report(preflight: &Preflight) {
     if !preflight.is_clean() {
         let lines = preflight.lines(SHOWN).join("\n  ");
         print_as(
@@ -64,7 +69,6 @@ pub(super) fn before(
             &format!("{}:\n  {lines}", preflight.summary()),
         );
     }
-    Ok(Some(*preflight))
 }
 
 /// How many findings the log has.
@@ -156,42 +160,29 @@ async fn elsewhere(
     roles: &[(Link, Role)],
     unseen: &mut Vec<String>,
 ) -> Result<(Vec<Seen>, u64), AgentError> {
-    let (namespaces, closed) = netns::others();
-    if closed > 0 {
-        unseen.push(format!(
-            "{closed} network namespaces that this process may not look at: run `enforcer preflight` as root"
-        ));
-    }
+    let mut behind = namespaces_behind(roles);
     let routes = Routes::open()?;
-    let (mut seen, mut looked_into, mut refused) = (Vec::new(), 0, None);
-    for namespace in namespaces {
+    let (mut seen, mut looked_into, mut why) = (Vec::new(), 0, None);
+    for namespace in netns::others() {
         // No interface of this namespace leads to one without a number.
         let Some(number) = routes.number_of(&namespace).await else {
             continue;
         };
-        let mut leading = roles
-            .iter()
-            .filter(|(link, _)| link.peer_namespace == Some(number))
-            .map(|(_, role)| *role);
-        let Some(first) = leading.next() else {
+        let Some(role) = behind.get(&number).copied() else {
             continue;
         };
-        let role = leading.fold(first, |strictest, role| match role {
-            Role::Pod => Role::Pod,
-            _ => strictest,
-        });
-        // Behind an uplink is another machine, or a namespace that stands for one.
-        if matches!(role, Role::Uplink) {
-            continue;
-        }
-        let both = || Ok((sockets::connected()?, sockets::bound()?));
-        let (connected, bound) = match namespace.within(both) {
-            Ok(listed) => listed.map_err(|error: crate::kernel::KernelError| error)?,
+        let both = || Ok::<_, KernelError>((sockets::connected()?, sockets::bound()?));
+        let listed = namespace
+            .within(both)
+            .map_err(AgentError::system("enter it"));
+        let (connected, bound) = match listed.and_then(|listed| Ok(listed?)) {
+            Ok(listed) => listed,
             Err(error) => {
-                refused.get_or_insert((error, 0)).1 += 1;
+                why.get_or_insert(text::chain(&error));
                 continue;
             }
         };
+        behind.remove(&number);
         looked_into += 1;
         let own: HashSet<_> = connected.iter().map(|socket| socket.local.ip()).collect();
         let openers = Openers::of(&bound);
@@ -211,12 +202,35 @@ async fn elsewhere(
                 }),
         );
     }
-    if let Some((error, count)) = refused {
+    if !behind.is_empty() {
+        let why = why.unwrap_or_else(|| "this process sees nobody in them".to_owned());
         unseen.push(format!(
-            "{count} network namespaces behind this node's interfaces: {error}; run `enforcer preflight` as root"
+            "{} network namespaces behind this node's interfaces ({why}): run `enforcer preflight` as root",
+            behind.len()
         ));
     }
     Ok((seen, looked_into))
+}
+
+/// The network namespaces that interfaces lead to, by the numbers that this one has for them, and in which role what comes
+/// from there is judged. Behind an uplink is another machine, or a namespace that stands for one: that is left out.
+fn namespaces_behind(roles: &[(Link, Role)]) -> BTreeMap<i32, Role> {
+    let mut behind = BTreeMap::new();
+    for (link, role) in roles {
+        // What comes in by a port is judged as coming in by its bridge.
+        let by_controller = roles
+            .iter()
+            .find(|(other, _)| link.is_port && link.controller == Some(other.index));
+        let role = by_controller.map_or(*role, |(_, role)| *role);
+        let Some(number) = link.peer_namespace.filter(|_| role != Role::Uplink) else {
+            continue;
+        };
+        let known = behind.entry(number).or_insert(role);
+        if role == Role::Pod {
+            *known = role;
+        }
+    }
+    behind
 }
 
 /// Ports with a listener: a connection from such a port was accepted.
@@ -292,13 +306,7 @@ fn findings(
             suspects.push((seen, cgroup, refusal));
         }
     }
-    // Both ends of a connection may be visible here. The one that opened it is reported.
-    let opened: HashSet<_> = suspects
-        .iter()
-        .filter(|(seen, ..)| seen.opener == End::Local)
-        .map(|(seen, ..)| seen.in_order())
-        .collect();
-    suspects.retain(|(seen, ..)| seen.opener == End::Local || !opened.contains(&seen.in_order()));
+    let suspects = by_connection(suspects);
     let inodes: Vec<u32> = suspects
         .iter()
         .map(|(seen, ..)| seen.socket.inode)
@@ -336,6 +344,33 @@ fn findings(
     groups.into_values().collect()
 }
 
+/// A connection that is denied: with the cgroup of its socket, where that is known.
+type Suspect<'a> = (&'a Seen, Option<String>, Refusal);
+
+/// Both ends of a connection may be visible here, and be denied at different hooks. The one that opened it is reported, with
+/// the worse of both effects.
+fn by_connection(suspects: Vec<Suspect<'_>>) -> Vec<Suspect<'_>> {
+    let (mut opened, accepted): (Vec<_>, Vec<_>) = suspects
+        .into_iter()
+        .partition(|(seen, ..)| seen.opener == End::Local);
+    let mut ends: HashMap<_, usize> = HashMap::new();
+    for (index, (seen, ..)) in opened.iter().enumerate() {
+        ends.insert((seen.socket.port_kind, seen.in_order()), index);
+    }
+    let mut alone = Vec::new();
+    for suspect in accepted {
+        let (seen, _, refusal) = &suspect;
+        let other = ends.get(&(seen.socket.port_kind, seen.in_order()));
+        match other.and_then(|index| opened.get_mut(*index)) {
+            Some((.., reported)) if refusal.effect == Effect::Cut => reported.clone_from(refusal),
+            Some(_) => {}
+            None => alone.push(suspect),
+        }
+    }
+    opened.extend(alone);
+    opened
+}
+
 /// A cgroup that no component declares.
 const ANY_CGROUP: &str = "/";
 
@@ -367,7 +402,10 @@ fn finding(
         sentence: refusal.reason.sentence().to_owned(),
         hook: refusal.hook.into(),
         advice: refusal.advice,
-        session: seen.namespace.is_none() && session.contains(&Ends { local, remote }),
+        // The end that is reported may be the other one.
+        session: session.iter().any(|ends| {
+            [(ends.local, ends.remote), (ends.remote, ends.local)].contains(&(local, remote))
+        }),
     }
 }
 
@@ -426,7 +464,8 @@ fn ssh_connection(text: &str) -> Option<Ends> {
     let mut words = text.split_whitespace();
     let mut end = || {
         let (address, port) = (words.next()?, words.next()?);
-        Some(SocketAddr::new(address.parse().ok()?, port.parse().ok()?))
+        let address: IpAddr = address.parse().ok()?;
+        Some(SocketAddr::new(address.to_canonical(), port.parse().ok()?))
     };
     let (remote, local) = (end()?, end()?);
     Some(Ends { local, remote })
@@ -442,6 +481,27 @@ fn parent(pid: u32) -> Option<u32> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_namespace_behind_a_bridge_has_the_role_of_the_bridge() {
+        let link = |index, controller: Option<u32>, peer_namespace| Link {
+            index,
+            name: format!("if{index}"),
+            layer: libc::ARPHRD_ETHER,
+            controller,
+            is_port: controller.is_some(),
+            controls_pods: false,
+            peer_namespace,
+        };
+        let behind = namespaces_behind(&[
+            (link(1, None, None), Role::Pod),
+            (link(2, Some(1), Some(7)), Role::Undeclared),
+            (link(3, None, Some(8)), Role::Undeclared),
+            (link(4, None, Some(8)), Role::Pod),
+            (link(5, None, Some(9)), Role::Uplink),
+        ]);
+        assert_eq!(behind, BTreeMap::from([(7, Role::Pod), (8, Role::Pod)]));
+    }
 
     #[test]
     fn the_variable_of_ssh_names_both_ends() {

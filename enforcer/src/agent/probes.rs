@@ -161,6 +161,14 @@ impl Probes {
         Ok((expected > 0).then_some(probes))
     }
 
+    /// The same, counted from now: the policy has been switched.
+    pub(super) fn restarted(self) -> Self {
+        Self {
+            begun: Instant::now(),
+            ..self
+        }
+    }
+
     /// How many were alive.
     pub(super) const fn expected(&self) -> usize {
         self.expected

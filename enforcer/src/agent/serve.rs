@@ -249,7 +249,9 @@ async fn begin(
             allows_session_cut: options.allows_session_cut,
             session: preflight::session(),
         };
-        preflight::before(&ready, &conditions)?;
+        if let Some(preflight) = preflight::before(&ready, &conditions)? {
+            preflight::report(&preflight);
+        }
         let known = cgroups::resolve(&cgroup_root, &ready.compiled.cgroups);
         let roles = ready.selectors.roles(&there);
         kernel.apply(ready.as_new(&roles), &cgroups::pairs(&known), None)?;
@@ -605,6 +607,9 @@ impl Agent {
             }
             Ok(Change::New(ready, preflight)) => {
                 let applied = self.follow(*ready, &trigger, &sources.links).await;
+                if let (Ok(()), Some(preflight)) = (&applied, &preflight) {
+                    preflight::report(preflight);
+                }
                 if let Err(error) = &applied {
                     self.not_put_in_force(text::chain(error), &trigger);
                 }

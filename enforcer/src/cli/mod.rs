@@ -43,7 +43,7 @@ use nix::sys::signal::{SigHandler, Signal, raise, signal};
 use serde::Serialize;
 
 use crate::{
-    agent::{AgentError, PIN_DIR, RUN_DIR},
+    agent::{AgentError, AgentOptions, PIN_DIR, RUN_DIR},
     api::{self, Document, Error, ErrorCode},
     files,
 };
@@ -140,6 +140,39 @@ struct AgentArguments {
     /// Directory on a BPF file system where what is in force is pinned
     #[arg(long, value_name = "DIR", default_value = PIN_DIR)]
     pin_dir: PathBuf,
+}
+
+/// This node's place in the inventory.
+#[derive(Debug, Args)]
+struct NodeArguments {
+    /// Which node of the inventory this is; found by its addresses or host name if not given
+    #[arg(long, value_name = "NAME")]
+    node: Option<String>,
+    /// An interface towards other hosts, instead of the inventory's; name or glob, may be repeated
+    #[arg(long = "uplink", value_name = "INTERFACE")]
+    uplinks: Vec<String>,
+    /// Host ends of pods' interfaces, instead of the inventory's; name or glob, may be repeated
+    #[arg(long = "pod-interface", value_name = "INTERFACE")]
+    pod_interfaces: Vec<String>,
+    /// The cgroup whose processes are subject to the policy, instead of the inventory's
+    #[arg(long, value_name = "PATH")]
+    cgroup_root: Option<PathBuf>,
+}
+
+impl NodeArguments {
+    /// The options of an agent, with its defaults for the rest.
+    fn options(self, policy: Vec<PathBuf>, agent: AgentArguments) -> AgentOptions {
+        let given = |patterns: Vec<String>| (!patterns.is_empty()).then_some(patterns);
+        AgentOptions {
+            node: self.node,
+            uplinks: given(self.uplinks),
+            pod_interfaces: given(self.pod_interfaces),
+            cgroup_root: self.cgroup_root,
+            run_dir: agent.run_dir,
+            pin_dir: agent.pin_dir,
+            ..AgentOptions::new(policy)
+        }
+    }
 }
 
 /// Why a command has no result.

@@ -5,9 +5,9 @@ use std::path::PathBuf;
 use clap::Args;
 use enforcer_policy::text;
 
-use super::{AgentArguments, Failure, Format, Outcome, print_json, print_result};
+use super::{AgentArguments, Failure, Format, NodeArguments, Outcome, print_json, print_result};
 use crate::{
-    agent::{self, AgentOptions},
+    agent::session,
     api::{Document, Preflight},
 };
 
@@ -29,18 +29,8 @@ pub struct Arguments {
     policy: Vec<PathBuf>,
     #[command(flatten)]
     agent: AgentArguments,
-    /// Which node of the inventory this is; found by its addresses or host name if not given
-    #[arg(long, value_name = "NAME")]
-    node: Option<String>,
-    /// An interface towards other hosts, instead of the inventory's; name or glob, may be repeated
-    #[arg(long = "uplink", value_name = "INTERFACE")]
-    uplinks: Vec<String>,
-    /// Host ends of pods' interfaces, instead of the inventory's; name or glob, may be repeated
-    #[arg(long = "pod-interface", value_name = "INTERFACE")]
-    pod_interfaces: Vec<String>,
-    /// The cgroup whose processes are held to the policy, instead of the inventory's
-    #[arg(long, value_name = "PATH")]
-    cgroup_root: Option<PathBuf>,
+    #[command(flatten)]
+    node: NodeArguments,
     /// Exit with status 1 if anything would be cut or refused
     #[arg(long)]
     require_clean: bool,
@@ -49,27 +39,15 @@ pub struct Arguments {
 pub fn run(arguments: Arguments, format: Format) -> Outcome {
     let Arguments {
         policy,
-        agent: AgentArguments { run_dir, pin_dir },
+        agent,
         node,
-        uplinks,
-        pod_interfaces,
-        cgroup_root,
         require_clean,
     } = arguments;
-    let given = |patterns: Vec<String>| (!patterns.is_empty()).then_some(patterns);
-    let options = AgentOptions {
-        node,
-        run_dir,
-        pin_dir,
-        uplinks: given(uplinks),
-        pod_interfaces: given(pod_interfaces),
-        cgroup_root,
-        ..AgentOptions::new(policy)
-    };
-    let found = agent::preflight(&options, &agent::session())?;
+    let options = node.options(policy, agent);
+    let found = crate::agent::preflight(&options, &session())?;
     match format {
         Format::Json => print_json(&Document::new(&found))?,
-        Format::Text => tell(&found)?,
+        Format::Text => print_findings(&found)?,
     }
     if require_clean && !found.is_clean() {
         return Err(Failure::No);
@@ -77,7 +55,7 @@ pub fn run(arguments: Arguments, format: Format) -> Outcome {
     Ok(())
 }
 
-fn tell(found: &Preflight) -> Outcome {
+fn print_findings(found: &Preflight) -> Outcome {
     let Preflight {
         policy,
         node,

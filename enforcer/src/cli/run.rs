@@ -7,9 +7,9 @@ use std::{
 
 use clap::{Args, ValueEnum};
 
-use super::{AgentArguments, Failure, Format, Outcome, PolicyArguments};
+use super::{AgentArguments, Failure, Format, NodeArguments, Outcome, PolicyArguments};
 use crate::{
-    agent::{self, AgentOptions, IfRefused, METRICS, Output, STATE_DIR, TcMode},
+    agent::{AgentOptions, IfRefused, METRICS, Output, STATE_DIR, TcMode},
     api::ErrorCode,
     files::STANDARD_INPUT,
 };
@@ -36,18 +36,8 @@ pub struct Arguments {
     /// Attach, judge and report, but drop nothing, whatever the policy's mode
     #[arg(long)]
     dry_run: bool,
-    /// Which node of the inventory this is; found by its addresses or host name if not given
-    #[arg(long, value_name = "NAME")]
-    node: Option<String>,
-    /// An interface towards other hosts, instead of the inventory's; name or glob, may be repeated
-    #[arg(long = "uplink", value_name = "INTERFACE")]
-    uplinks: Vec<String>,
-    /// Host ends of pods' interfaces, instead of the inventory's; name or glob, may be repeated
-    #[arg(long = "pod-interface", value_name = "INTERFACE")]
-    pod_interfaces: Vec<String>,
-    /// The cgroup whose processes are held to the policy, instead of the inventory's
-    #[arg(long, value_name = "PATH")]
-    cgroup_root: Option<PathBuf>,
+    #[command(flatten)]
+    node: NodeArguments,
     /// How programs are attached to interfaces
     #[arg(long, value_enum, default_value_t = Tc::Auto)]
     tc: Tc,
@@ -110,12 +100,9 @@ enum Tc {
 pub fn run(arguments: Arguments, format: Format) -> Outcome {
     let Arguments {
         policy,
-        agent: AgentArguments { run_dir, pin_dir },
+        agent,
         dry_run,
         node,
-        uplinks,
-        pod_interfaces,
-        cgroup_root,
         tc,
         no_pin,
         state_dir,
@@ -143,14 +130,9 @@ pub fn run(arguments: Arguments, format: Format) -> Outcome {
             "a policy in force is read again when it changes, and standard input cannot be: give a file",
         ));
     }
-    let given = |patterns: Vec<String>| (!patterns.is_empty()).then_some(patterns);
-    agent::run(AgentOptions {
-        inputs: policy.policy,
-        node,
+    crate::agent::run(AgentOptions {
         dry_run,
-        run_dir,
         pin: !no_pin,
-        pin_dir,
         state_dir,
         manual,
         confirm_within: confirm_within.map(Into::into),
@@ -168,14 +150,12 @@ pub fn run(arguments: Arguments, format: Format) -> Outcome {
             Tc::Tcx => TcMode::Tcx,
             Tc::Clsact => TcMode::Clsact,
         },
-        uplinks: given(uplinks),
-        pod_interfaces: given(pod_interfaces),
-        cgroup_root,
         output: match format {
             Format::Text => Output::Text,
             Format::Json => Output::Json,
         },
         kernel_log,
+        ..node.options(policy.policy, agent)
     })?;
     Ok(())
 }

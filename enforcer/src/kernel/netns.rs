@@ -1,11 +1,10 @@
 //! The network namespace that is enforced in, and the others of this machine.
 
 use std::{
-    collections::{HashMap, HashSet},
+    collections::HashMap,
     fs::{self, File},
     io,
     os::{fd::AsRawFd as _, unix::fs::MetadataExt as _},
-    path::PathBuf,
     thread,
 };
 
@@ -20,9 +19,9 @@ pub struct OtherNamespace {
     file: File,
 }
 
-/// The network namespaces of this machine's processes, and those that have a name (`ip netns`), besides that of this process;
-/// and how many there are that may not be opened.
-pub fn others() -> (Vec<OtherNamespace>, usize) {
+/// The network namespaces of this machine's processes, and those that have a name (`ip netns`), besides that of this process,
+/// as far as this process may look at them.
+pub fn others() -> Vec<OtherNamespace> {
     let numbered = fs::read_dir("/proc").into_iter().flatten().flatten();
     let of_processes = numbered
         .filter(|entry| {
@@ -32,30 +31,21 @@ pub fn others() -> (Vec<OtherNamespace>, usize) {
         })
         .map(|entry| entry.path().join("ns/net"));
     let named = fs::read_dir("/run/netns").into_iter().flatten().flatten();
-    let all: Vec<PathBuf> = of_processes
-        .chain(named.map(|entry| entry.path()))
-        .collect();
     let own = fs::metadata("/proc/self/ns/net").map_or(0, |own| own.ino());
     let mut found: HashMap<u64, OtherNamespace> = HashMap::new();
-    let mut closed: HashSet<u64> = HashSet::new();
-    for path in all {
-        // Of a process that has ended, or that may not be looked at: then its namespace may be any.
-        let Ok(metadata) = fs::metadata(&path) else {
+    for path in of_processes.chain(named.map(|entry| entry.path())) {
+        // A process may have ended.
+        let Ok(inode) = fs::metadata(&path).map(|metadata| metadata.ino()) else {
             continue;
         };
-        let inode = metadata.ino();
         if inode == own || found.contains_key(&inode) {
             continue;
         }
-        match File::open(&path) {
-            Ok(file) => {
-                closed.remove(&inode);
-                found.insert(inode, OtherNamespace { inode, file });
-            }
-            Err(_) => _ = closed.insert(inode),
+        if let Ok(file) = File::open(&path) {
+            found.insert(inode, OtherNamespace { inode, file });
         }
     }
-    (found.into_values().collect(), closed.len())
+    found.into_values().collect()
 }
 
 impl OtherNamespace {
